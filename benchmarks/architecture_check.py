@@ -1,4 +1,6 @@
-"""A check of layer skipping on a tiny random instance of one causal LM class, against an uncached reference."""
+"""A check of layer skipping on a tiny random instance of one causal LM class, against an uncached
+reference.
+"""
 
 import signal
 from contextlib import contextmanager
@@ -77,14 +79,18 @@ def judge(name, model_types, seconds=60):
 
 
 def _check(model, made):
-    """Check every kept set against the uncached reference, then the engines against each other, then padding."""
+    """Check every kept set against the uncached reference, then the engines against each other,
+    then padding.
+    """
     shallow_view.num_layers(model)
     ids = random_ids(1, PROMPT_LEN)
     notes, engines = [], ["transformers"]
     decoder_for(model, KEPT_SETS[0])
     if _own_generate_differs(model, ids):
         return replace(
-            made, outcome=UNDECIDED, note="transformers' own generate gives other tokens than the model's forward pass"
+            made,
+            outcome=UNDECIDED,
+            note="transformers' own generate gives other tokens than the model's forward pass",
         )
     kept_sets = [*KEPT_SETS, *_kept_sets_of_one_kind(model)]
     for kept in kept_sets:
@@ -118,11 +124,15 @@ def _differs(model, decoder, kept, ids):
     """Compare tokens and logits under a schedule with the reference; None if they agree."""
     ones = torch.ones_like(ids)
     slow = DecodingConfig(name="g", max_new_tokens=STEPS)
-    (tokens,) = decoder.with_engine("transformers").generate(ids, ones, DecodeContext(slow, 0)).token_ids
+    (tokens,) = (
+        decoder.with_engine("transformers").generate(ids, ones, DecodeContext(slow, 0)).token_ids
+    )
     response = torch.tensor([tokens])
     whole = torch.cat([ids, response], 1)
     expected = reference_logits(model, whole[:, :-1], PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
-    full = reference_logits(model, whole[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[:, PROMPT_LEN - 1 :]
+    full = reference_logits(model, whole[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[
+        :, PROMPT_LEN - 1 :
+    ]
     scale = expected.std()
     if float((expected[:, 1:] - full[:, 1:]).abs().max() / scale) < 100 * NEAR:
         return "skipping does not change the logits, so the check proves nothing"
@@ -131,7 +141,9 @@ def _differs(model, decoder, kept, ids):
     if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
         return "other tokens than the uncached reference"
     with torch.no_grad():
-        given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
+        given = response_logits(
+            decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response)
+        )
     off = float((given - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
     limit = NEAR * (25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1)
@@ -139,10 +151,16 @@ def _differs(model, decoder, kept, ids):
 
 
 def _own_generate_differs(model, ids):
-    """Return True if generate of the full model differs from its forward pass, so that there is no reference."""
+    """Return True if generate of the full model differs from its forward pass, so that there is no
+    reference.
+    """
     plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=True)
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
-    logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[0, PROMPT_LEN - 1 :]
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain
+    )
+    logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[
+        0, PROMPT_LEN - 1 :
+    ]
     best = logits.topk(2).values
     clear = (best[:, 0] - best[:, 1]) / logits.std() > NEAR
     return not torch.equal(logits.argmax(-1)[clear], out[0, PROMPT_LEN:][clear])
@@ -170,9 +188,14 @@ def _engines_differ(decoder):
 
 
 def _padding(model, decoder):
-    """Check if left padding changes answers, and if it does so for the full model too; None if it does not."""
+    """Check if left padding changes answers, and if it does so for the full model too; None if it
+    does not.
+    """
     context = DecodeContext(DecodingConfig(name="g", max_new_tokens=STEPS), 0)
-    decoder, full = (one.with_engine("transformers") for one in (decoder, decoder_for(model, tuple(range(NUM_LAYERS)))))
+    decoder, full = (
+        one.with_engine("transformers")
+        for one in (decoder, decoder_for(model, tuple(range(NUM_LAYERS))))
+    )
 
     def changed(one, seed=2):
         ids = random_ids(2, PROMPT_LEN, seed=seed)
@@ -186,7 +209,9 @@ def _padding(model, decoder):
         if not changed(decoder):
             return None
         return (
-            f"{PADDING_CHANGES}, of the full model too" if any(changed(full, seed) for seed in range(2, 7)) else PADDING_CHANGES
+            f"{PADDING_CHANGES}, of the full model too"
+            if any(changed(full, seed) for seed in range(2, 7))
+            else PADDING_CHANGES
         )
     except Exception as error:
         return f"no left padding: {_line(error)}"
@@ -199,7 +224,9 @@ def decoder_for(model, kept):
 
 def random_ids(batch, length, seed=0):
     """Draw random token ids, [batch, length]."""
-    return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def _kinds(model):
@@ -210,15 +237,20 @@ def _kinds(model):
     except Exception:
         kinds = set()
     words = {
-        "DynamicLayer": "attention", "DynamicSlidingWindowLayer": "sliding window", "LinearAttentionLayer": "recurrent",
-        "LinearAttentionAndFullAttentionLayer": "attention beside recurrent", "DummyLayer": "no cache",
+        "DynamicLayer": "attention",
+        "DynamicSlidingWindowLayer": "sliding window",
+        "LinearAttentionLayer": "recurrent",
+        "LinearAttentionAndFullAttentionLayer": "attention beside recurrent",
+        "DummyLayer": "no cache",
         "LinearAttentionAndSlidingWindowAttentionLayer": "sliding window beside recurrent",
-        "DynamicIndexedLayer": "indexed attention", "DeepseekV4CSACache": "compressed attention",
+        "DynamicIndexedLayer": "indexed attention",
+        "DeepseekV4CSACache": "compressed attention",
         "DeepseekV4HCACache": "compressed attention",
-    }  # fmt: skip
+    }
     found = sorted({words.get(kind, kind) for kind in kinds})
     experts = any(
-        getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        getattr(config, key, None)
+        for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     )
     return ", ".join([*found, *(["experts"] if experts else [])])
 

@@ -1,6 +1,8 @@
-"""Check every causal LM class that the installed transformers maps, and write docs/architectures.md.
+"""Check every causal LM class that the installed transformers maps, and write
+docs/architectures.md.
 
-The verdicts are stored in benchmarks/results/architectures.json; `--render` writes the page from them again.
+The verdicts are stored in benchmarks/results/architectures.json; `--render` writes the page from
+them again.
 """
 
 import argparse
@@ -37,12 +39,17 @@ PAGE = ROOT / "docs" / "architectures.md"
 
 def line(verdict: Verdict) -> str:
     """Format a verdict as one line of the terminal."""
-    return " | ".join((verdict.name, verdict.outcome, verdict.layers, verdict.engines, verdict.note))
+    return " | ".join(
+        (verdict.name, verdict.outcome, verdict.layers, verdict.engines, verdict.note)
+    )
 
 
 def to_json(verdicts: Iterable[Verdict]) -> str:
     """Write verdicts with their versions as JSON, one class a line."""
-    classes = sorted((asdict(replace(one, note=reason(one))) for one in verdicts), key=lambda one: one["name"].lower())
+    classes = sorted(
+        (asdict(replace(one, note=reason(one))) for one in verdicts),
+        key=lambda one: one["name"].lower(),
+    )
     lines = ",\n".join(f" {json.dumps(one, ensure_ascii=False)}" for one in classes)
     versions = f'"transformers": "{transformers.__version__}", "torch": "{torch.__version__}"'
     return f'{{{versions}, "classes": [\n{lines}\n]}}\n'
@@ -50,22 +57,33 @@ def to_json(verdicts: Iterable[Verdict]) -> str:
 
 def reason(verdict: Verdict) -> str:
     """Return the note of a verdict without the class and the reference to the page."""
-    return verdict.note.removeprefix(f"{verdict.name} is not supported: ").split("; docs/architectures.md")[0]
+    return verdict.note.removeprefix(f"{verdict.name} is not supported: ").split(
+        "; docs/architectures.md"
+    )[0]
 
 
 def read(text: str) -> list[Verdict]:
     """Read the verdicts that `to_json` wrote."""
-    return [Verdict(**{**one, "model_types": tuple(one["model_types"])}) for one in json.loads(text)["classes"]]
+    return [
+        Verdict(**{**one, "model_types": tuple(one["model_types"])})
+        for one in json.loads(text)["classes"]
+    ]
 
 
 def by_layers(verdicts: Sequence[Verdict]) -> str:
-    """List class names, one paragraph per kind of layers that several classes have, and one for the others."""
+    """List class names, one paragraph per kind of layers that several classes have, and one for the
+    others.
+    """
     groups = defaultdict(list)
     for verdict in verdicts:
         groups[verdict.layers].append(verdict.name.replace("ForCausalLM", ""))
     groups["other mixtures"] = sorted(names.pop() for names in groups.values() if len(names) == 1)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]) if group[0] != "other mixtures" else 0)
-    return "\n\n".join(f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered if names)
+    ordered = sorted(
+        groups.items(), key=lambda group: -len(group[1]) if group[0] != "other mixtures" else 0
+    )
+    return "\n\n".join(
+        f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered if names
+    )
 
 
 def by_reason(verdicts: Sequence[Verdict]) -> str:
@@ -80,25 +98,33 @@ def by_reason(verdicts: Sequence[Verdict]) -> str:
 def page(text: str) -> str:
     """Write the page as Markdown from stored verdicts."""
     verdicts, versions = read(text), json.loads(text)
-    found = {outcome: [one for one in verdicts if one.outcome == outcome] for outcome in (WORKS, REFUSED, UNDECIDED, NOT_BUILT)}
+    found = {
+        outcome: [one for one in verdicts if one.outcome == outcome]
+        for outcome in (WORKS, REFUSED, UNDECIDED, NOT_BUILT)
+    }
     rest = len(verdicts) - sum(map(len, found.values()))
     fast = [verdict for verdict in found[WORKS] if "fast" in verdict.engines]
     slow = [verdict for verdict in found[WORKS] if "fast" not in verdict.engines]
-    padding = ", ".join(one.name.replace("ForCausalLM", "") for one in found[WORKS] if PADDING_CHANGES in one.note)
+    padding = ", ".join(
+        one.name.replace("ForCausalLM", "") for one in found[WORKS] if PADDING_CHANGES in one.note
+    )
     untested = [*found[UNDECIDED], *found[NOT_BUILT]]
     kinds = sum(len(verdict.model_types) for verdict in verdicts)
     return f"""# Supported architectures
 
-`make architectures` checks every causal LM class of transformers {versions["transformers"]} ({len(verdicts)} classes, {kinds}
-model types; torch {versions["torch"]}, float32, CPU) on a tiny random instance:
+`make architectures` checks every causal LM class of transformers {versions["transformers"]}
+({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]}, float32, CPU) on a tiny
+random instance:
 
 - **{len(found[WORKS])} work**: they agree with an uncached reference.
 - **{len(found[REFUSED])} are refused** with a reason.
-- **{len(found[UNDECIDED])} undecided**: the full model's own `generate` differs from its forward pass.
+- **{len(found[UNDECIDED])} undecided**: the full model's own `generate` differs from its forward
+  pass.
 - **{len(found[NOT_BUILT])} not built**: no tiny instance can be made or run here.
 - **{rest} fail or differ** from the reference.
 
-The lists omit the suffix `ForCausalLM`. [The stored verdicts](../benchmarks/results/architectures.json) are complete.
+The lists omit the suffix `ForCausalLM`.
+[The stored verdicts](../benchmarks/results/architectures.json) are complete.
 
 ## Supported by the fast engine ({len(fast)})
 
@@ -110,8 +136,9 @@ Left padding changes the answers of {padding}, also of the full model.
 
 {by_layers(slow)}
 
-Their caches hold more than keys and values. A model that mixes attention with recurrent layers must keep an attention
-layer, because only attention layers count positions. Its decode loss is computed token by token.
+Their caches hold more than keys and values. A model that mixes attention with recurrent layers
+must keep an attention layer, because only attention layers count positions. Its decode loss is
+computed token by token.
 
 ## Refused ({len(found[REFUSED])})
 
@@ -123,21 +150,30 @@ layer, because only attention layers count positions. Its decode loss is compute
 
 ## Method
 
-Each instance has {NUM_LAYERS} layers of width 32 and all kinds of layers of its class. All layers read a prompt of {PROMPT_LEN}
-tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))}, and the layers of each kind alone, generate {STEPS} tokens.
-The reference runs the full model without a cache, and its skipped layers return their input after the prompt. Greedy
-tokens (except ties within {NEAR:g} standard deviations of the logits) and the logits of the decode loss must be equal.
-The fast engine must agree with `generate`, and a padded batch with single prompts. Options that the tiny instance lacks
-are not covered.
+Each instance has {NUM_LAYERS} layers of width 32 and all kinds of layers of its class. All layers
+read a prompt of {PROMPT_LEN} tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))},
+and the layers of each kind alone, generate {STEPS} tokens. The reference runs the full model
+without a cache, and its skipped layers return their input after the prompt. Greedy tokens (except
+ties within {NEAR:g} standard deviations of the logits) and the logits of the decode loss must be
+equal. The fast engine must agree with `generate`, and a padded batch with single prompts. Options
+that the tiny instance lacks are not covered.
 """
 
 
 def main() -> None:
     """Check all classes and write the page, or check the named classes alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", help="classes to check; nothing is written")
-    parser.add_argument("--render", action="store_true", help="write the page from the stored verdicts, without checks")
-    parser.add_argument("--seconds", type=int, default=60, help="CPU seconds to build one class, and to check it")
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help="write the page from the stored verdicts, without checks",
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="CPU seconds to build one class, and to check it"
+    )
     args = parser.parse_args()
     if args.render:
         PAGE.write_text(page(STORED.read_text("utf-8")), "utf-8")
@@ -157,7 +193,9 @@ def main() -> None:
 
 
 def _limit_memory(share: float = 0.5) -> None:
-    """Limit this process's memory, so that a class whose smallest instance is huge fails without harm to the machine."""
+    """Limit this process's memory, so that a class whose smallest instance is huge fails without
+    harm to the machine.
+    """
     import resource
 
     import psutil

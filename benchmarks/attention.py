@@ -15,9 +15,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ulskip_cli.engines.torch import cpu_kernels
 
 OUT = Path(__file__).parent / "results" / "attention.md"
-SHAPES = {"9 / 3 of 64": (9, 3, 64), "12 / 12 of 64": (12, 12, 64), "32 / 8 of 128": (32, 8, 128)}  # query and kv heads, width
+SHAPES = {
+    "9 / 3 of 64": (9, 3, 64),
+    "12 / 12 of 64": (12, 12, 64),
+    "32 / 8 of 128": (32, 8, 128),
+}  # query and kv heads, width
 CASES = ((1, 128), (1, 2048), (8, 128), (8, 1024))  # batch size and length
-QUERIES, LENGTHS = (2, 3, 4, 5, 8, 13), (64, 512)  # new tokens in a check of drafts, and positions in the cache
+QUERIES, LENGTHS = (
+    (2, 3, 4, 5, 8, 13),
+    (
+        64,
+        512,
+    ),
+)  # new tokens in a check of drafts, and positions in the cache
 Ways = dict[str, Callable[[], Tensor]]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -26,20 +36,32 @@ def ways(shape: tuple[int, int, int], batch: int, length: int, dtype: torch.dtyp
     """Return a function for each way to attend once."""
     heads, kv_heads, width = shape
     query = torch.randn(batch, 1, heads, width).to(dtype).transpose(1, 2)
-    keys, values = (torch.randn(batch, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2))
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)  # all queries of a key-value head in one product
+    keys, values = (
+        torch.randn(batch, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2)
+    )
+    grouped = query.reshape(
+        batch, kv_heads, heads // kv_heads, width
+    )  # all queries of a key-value head in one product
     return {
         "ours": lambda: cpu_kernels.attention(query, keys, values, None, width**-0.5),
-        "torch": lambda: scaled_dot_product_attention(query, keys, values, enable_gqa=heads != kv_heads),
+        "torch": lambda: scaled_dot_product_attention(
+            query, keys, values, enable_gqa=heads != kv_heads
+        ),
         "torch, grouped": lambda: scaled_dot_product_attention(grouped, keys, values),
     }
 
 
-def ways_to_check(shape: tuple[int, int, int], queries: int, length: int, dtype: torch.dtype) -> Ways:
-    """Return a function for each way to attend once with several queries: our kernel, and the call of transformers."""
+def ways_to_check(
+    shape: tuple[int, int, int], queries: int, length: int, dtype: torch.dtype
+) -> Ways:
+    """Return a function for each way to attend once with several queries: our kernel, and the call
+    of transformers.
+    """
     heads, kv_heads, width = shape
     query = torch.randn(1, queries, heads, width).to(dtype).transpose(1, 2)
-    keys, values = (torch.randn(1, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2))
+    keys, values = (
+        torch.randn(1, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2)
+    )
     mask = torch.zeros(1, 1, queries, length, dtype=dtype)
     module = nn.Module()
     module.num_key_value_groups = heads // kv_heads
@@ -56,7 +78,9 @@ def checks() -> list[str]:
     for name, shape in SHAPES.items():
         for called, dtype in DTYPES.items():
             for length in LENGTHS:
-                found = [microseconds(ways_to_check(shape, count, length, dtype)) for count in QUERIES]
+                found = [
+                    microseconds(ways_to_check(shape, count, length, dtype)) for count in QUERIES
+                ]
                 cells = " | ".join(f"{one['ours'] / one['torch']:.2f}" for one in found)
                 lines.append(f"| {name} | {called} | {length} | {cells} |")
                 print(lines[-1], flush=True)
@@ -74,11 +98,27 @@ def main() -> None:
             for batch, length in CASES:
                 found = microseconds(ways(shape, batch, length, dtype))
                 others = [f"{found['ours'] / found[way]:.2f}" for way in heads[5:]]
-                lines.append(f"| {name} | {called} | {batch} | {length} | {found['ours']:.0f} | {' | '.join(others)} |")
+                lines.append(
+                    f"| {name} | {called} | {batch} | {length} | {found['ours']:.0f} |"
+                    f" {' | '.join(others)} |"
+                )
                 print(lines[-1], flush=True)
-    note = "Speed of torch's attention over ours, medians in turns. Heads: of queries, of keys and values, and their width."
-    table = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2), *lines, "", note, ""]
-    note = "The same for 2 to 13 queries of one sequence, in the call of transformers, which copies shared keys and values."
+    note = (
+        "Speed of torch's attention over ours, medians in turns. Heads: of queries, of keys and"
+        " values, and their width."
+    )
+    table = [
+        f"| {' | '.join(heads)} |",
+        "| --- | --- |" + " ---: |" * (len(heads) - 2),
+        *lines,
+        "",
+        note,
+        "",
+    ]
+    note = (
+        "The same for 2 to 13 queries of one sequence, in the call of transformers, which copies"
+        " shared keys and values."
+    )
     table += [*checks(), "", note, ""]
     OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
 

@@ -1,13 +1,15 @@
-"""Time decode steps: the engines against transformers' own `generate`, and skipping against its predicted speedup.
+"""Time decode steps: the engines against transformers' own `generate`, and skipping against its
+predicted speedup.
 
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
 
-1. Decode tokens/s of each engine, relative to the view's own `generate` with a dynamic cache and the same layers, and the
-   share of this machine's memory bandwidth at which weights were read.
-2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto` chooses.
+1. Decode tokens/s of each engine, relative to the view's own `generate` with a dynamic cache and
+   the same layers, and the share of this machine's memory bandwidth at which weights were read.
+2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto`
+   chooses.
 
-All values are medians of paired ratios within one run: the sides take turns on the same prompts with the same number of
-new tokens. The results go to benchmarks/results/decode-MODEL.json and .md.
+All values are medians of paired ratios within one run: the sides take turns on the same prompts
+with the same number of new tokens. The results go to benchmarks/results/decode-MODEL.json and .md.
 """
 
 import argparse
@@ -40,12 +42,21 @@ STATIC = {"cache_implementation": "static"}
 def plain_generate(view, ids, mask, tokens, pad, **options):
     """Measure the decode seconds of a model's own `generate`."""
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=pad,
-        eos_token_id=view.generation_config.eos_token_id, **options,
-    )  # fmt: skip
+        do_sample=False,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=pad,
+        eos_token_id=view.generation_config.eos_token_id,
+        **options,
+    )
     watch = StepObserver(view.device, ids.shape, None)
     with torch.inference_mode():
-        view.generate(input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=[watch])
+        view.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            stopping_criteria=[watch],
+        )
     return now(view.device) - watch.first_at
 
 
@@ -53,8 +64,13 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
     """Make the sides by name: functions that return the decode seconds of a batch."""
 
     def engine(**changes):
-        context, fast = DecodeContext(replace(decoding, **changes), pad), decoder.with_engine("torch")
-        return lambda ids, mask: fast.generate(ids, mask, context, forced_length=tokens).decode_seconds
+        context, fast = (
+            DecodeContext(replace(decoding, **changes), pad),
+            decoder.with_engine("torch"),
+        )
+        return lambda ids, mask: (
+            fast.generate(ids, mask, context, forced_length=tokens).decode_seconds
+        )
 
     def own(**options):
         return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)
@@ -107,7 +123,11 @@ def as_markdown(result, facts, args):
     lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
     for row in result["engines"]:
         cells = [row["batch_size"], row["layers"], row["side"], f"{row['tokens_per_second']:.0f}"]
-        cells += [f"{row['over_generate']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['bandwidth_share']:.0%}"]
+        cells += [
+            f"{row['over_generate']:.2f}",
+            f"{row['low']:.2f}-{row['high']:.2f}",
+            f"{row['bandwidth_share']:.0%}",
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| batch | layers | predicted | measured | interval | measured / predicted |"]
     lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
@@ -115,12 +135,26 @@ def as_markdown(result, facts, args):
         measured = [f"{row[key]:.2f}" for key in ("predicted_speedup", "measured_speedup")]
         interval = f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
         share = f"{row['measured_speedup'] / row['predicted_speedup']:.2f}"
-        lines.append("| " + " | ".join(map(str, [row["batch_size"], row["layers"], *measured, interval, share])) + " |")
-    commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
-    where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
+        lines.append(
+            "| "
+            + " | ".join(map(str, [row["batch_size"], row["layers"], *measured, interval, share]))
+            + " |"
+        )
+    commit = (facts["git_commit"] or "no commit")[:10] + (
+        " (modified)" if facts["git_dirty"] else ""
+    )
+    where = (
+        f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']},"
+        f" {facts['dtype']}"
+    )
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
-    coverage = f"intervals contain the median with probability {result['engines'][0]['coverage']:.1%}"
-    provenance = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, {coverage}; ulskip at {commit}, {where}; {memory}."
+    coverage = (
+        f"intervals contain the median with probability {result['engines'][0]['coverage']:.1%}"
+    )
+    provenance = (
+        f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, {coverage}; ulskip at {commit},"
+        f" {where}; {memory}."
+    )
     return "\n".join([*lines, "", provenance]) + "\n"
 
 
@@ -145,30 +179,46 @@ def measure(args, loaded, config):
         for ratio in (1, 2):
             plan, layers = plan_at(args, ratio, loaded)
             step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
-            for row in compare_engines(Decoder(loaded.model, plan), config.decoding, prompts, args, work.pad_token_id):
+            for row in compare_engines(
+                Decoder(loaded.model, plan), config.decoding, prompts, args, work.pad_token_id
+            ):
                 share = step_bytes * row.pop("steps_per_second") / bytes_per_second
-                result["engines"].append({"batch_size": batch_size, **layers, **row, "bandwidth_share": share})
+                result["engines"].append(
+                    {"batch_size": batch_size, **layers, **row, "bandwidth_share": share}
+                )
                 print(result["engines"][-1], flush=True)
         for ratio in RATIOS:
             plan, layers = plan_at(args, ratio, loaded)
-            timing = measure_pairs(full, Decoder(loaded.model, plan), prompts, context, speed).timing()
+            timing = measure_pairs(
+                full, Decoder(loaded.model, plan), prompts, context, speed
+            ).timing()
             predicted = {"predicted_speedup": plan.predicted_speedup}
-            result["predictions"].append({"batch_size": batch_size, **layers, **predicted, **asdict(timing)})
+            result["predictions"].append(
+                {"batch_size": batch_size, **layers, **predicted, **asdict(timing)}
+            )
             print({**layers, **predicted, "measured_speedup": timing.measured_speedup}, flush=True)
     return {**result, "pairs": args.pairs, "new_tokens": args.tokens}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--compile", action="store_true", help="time compiled steps too, at half the layers and all")
+    parser.add_argument(
+        "--compile", action="store_true", help="time compiled steps too, at half the layers and all"
+    )
     args = parser.parse_args()
     config = compose([f"model={args.model}"])
     loaded = load(config.model)
     result = measure(args, loaded, config)
-    facts = {**environment.code(), **environment.machine(), "dtype": str(loaded.model.dtype).removeprefix("torch.")}
+    facts = {
+        **environment.code(),
+        **environment.machine(),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+    }
     out = Path(__file__).parent / "results" / f"decode-{args.model}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({**result, "environment": facts}, indent=1) + "\n")

@@ -1,9 +1,11 @@
-"""Count the sequences whose greedy tokens in float32 equal those of the torch engine, for every other engine.
+"""Count the sequences whose greedy tokens in float32 equal those of the torch engine, for every
+other engine.
 
     python benchmarks/engine_tokens.py [--data PATH/cnn_dm] [--models tiny,smollm2-135m]
 
-PATH contains validation.jsonl.gz; without it, SmolLM2 gets the bundled articles. A sequence that differs is a near-tie if the
-torch engine's best two logits are closer than NEAR_TIE at the first difference, so that rounding decides.
+PATH contains validation.jsonl.gz; without it, SmolLM2 gets the bundled articles. A sequence that
+differs is a near-tie if the torch engine's best two logits are closer than NEAR_TIE at the first
+difference, so that rounding decides.
 """
 
 import argparse
@@ -56,7 +58,9 @@ def top_gap(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
     ids, response = torch.tensor([prompt]), torch.tensor([[*answer, 0]])
     with torch.inference_mode():
         encoded = encode_prompt(decoder.prompt_model, ids, torch.ones_like(ids))
-        logits: Tensor = given_logits(decoder, encoded, response, torch.ones_like(response))[0][0, -1]
+        logits: Tensor = given_logits(decoder, encoded, response, torch.ones_like(response))[0][
+            0, -1
+        ]
     first, second = logits.topk(2).values.tolist()
     return float(first - second)
 
@@ -71,13 +75,24 @@ def tokens(decoder: Decoder, prompts: list[list[int]], context: DecodeContext) -
 
 def described(plan: Plan) -> str:
     """Return the depth of a plan, e.g. 15/30, or 15 then 14/30."""
-    return f"{' then '.join(str(len(stage.kept_layers)) for stage in plan.stages)}/{plan.num_layers}"
+    return (
+        f"{' then '.join(str(len(stage.kept_layers)) for stage in plan.stages)}/{plan.num_layers}"
+    )
 
 
 def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object]]) -> list[Count]:
     """Compare all engines on one model; `builds` gets the libraries' versions and builds."""
-    task = [*TASKS[name], *([f"task.file={data}/validation.jsonl.gz"] if data and name != "tiny" else [])]
-    base = [f"model={name}", "model.dtype=float32", f"limit={PROMPTS[name]}", f"decoding.max_new_tokens={NEW_TOKENS}", *task]
+    task = [
+        *TASKS[name],
+        *([f"task.file={data}/validation.jsonl.gz"] if data and name != "tiny" else []),
+    ]
+    base = [
+        f"model={name}",
+        "model.dtype=float32",
+        f"limit={PROMPTS[name]}",
+        f"decoding.max_new_tokens={NEW_TOKENS}",
+        *task,
+    ]
     config = compose(base)
     loaded = load(config.model)
     workload = encode_workload(resolve(config), loaded.tokenizer)
@@ -100,7 +115,11 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
                 if ours == theirs:
                     row.equal += 1
                     continue
-                at = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other)
+                at = next(
+                    i
+                    for i, (one, other) in enumerate(zip(ours, theirs, strict=False))
+                    if one != other
+                )
                 gap = top_gap(reference, prompt, ours[:at])
                 row.near_ties += gap < NEAR_TIE
                 row.largest_gap = max(row.largest_gap, gap)
@@ -116,22 +135,41 @@ def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[st
     lines = [
         f"# Tokens of every engine beside the torch engine's, float32, {NEW_TOKENS} new tokens",
         "",
-        "| model | layers | prompt | engine | sequences | equal | near-ties | different | largest gap |",
+        (
+            "| model | layers | prompt | engine | sequences | equal | near-ties | different |"
+            " largest gap |"
+        ),
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         gap = f"{row.largest_gap:.1e}" if row.equal < row.sequences else "–"
         other = row.sequences - row.equal - row.near_ties
-        cells = [row.model, row.layers, row.prompt_layers, row.engine, row.sequences, row.equal, row.near_ties, other, gap]
+        cells = [
+            row.model,
+            row.layers,
+            row.prompt_layers,
+            row.engine,
+            row.sequences,
+            row.equal,
+            row.near_ties,
+            other,
+            gap,
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    versions = [f"{build['package']} {build['version']} ({', '.join(map(str, build['build']))})" for build in builds.values()]
+    versions = [
+        f"{build['package']} {build['version']} ({', '.join(map(str, build['build']))})"
+        for build in builds.values()
+    ]
     commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
     lines += [
         "",
-        "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences whose first difference is at a "
-        f"token where the best two logits of torch are closer than {NEAR_TIE:g}; largest gap: the largest such distance at a "
-        "first difference. Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words of CNN/DM "
-        "articles.",
+        (
+            "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences"
+            " whose first difference is at a token where the best two logits of torch are closer"
+            f" than {NEAR_TIE:g}; largest gap: the largest such distance at a first difference."
+            " Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words"
+            " of CNN/DM articles."
+        ),
         "",
         f"ulskip at {commit}, {facts['processor']}, {'; '.join(versions)}.",
     ]
@@ -139,11 +177,16 @@ def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--models", default=",".join(PROMPTS))
     args = parser.parse_args()
-    facts = {**environment.code(), **environment.machine()}  # at the beginning, because a checkout can change during the run
+    facts = {
+        **environment.code(),
+        **environment.machine(),
+    }  # at the beginning, because a checkout can change during the run
     rows: list[Count] = []
     builds: dict[str, dict[str, object]] = {}
     for name in args.models.split(","):

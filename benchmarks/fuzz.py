@@ -1,10 +1,11 @@
-"""Run random command lines, and commands on damaged rows and files, and report every case that ends otherwise than it should.
+"""Run random command lines, and commands on damaged rows and files, and report every case that ends
+otherwise than it should.
 
     python benchmarks/fuzz.py [--lines 2000] [--inputs 500] [--seed 1] [--write FILE]
 
-A case may end with exit code 0, 1 or 2, within 30 seconds, with one line of error at most, without a traceback and without an
-exception that the command did not foresee. With code 2 it leaves no file behind, and no temporary file ever. The exit code is 1
-if a case differs.
+A case may end with exit code 0, 1 or 2, within 30 seconds, with one line of error at most, without
+a traceback and without an exception that the command did not foresee. With code 2 it leaves no file
+behind, and no temporary file ever. The exit code is 1 if a case differs.
 """
 
 import argparse
@@ -30,15 +31,20 @@ from typing import Any
 
 import psutil
 
-SECONDS = 30.0  # of the processor; of the clock four times as many, because other processes may compute too
-ALLOWED = re.compile(r"warning: |.*\(\d+\)$")  # lines that may come before an error: a warning, the begin of a phase
+# of the processor; of the clock four times as many, because other processes may compute too
+SECONDS = 30.0
+ALLOWED = re.compile(
+    r"warning: |.*\(\d+\)$"
+)  # lines that may come before an error: a warning, the begin of a phase
 MEMORY = 12 * 2**30  # bytes of data of the process that runs the cases
 MODEL = ["export", "model=tiny", "ratio=4", "prompt_layers=kept", "--no-check"]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a case: its exit code, or None and the traceback, its output, and the paths that are new."""
+    """The end of a case: its exit code, or None and the traceback, its output, and the paths that
+    are new.
+    """
 
     code: int | None
     out: str
@@ -65,7 +71,11 @@ def problems(ending: Ending) -> Iterator[str]:
         yield f"{len(others)} lines beside the error"
     if ending.code == 2 and ending.new:
         yield f"left behind: {', '.join(ending.new[:3])}"
-    temporary = [path for path in ending.new if ".tmp" in path or ".partial" in path or Path(path).name.startswith(".tmp")]
+    temporary = [
+        path
+        for path in ending.new
+        if ".tmp" in path or ".partial" in path or Path(path).name.startswith(".tmp")
+    ]
     if temporary:
         yield f"temporary files: {', '.join(temporary[:3])}"
 
@@ -92,7 +102,10 @@ class Runner:
             own, began = psutil.Process(self._process.pid), time.monotonic()
             before = sum(own.cpu_times()[:2])
             self._connection.send(case)
-            while sum(own.cpu_times()[:2]) - before <= SECONDS and time.monotonic() - began <= 4 * SECONDS:
+            while (
+                sum(own.cpu_times()[:2]) - before <= SECONDS
+                and time.monotonic() - began <= 4 * SECONDS
+            ):
                 if self._connection.poll(min(1.0, SECONDS)):
                     ending: Ending = self._connection.recv()
                     return ending
@@ -111,7 +124,13 @@ class Runner:
 
 
 def _serve(connection: Connection, folder: Path) -> None:
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ULSKIP_KERNEL="off", HOME=str(folder / "home"), COLUMNS="200")
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+        ULSKIP_KERNEL="off",
+        HOME=str(folder / "home"),
+        COLUMNS="200",
+    )
     os.environ.pop("ULSKIP_DEBUG", None)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -220,17 +239,36 @@ def draw(strategy: Any, count: int, seed: int) -> list[Any]:
 
 def report(case: Any, ending: Ending, found: Sequence[str]) -> str:
     """Return a case with its problems as one line of JSON."""
-    damaged = {name: data[:4000].decode(errors="backslashreplace") for name, data in case.files.items() if len(case.files) == 1}
-    told = {"problems": found, "code": ending.code, "arguments": case.arguments, "error": ending.err[-3000:], "files": damaged}
+    damaged = {
+        name: data[:4000].decode(errors="backslashreplace")
+        for name, data in case.files.items()
+        if len(case.files) == 1
+    }
+    told = {
+        "problems": found,
+        "code": ending.code,
+        "arguments": case.arguments,
+        "error": ending.err[-3000:],
+        "files": damaged,
+    }
     return json.dumps(told)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lines", type=int, default=2000, help="number of command lines")
-    parser.add_argument("--inputs", type=int, default=500, help="number of damaged rows, folders and files")
+    parser.add_argument(
+        "--inputs", type=int, default=500, help="number of damaged rows, folders and files"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--write", type=Path, default=Path("build/fuzz.jsonl"), help="file for the cases that differ")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        default=Path("build/fuzz.jsonl"),
+        help="file for the cases that differ",
+    )
     args = parser.parse_args()
     from fuzz_cases import lines
     from fuzz_inputs import damaged_inputs
@@ -245,20 +283,27 @@ def main() -> int:
             cases += draw(damaged_inputs(prepare(own)), args.inputs, args.seed)
         for number, case in enumerate(cases, start=1):
             if number % 100 == 0:
-                print(f"{number} of {len(cases)} cases, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{number} of {len(cases)} cases, {time.monotonic() - began:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
             ending = own.run(case)
             codes[ending.code] += 1
             found = list(problems(ending))
             if found:
                 kinds.update(text.split(":")[0] for text in found)
                 print(
-                    f"{'; '.join(found)}: ulskip {shlex.join(case.arguments)}"[:400].encode(errors="replace").decode(),
+                    f"{'; '.join(found)}: ulskip {shlex.join(case.arguments)}"[:400]
+                    .encode(errors="replace")
+                    .decode(),
                     flush=True,
                 )
                 written.write(report(case, ending, found) + "\n")
                 written.flush()
     print(
-        f"{len(cases)} cases in {time.monotonic() - began:.0f} s; exit codes {dict(codes)}; problems: {dict(kinds) or 'none'}"
+        f"{len(cases)} cases in {time.monotonic() - began:.0f} s; exit codes {dict(codes)};"
+        f" problems: {dict(kinds) or 'none'}"
     )
     return bool(kinds)
 

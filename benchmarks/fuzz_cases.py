@@ -17,7 +17,23 @@ from ulskip_cli.core import config_reference as reference
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = (
-    *("", " ", "null", "true", "nan", "inf", "-inf", "0", "-1", "1.5", "1e400", "99999999999999999999", "1_0", "0x10", "½"),
+    *(
+        "",
+        " ",
+        "null",
+        "true",
+        "nan",
+        "inf",
+        "-inf",
+        "0",
+        "-1",
+        "1.5",
+        "1e400",
+        "99999999999999999999",
+        "1_0",
+        "0x10",
+        "½",
+    ),
     *(
         "[]",
         "{}",
@@ -66,7 +82,19 @@ HOSTILE = (
         "~",
         "~nouser/x",
     ),
-    *("/proc/x", "/dev/null", "/dev/null/x", "a" * 300, "a" * 5000, "[" * 200, "{a:" * 40, "model", "tiny", "full", "results"),
+    *(
+        "/proc/x",
+        "/dev/null",
+        "/dev/null/x",
+        "a" * 300,
+        "a" * 5000,
+        "[" * 200,
+        "{a:" * 40,
+        "model",
+        "tiny",
+        "full",
+        "results",
+    ),
 )  # no absolute path that a user of a machine can write
 GOOD = {
     "a whole number": ("0", "1", "2", "7"),
@@ -88,7 +116,14 @@ TINY = (  # the last overrides of a line that decodes or trains, so that it take
     ),
     *("batch_size=1", "model=tiny"),
 )
-TINY_TRAINING = ("train.max_steps=1", "limit=2", "train.batch_size=1", "train.max_length=32", "output=out", "model=tiny")
+TINY_TRAINING = (
+    "train.max_steps=1",
+    "limit=2",
+    "train.batch_size=1",
+    "train.max_length=32",
+    "output=out",
+    "model=tiny",
+)
 SLOW = (
     "ratio_basis",
     "decoding.num_beams",
@@ -101,12 +136,20 @@ SLOW = (
     "engine",
     "tracker",
 )
-SLOW_TRAINING = ("model", "task", "tracker", "correction.examples", "train.gradient_accumulation_steps")
+SLOW_TRAINING = (
+    "model",
+    "task",
+    "tracker",
+    "correction.examples",
+    "train.gradient_accumulation_steps",
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, the files of its folder, and True in `model` if the folder also contains a small model, model/."""
+    """A command line, the files of its folder, and True in `model` if the folder also contains a
+    small model, model/.
+    """
 
     arguments: tuple[str, ...]
     files: dict[str, bytes] = field(default_factory=dict)
@@ -116,7 +159,11 @@ class Case:
 def lines() -> st.SearchStrategy[Case]:
     """Return command lines that decode rarely."""
     rare = st.integers(0, 19).flatmap(lambda number: executing() if number == 0 else inspecting())
-    return rare.map(lambda arguments: Case(tuple(arguments), rows_of_results() if arguments[0] in ("report", "score") else {}))
+    return rare.map(
+        lambda arguments: Case(
+            tuple(arguments), rows_of_results() if arguments[0] in ("report", "score") else {}
+        )
+    )
 
 
 @st.composite
@@ -127,15 +174,24 @@ def inspecting(draw: st.DrawFn) -> list[str]:
     if command == "other":
         command = draw(st.sampled_from([*commands(), "rnu", ""]))
         runs = command not in ("config", "models", "tasks", "strategies", "env")
-        words = draw(st.lists(st.one_of(st.sampled_from(HOSTILE), names(), option(command)), max_size=4))
+        words = draw(
+            st.lists(st.one_of(st.sampled_from(HOSTILE), names(), option(command)), max_size=4)
+        )
         flat = [one for word in words for one in ([word] if isinstance(word, str) else word)]
         return [command, *flat, *(["--print-config"] if runs else [])]
     if command == "read":
         command = draw(st.sampled_from(("report", "score")))
         chosen = list(chain.from_iterable(draw(st.lists(option(command), max_size=3))))
-        return [command, *draw(st.sampled_from((["results/x"], ["results/x", "results/x"], ["nowhere"], []))), *chosen]
+        return [
+            command,
+            *draw(st.sampled_from((["results/x"], ["results/x", "results/x"], ["nowhere"], []))),
+            *chosen,
+        ]
     primary = command if command in reference.PRIMARY else "config"
-    words = [*draw(st.lists(override(primary), max_size=4)), *chain.from_iterable(draw(st.lists(option(command), max_size=1)))]
+    words = [
+        *draw(st.lists(override(primary), max_size=4)),
+        *chain.from_iterable(draw(st.lists(option(command), max_size=1))),
+    ]
     ending = {"plan": [], "sweep": ["--dry-run"]}.get(command, ["--print-config"])
     return [command, *draw(st.permutations(words)), *ending]
 
@@ -145,21 +201,48 @@ def executing(draw: st.DrawFn) -> list[str]:
     """A line that decodes, trains or exports for a few seconds."""
     command = draw(st.sampled_from(("run", "run", "run", "train", "export", "export")))
     if command == "train":
-        return ["train", *draw(st.lists(override("train", SLOW_TRAINING), max_size=2)), *TINY_TRAINING]
+        return [
+            "train",
+            *draw(st.lists(override("train", SLOW_TRAINING), max_size=2)),
+            *TINY_TRAINING,
+        ]
     words = draw(st.lists(override("config", SLOW), max_size=2))
     if command == "run":
-        strategy = draw(st.sampled_from(("unified", "top_skip", "full", "early_exit", "skip_decode", "custom")))
-        return ["run", f"strategy={strategy}", *words, *draw(st.sampled_from(([], ["--json"]))), *TINY]
+        strategy = draw(
+            st.sampled_from(("unified", "top_skip", "full", "early_exit", "skip_decode", "custom"))
+        )
+        return [
+            "run",
+            f"strategy={strategy}",
+            *words,
+            *draw(st.sampled_from(([], ["--json"]))),
+            *TINY,
+        ]
     form = draw(st.sampled_from(("hf", "gguf", "mergekit", "schedule", "x")))
-    options = draw(st.sampled_from(([], ["--shard-size", "1MB"], ["--shard-size", "x"], ["--json"])))
-    return ["export", *words, "prompt_layers=kept", "model=tiny", "--to", "out", "--format", form, "--no-check", *options]
+    options = draw(
+        st.sampled_from(([], ["--shard-size", "1MB"], ["--shard-size", "x"], ["--json"]))
+    )
+    return [
+        "export",
+        *words,
+        "prompt_layers=kept",
+        "model=tiny",
+        "--to",
+        "out",
+        "--format",
+        form,
+        "--no-check",
+        *options,
+    ]
 
 
 @st.composite
 def override(draw: st.DrawFn, primary: str = "config", without: Sequence[str] = ()) -> str:
     """An override of one key, with a value that often does not fit."""
     keys, groups = keys_of(primary)
-    kept = [key for key in keys if key.name not in without and key.name.partition(".")[0] not in without]
+    kept = [
+        key for key in keys if key.name not in without and key.name.partition(".")[0] not in without
+    ]
     kind = draw(st.integers(0, 11))
     if kind == 0 and not without:
         return draw(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20)))
@@ -167,7 +250,11 @@ def override(draw: st.DrawFn, primary: str = "config", without: Sequence[str] = 
         group = draw(st.sampled_from(groups))
         return f"{group}={draw(st.sampled_from([*reference.group_choices(group), *HOSTILE[:20]]))}"
     key = draw(st.sampled_from(kept))
-    good = [*key.choices, *(value for name, values in GOOD.items() if name in key.type for value in values), str(key.default)]
+    good = [
+        *key.choices,
+        *(value for name, values in GOOD.items() if name in key.type for value in values),
+        str(key.default),
+    ]
     value = draw(st.sampled_from(good if draw(st.booleans()) else HOSTILE))
     prefix, name = (
         draw(st.sampled_from(("", "", "", "", "", "+", "++", "~"))),
@@ -178,14 +265,30 @@ def override(draw: st.DrawFn, primary: str = "config", without: Sequence[str] = 
 
 def option(command: str) -> st.SearchStrategy[list[str]]:
     """Return one option of a command with a value, as words."""
-    parameters = [one for one in commands()[command].params if isinstance(one, click.Option)] if command in commands() else []
-    found: list[st.SearchStrategy[list[str]]] = [st.sampled_from([["--x"], ["--json=1"], ["-"], ["--help"]])]
+    parameters = (
+        [one for one in commands()[command].params if isinstance(one, click.Option)]
+        if command in commands()
+        else []
+    )
+    found: list[st.SearchStrategy[list[str]]] = [
+        st.sampled_from([["--x"], ["--json=1"], ["-"], ["--help"]])
+    ]
     for one in parameters:
         spelled = st.sampled_from([*one.opts, *one.secondary_opts])
         if one.is_flag:
             found.append(spelled.map(lambda text: [text]))
         else:
-            values = [*getattr(one.type, "choices", ()), "1", "2", "paper", "results", "csv", "long", "bleu", *HOSTILE]
+            values = [
+                *getattr(one.type, "choices", ()),
+                "1",
+                "2",
+                "paper",
+                "results",
+                "csv",
+                "long",
+                "bleu",
+                *HOSTILE,
+            ]
             found.append(st.tuples(spelled, st.sampled_from(values)).map(list))
     return st.one_of(found)
 
@@ -194,7 +297,11 @@ def names() -> st.SearchStrategy[str]:
     """Return names of groups, choices and keys."""
     keys, groups = keys_of("config")
     return st.sampled_from(
-        [*groups, *(key.name for key in keys), *(f"strategy={one}" for one in reference.group_choices("strategy"))]
+        [
+            *groups,
+            *(key.name for key in keys),
+            *(f"strategy={one}" for one in reference.group_choices("strategy")),
+        ]
     )
 
 
@@ -209,7 +316,10 @@ def keys_of(primary: str) -> tuple[list[reference.ConfigKey], tuple[str, ...]]:
     """Return the keys of a primary config, those of every choice of its groups, and the groups."""
     groups = reference.PRIMARY[primary][1]
     inner = [
-        key for group in groups for choice in reference.group_choices(group) for key in reference.group_keys(group, choice)
+        key
+        for group in groups
+        for choice in reference.group_choices(group)
+        for key in reference.group_keys(group, choice)
     ]
     keys = {key.name: key for key in [*reference.top_level_keys(primary), *inner]}
     return list(keys.values()), groups

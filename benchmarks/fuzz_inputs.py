@@ -1,4 +1,6 @@
-"""Commands on damaged rows, model folders, configs, examples and schedules for benchmarks/fuzz.py."""
+"""Commands on damaged rows, model folders, configs, examples and schedules for
+benchmarks/fuzz.py.
+"""
 
 import copy
 import json
@@ -13,17 +15,61 @@ from hypothesis import strategies as st
 from ulskip_cli.core import config_reference as reference
 
 VALUES = (  # of damaged JSON
-    *(None, True, 0, -1, 1.5, -1e300, 1e300, 1e-300, math.nan, math.inf, 10**400, 10**9, "", "x", "7", "full", "failed"),
-    *("../../secret", "\ud800", "\x1b[31m", "x" * 5000, [], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        -1e300,
+        1e300,
+        1e-300,
+        math.nan,
+        math.inf,
+        10**400,
+        10**9,
+        "",
+        "x",
+        "7",
+        "full",
+        "failed",
+    ),
+    *(
+        "../../secret",
+        "\ud800",
+        "\x1b[31m",
+        "x" * 5000,
+        [],
+        [None],
+        [1],
+        ["a"],
+        [-1],
+        [[]],
+        {},
+        {"a": None},
+        {"1": 1},
+    ),
 )
 REPORTED = ("demo", "latency/tiny", "lossless/tiny", "skip_adapters", "reproduce")
-FORMS = (["--no-plots"], ["--html", "--no-plots"], ["--format", "csv", "--layout", "long"], ["--format", "latex"])
+FORMS = (
+    ["--no-plots"],
+    ["--html", "--no-plots"],
+    ["--format", "csv", "--layout", "long"],
+    ["--format", "latex"],
+)
 
 
 def damaged_inputs(model: Path) -> st.SearchStrategy[Case]:
-    """Return commands that read damaged rows or files; `model` is a small model with its schedule beside it."""
+    """Return commands that read damaged rows or files; `model` is a small model with its schedule
+    beside it.
+    """
     return st.one_of(
-        damaged_rows(), damaged_rows(), damaged_model(model), damaged_config(), damaged_examples(), damaged_schedule(model)
+        damaged_rows(),
+        damaged_rows(),
+        damaged_model(model),
+        damaged_config(),
+        damaged_examples(),
+        damaged_schedule(model),
     )
 
 
@@ -41,7 +87,17 @@ def damaged_rows(draw: st.DrawFn) -> Case:
         "report": ["report", "results/x", *draw(st.sampled_from(FORMS))],
         "score": ["score", "results/x"],
         "sweep": ["sweep", "name=x", "results_dir=results", "ratio=2,3", "--dry-run"],
-        "export": ["export", "model=tiny", "--to", "out", "--format", "mergekit", "--no-check", "--results", "results/x"],
+        "export": [
+            "export",
+            "model=tiny",
+            "--to",
+            "out",
+            "--format",
+            "mergekit",
+            "--no-check",
+            "--results",
+            "results/x",
+        ],
     }[command]
     return Case(tuple(arguments), {"results/x/runs.jsonl": data})
 
@@ -49,7 +105,10 @@ def damaged_rows(draw: st.DrawFn) -> Case:
 @st.composite
 def damaged_model(draw: st.DrawFn, model: Path) -> Case:
     """A model folder in which one file is changed."""
-    names = [*sorted(file.name for file in model.iterdir() if file.suffix in (".json", ".safetensors")), "training.json"]
+    names = [
+        *sorted(file.name for file in model.iterdir() if file.suffix in (".json", ".safetensors")),
+        "training.json",
+    ]
     name = draw(st.sampled_from([*names, "config.json", "config.json", "training.json"]))
     source = (
         (model / name).read_bytes()
@@ -76,20 +135,40 @@ def damaged_config(draw: st.DrawFn) -> Case:
     data = draw(changed_bytes(file.read_bytes()))
     name = draw(st.sampled_from(("mine", file.stem)))
     command = draw(st.sampled_from((["plan"], ["sweep", "--dry-run"], ["run", "--print-config"])))
-    listing = draw(st.sampled_from((["strategies"], ["tasks"], ["models"], ["config", group], ["config", f"{group}={name}"])))
+    listing = draw(
+        st.sampled_from(
+            (
+                ["strategies"],
+                ["tasks"],
+                ["models"],
+                ["config", group],
+                ["config", f"{group}={name}"],
+            )
+        )
+    )
     choosing = (
         [*command, f"{group}={name}"]
         if group in reference.PRIMARY["config"][1]
         else ["train", f"{group}={name}", "--print-config"]
     )
-    return Case((*draw(st.sampled_from((listing, choosing))), "--config-dir", "mine"), {f"mine/{group}/{name}.yaml": data})
+    return Case(
+        (*draw(st.sampled_from((listing, choosing))), "--config-dir", "mine"),
+        {f"mine/{group}/{name}.yaml": data},
+    )
 
 
 @st.composite
 def damaged_examples(draw: st.DrawFn) -> Case:
     """A file of examples with changed values or bytes."""
-    rows: list[Any] = [{"prompt": "der Hund", "reference": "the dog"}, {"prompt": "die Katze", "reference": "the cat"}]
-    data = lines_of(draw(changed(rows))) if draw(st.booleans()) else draw(changed_bytes(lines_of(rows)))
+    rows: list[Any] = [
+        {"prompt": "der Hund", "reference": "the dog"},
+        {"prompt": "die Katze", "reference": "the cat"},
+    ]
+    data = (
+        lines_of(draw(changed(rows)))
+        if draw(st.booleans())
+        else draw(changed_bytes(lines_of(rows)))
+    )
     keys = {
         "jsonl": "task.file=data.jsonl",
         "wmt": "task.dataset=files task.source_file=data.jsonl task.reference_file=data.jsonl",
@@ -112,7 +191,10 @@ def damaged_examples(draw: st.DrawFn) -> Case:
 def damaged_schedule(draw: st.DrawFn, model: Path) -> Case:
     """A changed schedule file."""
     data = draw(damaged((model.parent / "schedule.json").read_bytes()))
-    return Case(("plan", "strategy=custom", "strategy.file=schedule.json", "model=tiny"), {"schedule.json": data})
+    return Case(
+        ("plan", "strategy=custom", "strategy.file=schedule.json", "model=tiny"),
+        {"schedule.json": data},
+    )
 
 
 @st.composite
@@ -122,7 +204,11 @@ def damaged(draw: st.DrawFn, source: bytes) -> bytes:
         values = json.loads(source)
     except ValueError:
         return draw(changed_bytes(source))
-    return json.dumps(draw(changed(values))).encode() if draw(st.integers(0, 3)) else draw(changed_bytes(source))
+    return (
+        json.dumps(draw(changed(values))).encode()
+        if draw(st.integers(0, 3))
+        else draw(changed_bytes(source))
+    )
 
 
 @st.composite
@@ -146,7 +232,13 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the paths of all values; of a list, of its first two elements."""
     if path:
         yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:2])
+        if isinstance(value, list)
+        else ()
+    )
     for key, one in list(inner)[:60]:
         yield from _paths(one, (*path, key))
 
@@ -156,11 +248,32 @@ def changed_bytes(draw: st.DrawFn, data: bytes) -> bytes:
     """Bytes that were cut, overwritten, repeated, deeply nested or encoded otherwise."""
     at = draw(st.integers(0, len(data)))
     noise = draw(
-        st.sampled_from((b"\x00", b"\xff\xfe", b"\xe9", b"{", b"]", b'"', b"\n", b": ", b"- ", b"\t", b"&a [*a]", b"!!x "))
+        st.sampled_from(
+            (
+                b"\x00",
+                b"\xff\xfe",
+                b"\xe9",
+                b"{",
+                b"]",
+                b'"',
+                b"\n",
+                b": ",
+                b"- ",
+                b"\t",
+                b"&a [*a]",
+                b"!!x ",
+            )
+        )
     )
     kind = draw(st.integers(0, 7))
     made = (
-        *(b"", data[:at], data[:at] + noise + data[at:], data[:at] + noise + data[at + len(noise) :], data + data),
+        *(
+            b"",
+            data[:at],
+            data[:at] + noise + data[at:],
+            data[:at] + noise + data[at + len(noise) :],
+            data + data,
+        ),
         *(b"[" * 100_000, data.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + data),
     )
     return made[kind]

@@ -1,7 +1,9 @@
-"""Time the matrix products of a decode step on a CPU: our kernel in bfloat16 beside torch's own ways and quantized kernels.
+"""Time the matrix products of a decode step on a CPU: our kernel in bfloat16 beside torch's own
+ways and quantized kernels.
 
-`python benchmarks/linear.py` writes benchmarks/results/linear.md. The shapes are those of SmolLM2-135M. The weights rotate
-through copies that are larger than the caches, as in a decode step. All ways are timed in turns. The machine should be idle.
+`python benchmarks/linear.py` writes benchmarks/results/linear.md. The shapes are those of
+SmolLM2-135M. The weights rotate through copies that are larger than the caches, as in a decode
+step. All ways are timed in turns. The machine should be idle.
 """
 
 import statistics
@@ -18,7 +20,12 @@ from ulskip_cli.core import environment
 from ulskip_cli.engines.torch import cpu_kernels
 
 OUT = Path(__file__).parent / "results" / "linear.md"
-SHAPES = {"head": (49152, 576), "MLP, up": (1536, 576), "MLP, down": (576, 1536), "attention": (576, 576)}  # out, in features
+SHAPES = {
+    "head": (49152, 576),
+    "MLP, up": (1536, 576),
+    "MLP, down": (576, 1536),
+    "attention": (576, 576),
+}  # out, in features
 ROWS = (1, 8)  # the batch size
 COPIES_BYTES = 60e6  # of all copies of a weight
 ROUNDS, SECONDS_PER_ROUND = 9, 0.02
@@ -33,20 +40,26 @@ def ways(out_features: int, in_features: int, rows: int) -> dict[str, Callable[[
     ]
     hidden = torch.randn(rows, in_features).bfloat16()
 
-    def by(prepare: Callable[[Tensor], object], multiply: Callable[[object], Tensor]) -> Callable[[], Tensor]:
+    def by(
+        prepare: Callable[[Tensor], object], multiply: Callable[[object], Tensor]
+    ) -> Callable[[], Tensor]:
         copies: Iterator[object] = cycle([prepare(weight) for weight in weights])
         return lambda: multiply(next(copies))
 
     mkldnn, aten = torch.ops.mkldnn, torch.ops.aten
     return {
-        "ours": by(cpu_kernels.pack, lambda one: cpu_kernels.linear(hidden, one, None, out_features)),
+        "ours": by(
+            cpu_kernels.pack, lambda one: cpu_kernels.linear(hidden, one, None, out_features)
+        ),
         "oneDNN, packed": by(
             lambda weight: mkldnn._reorder_linear_weight(weight, None),
             lambda one: mkldnn._linear_pointwise(hidden, one, None, "none", [], ""),
         ),
         "torch": by(lambda weight: weight, lambda one: functional.linear(hidden, one)),
         "int8": by(_int8, lambda one: aten._weight_int8pack_mm(hidden, *one)),
-        "int4": by(_int4, lambda one: aten._weight_int4pack_mm_for_cpu(hidden, one[0], GROUP, one[1])),
+        "int4": by(
+            _int4, lambda one: aten._weight_int4pack_mm_for_cpu(hidden, one[0], GROUP, one[1])
+        ),
     }
 
 
@@ -95,12 +108,27 @@ def main() -> None:
     for part, (out_features, in_features) in SHAPES.items():
         for rows in ROWS:
             found = microseconds(ways(out_features, in_features, rows))
-            others = [f"{found['ours'] / spent:.2f}" for name, spent in found.items() if name != "ours"]
-            lines.append(f"| {part} | {out_features} x {in_features} | {rows} | {found['ours']:.0f} | {' | '.join(others)} |")
+            others = [
+                f"{found['ours'] / spent:.2f}" for name, spent in found.items() if name != "ours"
+            ]
+            lines.append(
+                f"| {part} | {out_features} x {in_features} | {rows} | {found['ours']:.0f} |"
+                f" {' | '.join(others)} |"
+            )
             print(lines[-1], flush=True)
     heads = ["product", "weight", "batch", "ours, µs", "oneDNN, packed", "torch", "int8", "int4"]
-    note = "Speed of each way over our kernel in bfloat16, medians in turns. int8 and int4: torch's kernels for such weights."
-    table = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2), *lines, "", note, ""]
+    note = (
+        "Speed of each way over our kernel in bfloat16, medians in turns. int8 and int4: torch's"
+        " kernels for such weights."
+    )
+    table = [
+        f"| {' | '.join(heads)} |",
+        "| --- | --- |" + " ---: |" * (len(heads) - 2),
+        *lines,
+        "",
+        note,
+        "",
+    ]
     OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
 
 

@@ -1,10 +1,12 @@
-"""Compare the step time of three policies for the keys above an early exit: recompute, propagate, ragged cache.
+"""Compare the step time of three policies for the keys above an early exit: recompute, propagate,
+ragged cache.
 
     python benchmarks/missing_kv.py [--model tiny]
 
-`recompute` is the policy of ulskip, `propagate` that of CALM. All policies exit at the same random depths, on the same
-tokens, with the same checks. Times are CPU seconds of one thread, which other programs hardly affect. A ragged cache
-costs no extra time; this script fills its holes with zeros, so its tokens are meaningless but its time is valid.
+`recompute` is the policy of ulskip, `propagate` that of CALM. All policies exit at the same random
+depths, on the same tokens, with the same checks. Times are CPU seconds of one thread, which other
+programs hardly affect. A ragged cache costs no extra time; this script fills its holes with zeros,
+so its tokens are meaningless but its time is valid.
 """
 
 import argparse
@@ -39,7 +41,9 @@ DEPTHS = {  # how the exit depth of a step is drawn in a model of n layers
 
 
 class KeysWritten(Exception):
-    """The keys and values of a layer have been computed, and the rest of the layer is not needed."""
+    """The keys and values of a layer have been computed, and the rest of the layer is not
+    needed.
+    """
 
 
 class ReplayedSteps(ExitSteps):
@@ -67,7 +71,9 @@ class ReplayedSteps(ExitSteps):
 
     def _confident_logits(self, hidden, before, threshold):
         logits = self.layerwise.logits(hidden)
-        float(softmax_diff(logits).min())  # computed and synchronised as in real decoding, then ignored
+        float(
+            softmax_diff(logits).min()
+        )  # computed and synchronised as in real decoding, then ignored
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None
 
@@ -88,7 +94,10 @@ class ReplayedSteps(ExitSteps):
 
 def seconds(policy, depths, model, layerwise, prompt, config):
     """Measure the CPU seconds of one decode step."""
-    ids, rule = torch.tensor([prompt]), ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS)
+    ids, rule = (
+        torch.tensor([prompt]),
+        ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS),
+    )
     mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
     with torch.inference_mode():
         shallow_view.forward_with_cache(model, ids, mask, cache)
@@ -101,32 +110,60 @@ def seconds(policy, depths, model, layerwise, prompt, config):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny")
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, draw = load(config.model), random.Random(0)
     prompts = encode_workload(resolve(config), loaded.tokenizer).prompts
-    layerwise, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
+    layerwise, rows = (
+        LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)),
+        [],
+    )
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}
         for prompt in prompts:
             depths = [drawn(draw, loaded.metadata.num_layers) for _ in range(NEW_TOKENS)]
             for policy in draw.sample(POLICIES, len(POLICIES)):
-                spent[policy].append(seconds(policy, depths, loaded.model, layerwise, prompt, config))
+                spent[policy].append(
+                    seconds(policy, depths, loaded.model, layerwise, prompt, config)
+                )
         for policy in POLICIES:
             over = [own / least for own, least in zip(spent[policy], spent["ragged"], strict=True)]
-            rows.append({"exits": kind, "policy": policy, "step_seconds": median(spent[policy]), "over_ragged": median(over)})
+            rows.append(
+                {
+                    "exits": kind,
+                    "policy": policy,
+                    "step_seconds": median(spent[policy]),
+                    "over_ragged": median(over),
+                }
+            )
     facts = {**environment.code(), **environment.machine()}
     out = Path(__file__).parent / "results" / f"missing-kv-{args.model}"
-    lines = ["| exits at | keys above them | ms a step, one thread | over ragged |", "| --- | --- | ---: | ---: |"]
-    lines += [f"| {r['exits']} | {r['policy']} | {1e3 * r['step_seconds']:.2f} | {r['over_ragged']:.2f} |" for r in rows]
+    lines = [
+        "| exits at | keys above them | ms a step, one thread | over ragged |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {r['exits']} | {r['policy']} | {1e3 * r['step_seconds']:.2f} | {r['over_ragged']:.2f} |"
+        for r in rows
+    ]
     commit = facts["git_commit"][:10] + " (modified)" * facts["git_dirty"]
-    lines += ["", f"{args.model}, {PROMPTS} prompts of {NEW_TOKENS} tokens, ulskip at {commit}, {facts['processor']}, float32."]
+    lines += [
+        "",
+        (
+            f"{args.model}, {PROMPTS} prompts of {NEW_TOKENS} tokens, ulskip at {commit},"
+            f" {facts['processor']}, float32."
+        ),
+    ]
     print("\n".join(lines))
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    out.with_suffix(".json").write_text(json.dumps({"rows": rows, "environment": facts}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(
+        json.dumps({"rows": rows, "environment": facts}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

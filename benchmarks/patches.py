@@ -1,9 +1,12 @@
-"""Measure the decode loss of gap patches: each option of the fit alone, the number of tokens, and kinds by schedule.
+"""Measure the decode loss of gap patches: each option of the fit alone, the number of tokens, and
+kinds by schedule.
 
-    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part options|tokens|kinds|adapters
+    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part
+    options|tokens|kinds|adapters
 
-PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on training articles. Losses are measured on the first
-20 validation articles, and on 20 of the last 100, which choose options. Finished measurements are kept in the JSON file.
+PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on training articles. Losses
+are measured on the first 20 validation articles, and on 20 of the last 100, which choose options.
+Finished measurements are kept in the JSON file.
 """
 
 import argparse
@@ -37,7 +40,10 @@ from ulskip_cli.tasks.encoding import EncodedExample
 REPORTED, CHOOSING = 20, 20
 OPTIONS = {
     "as default": PatchOptions("full"),
-    **{f"ridge {ridge:g}": PatchOptions("full", ridge=ridge) for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)},
+    **{
+        f"ridge {ridge:g}": PatchOptions("full", ridge=ridge)
+        for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)
+    },
     **{f"rank {rank}": PatchOptions("low_rank", rank) for rank in (8, 32, 128)},
 }
 KINDS = {"low_rank": 0.1, "full": 0.1, "folded": 1.0}
@@ -71,22 +77,43 @@ class Measurement:
     def loss_of(self, examples: list[EncodedExample]) -> ReferenceLoss:
         return ReferenceLoss(examples, BatchSize(10), self.pad, 2**31)
 
-    def measure(self, name: str, kept: tuple[int, ...], fitter: PatchFitter | None, options: PatchOptions | None) -> None:
+    def measure(
+        self,
+        name: str,
+        kept: tuple[int, ...],
+        fitter: PatchFitter | None,
+        options: PatchOptions | None,
+    ) -> None:
         """Measure one schedule with patches, unless it is known."""
         if name in self.found:
             return
         began = time.monotonic()
         adapter = fitter.fit(kept, options) if fitter and options else None
-        self.measure_adapter(name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began)
+        self.measure_adapter(
+            name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began
+        )
 
     def measure_adapter(
-        self, name: str, kept: tuple[int, ...], adapter: SkipAdapter | None, tokens: int | None, seconds: float
+        self,
+        name: str,
+        kept: tuple[int, ...],
+        adapter: SkipAdapter | None,
+        tokens: int | None,
+        seconds: float,
     ) -> None:
         """Measure one schedule with an adapter or none, and store the result."""
         decoder = Decoder(self.model, Plan.from_layers(30, kept), adapter=adapter)
         losses = {key: round(loss.of(decoder), 4) for key, loss in self.losses.items()}
-        self.found[name] = {"kept_layers": kept, **losses, "tokens": tokens, "seconds": round(seconds, 1)}
-        self.found["environment"] = {**environment.code(), **environment.machine(str(self.model.device))}
+        self.found[name] = {
+            "kept_layers": kept,
+            **losses,
+            "tokens": tokens,
+            "seconds": round(seconds, 1),
+        }
+        self.found["environment"] = {
+            **environment.code(),
+            **environment.machine(str(self.model.device)),
+        }
         write_atomic(self.file, json.dumps(self.found, indent=1) + "\n")
         print(name, losses, f"{seconds:.1f} s", flush=True)
 
@@ -100,8 +127,12 @@ class Measurement:
             self.work / f"patches-own-{len(examples)}.jsonl",
         )
         prompts = [one.prompt_ids for one in examples]
-        answers = generate_own_responses(self.model, prompts, OwnResponses(), context, file, NullProgress())
-        return [EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)]
+        answers = generate_own_responses(
+            self.model, prompts, OwnResponses(), context, file, NullProgress()
+        )
+        return [
+            EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)
+        ]
 
 
 def measure_options(one: Measurement) -> None:
@@ -126,7 +157,12 @@ def measure_tokens(one: Measurement) -> None:
             fitter = reference.with_batches(both[fewer // 2 :: fewer] or both[:1])
             for kind, ridge in (("full", 0.1), ("low_rank", 0.1)):
                 name = f"tokens {count}: {kind} {fitter.num_positions}"
-                one.measure(name, without_block(30, count, OPTION_BLOCKS[count]), fitter, PatchOptions(kind, ridge=ridge))
+                one.measure(
+                    name,
+                    without_block(30, count, OPTION_BLOCKS[count]),
+                    fitter,
+                    PatchOptions(kind, ridge=ridge),
+                )
 
 
 def measure_kinds(one: Measurement) -> None:
@@ -142,14 +178,20 @@ def measure_kinds(one: Measurement) -> None:
     for count in KEPT:
         for first in spread(first_layers(30, count), BLOCKS):
             kept = without_block(30, count, first)
-            one.measure(f"block {count}: {first}", kept, fitter, PatchOptions("full", ridge=KINDS["full"]))
+            one.measure(
+                f"block {count}: {first}", kept, fitter, PatchOptions("full", ridge=KINDS["full"])
+            )
         blocks = [found for name, found in one.found.items() if name.startswith(f"block {count}:")]
-        sets[count, "one_block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
+        sets[count, "one_block"] = tuple(
+            min(blocks, key=lambda found: found["choose"])["kept_layers"]
+        )
     sets |= {(count, "search"): found for count in KEPT if (found := searched(count))}
     for (count, strategy), kept in sets.items():
         one.measure(f"kinds {count}: {strategy} none", kept, None, None)
         for kind, ridge in KINDS.items():
-            one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
+            one.measure(
+                f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge)
+            )
 
 
 def measure_adapters(one: Measurement) -> None:
@@ -173,7 +215,12 @@ def searched(count: int) -> tuple[int, ...] | None:
     return None
 
 
-PARTS = {"options": measure_options, "tokens": measure_tokens, "kinds": measure_kinds, "adapters": measure_adapters}
+PARTS = {
+    "options": measure_options,
+    "tokens": measure_tokens,
+    "kinds": measure_kinds,
+    "adapters": measure_adapters,
+}
 
 
 def table(heads: list[str], lines: list[list[str]]) -> str:
@@ -186,37 +233,60 @@ def cell(found: dict, name: str) -> str:
 
 
 def pages(found: dict) -> dict[str, str]:
-    """Return the tables of finished parts by name: decode losses in nats per token on the first 20 validation articles."""
+    """Return the tables of finished parts by name: decode losses in nats per token on the first 20
+    validation articles.
+    """
     kinds = [
-        [f"{count}/30", strategy, *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in ("none", *KINDS))]
+        [
+            f"{count}/30",
+            strategy,
+            *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in ("none", *KINDS)),
+        ]
         for count in KEPT
         for strategy in ("unified", "block_influence", "one_block", "search")
     ]
     sets = {name: found[name]["kept_layers"] for name in found if name.startswith("kinds")}
-    trained = {tuple(found[name]["kept_layers"]): name for name in found if name.startswith("adapters")}
+    trained = {
+        tuple(found[name]["kept_layers"]): name for name in found if name.startswith("adapters")
+    }
     for line in kinds:
         kept = sets.get(f"kinds {line[0].split('/')[0]}: {line[1]} none", ())
         line.append(cell(found, trained.get(tuple(kept), "")))
     names = list(dict.fromkeys(name.split(": ")[1] for name in found if name.startswith("options")))
-    options = [[name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names]
+    options = [
+        [name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names
+    ]
     counts = sorted({int(name.split()[-1]) for name in found if name.startswith("tokens")})
     parts = [(count, kind) for count in (24, 20) for kind in ("full", "low_rank")]
-    tokens = [[str(n), *(cell(found, f"tokens {count}: {kind} {n}") for count, kind in parts)] for n in counts]
+    tokens = [
+        [str(n), *(cell(found, f"tokens {count}: {kind} {n}") for count, kind in parts)]
+        for n in counts
+    ]
     made = {
-        "kinds": table(["layers", "strategy", "none", *KINDS, "adapter"], [line for line in kinds if set(line[2:]) != {"–"}]),
+        "kinds": table(
+            ["layers", "strategy", "none", *KINDS, "adapter"],
+            [line for line in kinds if set(line[2:]) != {"–"}],
+        ),
         "options": table(["patch", "24 layers", "20 layers"], options),
         "tokens": table(["tokens", *(f"{kind}, {count} layers" for count, kind in parts)], tokens),
     }
-    note = f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip {found['environment']['git_commit'][:10]}."
+    note = (
+        f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"
+        f" {found['environment']['git_commit'][:10]}."
+    )
     return {name: f"{text}\n\n{note}\n" for name, text in made.items() if text.count("\n") > 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
     parser.add_argument("--part", choices=tuple(PARTS), required=True)
-    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/patches-smollm2-135m.json"))
+    parser.add_argument(
+        "--to", type=Path, default=Path("benchmarks/results/patches-smollm2-135m.json")
+    )
     args = parser.parse_args()
     one = Measurement(args.data, args.work, args.to)
     with torch.inference_mode():

@@ -1,15 +1,18 @@
 """Insert the tables that runs have written into README.md and docs/, between their markers.
 
-A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects columns and drops the notes
-between the table and its last paragraph, the provenance. `<!-- sentence: FILE | BEGINNING -->` marks a sentence of a file
-instead. The block ends with `<!-- end -->`.
+A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
+columns and drops the notes between the table and its last paragraph, the provenance. `<!--
+sentence: FILE | BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end
+-->`.
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"(<!-- table: ([^ ]+)(?: \| columns: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- table: ([^ ]+)(?: \| columns: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 SENTENCE = re.compile(r"(<!-- sentence: ([^ ]+) \| ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -27,8 +30,14 @@ def fill_tables(text: str) -> str:
         return f"{match[1]}{select(kept, match[3].split(', ')) if match[3] else kept}\n{match[4]}"
 
     def sentence(match: re.Match[str]) -> str:
-        found = re.search(rf"^{re.escape(match[3])}.*?\.(?=\s)", (ROOT / match[2]).read_text("utf-8"), re.MULTILINE)
-        assert found, f"expected a sentence '{match[3]} ...' at the beginning of a line of {match[2]}"
+        found = re.search(
+            rf"^{re.escape(match[3])}.*?\.(?=\s)",
+            (ROOT / match[2]).read_text("utf-8"),
+            re.MULTILINE,
+        )
+        assert found, (
+            f"expected a sentence '{match[3]} ...' at the beginning of a line of {match[2]}"
+        )
         return f"{match[1]}{found[0]}\n{match[4]}"
 
     return SENTENCE.sub(sentence, BLOCK.sub(body, text))

@@ -1,4 +1,6 @@
-"""Print docs/combinations.md and the keys in docs/results.md; the site gets a page of all configuration keys, too."""
+"""Print docs/combinations.md and the keys in docs/results.md; the site gets a page of all
+configuration keys, too.
+"""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,9 +45,13 @@ def combinations() -> str:
     """Return the page of combinations."""
     kinds = {name: engine_class(name) for name in engine_names() if name != "auto"}
     own = [name for name in kinds if kinds[name].__module__.startswith("ulskip_cli.")]
-    engines = {name: kinds[name].supports for name in sorted(own, key=lambda name: kinds[name].is_runtime)}
+    engines = {
+        name: kinds[name].supports for name in sorted(own, key=lambda name: kinds[name].is_runtime)
+    }
     together = {
-        need: frozenset(other for other in ALL if other in supports and need in TOGETHER.get(other, ALL))
+        need: frozenset(
+            other for other in ALL if other in supports and need in TOGETHER.get(other, ALL)
+        )
         for need, supports in TOGETHER.items()
     }
     pages = [
@@ -57,7 +63,10 @@ def combinations() -> str:
         "",
         "## Engines",
         "",
-        "`engine=auto` uses `torch` if it supports the request, and otherwise `transformers`. Every",
+        (
+            "`engine=auto` uses `torch` if it supports the request, and otherwise `transformers`."
+            " Every"
+        ),
         "engine supports what is not listed.",
         "",
         *matrix(engines, Need),
@@ -109,7 +118,9 @@ def group_section(group: str) -> Iterator[str]:
     """Yield the choices of a group, and each of their keys once."""
     yield from (f"## `{group}`", "")
     choices = reference.describe_choices(group)
-    yield from table(["choice", ""], ([f"`{group}={name}`", cell(text)] for name, text in choices.items()))
+    yield from table(
+        ["choice", ""], ([f"`{group}={name}`", cell(text)] for name, text in choices.items())
+    )
     by_name: dict[str, ConfigKey] = {}
     users: dict[str, list[str]] = {}
     default = reference.default_choice(group)
@@ -120,7 +131,8 @@ def group_section(group: str) -> Iterator[str]:
     if by_name:
         everywhere = len(choices)
         rows = (
-            [*row(key)[:-1], "" if len(users[name]) == everywhere else ", ".join(users[name])] for name, key in by_name.items()
+            [*row(key)[:-1], "" if len(users[name]) == everywhere else ", ".join(users[name])]
+            for name, key in by_name.items()
         )
         yield from table((*HEADS[:-1], "only with"), rows)
 
@@ -133,7 +145,13 @@ def key_table(shown: Iterable[ConfigKey]) -> Iterator[str]:
 def row(key: ConfigKey) -> list[str]:
     """Return the cells of a key."""
     kind = ", ".join(f"`{choice}`" for choice in key.choices) or cell(key.type)
-    return [f"`{key.name}`", cell(key.meaning), kind, default_cell(key.default), ", ".join(key.commands)]
+    return [
+        f"`{key.name}`",
+        cell(key.meaning),
+        kind,
+        default_cell(key.default),
+        ", ".join(key.commands),
+    ]
 
 
 def default_cell(value: Any) -> str:

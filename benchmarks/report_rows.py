@@ -1,4 +1,5 @@
-"""Measure the time of `ulskip report` over many rows, which are a folder's rows repeated with other models, seeds and ids.
+"""Measure the time of `ulskip report` over many rows, which are a folder's rows repeated with other
+models, seeds and ids.
 
 python benchmarks/report_rows.py [--rows 10000] [--results results/reproduce]
 """
@@ -17,7 +18,9 @@ SEEDS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--results", type=Path, default=Path("results/reproduce"))
     args = parser.parse_args()
@@ -27,14 +30,25 @@ def main() -> None:
             for number in range(args.rows):
                 copy, row = number // len(known), known[number % len(known)]
                 model, seed = f"{row['model']}-{copy // SEEDS}", 1 + copy % SEEDS
-                ids = {key: f"{int(row[key], 16) + copy:012x}" for key in ("id", "baseline_id") if row.get(key)}
+                ids = {
+                    key: f"{int(row[key], 16) + copy:012x}"
+                    for key in ("id", "baseline_id")
+                    if row.get(key)
+                }
                 config = {**row["config"], "seed": seed}
-                file.write(json.dumps({**row, **ids, "model": model, "seed": seed, "config": config}) + "\n")
+                file.write(
+                    json.dumps({**row, **ids, "model": model, "seed": seed, "config": config})
+                    + "\n"
+                )
         for options in ([], ["--no-plots"], ["--html"]):
             began = time.perf_counter()
             command = [sys.executable, "-m", "ulskip_cli", "report", folder, *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            print(f"ulskip report {' '.join(options)} over {args.rows} rows: {time.perf_counter() - began:.1f} s", flush=True)
+            print(
+                f"ulskip report {' '.join(options)} over {args.rows} rows:"
+                f" {time.perf_counter() - began:.1f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

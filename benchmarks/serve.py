@@ -1,6 +1,8 @@
-"""Load on OpenAI servers: requests/s, time to first token and time per output token, with all servers measured in turns.
+"""Load on OpenAI servers: requests/s, time to first token and time per output token, with all
+servers measured in turns.
 
-`python benchmarks/serve.py full=http://127.0.0.1:8300 pair=http://127.0.0.1:8000 --concurrency 1 8 32 --to load.json`
+`python benchmarks/serve.py full=http://127.0.0.1:8300 pair=http://127.0.0.1:8000 --concurrency 1 8
+32 --to load.json`
 """
 
 import argparse
@@ -21,11 +23,22 @@ def model_of(url: str) -> str:
         return str(json.load(answer)["data"][0]["id"])
 
 
-def measure_request(url: str, model: str, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+def measure_request(
+    url: str, model: str, prompt: list[int], new_tokens: int
+) -> tuple[float, float]:
     """Return seconds to the first token and seconds per later token of one streamed answer."""
-    body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
     body["return_token_ids"] = True
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     start, first, last, count = time.perf_counter(), 0.0, 0.0, 0
     with urllib.request.urlopen(request, timeout=600) as answer:
         for line in answer:
@@ -42,10 +55,14 @@ def measure_request(url: str, model: str, prompt: list[int], new_tokens: int) ->
     return first - start, (last - first) / (new_tokens - 1)
 
 
-def measure(url: str, model: str, prompts: list[list[int]], concurrency: int, new_tokens: int) -> dict[str, float]:
+def measure(
+    url: str, model: str, prompts: list[list[int]], concurrency: int, new_tokens: int
+) -> dict[str, float]:
     start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
-        times = list(pool.map(lambda prompt: measure_request(url, model, prompt, new_tokens), prompts))
+        times = list(
+            pool.map(lambda prompt: measure_request(url, model, prompt, new_tokens), prompts)
+        )
     seconds = time.perf_counter() - start
     return {
         "requests_per_second": len(prompts) / seconds,
@@ -62,7 +79,9 @@ def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("servers", nargs="+", metavar="NAME=URL")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -70,35 +89,77 @@ def main() -> None:
     parser.add_argument("--least-requests", type=int, default=4, help="at least so many per round")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--vocabulary", type=int, default=8000, help="prompts are random ids from 2 to this number")
-    parser.add_argument("--prompts", type=Path, help="JSON file with a list of prompts as token ids, instead of random ones")
+    parser.add_argument(
+        "--vocabulary", type=int, default=8000, help="prompts are random ids from 2 to this number"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="JSON file with a list of prompts as token ids, instead of random ones",
+    )
     parser.add_argument("--to", type=Path, help="JSON file with all samples")
     options = parser.parse_args()
     servers = dict(server.split("=", 1) for server in options.servers)
     models = {name: model_of(url) for name, url in servers.items()}
     samples: list[dict[str, Any]] = []
-    source = iter(json.loads(options.prompts.read_text())) if options.prompts else random_prompts(options)
+    source = (
+        iter(json.loads(options.prompts.read_text()))
+        if options.prompts
+        else random_prompts(options)
+    )
     for round_number in range(-1, options.rounds):  # round -1 warms up
         for concurrency in options.concurrency:
             count = max(concurrency * options.requests, options.least_requests)
             prompts = [next(source) for _ in range(count + 1)]
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
-                measure_request(servers[name], models[name], prompts[0], options.new_tokens)  # warms caches
-                result = measure(servers[name], models[name], prompts[1:], concurrency, options.new_tokens)
-                print(f"round {round_number} {name} x{concurrency}: {result}", file=sys.stderr, flush=True)
+                measure_request(
+                    servers[name], models[name], prompts[0], options.new_tokens
+                )  # warms caches
+                result = measure(
+                    servers[name], models[name], prompts[1:], concurrency, options.new_tokens
+                )
+                print(
+                    f"round {round_number} {name} x{concurrency}: {result}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 if round_number >= 0:
-                    samples.append({"server": name, "concurrency": concurrency, "round": round_number, **result})
+                    samples.append(
+                        {
+                            "server": name,
+                            "concurrency": concurrency,
+                            "round": round_number,
+                            **result,
+                        }
+                    )
     if options.to:
-        settings = {key: value for key, value in vars(options).items() if key not in ("to", "servers", "prompts")}
-        options.to.write_text(json.dumps({"settings": settings, "samples": samples}, indent=1) + "\n")
-    print("| server | concurrency | requests/s | time to first token (ms) | time per output token (ms) |")
+        settings = {
+            key: value
+            for key, value in vars(options).items()
+            if key not in ("to", "servers", "prompts")
+        }
+        options.to.write_text(
+            json.dumps({"settings": settings, "samples": samples}, indent=1) + "\n"
+        )
+    print(
+        "| server | concurrency | requests/s | time to first token (ms) | time per output token"
+        " (ms) |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for concurrency in options.concurrency:
         for name in servers:
-            chosen = [sample for sample in samples if (sample["server"], sample["concurrency"]) == (name, concurrency)]
-            rate, first, each = (statistics.median(sample[key] for sample in chosen) for key in list(chosen[0])[3:])
-            print(f"| {name} | {concurrency} | {rate:.2f} | {first * 1000:.1f} | {each * 1000:.1f} |")
+            chosen = [
+                sample
+                for sample in samples
+                if (sample["server"], sample["concurrency"]) == (name, concurrency)
+            ]
+            rate, first, each = (
+                statistics.median(sample[key] for sample in chosen) for key in list(chosen[0])[3:]
+            )
+            print(
+                f"| {name} | {concurrency} | {rate:.2f} | {first * 1000:.1f} | {each * 1000:.1f} |"
+            )
 
 
 if __name__ == "__main__":

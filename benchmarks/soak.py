@@ -1,10 +1,11 @@
-"""Interrupt sweep, train, export and tune at random moments, and compare what they write in the end with an undisturbed run.
+"""Interrupt sweep, train, export and tune at random moments, and compare what they write in the end
+with an undisturbed run.
 
     python benchmarks/soak.py [--count 10] [--seed 1]
 
-Each of SIGKILL, SIGTERM and SIGINT comes COUNT times, spread over the commands. A command that was interrupted runs again in
-the same folder, and is interrupted again, until it ends. The exit code is 1 if a row, a weight, an exported file or an exit
-code differs, or if a temporary file is left.
+Each of SIGKILL, SIGTERM and SIGINT comes COUNT times, spread over the commands. A command that was
+interrupted runs again in the same folder, and is interrupted again, until it ends. The exit code is
+1 if a row, a weight, an exported file or an exit code differs, or if a temporary file is left.
 """
 
 import argparse
@@ -26,9 +27,16 @@ from pathlib import Path
 from typing import Any
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# A signal that comes when the command has ended and Python exits ends the process itself, as -15; shells show 143 then too.
+# A signal that comes when the command has ended and Python exits ends the process itself, as -15;
+# shells show 143 then too.
 CODES = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}
-QUICK = ["limit=6", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=4"]
+QUICK = [
+    "limit=6",
+    "decoding.max_new_tokens=8",
+    "speed.pairs=2",
+    "speed.warmup=0",
+    "speed.new_tokens=4",
+]
 GRID = ["model=tiny", "strategy=full,unified,top_skip", "ratio=2,3", "batch_size=1,4", *QUICK]
 TRAINING = [
     "limit=24",
@@ -42,7 +50,12 @@ EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
 TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", *QUICK]
 TUNING += ["correction.responses=reference", "adapter=always", "adapter_steps=6"]
 TUNING += ["candidates=['strategy=unified correction=none','strategy=unified']"]
-CHOSEN = ("candidate", "kept_layers", "patch", "choice_row_id")  # keys of a tuning's result that no time changes
+CHOSEN = (
+    "candidate",
+    "kept_layers",
+    "patch",
+    "choice_row_id",
+)  # keys of a tuning's result that no time changes
 COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(
     r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve|^resumed$"
@@ -62,7 +75,14 @@ class Place:
             "sweep": [f"results_dir={folder}", "name=x", *GRID],
             "tune": [f"results_dir={folder}", "name=x", *TUNING],
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
-            "export": ["model=tiny", "--to", str(folder / "x"), "--results", str(self.model), *EXPORT],
+            "export": [
+                "model=tiny",
+                "--to",
+                str(folder / "x"),
+                "--results",
+                str(self.model),
+                *EXPORT,
+            ],
         }
         return [sys.executable, "-m", "ulskip_cli", self.command, *given[self.command]]
 
@@ -72,14 +92,23 @@ def run(line: Sequence[str]) -> float:
     began = time.monotonic()
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(line)} ended with exit code {done.returncode}: {done.stderr[-500:]}")
+        raise SystemExit(
+            f"{' '.join(line)} ended with exit code {done.returncode}: {done.stderr[-500:]}"
+        )
     return time.monotonic() - began
 
 
 def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tuple[int, str]:
-    """Start a command, send a signal after a delay, and return its exit code and its last line of error."""
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors) as process:
-        while number != signal.SIGKILL and process.poll() is None and not handles(process.pid, number):
+    """Start a command, send a signal after a delay, and return its exit code and its last line of
+    error.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors) as process,
+    ):
+        while (
+            number != signal.SIGKILL and process.poll() is None and not handles(process.pid, number)
+        ):
             time.sleep(0.01)  # the interpreter starts, which no program can change
         end = time.monotonic() + delay
         while process.poll() is None and time.monotonic() < end:
@@ -92,20 +121,29 @@ def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tupl
 
 
 def handles(pid: int, number: signal.Signals) -> bool:
-    """Return True if the program handles the signal; Python itself handles SIGINT, so SIGTERM decides."""
+    """Return True if the program handles the signal; Python itself handles SIGINT, so SIGTERM
+    decides.
+    """
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return True
-    caught = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt")), "0")
+    caught = next(
+        (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt")),
+        "0",
+    )
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: random.Random) -> Iterator[str]:
+def soak(
+    place: Place, folder: Path, signals: Sequence[signal.Signals], chance: random.Random
+) -> Iterator[str]:
     """Yield the differences of a command that is interrupted by each signal in turn.
 
     All runs write into a folder of one name, which rows and files may contain.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs, and so ours, ignore it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell lets its background jobs, and so ours, ignore it
     whole, own = folder / "whole", folder / "run"
     seconds = run(place.line(own))
     own.rename(whole)
@@ -119,14 +157,19 @@ def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: 
             code, told = interrupt(place.line(own), left[0], chance.uniform(0, seconds))
             ended = code == 0
             if ended:
-                seconds *= 0.8  # the first run can be much slower than the later ones, and every signal must come in time
+                # the first run can be much slower than the later ones, and every signal must come
+                # in time
+                seconds *= 0.8
             else:
                 codes[left[0].name] += 1
                 if code not in CODES[left.pop(0)]:
                     yield f"{place.command}: exit code {code} ({told})"
         if not ended:
             run(place.line(own))
-        yield from (f"{place.command}, round {rounds}: {text}" for text in differences(place.command, whole, own))
+        yield from (
+            f"{place.command}, round {rounds}: {text}"
+            for text in differences(place.command, whole, own)
+        )
         shutil.rmtree(own)
     print(f"{place.command}: interrupted by {dict(codes)} in {rounds} rounds", flush=True)
 
@@ -134,25 +177,47 @@ def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: 
 def differences(command: str, whole: Path, own: Path) -> list[str]:
     """List the differences between what two runs of a command wrote."""
     want, got = files_of(whole), files_of(own)
-    lines = [f"{name} is missing" for name in sorted(want - got)] + [f"{name} is left over" for name in sorted(got - want)]
+    lines = [f"{name} is missing" for name in sorted(want - got)] + [
+        f"{name} is left over" for name in sorted(got - want)
+    ]
     if command in ("sweep", "tune"):
         lines += row_differences(rows_of(whole / "x"), rows_of(own / "x"))
     for name in sorted(want & got):
-        if name.suffix in (".safetensors", ".model") or name.parent.name == "generations" or command == "export":
+        if (
+            name.suffix in (".safetensors", ".model")
+            or name.parent.name == "generations"
+            or command == "export"
+        ):
             lines += [] if digest(whole / name) == digest(own / name) else [f"{name} differs"]
     if command == "tune":
-        chosen = [json.loads(next((place / "x" / "tuning").glob("*.json")).read_text("utf-8")) for place in (whole, own)]
-        lines += [f"the choice differs in {key}" for key in CHOSEN if chosen[0][key] != chosen[1][key]]
+        chosen = [
+            json.loads(next((place / "x" / "tuning").glob("*.json")).read_text("utf-8"))
+            for place in (whole, own)
+        ]
+        lines += [
+            f"the choice differs in {key}" for key in CHOSEN if chosen[0][key] != chosen[1][key]
+        ]
     if command == "train":
-        a, b = (unmeasured(json.loads((place / "x" / "training.json").read_text("utf-8"))) for place in (whole, own))
-        lines += [f"training.json differs in {key}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+        a, b = (
+            unmeasured(json.loads((place / "x" / "training.json").read_text("utf-8")))
+            for place in (whole, own)
+        )
+        lines += [
+            f"training.json differs in {key}"
+            for key in sorted({*a, *b})
+            if a.get(key) != b.get(key)
+        ]
     return lines
 
 
 def files_of(folder: Path) -> set[Path]:
     """Return the files that a run wrote, without locks, logs and learning curves."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {path for path in found if not {".locks", "logs"} & set(path.parts) and path.stem != "learning_curve"}
+    return {
+        path
+        for path in found
+        if not {".locks", "logs"} & set(path.parts) and path.stem != "learning_curve"
+    }
 
 
 def digest(file: Path) -> str:
@@ -173,23 +238,33 @@ def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
         if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
     }
     if "environment" in row:  # a commit during the soak changes no result
-        kept["environment"] = {key: value for key, value in row["environment"].items() if not key.startswith("git_")}
+        kept["environment"] = {
+            key: value for key, value in row["environment"].items() if not key.startswith("git_")
+        }
     return kept
 
 
 def row_differences(whole: list[dict[str, Any]], own: list[dict[str, Any]]) -> list[str]:
     """List the differences between the rows of two sweeps, one line each."""
-    lines = [f"{point} has {count} rows" for point, count in Counter(row["id"] for row in own).items() if count > 1]
+    lines = [
+        f"{point} has {count} rows"
+        for point, count in Counter(row["id"] for row in own).items()
+        if count > 1
+    ]
     want, got = ({row["id"]: unmeasured(row) for row in rows} for rows in (whole, own))
     lines += [f"{point} is lost" for point in want.keys() - got.keys()]
     lines += [f"{point} is only in the interrupted sweep" for point in got.keys() - want.keys()]
     for point in want.keys() & got.keys():
-        keys = {key for key in want[point] | got[point] if want[point].get(key) != got[point].get(key)}
+        keys = {
+            key for key in want[point] | got[point] if want[point].get(key) != got[point].get(key)
+        }
         lines += [f"{point} differs in {', '.join(sorted(keys))}"] if keys else []
     return lines
 
 
-def spread(count: int, commands: Sequence[str], chance: random.Random) -> dict[str, list[signal.Signals]]:
+def spread(
+    count: int, commands: Sequence[str], chance: random.Random
+) -> dict[str, list[signal.Signals]]:
     """Spread `count` of each signal over the commands, in random order."""
     found: dict[str, list[signal.Signals]] = {command: [] for command in commands}
     for number, one in enumerate(one for one in SIGNALS for _ in range(count)):
@@ -200,7 +275,9 @@ def spread(count: int, commands: Sequence[str], chance: random.Random) -> dict[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=10, help="number of each signal")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commands", nargs="*", default=COMMANDS, choices=COMMANDS)
@@ -210,13 +287,24 @@ def main() -> int:
     chance, found = random.Random(args.seed), []
     with tempfile.TemporaryDirectory(prefix="ulskip-soak-") as name:
         folder = Path(name)
-        made = ["export", "model=tiny", "ratio=4", "prompt_layers=kept", "--no-check", "--to", str(folder / "model")]
+        made = [
+            "export",
+            "model=tiny",
+            "ratio=4",
+            "prompt_layers=kept",
+            "--no-check",
+            "--to",
+            str(folder / "model"),
+        ]
         run([sys.executable, "-m", "ulskip_cli", *made])
         for command, signals in spread(args.count, args.commands, chance).items():
             for text in soak(Place(command, folder / "model"), folder / command, signals, chance):
                 print(text, flush=True)
                 found.append(text)
-    print(f"{args.count} of each signal with seed {args.seed}: {f'{len(found)} differences' if found else 'no difference'}")
+    print(
+        f"{args.count} of each signal with seed {args.seed}:"
+        f" {f'{len(found)} differences' if found else 'no difference'}"
+    )
     return bool(found)
 
 

@@ -35,7 +35,9 @@ STACKS = [
 
 
 def reference_logits(model, ids, prompt_len, kept):
-    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch, len, vocab_size]."""
+    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch,
+    len, vocab_size].
+    """
 
     def make_hook(i):
         runs = torch.tensor([True] * prompt_len + [i in kept] * (ids.shape[1] - prompt_len))
@@ -50,8 +52,13 @@ def reference_logits(model, ids, prompt_len, kept):
 
         return hook
 
-    hooks = [layer.register_forward_hook(make_hook(i), with_kwargs=True) for i, layer in enumerate(find_layers(model))]
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    hooks = [
+        layer.register_forward_hook(make_hook(i), with_kwargs=True)
+        for i, layer in enumerate(find_layers(model))
+    ]
+    options = (
+        {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    )
     try:
         with torch.no_grad():
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
@@ -68,4 +75,7 @@ def find_layers(model):
             module = getattr(module, name, None)
         if isinstance(module, torch.nn.ModuleList):
             return module
-    raise LookupError(f"no decoder layers in {type(model).__name__}: {[name for name, _ in model.named_children()]}")
+    raise LookupError(
+        f"no decoder layers in {type(model).__name__}:"
+        f" {[name for name, _ in model.named_children()]}"
+    )

@@ -1,4 +1,6 @@
-"""Shared fixtures: models, a tokenizer, a saved model folder and command lines. Tests use no network and assert no times."""
+"""Shared fixtures: models, a tokenizer, a saved model folder and command lines. Tests use no
+network and assert no times.
+"""
 
 import os
 
@@ -37,7 +39,12 @@ def llama():
     return build_model("llama")
 
 
-TEXTS = ["the cat sat on the mat", "der Hund schläft im Haus", "Translate German to English:", "a b c d e f g h i j"]
+TEXTS = [
+    "the cat sat on the mat",
+    "der Hund schläft im Haus",
+    "Translate German to English:",
+    "a b c d e f g h i j",
+]
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +55,15 @@ def tokenizer():
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=300,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     inner.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -59,15 +71,24 @@ def model_folder(tokenizer, tmp_path_factory):
     """Save a random Llama with its tokenizer, as a Hugging Face model folder."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    options = {**NEW_STYLE, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(folder)
+    options = {
+        **NEW_STYLE,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**options, tie_word_embeddings=True)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def ulskip(capsys):
-    """Return a function that runs a command line and returns its exit code, standard output and standard error."""
+    """Return a function that runs a command line and returns its exit code, standard output and
+    standard error.
+    """
     from ulskip_cli.cli.app import invoke
 
     def call(*arguments):
@@ -81,18 +102,34 @@ def ulskip(capsys):
 @pytest.fixture
 def quick():
     """Return overrides for few examples, tokens and timed pairs."""
-    return ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+    return [
+        "limit=3",
+        "decoding.max_new_tokens=4",
+        "speed.pairs=2",
+        "speed.warmup=0",
+        "speed.new_tokens=3",
+    ]
 
 
 @pytest.fixture
 def overrides(model_folder, tmp_path, quick):
-    """Return overrides for the saved model and a temporary results folder, with few examples, tokens and timed pairs."""
-    return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *quick]
+    """Return overrides for the saved model and a temporary results folder, with few examples,
+    tokens and timed pairs.
+    """
+    return [
+        "model=hf",
+        f"model.path={model_folder}",
+        "model.dtype=float32",
+        f"results_dir={tmp_path}",
+        *quick,
+    ]
 
 
 @pytest.fixture
 def point(llama, tokenizer):
-    """Return a function that makes a decoder, its encoded workload and its configuration from overrides."""
+    """Return a function that makes a decoder, its encoded workload and its configuration from
+    overrides.
+    """
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.engines.decoder import Decoder

@@ -1,4 +1,6 @@
-"""Overrides that make a run of the bundled model need each `Need`, for the tests of combinations."""
+"""Overrides that make a run of the bundled model need each `Need`, for the tests of
+combinations.
+"""
 
 import warnings
 
@@ -34,12 +36,20 @@ RECIPES = {
 }
 SMALL = [
     *["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "speed.pairs=1"],
-    *["speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4", "batch_size=2", "baseline=false"],
+    *[
+        "speed.warmup=0",
+        "speed.new_tokens=4",
+        "speed.prompt_tokens=4",
+        "batch_size=2",
+        "baseline=false",
+    ],
 ]
 
 
 def overrides_for(*needs, supports=ALL, **paths):
-    """Return overrides that need `needs`; prompts run through the kept layers alone if an engine wants it."""
+    """Return overrides that need `needs`; prompts run through the kept layers alone if an engine
+    wants it.
+    """
     asked = {}
     for need in needs:
         for text in RECIPES[need]:
@@ -60,7 +70,9 @@ def overrides_for(*needs, supports=ALL, **paths):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Return the folders of a skip adapter and of a PEFT adapter of the bundled model, which change nothing."""
+    """Return the folders of a skip adapter and of a PEFT adapter of the bundled model, which change
+    nothing.
+    """
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
@@ -77,5 +89,7 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name
-        get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder / "peft")
+        get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(
+            folder / "peft"
+        )
     return {"adapter": folder / "skip", "peft": folder / "peft"}

@@ -9,7 +9,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 def load_recipe(path: str) -> ModuleType:
     """Import a script under recipes/ as a module."""
-    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), RECIPES / path)
+    spec = importlib.util.spec_from_file_location(
+        path.replace("/", "_").removesuffix(".py"), RECIPES / path
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

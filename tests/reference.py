@@ -1,4 +1,6 @@
-"""Tiny random models of many architectures, and an independent, uncached reference of layer skipping."""
+"""Tiny random models of many architectures, and an independent, uncached reference of layer
+skipping.
+"""
 
 from contextlib import contextmanager
 
@@ -11,23 +13,42 @@ NUM_LAYERS = 6
 VOCAB_SIZE = 101
 NEAR_TIE = 1e-4
 NEW_STYLE = {
-    "num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
-    "initializer_range": 0.3, "max_position_embeddings": 128,
-}  # fmt: skip
+    "num_hidden_layers": NUM_LAYERS,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB_SIZE,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 128,
+}
 OLD_STYLE = {
-    "n_layer": NUM_LAYERS, "n_head": 4, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": None, "initializer_range": 0.3,
-}  # fmt: skip
+    "n_layer": NUM_LAYERS,
+    "n_head": 4,
+    "vocab_size": VOCAB_SIZE,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "initializer_range": 0.3,
+}
 ARCHITECTURES = {
     "llama": ("Llama", NEW_STYLE),
     "smollm3": ("SmolLM3", NEW_STYLE),  # rope on some layers only
     "mistral": ("Mistral", {**NEW_STYLE, "sliding_window": 4}),
     "gemma2": ("Gemma2", {**NEW_STYLE, "head_dim": 8, "sliding_window": 4}),
-    "qwen2": ("Qwen2", {**NEW_STYLE, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+    "qwen2": (
+        "Qwen2",
+        {**NEW_STYLE, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
+    ),
     "mixtral": ("Mixtral", {**NEW_STYLE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "bloom": ("Bloom", {**OLD_STYLE, "hidden_size": 32}),
-    "gpt2": ("GPT2", {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt2": (
+        "GPT2",
+        {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
+    ),
 }
 
 
@@ -46,24 +67,32 @@ def stack_of(model):
 
 
 def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=None):
-    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch, len, vocab].
+    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch,
+    len, vocab].
 
-    `kept` are the layers of all steps, or of stages: {first step: layers}. At later positions, `patches` change the state in
-    front of a layer, or behind the last one: {layer: function}, or {first step: {layer: function}} of stages; `linears`
-    change the output of linear layers: {(layer, path): function of input and output}.
+    `kept` are the layers of all steps, or of stages: {first step: layers}. At later positions,
+    `patches` change the state in front of a layer, or behind the last one: {layer: function}, or
+    {first step: {layer: function}} of stages; `linears` change the output of linear layers:
+    {(layer, path): function of input and output}.
     """
     stages = kept if isinstance(kept, dict) else {0: kept}
     corrected = (patches or {}) if isinstance(kept, dict) else {0: patches or {}}
-    first_steps = [max(first for first in stages if first <= step) for step in range(ids.shape[1] - prompt_len)]
+    first_steps = [
+        max(first for first in stages if first <= step) for step in range(ids.shape[1] - prompt_len)
+    ]
     layers = stack_of(model)
 
     def where(chosen):
-        return torch.tensor([False] * prompt_len + [chosen(first) for first in first_steps])[:, None]
+        return torch.tensor([False] * prompt_len + [chosen(first) for first in first_steps])[
+            :, None
+        ]
 
     def patched(i, state):
         for first, changes in corrected.items():
             if i in changes:
-                state = torch.where(where(lambda one, first=first: one == first), changes[i](state), state)
+                state = torch.where(
+                    where(lambda one, first=first: one == first), changes[i](state), state
+                )
         return state
 
     def enter(i):
@@ -90,13 +119,20 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
         decoded = where(lambda first: True)
         return lambda module, args, output: torch.where(decoded, function(args[0], output), output)
 
-    hooks = [layer.register_forward_pre_hook(enter(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    hooks += [layer.register_forward_hook(leave(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    hooks = [
+        layer.register_forward_pre_hook(enter(i), with_kwargs=True)
+        for i, layer in enumerate(layers)
+    ]
+    hooks += [
+        layer.register_forward_hook(leave(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
     for (i, path), function in (linears or {}).items():
         hooks.append(layers[i].get_submodule(path).register_forward_hook(change(function)))
     try:
         options = (
-            {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+            {}
+            if isinstance(model, transformers.BloomForCausalLM)
+            else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         )
         with torch.no_grad():
             return model(ids, attention_mask=mask, use_cache=False, **options).logits
@@ -107,7 +143,8 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
 
 @contextmanager
 def without_parts(model, prompt_len, kept, unit):
-    """Let the model run attention or MLP only in the kept layers after the prompt, in forward passes without a cache.
+    """Let the model run attention or MLP only in the kept layers after the prompt, in forward
+    passes without a cache.
 
     `kept` are the layers of all steps, or of stages: {first step: layers}.
     """
@@ -117,16 +154,28 @@ def without_parts(model, prompt_len, kept, unit):
         def dropped(module, args, kwargs, output):
             whole = output[0] if isinstance(output, tuple) else output
             steps = [position - prompt_len for position in range(whole.shape[1])]
-            skips = [step >= 0 and i not in stages[max(one for one in stages if one <= step)] for step in steps]
+            skips = [
+                step >= 0 and i not in stages[max(one for one in stages if one <= step)]
+                for step in steps
+            ]
             adds = type(module).__name__ in ("BloomAttention", "BloomMLP")
-            before = kwargs.get("residual", args[-1] if args else None) if adds else torch.zeros_like(whole)
+            before = (
+                kwargs.get("residual", args[-1] if args else None)
+                if adds
+                else torch.zeros_like(whole)
+            )
             mixed = torch.where(torch.tensor(skips)[:, None], before, whole)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return dropped
 
-    names = ("self_attn", "attn", "self_attention", "attention") if unit == "attention" else ("mlp",)
-    parts = [next(getattr(layer, name) for name in names if hasattr(layer, name)) for layer in stack_of(model)]
+    names = (
+        ("self_attn", "attn", "self_attention", "attention") if unit == "attention" else ("mlp",)
+    )
+    parts = [
+        next(getattr(layer, name) for name in names if hasattr(layer, name))
+        for layer in stack_of(model)
+    ]
     hooks = [part.register_forward_hook(drop(i), with_kwargs=True) for i, part in enumerate(parts)]
     try:
         yield
@@ -139,7 +188,9 @@ def reference_greedy(model, ids, mask, kept, steps, **corrections):
     """Generate greedy tokens with the reference, [batch, steps]."""
     prompt_len = ids.shape[1]
     for _ in range(steps):
-        token = reference_logits(model, ids, mask, prompt_len, kept, **corrections)[:, -1].argmax(-1, keepdim=True)
+        token = reference_logits(model, ids, mask, prompt_len, kept, **corrections)[:, -1].argmax(
+            -1, keepdim=True
+        )
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids[:, prompt_len:]
 
@@ -151,11 +202,15 @@ def one_stage(view, kept):
 
 def random_ids(batch, length, seed=0):
     """Draw random ids of ordinary tokens, [batch, length]."""
-    return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def batch(padded):
-    """Draw token ids and the attention mask of five prompts, of which two are padded on the left if `padded`."""
+    """Draw token ids and the attention mask of five prompts, of which two are padded on the left if
+    `padded`.
+    """
     ids = random_ids(5, 9)
     mask = torch.ones_like(ids)
     if padded:
@@ -164,20 +219,34 @@ def batch(padded):
 
 
 def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections):
-    """Return True if the best two logits of the reference are within NEAR_TIE where two continuations first differ."""
+    """Return True if the best two logits of the reference are within NEAR_TIE where two
+    continuations first differ.
+    """
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
-    best = reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept, **corrections)[0, -1].topk(2).values
+    best = (
+        reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept, **corrections)[
+            0, -1
+        ]
+        .topk(2)
+        .values
+    )
     return float(best[0] - best[1]) < NEAR_TIE
 
 
 def linear_paths(layer):
     """Return the paths of a decoder layer's linear layers."""
-    return [name for name, module in layer.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    return [
+        name
+        for name, module in layer.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+    ]
 
 
 def random_corrections(model, kept, kind, seed=0):
-    """Draw the tensors of a skip adapter with one set, and the same corrections as functions for `reference_logits`."""
+    """Draw the tensors of a skip adapter with one set, and the same corrections as functions for
+    `reference_logits`.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -192,7 +261,9 @@ def random_corrections(model, kept, kind, seed=0):
             for path in linear_paths(stack_of(model)[layer]):
                 weight = stack_of(model)[layer].get_submodule(path).weight
                 outputs, inputs = (
-                    weight.shape if type(stack_of(model)[layer].get_submodule(path)).__name__ == "Linear" else weight.T.shape
+                    weight.shape
+                    if type(stack_of(model)[layer].get_submodule(path)).__name__ == "Linear"
+                    else weight.T.shape
                 )
                 down, up = draw(2, inputs), draw(outputs, 2)
                 tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
@@ -204,7 +275,10 @@ def random_corrections(model, kept, kind, seed=0):
         matrix, bias, prefix = draw(32, 32), draw(32), f"patch.0.{after}"
         if kind == "folded":
             path = linear_paths(stack_of(model)[before])[-1]
-            tensors |= {f"fold.0.{before}.{path}.weight": matrix, f"fold.0.{before}.{path}.bias": bias}
+            tensors |= {
+                f"fold.0.{before}.{path}.weight": matrix,
+                f"fold.0.{before}.{path}.bias": bias,
+            }
             linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
         elif kind == "low_rank":
             tensors |= {

@@ -20,9 +20,10 @@ def loaded(model_folder):
 
 def test_the_package_has_the_api_and_stays_fast():
     script = (
-        "import sys, ulskip_cli; assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules);"
-        "from ulskip_cli import kept_layers; assert kept_layers(30, 2.0)[-1] == 29;"
-        "assert 'torch' not in sys.modules; from ulskip_cli import evaluate, generate, shallow_view"
+        "import sys, ulskip_cli; assert not {'torch', 'transformers', 'omegaconf'} &"
+        " set(sys.modules);from ulskip_cli import kept_layers; assert kept_layers(30, 2.0)[-1] =="
+        " 29;assert 'torch' not in sys.modules; from ulskip_cli import evaluate, generate,"
+        " shallow_view"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert {"kept_layers", "shallow_view", "generate", "evaluate"} <= set(ulskip_cli.__all__)
@@ -56,9 +57,15 @@ def test_answers_are_in_the_order_of_the_prompts(loaded):
     model, tokenizer = loaded
     prompts = ["the cat", "der Hund schläft im Haus", "a b"]
     together = api.generate(model, tokenizer, prompts, (0, 3, 5), max_new_tokens=6)
-    alone = [api.generate(model, tokenizer, [prompt], (0, 3, 5), max_new_tokens=6)[0] for prompt in prompts]
+    alone = [
+        api.generate(model, tokenizer, [prompt], (0, 3, 5), max_new_tokens=6)[0]
+        for prompt in prompts
+    ]
     assert together == alone
-    assert all(answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in together)
+    assert all(
+        answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        for answer in together
+    )
 
 
 def test_kept_prompt_layers_are_the_views_own_generation(loaded):
@@ -67,7 +74,9 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
     view = api.shallow_view(model, (0, 3, 5))
     with torch.inference_mode():
         whole = view.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids.input_ids.shape[1] :]
-    (answer,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), prompt_layers="kept", max_new_tokens=6)
+    (answer,) = api.generate(
+        model, tokenizer, ["the cat sat"], (0, 3, 5), prompt_layers="kept", max_new_tokens=6
+    )
     assert answer.token_ids == whole.tolist()
     (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6, num_beams=2)
     assert len(full.token_ids) <= 6
@@ -78,8 +87,12 @@ def test_only_a_part_of_layers_can_be_skipped(loaded, unit):
     model, tokenizer = loaded
     ids = tokenizer("the cat sat", return_tensors="pt")
     with without_parts(model, ids.input_ids.shape[1], (0, 3, 5), unit):
-        whole = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=False)[0, ids.input_ids.shape[1] :]
-    (answer,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), unit=unit, max_new_tokens=6)
+        whole = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=False)[
+            0, ids.input_ids.shape[1] :
+        ]
+    (answer,) = api.generate(
+        model, tokenizer, ["the cat sat"], (0, 3, 5), unit=unit, max_new_tokens=6
+    )
     assert answer.token_ids == whole.tolist()
 
 
@@ -94,7 +107,10 @@ def test_only_a_part_of_layers_can_be_skipped(loaded, unit):
         ({"generate_kwargs": {"no_such": 1}}, "no_such"),
         ({"unit": "head"}, "'head'.*attention, mlp"),
         ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=kept"),
-        ({"unit": "mlp", "kept": (0, 3), "skip_adapter": SkipAdapter(6, ((0, 3),), {})}, "unit=mlp.*skip_adapter"),
+        (
+            {"unit": "mlp", "kept": (0, 3), "skip_adapter": SkipAdapter(6, ((0, 3),), {})},
+            "unit=mlp.*skip_adapter",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(loaded, options, match):
@@ -102,7 +118,9 @@ def test_what_cannot_be_is_refused(loaded, options, match):
         api.generate(*loaded, ["a"], **options)
 
 
-@pytest.mark.parametrize(("prompts", "named"), [("the cat", "'the cat'"), (["a", ""], r"prompts\[1\]")])
+@pytest.mark.parametrize(
+    ("prompts", "named"), [("the cat", "'the cat'"), (["a", ""], r"prompts\[1\]")]
+)
 def test_prompts_that_are_no_list_of_texts_are_refused(loaded, prompts, named):
     model, tokenizer = loaded
     with pytest.raises(UsageError, match=named):
@@ -111,9 +129,14 @@ def test_prompts_that_are_no_list_of_texts_are_refused(loaded, prompts, named):
 
 def test_an_evaluation_is_a_run(model_folder, tmp_path):
     records = api.evaluate(
-        f"model.path={model_folder}", "limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0",
-        "speed.new_tokens=3", f"results_dir={tmp_path}",
-    )  # fmt: skip
+        f"model.path={model_folder}",
+        "limit=3",
+        "decoding.max_new_tokens=4",
+        "speed.pairs=2",
+        "speed.warmup=0",
+        "speed.new_tokens=3",
+        f"results_dir={tmp_path}",
+    )
     assert [record.strategy for record in records] == ["full", "unified"]
     assert (tmp_path / "default" / "table.md").is_file()
     with pytest.raises(UsageError, match="ratio=9"):
@@ -130,14 +153,21 @@ def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
         tensors[f"patch.0.{layer}.linear.bias"] = 9 * torch.randn(32, generator=generator)
     adapter = SkipAdapter(6, ((0, 3, 5),), tensors, {"kind": "full"})
     adapter.save(tmp_path / "adapter")
-    expected = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), skip_adapter=adapter, max_new_tokens=6)
+    expected = api.generate(
+        model, tokenizer, ["the cat sat"], (0, 3, 5), skip_adapter=adapter, max_new_tokens=6
+    )
     for given in (adapter, tmp_path / "adapter", str(tmp_path / "adapter")):
-        assert api.generate(model, tokenizer, ["the cat sat"], skip_adapter=given, max_new_tokens=6) == expected
+        assert (
+            api.generate(model, tokenizer, ["the cat sat"], skip_adapter=given, max_new_tokens=6)
+            == expected
+        )
     (plain,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), max_new_tokens=6)
     (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6)
     assert expected[0].token_ids[0] == plain.token_ids[0] == full.token_ids[0]
     assert expected[0].token_ids != plain.token_ids
-    assert api.generate(model, tokenizer, ["the cat sat"], range(6), skip_adapter=adapter, max_new_tokens=6) == [full]
+    assert api.generate(
+        model, tokenizer, ["the cat sat"], range(6), skip_adapter=adapter, max_new_tokens=6
+    ) == [full]
 
 
 NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias": torch.zeros(7)}

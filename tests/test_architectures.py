@@ -1,4 +1,6 @@
-"""Repeat some checks behind docs/architectures.md, and compare the page with the stored verdicts."""
+"""Repeat some checks behind docs/architectures.md, and compare the page with the stored
+verdicts.
+"""
 
 import json
 
@@ -10,14 +12,25 @@ from tiny_configs import model_types
 
 STORED = architectures.STORED.read_text("utf-8")
 VERDICTS = {verdict.name: verdict for verdict in architectures.read(STORED)}
-# One of every habit: experts, windows, chunks, recurrence alone and beside attention, indexed keys, odd names, refusals.
+# One of every habit: experts, windows, chunks, recurrence alone and beside attention, indexed keys,
+# odd names, refusals.
 AGAIN = [
-    "MixtralForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM",
-    "BambaForCausalLM", "DeepseekV32ForCausalLM", "GPTNeoForCausalLM", "DoryForCausalLM", "Inkling2ForCausalLM",
-    "ZayaForCausalLM", "RobertaForCausalLM",
-]  # fmt: skip
+    "MixtralForCausalLM",
+    "GptOssForCausalLM",
+    "Llama4ForCausalLM",
+    "Qwen3NextForCausalLM",
+    "MambaForCausalLM",
+    "BambaForCausalLM",
+    "DeepseekV32ForCausalLM",
+    "GPTNeoForCausalLM",
+    "DoryForCausalLM",
+    "Inkling2ForCausalLM",
+    "ZayaForCausalLM",
+    "RobertaForCausalLM",
+]
 same_transformers = pytest.mark.skipif(
-    transformers.__version__ != json.loads(STORED)["transformers"], reason="the verdicts are of another transformers"
+    transformers.__version__ != json.loads(STORED)["transformers"],
+    reason="the verdicts are of another transformers",
 )
 
 
@@ -26,7 +39,11 @@ same_transformers = pytest.mark.skipif(
 @pytest.mark.parametrize("name", AGAIN)
 def test_a_check_gives_the_stored_verdict(name):
     found, stored = judge(name, model_types()[name]), VERDICTS[name]
-    assert (found.outcome, found.layers, found.engines) == (stored.outcome, stored.layers, stored.engines)
+    assert (found.outcome, found.layers, found.engines) == (
+        stored.outcome,
+        stored.layers,
+        stored.engines,
+    )
 
 
 @same_transformers

@@ -15,7 +15,9 @@ from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
 pytestmark = pytest.mark.slow
-ENGINE_NEEDS = [(engine, need) for engine in SUPPORTS for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
+ENGINE_NEEDS = [
+    (engine, need) for engine in SUPPORTS for need in Need if need in SUPPORTS[engine] - NOT_ASKED
+]
 PAIRS = [
     (one, other)
     for one, other in combinations(Need, 2)

@@ -10,7 +10,9 @@ import yaml
 from ulskip_cli.core.config import compose, compose_training
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")]
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
+]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
@@ -18,7 +20,9 @@ CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -36,8 +40,15 @@ def test_links_resolve(page):
 
 def test_the_navigation_names_every_page_once():
     def files(node):
-        return [node] if isinstance(node, str) else [file for one in (node.values() if isinstance(node, dict) else node)
-                                                     for file in files(one)]  # fmt: skip
+        return (
+            [node]
+            if isinstance(node, str)
+            else [
+                file
+                for one in (node.values() if isinstance(node, dict) else node)
+                for file in files(one)
+            ]
+        )
 
     named = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
     assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
@@ -46,8 +57,15 @@ def test_the_navigation_names_every_page_once():
 @pytest.mark.slow
 def test_the_examples_use_known_keys_and_values():
     pages = [page.read_text("utf-8") for page in PAGES]
-    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
-    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("ulskip ")]
+    blocks = [
+        block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    ]
+    commands = [
+        line
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("ulskip ")
+    ]
     for command in commands:
         name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
         keys = [word for word in words if "=" in word and not word.startswith("-")]
@@ -67,10 +85,21 @@ def test_the_site_builds_without_warnings_and_loads_nothing(tmp_path, monkeypatc
     import sys
 
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        str(tmp_path),
+    ]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    loaded = re.compile(r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+href=\"https?:|url\([\"']?https?:")
+    loaded = re.compile(
+        r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+href=\"https?:|url\([\"']?https?:"
+    )
     for file in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
         assert not loaded.search(file.read_text("utf-8")), file.name
     assert "kept_layers" in (tmp_path / "api.html").read_text("utf-8")

@@ -19,7 +19,9 @@ def modules(*packages):
 def test_planning_tasks_reports_and_the_command_line_load_no_torch():
     imports = "".join(f"import {name}\n" for name in modules(*WITHOUT_TORCH))
     check = f"{imports}import sys\nprint(*({{'torch', 'transformers'}} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True
+    )
     assert result.stdout.split() == []
 
 
@@ -28,7 +30,11 @@ def test_no_module_is_imported_by_a_string():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
-                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                name = (
+                    node.func.attr
+                    if isinstance(node.func, ast.Attribute)
+                    else getattr(node.func, "id", "")
+                )
                 if name in ("import_module", "__import__"):
                     found.append(f"{path}:{node.lineno}")
     assert found == []

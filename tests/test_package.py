@@ -23,10 +23,16 @@ def test_an_installed_wheel_plans_and_finds_its_sample(tmp_path):
     assert not [name for name in names if "__pycache__" in name]
     assert wheel.stat().st_size < 25_000_000
     script = (
-        "import sys, ulskip_cli.cli.app as cli, ulskip_cli.core.config as config; assert 'site' in cli.__file__, cli.__file__;"
-        "assert config.compose([]).task.examples(); sys.exit(cli.invoke(['plan', 'ratio=2']))"
+        "import sys, ulskip_cli.cli.app as cli, ulskip_cli.core.config as config; assert 'site' in"
+        " cli.__file__, cli.__file__;assert config.compose([]).task.examples();"
+        " sys.exit(cli.invoke(['plan', 'ratio=2']))"
     )
-    run = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}"]
+    run = [
+        sys.executable,
+        "-P",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}",
+    ]
     told = subprocess.run(run, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (0, "")
     assert "6 of 12 layers" in told.stdout

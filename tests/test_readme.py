@@ -13,10 +13,23 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    shlex.split(line, comments=True)[1:] for block in BLOCKS for line in block.splitlines() if line.startswith("ulskip ")
+    shlex.split(line, comments=True)[1:]
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("ulskip ")
 ]
-QUICK = ["limit=3", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
-FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified','strategy=top_skip']"]
+QUICK = [
+    "limit=3",
+    "decoding.max_new_tokens=8",
+    "speed.pairs=2",
+    "speed.warmup=0",
+    "speed.new_tokens=3",
+]
+FEW = [
+    "choice_examples=4",
+    "calibration.examples=8",
+    "candidates=['strategy=unified','strategy=top_skip']",
+]
 
 
 @pytest.mark.slow
@@ -65,7 +78,10 @@ def test_tables_equal_their_files(page):
 
 
 def test_readme_and_speed_page_have_tables():
-    files = {page.name: [block[1] for block in readme.BLOCK.findall(page.read_text("utf-8"))] for page in readme.pages()}
+    files = {
+        page.name: [block[1] for block in readme.BLOCK.findall(page.read_text("utf-8"))]
+        for page in readme.pages()
+    }
     assert files["README.md"] == ["results/demo/table.md", "results/multi30k/summary.md"]
     assert files["speed.md"] == [
         "results/engines/bench.md",

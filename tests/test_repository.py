@@ -19,7 +19,11 @@ def test_the_citation_has_the_version_of_the_package():
 
 
 def test_the_image_copies_files_that_exist_and_are_not_ignored():
-    sources = {name for line in re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
+    sources = {
+        name
+        for line in re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE)
+        for name in line.split()[:-1]
+    }
     assert {"ulskip_cli", "configs", "requirements.lock"} <= sources
     assert [name for name in sources if not (ROOT / name).exists()] == []
     ignored, *exceptions = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
@@ -28,7 +32,10 @@ def test_the_image_copies_files_that_exist_and_are_not_ignored():
 
 
 def test_the_default_command_of_the_image_is_valid(capsys):
-    entrypoint, command = (json.loads(re.search(rf"^{key} (.+)", DOCKERFILE, re.MULTILINE)[1]) for key in ("ENTRYPOINT", "CMD"))
+    entrypoint, command = (
+        json.loads(re.search(rf"^{key} (.+)", DOCKERFILE, re.MULTILINE)[1])
+        for key in ("ENTRYPOINT", "CMD")
+    )
     assert (entrypoint, command[0]) == (["ulskip"], "run")
     assert invoke([*command, "--print-config"]) == 0
     assert "ratio: 2.0" in capsys.readouterr().out

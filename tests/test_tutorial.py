@@ -28,7 +28,9 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for language, code in BLOCKS:
         here = (
-            code.replace(HUB_MODEL, str(ASSETS / "tiny")).replace("limit=40", "limit=4").replace("max_steps=5", "max_steps=2")
+            code.replace(HUB_MODEL, str(ASSETS / "tiny"))
+            .replace("limit=40", "limit=4")
+            .replace("max_steps=5", "max_steps=2")
         )
         if language == "python":
             quick = ", ".join(map(repr, FEWER["evaluate"]))

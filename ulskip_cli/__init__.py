@@ -13,7 +13,9 @@ __all__ = ["Answer", "__version__", "evaluate", "generate", "kept_layers", "shal
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use, so that the command handles signals as soon as it starts."""
+    """Import a public name at its first use, so that the command handles signals as soon as it
+    starts.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ulskip_cli import api

@@ -7,7 +7,9 @@ from ulskip_cli.core import interruption
 
 
 def main() -> None:
-    """Run the command; handle signals from the start, because the imports of the command take some time."""
+    """Run the command; handle signals from the start, because the imports of the command take some
+    time.
+    """
     interruption.install()
     try:
         from ulskip_cli.core import cpu_load

@@ -10,9 +10,9 @@ kept = kept_layers(model.config.num_hidden_layers, ratio=2.0)
 answers = generate(model, tokenizer, ["Once upon a time"], kept)
 ```
 
-`kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts with them, and `evaluate`
-measures quality and speed. No function changes the given model. An invalid request raises
-`ulskip_cli.core.errors.UsageError` with a one-line reason.
+`kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts
+with them, and `evaluate` measures quality and speed. No function changes the given model. An
+invalid request raises `ulskip_cli.core.errors.UsageError` with a one-line reason.
 """
 
 import operator
@@ -45,7 +45,9 @@ class Answer:
     """True if `max_new_tokens` ended the answer."""
 
 
-def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
+def kept_layers(
+    num_layers: int, ratio: float, strategy: str = "unified", **options: Any
+) -> tuple[int, ...]:
     """Return the layers that a decode step keeps, as ascending numbers from 0. Imports no torch.
 
     Examples:
@@ -61,8 +63,8 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
         **options: fields of the strategy, e.g. `spacing` of `unified` or `layers` of `custom`.
 
     Raises:
-        UsageError: the ratio is out of range, the strategy or an option is unknown, or the strategy lacks its calibration or
-            runs different layers at different steps.
+        UsageError: the ratio is out of range, the strategy or an option is unknown, or the strategy
+            lacks its calibration or runs different layers at different steps.
     """
     from ulskip_cli.core import config
     from ulskip_cli.core.errors import UsageError
@@ -80,8 +82,8 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
         )
     if not chosen.is_calibrated:
         raise UsageError(
-            f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}', ...), and pass "
-            "the values under calibration.options of its row as keyword arguments"
+            f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}',"
+            " ...), and pass the values under calibration.options of its row as keyword arguments"
         )
     return chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
 
@@ -89,8 +91,9 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
     """Return a model that consists of some layers of a model and shares its weights.
 
-    The view needs no memory for weights. It is a regular Hugging Face model: `generate`, caches and compilation work. Its own
-    layers also encode the prompts. A change to its weights changes the source model.
+    The view needs no memory for weights. It is a regular Hugging Face model: `generate`, caches and
+    compilation work. Its own layers also encode the prompts. A change to its weights changes the
+    source model.
 
     Args:
         model: a decoder-only causal LM with one stack of decoder layers.
@@ -116,7 +119,8 @@ def generate(
     skip_adapter: "str | Path | SkipAdapter | None" = None,
     **decoding: Any,
 ) -> list[Answer]:
-    """Answer prompts: all layers encode each prompt and choose the first token, the kept layers decode the others.
+    """Answer prompts: all layers encode each prompt and choose the first token, the kept layers
+    decode the others.
 
     Args:
         model: a model in evaluation mode, as `from_pretrained` returns it.
@@ -124,19 +128,22 @@ def generate(
         prompts: texts as the model reads them; no chat template is applied.
         kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
-        unit: `layer`, or `attention` or `mlp` if `kept` are the layers that keep only this part; the other part always runs.
-        batch_size: the number of prompts in a batch; it is halved if a batch does not fit into memory.
-        skip_adapter: the folder of a skip adapter of this model, or a loaded `ulskip_cli.inference.skip_adapter.SkipAdapter`.
-            It corrects the decode steps, and the model stays unchanged.
-        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`, and
-            `seed` for sampling; greedy decoding by default.
+        unit: `layer`, or `attention` or `mlp` if `kept` are the layers that keep only this part;
+            the other part always runs.
+        batch_size: the number of prompts in a batch; it is halved if a batch does not fit into
+            memory.
+        skip_adapter: the folder of a skip adapter of this model, or a loaded
+            `ulskip_cli.inference.skip_adapter.SkipAdapter`. It corrects the decode steps, and the
+            model stays unchanged.
+        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`,
+            `stop=["END"]`, and `seed` for sampling; greedy decoding by default.
 
     Returns:
         One answer per prompt, in their order.
 
     Raises:
-        UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture is not supported, or the
-            skip adapter does not fit the model or the layers.
+        UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
+            is not supported, or the skip adapter does not fit the model or the layers.
     """
     from pathlib import Path
 
@@ -152,22 +159,34 @@ def generate(
     from ulskip_cli.tasks.encoding import pad_token_id
 
     if isinstance(prompts, str):
-        raise UsageError(f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list: [prompt]")
+        raise UsageError(
+            f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list:"
+            " [prompt]"
+        )
     prompts = list(prompts)
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise UsageError(f"expected prompts[{i}] to be a string, got {str(prompt)[:40]!r}; decode token ids first")
+            raise UsageError(
+                f"expected prompts[{i}] to be a string, got {str(prompt)[:40]!r}; decode token ids"
+                " first"
+            )
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     require_choice("unit", unit, UNITS)
     if unit != LAYER and (skip_adapter is not None or prompt_layers == "kept"):
-        raise UsageError(f"unit={unit} is not supported with skip_adapter or prompt_layers=kept; use unit=layer")
+        raise UsageError(
+            f"unit={unit} is not supported with skip_adapter or prompt_layers=kept; use unit=layer"
+        )
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
-    adapter = SkipAdapter.load(Path(skip_adapter).expanduser()) if isinstance(skip_adapter, str | Path) else skip_adapter
+    adapter = (
+        SkipAdapter.load(Path(skip_adapter).expanduser())
+        if isinstance(skip_adapter, str | Path)
+        else skip_adapter
+    )
     if kept is None:
         kept = range(depth) if adapter is None else _only_set(adapter)
     kept = [_whole(layer, "a layer in kept") for layer in kept]
@@ -175,12 +194,19 @@ def generate(
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:
         at = ids.index([])
-        raise UsageError(f"expected prompts of at least one token, got {prompts[at]!r} as prompts[{at}]; leave it out")
+        raise UsageError(
+            f"expected prompts of at least one token, got {prompts[at]!r} as prompts[{at}]; leave"
+            " it out"
+        )
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        for position, tokens, hit in zip(positions, output.token_ids, output.hit_max_length, strict=True):
-            text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
+        for position, tokens, hit in zip(
+            positions, output.token_ids, output.hit_max_length, strict=True
+        ):
+            text, stopped = until_stop(
+                tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop
+            )
             answers[position] = Answer(text, tokens, hit and not stopped)
     return [answers[i] for i in range(len(ids))]
 
@@ -200,21 +226,26 @@ def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:
 
     if len(adapter.kept_sets) > 1:
         raise UsageError(
-            f"expected kept= with layers of the skip adapter, which has several sets; use one of {adapter.kept_sets}"
+            "expected kept= with layers of the skip adapter, which has several sets; use one of"
+            f" {adapter.kept_sets}"
         )
     return adapter.kept_sets[0]
 
 
 def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
-    """Measure quality and speed of one configuration as `ulskip run` does, and store them in the results folder.
+    """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
+    results folder.
 
     Args:
-        *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights once.
+        *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`,
+            `"ratio=2"`.
+        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+            once.
 
     Returns:
-        The record of the baseline, if it is measured, and the record of the configuration. docs/results.md describes their
-        fields, e.g. `record.measured_speedup` and `record.bleu`; `record.to_row()` is the stored JSON object.
+        The record of the baseline, if it is measured, and the record of the configuration.
+        docs/results.md describes their fields, e.g. `record.measured_speedup` and `record.bleu`;
+        `record.to_row()` is the stored JSON object.
 
     Raises:
         UsageError: the configuration is invalid or not supported; nothing was run.

@@ -1,13 +1,16 @@
-"""Compare engines, formats of weights, skipped layers, drafts and smaller models with one full model, in one table.
+"""Compare engines, formats of weights, skipped layers, drafts and smaller models with one full
+model, in one table.
 
     python recipes/frontier/reproduce.py                         # the embedded model on its sample
-    python recipes/frontier/reproduce.py --data PATH             # also on Multi30k, and SmolLM2-135M on CNN/DM
-    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters   # also trained adapters of SmolLM2-135M
-    python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER  # a model and smaller siblings
+    python recipes/frontier/reproduce.py --data PATH             # also on Multi30k, and
+    SmolLM2-135M on CNN/DM python recipes/frontier/reproduce.py --data PATH --adapters
+    runs/skip_adapters   # also trained adapters of SmolLM2-135M python
+    recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER  # a model and smaller
+    siblings
 
-PATH holds multi30k/ and cnn_dm/. The machine should be idle otherwise. --parts chooses what is measured. If the recipe is
-interrupted, the same command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of
-llama.cpp.
+PATH holds multi30k/ and cnn_dm/. The machine should be idle otherwise. --parts chooses what is
+measured. If the recipe is interrupted, the same command resumes. The page goes to
+results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
 import argparse
@@ -28,7 +31,10 @@ NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
 PARTS = ("sample", "multi30k", "cnn_dm")
 MULTI30K_SENTENCES = 300
-MERGED = ("none", "folded")  # kinds of adapters that become part of the weights, so that every engine runs them
+MERGED = (
+    "none",
+    "folded",
+)  # kinds of adapters that become part of the weights, so that every engine runs them
 
 
 def call(*arguments: str) -> None:
@@ -40,7 +46,8 @@ def call(*arguments: str) -> None:
 def multi30k(data: Path) -> list[str]:
     """Return the overrides of the embedded model on the captions of Multi30k."""
     files = [
-        f"task.{side}_file={data}/multi30k/test_2016_flickr.{code}" for side, code in (("source", "de"), ("reference", "en"))
+        f"task.{side}_file={data}/multi30k/test_2016_flickr.{code}"
+        for side, code in (("source", "de"), ("reference", "en"))
     ]
     return ["task.dataset=files", *files, f"limit={MULTI30K_SENTENCES}"]
 
@@ -48,13 +55,23 @@ def multi30k(data: Path) -> list[str]:
 def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
     """Return the overrides of a run on CNN/DM; `model` is a preset, or a folder or hub id."""
     chosen = f"model={model}" if model in group_choices("model") else f"model.path={model}"
-    task = [chosen, "task=cnn_dm", f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
-    held_out = [f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}", "calibration.examples=64"]
+    task = [
+        chosen,
+        "task=cnn_dm",
+        f"task.file={data}/cnn_dm/validation.jsonl.gz",
+        "task.max_article_words=250",
+    ]
+    held_out = [
+        f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}",
+        "calibration.examples=64",
+    ]
     return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}"]
 
 
 def measure(args: argparse.Namespace, part: str) -> None:
-    """Measure a part: the embedded model at several depths, or another with one skipped block and corrections."""
+    """Measure a part: the embedded model at several depths, or another with one skipped block and
+    corrections.
+    """
     common = ["experiment=frontier", f"name={NAME}"]
     engines = f"engine={args.engines}"
     if part == "sample":
@@ -83,10 +100,11 @@ def page(found: list[Frontier], folder: Path) -> str:
     """Write a plot for each frontier and return the page."""
     parts = ["# What is best at which speed?"]
     parts.append(
-        "Every point decodes the same prompts as the full model in torch, whose weights are not quantized, in pairs in one "
-        "process, and answers the same examples. Patches are computed without training; adapters are trained "
-        "(docs/adapters.md). With drafts of the kept layers the full model decides every token: its answers change only at "
-        "near-ties of bfloat16. `recipes/frontier/reproduce.py` writes this page."
+        "Every point decodes the same prompts as the full model in torch, whose weights are not"
+        " quantized, in pairs in one process, and answers the same examples. Patches are computed"
+        " without training; adapters are trained (docs/adapters.md). With drafts of the kept layers"
+        " the full model decides every token: its answers change only at near-ties of bfloat16."
+        " `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
         name = f"frontier-{one.baseline.model}-{Path(one.baseline.dataset).name.partition('.')[0]}"
@@ -96,22 +114,36 @@ def page(found: list[Frontier], folder: Path) -> str:
         for section in sections:
             parts += [f"## {section.title}", markdown(section), section.note]
             if section is sections[0]:
-                parts.append(f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)")
+                parts.append(
+                    f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)"
+                )
         parts.append(provenance([point.record for point in one.points]))
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of multi30k and cnn_dm")
-    parser.add_argument("--parts", help=f"parts to measure: {', '.join(PARTS)}; without --data sample alone")
-    parser.add_argument("--model", default="smollm2-135m", help="preset, folder or hub id of the model on CNN/DM")
-    parser.add_argument("--models", default="", help="presets, folders or hub ids of smaller models, separated by commas")
+    parser.add_argument(
+        "--parts", help=f"parts to measure: {', '.join(PARTS)}; without --data sample alone"
+    )
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="preset, folder or hub id of the model on CNN/DM"
+    )
+    parser.add_argument(
+        "--models",
+        default="",
+        help="presets, folders or hub ids of smaller models, separated by commas",
+    )
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
     parser.add_argument("--limit", type=int, default=50, help="number of articles")
-    parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
+    parser.add_argument(
+        "--page", action="store_true", help="write the page of the stored rows alone"
+    )
     args = parser.parse_args()
     parts = args.parts.split(",") if args.parts else PARTS if args.data else PARTS[:1]
     if args.data is None and set(parts) - {"sample"}:

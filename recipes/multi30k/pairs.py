@@ -1,4 +1,5 @@
-"""Rank all pairs of layers by the validation loss of the base at 6x, where two of twelve layers are kept.
+"""Rank all pairs of layers by the validation loss of the base at 6x, where two of twelve layers are
+kept.
 
 python recipes/multi30k/pairs.py --work runs/multi30k --to results/multi30k/pairs.json
 """
@@ -18,24 +19,44 @@ from ulskip_cli.training.validation import validation_loss
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--weights", default="base")
     parser.add_argument("--to", type=Path, default=Path("results/multi30k/pairs.json"))
     parser.add_argument("--limit", type=int, default=200)
     args = parser.parse_args()
     data = args.work / "data"
-    files = ["task.dataset=files", f"task.source_file={data}/val.de", f"task.reference_file={data}/val.en"]
-    config = compose_training([f"model.path={args.work / args.weights}", "model.dtype=float32", *files, f"limit={args.limit}"])
+    files = [
+        "task.dataset=files",
+        f"task.source_file={data}/val.de",
+        f"task.reference_file={data}/val.en",
+    ]
+    config = compose_training(
+        [
+            f"model.path={args.work / args.weights}",
+            "model.dtype=float32",
+            *files,
+            f"limit={args.limit}",
+        ]
+    )
     loaded = load(config.model)
     texts = load_training_texts(config, loaded.tokenizer)
     pairs = TokenPairs(loaded.tokenizer, texts.train, texts.formatter, None)
     module, collator = TwoPassLoss(loaded.model), collator_for(loaded.tokenizer)
     depth = loaded.metadata.num_layers
-    losses = {kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64) for kept in combinations(range(depth), 2)}
+    losses = {
+        kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64)
+        for kept in combinations(range(depth), 2)
+    }
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]
-    write_atomic(args.to, json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1) + "\n")
+    write_atomic(
+        args.to,
+        json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1)
+        + "\n",
+    )
     for row in rows[:8]:
         print(row)
     for kept in ((0, 1), (0, depth - 1), (depth - 2, depth - 1)):

@@ -2,8 +2,9 @@
 
     python recipes/multi30k/report.py --results results/multi30k
 
-Quality is judged on test_2016_flickr and test_2017_flickr together (`both`). Texts are necessary only for new rows. To compute
-everything again from the committed hypotheses, remove comparisons.json and add --data PATH/multi30k for the references.
+Quality is judged on test_2016_flickr and test_2017_flickr together (`both`). Texts are necessary
+only for new rows. To compute everything again from the committed hypotheses, remove
+comparisons.json and add --data PATH/multi30k for the references.
 """
 
 import argparse
@@ -14,17 +15,32 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rows import ADAPTER, BASE, PATCHED, Rows
-from tables import BASELINES, NAMES, RATIOS, adapters, interval, summary, table4, variants, without_training
+from tables import (
+    BASELINES,
+    NAMES,
+    RATIOS,
+    adapters,
+    interval,
+    summary,
+    table4,
+    variants,
+    without_training,
+)
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.report import plot_style
 from ulskip_cli.report.tables import provenance
 
-NAMED_BELOW = ("bottom_skip", "skip_decode")  # in the plot: right of their last point lies another line
+NAMED_BELOW = (
+    "bottom_skip",
+    "skip_decode",
+)  # in the plot: right of their last point lies another line
 
 
 def plot(rows: Rows, file: Path) -> None:
-    """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the means."""
+    """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the
+    means.
+    """
     with plot_style.applied():
         plot_style.save_figure(drawn(rows), file)
 
@@ -35,26 +51,51 @@ def drawn(rows: Rows) -> Figure:
     (name, best), grey = rows.better, plot_style.strategy_colour("full")
     axes.axhline(best, color=grey, linestyle="--", linewidth=1)
     axes.plot([1], [best], "D", color=grey, markersize=5)
-    label = "full model, fine-tuned with the same budget" if name == "control" else "full model, not fine-tuned"
+    label = (
+        "full model, fine-tuned with the same budget"
+        if name == "control"
+        else "full model, not fine-tuned"
+    )
     plot_style.annotate(axes, label, (1, best), (6, 5), fontsize=9)
-    for strategy, prefix, variant in (*((name, "", "") for name in ("unified", *BASELINES)), ("unified", ADAPTER, "-beams")):
-        colour, speeds = plot_style.strategy_colour(strategy), rows.adapter_speed if prefix else rows.speed
+    for strategy, prefix, variant in (
+        *((name, "", "") for name in ("unified", *BASELINES)),
+        ("unified", ADAPTER, "-beams"),
+    ):
+        colour, speeds = (
+            plot_style.strategy_colour(strategy),
+            (rows.adapter_speed if prefix else rows.speed),
+        )
         xs: list[float] = []
         ys: list[float] = []
         for ratio in RATIOS:
-            found, timed = rows.seeds(strategy, ratio, prefix, variant), speeds.get((strategy, ratio, 1))
+            found, timed = (
+                rows.seeds(strategy, ratio, prefix, variant),
+                speeds.get((strategy, ratio, 1)),
+            )
             if not found:
                 continue
             x = timed.measured_speedup if timed else found[0].row.predicted_speedup
-            axes.scatter([x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6)
+            axes.scatter(
+                [x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6
+            )
             xs, ys = [*xs, x], [*ys, mean(point.bleu for point in found)]
         if not xs:
             continue
-        axes.plot(xs, ys, color=colour, linestyle="--" if prefix else "-", marker="o", markersize=5, linewidth=1.8)
+        axes.plot(
+            xs,
+            ys,
+            color=colour,
+            linestyle="--" if prefix else "-",
+            marker="o",
+            markersize=5,
+            linewidth=1.8,
+        )
         below = strategy in NAMED_BELOW
         place: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
         name = f"{NAMES[strategy]}, skip adapter" if prefix else NAMES[strategy]
-        plot_style.annotate(axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place)
+        plot_style.annotate(
+            axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place
+        )
     axes.set_title(
         "Multi30k, German to English, batch size 1; the points of a line\n"
         "have the targets 2x, 3x and 6x; a small dot is one seed"
@@ -68,7 +109,9 @@ def drawn(rows: Rows) -> Figure:
 
 
 def claims(rows: Rows) -> str:
-    """Judge the paper's claim at every ratio: the interval of seed 1 on both test sets excludes zero, and all seeds agree."""
+    """Judge the paper's claim at every ratio: the interval of seed 1 on both test sets excludes
+    zero, and all seeds agree.
+    """
     lines = []
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
@@ -77,7 +120,9 @@ def claims(rows: Rows) -> str:
             d = rows.difference(unified, other) if unified and other else None
             if not (unified and other and d):
                 continue
-            seeds = [(rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)]
+            seeds = [
+                (rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)
+            ]
             others = [u.bleu - t.bleu for u, t in seeds if u and t]
             word = "is undecided"
             if d["delta_low"] > 0 and min(others, default=1) > 0:
@@ -86,13 +131,21 @@ def claims(rows: Rows) -> str:
                 word = "does not hold"
             again = ", ".join(f"{other:+.1f}" for other in others)
             lines.append(
-                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU {unified.bleu:.1f} against "
-                f"{other.bleu:.1f}: {interval(d)}." + (f" Seeds 2 and 3: {again}." if again else "")
+                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU"
+                f" {unified.bleu:.1f} against {other.bleu:.1f}: {interval(d)}."
+                + (f" Seeds 2 and 3: {again}." if again else "")
             )
     name, best = rows.better
-    kept = [f"{rows.bleu('unified', ratio) / best:.1%} at {ratio:g}x" for ratio in RATIOS if rows.seeds("unified", ratio)]
+    kept = [
+        f"{rows.bleu('unified', ratio) / best:.1%} at {ratio:g}x"
+        for ratio in RATIOS
+        if rows.seeds("unified", ratio)
+    ]
     if kept:
-        lines.append(f"- Unified keeps {', '.join(kept)} of the BLEU of the {name}, the better full model ({best:.1f}).")
+        lines.append(
+            f"- Unified keeps {', '.join(kept)} of the BLEU of the {name}, the better full model"
+            f" ({best:.1f})."
+        )
     return "\n".join([*lines, *most_kept(rows)])
 
 
@@ -100,7 +153,11 @@ def most_kept(rows: Rows) -> list[str]:
     """Name the best checkpoint at every ratio, with all training options."""
     told = []
     for ratio in RATIOS:
-        tuned = [(point.bleu, name) for (name, _, target), point in rows.points.items() if target == ratio]
+        tuned = [
+            (point.bleu, name)
+            for (name, _, target), point in rows.points.items()
+            if target == ratio
+        ]
         if trained := [(bleu, name) for bleu, name in tuned if name not in (BASE, PATCHED)]:
             bleu, name = max(trained)
             told.append(f"{bleu / rows.better[1]:.1%} at {ratio:g}x (`{name}`)")
@@ -112,22 +169,37 @@ def two_layers(rows: Rows, folder: Path) -> str:
     if not (folder / "pairs.json").exists():
         return ""
     ranked = json.loads((folder / "pairs.json").read_text("utf-8"))["pairs"]
-    place = {tuple(row["kept_layers"]): (i, row["validation_loss"]) for i, row in enumerate(ranked, start=1)}
+    place = {
+        tuple(row["kept_layers"]): (i, row["validation_loss"])
+        for i, row in enumerate(ranked, start=1)
+    }
     depth = 1 + max(layer for pair in place for layer in pair)
-    named = {"unified (the ends)": (0, depth - 1), "top skip": (0, 1), "bottom skip": (depth - 2, depth - 1)}
+    named = {
+        "unified (the ends)": (0, depth - 1),
+        "top skip": (0, 1),
+        "bottom skip": (depth - 2, depth - 1),
+    }
     best = ", ".join(
-        f"{row['kept_layers'][0]} and {row['kept_layers'][1]} ({row['validation_loss']:.2f})" for row in ranked[:3]
+        f"{row['kept_layers'][0]} and {row['kept_layers'][1]} ({row['validation_loss']:.2f})"
+        for row in ranked[:3]
     )
-    others = "; ".join(f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items())
+    others = "; ".join(
+        f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items()
+    )
     without_first = next(row for row in ranked if 0 not in row["kept_layers"])
     found = rows.tuned("search", 6.0)
     layers = " and ".join(map(str, found.row.kept_layers)) if found else ""
-    after = f" Fine-tuned with the same budget, layers {layers} reach {found.bleu:.1f} BLEU." if found else ""
+    after = (
+        f" Fine-tuned with the same budget, layers {layers} reach {found.bleu:.1f} BLEU."
+        if found
+        else ""
+    )
     return (
-        f"`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers in decoding. Of all "
-        f"{len(ranked)} pairs, the best are {best}. For comparison: {others}. The best pair without layer 0 has "
-        f"{without_first['validation_loss']:.2f}, so the first layer is necessary. Its best partner is in the upper middle. "
-        f"The last layer, which unified always keeps, was trained to read the output of the layer before it.{after}"
+        "`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers"
+        f" in decoding. Of all {len(ranked)} pairs, the best are {best}. For comparison: {others}."
+        f" The best pair without layer 0 has {without_first['validation_loss']:.2f}, so the first"
+        " layer is necessary. Its best partner is in the upper middle. The last layer, which"
+        f" unified always keeps, was trained to read the output of the layer before it.{after}"
     )
 
 
@@ -142,44 +214,56 @@ def page(rows: Rows, folder: Path) -> str:
     full = ", ".join(f"{name} {bleu:.1f}" for name, bleu in rows.full_models.items())
     parts = [
         "# Multi30k, German to English: does the claim hold?",
-        f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than other strategies. "
-        f"We trained one base of {sample.num_layers} layers from random weights at full depth. Then we fine-tuned it under "
-        f"each schedule, and at full depth as the control, with the same budget (half an epoch). All checkpoints decode "
-        f"test_2016_flickr and test_2017_flickr greedily, {sample.num_examples:,} sentences each. "
-        f"`recipes/multi30k/reproduce.py` repeats the experiment. The text and the weights are not part of this repository "
-        f"(CC BY-NC-SA 4.0); `answers.jsonl.gz` has the hypotheses.",
-        f"Both: BLEU of the sentences of both test sets together. All claims and comparisons are judged on it, by sacrebleu's "
-        f"paired bootstrap with 95% intervals of seed 1; a claim is undecided if another seed contradicts it. BLEU of the full "
-        f"models on both: {full}. A single share is of the better one.",
+        (
+            "The paper's claim: at the same number of kept layers, unified skipping keeps more"
+            f" quality than other strategies. We trained one base of {sample.num_layers} layers"
+            " from random weights at full depth. Then we fine-tuned it under each schedule, and at"
+            " full depth as the control, with the same budget (half an epoch). All checkpoints"
+            f" decode test_2016_flickr and test_2017_flickr greedily, {sample.num_examples:,}"
+            " sentences each. `recipes/multi30k/reproduce.py` repeats the experiment. The text and"
+            " the weights are not part of this repository (CC BY-NC-SA 4.0); `answers.jsonl.gz`"
+            " has the hypotheses."
+        ),
+        (
+            "Both: BLEU of the sentences of both test sets together. All claims and comparisons"
+            " are judged on it, by sacrebleu's paired bootstrap with 95% intervals of seed 1; a"
+            " claim is undecided if another seed contradicts it. BLEU of the full models on both:"
+            f" {full}. A single share is of the better one."
+        ),
         table4(rows),
-        "Before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if they vary. "
-        "Measured: decode speedup over the full model at batch size 1 with the weights of seed 1, the median of timed pairs "
-        "with its interval. Both sides of a pair decode the same number of tokens, but early exit stops at EOS. Tok/s: decoded "
-        "tokens per second in these pairs.",
+        (
+            "Before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if"
+            " they vary. Measured: decode speedup over the full model at batch size 1 with the"
+            " weights of seed 1, the median of timed pairs with its interval. Both sides of a pair"
+            " decode the same number of tokens, but early exit stops at EOS. Tok/s: decoded tokens"
+            " per second in these pairs."
+        ),
         "![BLEU against measured speedup](quality.png)",
         *section("The claims", claims(rows)),
         *section(
             "Adapters against fine-tuning",
-            "A skip adapter corrects the views of the base, which stays unchanged: its quality at 1x is that of the base. "
-            "Patches alone are computed in closed form, without training. An adapter is trained for two epochs on the "
-            "references and the base's own answers, found with 4 beams: LoRA of full rank, divergence and cross-entropy with "
-            "equal weights. With greedy answers or references alone it has one epoch, LoRA of rank 32 and divergence alone. "
-            "Fine-tuning has half an epoch on the references. "
-            "Minus fine-tuned: the difference of seed 1 with its interval. "
-            "Predicted: speedup by bytes of weights, patches included. Measured: as above.",
+            "A skip adapter corrects the views of the base, which stays unchanged: its quality at"
+            " 1x is that of the base. Patches alone are computed in closed form, without training."
+            " An adapter is trained for two epochs on the references and the base's own answers,"
+            " found with 4 beams: LoRA of full rank, divergence and cross-entropy with equal"
+            " weights. With greedy answers or references alone it has one epoch, LoRA of rank 32"
+            " and divergence alone. Fine-tuning has half an epoch on the references. Minus"
+            " fine-tuned: the difference of seed 1 with its interval. Predicted: speedup by bytes"
+            " of weights, patches included. Measured: as above.",
             adapters(rows),
         ),
         *section(
             "Without fine-tuning",
-            "The base without any training for skipping. Block influence and search measured the layers on the validation set "
-            "and kept the best ones.",
+            "The base without any training for skipping. Block influence and search measured the"
+            " layers on the validation set and kept the best ones.",
             without_training(rows),
         ),
         *section("The best two layers at 6x", two_layers(rows, folder)),
         *section(
             "Training options",
-            "Each option alone, compared with plain fine-tuning for one ratio. A name with several ratios is one checkpoint "
-            "that drew a ratio at every step. `long` has four times the budget and distillation.",
+            "Each option alone, compared with plain fine-tuning for one ratio. A name with several"
+            " ratios is one checkpoint that drew a ratio at every step. `long` has four times the"
+            " budget and distillation.",
             variants(rows),
         ),
         "## Where the numbers come from",
@@ -192,7 +276,8 @@ def write(folder: Path, data: Path | None = None) -> None:
     rows = Rows(folder, data)
     if not rows.full_models:
         raise SystemExit(
-            f"expected the base or the control on both test sets in {folder}, got neither; run reproduce.py --only base"
+            f"expected the base or the control on both test sets in {folder}, got neither; run"
+            " reproduce.py --only base"
         )
     plot(rows, folder / "quality")
     write_atomic(folder / "table4.md", table4(rows) + "\n")
@@ -202,9 +287,15 @@ def write(folder: Path, data: Path | None = None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path("results/multi30k"))
-    parser.add_argument("--data", type=Path, help="folder of Multi30k; required if neither generations nor comparisons exist")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of Multi30k; required if neither generations nor comparisons exist",
+    )
     args = parser.parse_args()
     write(args.results, args.data)
     print(f"written to {args.results}/README.md")

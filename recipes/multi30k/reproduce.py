@@ -1,11 +1,13 @@
-"""Test the paper's claim on Multi30k: train a base, then fine-tuned checkpoints and skip adapters for each strategy.
+"""Test the paper's claim on Multi30k: train a base, then fine-tuned checkpoints and skip adapters
+for each strategy.
 
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
-PATH holds train.{de,en}.gz, val.{de,en}, test_2016_flickr.{de,en} and test_2017_flickr.{de,en}. Every checkpoint is evaluated
-on both test sets. The recipe takes hours on one core (OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and
-skips finished trainings and evaluations. The text is CC BY-NC-SA 4.0, so neither it nor the weights are part of this
-repository; tables, plots and hypotheses are.
+PATH holds train.{de,en}.gz, val.{de,en}, test_2016_flickr.{de,en} and test_2017_flickr.{de,en}.
+Every checkpoint is evaluated on both test sets. The recipe takes hours on one core
+(OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and skips finished trainings and
+evaluations. The text is CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository;
+tables, plots and hypotheses are.
 """
 
 import argparse
@@ -19,27 +21,68 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.results import ResultsFolder
 
-TESTS = {"test": "test_2016_flickr", "test_2017_flickr": "test_2017_flickr"}  # name in the work folder: name of the data
+TESTS = {
+    "test": "test_2016_flickr",
+    "test_2017_flickr": "test_2017_flickr",
+}  # name in the work folder: name of the data
 FILES = {
-    "train.de": "train.de.gz", "train.en": "train.en.gz", "val.de": "val.de", "val.en": "val.en",
-    **{f"{link}.{language}": f"{test}.{language}" for link, test in TESTS.items() for language in ("de", "en")},
-}  # fmt: skip
-BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
-        "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
+    "train.de": "train.de.gz",
+    "train.en": "train.en.gz",
+    "val.de": "val.de",
+    "val.en": "val.en",
+    **{
+        f"{link}.{language}": f"{test}.{language}"
+        for link, test in TESTS.items()
+        for language in ("de", "en")
+    },
+}
+BASE = [
+    "model=random",
+    "model.path=llama-12x128",
+    "strategy=full",
+    "train=scratch",
+    "train.ratios=1",
+    "train.epochs=6",
+    "train.vocab_size=6000",
+    "train.learning_rate=4e-3",
+    "train.dropout=0.1",
+    "train.evaluate_every=453",
+]
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
-ADAPTER = ["train=adapter", "train.epochs=1", "train.batch_size=32", "train.learning_rate=2e-3", "train.lora.rank=32",
-           "train.lora.alpha=64", "train.max_length=128", "train.precision=float32"]  # fmt: skip
-BEAMS = ("train.responses=both", "train.own.num_beams=4", "train.ce_weight=1", "train.epochs=2", "train.batch_size=64",
-         "train.lora.rank=128", "train.lora.alpha=256")  # fmt: skip
+ADAPTER = [
+    "train=adapter",
+    "train.epochs=1",
+    "train.batch_size=32",
+    "train.learning_rate=2e-3",
+    "train.lora.rank=32",
+    "train.lora.alpha=64",
+    "train.max_length=128",
+    "train.precision=float32",
+]
+BEAMS = (
+    "train.responses=both",
+    "train.own.num_beams=4",
+    "train.ce_weight=1",
+    "train.epochs=2",
+    "train.batch_size=64",
+    "train.lora.rank=128",
+    "train.lora.alpha=256",
+)
 PATCH = ["correction=patch"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
 ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
-BASE_NAME, BASE_FULL, PATCHES = "base", "base-1x", "patches"  # names in --only besides the checkpoints
+BASE_NAME, BASE_FULL, PATCHES = (
+    "base",
+    "base-1x",
+    "patches",
+)  # names in --only besides the checkpoints
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A checkpoint or skip adapter that is trained from the base, with the schedules of its training and evaluation."""
+    """A checkpoint or skip adapter that is trained from the base, with the schedules of its
+    training and evaluation.
+    """
 
     strategy: str
     ratios: tuple[float, ...]
@@ -52,7 +95,9 @@ class FineTuned:
     def name(self) -> str:
         ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
         method = "adapter" if self.method == "adapter" else ""
-        return "-".join(filter(None, [method, self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"]))
+        return "-".join(
+            filter(None, [method, self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"])
+        )
 
     @property
     def recipe(self) -> list[str]:
@@ -67,16 +112,25 @@ class FineTuned:
     @property
     def is_evaluated_at_full_depth(self) -> bool:
         """True if the checkpoint is also evaluated at 1x; with an adapter, 1x is the base."""
-        return self.method == "full" and 1 not in self.ratios and bool(self.variant or self.strategy in ADAPTER_RATIOS)
+        return (
+            self.method == "full"
+            and 1 not in self.ratios
+            and bool(self.variant or self.strategy in ADAPTER_RATIOS)
+        )
 
 
 def contest(seed: int) -> list[FineTuned]:
-    """List the checkpoints for the paper's claim: every strategy with the same budget, and full depth as the control.
+    """List the checkpoints for the paper's claim: every strategy with the same budget, and full
+    depth as the control.
 
-    With two layers skip_decode equals unified. early_exit has one training for all ratios, because it trains every exit.
-    search trains the layers that it found on the base.
+    With two layers skip_decode equals unified. early_exit has one training for all ratios, because
+    it trains every exit. search trains the layers that it found on the base.
     """
-    static = ("unified", "top_skip", "bottom_skip", "search") if seed == 1 else ("unified", "top_skip", "search")
+    static = (
+        ("unified", "top_skip", "bottom_skip", "search")
+        if seed == 1
+        else ("unified", "top_skip", "search")
+    )
     return [
         FineTuned("full", (1,), seed),
         *(FineTuned(s, (r,), seed) for r in (2, 3) for s in (*static, "skip_decode")),
@@ -86,7 +140,9 @@ def contest(seed: int) -> list[FineTuned]:
 
 
 def options() -> list[FineTuned]:
-    """List the checkpoints with further options: each option alone, then the best ones with more steps."""
+    """List the checkpoints with further options: each option alone, then the best ones with more
+    steps.
+    """
     every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
     return [
         *(FineTuned("unified", (r,), 1, "distill-initial", initial) for r in (2, 3)),
@@ -98,11 +154,17 @@ def options() -> list[FineTuned]:
 
 
 def adapters(seed: int) -> list[FineTuned]:
-    """List the skip adapters, trained on the references and the base's own answers (of beams or greedy), or on the references.
+    """List the skip adapters, trained on the references and the base's own answers (of beams or
+    greedy), or on the references.
 
-    Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence (arXiv:1606.07947).
+    Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
+    (arXiv:1606.07947).
     """
-    responses = {"beams": BEAMS, "": ("train.responses=both",), "reference": ("train.responses=reference",)}
+    responses = {
+        "beams": BEAMS,
+        "": ("train.responses=both",),
+        "reference": ("train.responses=reference",),
+    }
     return [
         FineTuned(strategy, (ratio,), seed, variant, chosen, "adapter")
         for variant, chosen in responses.items()
@@ -146,7 +208,15 @@ class Reproduction:
         train = [f"task.{key}={file}.gz" for key, file in self.files("train").items()]
         held_out = ",".join(f"{key}:{file}" for key, file in self.files("val").items())
         validation = f"train.validation={{{held_out},limit:300}}"
-        call("train", *weights, *more, "task.dataset=files", *train, validation, f"output={self.work / output}")
+        call(
+            "train",
+            *weights,
+            *more,
+            "task.dataset=files",
+            *train,
+            validation,
+            f"output={self.work / output}",
+        )
 
     def train_base(self) -> None:
         self.train([], BASE_NAME, *BASE)
@@ -154,16 +224,29 @@ class Reproduction:
     def task(self, test: str) -> list[str]:
         test_files = [f"task.{key}={file}" for key, file in self.files(test).items()]
         held_out = ",".join(f"{key}:{file}" for key, file in self.files("val").items())
-        calibration = [f"calibration.task={{{held_out}}}", f"calibration.examples={CALIBRATION_EXAMPLES}"]
+        calibration = [
+            f"calibration.task={{{held_out}}}",
+            f"calibration.examples={CALIBRATION_EXAMPLES}",
+        ]
         return ["task.dataset=files", *test_files, *calibration]
 
     def evaluate(self, weights: list[str], strategy: str, ratio: float | str, *more: str) -> None:
-        """Evaluate quality alone, on both test sets. Early exit decodes one sentence at a time: a batch shares its depth."""
+        """Evaluate quality alone, on both test sets. Early exit decodes one sentence at a time: a
+        batch shares its depth.
+        """
         batch = 1 if strategy == "early_exit" else 64
         quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
         schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
         for test in TESTS:
-            call("sweep", *weights, "model.dtype=float32", *self.task(test), *schedule, *self.results, *quality_only)
+            call(
+                "sweep",
+                *weights,
+                "model.dtype=float32",
+                *self.task(test),
+                *schedule,
+                *self.results,
+                *quality_only,
+            )
 
     def found(self, ratio: float) -> list[int]:
         """Read the layers that the newest search found on the base."""
@@ -173,7 +256,9 @@ class Reproduction:
         return list([row for row in found if not row.correction][-1].kept_layers)
 
     def layers(self, strategy: str, ratio: float) -> list[str]:
-        """Return the option with the layers that search found on the base, or nothing; a search that is missing runs first."""
+        """Return the option with the layers that search found on the base, or nothing; a search
+        that is missing runs first.
+        """
         if strategy != "search":
             return []
         self.evaluate(self.base, "search", ratio)
@@ -181,7 +266,9 @@ class Reproduction:
 
     def evaluate_base(self) -> None:
         self.evaluate(self.base, "full", 1)
-        self.evaluate(self.base, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
+        self.evaluate(
+            self.base, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6"
+        )
         self.evaluate(self.base, "early_exit", "2,3,6")
 
     def evaluate_patches(self) -> None:
@@ -192,21 +279,48 @@ class Reproduction:
     def make(self, one: FineTuned) -> None:
         """Train and evaluate one checkpoint or adapter."""
         layers = self.layers(one.strategy, one.ratios[0])
-        schedule = [f"strategy={one.strategy}", *layers, f"train.ratios=[{','.join(f'{ratio:g}' for ratio in one.ratios)}]"]
-        shared = [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"] if one.method == "adapter" else []
-        self.train([*self.base, "model.dtype=float32"], one.name, *one.recipe, *shared, *schedule, f"seed={one.seed}")
+        schedule = [
+            f"strategy={one.strategy}",
+            *layers,
+            f"train.ratios=[{','.join(f'{ratio:g}' for ratio in one.ratios)}]",
+        ]
+        shared = (
+            [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"]
+            if one.method == "adapter"
+            else []
+        )
+        self.train(
+            [*self.base, "model.dtype=float32"],
+            one.name,
+            *one.recipe,
+            *shared,
+            *schedule,
+            f"seed={one.seed}",
+        )
         for ratio in one.ratios:
-            self.evaluate(one.weights(self.work), "full" if ratio == 1 else one.strategy, ratio, *layers)
+            self.evaluate(
+                one.weights(self.work), "full" if ratio == 1 else one.strategy, ratio, *layers
+            )
         if one.is_evaluated_at_full_depth:
             self.evaluate(one.weights(self.work), "full", 1)
 
     def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
         """Time checkpoints and adapters; the machine should be idle otherwise."""
-        settings = ["model.dtype=float32", *self.task("test"), "limit=64", "speed.pairs=21", *self.results]
+        settings = [
+            "model.dtype=float32",
+            *self.task("test"),
+            "limit=64",
+            "speed.pairs=21",
+            *self.results,
+        ]
         for one in checkpoints:
             ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
             batches = "1" if one.strategy == "early_exit" else "1,8"
-            schedule = [f"strategy={one.strategy}", *self.layers(one.strategy, one.ratios[0]), f"ratio={ratios}"]
+            schedule = [
+                f"strategy={one.strategy}",
+                *self.layers(one.strategy, one.ratios[0]),
+                f"ratio={ratios}",
+            ]
             call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *settings)
 
 
@@ -218,33 +332,52 @@ def timed() -> list[FineTuned]:
 def checkpoints(seeds: int) -> dict[str, FineTuned]:
     """Return all checkpoints and adapters by name, in the order of their training."""
     again = [one for seed in range(2, seeds + 1) for one in contest(seed)]
-    every = [*contest(1), *options(), *again, *(one for seed in range(1, seeds + 1) for one in adapters(seed))]
+    every = [
+        *contest(1),
+        *options(),
+        *again,
+        *(one for seed in range(1, seeds + 1) for one in adapters(seed)),
+    ]
     return {one.name: one for one in every}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--only", default="", help="names in this order: base,base-1x,patches,unified-2x-s1,adapter-unified-2x-s1,..."
+        "--only",
+        default="",
+        help="names in this order: base,base-1x,patches,unified-2x-s1,adapter-unified-2x-s1,...",
     )
     parser.add_argument("--name", default="multi30k", help="folder of the results")
-    parser.add_argument("--no-speed", action="store_true", help="train and evaluate without timing the checkpoints")
-    parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone, or those of --only")
+    parser.add_argument(
+        "--no-speed", action="store_true", help="train and evaluate without timing the checkpoints"
+    )
+    parser.add_argument(
+        "--speed-only",
+        action="store_true",
+        help="time the trained checkpoints alone, or those of --only",
+    )
     args = parser.parse_args()
     named = checkpoints(args.seeds)
     chosen = args.only.split(",") if args.only else [BASE_NAME, PATCHES, *named]
     known = [BASE_NAME, BASE_FULL, PATCHES, *named]
     if unknown := [name for name in chosen if name not in known]:
-        parser.error(f"expected --only to have names of {', '.join(known)}, got {', '.join(unknown)}")
+        parser.error(
+            f"expected --only to have names of {', '.join(known)}, got {', '.join(unknown)}"
+        )
     if args.no_speed and args.speed_only:
         parser.error("expected --no-speed or --speed-only, got both; leave out one of them")
     reproduction = Reproduction(args.work, [f"name={args.name}"])
     reproduction.link(args.data)
     if args.speed_only:
-        return reproduction.measure_speed([named[name] for name in chosen if name in named] if args.only else timed())
+        return reproduction.measure_speed(
+            [named[name] for name in chosen if name in named] if args.only else timed()
+        )
     reproduction.train_base()
     for name in chosen:
         if name == BASE_FULL:

@@ -1,7 +1,9 @@
-"""The rows of the Multi30k reproduction with their scores on both test sets, and paired comparisons.
+"""The rows of the Multi30k reproduction with their scores on both test sets, and paired
+comparisons.
 
-Generations contain the text of Multi30k (CC BY-NC-SA 4.0) and are not committed. answers.jsonl.gz stores the hypotheses alone,
-comparisons.json the scores that need texts, so that a report requires neither generations nor data.
+Generations contain the text of Multi30k (CC BY-NC-SA 4.0) and are not committed. answers.jsonl.gz
+stores the hypotheses alone, comparisons.json the scores that need texts, so that a report requires
+neither generations nor data.
 """
 
 import gzip
@@ -28,7 +30,9 @@ BASE, PATCHED, ADAPTER = "base", "base with patches", "adapter-"
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint under one schedule: one row for each test set, and BLEU of both test sets together."""
+    """A checkpoint under one schedule: one row for each test set, and BLEU of both test sets
+    together.
+    """
 
     checkpoint: str
     rows: tuple[Row, ...]  # in the order of TESTS
@@ -44,7 +48,9 @@ class Point:
 
 
 class Texts:
-    """The hypotheses of rows, from generations or the file of answers, and references, from generations or the data."""
+    """The hypotheses of rows, from generations or the file of answers, and references, from
+    generations or the data.
+    """
 
     def __init__(self, folder: Path, data: Path | None) -> None:
         self.folder = folder
@@ -52,7 +58,9 @@ class Texts:
         self.references = {test: read_lines(data / f"{test}.en") for test in TESTS} if data else {}
 
     def hypotheses(self, row: Row) -> list[str] | None:
-        """Return the answers of a row, None if they are not stored; references beside them are remembered."""
+        """Return the answers of a row, None if they are not stored; references beside them are
+        remembered.
+        """
         file = self.folder / "generations" / f"{row.id}.jsonl"
         if row.id not in self.read and file.is_file():
             texts = read_jsonl(file)
@@ -61,7 +69,9 @@ class Texts:
         return self.read.get(row.id) or self.stored.get(row.id)
 
     def pooled(self, rows: tuple[Row, ...]) -> tuple[list[str], list[str]] | None:
-        """Return the hypotheses and references of all test sets together; None if some are not known."""
+        """Return the hypotheses and references of all test sets together; None if some are not
+        known.
+        """
         found = [self.hypotheses(row) for row in rows]
         references = [self.references.get(test) for test in TESTS]
         known = [one for one in (*found, *references) if one is not None]
@@ -86,7 +96,9 @@ def read_answers(file: Path) -> dict[str, list[str]]:
     """Read hypotheses by row id."""
     found: dict[str, list[str]] = {}
     ids: list[str] = []
-    for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1] if file.exists() else ():
+    for line in (
+        gzip.decompress(file.read_bytes()).decode().split("\n")[:-1] if file.exists() else ()
+    ):
         entry = json.loads(line)
         if isinstance(entry, dict):
             ids = entry["rows"]
@@ -98,7 +110,9 @@ def read_answers(file: Path) -> dict[str, list[str]]:
 
 
 def write_answers(file: Path, answers: dict[str, dict[str, list[str]]]) -> None:
-    """Write hypotheses by test set and row id: a line with the ids, then a line for each sentence, which compresses best."""
+    """Write hypotheses by test set and row id: a line with the ids, then a line for each sentence,
+    which compresses best.
+    """
     lines: list[Any] = []
     for test, rows in answers.items():
         lines += [{"test": test, "rows": list(rows)}, *zip(*rows.values(), strict=True)]
@@ -121,7 +135,8 @@ class Rows:
         for row in (row for row in ResultsFolder(folder).records() if row.is_done):
             checkpoint, strategy, target = checkpoint_of(row), row.strategy, row.target_speedup
             if row.measured_speedup is not None:
-                # A row of strategy full is a baseline of the pairs, unless it belongs to the control.
+                # A row of strategy full is a baseline of the pairs, unless it belongs to the
+                # control.
                 if strategy != "full" or checkpoint == "full-1x-s1":
                     speeds = self.adapter_speed if row.correction else self.speed
                     speeds[strategy, target, row.batch_size] = row
@@ -133,7 +148,11 @@ class Rows:
                 rows.clear()  # rows of earlier weights
             rows[test_set(row)] = row
         self.points: dict[tuple[str, str, float], Point] = {}
-        whole = {key: tuple(rows[test] for test in TESTS) for key, rows in quality.items() if set(TESTS) <= set(rows)}
+        whole = {
+            key: tuple(rows[test] for test in TESTS)
+            for key, rows in quality.items()
+            if set(TESTS) <= set(rows)
+        }
         for rows_of_point in whole.values():
             for row in rows_of_point:
                 self.texts.hypotheses(row)  # finds the references
@@ -152,19 +171,31 @@ class Rows:
             known[ids] = BLEU().corpus_score(texts[0], [texts[1]]).score
         return float(known[ids])
 
-    def tuned(self, strategy: str, ratio: float, seed: int = 1, prefix: str = "", variant: str = "") -> Point | None:
-        ratios = "2+3+6" if strategy == "early_exit" else f"{ratio:g}"  # early exit has one training for all ratios
+    def tuned(
+        self, strategy: str, ratio: float, seed: int = 1, prefix: str = "", variant: str = ""
+    ) -> Point | None:
+        ratios = (
+            "2+3+6" if strategy == "early_exit" else f"{ratio:g}"
+        )  # early exit has one training for all ratios
         return self.points.get((f"{prefix}{strategy}-{ratios}x{variant}-s{seed}", strategy, ratio))
 
-    def seeds(self, strategy: str, ratio: float, prefix: str = "", variant: str = "") -> list[Point]:
-        return [one for seed in range(1, 10) if (one := self.tuned(strategy, ratio, seed, prefix, variant))]
+    def seeds(
+        self, strategy: str, ratio: float, prefix: str = "", variant: str = ""
+    ) -> list[Point]:
+        return [
+            one
+            for seed in range(1, 10)
+            if (one := self.tuned(strategy, ratio, seed, prefix, variant))
+        ]
 
     def bleu(self, strategy: str, ratio: float) -> float:
         return mean(point.bleu for point in self.seeds(strategy, ratio))
 
     @property
     def full_models(self) -> dict[str, float]:
-        """BLEU of the control, which is the full model fine-tuned with the same budget, and of the base."""
+        """BLEU of the control, which is the full model fine-tuned with the same budget, and of the
+        base.
+        """
         control, base = self.seeds("full", 1.0), self.points.get((BASE, "full", 1.0))
         known = {"control": mean(point.bleu for point in control)} if control else {}
         return known | ({"base": base.bleu} if base else {})
@@ -175,7 +206,9 @@ class Rows:
         return max(self.full_models.items(), key=lambda one: one[1])
 
     def difference(self, one: Point, other: Point) -> Row | None:
-        """Compute pooled BLEU of `one` minus that of `other` by sacrebleu's paired bootstrap; None without texts."""
+        """Compute pooled BLEU of `one` minus that of `other` by sacrebleu's paired bootstrap; None
+        without texts.
+        """
         known, ids = self.comparisons["differences"], f"{one.ids} minus {other.ids}"
         if ids not in known:
             own, others = self.texts.pooled(one.rows), self.texts.pooled(other.rows)
@@ -188,14 +221,22 @@ class Rows:
         """Write the comparisons, and the hypotheses of the points that have some."""
         write_atomic(self.folder / COMPARISONS, json.dumps(self.comparisons, indent=1) + "\n")
         found = {
-            test: {point.rows[i].id: self.texts.hypotheses(point.rows[i]) for point in self.points.values()}
+            test: {
+                point.rows[i].id: self.texts.hypotheses(point.rows[i])
+                for point in self.points.values()
+            }
             for i, test in enumerate(TESTS)
         }
-        kept = {test: {key: texts for key, texts in rows.items() if texts is not None} for test, rows in found.items()}
+        kept = {
+            test: {key: texts for key, texts in rows.items() if texts is not None}
+            for test, rows in found.items()
+        }
         write_answers(self.folder / ANSWERS, kept)
 
 
 def read_comparisons(file: Path) -> dict[str, dict[str, Any]]:
-    """Read pooled scores and differences by the ids of their rows; a file of an earlier form has none for both test sets."""
+    """Read pooled scores and differences by the ids of their rows; a file of an earlier form has
+    none for both test sets.
+    """
     stored = json.loads(file.read_text("utf-8")) if file.exists() else {}
     return {key: dict(stored.get(key, {})) for key in ("pooled", "differences")}

@@ -5,9 +5,16 @@ from statistics import mean
 
 from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
 
-NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
-         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
-}  # fmt: skip
+NAMES = {
+    "full": "full (control)",
+    "unified": "unified",
+    "top_skip": "top skip",
+    "bottom_skip": "bottom skip",
+    "early_exit": "early exit",
+    "skip_decode": "SkipDecode",
+    "block_influence": "block influence",
+    "search": "search",
+}
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
 MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
@@ -28,13 +35,20 @@ def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
 
 
 def spread(values: list[float]) -> str:
-    ends = f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
+    ends = (
+        f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
+    )
     return f"{mean(values):.1f}{ends}"
 
 
 def scores(points: list[Point]) -> list[str]:
-    """Format BLEU on each test set, a mean over seeds, and on both together with the range of the seeds."""
-    each = [mean(row.value("bleu") for row in rows) for rows in zip(*(point.rows for point in points), strict=True)]
+    """Format BLEU on each test set, a mean over seeds, and on both together with the range of the
+    seeds.
+    """
+    each = [
+        mean(row.value("bleu") for row in rows)
+        for rows in zip(*(point.rows for point in points), strict=True)
+    ]
     return [*(f"{value:.1f}" for value in each), spread([point.bleu for point in points])]
 
 
@@ -47,11 +61,16 @@ def shares(rows: Rows, bleu: float) -> list[str]:
 def interval(difference: Row | None) -> str:
     if difference is None:
         return "–"
-    return f"{difference['delta']:+.1f} ({difference['delta_low']:+.1f} to {difference['delta_high']:+.1f})"
+    return (
+        f"{difference['delta']:+.1f} ({difference['delta_low']:+.1f} to"
+        f" {difference['delta_high']:+.1f})"
+    )
 
 
 def depth(points: list[Point]) -> str:
-    """Format the layers of a decode step; if the depth varies, its mean over the evaluated answers."""
+    """Format the layers of a decode step; if the depth varies, its mean over the evaluated
+    answers.
+    """
     rows = [row for point in points for row in point.rows]
     means = [row.evaluated_mean_kept_layers for row in rows if row.evaluated_mean_kept_layers]
     return f"{mean(means):.1f}" if means else str(len(rows[0].kept_layers))
@@ -59,13 +78,18 @@ def depth(points: list[Point]) -> str:
 
 def clock(row: Row) -> str:
     """Format a measured speedup with its interval."""
-    return f"{row.measured_speedup:.2f} ({row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f})"
+    return (
+        f"{row.measured_speedup:.2f} ({row.measured_speedup_low:.2f} to"
+        f" {row.measured_speedup_high:.2f})"
+    )
 
 
 def varying(row: Row) -> str:
     """Format the mean number of layers if it differs from the target."""
     mean = row.evaluated_mean_kept_layers
-    return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row.target_kept_layers:.1f}" else ""
+    return (
+        f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row.target_kept_layers:.1f}" else ""
+    )
 
 
 def table4(rows: Rows) -> str:
@@ -83,7 +107,16 @@ def table4(rows: Rows) -> str:
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
             lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality, measured, *speeds])
     speeds = [f"tok/s, batch {batch}" for batch in batches]
-    heads = ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS, "measured", *speeds]
+    heads = [
+        "target",
+        "approach",
+        "layers",
+        "both before",
+        *TEST_HEADS,
+        *SHARE_HEADS,
+        "measured",
+        *speeds,
+    ]
     return markdown(heads, lines)
 
 
@@ -96,7 +129,10 @@ def summary(rows: Rows) -> str:
         return f"{bleu:.1f} ({bleu / best:.1%})" if found else "–"
 
     full = {"control": NAMES["full"], "base": "base"}
-    lines = [[full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)] for name, bleu in rows.full_models.items()]
+    lines = [
+        [full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)]
+        for name, bleu in rows.full_models.items()
+    ]
     for prefix, variant, name in (("", "", "{}"), (ADAPTER, "-beams", "{}, skip adapter")):
         for strategy in ("unified", *BASELINES):
             found = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
@@ -108,26 +144,53 @@ def summary(rows: Rows) -> str:
 def adapters(rows: Rows) -> str:
     """Compare skip adapters with fine-tuning and with the base, under the same schedules."""
     untouched, lines = rows.points.get((BASE, "full", 1.0)), []
-    for ratio, strategy in ((ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")):
+    for ratio, strategy in (
+        (ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")
+    ):
         tuned = rows.tuned(strategy, ratio)
         alone = {name: rows.points.get((name, strategy, ratio)) for name in (BASE, PATCHED)}
         found = {"base, uncorrected": [alone[BASE]], "patches alone": [alone[PATCHED]]}
         found |= {name: list(rows.seeds(strategy, ratio, *key)) for key, name in TRAINED.items()}
-        for name, points in ((name, [point for point in points if point]) for name, points in found.items()):
+        for name, points in (
+            (name, [point for point in points if point]) for name, points in found.items()
+        ):
             if not points:
                 continue
             bleu = mean(point.bleu for point in points)
             full = (
-                [rows.points.get((point.checkpoint, "full", 1.0)) for point in points] if name == "fine-tuned" else [untouched]
+                [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
+                if name == "fine-tuned"
+                else [untouched]
             )
             at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
             minus = rows.difference(points[0], tuned) if tuned and tuned is not points[0] else None
             speedup = points[0].row.predicted_speedup
             speeds = {"fine-tuned": rows.speed, "adapter": rows.adapter_speed}.get(name, {})
             timed = speeds.get((strategy, ratio, 1))
-            lines.append([f"{ratio:g}x", NAMES[strategy], name, *scores(points), *shares(rows, bleu), interval(minus), at_1x,
-                          f"{speedup:.2f}" if speedup else "–", clock(timed) if timed else "–"])  # fmt: skip
-    heads = ["target", "layers", "method", *TEST_HEADS, *SHARE_HEADS, "minus fine-tuned", "both at 1x", "predicted", "measured"]
+            lines.append(
+                [
+                    f"{ratio:g}x",
+                    NAMES[strategy],
+                    name,
+                    *scores(points),
+                    *shares(rows, bleu),
+                    interval(minus),
+                    at_1x,
+                    f"{speedup:.2f}" if speedup else "–",
+                    clock(timed) if timed else "–",
+                ]
+            )
+    heads = [
+        "target",
+        "layers",
+        "method",
+        *TEST_HEADS,
+        *SHARE_HEADS,
+        "minus fine-tuned",
+        "both at 1x",
+        "predicted",
+        "measured",
+    ]
     has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
     return markdown(heads, lines, 3) if has_adapters else ""
 
@@ -137,12 +200,19 @@ def variants(rows: Rows) -> str:
     lines = []
     for (weights, strategy, ratio), point in rows.points.items():
         plain = rows.tuned(strategy, ratio)
-        if plain is None or plain is point or weights in (BASE, PATCHED) or weights.startswith(ADAPTER):
+        if (
+            plain is None
+            or plain is point
+            or weights in (BASE, PATCHED)
+            or weights.startswith(ADAPTER)
+        ):
             continue
         if PLAIN.fullmatch(weights) or not weights.endswith("-s1"):
             continue
         difference = interval(rows.difference(point, plain))
-        lines.append([f"`{weights}`", f"{ratio:g}x", *scores([point]), difference, *shares(rows, point.bleu)])
+        lines.append(
+            [f"`{weights}`", f"{ratio:g}x", *scores([point]), difference, *shares(rows, point.bleu)]
+        )
     heads = ["checkpoint", "at", *TEST_HEADS, "minus plain", *SHARE_HEADS]
     return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
 
@@ -158,5 +228,12 @@ def without_training(rows: Rows) -> str:
             kept = ", ".join(map(str, point.row.kept_layers)) if strategy in MEASURED_FIRST else "–"
             losses = [f"{row.decode_loss:.2f}{varying(row)}" for row in point.rows]
             lines.append([f"{ratio:g}x", NAMES[strategy], *scores([point]), *losses, kept])
-    heads = ["target", "approach", *TEST_HEADS, "decode loss 2016", "decode loss 2017", "found layers"]
+    heads = [
+        "target",
+        "approach",
+        *TEST_HEADS,
+        "decode loss 2016",
+        "decode loss 2017",
+        "found layers",
+    ]
     return markdown(heads, lines) if lines else ""

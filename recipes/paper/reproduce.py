@@ -1,10 +1,13 @@
-"""Reproduce the paper's experiment on one language pair: train and evaluate one checkpoint for each target speedup.
+"""Reproduce the paper's experiment on one language pair: train and evaluate one checkpoint for each
+target speedup.
 
-    python recipes/paper/reproduce.py --train-source train.de --train-reference train.en [--model bigscience/bloomz-7b1-mt]
+    python recipes/paper/reproduce.py --train-source train.de --train-reference train.en [--model
+    bigscience/bloomz-7b1-mt]
 
-Hyper-parameters and decoding are the paper's (`train=paper`, `experiment=paper`); you provide the training text, since the
-paper's own is not published. Under `torchrun --nproc_per_node=8` the trainings use all GPUs. Run the command again without
-torchrun to evaluate on one GPU; it skips finished trainings. If it is interrupted, the same command resumes.
+Hyper-parameters and decoding are the paper's (`train=paper`, `experiment=paper`); you provide the
+training text, since the paper's own is not published. Under `torchrun --nproc_per_node=8` the
+trainings use all GPUs. Run the command again without torchrun to evaluate on one GPU; it skips
+finished trainings. If it is interrupted, the same command resumes.
 """
 
 import argparse
@@ -23,8 +26,12 @@ def call(*arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-source", required=True, help="one sentence a line, plain or gzipped")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--train-source", required=True, help="one sentence a line, plain or gzipped"
+    )
     parser.add_argument("--train-reference", required=True)
     parser.add_argument("--model", default="bigscience/bloomz-7b1-mt", help="hub id or folder")
     parser.add_argument("--pair", default="de-en")
@@ -35,18 +42,43 @@ def main() -> None:
     args = parser.parse_args()
 
     def strategy(ratio: str) -> list[str]:
-        return ["strategy=full"] if ratio == "1" else ["strategy=unified", "strategy.spacing=reference"]
+        return (
+            ["strategy=full"]
+            if ratio == "1"
+            else ["strategy=unified", "strategy.spacing=reference"]
+        )
 
-    files = ["task.dataset=files", f"task.source_file={args.train_source}", f"task.reference_file={args.train_reference}"]
+    files = [
+        "task.dataset=files",
+        f"task.source_file={args.train_source}",
+        f"task.reference_file={args.train_reference}",
+    ]
     ratios = ["1", *args.ratios.split(",")]
     for ratio in ratios:
-        call("train", f"model.path={args.model}", "train=paper", f"task.pair={args.pair}", *files, *strategy(ratio),
-             f"train.ratios={ratio}", f"output={args.work}/{ratio}x", *args.train)  # fmt: skip
+        call(
+            "train",
+            f"model.path={args.model}",
+            "train=paper",
+            f"task.pair={args.pair}",
+            *files,
+            *strategy(ratio),
+            f"train.ratios={ratio}",
+            f"output={args.work}/{ratio}x",
+            *args.train,
+        )
     if "RANK" in os.environ:
         return
     for ratio in ratios:
-        call("sweep", "experiment=paper", f"model.path={args.work}/{ratio}x", f"task.pair={args.pair}", *strategy(ratio),
-             f"ratio={ratio}", "batch_size=1,2,8", *args.run)  # fmt: skip
+        call(
+            "sweep",
+            "experiment=paper",
+            f"model.path={args.work}/{ratio}x",
+            f"task.pair={args.pair}",
+            *strategy(ratio),
+            f"ratio={ratio}",
+            "batch_size=1,2,8",
+            *args.run,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Measure vLLM servers under load: the full model, the kept layers alone, drafting, one process, and a pair.
+"""Measure vLLM servers under load: the full model, the kept layers alone, drafting, one process,
+and a pair.
 
     python recipes/serving/reproduce.py [--model smollm2-135m] [--ratio 2] [--work build/serving]
 
-The recipe exports the model, starts all servers with the Python of `make vllm`, sends requests to each in turns
-(`benchmarks/serve.py`) and ends the servers. Prompts are pieces of the bundled news articles. It takes about a quarter of an
-hour on two cores, which should be idle otherwise. The page goes to results/serving/load.md.
+The recipe exports the model, starts all servers with the Python of `make vllm`, sends requests to
+each in turns (`benchmarks/serve.py`) and ends the servers. Prompts are pieces of the bundled news
+articles. It takes about a quarter of an hour on two cores, which should be idle otherwise. The page
+goes to results/serving/load.md.
 """
 
 import argparse
@@ -27,7 +29,9 @@ from ulskip_cli.core.model_metadata import ASSETS
 
 SERVE = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 START_SECONDS = 600
-STRIDE = 16  # tokens between two prompts of an article; no two begin alike, so no prefix cache helps
+STRIDE = (
+    16  # tokens between two prompts of an article; no two begin alike, so no prefix cache helps
+)
 DRAFTS = 3
 SERVERS = ("full", "kept", "drafting", "one-process", "pair")
 ENVIRONMENT = {
@@ -54,7 +58,9 @@ class Servers:
         log = (self.work / f"{name}.log").open("w")
         words = [*map(str, command), "--port", port]
         environ = {**os.environ, **ENVIRONMENT}
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=environ, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdout=log, stderr=log, env=environ, start_new_session=True
+        )
         url = f"http://127.0.0.1:{port}"
         self.started.append((name, process, url))
         return url
@@ -66,7 +72,10 @@ class Servers:
             while True:
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"the server {name} did not start; see {self.work / name}.log")
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"{url}/health", timeout=5),
+                ):
                     break
                 time.sleep(1)
 
@@ -92,17 +101,34 @@ def export(options: argparse.Namespace) -> Path:
     """Export the pair unless it exists; return its folder."""
     pair: Path = options.work / f"{options.model}-{options.ratio:g}x"
     if not pair.exists():
-        words = [f"model={options.model}", f"ratio={options.ratio}", "model.dtype=bfloat16", "--to", str(pair)]
+        words = [
+            f"model={options.model}",
+            f"ratio={options.ratio}",
+            "model.dtype=bfloat16",
+            "--to",
+            str(pair),
+        ]
         subprocess.run([sys.executable, "-m", "ulskip_cli", "export", *words], check=True)
     return pair
 
 
 def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[str]:
     """Start the servers `names`; return them as arguments of `benchmarks/serve.py`."""
-    vllm, tool = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"], python.with_name("ulskip-vllm")
+    vllm, tool = (
+        [
+            python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--host",
+            "127.0.0.1",
+        ],
+        python.with_name("ulskip-vllm"),
+    )
     length = ["--max-model-len", 1024]
     full = [*vllm, "--model", pair / "prefill", *length]
-    draft = json.dumps({"method": "draft_model", "model": str(pair), "num_speculative_tokens": DRAFTS})
+    draft = json.dumps(
+        {"method": "draft_model", "model": str(pair), "num_speculative_tokens": DRAFTS}
+    )
     commands = {
         "full": full,
         "kept": [*vllm, "--model", pair, *length],
@@ -115,19 +141,31 @@ def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[
             urls[name] = servers.start(name, *commands[name])
             continue
         roles = {
-            role: [tool, role, pair, "--handoff-dir", servers.work / "handoffs", *length] for role in ("prefill", "decode")
+            role: [tool, role, pair, "--handoff-dir", servers.work / "handoffs", *length]
+            for role in ("prefill", "decode")
         }
-        ends = [word for role, command in roles.items() for word in (f"--{role}", servers.start(role, *command))]
+        ends = [
+            word
+            for role, command in roles.items()
+            for word in (f"--{role}", servers.start(role, *command))
+        ]
         urls[name] = servers.start(name, tool, "proxy", *ends)
     servers.wait()
     return [f"{name}={url}" for name, url in urls.items()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--ratio", type=float, default=2)
-    parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of the environment with vLLM")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        default=Path(".venv-vllm/bin/python"),
+        help="of the environment with vLLM",
+    )
     parser.add_argument("--work", type=Path, default=Path("build/serving"))
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -137,7 +175,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
     if not options.python.exists():
-        raise SystemExit(f"expected the Python of an environment with vLLM, got {options.python}; run: make vllm")
+        raise SystemExit(
+            f"expected the Python of an environment with vLLM, got {options.python}; run: make vllm"
+        )
     facts = {**environment.code(), **environment.machine()}
     options.work.mkdir(parents=True, exist_ok=True)
     options.work = options.work.resolve()
@@ -147,10 +187,24 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:
         urls = start(servers, options.servers, pair, options.python.absolute())
-        numbers = [(f"--{key}", str(getattr(options, key.replace("-", "_")))) for key in ("requests", "rounds", "new-tokens")]
+        numbers = [
+            (f"--{key}", str(getattr(options, key.replace("-", "_"))))
+            for key in ("requests", "rounds", "new-tokens")
+        ]
         clients = ["--concurrency", *map(str, options.concurrency), "--prompts", str(prompts)]
-        words = [sys.executable, str(SERVE), *urls, *(word for pair_ in numbers for word in pair_), *clients]
-        table = subprocess.run([*words, "--to", str(options.work / "load.json")], check=True, stdout=subprocess.PIPE, text=True)
+        words = [
+            sys.executable,
+            str(SERVE),
+            *urls,
+            *(word for pair_ in numbers for word in pair_),
+            *clients,
+        ]
+        table = subprocess.run(
+            [*words, "--to", str(options.work / "load.json")],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     finally:
         servers.stop()
     record = json.loads((pair / "ulskip_export.json").read_text("utf-8"))
@@ -158,16 +212,17 @@ def main() -> None:
     commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
     text = f"""# vLLM servers under load
 
-{options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in turns:
-{options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests} for each client, at least four,
-after one that does not count; medians of {options.rounds} rounds.
-Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft model,
-{DRAFTS} tokens at a time. One process: prompts through all layers, generated tokens through the kept ones, without the
-compilation that the others have. Pair: a prefill server with all layers, a decode server with the kept ones, and the proxy.
+{options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in
+turns: {options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests}
+for each client, at least four, after one that does not count; medians of {options.rounds} rounds.
+Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft
+model, {DRAFTS} tokens at a time. One process: prompts through all layers, generated tokens through
+the kept ones, without the compilation that the others have. Pair: a prefill server with all
+layers, a decode server with the kept ones, and the proxy.
 
 {table.stdout}
-ulskip {facts["ulskip"]} at {commit}, vLLM {_version(options.python)}; {facts["processor"]}, {os.cpu_count()} CPUs, which all
-servers and clients share.
+ulskip {facts["ulskip"]} at {commit}, vLLM {_version(options.python)}; {facts["processor"]},
+{os.cpu_count()} CPUs, which all servers and clients share.
 """
     write_atomic(Path("results/serving/load.md"), text)
     print(table.stdout)

@@ -2,8 +2,9 @@
 
     python recipes/tiny/prepare.py --data PATH/deu-eng.tsv.gz --to runs/tiny/data
 
-The recipe writes train, validation and test as two text files each, one sentence a line, and split.json. Pairs that
-share a sentence, directly or through others, stay in one part; pairs similar to the bundled sample are left out.
+The recipe writes train, validation and test as two text files each, one sentence a line, and
+split.json. Pairs that share a sentence, directly or through others, stay in one part; pairs similar
+to the bundled sample are left out.
 """
 
 import argparse
@@ -28,7 +29,9 @@ def words(sentence: str) -> frozenset[str]:
 
 
 def near_duplicates(pairs: list[Pair], protected: list[Pair]) -> set[int]:
-    """Find the indices of pairs with a side that shares at least 75% of its words with a protected sentence."""
+    """Find the indices of pairs with a side that shares at least 75% of its words with a protected
+    sentence.
+    """
     found = set()
     for side in (0, 1):
         shielded = [words(pair[side]) for pair in protected]
@@ -45,7 +48,9 @@ def near_duplicates(pairs: list[Pair], protected: list[Pair]) -> set[int]:
 
 
 def components(pairs: list[Pair]) -> list[int]:
-    """Assign component ids: pairs that share a German or an English line, directly or through others, get one id."""
+    """Assign component ids: pairs that share a German or an English line, directly or through
+    others, get one id.
+    """
     parent = {}
 
     def root(node):
@@ -79,12 +84,16 @@ def split(pairs: list[Pair], sizes: dict[str, int]) -> dict[str, list[Pair]]:
             taken += 1
         parts[name] = list(part.items())
     held_out = set(order[:taken])
-    parts["train"] = [pair for component, group in groups.items() if component not in held_out for pair in group]
+    parts["train"] = [
+        pair for component, group in groups.items() if component not in held_out for pair in group
+    ]
     return parts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="use this many pairs, drawn at random")
@@ -95,14 +104,18 @@ def main() -> None:
     pairs = [(line.split("\t")[0], line.split("\t")[1]) for line in raw.decode().splitlines()]
     if args.limit:
         pairs = random.Random(SEED).sample(pairs, args.limit)
-    german, english = ((SAMPLE / f"sample.{s}").read_text("utf-8").splitlines() for s in ("de", "en"))
+    german, english = (
+        (SAMPLE / f"sample.{s}").read_text("utf-8").splitlines() for s in ("de", "en")
+    )
     dropped = near_duplicates(pairs, list(zip(german, english, strict=True)))
     share = min(1.0, len(pairs) / 20_000)
     sizes = {"test": round(TEST * share), "validation": round(VALIDATION * share)}
     parts = split([pair for i, pair in enumerate(pairs) if i not in dropped], sizes)
     for name, part in parts.items():
         for side, language in enumerate(("de", "en")):
-            (args.to / f"{name}.{language}").write_text("".join(pair[side] + "\n" for pair in part), "utf-8")
+            (args.to / f"{name}.{language}").write_text(
+                "".join(pair[side] + "\n" for pair in part), "utf-8"
+            )
     facts = {
         "data": "Tatoeba German-English pairs (manythings.org/anki, tatoeba.org), CC BY 2.0",
         "sha256": hashlib.sha256(raw).hexdigest(),

@@ -1,9 +1,12 @@
-"""Check what `ulskip tune` reports on three tasks that were not used to build it, in new processes and on other examples.
+"""Check what `ulskip tune` reports on three tasks that were not used to build it, in new processes
+and on other examples.
 
-    python recipes/tune/reproduce.py --data PATH [--work build/tune] [--tasks captions,headlines,copying]
+    python recipes/tune/reproduce.py --data PATH [--work build/tune] [--tasks
+    captions,headlines,copying]
 
-PATH holds multi30k/ and cnn_dm/. The recipe takes about 40 minutes on two cores, which should be idle otherwise. If it is
-interrupted, the same command resumes. --page writes results/tune/README.md from the stored results alone.
+PATH holds multi30k/ and cnn_dm/. The recipe takes about 40 minutes on two cores, which should be
+idle otherwise. If it is interrupted, the same command resumes. --page writes results/tune/README.md
+from the stored results alone.
 """
 
 import argparse
@@ -39,15 +42,33 @@ class Case:
 CASES = {
     "captions": Case(
         "translate image captions from German (Multi30k)",
-        ("model=tiny", "task.metrics=[bleu]", "task.target_language=en", "task.max_new_tokens=48", "speedup=2"),
+        (
+            "model=tiny",
+            "task.metrics=[bleu]",
+            "task.target_language=en",
+            "task.max_new_tokens=48",
+            "speedup=2",
+        ),
     ),
     "headlines": Case(
         "write a headline for the first 80 words of an article (CNN/DM)",
-        ("model=smollm2-135m", "task.metrics=[rouge]", "task.max_new_tokens=40", "task.first_line=true", "speedup=1.2"),
+        (
+            "model=smollm2-135m",
+            "task.metrics=[rouge]",
+            "task.max_new_tokens=40",
+            "task.first_line=true",
+            "speedup=1.2",
+        ),
     ),
     "copying": Case(
         "repeat an English sentence (Multi30k)",
-        ("model=smollm2-135m", "task.metrics=[chrf]", "task.max_new_tokens=40", "task.first_line=true", "quality=0.95"),
+        (
+            "model=smollm2-135m",
+            "task.metrics=[chrf]",
+            "task.max_new_tokens=40",
+            "task.first_line=true",
+            "quality=0.95",
+        ),
     ),
 }
 
@@ -56,9 +77,13 @@ def examples(data: Path, name: str) -> Iterator[Pair]:
     """Yield the prompts and references of a task."""
     if name == "captions":
         german, english = (
-            (data / f"multi30k/test_2017_flickr.{code}").read_text("utf-8").splitlines() for code in ("de", "en")
+            (data / f"multi30k/test_2017_flickr.{code}").read_text("utf-8").splitlines()
+            for code in ("de", "en")
         )
-        yield from ((f"{one}\nTranslate German to English:", other) for one, other in zip(german, english, strict=True))
+        yield from (
+            (f"{one}\nTranslate German to English:", other)
+            for one, other in zip(german, english, strict=True)
+        )
     elif name == "copying":
         for line in (data / "multi30k/val.en").read_text("utf-8").splitlines():
             yield f"Repeat this sentence and write nothing else: {line}", line
@@ -66,21 +91,34 @@ def examples(data: Path, name: str) -> Iterator[Pair]:
         with gzip.open(data / "cnn_dm/validation.jsonl.gz", "rt", encoding="utf-8") as lines:
             for one in map(json.loads, lines):
                 words = " ".join(one["article"].split()[:80])
-                yield f"Write a headline for this article: {words}", one["highlights"].splitlines()[0]
+                yield (
+                    f"Write a headline for this article: {words}",
+                    one["highlights"].splitlines()[0],
+                )
 
 
 def prepare(data: Path, work: Path, name: str) -> None:
     """Write the examples of a tuning and those of its check, which share none."""
     work.mkdir(parents=True, exist_ok=True)
-    pairs = [{"prompt": prompt, "reference": reference} for prompt, reference in dict(examples(data, name)).items()]
+    pairs = [
+        {"prompt": prompt, "reference": reference}
+        for prompt, reference in dict(examples(data, name)).items()
+    ]
     for kind, own in (("check", pairs[:CHECKED]), ("tune", pairs[CHECKED : CHECKED + 400])):
-        write_atomic(work / f"{name}-{kind}.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in own))
+        write_atomic(
+            work / f"{name}-{kind}.jsonl",
+            "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in own),
+        )
 
 
 def call(*arguments: str) -> Any:
     """Run a command of ulskip in a new process, and return its JSON."""
     print("ulskip", shlex.join(arguments), flush=True)
-    done = subprocess.run([sys.executable, "-m", "ulskip_cli", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ulskip_cli", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads(done.stdout)
@@ -88,18 +126,35 @@ def call(*arguments: str) -> Any:
 
 def measure(work: Path, name: str, limit: int, budget: float) -> None:
     """Tune a task, and run the result in a new process on other examples."""
-    own = [*CASES[name].overrides, "task=jsonl", f"task.file={work}/{name}-tune.jsonl", "batch_size=8"]
+    own = [
+        *CASES[name].overrides,
+        "task=jsonl",
+        f"task.file={work}/{name}-tune.jsonl",
+        "batch_size=8",
+    ]
     sizes = [f"limit={limit}", "choice_examples=40", f"budget={budget:g}", f"name={NAME}"]
     told = call("tune", *own, *sizes)
     other = [f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={CHECKED}"]
     row = call("run", *told["run"], *other)
     kept = {"told": told, "checked": row["id"]}
-    write_atomic(Path("results") / NAME / "tasks" / f"{name}.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(
+        Path("results") / NAME / "tasks" / f"{name}.json",
+        json.dumps(kept, indent=1, ensure_ascii=False) + "\n",
+    )
 
 
 def page() -> str:
     """Return the table of all tasks that were measured."""
-    heads = ["task", "wish", "layers", "speedup", "checked", "quality", "checked", "in the interval"]
+    heads = [
+        "task",
+        "wish",
+        "layers",
+        "speedup",
+        "checked",
+        "quality",
+        "checked",
+        "in the interval",
+    ]
     rows: list[Record] = []
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     stored = {row.id: row for row in read_records([Path("results") / NAME])}
@@ -114,7 +169,11 @@ def page() -> str:
         skipped = sorted(set(range(row.num_layers)) - set(row.kept_layers))
         wish = f"speedup={told['speedup']:g}" if told["speedup"] else f"quality={told['quality']:g}"
         before, after = judge(row, 1.0), judge(again, 1.0)
-        inside = before.low is not None and before.high is not None and before.low <= after.share <= before.high
+        inside = (
+            before.low is not None
+            and before.high is not None
+            and before.low <= after.share <= before.high
+        )
         cells = [
             f"{case.description}: {row.model}",
             wish,
@@ -129,26 +188,39 @@ def page() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        "`ulskip tune` chose the layers and reported the speedup and the quality on examples that chose nothing. Checked: the "
-        f"command that it printed, in a new process on {CHECKED} further examples. In the interval: the checked share of the "
-        "full model's score lies in the reported interval. `recipes/tune/reproduce.py` writes this page."
+        "`ulskip tune` chose the layers and reported the speedup and the quality on examples that"
+        f" chose nothing. Checked: the command that it printed, in a new process on {CHECKED}"
+        " further examples. In the interval: the checked share of the full model's score lies in"
+        " the reported interval. `recipes/tune/reproduce.py` writes this page."
     )
-    return "\n\n".join(["# Does the result of ulskip tune hold?", "\n".join(lines), note, provenance(rows)]) + "\n"
+    return (
+        "\n\n".join(
+            ["# Does the result of ulskip tune hold?", "\n".join(lines), note, provenance(rows)]
+        )
+        + "\n"
+    )
 
 
 def speedup(row: Record) -> str:
     """Return the measured speedup of a row with its interval."""
-    return f"{row.measured_speedup:.2f}x ({row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f})"
+    return (
+        f"{row.measured_speedup:.2f}x ({row.measured_speedup_low:.2f} to"
+        f" {row.measured_speedup_high:.2f})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of multi30k and cnn_dm")
     parser.add_argument("--work", type=Path, default=Path("build/tune"))
     parser.add_argument("--tasks", default=",".join(CASES))
     parser.add_argument("--limit", type=int, default=100, help="examples that are reported")
     parser.add_argument("--budget", type=float, default=12, help="minutes for each task")
-    parser.add_argument("--page", action="store_true", help="write the page of the stored results alone")
+    parser.add_argument(
+        "--page", action="store_true", help="write the page of the stored results alone"
+    )
     args = parser.parse_args()
     if not args.page:
         if args.data is None:

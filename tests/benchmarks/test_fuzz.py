@@ -11,9 +11,15 @@ SEED, LINES, INPUTS = 1, 80, 20
 
 def test_a_hundred_cases_end_as_they_should():
     with fuzz.runner() as own:
-        cases = [*fuzz.draw(lines(), LINES, SEED), *fuzz.draw(damaged_inputs(fuzz.prepare(own)), INPUTS, SEED)]
+        cases = [
+            *fuzz.draw(lines(), LINES, SEED),
+            *fuzz.draw(damaged_inputs(fuzz.prepare(own)), INPUTS, SEED),
+        ]
         endings = [own.run(case) for case in cases]
-    found = [(list(problems(ending)), case.arguments, ending.err[-500:]) for case, ending in zip(cases, endings, strict=True)]
+    found = [
+        (list(problems(ending)), case.arguments, ending.err[-500:])
+        for case, ending in zip(cases, endings, strict=True)
+    ]
     assert len(found) == LINES + INPUTS
     assert [one for one in found if one[0]] == []
     assert {ending.code for ending in endings} >= {0, 2}

@@ -8,7 +8,9 @@ import soak
 
 
 @pytest.mark.slow
-def test_an_export_that_is_interrupted_by_each_signal_ends_with_the_same_files(model_folder, tmp_path):
+def test_an_export_that_is_interrupted_by_each_signal_ends_with_the_same_files(
+    model_folder, tmp_path
+):
     place = soak.Place("export", model_folder)
     assert list(soak.soak(place, tmp_path, soak.SIGNALS, random.Random(1))) == []
 
@@ -19,11 +21,17 @@ def test_lost_doubled_and_changed_rows_are_named():
     assert soak.row_differences([row], [again]) == []
     assert soak.row_differences([row], []) == ["a is lost"]
     assert soak.row_differences([], [row]) == ["a is only in the interrupted sweep"]
-    assert soak.row_differences([row], [row, {**row, "bleu": 2.0}]) == ["a has 2 rows", "a differs in bleu"]
+    assert soak.row_differences([row], [row, {**row, "bleu": 2.0}]) == [
+        "a has 2 rows",
+        "a differs in bleu",
+    ]
 
 
 def test_missing_changed_and_left_over_files_are_named(tmp_path):
-    for folder, files in (("whole", {"a": "1", "b": "2 whole"}), ("own", {"a": "3", ".a.0.tmp": ""})):
+    for folder, files in (
+        ("whole", {"a": "1", "b": "2 whole"}),
+        ("own", {"a": "3", ".a.0.tmp": ""}),
+    ):
         (tmp_path / folder).mkdir()
         for name, text in files.items():
             (tmp_path / folder / name).write_text(text)
@@ -34,5 +42,7 @@ def test_missing_changed_and_left_over_files_are_named(tmp_path):
 def test_each_command_gets_its_share_of_each_signal():
     shares = soak.spread(4, soak.COMMANDS, random.Random(0))
     assert [len(signals) for signals in shares.values()] == [3, 3, 3, 3]
-    assert sorted(one for signals in shares.values() for one in signals) == sorted([*soak.SIGNALS] * 4)
+    assert sorted(one for signals in shares.values() for one in signals) == sorted(
+        [*soak.SIGNALS] * 4
+    )
     assert all(signal.SIGKILL in signals for signals in shares.values())

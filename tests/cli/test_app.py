@@ -13,7 +13,9 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     code, out, err = ulskip("sweep", *grid)
     assert (code, "generate" in err) == (0, False)
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
-    table = [line for line in out.splitlines() if line.startswith(" unified")]  # a warning may name it too
+    table = [
+        line for line in out.splitlines() if line.startswith(" unified")
+    ]  # a warning may name it too
     assert len(table) == 2
 
 
@@ -47,7 +49,13 @@ def for_bench(overrides):
 
 @pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
-    arguments = ["bench", "ratio=2", "batch_size=1,2", *for_bench(overrides), "speed.prompt_tokens=4"]
+    arguments = [
+        "bench",
+        "ratio=2",
+        "batch_size=1,2",
+        *for_bench(overrides),
+        "speed.prompt_tokens=4",
+    ]
     code, out, err = ulskip(*arguments)
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
@@ -55,7 +63,15 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert "[1/4] read bandwidth" in err
     assert "[4/4] unified: timed pairs" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    assert files - {".locks"} == {"runs.jsonl", "configs", "table.md", "table.csv", "bench.md", "speedup.png", "speedup.svg"}
+    assert files - {".locks"} == {
+        "runs.jsonl",
+        "configs",
+        "table.md",
+        "table.csv",
+        "bench.md",
+        "speedup.png",
+        "speedup.svg",
+    }
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
         (size, engine) for size in (1, 2) for engine in ("torch", "transformers")
@@ -76,14 +92,18 @@ def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
         return real(point, session)
 
     monkeypatch.setattr(runner, "run_point", sometimes)
-    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "engine=auto", *for_bench(overrides))
+    code, out, err = ulskip(
+        "bench", "ratio=2,3", "batch_size=1", "engine=auto", *for_bench(overrides)
+    )
     assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
 
 def test_a_config_of_ones_own_without_a_name_is_refused(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.static.Full\n")
+    (tmp_path / "strategy" / "mine.yaml").write_text(
+        "_target_: ulskip_cli.strategies.static.Full\n"
+    )
     code, _, err = ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)
     assert (code, "the key name" in err, "mine.yaml" in err) == (2, True, True)
 
@@ -106,10 +126,16 @@ def test_plan(ulskip):
 
 def test_a_users_own_folder(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
-    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
+    text = (
+        "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers:"
+        " [0, 29]\n"
+    )
     (tmp_path / "strategy" / "mine.yaml").write_text(text)
     assert "my own" in ulskip("strategies", "--config-dir", tmp_path)[1]
-    assert "kept: 0, 29" in ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)[1]
+    assert (
+        "kept: 0, 29"
+        in ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)[1]
+    )
 
 
 def test_version_and_env(ulskip):
@@ -121,7 +147,8 @@ def test_version_and_env(ulskip):
 def test_sampling_and_stop_strings_from_the_command_line(ulskip, overrides):
     sampled = [*overrides, "decoding=sample", "decoding.max_new_tokens=4", "name=sampled"]
     one, again, other = (
-        json.loads(ulskip("run", "--json", *sampled, f"seed={seed}")[1].splitlines()[-1]) for seed in (1, 1, 2)
+        json.loads(ulskip("run", "--json", *sampled, f"seed={seed}")[1].splitlines()[-1])
+        for seed in (1, 1, 2)
     )
     assert one["decode_loss"] == again["decode_loss"]
     assert (one["bleu"], one["generated_tokens"]) == (again["bleu"], again["generated_tokens"])
@@ -153,15 +180,26 @@ def test_an_interrupted_run_says_so(ulskip, monkeypatch):
 
 def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     out = tmp_path / "trained"
-    options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4", "limit=8", f"output={out}"]
+    options = [
+        "train.ratios=[1,2]",
+        "train.max_steps=2",
+        "train.batch_size=4",
+        "limit=8",
+        f"output={out}",
+    ]
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
     assert code == 0
     assert f"ulskip run model.path={out}" in text
     assert "train (2)" in err
-    again = json.loads(ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1])
+    again = json.loads(
+        ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1]
+    )
     assert again["steps"] == 2
     common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
-    rows = [json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1]) for ratio in (2, 3)]
+    rows = [
+        json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1])
+        for ratio in (2, 3)
+    ]
     assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
     assert [row["trained_for_these_layers"] for row in rows] == [True, False]
@@ -177,7 +215,9 @@ def test_a_sweep_leaves_the_papers_table_and_a_plot(ulskip, overrides, tmp_path)
 
 
 @pytest.mark.parametrize("was_there", [True, False])
-def test_a_failed_training_removes_no_folder_but_its_own(ulskip, model_folder, tmp_path, monkeypatch, was_there):
+def test_a_failed_training_removes_no_folder_but_its_own(
+    ulskip, model_folder, tmp_path, monkeypatch, was_there
+):
     from ulskip_cli.core.errors import RunError
     from ulskip_cli.training import run
 

@@ -17,7 +17,13 @@ BAD = [
     ["run", "ratio=2,3"],
     ["run", "model=hf", "model.path=./nowhere"],
     ["run", "model=random", "task.dataset=files"],
-    ["run", "model=random", "task.dataset=files", "task.source_file=no.de", "task.reference_file=no.en"],
+    [
+        "run",
+        "model=random",
+        "task.dataset=files",
+        "task.source_file=no.de",
+        "task.reference_file=no.en",
+    ],
     ["run", "model=random", "task.pair=de-xx"],
     ["run", "model=random", "task=cnn_dm", "task.file=nowhere.jsonl"],
     ["run", "model=random", "task=jsonl"],
@@ -118,7 +124,9 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
     assert "ULSKIP_DEBUG" not in err
 
 
-@pytest.mark.parametrize("place", ["{}", "{}=1", "ratio={}", "strategy={}", "model.path={}", "--{}"])
+@pytest.mark.parametrize(
+    "place", ["{}", "{}=1", "ratio={}", "strategy={}", "model.path={}", "--{}"]
+)
 def test_a_value_of_5000_characters_is_not_echoed(ulskip, place):
     code, _, err = ulskip("plan", "model=tiny", place.format("x" * 5000))
     assert (code, len(err.splitlines())) == (2, 1)
@@ -146,19 +154,33 @@ def test_a_lost_connection_is_one_line(ulskip, monkeypatch):
     assert "connection lost" in err
 
 
-def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path, quick):
+def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(
+    ulskip, overrides, model_folder, tmp_path, quick
+):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((model_folder / name).read_bytes())
     (tmp_path / "long.de").write_text("der Hund " * 60 + "\n")
-    files = ["task.dataset=files", f"task.source_file={tmp_path}/long.de", f"task.reference_file={tmp_path}/long.de"]
+    files = [
+        "task.dataset=files",
+        f"task.source_file={tmp_path}/long.de",
+        f"task.reference_file={tmp_path}/long.de",
+    ]
     cases = {
         "cannot load a tokenizer": ["run", f"model.path={bare}", *quick],
         "example 0: ": ["run", *overrides, *files],
         "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
-        "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.generate_kwargs={lenght_penalty: 1}"],
-        "decoding.generate_kwargs.use_cache": ["run", *overrides, "decoding.generate_kwargs={use_cache: false}"],
+        "unknown option of transformers' generate 'lenght": [
+            "run",
+            *overrides,
+            "decoding.generate_kwargs={lenght_penalty: 1}",
+        ],
+        "decoding.generate_kwargs.use_cache": [
+            "run",
+            *overrides,
+            "decoding.generate_kwargs={use_cache: false}",
+        ],
     }
     for expected, arguments in cases.items():
         code, out, err = ulskip(*arguments)
@@ -168,9 +190,21 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["plan", "model=random"], ["sweep", "ratio=2,3", "--dry-run"], *BAD],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["plan", "model=random"],
+        ["sweep", "ratio=2,3", "--dry-run"],
+        *BAD,
+    ],
     ids=" ".join,
 )
 def test_help_plans_and_usage_errors_import_no_torch(arguments):
-    code = f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r}); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    code = (
+        f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r});"
+        " sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+        == 0
+    )

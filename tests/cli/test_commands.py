@@ -19,11 +19,21 @@ def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
     row = json.loads(out.splitlines()[-1])
     assert code == 0
     assert len(out.splitlines()) == 1
-    keys = {"target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "kept_layers", "bleu", "chrf"}
+    keys = {
+        "target_speedup",
+        "layer_ratio",
+        "predicted_speedup",
+        "measured_speedup",
+        "kept_layers",
+        "bleu",
+        "chrf",
+    }
     assert keys <= set(row)
 
 
-@pytest.mark.parametrize(("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")])
+@pytest.mark.parametrize(
+    ("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")]
+)
 def test_lists_come_from_the_configs(ulskip, command, name):
     code, out, _ = ulskip(command)
     assert code == 0
@@ -38,12 +48,18 @@ def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_p
     code, out, _ = ulskip("score", folder)
     assert (code, "2 of 2" in out, f"{folder}/" in out) == (0, True, False)
     assert (folder / "runs.jsonl").read_text() == lines
-    again = json.loads(ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[1].splitlines()[-1])
+    again = json.loads(
+        ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[
+            1
+        ].splitlines()[-1]
+    )
     differ = {key for key in again if again[key] != run.get(key)}
     assert differ == {"ter", "signatures", "vs_baseline"}
     assert all(again["vs_baseline"][key] == run["vs_baseline"][key] for key in run["vs_baseline"])
     assert "TER" in (folder / "table.md").read_text()
-    assert ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0  # the point is still finished
+    assert (
+        ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0
+    )  # the point is still finished
     file = tmp_path / "mine.jsonl"
     file.write_text('{"hypothesis": "a", "reference": "a"}\n')
     assert ulskip("score", file, "--metric", "exact_match")[1] == "exact_match  100.0000\n"

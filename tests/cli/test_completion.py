@@ -11,7 +11,9 @@ from ulskip_cli.cli.app import invoke
 
 def complete(monkeypatch, capsys, *words):
     """Complete the last word as bash asks for it, with equals signs as words of their own."""
-    split = [part for word in words for part in re.split("(=)", word) if part] + [""] * (words[-1] == "")
+    split = [part for word in words for part in re.split("(=)", word) if part] + [""] * (
+        words[-1] == ""
+    )
     monkeypatch.setenv("_ULSKIP_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "\n".join(["ulskip", *split]))
     monkeypatch.setenv("COMP_CWORD", str(len(split)))
@@ -40,14 +42,19 @@ def complete(monkeypatch, capsys, *words):
         (["run", "nothing"], set(), {"model="}),
     ],
 )
-def test_bash_completes_commands_groups_choices_and_keys(monkeypatch, capsys, words, expected, unexpected):
+def test_bash_completes_commands_groups_choices_and_keys(
+    monkeypatch, capsys, words, expected, unexpected
+):
     found = set(complete(monkeypatch, capsys, *words))
     assert expected <= found
     assert not unexpected & found
 
 
 def test_a_unique_key_completes_with_its_value(monkeypatch, capsys):
-    assert complete(monkeypatch, capsys, "run", "prompt_l") == ["prompt_layers=all", "prompt_layers=kept"]
+    assert complete(monkeypatch, capsys, "run", "prompt_l") == [
+        "prompt_layers=all",
+        "prompt_layers=kept",
+    ]
 
 
 @pytest.mark.slow
@@ -57,8 +64,15 @@ def test_the_script_of_a_shell_has_no_errors(shell, tmp_path):
         pytest.skip(f"no {shell} here")
     code = f"from ulskip_cli.cli.app import invoke; invoke(['--show-completion', '{shell}'])"
     environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
     script = run.stdout
     (tmp_path / "script").write_text(script)
     assert "ULSKIP_COMPLETE" in script.upper()
-    assert subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [shell, "-n", str(tmp_path / "script")], capture_output=True, check=False
+        ).returncode
+        == 0
+    )

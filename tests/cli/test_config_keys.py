@@ -49,7 +49,9 @@ def test_config_shows_one_choice_or_one_key(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
     assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
-    assert json.loads(ulskip("config", "model.path", "--json")[1])[0]["default"] == "tiny"  # of the default choice
+    assert (
+        json.loads(ulskip("config", "model.path", "--json")[1])[0]["default"] == "tiny"
+    )  # of the default choice
     assert json.loads(ulskip("config", "decoding.num_beams", "--json")[1])[0]["default"] == 1
     key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
     assert (key["choices"], key["default"]) == (["min", "na"], "min")
@@ -57,7 +59,10 @@ def test_config_shows_one_choice_or_one_key(ulskip):
 
 def test_config_includes_a_users_own_folder(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
-    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
+    text = (
+        "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers:"
+        " [0, 29]\n"
+    )
     (tmp_path / "strategy" / "mine.yaml").write_text(text)
     out = ulskip("config", "strategy=mine", "--config-dir", tmp_path)[1]
     assert "my own" in out and "[0, 29]" in out

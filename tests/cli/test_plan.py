@@ -10,7 +10,9 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import MemoryPlan
 from ulskip_cli.strategies.plan import Plan, StepSizes
 
-PLAN = Plan("unified", 6, (Stage(0, (0, 2, 5)),), target_speedup=2.0, target_kept=3, warnings=("careful",))
+PLAN = Plan(
+    "unified", 6, (Stage(0, (0, 2, 5)),), target_speedup=2.0, target_kept=3, warnings=("careful",)
+)
 SIZES = StepSizes(WeightSizes(60, (90,) * 6), kv_per_layer=100)
 
 

@@ -25,7 +25,9 @@ def test_tokens_per_second_stand_beside_the_bar(monkeypatch, capsys):
     assert "99 tok/s" in capsys.readouterr().err
 
 
-def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_often(monkeypatch, capsys):
+def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_often(
+    monkeypatch, capsys
+):
     now = 0.0
     monkeypatch.setattr(progress_bars.time, "monotonic", lambda: now)
     with ProgressBars() as bars:

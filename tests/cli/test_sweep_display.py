@@ -9,7 +9,19 @@ from ulskip_cli.experiments.record import read
 
 def record(speedup, bleu, **keys):
     interval = {"measured_speedup_low": speedup, "measured_speedup_high": speedup}
-    return read(json.dumps({"id": "a", "strategy": "s", "batch_size": 1, "measured_speedup": speedup, **interval, "bleu": bleu, **keys}))
+    return read(
+        json.dumps(
+            {
+                "id": "a",
+                "strategy": "s",
+                "batch_size": 1,
+                "measured_speedup": speedup,
+                **interval,
+                "bleu": bleu,
+                **keys,
+            }
+        )
+    )
 
 
 JOBS = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]

@@ -18,8 +18,14 @@ def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, accep
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: user)
-    monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR, st_uid=owner))
-    with contextlib.nullcontext() if accepted else pytest.raises(UsageError, match="set ULSKIP_CACHE"):
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR, st_uid=owner)
+    )
+    with (
+        contextlib.nullcontext()
+        if accepted
+        else pytest.raises(UsageError, match="set ULSKIP_CACHE")
+    ):
         assert cache_dir() == tmp_path / "cache"
 
 

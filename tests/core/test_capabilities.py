@@ -1,4 +1,6 @@
-"""Every pair of an engine or a command and a need, and of two needs: what is not declared is refused before weights load."""
+"""Every pair of an engine or a command and a need, and of two needs: what is not declared is
+refused before weights load.
+"""
 
 import pytest
 from needs import folders as folders
@@ -44,7 +46,9 @@ def test_a_recipe_has_its_need(need, folders):
 
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
 @pytest.mark.parametrize("engine", SUPPORTS)
-def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(engine, need, folders, tmp_path, no_loading):
+def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
+    engine, need, folders, tmp_path, no_loading
+):
     supports = SUPPORTS[engine]
     overrides = overrides_for(need, supports=supports, **folders)
     expected = LoadingError if need in supports else NotApplicable

@@ -42,9 +42,14 @@ def test_documented_overrides_have_line_breaks():
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
     task = config.compose(overrides).task
-    assert (task.prompt, task.response) == ("{source}\nTranslate German to English:", "{reference}\t\\n")
+    assert (task.prompt, task.response) == (
+        "{source}\nTranslate German to English:",
+        "{reference}\t\\n",
+    )
     assert task.dataset == r"C:\new"
-    added = config.compose([r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"])
+    added = config.compose(
+        [r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"]
+    )
     assert added.task.templates["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
 
 

@@ -13,17 +13,30 @@ from ulskip_cli.tasks import metrics
 
 def test_the_default_composes():
     chosen = config.compose([])
-    assert (chosen.model.name, chosen.task.name, chosen.strategy.name, chosen.ratio) == ("tiny", "wmt", "unified", 2.0)
+    assert (chosen.model.name, chosen.task.name, chosen.strategy.name, chosen.ratio) == (
+        "tiny",
+        "wmt",
+        "unified",
+        2.0,
+    )
 
 
-@pytest.mark.parametrize("path", sorted(config.config_dir().rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(config.config_dir().rglob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_shipped_config_composes(path, monkeypatch):
     monkeypatch.setenv("ULSKIP_VLLM_PYTHON", "python")  # the package of the engine need not be here
     group = path.parent.name
-    needed = {"hf": ["model.path=x"], "adapter": ["model.path=x", "correction.path=y"]}.get(path.stem, [])
+    needed = {"hf": ["model.path=x"], "adapter": ["model.path=x", "correction.path=y"]}.get(
+        path.stem, []
+    )
     needed = needed[:1] if group == "train" else needed
-    composed = config.compose_training if group == "train" or path.stem == "train" else config.compose
-    chosen = composed([f"{group}={path.stem}", *needed] if group in (*config.GROUPS, "train") else [])
+    composed = (
+        config.compose_training if group == "train" or path.stem == "train" else config.compose
+    )
+    chosen = composed(
+        [f"{group}={path.stem}", *needed] if group in (*config.GROUPS, "train") else []
+    )
     for has_chat in (True, False):
         assert "{source}" in chosen.task.template_for(has_chat).prompt_format
     metrics.make_metrics(chosen.task.scoring())
@@ -67,7 +80,10 @@ def test_every_shipped_config_composes(path, monkeypatch):
         (["decoding=self_speculative", "decoding.draft_vocab=-1"], r"decoding\.draft_vocab.*-1"),
         (["decoding=beam", "decoding.draft_tokens=2"], r"decoding\.num_beams=1"),
         (["decoding=self_speculative", "decoding.stop=[x]"], r"decoding\.stop=\[\]"),
-        (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], r"decoding\.generate_kwargs=null"),
+        (
+            ["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"],
+            r"decoding\.generate_kwargs=null",
+        ),
         (["decoding=self_speculative", "engine=transformers"], "engine=torch"),
         (["decoding=self_speculative", "decoding.compile=on"], r"decoding\.compile=auto"),
         (["decoding=self-speculative", "prompt_layers=kept"], "prompt_layers=all"),
@@ -93,7 +109,9 @@ def test_a_preset_is_an_object_of_its_class():
     assert isinstance(config.compose([]).strategy, Unified)
 
 
-@pytest.mark.parametrize("target", ["planted.Thing", "ulskip_cli.core.config_schema.SpeedConfig", "", "3"])
+@pytest.mark.parametrize(
+    "target", ["planted.Thing", "ulskip_cli.core.config_schema.SpeedConfig", "", "3"]
+)
 def test_a_class_that_is_no_strategy_is_named(target, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "x.yaml").write_text(f"_target_: '{target}'\nname: x\n")
@@ -105,7 +123,12 @@ def test_a_class_that_is_no_strategy_is_named(target, tmp_path):
     "override",
     [
         *("strategy._target_=a.B", "+strategy._target_=a.B", "task._target_=a.B", "~task._target_"),
-        *("strategy.name=full", "decoding.name=beam", "+hydra.searchpath=[file:///tmp]", "hydra.verbose=true"),
+        *(
+            "strategy.name=full",
+            "decoding.name=beam",
+            "+hydra.searchpath=[file:///tmp]",
+            "hydra.verbose=true",
+        ),
     ],
 )
 def test_keys_that_only_a_file_sets_are_no_overrides(override):
@@ -117,7 +140,9 @@ def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_config(config.compose(["decoding=self_speculative", "ratio=3"]))
     looked_up = config.baseline_config(config.compose(["decoding=prompt_lookup", "strategy=full"]))
     assert looked_up.identity == drafted.identity == config.compose(["strategy=full"]).identity
-    sampled = config.baseline_config(config.compose(["decoding=sample", "decoding.draft_tokens=auto"]))
+    sampled = config.baseline_config(
+        config.compose(["decoding=sample", "decoding.draft_tokens=auto"])
+    )
     assert sampled.identity == config.compose(["strategy=full", "decoding=sample"]).identity
 
 

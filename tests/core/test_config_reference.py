@@ -24,12 +24,17 @@ def test_every_choice_has_a_description():
         assert all(reference.describe_choices(group).values()), group
 
 
-@pytest.mark.parametrize("overrides", [[], ["task=cnn_dm"], ["task=jsonl"], ["strategy=search"], ["decoding=sample"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["task=cnn_dm"], ["task=jsonl"], ["strategy=search"], ["decoding=sample"]]
+)
 def test_defaults_are_those_that_hydra_composes(overrides):
     composed = config.compose(overrides).plain()
     chosen = {**reference.default_choices("config"), **dict(text.split("=") for text in overrides)}
     keys = [*reference.top_level_keys("config"), *reference.group_keys("task", chosen["task"])]
-    keys += [*reference.group_keys("strategy", chosen["strategy"]), *reference.group_keys("decoding", chosen["decoding"])]
+    keys += [
+        *reference.group_keys("strategy", chosen["strategy"]),
+        *reference.group_keys("decoding", chosen["decoding"]),
+    ]
     for key in keys:
         value = composed
         for part in key.name.split("."):
@@ -40,7 +45,9 @@ def test_defaults_are_those_that_hydra_composes(overrides):
 def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "base.yaml").write_text("name: base\nepochs: 3\nlora: {rank: 4}\n")
-    (tmp_path / "train" / "mine.yaml").write_text("defaults: [base]\nname: mine\nlora: {alpha: 8}\n")
+    (tmp_path / "train" / "mine.yaml").write_text(
+        "defaults: [base]\nname: mine\nlora: {alpha: 8}\n"
+    )
     values = reference.read_choice("train", "mine", tmp_path)
     assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}
 

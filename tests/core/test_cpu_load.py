@@ -17,7 +17,9 @@ def four_cpus(monkeypatch):
 
 
 def meter_of(monkeypatch, before, after, seconds, own=0.0):
-    """A meter over `seconds`, in which the CPU times of all CPUs change from `before` to `after`."""
+    """A meter over `seconds`, in which the CPU times of all CPUs change from `before` to
+    `after`.
+    """
     clock = iter([0.0, seconds])
     times = iter([(0.0, 0.0, 0.0, 0.0, 0.0), (own, 0.0, 0.0, 0.0, 0.0)])
     cpus = iter([before, after])
@@ -29,26 +31,43 @@ def meter_of(monkeypatch, before, after, seconds, own=0.0):
 
 def cpu(user=0.0, idle=0.0, steal=0.0, guest=0.0):
     names = psutil.cpu_times()._fields
-    values = dict.fromkeys(names, 0.0) | {"user": user, "idle": idle, "steal": steal, "guest": guest}
+    values = dict.fromkeys(names, 0.0) | {
+        "user": user,
+        "idle": idle,
+        "steal": steal,
+        "guest": guest,
+    }
     return type(psutil.cpu_times())(*[values[name] for name in names])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other fields of CPU times")
 def test_others_are_busy_time_without_idle_guests_and_this_process(monkeypatch, four_cpus):
     none = [cpu()] * 5
-    spent = [cpu(user=10), cpu(user=4, idle=6, guest=4), cpu(idle=8, steal=2), cpu(idle=10), cpu(user=10)]
-    assert meter_of(monkeypatch, none, spent, 10.0, own=9.0).other_cpus() == 0.7  # CPU 4 is not ours
+    spent = [
+        cpu(user=10),
+        cpu(user=4, idle=6, guest=4),
+        cpu(idle=8, steal=2),
+        cpu(idle=10),
+        cpu(user=10),
+    ]
+    assert (
+        meter_of(monkeypatch, none, spent, 10.0, own=9.0).other_cpus() == 0.7
+    )  # CPU 4 is not ours
     assert meter_of(monkeypatch, none, spent, 10.0, own=99.0).other_cpus() == 0.0
     assert meter_of(monkeypatch, none, spent, 0.05).other_cpus() is None
     assert meter_of(monkeypatch, none, spent, 10.0).other_cpus(min_seconds=11) is None
 
 
 BUSY = [sys.executable, "-c", "while True: pass"]
-START = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=-3, stderr=-3).pid)"  # -3: DEVNULL
+START = (  # -3: DEVNULL
+    "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=-3, stderr=-3).pid)"
+)
 
 
 def test_a_process_that_computes_counts():
-    started = subprocess.run([sys.executable, "-c", START, *BUSY], capture_output=True, check=True)  # not our child
+    started = subprocess.run(
+        [sys.executable, "-c", START, *BUSY], capture_output=True, check=True
+    )  # not our child
     try:
         meter = LoadMeter()
         time.sleep(0.5)
@@ -60,10 +79,17 @@ def test_a_process_that_computes_counts():
 def test_child_processes_do_not_count_as_others():
     with subprocess.Popen(BUSY) as process:
         try:
-            meter, own, end = LoadMeter(), 0.0, time.monotonic() + 30  # on a busy machine the child waits for its turn
+            meter, own, end = (
+                LoadMeter(),
+                0.0,
+                time.monotonic() + 30,
+            )  # on a busy machine the child waits for its turn
             while own <= 0.1 and time.monotonic() < end:
                 time.sleep(0.1)
-                _, _, own = (after - before for after, before in zip(meter._read(), meter._before, strict=True))
+                _, _, own = (
+                    after - before
+                    for after, before in zip(meter._read(), meter._before, strict=True)
+                )
             assert own > 0.1
         finally:
             process.kill()
@@ -91,9 +117,13 @@ def test_a_neighbour_on_a_free_cpu_disturbs_nothing(four_cpus):
         (2.0, {"KMP_BLOCKTIME": "0"}, None),
     ],
 )
-def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(four_cpus, monkeypatch, others, given, expected):
+def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(
+    four_cpus, monkeypatch, others, given, expected
+):
     for of_a_minute, lasts in ((3.0, True), (0.1, False)):
-        monkeypatch.setattr(cpu_load.psutil, "getloadavg", lambda load=of_a_minute: (load, load, load))
+        monkeypatch.setattr(
+            cpu_load.psutil, "getloadavg", lambda load=of_a_minute: (load, load, load)
+        )
         environment = dict(given)
         let_threads_sleep(others, environment)
         assert environment == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
@@ -101,13 +131,18 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(four_cpus, monk
 
 def test_the_command_decides_before_torch_is_imported():
     program = (
-        "import sys, os; from ulskip_cli import __main__ as m; from ulskip_cli.core import cpu_load;"
-        "cpu_load.LoadMeter.other_cpus = lambda self: 99.0; cpu_load.psutil.getloadavg = lambda: (99.0,) * 3;"
-        "sys.argv = ['ulskip', '--version'];"
-        "exit = sys.exit; sys.exit = lambda code: None; m.main();"
-        "print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+        "import sys, os; from ulskip_cli import __main__ as m; from ulskip_cli.core import"
+        " cpu_load;cpu_load.LoadMeter.other_cpus = lambda self: 99.0; cpu_load.psutil.getloadavg ="
+        " lambda: (99.0,) * 3;sys.argv = ['ulskip', '--version'];exit = sys.exit; sys.exit = lambda"
+        " code: None; m.main();print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
     )
-    clean = {key: value for key, value in os.environ.items() if key not in (*cpu_load.WAITING, "OMP_NUM_THREADS")}
-    told = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in (*cpu_load.WAITING, "OMP_NUM_THREADS")
+    }
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True
+    )
     expected = "PASSIVE" if len(cpu_load._cpus()) > 1 else None
     assert told.stdout.splitlines()[-1] == f"{expected} False"

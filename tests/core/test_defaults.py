@@ -18,15 +18,17 @@ def defaults():
     for group in CHOICES:
         for name in group_choices(group):
             classes.append(choice_class(read_choice(group, name), group))
-    values = {kind.__name__: {key.name: key.default for key in keys_of(kind, {})} for kind in classes}
+    values = {
+        kind.__name__: {key.name: key.default for key in keys_of(kind, {})} for kind in classes
+    }
     return to_jsonable_python({"DEFAULTS": DEFAULTS, **dict(sorted(values.items()))})
 
 
 def test_no_default_changes_unnoticed():
     assert defaults() == json.loads(FILE.read_text("utf-8")), (
-        "a default changed: raise DEFAULTS in core/config_schema.py, because identities do not hash "
-        f"defaults, and write the list anew with `python tests/core/{Path(__file__).name}`; "
-        "for a key that is new or gone, write the list only"
+        "a default changed: raise DEFAULTS in core/config_schema.py, because identities do not"
+        f" hash defaults, and write the list anew with `python tests/core/{Path(__file__).name}`;"
+        " for a key that is new or gone, write the list only"
     )
 
 

@@ -43,7 +43,9 @@ def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, na
 
 def test_a_depth_that_the_tokens_decide_is_refused():
     with pytest.raises(NotApplicable, match=r"engine=llama_cpp.*engine=torch"):
-        make_plan(compose([LLAMA, "strategy=early_exit", "batch_size=1"]), ModelMetadata(12, None, None))
+        make_plan(
+            compose([LLAMA, "strategy=early_exit", "batch_size=1"]), ModelMetadata(12, None, None)
+        )
 
 
 @pytest.mark.parametrize("engine", ["auto", "llama_cpp"])

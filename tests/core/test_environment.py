@@ -34,7 +34,9 @@ def one_gpu(monkeypatch):
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:0", True), ("cuda:3", False)])
 def test_a_row_of_a_gpu_that_is_not_here_is_of_another_machine(one_gpu, device, here):
-    assert environment.is_like_here({**environment.machine(), "accelerator": "H100"}, device) is here
+    assert (
+        environment.is_like_here({**environment.machine(), "accelerator": "H100"}, device) is here
+    )
 
 
 def test_a_row_of_the_processor_is_of_this_machine_whatever_gpus_it_has(one_gpu):
@@ -60,7 +62,9 @@ def test_a_proxy_is_left_to_decide(monkeypatch):
 def test_a_failed_look_up_counts_for_one_block_only(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-3, "temporary failure")))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-3, "temporary failure"))
+    )
     with environment.offline_if_hub_unreachable():
         assert constants.is_offline_mode()
     assert not constants.is_offline_mode()

@@ -16,7 +16,12 @@ def test_a_threshold_falls_by_a_tenth_and_no_further(threshold, step, horizon):
     assert rule.threshold_at(horizon) == pytest.approx(threshold * (0.9 + 0.1 * math.exp(-4)))
 
 
-@given(st.integers(3, 80), st.integers(1, 80), st.integers(1, 20), st.sampled_from(["softmax_max", "cosine"]))
+@given(
+    st.integers(3, 80),
+    st.integers(1, 80),
+    st.integers(1, 20),
+    st.sampled_from(["softmax_max", "cosine"]),
+)
 def test_checks_lie_within_the_layers(num_layers, min_exit, every, confidence):
     rule = ExitRule(num_layers, num_layers, confidence, 0.5, 10, min_exit, every)
     assert all(min_exit <= depth < num_layers for depth in rule.checks)

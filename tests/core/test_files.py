@@ -6,7 +6,15 @@ import pytest
 
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError, UsageError
-from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, user_path, write_atomic
+from ulskip_cli.core.files import (
+    append_line,
+    lock,
+    read_jsonl,
+    read_object,
+    try_lock,
+    user_path,
+    write_atomic,
+)
 
 HOLD = """
 import sys, time
@@ -50,7 +58,10 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path):
 
 def test_a_lock_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=str(tmp_path / "file")), lock(tmp_path / "file" / "a.lock"):
+    with (
+        pytest.raises(StorageError, match=str(tmp_path / "file")),
+        lock(tmp_path / "file" / "a.lock"),
+    ):
         pass
 
 
@@ -122,7 +133,9 @@ def test_missing_and_broken_files_have_no_objects(tmp_path):
     assert read_object(tmp_path / "none.json") is None
 
 
-@pytest.mark.parametrize("text", ["", " ", "a\0b", "~nouser/x", "a" * 256, f"x/{'ä' * 128}", "a/" * 2100])
+@pytest.mark.parametrize(
+    "text", ["", " ", "a\0b", "~nouser/x", "a" * 256, f"x/{'ä' * 128}", "a/" * 2100]
+)
 def test_a_text_that_is_no_path_is_refused(text):
     with pytest.raises(UsageError, match="output"):
         user_path(text, "output")

@@ -55,7 +55,9 @@ class UnifiedWithMore(Unified):
     gain: float = option(1.0, "an option of a later version")
 
 
-UnifiedWithMore.__module__ = Unified.__module__  # a class of ulskip, which is not named in identities
+UnifiedWithMore.__module__ = (
+    Unified.__module__
+)  # a class of ulskip, which is not named in identities
 UnifiedWithMore.__qualname__ = Unified.__qualname__
 
 
@@ -63,4 +65,6 @@ def test_a_new_option_with_a_default_changes_no_identity():
     config = compose(["strategy=unified"])
     later = config.replace(strategy=UnifiedWithMore(name="unified"))
     assert later.identity == config.identity
-    assert config.replace(strategy=UnifiedWithMore(name="unified", gain=2)).identity != later.identity
+    assert (
+        config.replace(strategy=UnifiedWithMore(name="unified", gain=2)).identity != later.identity
+    )

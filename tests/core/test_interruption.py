@@ -1,4 +1,6 @@
-"""Signals are sent by the process to itself at a chosen moment, so that the tests depend on no times."""
+"""Signals are sent by the process to itself at a chosen moment, so that the tests depend on no
+times.
+"""
 
 import signal
 import subprocess
@@ -19,7 +21,8 @@ IN_COMMAND = """
 from ulskip_cli.core import config
 
 def compose(*args):
-    exec("os.kill(os.getpid(), signal.{})")  # Python ends itself by SIGINT after a KeyboardInterrupt in exec
+    # Python ends itself by SIGINT after a KeyboardInterrupt in exec.
+    exec("os.kill(os.getpid(), signal.{})")
     raise AssertionError
 
 config.compose = compose
@@ -66,9 +69,12 @@ config.compose = in_class_body
 """
 )
 MOMENTS = {
-    "import": AT_IMPORT, "command": IN_COMMAND, "swallowed": SWALLOWED, "wrapped at import": WRAPPED_AT_IMPORT,
+    "import": AT_IMPORT,
+    "command": IN_COMMAND,
+    "swallowed": SWALLOWED,
+    "wrapped at import": WRAPPED_AT_IMPORT,
     "wrapped in command": WRAPPED_IN_COMMAND,
-}  # fmt: skip
+}
 
 
 def heed_all():
@@ -78,7 +84,11 @@ def heed_all():
 
 
 def ran(moment, name, before=heed_all):
-    code = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n" + moment.format(name) + "\nmain()"
+    code = (
+        "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n"
+        + moment.format(name)
+        + "\nmain()"
+    )
     command = [sys.executable, "-c", code, "plan", "model=random"]
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
 
@@ -112,7 +122,11 @@ runner.load = load
 
 
 def test_a_sweep_ends_although_a_library_swallows_the_signal_while_it_loads(overrides, tmp_path):
-    code = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n" + SWALLOWING_SWEEP.format("SIGTERM") + "\nmain()"
+    code = (
+        "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n"
+        + SWALLOWING_SWEEP.format("SIGTERM")
+        + "\nmain()"
+    )
     command = [sys.executable, "-c", code, "sweep", "ratio=2,3", *overrides]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr.splitlines()[-1][:19]) == (143, "ulskip: interrupted")

@@ -12,7 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, find_adapter, find_config, fingerprint, read_headers, read_metadata
+from ulskip_cli.core.model_metadata import (
+    ASSETS,
+    find_adapter,
+    find_config,
+    fingerprint,
+    read_headers,
+    read_metadata,
+)
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 
 
@@ -40,7 +47,9 @@ def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
     metadata = read_metadata(shape(name, "float32"))
-    assert metadata.weights == sort_weight_sizes(tensors, metadata.num_layers, model.config.vocab_size)
+    assert metadata.weights == sort_weight_sizes(
+        tensors, metadata.num_layers, model.config.vocab_size
+    )
     assert metadata.total_bytes == sum(size for _, size in tensors.values())
 
 
@@ -63,7 +72,16 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
     one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
-    assert len({one, fingerprint(hf(model_folder, adapter=str(tmp_path))), fingerprint(hf(model_folder))}) == 3
+    assert (
+        len(
+            {
+                one,
+                fingerprint(hf(model_folder, adapter=str(tmp_path))),
+                fingerprint(hf(model_folder)),
+            }
+        )
+        == 3
+    )
 
 
 def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
@@ -72,7 +90,9 @@ def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
     assert whole == fingerprint(hf(ASSETS / "tiny"))
     tensors = load_file(folder / "model.safetensors")
     for name in ("model.layers.3.mlp.down_proj.weight", "model.layers.8.input_layernorm.weight"):
-        save_file({**tensors, name: tensors[name] * 0}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {**tensors, name: tensors[name] * 0}, folder / "model.safetensors", {"format": "pt"}
+        )
         assert fingerprint(hf(folder)) != whole
 
 
@@ -85,8 +105,12 @@ def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
     assert fingerprint(hf(folder)) != whole
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"])
-def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(model_folder, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"]
+)
+def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(
+    model_folder, tmp_path, name
+):
     folder = shutil.copytree(model_folder, tmp_path / "copy")
     (folder / name).write_text('{"eos_token_id": [1, 2]}')
     assert (fingerprint(hf(folder)) == fingerprint(hf(model_folder))) is (name == "LICENSE")
@@ -96,24 +120,35 @@ def test_a_folder_tells_its_weights(model_folder):
     metadata = read_metadata(hf(model_folder))
     assert metadata.num_layers == 6
     assert len(metadata.weights.layers) == 6
-    assert sum(size for _, size in read_headers(model_folder).values()) >= metadata.weights.head + sum(metadata.weights.layers)
+    assert sum(
+        size for _, size in read_headers(model_folder).values()
+    ) >= metadata.weights.head + sum(metadata.weights.layers)
 
 
 def test_shards_are_read_together(tmp_path):
     for i in range(2):
         header = json.dumps(
-            {f"layers.{i}.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {}}
+            {
+                f"layers.{i}.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "__metadata__": {},
+            }
         ).encode()
-        (tmp_path / f"model-{i}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+        (tmp_path / f"model-{i}.safetensors").write_bytes(
+            struct.pack("<Q", len(header)) + header + bytes(8)
+        )
     assert read_headers(tmp_path) == {"layers.0.w": ([2], 8), "layers.1.w": ([2], 8)}
 
 
 def test_nested_and_unusual_configs(tmp_path):
     (tmp_path / "config.json").write_text(
-        json.dumps({"text_config": {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}})
+        json.dumps(
+            {"text_config": {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}}
+        )
     )
     assert read_metadata(hf(tmp_path)).num_layers == 9
-    (tmp_path / "config.json").write_text(json.dumps({"n_layer": 4, "n_embd": 64, "n_head": 4, "multi_query": True}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"n_layer": 4, "n_embd": 64, "n_head": 4, "multi_query": True})
+    )
     assert read_metadata(hf(tmp_path)).kv_bytes_per_layer == 2 * 16 * 4
     mla = {"n_layer": 4, "n_embd": 64, "n_head": 4, "kv_lora_rank": 8}
     (tmp_path / "config.json").write_text(json.dumps(mla))
@@ -128,7 +163,11 @@ def test_unreadable_configs_are_refused(tmp_path, content):
 
 
 def test_damaged_weights_are_refused(tmp_path):
-    for content in (b"12", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 2) + b"[]"):
+    for content in (
+        b"12",
+        b"version https://git-lfs.github.com/spec/v1",
+        struct.pack("<Q", 2) + b"[]",
+    ):
         (tmp_path / "model.safetensors").write_bytes(content)
         with pytest.raises(UsageError, match=r"model\.safetensors"):
             read_headers(tmp_path)
@@ -161,7 +200,9 @@ def test_unknown_shapes_are_refused():
         find_config(shape("nowhere.json"))
 
 
-@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("gpt2", 128), ("bloom", None), ("gemma2", 128)])
+@pytest.mark.parametrize(
+    ("name", "context"), [("llama", 128), ("gpt2", 128), ("bloom", None), ("gemma2", 128)]
+)
 def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
     build_model(name).config.save_pretrained(tmp_path)
     assert read_metadata(hf(tmp_path)).context == context
@@ -173,7 +214,14 @@ WRONG_SIZES = ["64", "x", -8, 0, 12.0, True, {}]
 @pytest.mark.parametrize(
     "key",
     [
-        *("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *(
+            "num_hidden_layers",
+            "hidden_size",
+            "vocab_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        ),
         *("intermediate_size", "max_position_embeddings"),
     ],
 )
@@ -187,7 +235,13 @@ def test_a_size_that_is_no_positive_whole_number_is_named(key, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_hidden_layers": 10**9}, {"dtype": ["a"]}, {"dtype": 5}, {"text_config": [1]}, {"text_config": None}],
+    [
+        {"num_hidden_layers": 10**9},
+        {"dtype": ["a"]},
+        {"dtype": 5},
+        {"text_config": [1]},
+        {"text_config": None},
+    ],
 )
 def test_odd_values_of_a_config_are_named(changes, tmp_path):
     config = json.loads((ASSETS / "tiny" / "config.json").read_text("utf-8"))
@@ -196,7 +250,9 @@ def test_odd_values_of_a_config_are_named(changes, tmp_path):
         read_metadata(ModelConfig(name="x", source="hf", path=str(tmp_path)))
 
 
-def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(model_folder, tmp_path, monkeypatch):
+def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(
+    model_folder, tmp_path, monkeypatch
+):
     snapshot = tmp_path / "cache" / "models--a" / "snapshots" / "abc"
     shutil.copytree(model_folder, snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))

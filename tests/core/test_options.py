@@ -65,7 +65,14 @@ MISFITS = [
     ({"part": {"size": "x"}}, "p.part.size", "a whole number", "x"),
     ({"part": {"weights": [1, -1]}}, "p.part.weights", ">= 0", "-1"),
 ]
-PYDANTIC = ("Input should", "validation error", "errors.pydantic.dev", "Extra inputs", "type=", "valid ")
+PYDANTIC = (
+    "Input should",
+    "validation error",
+    "errors.pydantic.dev",
+    "Extra inputs",
+    "type=",
+    "valid ",
+)
 
 
 def refusal(kind, values, **more):
@@ -77,7 +84,9 @@ def refusal(kind, values, **more):
 
 
 @pytest.mark.parametrize(("values", "key", "expected", "got"), MISFITS, ids=str)
-def test_a_misfit_is_one_line_with_its_key_what_was_expected_and_what_came(values, key, expected, got):
+def test_a_misfit_is_one_line_with_its_key_what_was_expected_and_what_came(
+    values, key, expected, got
+):
     message = refusal(Whole, {**NEEDED, **values}, prefix="p.")
     assert key in message.split(";")[0] and expected in message and got in message
 
@@ -101,7 +110,9 @@ def test_a_union_names_all_that_it_accepts(value):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 

@@ -30,7 +30,8 @@ class Loudest(Strategy):
 
     def calibrate(self, num_layers, num_kept, held_out):
         losses = {
-            last: held_out.decode_loss((*range(num_kept - 1), last)) for last in (num_layers - 2, num_layers - 1)
+            last: held_out.decode_loss((*range(num_kept - 1), last))
+            for last in (num_layers - 2, num_layers - 1)
         }
         return CalibrationResult({"last": min(losses, key=losses.get)}, {"tried": len(losses)})
 '''

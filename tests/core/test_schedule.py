@@ -21,7 +21,9 @@ def test_reference_equals_the_published_picks(ratio, kept):
     assert schedule.reference(30, schedule.num_kept(30, ratio, tolerance=0)) == kept
 
 
-@pytest.mark.parametrize("spacing", [schedule.even, schedule.reference, schedule.first, schedule.last])
+@pytest.mark.parametrize(
+    "spacing", [schedule.even, schedule.reference, schedule.first, schedule.last]
+)
 def test_every_count_of_every_depth_is_met_exactly(spacing):
     for num_layers in range(3, 201):
         for num_kept in range(2, num_layers + 1):
@@ -85,14 +87,23 @@ def test_the_known_unbalanced_schedule():
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [([], "strategy.layers="), ([1, 1], r"\[1, 1\]"), ([2, 1], r"\[2, 1\]"), ([0, 6], r"0 and 5\b.*\[0, 6\]")],
+    [
+        ([], "strategy.layers="),
+        ([1, 1], r"\[1, 1\]"),
+        ([2, 1], r"\[2, 1\]"),
+        ([0, 6], r"0 and 5\b.*\[0, 6\]"),
+    ],
 )
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):
         schedule.checked(6, layers)
 
 
-@given(st.integers(3, 60).flatmap(lambda n: st.sets(st.integers(0, n), min_size=3).map(lambda found: tuple(sorted(found)))))
+@given(
+    st.integers(3, 60).flatmap(
+        lambda n: st.sets(st.integers(0, n), min_size=3).map(lambda found: tuple(sorted(found)))
+    )
+)
 def test_the_layer_left_out_leaves_the_smallest_largest_gap(kept):
     shorter = schedule.without_one(kept)
     assert set(shorter) < set(kept)

@@ -9,7 +9,10 @@ from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.inference.half_layers import split_layers
 
 sizes = st.builds(
-    lambda head, layer, n: WeightSizes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
+    lambda head, layer, n: WeightSizes(head, (layer,) * n),
+    st.integers(0, 10**9),
+    st.integers(1, 10**8),
+    st.integers(3, 80),
 )
 
 
@@ -56,7 +59,11 @@ def test_tensors_are_sorted_into_layers_and_head():
 
 @given(
     st.integers(0, 10**9),
-    st.lists(st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4)), min_size=2, max_size=40),
+    st.lists(
+        st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4)),
+        min_size=2,
+        max_size=40,
+    ),
     st.data(),
 )
 def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
@@ -67,7 +74,9 @@ def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
     assert weights.of_unit("layer") == weights
     for unit, own in (("attention", attention), ("mlp", mlp)):
         skipped = sum(own[i] for i in range(len(parts)) if i not in kept)
-        assert weights.of_unit(unit).predicted_speedup(kept) == pytest.approx(total / (total - skipped))
+        assert weights.of_unit(unit).predicted_speedup(kept) == pytest.approx(
+            total / (total - skipped)
+        )
         assert 1 <= weights.of_unit(unit).predicted_speedup(kept) <= weights.predicted_speedup(kept)
         assert weights.of_unit(unit).predicted_speedup(range(len(parts))) == 1
 
@@ -79,16 +88,23 @@ def test_parts_of_a_shape_are_those_of_its_tensors(shape):
 
     config = ModelConfig(name="random", source="random", path=shape, dtype="float32")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ASSETS / "shapes" / f"{shape}.json"))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(ASSETS / "shapes" / f"{shape}.json")
+        )
     tensors = {name: (list(one.shape), 4 * one.numel()) for name, one in model.named_parameters()}
-    assert read_metadata(config).weights == sort_weight_sizes(tensors, model.config.num_hidden_layers, model.config.vocab_size)
+    assert read_metadata(config).weights == sort_weight_sizes(
+        tensors, model.config.num_hidden_layers, model.config.vocab_size
+    )
 
 
 def test_parts_are_found_by_name_in_every_architecture(model):
     tensors = {name: (list(one.shape), 4 * one.numel()) for name, one in model.named_parameters()}
     weights = sort_weight_sizes(tensors, NUM_LAYERS, VOCAB_SIZE)
     for i, parts in enumerate(split_layers(model, "attention")):
-        sizes = {name: 4 * sum(one.numel() for one in child.parameters()) for name, child in parts.layer.named_children()}
+        sizes = {
+            name: 4 * sum(one.numel() for one in child.parameters())
+            for name, child in parts.layer.named_children()
+        }
         assert weights.attention[i] == sizes[parts.attention]
         assert weights.mlp[i] == sum(sizes[name] for name in parts.mlp)
 
@@ -107,7 +123,9 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 
 def test_steps_of_several_kinds_take_their_bytes():
     weights = WeightSizes(100, (100,) * 9)
-    assert weights.staged_speedup([(3, range(4)), (1, range(9))]) == pytest.approx(4 * 1000 / (3 * 500 + 1000))
+    assert weights.staged_speedup([(3, range(4)), (1, range(9))]) == pytest.approx(
+        4 * 1000 / (3 * 500 + 1000)
+    )
 
 
 @given(st.sets(st.integers(0, 9), min_size=1).map(sorted))

@@ -16,7 +16,9 @@ GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
 
 
 def decoder_for(model, *overrides):
-    return Decoder(model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None)))
+    return Decoder(
+        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    )
 
 
 def test_counts_exclude_padding_and_tokens_after_eos(llama):
@@ -38,15 +40,28 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
 def test_a_forced_length_continues_past_eos(llama):
     ids = random_ids(1, 6)
     decoder = decoder_for(llama)
-    llama.generation_config.eos_token_id = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0][0]
-    assert len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0]) == 1
-    assert len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0), forced_length=5).token_ids[0]) == 5
+    llama.generation_config.eos_token_id = decoder.generate(
+        ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)
+    ).token_ids[0][0]
+    assert (
+        len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0]) == 1
+    )
+    assert (
+        len(
+            decoder.generate(
+                ids, torch.ones_like(ids), DecodeContext(GREEDY, 0), forced_length=5
+            ).token_ids[0]
+        )
+        == 5
+    )
 
 
 def test_beams_count_their_prompt_once(llama):
     ids = random_ids(2, 6)
     output = decoder_for(llama).generate(
-        ids, torch.ones_like(ids), DecodeContext(DecodingConfig(name="b", num_beams=3, max_new_tokens=4), 0)
+        ids,
+        torch.ones_like(ids),
+        DecodeContext(DecodingConfig(name="b", num_beams=3, max_new_tokens=4), 0),
     )
     assert output.prompt_tokens == 12
     assert len(output.token_ids) == 2
@@ -60,15 +75,21 @@ def test_phases_are_timed_in_order(llama):
 
 def test_kv_bytes_are_exact(llama):
     ids = random_ids(2, 6)
-    output = decoder_for(llama, "ratio=2").generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0))
-    assert output.prompt_kv_bytes == NUM_LAYERS * 2 * (2 * 6) * 2 * 8 * 4  # layers, k and v, tokens, heads, head size, float32
+    output = decoder_for(llama, "ratio=2").generate(
+        ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)
+    )
+    assert (
+        output.prompt_kv_bytes == NUM_LAYERS * 2 * (2 * 6) * 2 * 8 * 4
+    )  # layers, k and v, tokens, heads, head size, float32
     assert output.kept_kv_bytes * 2 == output.prompt_kv_bytes
 
 
 def test_a_checkpoints_sampling_defaults_are_ignored(llama):
     ids, decoder = random_ids(1, 6), decoder_for(llama, "ratio=2")
     plain = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids
-    llama.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, num_beams=2)
+    llama.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, num_beams=2
+    )
     assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids == plain
 
 
@@ -76,7 +97,9 @@ def test_a_checkpoints_sampling_defaults_are_ignored(llama):
 def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
     llama.resize_token_embeddings(len(tokenizer))
     decoder = decoder_for(llama, "ratio=2", f"prompt_layers={prompt_layers}")
-    prompts = tokenizer(["a", "the cat sat on the mat", "der Hund", "a b c d e f", "mat"])["input_ids"]
+    prompts = tokenizer(["a", "the cat sat on the mat", "der Hund", "a b c d e f", "mat"])[
+        "input_ids"
+    ]
 
     def answers(batch_size):
         return collected(decoder, prompts, GREEDY, batch_size)
@@ -88,7 +111,9 @@ def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=None):
     found = {}
     context = DecodeContext(decoding, 0, seed)
-    for positions, output in generate_all(decoder, prompts, context, BatchSize(batch_size), on_tokens):
+    for positions, output in generate_all(
+        decoder, prompts, context, BatchSize(batch_size), on_tokens
+    ):
         found |= dict(zip(positions, output.token_ids, strict=True))
     return [found[i] for i in range(len(prompts))]
 
@@ -121,20 +146,33 @@ def test_beam_options_reach_transformers(llama):
     ids = torch.tensor([[5, 6, 7]])
     beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
     banned = decoder.generate(ids, torch.ones_like(ids), DecodeContext(beam, 0)).token_ids[0][0]
-    without = DecodingConfig(name="b", num_beams=3, max_new_tokens=8, generate_kwargs={"bad_words_ids": [[banned]]})
-    assert banned not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
+    without = DecodingConfig(
+        name="b", num_beams=3, max_new_tokens=8, generate_kwargs={"bad_words_ids": [[banned]]}
+    )
+    assert (
+        banned
+        not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
+    )
 
 
 def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = Decoder(llama, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)), tokenizer)
-    ids, mask = padded(tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True)
+    decoder = Decoder(
+        llama, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)), tokenizer
+    )
+    ids, mask = padded(
+        tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True
+    )
     free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
     stop = pieces[at]
     stopped = decoder.generate(
-        ids, mask, DecodeContext(DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id)
+        ids,
+        mask,
+        DecodeContext(
+            DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id
+        ),
     )
     text = tokenizer.decode(stopped.token_ids[0])
     assert len(stopped.token_ids[0]) <= at + 1
@@ -142,7 +180,10 @@ def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenize
     assert not stopped.hit_max_length[0]
     assert free.token_ids[0][: len(stopped.token_ids[0])] == stopped.token_ids[0]
     forced = DecodingConfig(name="g", stop=[stop])
-    assert len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0]) == 8
+    assert (
+        len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0])
+        == 8
+    )
 
 
 def test_until_stop_cuts_at_the_first_stop_string():
@@ -153,14 +194,22 @@ def test_until_stop_cuts_at_the_first_stop_string():
 
 def test_tokens_are_reported_as_they_are_generated(llama):
     reports = []
-    collected(decoder_for(llama, "ratio=2"), PROMPTS, GREEDY, 2, on_tokens=lambda done, tokens: reports.append((done, tokens)))
+    collected(
+        decoder_for(llama, "ratio=2"),
+        PROMPTS,
+        GREEDY,
+        2,
+        on_tokens=lambda done, tokens: reports.append((done, tokens)),
+    )
     assert reports[-1] == (4, 32)
     assert reports[0] == (0, 2)
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
 
 
 def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
-    """The view of a hybrid may consist of attention layers only, which the engine on torch supports."""
+    """The view of a hybrid may consist of attention layers only, which the engine on torch
+    supports.
+    """
 
     def reason(model, decoding):
         return "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
@@ -181,6 +230,11 @@ def test_each_option_selects_an_engine_that_supports_it(llama):
     ):
         chosen = decoder.with_engine(asked)
         assert chosen.engine(decoding)[0] == engine
-        assert chosen.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
+        assert (
+            chosen.generate(
+                ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2
+            ).engine
+            == engine
+        )
     with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
         decoder.with_engine("torch").engine(beams)

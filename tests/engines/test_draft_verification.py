@@ -25,13 +25,22 @@ def test_without_drafts_the_full_model_chooses_the_next_token():
 
 @pytest.fixture
 def drawn():
-    """Drafts drawn from q, the scores of q and p, and p itself; p of the last token is 0, as under top-k."""
+    """Drafts drawn from q, the scores of q and p, and p itself; p of the last token is 0, as under
+    top-k.
+    """
     torch.manual_seed(0)
     q_scores, p_scores = torch.randn(DRAFTS, VOCAB_SIZE), torch.randn(DRAFTS + 1, VOCAB_SIZE)
     p_scores[:, -1] = -torch.inf
     q = torch.softmax(q_scores, dim=-1)
-    drafts = torch.stack([torch.multinomial(q[i], ROWS, replacement=True) for i in range(DRAFTS)], dim=1)
-    return drafts, q_scores.expand(ROWS, -1, -1), p_scores.expand(ROWS, -1, -1), torch.softmax(p_scores, dim=-1)
+    drafts = torch.stack(
+        [torch.multinomial(q[i], ROWS, replacement=True) for i in range(DRAFTS)], dim=1
+    )
+    return (
+        drafts,
+        q_scores.expand(ROWS, -1, -1),
+        p_scores.expand(ROWS, -1, -1),
+        torch.softmax(p_scores, dim=-1),
+    )
 
 
 def distance(tokens, shares):
@@ -52,7 +61,9 @@ def test_certain_drafts_leave_the_full_models_distribution(drawn):
     _, _, p_scores, p = drawn
     verification = verify_sampled(Drafts(torch.tensor([[1, 2]]).expand(ROWS, -1)), p_scores)
     assert distance(verification.tokens[:, 0], p[0]) < NEAR
-    assert distance(verification.tokens[verification.accepted > 0, 1], p[1]) < 3 * NEAR  # a few thousand draws
+    assert (
+        distance(verification.tokens[verification.accepted > 0, 1], p[1]) < 3 * NEAR
+    )  # a few thousand draws
 
 
 def test_wrong_acceptance_rules_fail_the_distribution_check(drawn):
@@ -61,7 +72,9 @@ def test_wrong_acceptance_rules_fail_the_distribution_check(drawn):
     first, everywhere = drafts[:, 0], torch.multinomial(p[0], ROWS, replacement=True)
     agree = torch.rand(ROWS) * q[first] < p[0][first]
     assert distance(first, p[0]) > 4 * NEAR  # all accepted
-    assert distance(torch.where(agree, first, everywhere), p[0]) > 4 * NEAR  # p drawn from after a rejection, not the rest
+    assert (
+        distance(torch.where(agree, first, everywhere), p[0]) > 4 * NEAR
+    )  # p drawn from after a rejection, not the rest
     assert distance(everywhere, p[0]) < NEAR
 
 

@@ -3,7 +3,14 @@ import torch
 from reference import build_model, random_ids
 from torch import nn
 
-from ulskip_cli.engines.drafters import MAX_MISSES, PAUSE, DraftHead, NgramDrafter, draft_head_of, with_draft_head
+from ulskip_cli.engines.drafters import (
+    MAX_MISSES,
+    PAUSE,
+    DraftHead,
+    NgramDrafter,
+    draft_head_of,
+    with_draft_head,
+)
 
 VOCAB, SIZE = 20, 6
 
@@ -76,8 +83,12 @@ def test_a_batch_drafts_as_many_as_every_sequence_has():
 
 def test_after_two_misses_there_is_a_pause():
     drafter, text = NgramDrafter(), [1, 2] * 20
-    drafted = [bool(drafter.propose(torch.tensor([text[: 10 + i]]), 2).tokens.shape[1]) for i in range(12)]
+    drafted = [
+        bool(drafter.propose(torch.tensor([text[: 10 + i]]), 2).tokens.shape[1]) for i in range(12)
+    ]
     assert drafted[: MAX_MISSES + PAUSE + 1] == [True] * MAX_MISSES + [False] * PAUSE + [True]
     drafter = NgramDrafter()
-    accepted = [drafter.propose(torch.tensor([text[: 10 + 3 * i]]), 2).tokens.shape[1] for i in range(8)]
+    accepted = [
+        drafter.propose(torch.tensor([text[: 10 + 3 * i]]), 2).tokens.shape[1] for i in range(8)
+    ]
     assert accepted == [2] * 8

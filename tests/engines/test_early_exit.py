@@ -21,12 +21,19 @@ NEVER, ALWAYS = 2.0, 0.0
 
 
 def static(model, *strategy):
-    return Decoder(model, make_plan(compose(strategy), ModelMetadata(model.config.num_hidden_layers, None, None)))
+    return Decoder(
+        model,
+        make_plan(compose(strategy), ModelMetadata(model.config.num_hidden_layers, None, None)),
+    )
 
 
 def exiting(model, threshold, confidence="softmax_diff", **rule):
-    plan = make_plan(compose(["strategy=full"]), ModelMetadata(model.config.num_hidden_layers, None, None))
-    exits = ExitRule(plan.num_layers, plan.num_layers, confidence, threshold, rule.pop("horizon", LENGTH), **rule)
+    plan = make_plan(
+        compose(["strategy=full"]), ModelMetadata(model.config.num_hidden_layers, None, None)
+    )
+    exits = ExitRule(
+        plan.num_layers, plan.num_layers, confidence, threshold, rule.pop("horizon", LENGTH), **rule
+    )
     return Decoder(model, replace(plan, exits=exits))
 
 
@@ -39,7 +46,8 @@ def batch(rows=3, padded=True):
 
 
 def reference(model, ids, mask, rule, length, ends=()):
-    """Decode without a cache: compute all depths of the full model at every step and take the first confident one.
+    """Decode without a cache: compute all depths of the full model at every step and take the first
+    confident one.
 
     Returns tokens [batch, length], not trimmed after EOS, and the depth of every step.
     """
@@ -47,9 +55,16 @@ def reference(model, ids, mask, rule, length, ends=()):
     views_of = [shallow_view(model, range(depth)) for depth in range(1, rule.num_layers)] + [model]
     tokens, depths = [], []
     for step in range(length):
-        options = {} if model.config.model_type == "bloom" else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        options = (
+            {}
+            if model.config.model_type == "bloom"
+            else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        )
         with torch.no_grad():
-            logits = [view(ids, attention_mask=mask, use_cache=False, **options).logits[:, -1] for view in views_of]
+            logits = [
+                view(ids, attention_mask=mask, use_cache=False, **options).logits[:, -1]
+                for view in views_of
+            ]
         depth = rule.num_layers
         if step:
             before = None
@@ -76,9 +91,9 @@ def reference(model, ids, mask, rule, length, ends=()):
 def behind(model, ids, mask, options, depth):
     """Return the hidden states of the last position after `depth` layers, before any norm."""
     with torch.no_grad():
-        return model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True, **options).hidden_states[depth][
-            :, -1
-        ]
+        return model(
+            ids, attention_mask=mask, use_cache=False, output_hidden_states=True, **options
+        ).hidden_states[depth][:, -1]
 
 
 def histogram(depths, rows):
@@ -90,18 +105,23 @@ def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
     ids, mask = batch()
     output = exiting(model, NEVER, kind).generate(ids, mask, DecodeContext(GREEDY, 0))
     assert output.engine == "early_exit"
-    assert output.token_ids == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+    assert (
+        output.token_ids
+        == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+    )
     assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
     assert output.exits.check_seconds > 0
 
 
 def test_a_threshold_that_is_always_reached_is_top_skip(model):
     ids, mask = batch()
-    expected = static(model, "strategy=top_skip", "ratio=2").generate(ids, mask, DecodeContext(GREEDY, 0))
+    expected = static(model, "strategy=top_skip", "ratio=2").generate(
+        ids, mask, DecodeContext(GREEDY, 0)
+    )
     for options in ({"min_exit": 3}, {"min_exit": 1, "every": 2, "confidence": "cosine"}):
-        output = exiting(model, ALWAYS if "confidence" not in options else -2.0, **options).generate(
-            ids, mask, DecodeContext(GREEDY, 0)
-        )
+        output = exiting(
+            model, ALWAYS if "confidence" not in options else -2.0, **options
+        ).generate(ids, mask, DecodeContext(GREEDY, 0))
         assert output.token_ids == expected.token_ids
         assert output.exits.depths == {3: 3 * (LENGTH - 1)}
 
@@ -133,7 +153,9 @@ def test_pending_tokens_of_several_depths_are_computed_later(llama):
     for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
         for every in (1, 2):
             decoder = exiting(llama, threshold, every=every, horizon=4)
-            output = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=30), 0))
+            output = decoder.generate(
+                ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=30), 0)
+            )
             tokens, depths = reference(llama, ids, mask, decoder.exits, 30)
             assert output.token_ids == tokens
             assert output.exits.depths == histogram(depths, 1)
@@ -149,13 +171,20 @@ def test_finished_sequences_do_not_delay_the_others(llama):
     output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
     lengths = [len(row) for row in output.token_ids]
     assert min(lengths) < max(lengths)
-    tokens, depths = reference(llama, ids, mask, decoder.exits, LENGTH, llama.generation_config.eos_token_id)
+    tokens, depths = reference(
+        llama, ids, mask, decoder.exits, LENGTH, llama.generation_config.eos_token_id
+    )
     assert output.token_ids == [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-    counts = Counter(depth for step, depth in enumerate(depths, start=1) for length in lengths if step < length)
+    counts = Counter(
+        depth for step, depth in enumerate(depths, start=1) for length in lengths if step < length
+    )
     assert output.exits.depths == counts
     assert len(counts) > 1
     alone = [
-        exiting(llama, NEVER).generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(GREEDY, 0)).token_ids[0] for i in range(3)
+        exiting(llama, NEVER)
+        .generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(GREEDY, 0))
+        .token_ids[0]
+        for i in range(3)
     ]
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
 
@@ -172,8 +201,13 @@ def test_a_forced_length_continues_past_eos(llama):
 def test_samples_without_exits_are_the_full_models(llama):
     ids, mask = batch()
     sampling = GREEDY.replace(do_sample=True, top_k=20)
-    expected = static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
-    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids == expected
+    expected = (
+        static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
+    )
+    assert (
+        exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
+        == expected
+    )
 
 
 def test_a_decoder_accepts_another_exit_rule(llama):
@@ -181,7 +215,9 @@ def test_a_decoder_accepts_another_exit_rule(llama):
     decoder = exiting(llama, NEVER)
     lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
     assert lower.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {1: 3 * (LENGTH - 1)}
-    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
+    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {
+        NUM_LAYERS: 3 * (LENGTH - 1)
+    }
 
 
 def test_unsupported_options_are_refused_by_name(llama):

@@ -49,7 +49,14 @@ def batch(rows=3):
 def scored(model, rule, inputs):
     prompt, prompt_mask, response, mask = inputs
     with torch.no_grad():
-        return exit_logits(model, LayerwiseModel(model), rule, encode_prompt(model, prompt, prompt_mask), response, mask)
+        return exit_logits(
+            model,
+            LayerwiseModel(model),
+            rule,
+            encode_prompt(model, prompt, prompt_mask),
+            response,
+            mask,
+        )
 
 
 def of_depth(model, depth, inputs):
@@ -61,14 +68,19 @@ def of_depth(model, depth, inputs):
         first = shallow_view.forward_with_cache(model, prompt, prompt_mask, cache, last_only=True)
         shallow_view.prune_cache(cache, range(depth))
         whole = torch.cat([prompt_mask, mask[:, :-1]], 1)
-        return torch.cat([first, shallow_view.forward_with_cache(view, response[:, :-1], whole, cache)], 1)
+        return torch.cat(
+            [first, shallow_view.forward_with_cache(view, response[:, :-1], whole, cache)], 1
+        )
 
 
 def test_hidden_states_do_not_change_the_prompt(model):
     prompt, prompt_mask, response, mask = batch()
     with torch.no_grad():
         encoded = encode_prompt(model, prompt, prompt_mask)
-        runs = [[h for _, h in hidden_states(model, LayerwiseModel(model), encoded, response, mask)] for _ in range(2)]
+        runs = [
+            [h for _, h in hidden_states(model, LayerwiseModel(model), encoded, response, mask)]
+            for _ in range(2)
+        ]
     assert encoded.cache.get_seq_length() == 7
     assert len(runs[0]) == NUM_LAYERS
     for one, other in zip(*runs, strict=True):
@@ -83,7 +95,9 @@ def test_an_unreachable_threshold_gives_full_depth_and_a_trivial_one_the_first_e
         rule = ExitRule(NUM_LAYERS, NUM_LAYERS, kind, threshold, 8, min_exit=2, every=2)
         logits, depths = scored(model, rule, inputs)
         assert (depths == depth).all()
-        torch.testing.assert_close(logits[kept], of_depth(model, depth, inputs)[kept], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits[kept], of_depth(model, depth, inputs)[kept], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", get_args(Confidence))
@@ -104,9 +118,13 @@ def test_sequences_alone_exit_no_later_than_in_a_batch(llama):
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", THRESHOLDS["softmax_max"], 4)
     inputs = batch()
     together = scored(llama, rule, inputs)[1]
-    alone = torch.cat([scored(llama, rule, [one[i : i + 1] for one in inputs])[1] for i in range(3)])
+    alone = torch.cat(
+        [scored(llama, rule, [one[i : i + 1] for one in inputs])[1] for i in range(3)]
+    )
     counts = inputs[3][:, 1:].bool()
-    assert (alone.masked_fill(~counts, 0).amax(0) <= together[0]).all()  # never before the last of them
+    assert (
+        alone.masked_fill(~counts, 0).amax(0) <= together[0]
+    ).all()  # never before the last of them
 
 
 def test_padding_delays_no_exit(llama):

@@ -29,11 +29,15 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
     model = build_model("llama")
     model.generation_config.eos_token_id = changes.pop("eos", None)
     options = OwnResponses(samples=samples, **changes)
-    return generate_own_responses(model, prompts, options, greedy_context(0, LENGTH, seed), file, NullProgress())
+    return generate_own_responses(
+        model, prompts, options, greedy_context(0, LENGTH, seed), file, NullProgress()
+    )
 
 
 def forbid_generation(monkeypatch):
-    monkeypatch.setattr(Decoder, "generate", lambda *args, **options: pytest.fail("generated again"))
+    monkeypatch.setattr(
+        Decoder, "generate", lambda *args, **options: pytest.fail("generated again")
+    )
 
 
 def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(file):
@@ -41,7 +45,10 @@ def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(fi
     model = build_model("llama")
     for prompt, rows in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
-        assert rows[0] == reference_greedy(model, ids, torch.ones_like(ids), range(6), LENGTH)[0].tolist()
+        assert (
+            rows[0]
+            == reference_greedy(model, ids, torch.ones_like(ids), range(6), LENGTH)[0].tolist()
+        )
         assert len(rows) == 3 and all(len(row) == LENGTH for row in rows)
     assert [rows[1] for rows in found] != [rows[0] for rows in found]
     assert [rows[1] for rows in found] != [rows[2] for rows in found]
@@ -62,7 +69,9 @@ def test_beams_decode_the_first_answer_alone(file):
     for prompt, rows in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
         options = {"num_beams": 3, "max_new_tokens": LENGTH, "eos_token_id": 7, "pad_token_id": 0}
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, **options
+        )
         assert rows[0] == expected[0, len(prompt) :].tolist()
     assert [rows[0] for rows in found] != [rows[0] for rows in greedy]
     assert [rows[1] for rows in found] == [rows[1] for rows in greedy]
@@ -87,7 +96,9 @@ def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share):
     found, whole = answers(file), file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     assert answers(file) == found
-    assert {json.loads(line)["sample"] for line in file.read_text().splitlines() if line.endswith("}")} == {0, 1}
+    assert {
+        json.loads(line)["sample"] for line in file.read_text().splitlines() if line.endswith("}")
+    } == {0, 1}
 
 
 def test_the_seed_changes_sampled_answers_only(file):
@@ -115,6 +126,11 @@ def test_answers_of_other_settings_are_added_to_the_file(file, changes):
 def test_answers_of_another_model_are_added_to_the_file(file):
     found = answers(file)
     others = generate_own_responses(
-        build_model("gpt2"), PROMPTS, OwnResponses(samples=2), greedy_context(0, LENGTH, 1), file, NullProgress()
+        build_model("gpt2"),
+        PROMPTS,
+        OwnResponses(samples=2),
+        greedy_context(0, LENGTH, 1),
+        file,
+        NullProgress(),
     )
     assert others != found == answers(file)

@@ -54,11 +54,19 @@ class AcmeSession(SteppingSession):
 FILES = {
     "acme_engine/__init__.py": CLASS,
     "acme_engine/session.py": SESSION,
-    "acme_engine/configs/engine/acme.yaml": "_target_: acme_engine.Acme\nname: acme\ndescription: an engine of Acme\n",
+    "acme_engine/configs/engine/acme.yaml": (
+        "_target_: acme_engine.Acme\nname: acme\ndescription: an engine of Acme\n"
+    ),
     "acme-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: acme\nVersion: 1.0\n",
     "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
 }
-SMALL = ["limit=4", "decoding.max_new_tokens=8", "model.dtype=float32", "speed.pairs=2", "speed.warmup=0"]
+SMALL = [
+    "limit=4",
+    "decoding.max_new_tokens=8",
+    "model.dtype=float32",
+    "speed.pairs=2",
+    "speed.warmup=0",
+]
 
 
 def install(folder, monkeypatch, files=FILES):
@@ -85,10 +93,17 @@ def rows_of(folder):
 @pytest.mark.usefixtures("acme")
 def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, tmp_path):
     where = [f"results_dir={tmp_path}", "name=x"]
-    code, _, err = ulskip("sweep", "engine=acme,torch", "ratio=2", "speed.new_tokens=6", *SMALL, *where)
+    code, _, err = ulskip(
+        "sweep", "engine=acme,torch", "ratio=2", "speed.new_tokens=6", *SMALL, *where
+    )
     assert code == 0, err
     rows = {(row["engine"], row["strategy"]): row for row in rows_of(tmp_path / "x")}
-    assert set(rows) == {("acme", "full"), ("acme", "unified"), ("torch", "full"), ("torch", "unified")}
+    assert set(rows) == {
+        ("acme", "full"),
+        ("acme", "unified"),
+        ("torch", "full"),
+        ("torch", "unified"),
+    }
     for strategy in ("full", "unified"):
         acme, torchs = rows["acme", strategy], rows["torch", strategy]
         assert acme["decode_loss"] == pytest.approx(torchs["decode_loss"], rel=1e-4)
@@ -104,7 +119,14 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
     [
         ["run", "engine=acme", "strategy=skip_decode", "speed.enabled=false", *SMALL],
         ["run", "baseline_engine=acme", "speed.new_tokens=4", *SMALL],
-        ["bench", "engine=acme", "batch_size=1", "speed.new_tokens=4", "speed.prompt_tokens=8", *SMALL[2:]],
+        [
+            "bench",
+            "engine=acme",
+            "batch_size=1",
+            "speed.new_tokens=4",
+            "speed.prompt_tokens=8",
+            *SMALL[2:],
+        ],
     ],
 )
 def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):
@@ -114,7 +136,10 @@ def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):
 
 
 @pytest.mark.usefixtures("acme")
-@pytest.mark.parametrize("need", ["decoding.do_sample=true", "decoding=beam", "decoding=self_speculative", "engine.weights=q4"])
+@pytest.mark.parametrize(
+    "need",
+    ["decoding.do_sample=true", "decoding=beam", "decoding=self_speculative", "engine.weights=q4"],
+)
 def test_what_it_does_not_support_is_refused(need, ulskip):
     code, _, err = ulskip("plan", "engine=acme", need)
     assert code == 2 and ("engine=acme" in err or "engine.weights" in err)
@@ -138,8 +163,12 @@ def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip
     assert copies_weights("acme") and formats_of("acme") == {}
 
 
-def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(ulskip, tmp_path, monkeypatch):
-    install(tmp_path, monkeypatch, {**FILES, "acme_engine/__init__.py": "raise OSError('no library')"})
+def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(
+    ulskip, tmp_path, monkeypatch
+):
+    install(
+        tmp_path, monkeypatch, {**FILES, "acme_engine/__init__.py": "raise OSError('no library')"}
+    )
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "no library" in err
     assert ulskip("plan", "baseline_engine=acme")[0] == 2

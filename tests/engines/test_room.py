@@ -52,8 +52,18 @@ def generate(decoder, batch_size, prompt_len, forced=4):
 
 def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
     decoder, before = decoder_for(), RoomySession.closed
-    outputs = [generate(decoder, *shape) for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, None))]
-    assert [output.compile_seconds > 0 for output in outputs] == [True, False, False, True, False, False]
+    outputs = [
+        generate(decoder, *shape)
+        for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, None))
+    ]
+    assert [output.compile_seconds > 0 for output in outputs] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert outputs[1].compile_seconds == 0
     assert RoomySession.closed == before + 1
     assert {(output.engine, output.linear_backend) for output in outputs} == {("roomy", "roomy")}
@@ -67,10 +77,14 @@ def test_a_session_holds_no_batch_after_it():
 
 
 @pytest.mark.parametrize(("weights", "size"), [(None, 4.0), ("q4", 0.5)])
-def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(weights, size, monkeypatch):
+def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(
+    weights, size, monkeypatch
+):
     decoder = decoder_for(weights)
     models = (decoder.model, decoder.view)
-    needed = int(size * sum(parameter.numel() for model in models for parameter in model.parameters()))
+    needed = int(
+        size * sum(parameter.numel() for model in models for parameter in model.parameters())
+    )
     for spare in (-1, 1):
         free = SimpleNamespace(available=needed + spare)
         monkeypatch.setattr(decoder_module.psutil, "virtual_memory", lambda free=free: free)

@@ -16,7 +16,6 @@ from ulskip_cli.engines.base import DraftStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.drafters import Drafts, NgramDrafter
 from ulskip_cli.engines.sampling import TokenSampler
-from ulskip_cli.engines.speculative import SpeculativeSession
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 12
@@ -27,7 +26,9 @@ KEPT = {"unified": (0, 2, 5), "top": (0, 1, 2), "bottom": (4, 5), "one": (1,)}
 
 @pytest.fixture(scope="module", autouse=True)
 def unsure_drafters():
-    """Let layers draft on with any confidence, because random models are never sure; measure costs in no time."""
+    """Let layers draft on with any confidence, because random models are never sure; measure costs
+    in no time.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drafters, "CONFIDENCE", 0.0)
         patch.setattr(speculative, "MEASURED_SECONDS", 0.0)
@@ -36,12 +37,16 @@ def unsure_drafters():
 
 def decoder_for(model, kept=None):
     depth = model.config.num_hidden_layers
-    schedule = ["strategy=full"] if kept is None else ["strategy=custom", f"strategy.layers={list(kept)}"]
+    schedule = (
+        ["strategy=full"] if kept is None else ["strategy=custom", f"strategy.layers={list(kept)}"]
+    )
     return Decoder(model, make_plan(compose(schedule), ModelMetadata(depth, None, None)))
 
 
 def agreeing(model, kept):
-    """Scale the other layers down so that the kept ones predict many tokens of the model, but not all."""
+    """Scale the other layers down so that the kept ones predict many tokens of the model, but not
+    all.
+    """
     with torch.no_grad():
         for i, layer in enumerate(stack_of(model)):
             for name, weight in layer.named_parameters() if i not in kept else ():
@@ -55,11 +60,18 @@ def agreeing(model, kept):
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = decoding.without_drafts()
-    return decoder_for(model).with_engine("transformers").generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
+    return (
+        decoder_for(model)
+        .with_engine("transformers")
+        .generate(ids, mask, DecodeContext(plain, 0), **options)
+        .token_ids
+    )
 
 
 def compared(model, kept):
-    """Return draft counts and the number of sequences that differ from the full model's; each has to differ at a near-tie."""
+    """Return draft counts and the number of sequences that differ from the full model's; each has
+    to differ at a near-tie.
+    """
     decoder, drafts, near_ties = decoder_for(agreeing(model, kept), kept), DraftStats(), 0
     for ends, padded in ((None, False), (None, True), (ENDS, True)):
         model.generation_config.eos_token_id = ends
@@ -67,7 +79,9 @@ def compared(model, kept):
         expected = by_generate(model, ids, mask)
         alone = [(4, slice(i, i + 1)) for i in range(2)]
         for count, part in [*((count, slice(0, 5)) for count in (1, 2, 4, 7, "auto")), *alone]:
-            output = decoder.generate(ids[part], mask[part], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
+            output = decoder.generate(
+                ids[part], mask[part], DecodeContext(DRAFTED.replace(draft_tokens=count), 0)
+            )
             assert output.engine == "speculative"
             drafts += output.drafts
             for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
@@ -86,7 +100,10 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_drafts_from_a_part_of_the_vocabulary(model, padded):
-    decoder, (ids, mask) = decoder_for(agreeing(model, KEPT["unified"]), KEPT["unified"]), batch(padded)
+    decoder, (ids, mask) = (
+        decoder_for(agreeing(model, KEPT["unified"]), KEPT["unified"]),
+        batch(padded),
+    )
     expected, counts = by_generate(model, ids, mask), []
     for size in (0, 8, 1):
         output = decoder.generate(ids, mask, DecodeContext(DRAFTED.replace(draft_vocab=size), 0))
@@ -116,7 +133,9 @@ def test_prompts_and_answers_longer_than_the_window():
     decoder, (ids, mask) = decoder_for(model, KEPT["unified"]), batch(True)
     assert model.config.sliding_window < ids.shape[1]
     longer = DRAFTED.replace(max_new_tokens=40)
-    assert decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids == by_generate(model, ids, mask, longer)
+    assert decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids == by_generate(
+        model, ids, mask, longer
+    )
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -131,7 +150,9 @@ def test_penalties_use_the_prefix_of_every_position(llama, padded):
 
 def test_a_forced_length_continues_past_eos(llama):
     decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
-    llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids[0][0]
+    llama.generation_config.eos_token_id = decoder.generate(
+        ids, mask, DecodeContext(DRAFTED, 0)
+    ).token_ids[0][0]
     for length in (1, 2, 3, 9):
         forced = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0), forced_length=length)
         assert forced.token_ids == by_generate(llama, ids, mask, forced_length=length)
@@ -157,14 +178,24 @@ def test_finished_sequences_do_not_delay_the_others(llama):
 def test_draft_counts_match_the_generated_tokens(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(False)
-    llama.generation_config.eos_token_id = [row[at] for row, at in zip(by_generate(llama, ids, mask), range(1, 6), strict=True)]
+    llama.generation_config.eos_token_id = [
+        row[at] for row, at in zip(by_generate(llama, ids, mask), range(1, 6), strict=True)
+    ]
     ended = 0
     for count in (1, 2, 4, 7, "auto"):
         for i in range(len(ids)):
-            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
+            output = decoder.generate(
+                ids[i : i + 1],
+                mask[i : i + 1],
+                DecodeContext(DRAFTED.replace(draft_tokens=count), 0),
+            )
             drafts = output.drafts
             assert drafts.gained == output.decoded_tokens
-            assert drafts.gained - drafts.passes <= drafts.accepted <= min(drafts.drafted, drafts.gained)
+            assert (
+                drafts.gained - drafts.passes
+                <= drafts.accepted
+                <= min(drafts.drafted, drafts.gained)
+            )
             ended += not output.hit_max_length[0]
     assert ended >= 10
 
@@ -176,8 +207,17 @@ def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
             for weight in stack_of(llama)[i].parameters():
                 weight.zero_()
     ids, mask = batch(True)
-    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0)).drafts
-    assert (drafts.passes, drafts.gained, drafts.drafted, drafts.accepted) == (2, 10, 2 * 4 * 5, 2 * 4 * 5)
+    drafts = (
+        decoder_for(llama, (0, 2, 3, 5))
+        .generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0))
+        .drafts
+    )
+    assert (drafts.passes, drafts.gained, drafts.drafted, drafts.accepted) == (
+        2,
+        10,
+        2 * 4 * 5,
+        2 * 4 * 5,
+    )
     assert drafts.expected_speedup == pytest.approx(10 / drafts.plain_steps)
 
 
@@ -202,7 +242,11 @@ def test_packed_weights_are_made_once_for_both(llama):
     if full is llama:
         pytest.skip("no matrix units here")
     packed = {id(part) for part in full.modules() if type(part).__name__ == "PackedLinear"}
-    assert packed > {id(part) for part in view.modules() if type(part).__name__ == "PackedLinear"} != set()
+    assert (
+        packed
+        > {id(part) for part in view.modules() if type(part).__name__ == "PackedLinear"}
+        != set()
+    )
 
 
 def test_unsupported_models_are_refused(llama):
@@ -231,16 +275,29 @@ class Repeating:
 
 
 @settings(max_examples=40)
-@given(data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12), size=st.integers(1, 4))
+@given(
+    data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12), size=st.integers(1, 4)
+)
 def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
     torch.manual_seed(seed)
-    shape = LlamaConfig(vocab_size=vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
-                        initializer_range=0.8, pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        initializer_range=0.8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     model = LlamaForCausalLM(shape).eval().double()
     model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
     ids = torch.randint(1, vocab_size, (size, 6))
     mask = torch.ones_like(ids)
-    for row, padding in enumerate(data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))):
+    for row, padding in enumerate(
+        data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    ):
         mask[row, :padding] = 0
     decoding = DecodingConfig(
         max_new_tokens=data.draw(st.integers(1, 30)),
@@ -249,12 +306,20 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
         draft_tokens=data.draw(st.sampled_from([1, 3, 10, "auto"])),
         draft=data.draw(st.sampled_from(["layers", "ngram", "both"])),
     )
-    foreign = data.draw(st.sampled_from([None, Rubbish(seed, vocab_size), Repeating(), NgramDrafter()]))
+    foreign = data.draw(
+        st.sampled_from([None, Rubbish(seed, vocab_size), Repeating(), NgramDrafter()])
+    )
     with pytest.MonkeyPatch.context() as patch:
         if foreign:
-            patch.setattr(speculative.SpeculativeSession, "drafters", lambda *args: [foreign, Rubbish(seed, vocab_size)])
+            patch.setattr(
+                speculative.SpeculativeSession,
+                "drafters",
+                lambda *args: [foreign, Rubbish(seed, vocab_size)],
+            )
         drafted = decoder_for(model, (0, 2)).generate(ids * mask, mask, DecodeContext(decoding, 0))
-    plain = decoder_for(model).generate(ids * mask, mask, DecodeContext(decoding.without_drafts(), 0))
+    plain = decoder_for(model).generate(
+        ids * mask, mask, DecodeContext(decoding.without_drafts(), 0)
+    )
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 
@@ -269,20 +334,36 @@ def test_look_up_drafts_need_no_skipped_layers(llama):
 
 def test_costs_are_measured_once_for_each_batch_size(llama):
     decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
-    measured = [decoder.generate(ids[:size], mask[:size], DecodeContext(DRAFTED, 0)).compile_seconds for size in (5, 5, 2, 2)]
+    measured = [
+        decoder.generate(ids[:size], mask[:size], DecodeContext(DRAFTED, 0)).compile_seconds
+        for size in (5, 5, 2, 2)
+    ]
     assert [seconds > 0 for seconds in measured] == [True, False, True, False]
 
 
-SAMPLED = DecodingConfig(name="s", max_new_tokens=4, draft_tokens=2, do_sample=True, temperature=1.2, top_k=4, top_p=0.95)
+SAMPLED = DecodingConfig(
+    name="s", max_new_tokens=4, draft_tokens=2, do_sample=True, temperature=1.2, top_k=4, top_p=0.95
+)
 NEAR = 0.08  # total variation distance; chance alone causes about 0.04 with 1,500 draws
 
 
 @pytest.fixture
 def small():
-    """A model with a vocabulary of 5 and 3 layers; skipping the middle one changes its distribution."""
+    """A model with a vocabulary of 5 and 3 layers; skipping the middle one changes its
+    distribution.
+    """
     torch.manual_seed(3)
-    shape = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
-                        initializer_range=0.4, pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        initializer_range=0.4,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return LlamaForCausalLM(shape).eval()
 
 
@@ -300,11 +381,17 @@ def exact_shares(model, prompt):
 
 
 def drawn(decoder, prompt, decoding, runs):
-    """Measure the frequencies of the second and third token over many batches of three, padded on the left, [25]."""
+    """Measure the frequencies of the second and third token over many batches of three, padded on
+    the left, [25].
+    """
     ids = torch.tensor([[0, *prompt]] * 3)
     mask = torch.ones_like(ids)
     mask[:, 0] = 0
-    rows = [row for seed in range(runs) for row in decoder.generate(ids, mask, DecodeContext(decoding, 0, seed)).token_ids]
+    rows = [
+        row
+        for seed in range(runs)
+        for row in decoder.generate(ids, mask, DecodeContext(decoding, 0, seed)).token_ids
+    ]
     return torch.tensor([5 * row[1] + row[2] for row in rows]).bincount(minlength=25) / len(rows)
 
 
@@ -317,4 +404,6 @@ def test_samples_are_distributed_as_the_full_models(small):
         return float((shares - expected).abs().sum()) / 2
 
     assert distance(drawn(decoder, prompt, SAMPLED, 500)) < NEAR
-    assert distance(drawn(decoder, prompt, SAMPLED.without_drafts(), 150)) > 2 * NEAR  # the view's own words, unchecked
+    assert (
+        distance(drawn(decoder, prompt, SAMPLED.without_drafts(), 150)) > 2 * NEAR
+    )  # the view's own words, unchecked

@@ -11,7 +11,16 @@ ORDER = [2, 0, 1, 3]
 
 def output(*tokens, drafts=None, exits=None):
     return BatchOutput(
-        [list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits
+        [list(one) for one in tokens],
+        [False] * len(tokens),
+        9,
+        0.1,
+        0.2,
+        0.3,
+        10,
+        5,
+        drafts=drafts,
+        exits=exits,
     )
 
 
@@ -20,7 +29,9 @@ def path(tmp_path):
     partial = BatchCheckpoints(tmp_path / "a.partial.jsonl", ORIGIN)
     assert partial.batches(ORDER) == []
     partial.add([2, 0], output([1, 2], [3]), 2, 100)
-    partial.add([1], output([4], drafts=DraftStats(1, 2, 3, 4), exits=ExitStats({3: 2}, 0.5)), 1, 200)
+    partial.add(
+        [1], output([4], drafts=DraftStats(1, 2, 3, 4), exits=ExitStats({3: 2}, 0.5)), 1, 200
+    )
     return tmp_path / "a.partial.jsonl"
 
 
@@ -28,7 +39,11 @@ def test_finished_batches_are_read_back(path):
     one, two = BatchCheckpoints(path, ORIGIN).batches(ORDER)
     assert (one.positions, one.output, one.batch_size) == ([2, 0], output([1, 2], [3]), 2)
     assert two.output.exits == ExitStats({3: 2}, 0.5)
-    assert (two.output.drafts, two.batch_size, two.peak_memory_bytes) == (DraftStats(1, 2, 3, 4), 1, 200)
+    assert (two.output.drafts, two.batch_size, two.peak_memory_bytes) == (
+        DraftStats(1, 2, 3, 4),
+        1,
+        200,
+    )
 
 
 def test_a_batch_that_was_cut_off_is_dropped_and_the_file_goes_on_whole(path):
@@ -36,7 +51,10 @@ def test_a_batch_that_was_cut_off_is_dropped_and_the_file_goes_on_whole(path):
     again = BatchCheckpoints(path, ORIGIN)
     assert [batch.positions for batch in again.batches(ORDER)] == [[2, 0]]
     again.add([1, 3], output([7], [8]), 2, 300)
-    assert [batch.positions for batch in BatchCheckpoints(path, ORIGIN).batches(ORDER)] == [[2, 0], [1, 3]]
+    assert [batch.positions for batch in BatchCheckpoints(path, ORIGIN).batches(ORDER)] == [
+        [2, 0],
+        [1, 3],
+    ]
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 

@@ -18,12 +18,25 @@ from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.jsonl import Jsonl
 
-QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
+QUICK = [
+    "speed.pairs=2",
+    "speed.warmup=1",
+    "speed.new_tokens=3",
+    "speed.prompt_tokens=5",
+    "batch_size=2",
+]
 QUICK += ["decoding.compile=off"]  # compiling takes seconds
 SHAPE = {
-    "model_type": "llama", "num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 101, "tie_word_embeddings": True, "dtype": "float32",
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 6,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+}
 NORM, HEAD = 32, 101 * 32
 LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 32 + 2 * NORM
 KV = 2 * 16 * 4  # bytes a token and layer
@@ -45,7 +58,12 @@ def quick_bandwidth(monkeypatch):
 @pytest.fixture
 def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
-    random = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", "name=b"]
+    random = [
+        "model=random",
+        f"model.path={tmp_path / 'shape.json'}",
+        f"results_dir={tmp_path}",
+        "name=b",
+    ]
     return lambda *overrides: compose([*random, *QUICK, *overrides])
 
 
@@ -68,14 +86,25 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
     row = bench.run(point("ratio=2"))
     assert row["measured_speedup_low"] <= row["measured_speedup"] <= row["measured_speedup_high"]
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
-    for key in ("prefill_seconds", "time_per_output_token_seconds", "total_tokens_per_second", "prompt_kv_bytes"):
+    for key in (
+        "prefill_seconds",
+        "time_per_output_token_seconds",
+        "total_tokens_per_second",
+        "prompt_kv_bytes",
+    ):
         assert row[key] > 0, key
     assert (row["engine"], row["compiled"]) == ("torch", False)
     assert not {"task", "baseline_id", "bleu", "decode_loss"} & row.keys()
-    assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (2, 5, 3)
+    assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (
+        2,
+        5,
+        3,
+    )
     assert row["environment"]["packages"]["torch"]
     assert row["training"] == "none: random weights"
-    assert [json.loads(line) for line in (tmp_path / "b" / "runs.jsonl").read_text().splitlines()] == [row]
+    assert [
+        json.loads(line) for line in (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
+    ] == [row]
     assert (tmp_path / "b" / "configs" / f"{row['id']}.yaml").is_file()
     assert not (tmp_path / "b" / "generations").exists()
 
@@ -85,24 +114,50 @@ def test_work_and_shares_are_exact(bench, point):
     for side, layers, seconds in ((row, 3, "strategy"), (row["full"], 6, "full")):
         weights = HEAD + NORM + layers * LAYER
         assert side["step_bytes"] == round(4 * weights + 2 * layers * KV * (5 + 3 / 2))
-        step = torch.tensor([s / 2 for s in row["pairs"][seconds]["decode_seconds"]]).quantile(0.5).item()
+        step = (
+            torch.tensor([s / 2 for s in row["pairs"][seconds]["decode_seconds"]])
+            .quantile(0.5)
+            .item()
+        )
         assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / step / 1e9, rel=0.01)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)]
+)
 def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypatch, kind, size):
     adapters, real = [], runner.Decoder
-    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more))
-    row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4"))
+    monkeypatch.setattr(
+        runner,
+        "Decoder",
+        lambda *args, **more: (
+            adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more)
+        ),
+    )
+    row = bench.run(
+        point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4")
+    )
     rank = 4 if kind == "low_rank" else None
-    assert row["correction"] == {"name": "patch", "kind": kind, **({"rank": rank} if rank else {}), "values": "zero", "bytes": 2 * 4 * size}
+    assert row["correction"] == {
+        "name": "patch",
+        "kind": kind,
+        **({"rank": rank} if rank else {}),
+        "values": "zero",
+        "bytes": 2 * 4 * size,
+    }
     weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
     assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))
-    assert row["full"]["step_bytes"] == round(4 * (HEAD + NORM + 6 * LAYER) + 2 * 6 * KV * (5 + 3 / 2))
+    assert row["full"]["step_bytes"] == round(
+        4 * (HEAD + NORM + 6 * LAYER) + 2 * 6 * KV * (5 + 3 / 2)
+    )
     tensors = [tensor for adapter in adapters if adapter for tensor in adapter.tensors.values()]
     assert sum(tensor.numel() for tensor in tensors) == 2 * size
     assert not any(
-        tensor.any() for adapter in adapters if adapter for name, tensor in adapter.tensors.items() if "down" not in name
+        tensor.any()
+        for adapter in adapters
+        if adapter
+        for name, tensor in adapter.tensors.items()
+        if "down" not in name
     )
 
 
@@ -111,18 +166,28 @@ SHAPES = {"weight": (32, 32), "bias": (32,)}
 
 def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
     pretrained = [f"model.path={model_folder}", f"results_dir={tmp_path}", *QUICK]
-    tensors = {f"patch.0.{layer}.linear.{name}": torch.ones(size) for layer in (2, 5) for name, size in SHAPES.items()}
+    tensors = {
+        f"patch.0.{layer}.linear.{name}": torch.ones(size)
+        for layer in (2, 5)
+        for name, size in SHAPES.items()
+    }
     base = {"model": "m", "fingerprint": fingerprint(compose(pretrained).model)}
     SkipAdapter(6, ((0, 2, 5),), tensors, {"base": base, "kind": "full"}).save(tmp_path / "adapter")
     adapters, real = [], runner.Decoder
-    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more))
+    monkeypatch.setattr(
+        runner,
+        "Decoder",
+        lambda *args, **more: (
+            adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more)
+        ),
+    )
     pretrained += ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
     row = bench.run(compose([*pretrained, "ratio=2"]))
     assert row["correction"]["path"] == str(tmp_path / "adapter")
     assert all(torch.equal(adapters[0].tensors[name], tensor) for name, tensor in tensors.items())
-    assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * (32 * 32 + 32) - round(
-        2 * 3 * KV * (5 + 3 / 2)
-    )
+    assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * (
+        32 * 32 + 32
+    ) - round(2 * 3 * KV * (5 + 3 / 2))
     with pytest.raises(UsageError, match=r"\[0,2,5\], got \[0,5\]"):
         bench.run(compose([*pretrained, "ratio=3"]))
 
@@ -132,8 +197,16 @@ def test_a_layer_counts_in_the_steps_that_run_it():
 
     plan = make_plan(compose(["ratio=2"]), ModelMetadata(6, None, None))
     assert _runs(plan, 4) == {0: 1.0, 2: 1.0, 5: 1.0}
-    assert _runs(replace(plan, stages=(*plan.stages, Stage(1, (0, 5)))), 4) == {0: 1.0, 2: 0.25, 5: 1.0}
-    assert _runs(replace(plan, stages=(*plan.stages, Stage(9, (0, 5)))), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
+    assert _runs(replace(plan, stages=(*plan.stages, Stage(1, (0, 5)))), 4) == {
+        0: 1.0,
+        2: 0.25,
+        5: 1.0,
+    }
+    assert _runs(replace(plan, stages=(*plan.stages, Stage(9, (0, 5)))), 4) == {
+        0: 1.0,
+        2: 1.0,
+        5: 1.0,
+    }
 
 
 def test_where_nothing_is_skipped_both_sides_read_the_same(bench, point):
@@ -141,11 +214,15 @@ def test_where_nothing_is_skipped_both_sides_read_the_same(bench, point):
     assert row["full"]["step_bytes"] == row["step_bytes"]
 
 
-def test_weights_bandwidth_and_the_full_model_are_shared(bench, point, quick_bandwidth, monkeypatch):
+def test_weights_bandwidth_and_the_full_model_are_shared(
+    bench, point, quick_bandwidth, monkeypatch
+):
     made = []
     real = runner.Decoder
     monkeypatch.setattr(
-        runner, "Decoder", lambda model, plan, *rest, **more: made.append(len(plan.kept_layers)) or real(model, plan)
+        runner,
+        "Decoder",
+        lambda model, plan, *rest, **more: made.append(len(plan.kept_layers)) or real(model, plan),
     )
     rows = [bench.run(point(f"ratio={ratio}")) for ratio in (2, 3)]
     assert sorted(made) == [2, 3, 6]
@@ -166,13 +243,21 @@ def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
 
 def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Jsonl, "examples", lambda self: pytest.fail("a task"))
-    overrides = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", "task=jsonl", *QUICK]
+    overrides = [
+        f"model.path={model_folder}",
+        "model.dtype=float32",
+        f"results_dir={tmp_path}",
+        "task=jsonl",
+        *QUICK,
+    ]
     row = bench.run(compose(overrides))
     assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(cpu_kernels.unsupported_reason() is not None, reason="the CPU kernels do not run here")
+@pytest.mark.skipif(
+    cpu_kernels.unsupported_reason() is not None, reason="the CPU kernels do not run here"
+)
 def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, point, monkeypatch):
     row = bench.run(point("ratio=2", "decoding.compile=auto"))
     assert (row["compiled"], row["compiled_layers"]) == (True, True)
@@ -203,7 +288,9 @@ def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypat
     row = bench.run(point("ratio=1.5", "ratio_basis=latency"))
     assert row["mean_kept_layers"] == 3.5
     assert row["latency_fit"]["depth"] == 3.5
-    steps = [4 * (HEAD + NORM + layers * LAYER) + 2 * layers * KV * (5 + 3 / 2) for layers in (4, 3)]
+    steps = [
+        4 * (HEAD + NORM + layers * LAYER) + 2 * layers * KV * (5 + 3 / 2) for layers in (4, 3)
+    ]
     assert row["step_bytes"] == round(sum(steps) / 2)
 
 

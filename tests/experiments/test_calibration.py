@@ -21,14 +21,28 @@ def ready(tmp_path, model_folder):
     """A configuration, its loaded model and its held-out workload."""
 
     def make(*overrides):
-        small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6", "task.max_new_tokens=5"]
+        small = [
+            "model=hf",
+            f"model.path={model_folder}",
+            "calibration.examples=6",
+            "task.max_new_tokens=5",
+        ]
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
         loaded = load(config.model)
         held_out = find_held_out(config)
         if held_out is None:
             return config, loaded, None
         plan = make_plan(config, loaded.metadata)
-        point = ResolvedPoint(config, held_out.task, held_out.examples, None, loaded.metadata, plan, "0" * 12, "weights")
+        point = ResolvedPoint(
+            config,
+            held_out.task,
+            held_out.examples,
+            None,
+            loaded.metadata,
+            plan,
+            "0" * 12,
+            "weights",
+        )
         return config, loaded, encode_workload(point, loaded.tokenizer)
 
     return make
@@ -38,15 +52,28 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     config, loaded, work = ready("strategy=block_influence", "ratio=2")
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     plan = make_plan(found, loaded.metadata)
-    assert len(found.strategy.scores) == 6 and list(found.strategy.scores) == row["options"]["scores"]
+    assert (
+        len(found.strategy.scores) == 6 and list(found.strategy.scores) == row["options"]["scores"]
+    )
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
-    assert json.loads(file.read_text()) == {key: value for key, value in row.items() if key != "schedule"}
-    monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("measured again"))
-    again, _ = calibrate_strategy(config.replace(ratio=3.0, batch_size=2), loaded, work, NullProgress())
+    assert json.loads(file.read_text()) == {
+        key: value for key, value in row.items() if key != "schedule"
+    }
+    monkeypatch.setattr(
+        HeldOutEvaluator, "block_influence", lambda self: pytest.fail("measured again")
+    )
+    again, _ = calibrate_strategy(
+        config.replace(ratio=3.0, batch_size=2), loaded, work, NullProgress()
+    )
     assert again == found.replace(ratio=3.0, batch_size=2)
     shared = compose(
-        ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
+        [
+            "model=hf",
+            f"model.path={config.model.path}",
+            "strategy=custom",
+            f"strategy.file={file.parent / row['schedule']}",
+        ]
     )
     assert make_plan(shared, loaded.metadata).kept_layers == plan.kept_layers
     values = row["options"]
@@ -83,9 +110,20 @@ def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
 def test_answers_are_the_full_models(ready):
     config, loaded, work = ready("strategy=skip_decode", "ratio=2")
     lengths = HeldOutEvaluator(config, loaded, work, NullProgress()).output_lengths()
-    full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.metadata), loaded.tokenizer)
-    batches = generate_all(full, work.prompts, DecodeContext(config.decoding, work.pad_token_id, config.seed), BatchSize(8))
-    expected = {i: len(ids) for positions, out in batches for i, ids in zip(positions, out.token_ids, strict=True)}
+    full = Decoder(
+        loaded.model, make_plan(compose(["strategy=full"]), loaded.metadata), loaded.tokenizer
+    )
+    batches = generate_all(
+        full,
+        work.prompts,
+        DecodeContext(config.decoding, work.pad_token_id, config.seed),
+        BatchSize(8),
+    )
+    expected = {
+        i: len(ids)
+        for positions, out in batches
+        for i, ids in zip(positions, out.token_ids, strict=True)
+    }
     assert lengths == [expected[i] for i in range(len(lengths))]
 
 
@@ -117,7 +155,9 @@ def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_a_search_for_a_unit_measures_the_loss_without_it(ready, unit):
-    config, loaded, work = ready("strategy=search", "ratio=2", "strategy.budget=4", f"strategy.unit={unit}")
+    config, loaded, work = ready(
+        "strategy=search", "ratio=2", "strategy.budget=4", f"strategy.unit={unit}"
+    )
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     loss = ReferenceLoss(work.encoded, BatchSize(4), work.pad_token_id).of(
         Decoder(loaded.model, make_plan(found, loaded.metadata))

@@ -19,8 +19,12 @@ def evaluated(decoder, workload, config, baseline=None):
 def test_answers_come_back_in_the_tasks_order(point):
     decoder, workload, config = point("batch_size=2")
     answers, quality = evaluated(decoder, workload, config)
-    assert [one["id"] for one in answers.generations] == [example.id for example in workload.examples]
-    assert quality.degenerate["hit_limit"] == sum("hit_limit" in one["flags"] for one in answers.generations)
+    assert [one["id"] for one in answers.generations] == [
+        example.id for example in workload.examples
+    ]
+    assert quality.degenerate["hit_limit"] == sum(
+        "hit_limit" in one["flags"] for one in answers.generations
+    )
     generated = sum(output.generated_tokens for output in answers.outputs)
     assert generated == sum(len(one["token_ids"]) for one in answers.generations)
     assert {"bleu", "chrf"} <= quality.scores.keys()
@@ -32,9 +36,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
     asked, _ = evaluated(decoder, workload, config)
     limit_memory()
     halved, quality = evaluated(decoder, workload, config)
-    assert [one["token_ids"] for one in halved.generations] == [one["token_ids"] for one in asked.generations]
+    assert [one["token_ids"] for one in halved.generations] == [
+        one["token_ids"] for one in asked.generations
+    ]
     assert quality.evaluated_batch_size == 1
-    assert time_pairs(decoder, decoder, workload, config, NullProgress()).timing().timed_batch_size == 1
+    assert (
+        time_pairs(decoder, decoder, workload, config, NullProgress()).timing().timed_batch_size
+        == 1
+    )
 
 
 def test_a_compilation_during_the_warm_up_is_counted(point, monkeypatch):
@@ -45,9 +54,14 @@ def test_a_compilation_during_the_warm_up_is_counted(point, monkeypatch):
 
 
 def test_truncated_sources_are_counted(point, tmp_path):
-    lines = [json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"}) for n in (1, 40, 50)]
+    lines = [
+        json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"})
+        for n in (1, 40, 50)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    decoder, workload, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
+    decoder, workload, config = point(
+        "task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128
+    )
     assert [one.truncated for one in workload.encoded] == [False, True, True]
     assert max(map(len, workload.prompts)) <= 128 - 5
     assert workload.max_positions == 128  # timed pairs read the end of longer prompts

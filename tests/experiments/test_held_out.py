@@ -14,13 +14,20 @@ def test_bundled_samples_hold_out_examples_that_no_run_evaluates():
         assert held_out.examples and held_out.task.data == "held_out"
         assert not evaluated & {one.source for one in held_out.examples}
     assert find_held_out(compose(["strategy=unified"])) is None
-    assert find_held_out(compose(["strategy=block_influence", f"strategy.scores={[1] * 12}"])) is None
+    assert (
+        find_held_out(compose(["strategy=block_influence", f"strategy.scores={[1] * 12}"])) is None
+    )
 
 
 def test_other_data_is_named_or_lies_behind_the_limit(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text("".join(f"{name}{i}\n" for i in range(9)))
-    files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
+    files = [
+        "task.dataset=files",
+        f"task.source_file={tmp_path}/a",
+        f"task.reference_file={tmp_path}/a",
+        "strategy=search",
+    ]
     with pytest.raises(UsageError, match=r"strategy=search.* limit=N .*9.* calibration\.task="):
         find_held_out(compose(files))
     behind = find_held_out(compose([*files, "limit=4", "calibration.examples=3"]))
@@ -32,7 +39,12 @@ def test_other_data_is_named_or_lies_behind_the_limit(tmp_path):
 
 def test_what_is_evaluated_is_not_held_out(tmp_path):
     (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(9)))
-    files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
+    files = [
+        "task.dataset=files",
+        f"task.source_file={tmp_path}/a",
+        f"task.reference_file={tmp_path}/a",
+        "strategy=search",
+    ]
     rest = find_held_out(compose([*files, "limit=7", "calibration.task={}"]))
     assert [one.source for one in rest.examples] == ["a7", "a8"]
     with pytest.raises(UsageError, match=r"calibration\.task"):
@@ -41,13 +53,28 @@ def test_what_is_evaluated_is_not_held_out(tmp_path):
 
 def test_offsets_separate_evaluated_and_held_out_examples(tmp_path):
     (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(9)))
-    files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
+    files = [
+        "task.dataset=files",
+        f"task.source_file={tmp_path}/a",
+        f"task.reference_file={tmp_path}/a",
+        "strategy=search",
+    ]
     first = compose([*files, "limit=2", "calibration.offset=3", "calibration.examples=2"])
     second = compose([*files, "offset=2", "limit=3", "calibration.examples=2"])
     evaluated = [[one.source for one in resolve(config).examples] for config in (first, second)]
     assert evaluated == [["a0", "a1"], ["a2", "a3", "a4"]]
-    assert [[one.source for one in find_held_out(config).examples] for config in (first, second)] == [["a5", "a6"]] * 2
+    assert [
+        [one.source for one in find_held_out(config).examples] for config in (first, second)
+    ] == [["a5", "a6"]] * 2
     with pytest.raises(UsageError, match=r"offset.*9"):
         resolve(compose([*files, "offset=9"]))
     assert compose([*files, "offset=0", "calibration.offset=0"]).identity == compose(files).identity
-    assert len({compose([*files, extra]).identity for extra in ("limit=2", "offset=1", "calibration.offset=1")}) == 3
+    assert (
+        len(
+            {
+                compose([*files, extra]).identity
+                for extra in ("limit=2", "offset=1", "calibration.offset=1")
+            }
+        )
+        == 3
+    )

@@ -61,7 +61,9 @@ def test_a_target_is_met_where_the_line_errs(target, slower):
     def share(depth):
         return (3 + 1.05 * depth) / 15.6 + slower
 
-    met = solve_depth_for_speedup(line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append)
+    met = solve_depth_for_speedup(
+        line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append
+    )
     assert 1 / share(met.depth) == pytest.approx(target, rel=2 * latency_target.CLOSE)
     assert met.as_dict()["speedup"] == pytest.approx(target)
     assert len(met.trials) == len(rounds) <= latency_target.MEET_ROUNDS
@@ -71,7 +73,9 @@ def test_noise_takes_more_rounds():
     line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
     noise = iter(torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist())
     met = solve_depth_for_speedup(
-        line, 2, lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)])
+        line,
+        2,
+        lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)]),
     )
     assert len(met.trials) > 2
     assert met.depth == pytest.approx(4.5, abs=0.5)
@@ -100,11 +104,17 @@ def test_pairs_are_those_of_the_depths_plan(llama):
         assert len(ratios) == latency_target.MEET_PAIRS
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("low_rank", 3), ("folded", 0), ("none", 0)])
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("full", 2), ("low_rank", 3), ("folded", 0), ("none", 0)]
+)
 def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
     made, real = [], latency_target.Decoder
-    monkeypatch.setattr(latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more))
-    correction = ["correction=none"] if kind == "none" else ["correction=patch", f"correction.kind={kind}"]
+    monkeypatch.setattr(
+        latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more)
+    )
+    correction = (
+        ["correction=none"] if kind == "none" else ["correction=patch", f"correction.kind={kind}"]
+    )
     config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
     ids = random_ids(2, 5)
     plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))

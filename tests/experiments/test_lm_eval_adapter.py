@@ -1,4 +1,6 @@
-"""Against lm-evaluation-harness's own `hf` model, on a task of four sentences and the embedded model."""
+"""Against lm-evaluation-harness's own `hf` model, on a task of four sentences and the embedded
+model.
+"""
 
 import json
 import shutil
@@ -33,41 +35,66 @@ PROMPT = "{{german}}\nTranslate German to English:"
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder with tasks of every kind: choose between answers, between single tokens, write one, score a text."""
+    """A folder with tasks of every kind: choose between answers, between single tokens, write one,
+    score a text.
+    """
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [{"german": g, "english": right, "options": [right, wrong], "label": 0} for g, right, wrong in SENTENCES]
+    rows = [
+        {"german": g, "english": right, "options": [right, wrong], "label": 0}
+        for g, right, wrong in SENTENCES
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {
-        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}}, "test_split": "test",
-        "doc_to_text": PROMPT, "doc_to_target": "{{label}}",
-    }  # fmt: skip
-    accuracy = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": PROMPT,
+        "doc_to_target": "{{label}}",
+    }
+    accuracy = {
+        "output_type": "multiple_choice",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
     made = {
         "sentences": {**accuracy, "doc_to_choice": "{{options}}"},
         "words": {**accuracy, "doc_to_choice": ["The", "I"]},
         "writing": {
-            "output_type": "generate_until", "doc_to_target": "{{english}}", "metric_list": [{"metric": "exact_match"}],
+            "output_type": "generate_until",
+            "doc_to_target": "{{english}}",
+            "metric_list": [{"metric": "exact_match"}],
             "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 16},
         },
         "reading": {
-            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{english}}",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{english}}",
             "metric_list": [{"metric": "word_perplexity"}],
         },
-    }  # fmt: skip
+    }
     for name, own in made.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **own, "task": f"ulskip_{name}"}))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump({**common, **own, "task": f"ulskip_{name}"})
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluated(tasks):
-    """Return a function that evaluates a model with the harness: its results, and the answers to every request by task."""
+    """Return a function that evaluates a model with the harness: its results, and the answers to
+    every request by task.
+    """
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 
     def evaluate(kind, **arguments):
         found = lm_eval.simple_evaluate(
-            model=kind, model_args=arguments, tasks=names, task_manager=manager, batch_size=3, device="cpu", bootstrap_iters=0
+            model=kind,
+            model_args=arguments,
+            tasks=names,
+            task_manager=manager,
+            batch_size=3,
+            device="cpu",
+            bootstrap_iters=0,
         )
         answers = {task: [row["resps"] for row in rows] for task, rows in found["samples"].items()}
         return found, answers
@@ -93,23 +120,36 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
     found, kept = evaluated("ulskip", model="tiny", ratio=3)
     rows = [record.to_row() for record in make_records(found)]
     assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
-    assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {("all", "kept")}
-    assert all(len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4 for row in rows)
+    assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {
+        ("all", "kept")
+    }
+    assert all(
+        len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4
+        for row in rows
+    )
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
     assert not any(lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
     found, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
-    for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):  # no loss to be seen: hence the warning
-        assert [score for ((score, _),) in ours] == pytest.approx([score for ((score, _),) in theirs], abs=1e-4)
+    for ours, theirs in zip(
+        whole["ulskip_words"], hf[1]["ulskip_words"], strict=True
+    ):  # no loss to be seen: hence the warning
+        assert [score for ((score, _),) in ours] == pytest.approx(
+            [score for ((score, _),) in theirs], abs=1e-4
+        )
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
     row = make_records(found)[0].to_row()
     assert row["scored_prompt_layers"] == "all"
-    assert any("8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
+    assert any(
+        "8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning
+        for warning in row["warnings"]
+    )
 
 
 def test_two_passes_score_as_one_at_full_depth(hf):
     model = lm_eval_adapter.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
     texts = [
-        (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text)) for text in (" The dog", " a", " I am hungry.")
+        (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text))
+        for text in (" The dog", " a", " I am hungry.")
     ]
     one = model._loglikelihood_tokens(texts, disable_tqdm=True)
     two = model._scored(texts, range(3))
@@ -129,7 +169,13 @@ def test_what_the_harness_cannot_have_is_refused():
 def test_schedules_that_change_from_token_to_token_are_scored_too():
     texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
     falling = lm_eval_adapter.SkippingLM(
-        **{"model": "tiny", "strategy": "skip_decode", "ratio": 2, "strategy.horizon": 2, "device": "cpu"}
+        **{
+            "model": "tiny",
+            "strategy": "skip_decode",
+            "ratio": 2,
+            "strategy.horizon": 2,
+            "device": "cpu",
+        }
     )
     exiting = lm_eval_adapter.SkippingLM(
         **{
@@ -142,20 +188,28 @@ def test_schedules_that_change_from_token_to_token_are_scored_too():
         }
     )
     full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
-    scores = [model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)]
+    scores = [
+        model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)
+    ]
     assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
-    assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
+    assert scores[1][1][0] == pytest.approx(
+        scores[2][1][0], abs=1e-4
+    )  # the first token comes from all layers
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_with_a_unit_every_layer_reads_the_context(unit):
     texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
-    half = lm_eval_adapter.SkippingLM(**{"model": "tiny", "ratio": 2, "strategy.unit": unit, "device": "cpu"})
+    half = lm_eval_adapter.SkippingLM(
+        **{"model": "tiny", "ratio": 2, "strategy.unit": unit, "device": "cpu"}
+    )
     full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
     (several, first), (full_several, full_first) = (
         model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (half, full)
     )
-    assert first[0] == pytest.approx(full_first[0], abs=1e-4) and several[0] != pytest.approx(full_several[0], abs=1e-4)
+    assert first[0] == pytest.approx(full_first[0], abs=1e-4) and several[0] != pytest.approx(
+        full_several[0], abs=1e-4
+    )
     assert half.record().lm_eval.scored_prompt_layers == "all"
 
 
@@ -164,7 +218,9 @@ def own_tasks_only(monkeypatch):
     """Leave out the harness's thousands of tasks, whose files take long to read."""
     made = TaskManager.__init__
     monkeypatch.setattr(
-        TaskManager, "__init__", lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False})
+        TaskManager,
+        "__init__",
+        lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False}),
     )
 
 
@@ -205,7 +261,9 @@ def test_without_a_device_the_model_runs_on_a_usable_one(command):
     assert [row["device"] for row in rows] == [str(pick_device("auto"))]
 
 
-def test_the_harness_own_command_runs_without_a_device_and_a_gpu(tasks, own_tasks_only, monkeypatch, capsys):
+def test_the_harness_own_command_runs_without_a_device_and_a_gpu(
+    tasks, own_tasks_only, monkeypatch, capsys
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = ["--model", "ulskip", "--model_args", "model=tiny,ratio=2"]
     task = ["--tasks", "ulskip_sentences", "--include_path", str(tasks), "--limit", "2"]
@@ -272,7 +330,12 @@ def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_
 def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only, monkeypatch, dataset):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     kwargs = {"data_files": {"test": str(tmp_path / "missing.jsonl")}} if dataset == "json" else {}
-    task = {"task": "ulskip_far", "dataset_path": dataset, "dataset_kwargs": kwargs, "test_split": "test"}
+    task = {
+        "task": "ulskip_far",
+        "dataset_path": dataset,
+        "dataset_kwargs": kwargs,
+        "test_split": "test",
+    }
     shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape}))
     options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])

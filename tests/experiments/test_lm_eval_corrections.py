@@ -19,7 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     asked = {"model": "tiny", "ratio": 3, "prompt_layers": prompt_layers, "device": "cpu"}
     plain = lm_eval_adapter.SkippingLM(**asked)
-    kept, base = plain.plan.kept_layers, {"model": "tiny", "fingerprint": fingerprint(compose(["model=tiny"]).model)}
+    kept, base = (
+        plain.plan.kept_layers,
+        {
+            "model": "tiny",
+            "fingerprint": fingerprint(compose(["model=tiny"]).model),
+        },
+    )
     size, depth = plain.loaded.model.config.hidden_size, plain.plan.num_layers
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -30,7 +36,10 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     adapter.save(tmp_path)
     corrected = {"correction": "adapter", "correction.path": str(tmp_path)}
     model = lm_eval_adapter.SkippingLM(**asked, **corrected)
-    prompt, response = model.tok_encode("Der Hund schläft."), model.tok_encode(" The dog is sleeping.")
+    prompt, response = (
+        model.tok_encode("Der Hund schläft."),
+        model.tok_encode(" The dog is sleeping."),
+    )
     ids, view = torch.tensor([prompt + response]), adapter.view(plain.loaded.model, kept)
     with torch.inference_mode():
         if prompt_layers == "kept":
@@ -40,7 +49,9 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
             first = cache.logits[:, -1:]
             pruned = cache.cache if hasattr(cache, "cache") else cache.past_key_values
             shallow_view.prune_cache(pruned, kept)
-            rest = shallow_view.forward_with_cache(view, ids[:, len(prompt) :], torch.ones_like(ids), pruned)
+            rest = shallow_view.forward_with_cache(
+                view, ids[:, len(prompt) :], torch.ones_like(ids), pruned
+            )
             logits = torch.cat([torch.zeros(1, len(prompt) - 1, first.shape[-1]), first, rest], 1)
     chances = torch.log_softmax(logits[0, len(prompt) - 1 : -1], -1)
     expected = float(chances.gather(1, torch.tensor(response)[:, None]).sum())
@@ -50,9 +61,14 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     assert abs(score - other) > 1e-2
     mine = model._model_generate(torch.tensor([prompt]), len(prompt) + 8, [])
     (answer,) = generate(
-        plain.loaded.model, model.tokenizer, ["Der Hund schläft."], kept, prompt_layers=prompt_layers, skip_adapter=adapter,
+        plain.loaded.model,
+        model.tokenizer,
+        ["Der Hund schläft."],
+        kept,
+        prompt_layers=prompt_layers,
+        skip_adapter=adapter,
         max_new_tokens=8,
-    )  # fmt: skip
+    )
     assert mine[0, len(prompt) :].tolist() == answer.token_ids
     assert model.record().to_row()["correction"]["path"] == str(tmp_path)
     with pytest.raises(UsageError, match=r"correction\.path"):

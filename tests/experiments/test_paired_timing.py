@@ -24,11 +24,21 @@ def output(first, decode):
 def full_and_half(model):
     """Decoders of every layer and of half of them."""
     metadata = ModelMetadata(NUM_LAYERS, None, None)
-    return [Decoder(model, make_plan(compose([f"strategy={name}"]), metadata)) for name in ("full", "unified")]
+    return [
+        Decoder(model, make_plan(compose([f"strategy={name}"]), metadata))
+        for name in ("full", "unified")
+    ]
 
 
 def test_ratios_are_taken_pair_by_pair():
-    full, strategy = [output(1, 4), output(1, 9), output(1, 6)], [output(1, 2), output(1, 3), output(1, 3)]
+    full, strategy = (
+        [output(1, 4), output(1, 9), output(1, 6)],
+        [
+            output(1, 2),
+            output(1, 3),
+            output(1, 3),
+        ],
+    )
     timing = TimedPairs(full, strategy).timing()
     assert timing.measured_speedup == 2.0
     assert timing.end_to_end_speedup == 7 / 4
@@ -37,17 +47,29 @@ def test_ratios_are_taken_pair_by_pair():
 
 
 def test_speedups_of_sides_that_stop_at_eos_are_recomputed_from_the_row():
-    full = [replace(output(1, seconds), token_ids=[[1] * tokens]) for seconds, tokens in ((4.0, 9), (5.0, 6), (3.0, 8))]
-    strategy = [replace(output(1, seconds), token_ids=[[1] * tokens]) for seconds, tokens in ((2.0, 3), (1.0, 5), (2.0, 7))]
+    full = [
+        replace(output(1, seconds), token_ids=[[1] * tokens])
+        for seconds, tokens in ((4.0, 9), (5.0, 6), (3.0, 8))
+    ]
+    strategy = [
+        replace(output(1, seconds), token_ids=[[1] * tokens])
+        for seconds, tokens in ((2.0, 3), (1.0, 5), (2.0, 7))
+    ]
     timing = TimedPairs(full, strategy).timing()
 
     def ratio(seconds, tokens):
-        columns = [[timing.pairs[side][key] for key in (*seconds, tokens)] for side in ("full", "strategy")]
-        each = [[sum(values) / count for *values, count in zip(*side, strict=True)] for side in columns]
+        columns = [
+            [timing.pairs[side][key] for key in (*seconds, tokens)] for side in ("full", "strategy")
+        ]
+        each = [
+            [sum(values) / count for *values, count in zip(*side, strict=True)] for side in columns
+        ]
         return median(own / other for own, other in zip(*each, strict=True))
 
     assert ratio(["decode_seconds"], "decoded_tokens") == pytest.approx(timing.measured_speedup)
-    assert ratio(["first_token_seconds", "decode_seconds"], "generated_tokens") == pytest.approx(timing.end_to_end_speedup)
+    assert ratio(["first_token_seconds", "decode_seconds"], "generated_tokens") == pytest.approx(
+        timing.end_to_end_speedup
+    )
 
 
 def test_a_schedule_that_was_timed_alone_has_no_ratio():
@@ -65,7 +87,10 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
     pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed, done.append)
     assert done == [1, 2, 3, 4]
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
-    assert all(full.kept_kv_bytes == 2 * half.kept_kv_bytes for full, half in zip(pairs.full, pairs.strategy, strict=True))
+    assert all(
+        full.kept_kv_bytes == 2 * half.kept_kv_bytes
+        for full, half in zip(pairs.full, pairs.strategy, strict=True)
+    )
 
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
@@ -78,7 +103,10 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     pairs = measure_pairs(full, half, prompts, drafting, speed)
     assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
-    assert all(one.token_ids == other.token_ids for one, other in zip(pairs.full, pairs.strategy, strict=True))
+    assert all(
+        one.token_ids == other.token_ids
+        for one, other in zip(pairs.full, pairs.strategy, strict=True)
+    )
     assert len(pairs.full[0].token_ids[0]) <= 4
     assert max(len(row) for row in pairs.full[0].token_ids) <= 6
 
@@ -88,7 +116,9 @@ def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
     generate = Decoder.generate
 
     def compiled(self, *args, **options):
-        return replace(generate(self, *args, **options), compile_seconds=5.0 if self is half else 9.0)
+        return replace(
+            generate(self, *args, **options), compile_seconds=5.0 if self is half else 9.0
+        )
 
     monkeypatch.setattr(Decoder, "generate", compiled)
     ids = random_ids(2, 5)
@@ -115,8 +145,14 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
     ("full", "strategy"),
     [
         ({"linear_backend": "torch"}, {"linear_backend": "panels"}),
-        ({"linear_backend": "torch"}, {"linear_backend": "panels", "engine": "speculative", "drafts": DraftStats()}),
-        ({"linear_backend": "onednn"}, {"linear_backend": "torch", "engine": "early_exit", "exits": ExitStats()}),
+        (
+            {"linear_backend": "torch"},
+            {"linear_backend": "panels", "engine": "speculative", "drafts": DraftStats()},
+        ),
+        (
+            {"linear_backend": "onednn"},
+            {"linear_backend": "torch", "engine": "early_exit", "exits": ExitStats()},
+        ),
         ({"engine": "transformers"}, {"engine": "torch"}),
         ({"compiled": True}, {"compiled": False}),
     ],
@@ -128,7 +164,11 @@ def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, 
 
 
 @pytest.mark.parametrize(
-    "own", [{"engine": "speculative", "drafts": DraftStats()}, {"engine": "early_exit", "exits": ExitStats()}]
+    "own",
+    [
+        {"engine": "speculative", "drafts": DraftStats()},
+        {"engine": "early_exit", "exits": ExitStats()},
+    ],
 )
 def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
     ran = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).timing().pairs
@@ -144,7 +184,11 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
     def compiled_first(self, *args, **options):
         first = self not in calls
         calls.append(self)
-        return replace(generate(self, *args, **options), compile_seconds=5.0 * first, decode_seconds=9.0 if first else 1.0)
+        return replace(
+            generate(self, *args, **options),
+            compile_seconds=5.0 * first,
+            decode_seconds=9.0 if first else 1.0,
+        )
 
     monkeypatch.setattr(Decoder, "generate", compiled_first)
     ids = random_ids(2, 5)
@@ -159,7 +203,9 @@ def outputs(seconds):
 
 
 def test_a_speedup_has_the_interval_of_its_pairs_and_the_coverage():
-    timing = TimedPairs(outputs([4, 9, 6, 5, 8, 7]), outputs([2, 3, 3, 5, 2, 1]), batch_size=1).timing()
+    timing = TimedPairs(
+        outputs([4, 9, 6, 5, 8, 7]), outputs([2, 3, 3, 5, 2, 1]), batch_size=1
+    ).timing()
     assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
     assert timing.speedup_interval_coverage == 1 - 2 / 2**6
 

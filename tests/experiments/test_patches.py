@@ -32,7 +32,10 @@ def config(overrides):
 
 def run(config, session=None):
     """The rows of a run."""
-    return [defaultdict(lambda: None, record.to_row()) for record in runner.run_point(resolve(config), session or Session())]
+    return [
+        defaultdict(lambda: None, record.to_row())
+        for record in runner.run_point(resolve(config), session or Session())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,9 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     kind = half.correction.kind
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
-    assert row["correction"]["tokens"] > 0 and (row["correction"]["bytes"] > 0) == (kind != "folded")
+    assert row["correction"]["tokens"] > 0 and (row["correction"]["bytes"] > 0) == (
+        kind != "folded"
+    )
     assert row["correction"]["base"]["fingerprint"] == fingerprint(half.model)
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
@@ -65,30 +70,51 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
 
 def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(config):
     session = Session()
-    plain, patched = run(config("ratio=2"), session), run(config("ratio=2", "correction=patch"), session)
+    plain, patched = (
+        run(config("ratio=2"), session),
+        run(config("ratio=2", "correction=patch"), session),
+    )
     assert plain[0]["id"] == patched[0]["id"] == patched[-1]["baseline_id"]
     assert plain[-1]["id"] != patched[-1]["id"]
     assert plain[-1]["decode_loss"] != patched[-1]["decode_loss"]
-    assert "correction" not in plain[-1] and (plain[-1]["correction"], patched[-1]["correction"]) == (None, "full")
+    assert "correction" not in plain[-1] and (
+        plain[-1]["correction"],
+        patched[-1]["correction"],
+    ) == (None, "full")
 
 
 def test_every_stage_of_skip_decode_has_its_patches(config):
-    row = run(config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "correction=patch"))[-1]
+    row = run(
+        config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "correction=patch")
+    )[-1]
     assert row["correction"]["kind"] == "full" and row["decode_loss"] > 0
 
 
 def test_patches_of_the_bundled_model_lower_the_loss_at_an_untrained_ratio(tmp_path):
-    common = ["model=tiny", "strategy=top_skip", "ratio=1.5", "limit=8", "decoding.max_new_tokens=4", "speed.enabled=false",
-              "calibration.examples=32", f"results_dir={tmp_path}", "baseline=false"]  # fmt: skip
+    common = [
+        "model=tiny",
+        "strategy=top_skip",
+        "ratio=1.5",
+        "limit=8",
+        "decoding.max_new_tokens=4",
+        "speed.enabled=false",
+        "calibration.examples=32",
+        f"results_dir={tmp_path}",
+        "baseline=false",
+    ]
     session = Session()
-    plain, patched = (run(compose([*common, *more]), session)[-1] for more in ([], ["correction=patch"]))
+    plain, patched = (
+        run(compose([*common, *more]), session)[-1] for more in ([], ["correction=patch"])
+    )
     assert patched["decode_loss"] < plain["decode_loss"]
 
 
 def test_random_weights_without_text_are_refused_in_one_line(ulskip, tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps({"model_type": "llama", **NEW_STYLE}))
     model = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
-    code, _, err = ulskip("run", *model, "correction=patch", "ratio=2", "limit=2", f"results_dir={tmp_path}")
+    code, _, err = ulskip(
+        "run", *model, "correction=patch", "ratio=2", "limit=2", f"results_dir={tmp_path}"
+    )
     assert code == 2
     assert "correction=patch" in err.strip().splitlines()[-1] and "Traceback" not in err
 
@@ -97,7 +123,11 @@ def test_random_weights_without_text_are_refused_in_one_line(ulskip, tmp_path):
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
-    record = {"base": {"model": model.label, "fingerprint": fingerprint(model)}, "kind": "full", "rank": None}
+    record = {
+        "base": {"model": model.label, "fingerprint": fingerprint(model)},
+        "kind": "full",
+        "rank": None,
+    }
     found = zero_adapter(load(model).model, [(0, 2, 5)], PatchShape("full"))
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
@@ -122,11 +152,17 @@ def test_a_skip_adapter_is_named_by_a_string_or_a_list(config, adapter):
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
     plain, corrected = (
         run(config("ratio=2", f"name={name}", *more))
-        for name, more in (("plain", []), ("corrected", ["correction=adapter", f"correction.path={adapter}"]))
+        for name, more in (
+            ("plain", []),
+            ("corrected", ["correction=adapter", f"correction.path={adapter}"]),
+        )
     )
     assert plain[0]["id"] == corrected[0]["id"]
     assert plain[-1]["id"] != corrected[-1]["id"]
-    texts = [(tmp_path / name / "generations" / f"{plain[0]['id']}.jsonl").read_text() for name in ("plain", "corrected")]
+    texts = [
+        (tmp_path / name / "generations" / f"{plain[0]['id']}.jsonl").read_text()
+        for name in ("plain", "corrected")
+    ]
     assert texts[0] == texts[1]
 
 
@@ -144,14 +180,19 @@ def test_adapters_with_patches_of_several_kinds_are_refused(config, adapter, tmp
     other = tmp_path / "other"
     other.mkdir()
     record = json.loads((adapter / "adapter.json").read_text())
-    (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]], "kind": "low_rank", "rank": 2}))
+    (other / "adapter.json").write_text(
+        json.dumps({**record, "kept_sets": [[0, 5]], "kind": "low_rank", "rank": 2})
+    )
     with pytest.raises(UsageError, match=r"correction\.path"):
         resolve(config("ratio=2", "correction=adapter", f"correction.path=[{adapter},{other}]"))
 
 
 def test_a_search_with_patches_depends_on_their_fit(config):
     searched = ["strategy=search", "correction=patch", "strategy.budget=3", "ratio=2"]
-    rows = [run(config(*searched, f"correction.responses={responses}"))[-1] for responses in ("reference", "own")]
+    rows = [
+        run(config(*searched, f"correction.responses={responses}"))[-1]
+        for responses in ("reference", "own")
+    ]
     assert rows[0]["id"] != rows[1]["id"]
     assert rows[0]["calibration"]["id"] != rows[1]["calibration"]["id"]
     assert rows[0]["calibration"]["notes"]["tried"] == 3
@@ -168,12 +209,21 @@ def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
     for file in Path(config().model.path).glob("tokenizer*"):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UsageError, match=rf"correction\.path={adapter}"):
-        run(config("ratio=2", f"model.path={tmp_path / 'model'}", "correction=adapter", f"correction.path={adapter}"))
+        run(
+            config(
+                "ratio=2",
+                f"model.path={tmp_path / 'model'}",
+                "correction=adapter",
+                f"correction.path={adapter}",
+            )
+        )
 
 
 def test_a_record_without_its_keys_is_refused(config, adapter):
     record = json.loads((adapter / "adapter.json").read_text())
     for key in ("base", "kept_sets", "kind"):
-        (adapter / "adapter.json").write_text(json.dumps({name: value for name, value in record.items() if name != key}))
+        (adapter / "adapter.json").write_text(
+            json.dumps({name: value for name, value in record.items() if name != key})
+        )
         with pytest.raises(UsageError, match=r"correction\.path"):
             run(config("ratio=2", "correction=adapter", f"correction.path={adapter}"))

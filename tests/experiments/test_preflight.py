@@ -20,7 +20,12 @@ EVERY_LAYER = "[0,1,2,3,4,5,6,7,8,9,10,11]"
 def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
-    assert (point.config, len(point.examples), point.metadata.num_layers, point.plan.num_kept) == (config, 3, 12, 6)
+    assert (point.config, len(point.examples), point.metadata.num_layers, point.plan.num_kept) == (
+        config,
+        3,
+        12,
+        6,
+    )
     assert (point.task.data, point.held_out) == ("sample", None)
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
     assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
@@ -35,7 +40,10 @@ def test_held_out_examples_are_part_of_the_identifier_where_they_calibrate(tmp_p
         pairs = [{"prompt": text, "reference": text} for text in ("a", "b", "c", last)]
         (tmp_path / "x.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         data = ["task=jsonl", f"task.file={tmp_path / 'x.jsonl'}", "task.metrics=[bleu]", "limit=2"]
-        return [resolve(compose([*data, f"strategy={name}"])).run_id for name in ("unified", "block_influence")]
+        return [
+            resolve(compose([*data, f"strategy={name}"])).run_id
+            for name in ("unified", "block_influence")
+        ]
 
     (unified, measured), (same, other) = ids("d"), ids("e")
     assert unified == same and measured != other
@@ -58,9 +66,15 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
         return lambda *args: calls.append(name) or function(*args)
 
     monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
-    monkeypatch.setattr(preflight, "read_metadata", counted("metadata", model_metadata.read_metadata))
-    monkeypatch.setattr(preflight, "fingerprint", counted("fingerprint", model_metadata.fingerprint))
-    jobs = make_jobs(points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"]))
+    monkeypatch.setattr(
+        preflight, "read_metadata", counted("metadata", model_metadata.read_metadata)
+    )
+    monkeypatch.setattr(
+        preflight, "fingerprint", counted("fingerprint", model_metadata.fingerprint)
+    )
+    jobs = make_jobs(
+        points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
+    )
     assert len(jobs) == 2 * 3 * 2 + 2
     assert sorted(calls) == ["examples", "fingerprint", "metadata"]
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
@@ -175,4 +189,7 @@ def test_early_exit_needs_texts():
         resolve_benchmark(compose(["strategy=early_exit"]))
     with pytest.raises(UsageError, match=r"strategy\.threshold"):
         resolve(compose([*RANDOM, "strategy=early_exit"]))
-    assert resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out is None
+    assert (
+        resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out
+        is None
+    )

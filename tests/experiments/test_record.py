@@ -7,7 +7,16 @@ from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, SECTIONS, Point, Quality, Record, columns, read, reference
+from ulskip_cli.experiments.record import (
+    FAILED,
+    SECTIONS,
+    Point,
+    Quality,
+    Record,
+    columns,
+    read,
+    reference,
+)
 
 RESULTS = Path(__file__).parents[2] / "results"
 FILES = sorted(RESULTS.glob("**/runs.jsonl"))
@@ -34,7 +43,11 @@ def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
 
 
 def test_a_failed_point_has_no_measurements_but_its_settings():
-    record = Record.joined(Point.of(compose(["model=tiny", "correction=patch"]), "0" * 12), status=FAILED, reason="no memory")
+    record = Record.joined(
+        Point.of(compose(["model=tiny", "correction=patch"]), "0" * 12),
+        status=FAILED,
+        reason="no memory",
+    )
     row = record.to_row()
     assert (row["status"], row["reason"], row["strategy"]) == ("failed", "no memory", "unified")
     assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
@@ -44,7 +57,14 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
 
 
 def test_settings_are_the_changed_values_that_change_results_and_are_used():
-    changes = ["model=tiny", "ratio=3", "seed=2", "decoding.max_new_tokens=7", "name=x", "calibration.examples=3"]
+    changes = [
+        "model=tiny",
+        "ratio=3",
+        "seed=2",
+        "decoding.max_new_tokens=7",
+        "name=x",
+        "calibration.examples=3",
+    ]
     config = compose(changes).recorded()
     assert (config["ratio"], config["seed"], config["decoding"]["max_new_tokens"]) == (3.0, 2, 7)
     assert not {"name", "results_dir", "launcher", "calibration"} & config.keys()
@@ -77,7 +97,10 @@ def test_settings_are_the_changed_values_that_change_results_and_are_used():
         ({"exit_depths": {"one": 1}}, "exit_depths"),
         ({"measured_speedup": 2.0}, "measured_speedup_low"),
         ({"measured_speedup": -2.0}, "measured_speedup"),
-        ({"measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0}, "measured_speedup"),
+        (
+            {"measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0},
+            "measured_speedup",
+        ),
         ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
         ({"machine_limits": {"bytes_per_second": 1.0}}, "model"),
     ],
@@ -103,7 +126,9 @@ def test_too_few_pairs_have_no_interval_for_verdicts():
 
 def test_depths_that_vary_are_shown_as_means():
     assert sweep_row().layers == "3/6"
-    staged = sweep_row(later_stages=[{"first_step": 4, "kept_layers": [0, 5]}], evaluated_mean_kept_layers=2.5)
+    staged = sweep_row(
+        later_stages=[{"first_step": 4, "kept_layers": [0, 5]}], evaluated_mean_kept_layers=2.5
+    )
     assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
 
 

@@ -16,9 +16,14 @@ TASK = {"_target_": "ulskip_cli.tasks.wmt.Wmt", "name": "wmt", "metrics": ["bleu
 
 def stored(folder, point, hypotheses, baseline=None):
     lines = zip(SOURCES, REFERENCES, hypotheses, strict=True)
-    rows = [{"id": str(i), "source": s, "reference": r, "hypothesis": h} for i, (s, r, h) in enumerate(lines)]
+    rows = [
+        {"id": str(i), "source": s, "reference": r, "hypothesis": h}
+        for i, (s, r, h) in enumerate(lines)
+    ]
     (folder / "generations").mkdir(parents=True, exist_ok=True)
-    (folder / "generations" / f"{point}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "generations" / f"{point}.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     row = {
         "id": point,
         "status": "done",
@@ -32,14 +37,18 @@ def stored(folder, point, hypotheses, baseline=None):
         "measured_speedup_low": 1.5,
         "measured_speedup_high": 1.7,
     }
-    ResultsFolder(folder).append(rescore(ResultsFolder(folder), read(json.dumps(row)), ExtraMetrics()).record)
+    ResultsFolder(folder).append(
+        rescore(ResultsFolder(folder), read(json.dumps(row)), ExtraMetrics()).record
+    )
 
 
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "results" / "mine"
     stored(path, "aaaaaaaaaaaa", [text.replace("today", "now") for text in REFERENCES])
-    stored(path, "bbbbbbbbbbbb", [text.replace("here", "there") for text in REFERENCES], "aaaaaaaaaaaa")
+    stored(
+        path, "bbbbbbbbbbbb", [text.replace("here", "there") for text in REFERENCES], "aaaaaaaaaaaa"
+    )
     return path
 
 
@@ -65,7 +74,9 @@ def test_a_metric_is_added_and_nothing_else_changes(folder):
         }
         assert old["signatures"].items() <= row["signatures"].items()
         assert set(row) - set(old) == added
-    compared = next(record for record in ResultsFolder(folder).records() if record.id == "bbbbbbbbbbbb").to_row()["vs_baseline"]
+    compared = next(
+        record for record in ResultsFolder(folder).records() if record.id == "bbbbbbbbbbbb"
+    ).to_row()["vs_baseline"]
     assert {"bleu", "chrf", "ter", "rougeLsum"} <= compared.keys()
 
 
@@ -118,7 +129,11 @@ def test_a_missing_file_of_answers_is_an_error_and_writes_no_row(folder, ulskip)
 
 def test_runs_that_were_never_scored_need_no_answers(folder, ulskip):
     ResultsFolder(folder).append(
-        read(json.dumps({"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1}))
+        read(
+            json.dumps(
+                {"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1}
+            )
+        )
     )
     code, out, err = ulskip("score", folder, "--metric", "ter", "--json")
     assert code == 0, err
@@ -161,7 +176,9 @@ def test_a_target_without_runs_is_refused(folder):
 
 def test_any_file_with_hypotheses_and_references(tmp_path):
     file = tmp_path / "mine.jsonl"
-    file.write_text('{"hypothesis": "a b", "reference": "a b"}\n{"hypothesis": "x", "reference": "y"}\n')
+    file.write_text(
+        '{"hypothesis": "a b", "reference": "a b"}\n{"hypothesis": "x", "reference": "y"}\n'
+    )
     assert score_file(file, ExtraMetrics(["exact_match"])).values == {"exact_match": 50.0}
     file.write_text('{"hypothesis": "a b"}\n')
     with pytest.raises(UsageError, match=r"line 1.* hypothesis .*reference"):
@@ -176,5 +193,7 @@ def test_a_row_does_not_choose_the_model_that_scores_it(metric):
     scoring = Scoring((metric,), **{f"{metric}_model": "/tmp/planted.ckpt"})
     with pytest.raises(UsageError, match=f"expected --{metric}-model for a row with"):
         ExtraMetrics().beside(scoring)
-    assert ExtraMetrics(**{f"{metric}_model": "mine"}).beside(scoring) == Scoring((metric,), **{f"{metric}_model": "mine"})
+    assert ExtraMetrics(**{f"{metric}_model": "mine"}).beside(scoring) == Scoring(
+        (metric,), **{f"{metric}_model": "mine"}
+    )
     assert ExtraMetrics(["bleu"]).beside(replace(scoring, metrics=())) == Scoring(("bleu",))

@@ -16,7 +16,9 @@ def answer(text):
 
 
 def record(run_id, **keys):
-    return read(json.dumps({"id": run_id, "status": "done", "strategy": "unified", "batch_size": 1, **keys}))
+    return read(
+        json.dumps({"id": run_id, "status": "done", "strategy": "unified", "batch_size": 1, **keys})
+    )
 
 
 def folder_in(tmp_path, name="x"):
@@ -65,18 +67,28 @@ def test_a_cut_off_line_costs_only_itself(tmp_path):
 def test_a_refused_line_is_named_by_file_number_and_key(tmp_path):
     folder = folder_in(tmp_path)
     unprintable = '{"id": "q", "status": "done", "strategy": "\\ud800", "batch_size": 1}'
-    for line in ('{"id": "p", "status": "done", "strategy": "s"}', "[]", "[" * 100_000, unprintable):
+    for line in (
+        '{"id": "p", "status": "done", "strategy": "s"}',
+        "[]",
+        "[" * 100_000,
+        unprintable,
+    ):
         append_line(folder.runs_path, line)
     folder.append(record("r"))
     rows, refused = folder.read()
     assert [row.id for row in rows] == ["r"]
-    assert [f"{folder.runs_path}, line {i}: " in message for i, message in enumerate(refused, start=1)] == [True] * 4
+    assert [
+        f"{folder.runs_path}, line {i}: " in message for i, message in enumerate(refused, start=1)
+    ] == [True] * 4
     assert "batch_size" in refused[0]
 
 
 def test_an_id_that_no_file_can_have_is_refused(tmp_path):
     folder = folder_in(tmp_path)
-    append_line(folder.runs_path, json.dumps({"id": "p" * 300, "status": "done", "strategy": "s", "batch_size": 1}))
+    append_line(
+        folder.runs_path,
+        json.dumps({"id": "p" * 300, "status": "done", "strategy": "s", "batch_size": 1}),
+    )
     assert (folder.records(), len(folder.read()[1])) == ([], 1)
 
 
@@ -87,7 +99,13 @@ def test_unusual_line_separators_stay_inside_their_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "{", '{"source": "s", "reference": "r"}', '{"source": 1, "reference": "r", "hypothesis": "h"}']
+    "line",
+    [
+        "[]",
+        "{",
+        '{"source": "s", "reference": "r"}',
+        '{"source": 1, "reference": "r", "hypothesis": "h"}',
+    ],
 )
 def test_a_line_that_is_no_answer_is_refused_by_file_and_number(tmp_path, line):
     folder = folder_in(tmp_path)

@@ -12,7 +12,11 @@ from ulskip_cli.strategies.plan import make_plan
 
 
 def timed(measured, low, high=None):
-    return {"measured_speedup": measured, "measured_speedup_low": low, "measured_speedup_high": high or measured}
+    return {
+        "measured_speedup": measured,
+        "measured_speedup_low": low,
+        "measured_speedup_high": high or measured,
+    }
 
 
 def machine(**values):
@@ -34,7 +38,10 @@ def warned():
 
 def test_reduced_batches_are_named_with_their_size(warned):
     lines = warned(evaluated_batch_size=1, timed_batch_size=2)
-    named = [("evaluation" in line, "timing" in line, "batch_size=1" in line, "batch_size=2" in line) for line in lines]
+    named = [
+        ("evaluation" in line, "timing" in line, "batch_size=1" in line, "batch_size=2" in line)
+        for line in lines
+    ]
     assert named == [(True, False, True, False), (False, True, False, True)]
     assert all("batch_size=4" in line for line in lines)
     assert warned(evaluated_batch_size=4, timed_batch_size=4) == ()
@@ -58,7 +65,9 @@ def test_a_mean_depth_that_misses_its_target_is_reported_with_a_reason(warned):
     (line,) = warned(*early, **exits, **depths)
     assert all(text in line for text in ("early_exit", " 4.0 layers", "5.00", "strategy.threshold"))
     (line,) = warned(*early, **exits, **depths, calibration={"examples": 3})
-    assert all(text in line for text in ("3 calibration examples", "batch_size=4", "calibration.examples"))
+    assert all(
+        text in line for text in ("3 calibration examples", "batch_size=4", "calibration.examples")
+    )
     assert "strategy.threshold" not in line
     depths["evaluated_mean_kept_layers"] = 3.5
     (line,) = warned("strategy=skip_decode", "strategy.horizon=9", **depths)
@@ -78,11 +87,14 @@ def test_weights_trained_for_other_layers_are_reported(warned):
     (line,) = warned("ratio=2", **untrained)
     assert line.startswith("unified with 6 of 12 layers")
     assert warned("strategy=full", **untrained) == ()
-    assert warned("ratio=2", **untrained, correction=CorrectionUsed(name="patch", kind="full")) == ()
+    assert (
+        warned("ratio=2", **untrained, correction=CorrectionUsed(name="patch", kind="full")) == ()
+    )
 
 
 @pytest.mark.parametrize(
-    ("measured", "overrides", "count"), [(1.53, [], 1), (0.3, [], 1), (0.9, [], 0), (1.53, ["decoding.draft_tokens=2"], 0)]
+    ("measured", "overrides", "count"),
+    [(1.53, [], 1), (0.3, [], 1), (0.9, [], 0), (1.53, ["decoding.draft_tokens=2"], 0)],
 )
 def test_a_prediction_that_is_far_off_is_reported(warned, measured, overrides, count):
     lines = warned(*overrides, predicted_speedup=0.65, **timed(measured, measured))
@@ -90,8 +102,12 @@ def test_a_prediction_that_is_far_off_is_reported(warned, measured, overrides, c
     assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)
 
 
-@pytest.mark.parametrize(("low", "coverage", "count"), [(1.2, 0.98, 0), (2.0, 0.98, 1), (2.0, None, 1), (4.7, 0.5, 0)])
-def test_an_interval_that_includes_the_prediction_or_is_of_few_pairs_does_not_contradict_it(warned, low, coverage, count):
+@pytest.mark.parametrize(
+    ("low", "coverage", "count"), [(1.2, 0.98, 0), (2.0, 0.98, 1), (2.0, None, 1), (4.7, 0.5, 0)]
+)
+def test_an_interval_that_includes_the_prediction_or_is_of_few_pairs_does_not_contradict_it(
+    warned, low, coverage, count
+):
     timing = timed(4.7, low, 13.7) | {"speedup_interval_coverage": coverage}
     assert len(warned(predicted_speedup=1.68, **timing)) == count
 
@@ -117,7 +133,9 @@ def test_threads_that_slept_on_a_free_machine_are_named(warned, monkeypatch):
     monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1})
 
     def lines(others, policy, device="cpu"):
-        return warned(other_cpus=others, device=device, environment=machine(threads=2, wait_policy=policy))
+        return warned(
+            other_cpus=others, device=device, environment=machine(threads=2, wait_policy=policy)
+        )
 
     (line,) = lines(0.0, "PASSIVE")
     assert "OMP_WAIT_POLICY=PASSIVE" in line

@@ -21,18 +21,33 @@ from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
-QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
+QUICK = [
+    "limit=4",
+    "decoding.max_new_tokens=6",
+    "speed.pairs=2",
+    "speed.warmup=1",
+    "speed.new_tokens=3",
+]
 
 
 def run_point(config, session):
     """The rows of a run."""
-    return [defaultdict(lambda: None, record.to_row()) for record in runner.run_point(resolve(config), session)]
+    return [
+        defaultdict(lambda: None, record.to_row())
+        for record in runner.run_point(resolve(config), session)
+    ]
 
 
 @pytest.fixture
 def config(model_folder, tmp_path):
     def make(*overrides):
-        base = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *QUICK]
+        base = [
+            "model=hf",
+            f"model.path={model_folder}",
+            "model.dtype=float32",
+            f"results_dir={tmp_path}",
+            *QUICK,
+        ]
         return compose([*base, *overrides])
 
     return make
@@ -45,23 +60,47 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert (half["target_speedup"], half["layer_ratio"]) == (2.0, 2.0)
     assert 1 < half["predicted_speedup"] < 2
     assert half["measured_speedup_low"] <= half["measured_speedup"] <= half["measured_speedup_high"]
-    for key in ("bleu", "chrf", "decode_loss", "decode_tokens_per_second", "total_tokens_per_second", "end_to_end_speedup"):
+    for key in (
+        "bleu",
+        "chrf",
+        "decode_loss",
+        "decode_tokens_per_second",
+        "total_tokens_per_second",
+        "end_to_end_speedup",
+    ):
         assert isinstance(half[key], float), key
-    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "peak_memory_bytes"):
+    for key in (
+        "prefill_seconds",
+        "time_to_first_token_seconds",
+        "time_per_output_token_seconds",
+        "peak_memory_bytes",
+    ):
         assert half[key] > 0, key
     assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
     assert half["vs_baseline"]["bleu"]["full"] == pytest.approx(full["bleu"])
     assert half["environment"]["packages"]["torch"]
     assert half["config"]["ratio"] == 2.0
-    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("torch", None, full["id"])
+    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == (
+        "torch",
+        None,
+        full["id"],
+    )
     assert half["linear_backend"] in ("panels", "onednn", "torch")
     assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
     for side in ("full", "strategy"):
         ran = half["pairs"][side]
-        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("torch", half["linear_backend"], False)
-    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
+        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == (
+            "torch",
+            half["linear_backend"],
+            False,
+        )
+    stored = [
+        json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()
+    ]
     assert stored == [full, half]
-    generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
+    generated = (
+        (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
+    )
     assert len(generated) == 4
     assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
 
@@ -70,7 +109,9 @@ def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
     (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
     failed = job.failure_record(RuntimeError("x"))
     finished = runner.run_point(job.point, Session())[-1]
-    asked = {key: value for key, value in failed.to_row().items() if key not in ("status", "reason")}
+    asked = {
+        key: value for key, value in failed.to_row().items() if key not in ("status", "reason")
+    }
     assert {key: finished.to_row()[key] for key in asked} == asked
 
 
@@ -79,7 +120,11 @@ def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
     monkeypatch.setenv("CXX", os.devnull)
     (row,) = run_point(config("strategy=full"), Session())
     assert row["linear_backend"] in ("onednn", "torch")
-    assert [line for line in row["warnings"] if row["linear_backend_reason"] in line and os.devnull in line]
+    assert [
+        line
+        for line in row["warnings"]
+        if row["linear_backend_reason"] in line and os.devnull in line
+    ]
 
 
 def test_the_same_seed_gives_the_same_generations(config, tmp_path):
@@ -100,7 +145,9 @@ def test_the_same_seed_gives_the_same_generations(config, tmp_path):
         ["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"],
     ],
 )
-def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, overrides):
+def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(
+    config, tmp_path, overrides
+):
     full, drafted = run_point(config(*overrides), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
@@ -113,7 +160,10 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
     assert drafted["measured_speedup"] > 0
     if full["decoding"] == "greedy":
-        texts = [(tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text() for row in (full, drafted)]
+        texts = [
+            (tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text()
+            for row in (full, drafted)
+        ]
         assert texts[0] == texts[1]
 
 
@@ -127,7 +177,10 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     assert first[0] == second[0]
 
 
-@pytest.mark.parametrize("overrides", [["ratio=1"], ["strategy=full"], ["strategy=custom", "strategy.layers=[0,1,2,3,4,5]"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["ratio=1"], ["strategy=full"], ["strategy=custom", "strategy.layers=[0,1,2,3,4,5]"]],
+)
 def test_a_point_that_keeps_all_needs_no_other_baseline(config, overrides):
     rows = run_point(config(*overrides), Session())
     assert len(rows) == 1
@@ -140,9 +193,16 @@ def test_without_a_baseline_there_is_no_measured_speedup(config):
     assert row["measured_speedup_low"] is None
     assert row["end_to_end_speedup"] is None
     assert row["decode_tokens_per_second"] > 0
-    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "kept_kv_bytes"):
+    for key in (
+        "prefill_seconds",
+        "time_to_first_token_seconds",
+        "time_per_output_token_seconds",
+        "kept_kv_bytes",
+    ):
         assert row[key] > 0, key
-    assert list(row["pairs"]) == ["strategy"] and len(row["pairs"]["strategy"]["decode_seconds"]) == 2
+    assert (
+        list(row["pairs"]) == ["strategy"] and len(row["pairs"]["strategy"]["decode_seconds"]) == 2
+    )
 
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])
@@ -196,7 +256,12 @@ def test_random_weights_report_speed_and_no_quality(tmp_path):
         "vocab_size": 50,
     }
     (tmp_path / "shape.json").write_text(json.dumps(shape))
-    overrides = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", *QUICK]
+    overrides = [
+        "model=random",
+        f"model.path={tmp_path / 'shape.json'}",
+        f"results_dir={tmp_path}",
+        *QUICK,
+    ]
     full, half = run_point(compose(overrides), Session())
     assert half["measured_speedup"] > 0
     assert "bleu" not in half
@@ -214,7 +279,9 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     calls = []
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
     monkeypatch.setattr(runner, "fit_step_latency", lambda *args: calls.append(1) or line)
-    monkeypatch.setattr(runner, "make_pair_timer", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
+    monkeypatch.setattr(
+        runner, "make_pair_timer", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3)
+    )
     session = Session()
     row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
     assert len(row["kept_layers"]) == 4
@@ -235,13 +302,16 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
 def test_a_run_imports_only_what_every_run_needs():
     spared = {"nltk", "matplotlib", "datasets", "pandas", "peft", "gguf"}
     code = f"import sys, ulskip_cli.experiments.runner; print({spared} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     assert told.stdout == "set()\n"
 
 
 def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
     plan = make_plan(
-        config("strategy=early_exit", "strategy.threshold=0.9", "strategy.horizon=4"), ModelMetadata(6, None, None)
+        config("strategy=early_exit", "strategy.threshold=0.9", "strategy.horizon=4"),
+        ModelMetadata(6, None, None),
     )
 
     def output(**depths):
@@ -250,7 +320,11 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
 
     answers, timed = [output(n3=10), output(n5=10)], [output(n2=1, n4=3)]
     both = describe_schedule(plan, ScheduleProvenance(), answers, timed)
-    assert (both.evaluated_mean_kept_layers, both.mean_kept_layers, both.layer_ratio) == (4, 3.5, 6 / 3.5)
+    assert (both.evaluated_mean_kept_layers, both.mean_kept_layers, both.layer_ratio) == (
+        4,
+        3.5,
+        6 / 3.5,
+    )
     for without in ([], [output()]):  # no pairs, or pairs that end at their first token
         alone = describe_schedule(plan, ScheduleProvenance(), answers, without)
         assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
@@ -260,17 +334,28 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
     full, row = run_point(config(*overrides), session)
-    assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == ("early_exit", 3, "recompute")
-    assert row["calibration"]["options"]["threshold"] > 0 and row["calibration"]["options"]["horizon"] >= 1
+    assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == (
+        "early_exit",
+        3,
+        "recompute",
+    )
+    assert (
+        row["calibration"]["options"]["threshold"] > 0
+        and row["calibration"]["options"]["horizon"] >= 1
+    )
     calibration = row["calibration"]
     assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)
     depths = {int(depth): count for depth, count in row["exit_depths"].items()}
     decoded = row["generated_tokens"] - row["num_examples"]
     assert sum(depths.values()) == decoded
-    assert row["evaluated_mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
+    assert row["evaluated_mean_kept_layers"] == pytest.approx(
+        sum(depth * count for depth, count in depths.items()) / decoded
+    )
     assert 0 < row["exit_check_fraction"] < 1
     assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
-    assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
+    assert (
+        row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
+    )
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
     given = [f"strategy.{key}={value}" for key, value in calibration["options"].items()]
     again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
@@ -288,13 +373,26 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     overrides = ["engine=torch", "baseline_engine=transformers"]
     session = Session()
     full, whole = run_point(config(*overrides, "ratio=1"), session)
-    assert (full["engine"], whole["engine"], whole["baseline_id"]) == ("transformers", "torch", full["id"])
+    assert (full["engine"], whole["engine"], whole["baseline_id"]) == (
+        "transformers",
+        "torch",
+        full["id"],
+    )
     assert whole["kept_layers"] == full["kept_layers"] and whole["bleu"] == full["bleu"]
     assert whole["measured_speedup"] is not None and whole["predicted_speedup"] is None
-    assert (whole["pairs"]["full"]["engine"], whole["pairs"]["strategy"]["engine"]) == ("transformers", "torch")
+    assert (whole["pairs"]["full"]["engine"], whole["pairs"]["strategy"]["engine"]) == (
+        "transformers",
+        "torch",
+    )
     again, half = run_point(config(*overrides, "ratio=2"), session)
-    assert again["id"] == half["baseline_id"] == full["id"] and half["vs_baseline"]["bleu"]["full"] == full["bleu"]
-    assert resolve(config("engine=torch", "baseline_engine=torch")).run_id == resolve(config("engine=torch")).run_id
+    assert (
+        again["id"] == half["baseline_id"] == full["id"]
+        and half["vs_baseline"]["bleu"]["full"] == full["bleu"]
+    )
+    assert (
+        resolve(config("engine=torch", "baseline_engine=torch")).run_id
+        == resolve(config("engine=torch")).run_id
+    )
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])

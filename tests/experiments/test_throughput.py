@@ -25,8 +25,13 @@ def test_without_drafts_and_exits_their_statistics_are_none():
 
 
 def test_drafts_and_exits_are_summed_before_they_are_divided():
-    one, other = DraftStats(passes=2, gained=6, drafted=8, accepted=4), DraftStats(passes=1, gained=1, drafted=2, accepted=0)
-    drafted = measure_throughput([replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation")
+    one, other = (
+        DraftStats(passes=2, gained=6, drafted=8, accepted=4),
+        DraftStats(passes=1, gained=1, drafted=2, accepted=0),
+    )
+    drafted = measure_throughput(
+        [replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation"
+    )
     assert (drafted.acceptance_rate, drafted.mean_accepted_length) == (4 / 10, 7 / 3)
     early, late = ExitStats({2: 3, 6: 1}, 0.3), ExitStats({2: 1}, 0.1)
     outputs = [replace(OUTPUTS[0], exits=early), replace(OUTPUTS[1], exits=late)]

@@ -48,17 +48,43 @@ COMPARED = {"full": 22.0, "delta": -1.5, "delta_low": -2.0, "delta_high": -1.0, 
 
 
 def record(config, **keys):
-    row = {"id": "p", "strategy": "unified", "target_speedup": 2.0, "engine": "torch", "bleu": 20.5, "kept_layers": [0, 2]}
+    row = {
+        "id": "p",
+        "strategy": "unified",
+        "target_speedup": 2.0,
+        "engine": "torch",
+        "bleu": 20.5,
+        "kept_layers": [0, 2],
+    }
     row |= {"status": "done", "batch_size": 1, "num_layers": 4, "layer_ratio": 2.0}
-    return read(json.dumps({**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys}))
+    return read(
+        json.dumps(
+            {**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys}
+        )
+    )
 
 
 def test_a_row_becomes_parameters_and_metrics():
     config = compose(["tracker_options={project: mine}"])
-    parameters, metrics = split_row(config, record(config, seed=1, vs_baseline={"bleu": COMPARED}, chat=True))
+    parameters, metrics = split_row(
+        config, record(config, seed=1, vs_baseline={"bleu": COMPARED}, chat=True)
+    )
     compared = {f"vs_baseline.bleu.{key}": value for key, value in COMPARED.items()}
-    assert metrics == {"target_speedup": 2.0, "num_layers": 4, "layer_ratio": 2.0, "bleu": 20.5, **compared}
-    expected = {"id": "p", "engine": "torch", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
+    assert metrics == {
+        "target_speedup": 2.0,
+        "num_layers": 4,
+        "layer_ratio": 2.0,
+        "bleu": 20.5,
+        **compared,
+    }
+    expected = {
+        "id": "p",
+        "engine": "torch",
+        "kept_layers": "[0, 2]",
+        "chat": True,
+        "seed": 1,
+        "model.name": "tiny",
+    }
     assert {key: parameters.get(key) for key in expected} == expected
     assert not any(key.startswith(("tracker", "launcher", "pairs")) for key in parameters)
 
@@ -69,12 +95,22 @@ def test_a_run_is_named_by_strategy_ratio_and_identifier():
 
 
 def test_every_finished_point_is_logged_once(ulskip, overrides, fake):
-    code, out, _ = ulskip("run", *overrides, "tracker=mlflow", "tracker_options={project: mine}", "--json")
+    code, out, _ = ulskip(
+        "run", *overrides, "tracker=mlflow", "tracker_options={project: mine}", "--json"
+    )
     assert code == 0 and "noise" not in out
     assert [one.project for one in fake.made] == ["mine", "mine"]
-    assert [one.options["run_name"].rpartition("-")[0] for one in fake.made] == ["full-1x", "unified-2x"]
+    assert [one.options["run_name"].rpartition("-")[0] for one in fake.made] == [
+        "full-1x",
+        "unified-2x",
+    ]
     for one in fake.made:
-        assert [call[0] for call in one.calls] == ["start", "store_init_configuration", "log", "finish"]
+        assert [call[0] for call in one.calls] == [
+            "start",
+            "store_init_configuration",
+            "log",
+            "finish",
+        ]
     assert "measured_speedup" in fake.made[1].calls[2][1]
 
 
@@ -137,7 +173,11 @@ def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch):
     config = compose([f"results_dir={tmp_path}", "tracker=mlflow"])
     ResultsFolder.of(config).save(config, record(config), [])
     (run,) = mlflow.search_runs(experiment_names=["ulskip"], output_format="list")
-    assert (run.info.run_name, run.data.params["id"], run.data.metrics["bleu"]) == ("unified-2x-p", "p", 20.5)
+    assert (run.info.run_name, run.data.params["id"], run.data.metrics["bleu"]) == (
+        "unified-2x-p",
+        "p",
+        20.5,
+    )
 
 
 def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch):
@@ -145,7 +185,9 @@ def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch):
     pool = SimpleNamespace(size=1, start=lambda number: None, is_alive=lambda number: next(alive))
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
     job = SimpleNamespace(config=compose(["tracker=mlflow"]))
-    tracker = SimpleNamespace(to_do=[job], jobs=[job], status=None, observer=SimpleNamespace(running=lambda lines: None))
+    tracker = SimpleNamespace(
+        to_do=[job], jobs=[job], status=None, observer=SimpleNamespace(running=lambda lines: None)
+    )
     tracker.status = SimpleNamespace(folder=None, any_failed=lambda jobs: False)
     tracker.update = tracker.to_do.clear  # the row is stored, and the worker still logs it
     monkeypatch.setattr(sweep, "running_jobs", lambda *given: [])

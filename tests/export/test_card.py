@@ -11,9 +11,13 @@ from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
 ENVIRONMENT = {
-    "ulskip": "0", "packages": {"torch": "2", "transformers": "5"}, "accelerator": None, "processor": "p", "threads": 2,
+    "ulskip": "0",
+    "packages": {"torch": "2", "transformers": "5"},
+    "accelerator": None,
+    "processor": "p",
+    "threads": 2,
     "instruction_set": "AVX2",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -25,10 +29,21 @@ def config():
 def row(config):
     plan = make_plan(config, read_metadata(config.model))
     return {
-        "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
-        "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
-        "strategy": "unified", "layer_ratio": 2.0, "environment": ENVIRONMENT, "config": config.recorded(),
-    }  # fmt: skip
+        "id": "a",
+        "finished_at": "2026-01-01",
+        "task": "wmt",
+        "pair": "de-en",
+        "batch_size": 8,
+        "decoding": "greedy",
+        "num_layers": 12,
+        "kept_layers": list(plan.kept_layers),
+        "prompt_layers": "all",
+        "training": TRAINING,
+        "strategy": "unified",
+        "layer_ratio": 2.0,
+        "environment": ENVIRONMENT,
+        "config": config.recorded(),
+    }
 
 
 def found(tmp_path, config, *rows):
@@ -36,12 +51,18 @@ def found(tmp_path, config, *rows):
     (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = make_plan(config, read_metadata(config.model))
     ids = [record.id for record in matching_records(tmp_path, config.model, plan, TRAINING)]
-    assert ids == [record.id for record in matching_records(tmp_path / "one", config.model, plan, TRAINING)]
+    assert ids == [
+        record.id for record in matching_records(tmp_path / "one", config.model, plan, TRAINING)
+    ]
     return ids
 
 
 def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
-    rows = [{**row, "id": "new", "finished_at": "2026-02-01"}, row, {**row, "id": "other", "batch_size": 1}]
+    rows = [
+        {**row, "id": "new", "finished_at": "2026-02-01"},
+        row,
+        {**row, "id": "other", "batch_size": 1},
+    ]
     assert found(tmp_path, config, *rows) == ["other", "new"]
 
 
@@ -69,7 +90,13 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, config, row, change):
 def test_rows_that_were_timed_against_another_model_or_engine_do_not_count(tmp_path, config, row):
     others = {"other": "transformers", "same": "torch"}
     rows = [
-        {**row, "id": name, "task": name, "engine": "torch", "config": {**row["config"], "baseline_engine": engine}}
+        {
+            **row,
+            "id": name,
+            "task": name,
+            "engine": "torch",
+            "config": {**row["config"], "baseline_engine": engine},
+        }
         for name, engine in others.items()
     ]
     assert found(tmp_path, config, *rows) == ["same"]
@@ -78,7 +105,13 @@ def test_rows_that_were_timed_against_another_model_or_engine_do_not_count(tmp_p
 def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
     plan = make_plan(config, read_metadata(config.model))
     point = SimpleNamespace(
-        config=config, plan=plan, model_name="tiny", is_pair=False, results="results", dtype=None, made_by="a command"
+        config=config,
+        plan=plan,
+        model_name="tiny",
+        is_pair=False,
+        results="results",
+        dtype=None,
+        made_by="a command",
     )
     timed = {
         "measured_speedup": 1.8,
@@ -87,7 +120,10 @@ def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
         "dtype": "float32",
         "model": "m",
     }
-    rows = [read(json.dumps({**row, **timed, "speedup_interval_coverage": coverage})) for coverage in (0.75, 0.984375, None)]
+    rows = [
+        read(json.dumps({**row, **timed, "speedup_interval_coverage": coverage}))
+        for coverage in (0.75, 0.984375, None)
+    ]
     text = str(model_card(point, CardFacts(1, 1, "none", TRAINING, True, None, None, rows)))
     assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == [
         "1.70-1.90 (75%)",
@@ -96,7 +132,10 @@ def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
     ]
 
 
-@pytest.mark.parametrize(("key", "value"), [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")],
+)
 def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
     changed = {**row["config"], "model": {**row["config"].get("model", {}), key: value}}
     assert found(tmp_path, config, {**row, "config": changed}) == []

@@ -44,13 +44,20 @@ def wrong_weights(monkeypatch):
 
     def save(model, folder, **options):
         state = model.state_dict()
-        real(model, folder, state_dict={**state, "model.norm.weight": 2 * state["model.norm.weight"]}, **options)
+        real(
+            model,
+            folder,
+            state_dict={**state, "model.norm.weight": 2 * state["model.norm.weight"]},
+            **options,
+        )
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", save)
 
 
 def export(source, to, *overrides, **options):
-    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options))
+    return run_export(
+        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -75,12 +82,20 @@ def test_an_export_loads_alone_and_is_the_view(name, saved, tmp_path):
 
 def test_the_text_part_of_a_larger_model_is_exported_as_a_causal_lm(saved, tmp_path):
     text = build_config("qwen3_5_text")
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": text.hidden_size}
+    vision = {
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": text.hidden_size,
+    }
     config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision)
     source = saved(transformers.Qwen3_5ForConditionalGeneration(config))
     record = export(source, tmp_path / "out", "prompt_layers=kept")
     assert "bit-identical" in record["checked"]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3_5ForCausalLM"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
+        "Qwen3_5ForCausalLM"
+    ]
 
 
 def test_shards_have_an_index_and_stay_within_their_size(saved, tmp_path):
@@ -147,7 +162,13 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
 
 
 def test_the_card_shows_the_rows_of_the_results_folder(model_folder, tmp_path):
-    quick = ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+    quick = [
+        "limit=3",
+        "decoding.max_new_tokens=4",
+        "speed.pairs=2",
+        "speed.warmup=0",
+        "speed.new_tokens=3",
+    ]
     point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
     assert invoke(["run", *point, *quick]) == 0
     record = run_export(point, None, ExportRequest(tmp_path / "out"))
@@ -160,17 +181,31 @@ def test_the_card_shows_the_rows_of_the_results_folder(model_folder, tmp_path):
 
 def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
     export(model_folder, tmp_path / "one", "prompt_layers=kept")
-    again = ["strategy=custom", f"strategy.file={tmp_path / 'one' / 'schedule.json'}", "prompt_layers=kept"]
-    record = run_export([f"model.path={model_folder}", *again], None, ExportRequest(tmp_path / "two"))
+    again = [
+        "strategy=custom",
+        f"strategy.file={tmp_path / 'one' / 'schedule.json'}",
+        "prompt_layers=kept",
+    ]
+    record = run_export(
+        [f"model.path={model_folder}", *again], None, ExportRequest(tmp_path / "two")
+    )
     assert record["kept_layers"] == list(KEPT)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     with pytest.raises(UsageError, match=r"\b3 layers.*\b6\b"):
-        run_export([f"model.path={tmp_path / 'one'}", *again], None, ExportRequest(tmp_path / "three"))
-    run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "three"))
+        run_export(
+            [f"model.path={tmp_path / 'one'}", *again], None, ExportRequest(tmp_path / "three")
+        )
+    run_export(
+        [f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "three")
+    )
     assert (tmp_path / "three" / "model.safetensors").read_bytes() == one
     with pytest.raises(UsageError, match=f"--to.*{tmp_path / 'one'}"):
-        run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "one"))
+        run_export(
+            [f"model.path={tmp_path / 'one'}", "strategy=full"],
+            None,
+            ExportRequest(tmp_path / "one"),
+        )
 
 
 @pytest.mark.usefixtures("wrong_weights")
@@ -195,7 +230,10 @@ def test_logits_are_not_compared_without_enough_memory(model_folder, tmp_path, m
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     record = export(model_folder, tmp_path / "out", "prompt_layers=kept")
     assert "do not fit into memory" in record["checked"]
-    assert "bit-identical" in export(model_folder, tmp_path / "out", "prompt_layers=kept", check=True)["checked"]
+    assert (
+        "bit-identical"
+        in export(model_folder, tmp_path / "out", "prompt_layers=kept", check=True)["checked"]
+    )
 
 
 @pytest.mark.parametrize(("form", "words"), [("hf", "bit-identical"), ("gguf", "tensors")])
@@ -204,10 +242,14 @@ def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft reads deprecated attributes
-        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+        )
         base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
         get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    record = export(model_folder, tmp_path / "out", f"model.adapter={tmp_path / 'adapter'}", format=form)
+    record = export(
+        model_folder, tmp_path / "out", f"model.adapter={tmp_path / 'adapter'}", format=form
+    )
     assert words in record["checked"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
 
@@ -237,7 +279,9 @@ def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
         export(source, tmp_path / "out")
 
 
-def test_a_broken_training_record_is_refused_before_weights_are_written(model_folder, tmp_path, monkeypatch):
+def test_a_broken_training_record_is_refused_before_weights_are_written(
+    model_folder, tmp_path, monkeypatch
+):
     source = tmp_path / "source"
     shutil.copytree(model_folder, source)
     (source / "training.json").write_text('{"strategy": "unified"}')
@@ -270,21 +314,27 @@ def test_a_missing_tensor_is_named_also_without_the_comparison(model_folder, tmp
 
 def test_random_weights_are_refused(tmp_path):
     with pytest.raises(UsageError, match="model=random"):
-        run_export(["model=random", "model.path=llama-12x128"], None, ExportRequest(tmp_path / "out"))
+        run_export(
+            ["model=random", "model.path=llama-12x128"], None, ExportRequest(tmp_path / "out")
+        )
 
 
 def test_custom_code_is_copied_only_if_it_is_trusted(model_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(model_folder, source)
     (source / "configuration_own.py").write_text(
-        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type ="
+        " 'own'\n"
     )
     (source / "modeling_own.py").write_text(
         "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n\n\n"
         "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
     config = json.loads((source / "config.json").read_text())
-    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    auto = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
     config |= {"auto_map": auto, "model_type": "own", "architectures": ["OwnModel"]}
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="trust_remote_code"):

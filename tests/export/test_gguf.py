@@ -17,7 +17,9 @@ OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
 
 def export(source, to, *overrides, **options):
-    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, "gguf", **options))
+    return run_export(
+        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, "gguf", **options)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -27,16 +29,23 @@ def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    assert kinds["blk.2.attn_q.weight"] == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    assert (
+        kinds["blk.2.attn_q.weight"]
+        == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    )
     assert kinds["output_norm.weight"] == "F32"
     assert int(reader.get_field("llama.block_count").contents()) == 3
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", "F32"), ("float16", "F16"), ("auto", "BF16")])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", "F32"), ("float16", "F16"), ("auto", "BF16")]
+)
 def test_16_bit_weights_are_written_in_the_requested_dtype(model_folder, tmp_path, dtype, expected):
     source = tmp_path / "source"
-    transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype="bfloat16").save_pretrained(source)
+    transformers.AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype="bfloat16"
+    ).save_pretrained(source)
     transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
     record = export(source, tmp_path / "x.gguf", f"model.dtype={dtype}")
     kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
@@ -46,12 +55,16 @@ def test_16_bit_weights_are_written_in_the_requested_dtype(model_folder, tmp_pat
 
 
 def test_a_folder_gets_a_file_with_the_default_name(model_folder, tmp_path):
-    assert export(model_folder, tmp_path / "out", check=False)["to"] == str(tmp_path / "out" / "model.gguf")
+    assert export(model_folder, tmp_path / "out", check=False)["to"] == str(
+        tmp_path / "out" / "model.gguf"
+    )
 
 
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
     real = gguf.GGUFWriter.write_tensor_data
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2))
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2)
+    )
     (tmp_path / "mine").mkdir()
     for to in ("mine", "new", "x.gguf"):
         with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
@@ -77,7 +90,12 @@ def test_pre_tokenizer_names():
     level = {"type": "ByteLevel", "use_regex": True}
     assert pre_tokenizer_name(level) == "gpt-2"
     assert (
-        pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
+        pre_tokenizer_name(
+            {
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Digits", "individual_digits": True}, level],
+            }
+        )
         == "smollm"
     )
     with pytest.raises(UsageError, match="Whitespace"):
@@ -86,8 +104,16 @@ def test_pre_tokenizer_names():
 
 def test_untied_heads_are_written(tokenizer, tmp_path):
     torch.manual_seed(0)
-    options = {**NEW_STYLE, "vocab_size": 310, "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).save_pretrained(tmp_path / "source")
+    options = {
+        **NEW_STYLE,
+        "vocab_size": 310,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).save_pretrained(
+        tmp_path / "source"
+    )
     tokenizer.save_pretrained(tmp_path / "source")
     record = export(tmp_path / "source", tmp_path / "x.gguf")
     assert "30 tensors" in record["checked"]

@@ -23,7 +23,11 @@ def resolved(to, form, *overrides):
 def test_a_merge_recipe_names_slices(tmp_path):
     point = resolved(tmp_path, "mergekit", "strategy=custom", "strategy.layers=[0,1,5,11]")
     recipe = yaml.safe_load(mergekit_recipe(point))
-    assert [one["sources"][0]["layer_range"] for one in recipe["slices"]] == [[0, 2], [5, 6], [11, 12]]
+    assert [one["sources"][0]["layer_range"] for one in recipe["slices"]] == [
+        [0, 2],
+        [5, 6],
+        [11, 12],
+    ]
     assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
 
 
@@ -32,7 +36,9 @@ def test_a_schedule_file_contains_strategy_and_command(tmp_path):
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
     assert made.made_by.endswith("ulskip export ratio=3")
-    assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(shlex.quote("name='a;b'"))
+    assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(
+        shlex.quote("name='a;b'")
+    )
 
 
 def test_a_schedule_file_contains_the_unit(tmp_path):
@@ -41,6 +47,8 @@ def test_a_schedule_file_contains_the_unit(tmp_path):
 
 
 def test_stages_are_a_schedule(tmp_path):
-    made = schedule_file(resolved(tmp_path, "schedule", "strategy=skip_decode", "strategy.horizon=8"))
+    made = schedule_file(
+        resolved(tmp_path, "schedule", "strategy=skip_decode", "strategy.horizon=8")
+    )
     assert made.later_stages
     assert made.strategy_options["horizon"] == 8

@@ -32,20 +32,31 @@ def given(folder):
 
 
 def export(source, to, *overrides, **options):
-    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options))
+    return run_export(
+        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options)
+    )
 
 
 def build(name):
     if name == "gpt2":  # that of tests/reference.py has scales that no config describes
         torch.manual_seed(0)
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**OLD_STYLE, n_embd=32, n_positions=128)).eval()
+        return transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(**OLD_STYLE, n_embd=32, n_positions=128)
+        ).eval()
     return build_model(name)
 
 
 def fitted(model, kind="folded"):
-    """Return an adapter whose patches are fitted on random tokens, with LoRA on one module of layer 4."""
-    examples = [EncodedExample(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist()) for i in range(3)]
-    adapter = PatchFitter(model, examples, 0).fit(KEPT, PatchOptions(kind)) if kind != "none" else None
+    """Return an adapter whose patches are fitted on random tokens, with LoRA on one module of layer
+    4.
+    """
+    examples = [
+        EncodedExample(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist())
+        for i in range(3)
+    ]
+    adapter = (
+        PatchFitter(model, examples, 0).fit(KEPT, PatchOptions(kind)) if kind != "none" else None
+    )
     tensors = dict(adapter.tensors) if adapter else {}
     name = LINEARS[model.config.model_type]
     generator = torch.Generator().manual_seed(1)
@@ -71,8 +82,13 @@ def stored(tmp_path, tokenizer):
         source, folder = tmp_path / "source", tmp_path / "adapter"
         model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
         tokenizer.save_pretrained(source)
-        base = {"model": str(source), "fingerprint": fingerprint(compose([f"model.path={source}"]).model)}
-        SkipAdapter(6, adapter.kept_sets, adapter.tensors, {"base": base, **adapter.record}).save(folder)
+        base = {
+            "model": str(source),
+            "fingerprint": fingerprint(compose([f"model.path={source}"]).model),
+        }
+        SkipAdapter(6, adapter.kept_sets, adapter.tensors, {"base": base, **adapter.record}).save(
+            folder
+        )
         return source, folder
 
     return save
@@ -92,7 +108,10 @@ def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp
     exported = transformers.AutoModelForCausalLM.from_pretrained(to).eval()
     ids = random_ids(2, 9)
     with torch.no_grad():
-        own, expected, plain = (one(ids).logits for one in (exported, adapter.view(model, KEPT), shallow_view(model, KEPT)))
+        own, expected, plain = (
+            one(ids).logits
+            for one in (exported, adapter.view(model, KEPT), shallow_view(model, KEPT))
+        )
     assert torch.equal(own, expected)
     assert not torch.allclose(own, plain, atol=1e-3)
     assert json.loads((to / "ulskip_export.json").read_text())["skip_adapter"] == str(folder)
@@ -105,22 +124,39 @@ def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
     source, folder = stored(model, fitted(model), max_shard_size="5GB")
     export(source, tmp_path / "plain")
     export(source, tmp_path / "out", *given(folder))
-    one, two = ((tmp_path / name / "prefill" / "model.safetensors").read_bytes() for name in ("plain", "out"))
+    one, two = (
+        (tmp_path / name / "prefill" / "model.safetensors").read_bytes()
+        for name in ("plain", "out")
+    )
     assert one == two
     decode = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out")]
     changed = {name for name in decode[0] if not torch.equal(decode[0][name], decode[1][name])}
-    assert changed == {"model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"}  # before a gap each
+    assert changed == {
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.2.mlp.down_proj.weight",
+    }  # before a gap each
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "auto")])
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "auto")]
+)
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_weights_are_merged_in_the_dtype_of_the_run(model_folder, stored, tmp_path, form, saved, loaded):
+def test_weights_are_merged_in_the_dtype_of_the_run(
+    model_folder, stored, tmp_path, form, saved, loaded
+):
     if form == "gguf":
         pytest.importorskip("gguf")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
     source, folder = stored(model.to(getattr(torch, saved)), adapter)
-    record = export(source, tmp_path / "out", *given(folder), "prompt_layers=kept", f"model.dtype={loaded}", format=form)
+    record = export(
+        source,
+        tmp_path / "out",
+        *given(folder),
+        "prompt_layers=kept",
+        f"model.dtype={loaded}",
+        format=form,
+    )
     assert {"hf": "bit-identical", "gguf": "tensors"}[form] in record["checked"]
     assert record["skip_adapter"] == str(folder)
 
@@ -135,7 +171,10 @@ def test_a_bias_that_the_model_cannot_contain_is_refused(stored, tmp_path):
 
 
 def test_a_fold_has_a_bias_where_the_model_has_one():
-    biases = {name: [key for key in fitted(build(name)).tensors if key.endswith("bias")] for name in sorted(LINEARS)}
+    biases = {
+        name: [key for key in fitted(build(name)).tensors if key.endswith("bias")]
+        for name in sorted(LINEARS)
+    }
     assert {name: len(keys) for name, keys in biases.items()} == {"bloom": 2, "gpt2": 2, "llama": 0}
 
 
@@ -144,7 +183,9 @@ def test_a_fold_has_a_bias_where_the_model_has_one():
 def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, kind, form):
     model = build_model("llama")
     adapter = zero_adapter(model, [KEPT], PatchShape(kind, 2))
-    source, folder = stored(model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": kind, "rank": 2}))
+    source, folder = stored(
+        model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": kind, "rank": 2})
+    )
     for correction in (given(folder), ["correction=patch", f"correction.kind={kind}"]):
         with pytest.raises(UsageError, match=rf"--format {form}"):
             export(source, tmp_path / "out", *correction, format=form)
@@ -178,19 +219,44 @@ def test_a_lora_of_another_model_is_refused(stored, tmp_path):
 
 def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, quick):
     point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
-    assert invoke(["run", *point, *quick, "correction=patch", "correction.kind=folded", "calibration.examples=3"]) == 0
-    (folder,) = [path for path in (tmp_path / "results" / "default" / "calibrations").iterdir() if path.is_dir()]
+    assert (
+        invoke(
+            [
+                "run",
+                *point,
+                *quick,
+                "correction=patch",
+                "correction.kind=folded",
+                "calibration.examples=3",
+            ]
+        )
+        == 0
+    )
+    (folder,) = [
+        path
+        for path in (tmp_path / "results" / "default" / "calibrations").iterdir()
+        if path.is_dir()
+    ]
     assert json.loads((folder / "adapter.json").read_text())["bias"] is False
-    rows = [json.loads(line) for line in (tmp_path / "results" / "default" / "runs.jsonl").read_text().splitlines()]
-    measured = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))["results"]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "results" / "default" / "runs.jsonl").read_text().splitlines()
+    ]
+    measured = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[
+        "results"
+    ]
     assert measured == [row["id"] for row in rows if row.get("patch")]
     assert run_export(point, None, ExportRequest(tmp_path / "two"))["results"] == []
     assert invoke(["run", *point, *quick, *given(folder)]) == 0
-    (again,) = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))["results"]
+    (again,) = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[
+        "results"
+    ]
     assert again not in measured  # the newest row of a task and machine
 
 
-def test_the_code_in_serving_md_generates_the_tokens_of_the_corrected_view(model_folder, stored, tmp_path):
+def test_the_code_in_serving_md_generates_the_tokens_of_the_corrected_view(
+    model_folder, stored, tmp_path
+):
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
     source, folder = stored(model, adapter, max_shard_size="5GB")

@@ -55,7 +55,12 @@ def test_the_scratch_folder_of_a_killed_export_is_removed(tmp_path):
 
 def test_a_failure_keeps_an_empty_folder_and_removes_the_folders_it_made(tmp_path):
     (tmp_path / "mine").mkdir()
-    for target, is_folder in (("mine", True), ("mine/file", False), ("new/out", True), ("deep/er/file", False)):
+    for target, is_folder in (
+        ("mine", True),
+        ("mine/file", False),
+        ("new/out", True),
+        ("deep/er/file", False),
+    ):
         with pytest.raises(RuntimeError), staged(tmp_path / target, is_folder) as staging:
             (staging / "half" if is_folder else staging).write_text("half")
             raise RuntimeError
@@ -109,7 +114,10 @@ def test_a_file_replaces_only_an_earlier_export(tmp_path):
     file.write_text("mine")
     with pytest.raises(UsageError, match=f"--to.*{file}"), staged(file, is_folder=False):
         pass
-    with pytest.raises(UsageError, match=f"--to.* folder {tmp_path}"), staged(tmp_path, is_folder=False):
+    with (
+        pytest.raises(UsageError, match=f"--to.* folder {tmp_path}"),
+        staged(tmp_path, is_folder=False),
+    ):
         pass
 
 

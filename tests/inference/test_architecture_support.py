@@ -28,7 +28,9 @@ def test_a_model_of_attention_layers_is_not_refused(llama):
     assert architecture_support.unsupported_reason(llama) is None
     assert (
         architecture_support.missing_attention_layers(
-            shallow_view.new_cache(llama), shallow_view.new_cache(shallow_view.shallow_view(llama, (0, 5))), (0, 5)
+            shallow_view.new_cache(llama),
+            shallow_view.new_cache(shallow_view.shallow_view(llama, (0, 5))),
+            (0, 5),
         )
         is None
     )
@@ -49,7 +51,10 @@ def test_a_recurrent_model_reads_given_text_token_by_token():
         expected = model(ids).logits
         shallow_view.forward_with_cache(model, ids[:, :4], torch.ones(1, 4), cache)
         fork = shallow_view.fork_cache(cache, range(6))
-        got = [shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one) for one in (fork, cache)]
+        got = [
+            shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one)
+            for one in (fork, cache)
+        ]
     assert torch.allclose(got[0], expected[:, 4:], atol=1e-4)
     assert torch.equal(got[0], got[1])  # a fork does not change the first cache
 
@@ -58,7 +63,9 @@ def test_states_count_as_bytes():
     model = tiny_configs.build("mamba")
     cache = shallow_view.new_cache(model)
     assert shallow_view.kv_bytes(cache) == 0
-    shallow_view.forward_with_cache(model, torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4), cache)
+    shallow_view.forward_with_cache(
+        model, torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4), cache
+    )
     held = [*cache.layers[0].conv_states.values(), *cache.layers[0].recurrent_states.values()]
     assert shallow_view.kv_bytes(cache) == 6 * sum(tensor.nbytes for tensor in held) > 0
 

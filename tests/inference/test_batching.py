@@ -5,7 +5,9 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference.batching import BatchSize, in_batches, is_out_of_memory, padded
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
+)
 
 
 def limited(most, error=CUDA):

@@ -11,7 +11,10 @@ def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(model):
     hooks = [
         layer.register_forward_hook(
             lambda _, args, kwargs, output, i=i: states.setdefault(i, []).append(
-                (args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
+                (
+                    args[0] if args else kwargs["hidden_states"],
+                    output[0] if isinstance(output, tuple) else output,
+                )
             ),
             with_kwargs=True,
         )
@@ -24,7 +27,11 @@ def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(model):
         hook.remove()
     expected = []
     for i in range(len(states)):
-        cosines = [torch.cosine_similarity(a[0, t], b[0, t], dim=0) for a, b in states[i] for t in range(a.shape[1])]
+        cosines = [
+            torch.cosine_similarity(a[0, t], b[0, t], dim=0)
+            for a, b in states[i]
+            for t in range(a.shape[1])
+        ]
         expected.append(1 - float(torch.stack(cosines).mean()))
     assert block_influence(model, texts, 2) == pytest.approx(expected, abs=2e-5)
     assert not any(layer._forward_hooks for layer in stack_of(model))
@@ -36,7 +43,10 @@ def test_influence_of_a_part_compares_the_states_before_and_after_it(model, unit
 
     def record(i, place):
         return lambda _, args, kwargs, output: states.setdefault((i, place), []).append(
-            (args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
+            (
+                args[0] if args else kwargs["hidden_states"],
+                output[0] if isinstance(output, tuple) else output,
+            )
         )
 
     hooks = []
@@ -55,9 +65,15 @@ def test_influence_of_a_part_compares_the_states_before_and_after_it(model, unit
     for i in range(len(stack_of(model))):
         pairs = [
             (before, between) if unit == "attention" else (between, after)
-            for (before, after), (between, _) in zip(states[i, "layer"], states[i, "between"], strict=True)
+            for (before, after), (between, _) in zip(
+                states[i, "layer"], states[i, "between"], strict=True
+            )
         ]
-        cosines = [torch.cosine_similarity(a[0, t], b[0, t], dim=0) for a, b in pairs for t in range(a.shape[1])]
+        cosines = [
+            torch.cosine_similarity(a[0, t], b[0, t], dim=0)
+            for a, b in pairs
+            for t in range(a.shape[1])
+        ]
         expected.append(1 - float(torch.stack(cosines).mean()))
     assert block_influence(model, texts, 2, unit=unit) == pytest.approx(expected, abs=2e-5)
     assert not any(part._forward_hooks for part in model.modules())

@@ -34,7 +34,9 @@ def test_a_patch_is_rebuilt_from_its_tensors(kind, size, rank):
 def test_a_patch_is_affine_in_the_hidden_state(kind):
     patch, one, other = randomized(kind), torch.randn(8), torch.randn(8)
     offset = patch(torch.zeros(8))
-    torch.testing.assert_close(patch(one + other) - offset, (patch(one) - offset) + (patch(other) - offset))
+    torch.testing.assert_close(
+        patch(one + other) - offset, (patch(one) - offset) + (patch(other) - offset)
+    )
     assert not torch.allclose(patch(one), one)
 
 
@@ -47,7 +49,10 @@ def test_hidden_states_keep_their_dtype(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bfloat16_patch_applies_to_bfloat16_states(kind):
-    assert randomized(kind).to(torch.bfloat16)(torch.randn(2, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert (
+        randomized(kind).to(torch.bfloat16)(torch.randn(2, 8, dtype=torch.bfloat16)).dtype
+        == torch.bfloat16
+    )
 
 
 def test_a_layer_without_patches_is_returned_as_it_is(llama):
@@ -70,6 +75,8 @@ def test_a_patched_model_runs_and_its_source_computes_what_it_did(model):
     ids = random_ids(2, 5)
     with torch.no_grad():
         expected = model(ids).logits
-        view = shallow_view.shallow_view(model, range(6), lambda place, layer: patched_layer(layer, randomized("full", 32)))
+        view = shallow_view.shallow_view(
+            model, range(6), lambda place, layer: patched_layer(layer, randomized("full", 32))
+        )
         assert not torch.allclose(view(ids).logits, expected)
         assert torch.equal(model(ids).logits, expected)

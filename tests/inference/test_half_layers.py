@@ -4,7 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from reference import NEAR_TIE, NEW_STYLE, NUM_LAYERS, OLD_STYLE, batch, build_model, random_ids, stack_of, without_parts
+from reference import (
+    NEAR_TIE,
+    NEW_STYLE,
+    NUM_LAYERS,
+    OLD_STYLE,
+    batch,
+    build_model,
+    random_ids,
+    stack_of,
+    without_parts,
+)
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -21,13 +31,27 @@ from ulskip_cli.tasks.encoding import EncodedExample
 UNITS = ["attention", "mlp"]
 KEPT = (1, 3, 4)
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=10)
-OTHERS = {  # parallel parts, norms shared by both parts, linear layers without a module of their own, norms of the output
+# parallel parts, norms shared by both parts, linear layers without a module of their own, norms of
+# the output
+OTHERS = {
     "phi": ("Phi", NEW_STYLE),
     "gpt_neox": ("GPTNeoX", NEW_STYLE),
-    "falcon": ("Falcon", {**NEW_STYLE, "alibi": False, "new_decoder_architecture": False, "parallel_attn": True}),
+    "falcon": (
+        "Falcon",
+        {**NEW_STYLE, "alibi": False, "new_decoder_architecture": False, "parallel_attn": True},
+    ),
     "olmo2": ("Olmo2", NEW_STYLE),
     "granite": ("Granite", {**NEW_STYLE, "residual_multiplier": 0.7}),
-    "gpt_oss": ("GptOss", {**NEW_STYLE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **NEW_STYLE,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 4,
+        },
+    ),
 }
 
 
@@ -42,21 +66,33 @@ def plan_for(*overrides, depth=NUM_LAYERS):
 
 
 def decoder_for(model, unit, kept=KEPT):
-    return Decoder(model, plan_for("strategy=custom", f"strategy.layers={list(kept)}", f"strategy.unit={unit}"))
+    return Decoder(
+        model, plan_for("strategy=custom", f"strategy.layers={list(kept)}", f"strategy.unit={unit}")
+    )
 
 
 def expected_tokens(model, ids, mask, kept, unit, **options):
     """Generate without a cache: after the prompt, hooks zero the parts that are skipped."""
-    settings = {"max_new_tokens": GREEDY.max_new_tokens, "do_sample": False, "use_cache": False, "pad_token_id": 0, **options}
+    settings = {
+        "max_new_tokens": GREEDY.max_new_tokens,
+        "do_sample": False,
+        "use_cache": False,
+        "pad_token_id": 0,
+        **options,
+    }
     with without_parts(model, ids.shape[1], kept, unit):
-        return model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
+        return model.generate(input_ids=ids, attention_mask=mask, **settings)[
+            :, ids.shape[1] :
+        ].tolist()
 
 
 def assert_same(model, ids, mask, kept, unit, tokens, expected):
     """Tokens may differ only where the best two logits of the reference are nearly equal."""
     for i, (one, other) in enumerate(zip(tokens, expected, strict=True)):
         if one != other:
-            at = next(at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+            at = next(
+                at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]
+            )
             prompt = ids[i][mask[i].bool()]
             whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
             with torch.no_grad(), without_parts(model, len(prompt), kept, unit):
@@ -125,15 +161,26 @@ def test_a_norm_with_a_matrix_is_no_mlp(llama, unit):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_norms_of_the_dropped_part_are_left_out(unit, dtype):
     layers = stack_of(half_layers.half_view(build_model("gemma2").to(dtype), KEPT, unit))
-    identities = {name for layer in layers for name, child in layer.named_children() if isinstance(child, torch.nn.Identity)}
+    identities = {
+        name
+        for layer in layers
+        for name, child in layer.named_children()
+        if isinstance(child, torch.nn.Identity)
+    }
     attention = {"input_layernorm", "post_attention_layernorm"}
-    assert identities == (attention if unit == "attention" else {"pre_feedforward_layernorm", "post_feedforward_layernorm"})
+    assert identities == (
+        attention
+        if unit == "attention"
+        else {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    )
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_beams_equal_the_uncached_reference(llama, unit):
     ids, mask = batch(True)
-    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=3), 0))
+    output = decoder_for(llama, unit).generate(
+        ids, mask, DecodeContext(GREEDY.replace(num_beams=3), 0)
+    )
     assert output.token_ids == expected_tokens(llama, ids, mask, KEPT, unit, num_beams=3)
 
 
@@ -142,7 +189,8 @@ def test_sampling_is_the_same_in_both_engines(llama, unit):
     ids, mask = batch(False)
     decoder, sampled = decoder_for(llama, unit), GREEDY.replace(do_sample=True, top_k=20)
     fast, slow = (
-        decoder.with_engine(name).generate(ids, mask, DecodeContext(sampled, 0, 5)) for name in ("torch", "transformers")
+        decoder.with_engine(name).generate(ids, mask, DecodeContext(sampled, 0, 5))
+        for name in ("torch", "transformers")
     )
     assert fast.token_ids == slow.token_ids
 
@@ -151,7 +199,9 @@ def test_sampling_is_the_same_in_both_engines(llama, unit):
 def test_stages_drop_parts_and_keep_what_they_read(model, unit):
     kept = {0: (0, 2, 3, 5), 3: (0, 2, 5), 6: (0, 5)}
     plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]", f"strategy.unit={unit}")
-    decoder = Decoder(model, replace(plan, stages=(*plan.stages, Stage(3, kept[3]), Stage(6, kept[6]))))
+    decoder = Decoder(
+        model, replace(plan, stages=(*plan.stages, Stage(3, kept[3]), Stage(6, kept[6])))
+    )
     ids, mask = batch(True)
     expected = expected_tokens(model, ids, mask, kept, unit)
     for engine in ("torch", "transformers"):
@@ -162,7 +212,9 @@ def test_stages_drop_parts_and_keep_what_they_read(model, unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_drafts_of_half_layers_give_the_full_models_tokens(llama, unit):
     ids, mask = batch(True)
-    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(GREEDY.replace(name="d", draft_tokens=3), 0))
+    output = decoder_for(llama, unit).generate(
+        ids, mask, DecodeContext(GREEDY.replace(name="d", draft_tokens=3), 0)
+    )
     assert output.engine == "speculative"
     everything = range(NUM_LAYERS)
     expected = expected_tokens(llama, ids, mask, everything, unit)
@@ -171,20 +223,28 @@ def test_drafts_of_half_layers_give_the_full_models_tokens(llama, unit):
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_decode_loss_equals_the_uncached_reference(model, unit):
-    examples = [EncodedExample([5, 6, 7, 8], [9, 10, 11, 12]), EncodedExample([15, 16, 17, 18, 19], [20, 21, 22])]
+    examples = [
+        EncodedExample([5, 6, 7, 8], [9, 10, 11, 12]),
+        EncodedExample([15, 16, 17, 18, 19], [20, 21, 22]),
+    ]
     total = 0.0
     for one in examples:
         ids, start = torch.tensor([one.prompt_ids + one.response_ids]), len(one.prompt_ids)
         with torch.no_grad(), without_parts(model, start, KEPT, unit):
             logits = model(ids, use_cache=False).logits[0, start - 1 : -1]
-        total += torch.nn.functional.cross_entropy(logits, torch.tensor(one.response_ids), reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits, torch.tensor(one.response_ids), reduction="sum"
+        ).item()
     loss = ReferenceLoss(examples, BatchSize(2), 0).of(decoder_for(model, unit))
     assert loss == pytest.approx(total / 7, rel=1e-4)
 
 
 def test_only_kept_attentions_hold_keys_after_the_prompt(model):
     ids, mask = batch(False)
-    outputs = {unit: decoder_for(model, unit, (0, 2, 5)).generate(ids, mask, DecodeContext(GREEDY, 0)) for unit in UNITS}
+    outputs = {
+        unit: decoder_for(model, unit, (0, 2, 5)).generate(ids, mask, DecodeContext(GREEDY, 0))
+        for unit in UNITS
+    }
     whole = decoder_for(model, "layer", (0, 2, 5)).generate(ids, mask, DecodeContext(GREEDY, 0))
     assert outputs["attention"].kept_kv_bytes == whole.kept_kv_bytes < whole.prompt_kv_bytes
     assert outputs["mlp"].kept_kv_bytes == outputs["mlp"].prompt_kv_bytes == whole.prompt_kv_bytes
@@ -204,13 +264,19 @@ def test_a_view_shares_all_weights_and_leaves_the_model_alone(model):
 def test_keeping_every_part_is_the_full_model(llama):
     ids = random_ids(2, 9)
     for unit in UNITS:
-        assert torch.equal(half_layers.half_view(llama, range(NUM_LAYERS), unit)(ids).logits, llama(ids).logits)
+        assert torch.equal(
+            half_layers.half_view(llama, range(NUM_LAYERS), unit)(ids).logits, llama(ids).logits
+        )
 
 
 def test_fewer_norms_run_without_a_part(llama):
     for unit, norm in (("attention", "input_layernorm"), ("mlp", "post_attention_layernorm")):
         layers = stack_of(half_layers.half_view(llama, KEPT, unit))
-        replaced = [i for i, layer in enumerate(layers) if isinstance(getattr(layer, norm), torch.nn.Identity)]
+        replaced = [
+            i
+            for i, layer in enumerate(layers)
+            if isinstance(getattr(layer, norm), torch.nn.Identity)
+        ]
         assert replaced == [0, 2, 5]
 
 
@@ -222,18 +288,31 @@ def test_a_norm_that_another_part_reads_still_runs():
 
 
 REFUSED = {
-    "a norm after the sum": ("OPT", {**NEW_STYLE, "do_layer_norm_before": False, "word_embed_proj_dim": 32, "ffn_dim": 32}),
-    "a norm on the stream": ("Bloom", {**OLD_STYLE, "hidden_size": 32, "apply_residual_connection_post_layernorm": True}),
+    "a norm after the sum": (
+        "OPT",
+        {**NEW_STYLE, "do_layer_norm_before": False, "word_embed_proj_dim": 32, "ffn_dim": 32},
+    ),
+    "a norm on the stream": (
+        "Bloom",
+        {**OLD_STYLE, "hidden_size": 32, "apply_residual_connection_post_layernorm": True},
+    ),
     "a norm after the sum of both": ("BertGeneration", {**NEW_STYLE, "is_decoder": True}),
     "a recurrent state": (
         "Qwen3Next",
         {
-            **NEW_STYLE, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+            **NEW_STYLE,
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
             "shared_expert_intermediate_size": 16,
         },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -270,4 +349,6 @@ def test_linear_layers_that_a_layer_holds_itself_are_its_mlp(unit):
             torch.nn.init.zeros_(weight)
     ids = random_ids(2, 9)
     view = half_layers.half_view(model, KEPT, unit)
-    assert torch.allclose(view(ids, use_cache=False).logits, zeroed(ids, use_cache=False).logits, atol=1e-5)
+    assert torch.allclose(
+        view(ids, use_cache=False).logits, zeroed(ids, use_cache=False).logits, atol=1e-5
+    )

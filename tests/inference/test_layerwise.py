@@ -33,13 +33,16 @@ def test_logits_after_any_layer_are_those_of_a_shallower_view(model):
     hidden = parts.layer(1, parts.layer(0, entry.hidden, entry), entry)
     view = shallow_view.shallow_view(model, (0, 1))
     torch.testing.assert_close(
-        parts.logits(hidden), shallow_view.forward_with_cache(view, ids, mask, shallow_view.new_cache(view))
+        parts.logits(hidden),
+        shallow_view.forward_with_cache(view, ids, mask, shallow_view.new_cache(view)),
     )
 
 
 def test_modules_after_the_layers_are_run_directly_if_that_is_exact(model):
     parts = LayerwiseModel(model)
-    assert bool(parts._chain) == (model.config.model_type != "gemma2")  # which caps its logits in between
+    assert bool(parts._chain) == (
+        model.config.model_type != "gemma2"
+    )  # which caps its logits in between
 
 
 def test_the_model_is_not_changed(model):
@@ -68,11 +71,20 @@ def test_final_norm_and_head_are_found_in_every_architecture(model, rows):
     ids = torch.zeros(rows, 1, dtype=torch.long)
 
     def step():
-        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True)
+        shallow_view.forward_with_cache(
+            model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True
+        )
 
     with torch.inference_mode():
-        calls = [call for call in calls_after_layers(model, step) if not isinstance(call[0], torch.nn.Dropout)]
-        assert [type(module).__name__[-4:] for module, _, _ in calls] in (["Norm", "near"], ["orm1", "near"])
+        calls = [
+            call
+            for call in calls_after_layers(model, step)
+            if not isinstance(call[0], torch.nn.Dropout)
+        ]
+        assert [type(module).__name__[-4:] for module, _, _ in calls] in (
+            ["Norm", "near"],
+            ["orm1", "near"],
+        )
         assert calls[-1][0] is model.get_output_embeddings()
         assert calls[0][1][0].shape == (rows, 1, 32)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -15,7 +15,14 @@ from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 KEPT = (0, 2, 4)  # gaps in front of 2 and 4 and behind the last layer
-FOLDABLE = ["bloom", "gpt2", "llama", "mistral", "qwen2", "smollm3"]  # gemma2 and mixtral change the output of the last linear
+FOLDABLE = [
+    "bloom",
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "smollm3",
+]  # gemma2 and mixtral change the output of the last linear
 
 
 def examples(count=24, seed=0):
@@ -28,20 +35,26 @@ def examples(count=24, seed=0):
 
 
 def forced(model, adapter, pairs, kept):
-    """Return the loss [positions] of the responses behind their first token, and the last states [positions, hidden_size]."""
+    """Return the loss [positions] of the responses behind their first token, and the last states
+    [positions, hidden_size].
+    """
     view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
     view = view if adapter is None else adapter.view(model, kept)
     prompt, prompt_mask = padded([one.prompt_ids for one in pairs], 0, left=True)
     response, mask = padded([one.response_ids for one in pairs], 0, left=False)
     states = []
     hook = stack_of(view)[-1].register_forward_hook(
-        lambda module, args, output: states.append(output[0] if isinstance(output, tuple) else output)
+        lambda module, args, output: states.append(
+            output[0] if isinstance(output, tuple) else output
+        )
     )
     with torch.no_grad():
         logits = response_logits(model, one_stage(view, kept), prompt, prompt_mask, response, mask)
     hook.remove()
     chosen = mask[:, 1:].bool()
-    losses = functional.cross_entropy(logits[:, 1:][chosen], response[:, 1:][chosen], reduction="none")
+    losses = functional.cross_entropy(
+        logits[:, 1:][chosen], response[:, 1:][chosen], reduction="none"
+    )
     return losses, states[-1][chosen]
 
 
@@ -52,7 +65,10 @@ def decode_loss(model, adapter, pairs, kept=KEPT):
 
 def state_error(model, adapter, pairs, kept=KEPT):
     """Return the squared difference between the last states of a view and those of the model."""
-    full, shallow = forced(model, None, pairs, tuple(range(NUM_LAYERS)))[1], forced(model, adapter, pairs, kept)[1]
+    full, shallow = (
+        forced(model, None, pairs, tuple(range(NUM_LAYERS)))[1],
+        forced(model, adapter, pairs, kept)[1],
+    )
     return float((full - shallow).pow(2).sum())
 
 
@@ -60,8 +76,12 @@ def own_answers(model, pairs):
     """Replace the responses by the model's own, which the full model predicts well."""
     decoder = Decoder(model, Plan.from_layers(NUM_LAYERS, range(NUM_LAYERS)))
     ids, mask = padded([one.prompt_ids for one in pairs], 0, left=True)
-    answers = decoder.generate(ids, mask, DecodeContext(DecodingConfig(name="g", max_new_tokens=10), 0)).token_ids
-    return [EncodedExample(one.prompt_ids, answer) for one, answer in zip(pairs, answers, strict=True)]
+    answers = decoder.generate(
+        ids, mask, DecodeContext(DecodingConfig(name="g", max_new_tokens=10), 0)
+    ).token_ids
+    return [
+        EncodedExample(one.prompt_ids, answer) for one, answer in zip(pairs, answers, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "full"])
@@ -82,10 +102,18 @@ def test_a_folded_patch_brings_the_states_closer_too(name):
 def test_a_patch_with_more_freedom_has_a_smaller_error(llama):
     pairs = examples()
     fitter = PatchFitter(llama, pairs, 0)
-    kinds = (PatchOptions("low_rank", rank=4), PatchOptions("low_rank", rank=16), PatchOptions("full"))
-    errors = [state_error(llama, None, pairs, (0, 1, 2, 3)), *(
-        state_error(llama, fitter.fit((0, 1, 2, 3), options), pairs, (0, 1, 2, 3)) for options in kinds
-    )]  # fmt: skip
+    kinds = (
+        PatchOptions("low_rank", rank=4),
+        PatchOptions("low_rank", rank=16),
+        PatchOptions("full"),
+    )
+    errors = [
+        state_error(llama, None, pairs, (0, 1, 2, 3)),
+        *(
+            state_error(llama, fitter.fit((0, 1, 2, 3), options), pairs, (0, 1, 2, 3))
+            for options in kinds
+        ),
+    ]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -97,7 +125,9 @@ def test_a_patch_lowers_the_decode_loss_of_its_own_examples(llama, kind):
 
 
 def linear_llama():
-    """A Llama whose skipped layers add a linear map of their input, and that map; a patch can replace them exactly."""
+    """A Llama whose skipped layers add a linear map of their input, and that map; a patch can
+    replace them exactly.
+    """
     model = build_model("llama")
     matrix = 0.2 * torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -122,16 +152,29 @@ def test_a_skipped_linear_map_is_recovered():
     kept, pairs = (0, 2, 4, 5), examples(60)
     adapter = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12))
     for layer in (2, 4):
-        torch.testing.assert_close(adapter.tensors[f"patch.0.{layer}.linear.weight"].T, matrix, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(
-            adapter.tensors[f"patch.0.{layer}.linear.bias"], torch.full((32,), 0.5), rtol=1e-3, atol=1e-3
+            adapter.tensors[f"patch.0.{layer}.linear.weight"].T, matrix, rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            adapter.tensors[f"patch.0.{layer}.linear.bias"],
+            torch.full((32,), 0.5),
+            rtol=1e-3,
+            atol=1e-3,
         )
     new = examples(5, seed=500)
     every = tuple(range(NUM_LAYERS))
     prompt, response = torch.tensor([new[0].prompt_ids]), torch.tensor([new[0].response_ids])
     with torch.no_grad():
-        expected = response_logits(model, one_stage(model, every), prompt, torch.ones_like(prompt), response)
-        got = response_logits(model, one_stage(adapter.view(model, kept), kept), prompt, torch.ones_like(prompt), response)
+        expected = response_logits(
+            model, one_stage(model, every), prompt, torch.ones_like(prompt), response
+        )
+        got = response_logits(
+            model,
+            one_stage(adapter.view(model, kept), kept),
+            prompt,
+            torch.ones_like(prompt),
+            response,
+        )
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 
 
@@ -168,7 +211,9 @@ def test_a_folded_patch_requires_the_first_layer(llama):
 def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
     pairs = examples()
     fitter = PatchFitter(llama, pairs, 0, prompt_layers="kept")
-    assert fitter.num_positions == sum(len(one.prompt_ids) + len(one.response_ids) - 1 for one in pairs)
+    assert fitter.num_positions == sum(
+        len(one.prompt_ids) + len(one.response_ids) - 1 for one in pairs
+    )
     adapter = fitter.fit(KEPT, PatchOptions("full", ridge=1e-6))
     ids = torch.tensor([pairs[0].prompt_ids])
     with torch.no_grad():
@@ -179,8 +224,13 @@ def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
 
 
 def test_positions_are_those_of_decode_steps(llama):
-    pairs = [*examples(), EncodedExample([5, 6], [7])]  # the prompt predicts a response of one token
-    assert PatchFitter(llama, pairs, 0).num_positions == sum(len(one.response_ids) - 1 for one in pairs)
+    pairs = [
+        *examples(),
+        EncodedExample([5, 6], [7]),
+    ]  # the prompt predicts a response of one token
+    assert PatchFitter(llama, pairs, 0).num_positions == sum(
+        len(one.response_ids) - 1 for one in pairs
+    )
     with pytest.raises(UsageError):
         PatchFitter(llama, [EncodedExample([5, 6], [7])], 0)
 

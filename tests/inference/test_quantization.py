@@ -15,7 +15,9 @@ def test_bytes_of_a_plain_tensor():
 
 
 def test_bytes_of_a_quantized_tensor_are_those_inside_it():
-    torchao = pytest.importorskip("torchao.quantization", reason="the extra quantization is not installed")
+    torchao = pytest.importorskip(
+        "torchao.quantization", reason="the extra quantization is not installed"
+    )
     linear = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
     torchao.quantize_(linear, torchao.Int8WeightOnlyConfig())
     size = num_bytes(linear[0].weight)

@@ -43,7 +43,9 @@ def test_without_a_bias_it_is_least_squares_through_the_origin(seed):
     x, d = drawn(seed)
     got = solved(x, d, has_bias=False)
     assert got.keys() == {"weight"}
-    torch.testing.assert_close(got["weight"], least_squares(x, d, bias=False)[0], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        got["weight"], least_squares(x, d, bias=False)[0], rtol=1e-6, atol=1e-8
+    )
 
 
 @given(seeds, st.floats(0.01, 10))
@@ -52,10 +54,14 @@ def test_the_ridge_is_relative_to_the_mean_variance_of_the_inputs(seed, ridge):
     centered, target = x - x.mean(0), d - d.mean(0)
     penalty = ridge * centered.pow(2).sum() / x.shape[1]
     extra = torch.cat([centered, penalty.sqrt() * torch.eye(x.shape[1], dtype=x.dtype)])
-    expected = torch.linalg.lstsq(extra, torch.cat([target, torch.zeros(x.shape[1], d.shape[1], dtype=x.dtype)])).solution
+    expected = torch.linalg.lstsq(
+        extra, torch.cat([target, torch.zeros(x.shape[1], d.shape[1], dtype=x.dtype)])
+    ).solution
     got = solved(x, d, ridge=ridge)
     torch.testing.assert_close(got["weight"], expected, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(x.mean(0) @ got["weight"] + got["bias"], d.mean(0))  # the residuals have a mean of 0
+    torch.testing.assert_close(
+        x.mean(0) @ got["weight"] + got["bias"], d.mean(0)
+    )  # the residuals have a mean of 0
     scaled = solved(100 * x, d, ridge=ridge)
     torch.testing.assert_close(100 * scaled["weight"], got["weight"], rtol=1e-6, atol=1e-8)
 
@@ -75,7 +81,9 @@ def test_low_rank_has_the_smallest_error_of_its_rank(seed, rank):
     assert low["down"].shape == (5, rank) and low["up"].shape == (rank, 4)
     fitted = (x - x.mean(0)) @ solved(x, d)["weight"]
     error = (fitted - (x - x.mean(0)) @ low["down"] @ low["up"]).pow(2).sum()
-    torch.testing.assert_close(error, torch.linalg.svdvals(fitted)[rank:].pow(2).sum())  # Eckart-Young
+    torch.testing.assert_close(
+        error, torch.linalg.svdvals(fitted)[rank:].pow(2).sum()
+    )  # Eckart-Young
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "full"])

@@ -14,7 +14,9 @@ def decode(model, kept, ids, mask=None, steps=8, **options):
     view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
     generator = shallow_view.two_phase(model, one_stage(view, kept))
     mask = torch.ones_like(ids) if mask is None else mask
-    return generator.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps, **GREEDY, **options)[:, ids.shape[1] :]
+    return generator.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=steps, **GREEDY, **options
+    )[:, ids.shape[1] :]
 
 
 def test_a_view_owns_no_parameter(model):
@@ -28,13 +30,19 @@ def test_a_view_owns_no_parameter(model):
 @pytest.mark.parametrize("kept", KEPT_SETS)
 def test_skipping_equals_the_uncached_reference(model, kept):
     ids = random_ids(1, 9)
-    assert torch.equal(decode(model, kept, ids), reference_greedy(model, ids, torch.ones_like(ids), kept, 8))
+    assert torch.equal(
+        decode(model, kept, ids), reference_greedy(model, ids, torch.ones_like(ids), kept, 8)
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 2, "no_repeat_ngram_size": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"num_beams": 2, "no_repeat_ngram_size": 2}]
+)
 def test_keeping_all_equals_generate(model, options):
     ids = random_ids(2, 9)
-    expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, **GREEDY, **options)
+    expected = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, **GREEDY, **options
+    )
     assert torch.equal(decode(model, tuple(range(NUM_LAYERS)), ids, **options), expected[:, 9:])
 
 
@@ -42,14 +50,18 @@ def test_left_padding_changes_nothing(model):
     kept, lengths = (0, 2, 5), (9, 4, 6)
     rows = [random_ids(1, length, seed=length) for length in lengths]
     ids = torch.cat([torch.nn.functional.pad(row, (9 - row.shape[1], 0)) for row in rows])
-    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), (9 - row.shape[1], 0)) for row in rows])
+    mask = torch.cat(
+        [torch.nn.functional.pad(torch.ones_like(row), (9 - row.shape[1], 0)) for row in rows]
+    )
     together = decode(model, kept, ids, mask)
     assert torch.equal(together, torch.cat([decode(model, kept, row) for row in rows]))
 
 
 def test_chunked_prefill_changes_nothing(model):
     ids = random_ids(2, 9)
-    assert torch.equal(decode(model, (0, 3, 5), ids, prefill_chunk_size=4), decode(model, (0, 3, 5), ids))
+    assert torch.equal(
+        decode(model, (0, 3, 5), ids, prefill_chunk_size=4), decode(model, (0, 3, 5), ids)
+    )
 
 
 def test_a_prompt_through_the_kept_layers_is_the_view_alone(model):
@@ -57,7 +69,10 @@ def test_a_prompt_through_the_kept_layers_is_the_view_alone(model):
     view = shallow_view.shallow_view(model, kept)
     generator = shallow_view.two_phase(view, one_stage(view, (0, 1, 2)))
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, **GREEDY}
-    got, expected = generator.generate(input_ids=ids, **options), view.generate(input_ids=ids, **options)
+    got, expected = (
+        generator.generate(input_ids=ids, **options),
+        view.generate(input_ids=ids, **options),
+    )
     assert torch.equal(got, expected)
 
 
@@ -67,7 +82,9 @@ def test_the_full_model_is_untouched(model):
     decode(model, (1, 3, 4), ids)
     assert torch.equal(model(ids).logits, before)
     assert model.config.num_hidden_layers == NUM_LAYERS
-    assert [part.layer_idx for part in model.modules() if "layer_idx" in part.__dict__][-1] == NUM_LAYERS - 1
+    assert [part.layer_idx for part in model.modules() if "layer_idx" in part.__dict__][
+        -1
+    ] == NUM_LAYERS - 1
 
 
 def test_the_full_model_is_untouched_after_an_error(llama):
@@ -77,9 +94,13 @@ def test_the_full_model_is_untouched_after_an_error(llama):
     def fail(cache):
         raise RuntimeError("on purpose")
 
-    generator = shallow_view.two_phase(llama, one_stage(shallow_view.shallow_view(llama, (0, 5)), (0, 5)), fail)
+    generator = shallow_view.two_phase(
+        llama, one_stage(shallow_view.shallow_view(llama, (0, 5)), (0, 5)), fail
+    )
     with pytest.raises(RuntimeError, match="on purpose"):
-        generator.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **GREEDY)
+        generator.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **GREEDY
+        )
     assert torch.equal(llama(ids).logits, before)
 
 
@@ -88,10 +109,18 @@ def test_kv_bytes_fall_to_the_kept_share(model):
     seen = {}
 
     def on_prefill(cache):
-        seen["all"], seen["kept"], seen["cache"] = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept), cache
+        seen["all"], seen["kept"], seen["cache"] = (
+            shallow_view.kv_bytes(cache),
+            shallow_view.kv_bytes(cache, kept),
+            cache,
+        )
 
-    generator = shallow_view.two_phase(model, one_stage(shallow_view.shallow_view(model, kept), kept), on_prefill)
-    generator.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **GREEDY)
+    generator = shallow_view.two_phase(
+        model, one_stage(shallow_view.shallow_view(model, kept), kept), on_prefill
+    )
+    generator.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **GREEDY
+    )
     assert seen["all"] > 0
     assert shallow_view.kv_bytes(seen["cache"]) == seen["kept"]
     windows = {getattr(layer, "sliding_window", None) for layer in seen["cache"].layers}
@@ -101,7 +130,9 @@ def test_kv_bytes_fall_to_the_kept_share(model):
 
 def test_kept_sets_only_shrink(llama):
     cache = shallow_view.new_cache(llama)
-    shallow_view.forward_with_cache(llama, random_ids(1, 4), torch.ones(1, 4, dtype=torch.long), cache)
+    shallow_view.forward_with_cache(
+        llama, random_ids(1, 4), torch.ones(1, 4, dtype=torch.long), cache
+    )
     shallow_view.prune_cache(cache, (0, 2, 4))
     shallow_view.prune_cache(cache, (0, 4))
     assert len(cache.layers) == 2
@@ -115,7 +146,9 @@ def test_per_layer_lists_of_the_config_follow_the_kept_layers():
 
 
 def test_an_encoder_decoder_is_refused_by_name():
-    config = transformers.T5Config(num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50)
+    config = transformers.T5Config(
+        num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50
+    )
     with pytest.raises(UsageError, match="T5ForConditionalGeneration"):
         shallow_view.shallow_view(transformers.T5ForConditionalGeneration(config), (0, 2))
 
@@ -146,7 +179,9 @@ def test_invalid_schedules_are_refused(llama, kept):
 
 def test_substituted_builds_a_second_model_over_the_other_parts(llama):
     head = torch.nn.Linear(32, 7, bias=False)
-    other = shallow_view.substituted(llama, lambda module: head if module is llama.lm_head else None)
+    other = shallow_view.substituted(
+        llama, lambda module: head if module is llama.lm_head else None
+    )
     assert other.lm_head is head
     assert other.model is llama.model
     assert llama.lm_head is not head
@@ -154,7 +189,9 @@ def test_substituted_builds_a_second_model_over_the_other_parts(llama):
 
 
 def test_compiled_code_stays_with_the_source(llama):
-    llama._compiled_call = llama._compiled_call_impl = lambda *args, **kwargs: pytest.fail("the source ran")
+    llama._compiled_call = llama._compiled_call_impl = lambda *args, **kwargs: pytest.fail(
+        "the source ran"
+    )
     ids = random_ids(1, 4)
     view = shallow_view.shallow_view(llama, (0, 5))
     view(ids)

@@ -14,7 +14,7 @@ from reference import (
     reference_greedy,
     reference_logits,
     stack_of,
-)  # fmt: skip
+)
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -44,7 +44,9 @@ def corrected(model, kind, kept=KEPT, seed=0):
 
 def decoder_for(model, adapter, kept=KEPT, *overrides):
     layers = f"strategy.layers={list(kept)}"
-    plan = make_plan(compose(["strategy=custom", layers, *overrides]), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(
+        compose(["strategy=custom", layers, *overrides]), ModelMetadata(NUM_LAYERS, None, None)
+    )
     return Decoder(model, plan, adapter=adapter)
 
 
@@ -53,8 +55,12 @@ def tokens(decoder, ids, mask, decoding=FAST, **options):
 
 
 def assert_equal_or_near_tie(model, ids, mask, got, expected, kept, corrections):
-    """Assert equal tokens; at most one sequence may differ, and only at a near-tie of the reference."""
-    different = [i for i, (one, other) in enumerate(zip(got, expected, strict=True)) if one != other]
+    """Assert equal tokens; at most one sequence may differ, and only at a near-tie of the
+    reference.
+    """
+    different = [
+        i for i, (one, other) in enumerate(zip(got, expected, strict=True)) if one != other
+    ]
     assert len(different) <= 1
     for i in different:
         assert is_near_tie(model, ids[i][mask[i].bool()], got[i], expected[i], kept, **corrections)
@@ -66,7 +72,9 @@ def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
     adapter, corrections = corrected(model, kind, kept)
     (prompt, mask), response = batch(True), random_ids(5, 6, seed=1)
     with torch.no_grad():
-        got = response_logits(model, [StageView(0, adapter.view(model, kept), kept)], prompt, mask, response)
+        got = response_logits(
+            model, [StageView(0, adapter.view(model, kept), kept)], prompt, mask, response
+        )
     ids, whole = torch.cat([prompt, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
     expected = reference_logits(model, ids, whole, 9, kept, **corrections)[:, 8:-1]
     torch.testing.assert_close(got, expected, **NEAR)
@@ -91,8 +99,13 @@ def test_each_stage_has_patches_of_its_own(model):
     stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
     parts = [corrected(model, "full", kept, seed) for seed, kept in enumerate(stages.values())]
     adapter = combined([one for one, _ in parts])
-    corrections = {"patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}}
-    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    corrections = {
+        "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
+    }
+    plan = make_plan(
+        compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]),
+        ModelMetadata(NUM_LAYERS, None, None),
+    )
     later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
     decoder = Decoder(model, replace(plan, stages=(*plan.stages, *later)), adapter=adapter)
     ids, mask = batch(True)
@@ -103,11 +116,15 @@ def test_each_stage_has_patches_of_its_own(model):
 
 
 def beam_search(model, ids, kept, beams, steps, corrections):
-    """Search with the uncached reference for the best sequence of `steps` tokens after one prompt."""
+    """Search with the uncached reference for the best sequence of `steps` tokens after one
+    prompt.
+    """
     found = [(0.0, ids)]
     for _ in range(steps):
         whole = torch.cat([one for _, one in found])
-        logits = reference_logits(model, whole, torch.ones_like(whole), ids.shape[1], kept, **corrections)[:, -1]
+        logits = reference_logits(
+            model, whole, torch.ones_like(whole), ids.shape[1], kept, **corrections
+        )[:, -1]
         scores = logits.log_softmax(-1) + torch.tensor([score for score, _ in found])[:, None]
         best = scores.flatten().topk(beams)
         rows = [(at // scores.shape[1], at % scores.shape[1]) for at in best.indices.tolist()]
@@ -135,7 +152,9 @@ def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, 
     got = tokens(decoder, ids, mask)
     for i, row in enumerate(got):
         whole = torch.cat([ids[i], torch.tensor(row)])[None]
-        logits = reference_logits(model, whole, torch.ones_like(whole), 0, KEPT, **corrections)[0, 8:-1]
+        logits = reference_logits(model, whole, torch.ones_like(whole), 0, KEPT, **corrections)[
+            0, 8:-1
+        ]
         best = logits.topk(2).values
         chosen = logits[torch.arange(LENGTH), torch.tensor(row)]
         assert ((best[:, 0] - chosen) < 1e-3).all()
@@ -147,7 +166,15 @@ def test_corrected_drafts_give_the_full_models_tokens(model, kind):
     ids, mask = batch(True)
     expected = reference_greedy(model, ids, mask, EVERY, LENGTH).tolist()
     drafted = DecodingConfig(max_new_tokens=LENGTH, draft_tokens=3)
-    assert_equal_or_near_tie(model, ids, mask, tokens(decoder_for(model, adapter), ids, mask, drafted), expected, EVERY, {})
+    assert_equal_or_near_tie(
+        model,
+        ids,
+        mask,
+        tokens(decoder_for(model, adapter), ids, mask, drafted),
+        expected,
+        EVERY,
+        {},
+    )
 
 
 def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
@@ -161,19 +188,24 @@ def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
             layer.mlp.down_proj.bias = torch.nn.Parameter(constant.clone())
     kept = (0, 2, 3, 5)
     patch = {"linear.weight": torch.zeros(32, 32), "linear.bias": constant}
-    tensors = {f"patch.0.{layer}.{name}": tensor for layer in (2, 5) for name, tensor in patch.items()}
+    tensors = {
+        f"patch.0.{layer}.{name}": tensor for layer in (2, 5) for name, tensor in patch.items()
+    }
     adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
     ids, mask = batch(True)
     drafted = DecodingConfig(name="d", max_new_tokens=11, draft_tokens=4)
     with_patches, without = (
-        decoder_for(llama, one, kept).generate(ids, mask, DecodeContext(drafted, 0)).drafts for one in (adapter, None)
+        decoder_for(llama, one, kept).generate(ids, mask, DecodeContext(drafted, 0)).drafts
+        for one in (adapter, None)
     )
     assert with_patches.accepted == with_patches.drafted > 0
     assert without.accepted < without.drafted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "compile"), [("full", "on"), ("low_rank", "on"), ("folded", "on"), ("full", "layers")])
+@pytest.mark.parametrize(
+    ("kind", "compile"), [("full", "on"), ("low_rank", "on"), ("folded", "on"), ("full", "layers")]
+)
 def test_compiled_steps_give_the_same_tokens(kind, compile):
     from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -211,7 +243,10 @@ def test_a_zero_adapter_changes_nothing(model, kind):
     assert adapter.tensors
     for kept in (KEPT, (0, 5)):
         with torch.no_grad():
-            assert torch.equal(adapter.view(model, kept)(ids).logits, shallow_view.shallow_view(model, kept)(ids).logits)
+            assert torch.equal(
+                adapter.view(model, kept)(ids).logits,
+                shallow_view.shallow_view(model, kept)(ids).logits,
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,9 +254,15 @@ def test_a_stored_adapter_is_equal_and_readable_by_others(model, kind, tmp_path)
     adapter = replace(corrected(model, kind)[0], record={"kind": kind})
     adapter.save(tmp_path / "adapter")
     loaded = SkipAdapter.load(tmp_path / "adapter")
-    assert (loaded.num_layers, loaded.kept_sets, loaded.record) == (NUM_LAYERS, (KEPT,), {"kind": kind})
+    assert (loaded.num_layers, loaded.kept_sets, loaded.record) == (
+        NUM_LAYERS,
+        (KEPT,),
+        {"kind": kind},
+    )
     assert loaded.tensors.keys() == adapter.tensors.keys()
-    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items())
+    assert all(
+        torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items()
+    )
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "adapter").iterdir()}
     assert len(modes) == 1
 
@@ -248,13 +289,17 @@ def test_other_layers_are_refused(llama):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_another_shape_is_refused(llama, kind):
-    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}))
+    other = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24})
+    )
     with pytest.raises(UsageError):
         corrected(llama, kind)[0].view(other, KEPT)
 
 
 def test_an_adapter_of_another_depth_is_refused(llama):
-    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**NEW_STYLE, "num_hidden_layers": 7}))
+    other = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**NEW_STYLE, "num_hidden_layers": 7})
+    )
     with pytest.raises(UsageError, match="7"):
         corrected(llama, "full")[0].view(other, KEPT)
 

@@ -13,7 +13,9 @@ KEPT_SETS = [tuple(range(NUM_LAYERS)), (0, 2, 5), (3, 4, 5)]
 def test_two_passes_equal_the_uncached_reference(model, kept):
     prompt, response = random_ids(2, 7), random_ids(2, 5, seed=1)
     view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
-    logits = response_logits(model, one_stage(view, kept), prompt, torch.ones_like(prompt), response)
+    logits = response_logits(
+        model, one_stage(view, kept), prompt, torch.ones_like(prompt), response
+    )
     ids = torch.cat([prompt, response], 1)
     expected = reference_logits(model, ids, torch.ones_like(ids), 7, kept)[:, 6:-1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -22,7 +24,9 @@ def test_two_passes_equal_the_uncached_reference(model, kept):
 def test_stages_equal_the_uncached_reference(model):
     sets = {0: (0, 2, 3, 5), 1: (0, 2, 5), 3: (0, 5)}
     prompt, response = random_ids(2, 7), random_ids(2, 6, seed=1)
-    stages = [StageView(step, shallow_view.shallow_view(model, kept), kept) for step, kept in sets.items()]
+    stages = [
+        StageView(step, shallow_view.shallow_view(model, kept), kept) for step, kept in sets.items()
+    ]
     logits = response_logits(model, stages, prompt, torch.ones_like(prompt), response)
     ids = torch.cat([prompt, response], 1)
     expected = reference_logits(model, ids, torch.ones_like(ids), 7, sets)[:, 6:-1]
@@ -42,7 +46,9 @@ def test_two_passes_equal_decoding_step_by_step(model):
         mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
         steps.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
     expected = response_losses(torch.cat(steps, 1), response)
-    logits = response_logits(model, one_stage(view, kept), prompt, torch.ones_like(prompt), response)
+    logits = response_logits(
+        model, one_stage(view, kept), prompt, torch.ones_like(prompt), response
+    )
     torch.testing.assert_close(response_losses(logits, response), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -50,12 +56,15 @@ def test_padding_changes_no_loss(model):
     kept, view = (0, 2, 5), shallow_view.shallow_view(model, (0, 2, 5))
     prompt, response = random_ids(1, 4), random_ids(1, 3, seed=1)
     ones = torch.ones_like
-    alone = response_losses(response_logits(model, one_stage(view, kept), prompt, ones(prompt), response), response)
+    alone = response_losses(
+        response_logits(model, one_stage(view, kept), prompt, ones(prompt), response), response
+    )
     padded_prompt = torch.nn.functional.pad(prompt, (3, 0))
     mask = torch.nn.functional.pad(ones(prompt), (3, 0))
     padded_response = torch.nn.functional.pad(response, (0, 2))
     padded = response_losses(
-        response_logits(model, one_stage(view, kept), padded_prompt, mask, padded_response), padded_response
+        response_logits(model, one_stage(view, kept), padded_prompt, mask, padded_response),
+        padded_response,
     )
     torch.testing.assert_close(padded[:, :3], alone, rtol=1e-4, atol=1e-4)
 
@@ -63,8 +72,12 @@ def test_padding_changes_no_loss(model):
 def test_the_prompt_gets_gradients_through_its_cache(llama):
     kept, prompt, response = (0, 2, 5), random_ids(1, 4), random_ids(1, 3, seed=1)
     view = shallow_view.shallow_view(llama, kept)
-    logits = response_logits(llama, one_stage(view, kept), prompt, torch.ones_like(prompt), response)
+    logits = response_logits(
+        llama, one_stage(view, kept), prompt, torch.ones_like(prompt), response
+    )
     logits[:, 1:].sum().backward()  # the second pass alone
     layers = llama.model.layers
     assert layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
-    assert layers[1].mlp.up_proj.weight.grad.abs().sum() > 0  # skipped in decode, yet it made the prompt's keys
+    assert (
+        layers[1].mlp.up_proj.weight.grad.abs().sum() > 0
+    )  # skipped in decode, yet it made the prompt's keys

@@ -18,7 +18,12 @@ EMBEDDINGS = {
     "bloom": "transformer.word_embeddings.weight",
     "gpt2": "transformer.wte.weight",
 }
-STACKS = {"llama": "model.layers", "qwen2": "model.layers", "bloom": "transformer.h", "gpt2": "transformer.h"}
+STACKS = {
+    "llama": "model.layers",
+    "qwen2": "model.layers",
+    "bloom": "transformer.h",
+    "gpt2": "transformer.h",
+}
 
 
 @pytest.fixture(params=EMBEDDINGS)
@@ -41,7 +46,9 @@ def checkpoint(architecture, tokenizer, tmp_path):
 
 
 def load_from(folder, **keys):
-    return load(ModelConfig(name="hf", source="hf", path=str(folder), dtype="float32", device="cpu", **keys)).model
+    return load(
+        ModelConfig(name="hf", source="hf", path=str(folder), dtype="float32", device="cpu", **keys)
+    ).model
 
 
 def refusal(folder, **keys):
@@ -57,17 +64,24 @@ def in_layer(name, architecture, layer):
 
 
 def test_an_untouched_checkpoint_loads(architecture, checkpoint):
-    found, expected = load_from(checkpoint(dict)).state_dict(), build_model(architecture).state_dict()
+    found, expected = (
+        load_from(checkpoint(dict)).state_dict(),
+        build_model(architecture).state_dict(),
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_missing_layer_is_named(architecture, checkpoint):
-    folder = checkpoint(lambda tensors: {k: v for k, v in tensors.items() if not in_layer(k, architecture, 2)})
+    folder = checkpoint(
+        lambda tensors: {k: v for k, v in tensors.items() if not in_layer(k, architecture, 2)}
+    )
     assert f"{STACKS[architecture]}.2." in refusal(folder)
 
 
 def test_missing_embeddings_are_named(architecture, checkpoint):
-    folder = checkpoint(lambda tensors: {k: v for k, v in tensors.items() if k != EMBEDDINGS[architecture]})
+    folder = checkpoint(
+        lambda tensors: {k: v for k, v in tensors.items() if k != EMBEDDINGS[architecture]}
+    )
     assert EMBEDDINGS[architecture] in refusal(folder)
 
 
@@ -80,13 +94,19 @@ def test_a_missing_untied_head_is_named(tokenizer, tmp_path):
 
 
 def test_tensors_of_other_names_are_named(checkpoint):
-    folder = checkpoint(lambda tensors: {f"other.{name}": tensor for name, tensor in tensors.items()})
+    folder = checkpoint(
+        lambda tensors: {f"other.{name}": tensor for name, tensor in tensors.items()}
+    )
     assert "other." in refusal(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(architecture, checkpoint):
     def reshape(tensors):
-        name = next(name for name in tensors if in_layer(name, architecture, 3) and "mlp" in name and "weight" in name)
+        name = next(
+            name
+            for name in tensors
+            if in_layer(name, architecture, 3) and "mlp" in name and "weight" in name
+        )
         return {**tensors, name: torch.zeros(3, 5)}
 
     message = refusal(checkpoint(reshape))
@@ -111,9 +131,16 @@ def test_biases_that_the_config_leaves_out_are_refused(checkpoint, architecture)
 
 def test_old_buffers_and_heads_of_other_tasks_are_ignored(architecture, checkpoint):
     layer = f"{STACKS[architecture]}.0"
-    buffers = ("attn.bias", "attn.masked_bias", "attention.masked_bias", "self_attn.rotary_emb.inv_freq")
+    buffers = (
+        "attn.bias",
+        "attn.masked_bias",
+        "attention.masked_bias",
+        "self_attn.rotary_emb.inv_freq",
+    )
     extra = {f"{layer}.{name}": torch.zeros(2) for name in buffers}
-    load_from(checkpoint(lambda tensors: {**tensors, **extra, "v_head.summary.weight": torch.zeros(2)}))
+    load_from(
+        checkpoint(lambda tensors: {**tensors, **extra, "v_head.summary.weight": torch.zeros(2)})
+    )
 
 
 def test_a_tied_head_need_not_be_stored(model_folder):

@@ -8,14 +8,35 @@ from ulskip_cli.experiments.results import ResultsFolder
 
 lossless = load_recipe("lossless/reproduce.py")
 ROW = {
-    "status": "done", "baseline_id": "full", "model": "m", "batch_size": 1, "num_examples": 3,
-    "target_speedup": 2.0, "layer_ratio": 2.0,
-    "kept_layers": [0, 3], "num_layers": 4, "draft_cost": 0.5, "acceptance_rate": 0.75, "mean_accepted_length": 2.5,
-    "measured_speedup": 1.25, "measured_speedup_low": 1.2, "measured_speedup_high": 1.3, "strategy": "unified",
-    "dtype": "float32", "training": "somehow", "config": {"decoding": {"draft_vocab": 0}},
-    "environment": {"git_commit": "c", "processor": "p", "threads": 1, "instruction_set": "i", "accelerator": None,
-                    "ulskip": "0", "packages": {"torch": "t", "transformers": "f"}},
-}  # fmt: skip
+    "status": "done",
+    "baseline_id": "full",
+    "model": "m",
+    "batch_size": 1,
+    "num_examples": 3,
+    "target_speedup": 2.0,
+    "layer_ratio": 2.0,
+    "kept_layers": [0, 3],
+    "num_layers": 4,
+    "draft_cost": 0.5,
+    "acceptance_rate": 0.75,
+    "mean_accepted_length": 2.5,
+    "measured_speedup": 1.25,
+    "measured_speedup_low": 1.2,
+    "measured_speedup_high": 1.3,
+    "strategy": "unified",
+    "dtype": "float32",
+    "training": "somehow",
+    "config": {"decoding": {"draft_vocab": 0}},
+    "environment": {
+        "git_commit": "c",
+        "processor": "p",
+        "threads": 1,
+        "instruction_set": "i",
+        "accelerator": None,
+        "ulskip": "0",
+        "packages": {"torch": "t", "transformers": "f"},
+    },
+}
 
 
 def made(**more):
@@ -27,17 +48,27 @@ TEXTS = {"source": "s", "reference": "r", "hypothesis": "h"}
 
 def test_the_expected_speedup_is_the_formulas_at_the_acceptance_seen():
     # a = 0.5 accepts (0.5 + 0.25) / 2 of two drafts, and brings 1.75 tokens for 2 * 0.5 + 1 steps
-    assert lossless.predict_speedup(made(draft_tokens=2, acceptance_rate=0.375)) == pytest.approx(0.875)
+    assert lossless.predict_speedup(made(draft_tokens=2, acceptance_rate=0.375)) == pytest.approx(
+        0.875
+    )
     assert lossless.predict_speedup(made(draft_tokens=2, acceptance_rate=1.0)) == pytest.approx(1.5)
     assert lossless.predict_speedup(made(draft_tokens="auto")) is None
 
 
 def test_the_page_counts_answers_that_differ(tmp_path):
     folder = ResultsFolder(tmp_path)
-    folder.append(read(json.dumps({**ROW, "id": "full", "draft_tokens": 0, "acceptance_rate": None})))
-    for point, count, ids in (("full", None, [1, 2, 3]), ("same", 2, [1, 2, 3]), ("other", "auto", [1, 2, 4])):
+    folder.append(
+        read(json.dumps({**ROW, "id": "full", "draft_tokens": 0, "acceptance_rate": None}))
+    )
+    for point, count, ids in (
+        ("full", None, [1, 2, 3]),
+        ("same", 2, [1, 2, 3]),
+        ("other", "auto", [1, 2, 4]),
+    ):
         folder.generations_path(point).parent.mkdir(exist_ok=True)
-        folder.generations_path(point).write_text("".join(json.dumps(TEXTS | {"token_ids": [i]}) + "\n" for i in ids))
+        folder.generations_path(point).write_text(
+            "".join(json.dumps(TEXTS | {"token_ids": [i]}) + "\n" for i in ids)
+        )
         if count:
             folder.append(read(json.dumps({**ROW, "id": point, "draft_tokens": count})))
     page = lossless.page(folder)

@@ -10,7 +10,13 @@ from ulskip_cli.strategies.training_schedules import schedules
 
 reproduce = load_recipe("multi30k/reproduce.py")
 ADAPTERS = [one for seed in (1, 2, 3) for one in reproduce.adapters(seed)]
-EVERY = [*reproduce.contest(1), *reproduce.options(), *reproduce.contest(2), *reproduce.contest(3), *ADAPTERS]
+EVERY = [
+    *reproduce.contest(1),
+    *reproduce.options(),
+    *reproduce.contest(2),
+    *reproduce.contest(3),
+    *ADAPTERS,
+]
 
 
 def test_every_checkpoint_has_a_name_of_its_own():
@@ -25,24 +31,36 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
     strategy = [f"strategy={one.strategy}"]
     if one.strategy == "search":  # keeps what it found on the base
         strategy.append(f"strategy.layers={list(range(12 // one.ratios[0]))}")
-    config = compose_training([*one.recipe, *strategy, f"train.ratios=[{ratios}]", f"seed={one.seed}"])
+    config = compose_training(
+        [*one.recipe, *strategy, f"train.ratios=[{ratios}]", f"seed={one.seed}"]
+    )
     assert (config.train.method == "adapter") == one.name.startswith("adapter-")
     trained = schedules(config, 12)
     assert list(trained) == list(one.ratios)
     if one.strategy not in ("skip_decode", "early_exit"):  # their depth varies
-        assert [len(stage.kept_layers) for (stage,) in trained.values()] == [12 // ratio for ratio in one.ratios]
+        assert [len(stage.kept_layers) for (stage,) in trained.values()] == [
+            12 // ratio for ratio in one.ratios
+        ]
 
 
 def test_all_get_the_same_budget_in_the_contest():
     assert {one.options for seed in (1, 2, 3) for one in reproduce.contest(seed)} == {()}
     assert {one.strategy for one in reproduce.contest(1)} == {
-        "full", "unified", "top_skip", "bottom_skip", "skip_decode", "early_exit", "search"
-    }  # fmt: skip
+        "full",
+        "unified",
+        "top_skip",
+        "bottom_skip",
+        "skip_decode",
+        "early_exit",
+        "search",
+    }
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Return a function that runs the recipe and returns its commands, with the layers that search found already."""
+    """Return a function that runs the recipe and returns its commands, with the layers that search
+    found already.
+    """
     monkeypatch.chdir(tmp_path)
     called = []
     monkeypatch.setattr(reproduce, "call", lambda *arguments: called.append(arguments))
@@ -52,7 +70,9 @@ def commands(tmp_path, monkeypatch):
         called.clear()
         monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", str(tmp_path), *arguments])
         reproduce.main()
-        return called[1:] if called[0][0] == "train" else called  # the first command trains the base, unless it times
+        return (
+            called[1:] if called[0][0] == "train" else called
+        )  # the first command trains the base, unless it times
 
     return run
 
@@ -82,13 +102,19 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
         )
     ]
     (tmp_path / "results" / "multi30k").mkdir(parents=True)
-    (tmp_path / "results" / "multi30k" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "results" / "multi30k" / "runs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     assert reproduce.Reproduction(Path("runs")).found(6) == [0, 8]
 
 
 def test_an_adapter_is_evaluated_on_the_base_and_on_both_test_sets(commands):
     train, *evaluations = commands("--only", "adapter-unified-2x-s1")
-    assert {"model.path=runs/multi30k/base", "train=adapter", "output=runs/multi30k/adapter-unified-2x-s1"} <= set(train)
+    assert {
+        "model.path=runs/multi30k/base",
+        "train=adapter",
+        "output=runs/multi30k/adapter-unified-2x-s1",
+    } <= set(train)
     for command, test in zip(evaluations, ("test", "test_2017_flickr"), strict=True):
         adapter = "correction.path=runs/multi30k/adapter-unified-2x-s1"
         source = f"task.source_file=runs/multi30k/data/{test}.de"
@@ -100,7 +126,9 @@ def test_patches_alone_train_nothing(commands):
     assert {command[0] for command in called} == {"sweep"}
     patched = [command for command in called if "correction=patch" in command]
     assert len(patched) == 2 * 5
-    assert all("strategy.layers=[0, 8]" in command for command in patched if "strategy=search" in command)
+    assert all(
+        "strategy.layers=[0, 8]" in command for command in patched if "strategy=search" in command
+    )
 
 
 @pytest.mark.parametrize("speed", [True, False])
@@ -113,7 +141,9 @@ def test_speed_is_measured_unless_it_is_switched_off(commands, monkeypatch, spee
 def test_the_speed_of_named_checkpoints_is_measured_alone(commands):
     called = commands("--speed-only", "--only", "adapter-unified-2x-beams-s1")
     assert called and all("speed.pairs=21" in command for command in called)
-    assert all("correction.path=runs/multi30k/adapter-unified-2x-beams-s1" in command for command in called)
+    assert all(
+        "correction.path=runs/multi30k/adapter-unified-2x-beams-s1" in command for command in called
+    )
 
 
 def test_an_unknown_name_is_refused(commands, capsys):
@@ -123,16 +153,25 @@ def test_an_unknown_name_is_refused(commands, capsys):
 
 
 REFERENCES = [
-    f"a {colour} dog runs over the {place} with a ball" for colour in ("red", "blue", "black") for place in ("grass", "road")
+    f"a {colour} dog runs over the {place} with a ball"
+    for colour in ("red", "blue", "black")
+    for place in ("grass", "road")
 ]
 ENDS = [text[:20] for text in REFERENCES]
-CHECKPOINTS = {  # strategy, target, hypotheses on test_2016_flickr and test_2017_flickr, further keys
+# strategy, target, hypotheses on test_2016_flickr and test_2017_flickr, further keys
+CHECKPOINTS = {
     "base": ("full", 1.0, REFERENCES, REFERENCES, {}),
     "full-1x-s1": ("full", 1.0, REFERENCES, ENDS, {}),
     "unified-2x-s1": ("unified", 2.0, REFERENCES, REFERENCES, {}),
     "top_skip-2x-s1": ("top_skip", 2.0, ENDS, REFERENCES, {}),
     "bottom_skip-2x-s1": ("bottom_skip", 2.0, ENDS, ENDS, {}),
-    "adapter-unified-2x-s1": ("unified", 2.0, REFERENCES, ENDS, {"skip_adapter": {"path": "runs/adapter-unified-2x-s1"}}),
+    "adapter-unified-2x-s1": (
+        "unified",
+        2.0,
+        REFERENCES,
+        ENDS,
+        {"skip_adapter": {"path": "runs/adapter-unified-2x-s1"}},
+    ),
     "patched": ("unified", 2.0, ENDS, ENDS, {"patch": {"kind": "full", "rank": None}}),
 }
 
@@ -147,19 +186,41 @@ def report(monkeypatch):
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
     row = {
-        "id": f"{checkpoint}-{link}", "status": "done", "strategy": strategy, "target_speedup": target,
-        "batch_size": 64, "model": "runs/base",
-        "config": {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}}, "num_layers": 12,
-        "kept_layers": list(range(int(12 / target))), "num_examples": len(REFERENCES), "predicted_speedup": target,
-        "layer_ratio": target, "training": "somehow", "bleu": 20.0 if hypotheses == ENDS else 100.0, "dtype": "float32",
-        "decode_loss": 1.0, "pair": "de-en",
-        "environment": {"git_commit": "c", "processor": "p", "threads": 1, "instruction_set": "i", "accelerator": None,
-                        "ulskip": "0", "packages": {"torch": "t", "transformers": "f"}},
-        **(more or {"model": f"runs/{checkpoint}"}), **more,
-    }  # fmt: skip
+        "id": f"{checkpoint}-{link}",
+        "status": "done",
+        "strategy": strategy,
+        "target_speedup": target,
+        "batch_size": 64,
+        "model": "runs/base",
+        "config": {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}},
+        "num_layers": 12,
+        "kept_layers": list(range(int(12 / target))),
+        "num_examples": len(REFERENCES),
+        "predicted_speedup": target,
+        "layer_ratio": target,
+        "training": "somehow",
+        "bleu": 20.0 if hypotheses == ENDS else 100.0,
+        "dtype": "float32",
+        "decode_loss": 1.0,
+        "pair": "de-en",
+        "environment": {
+            "git_commit": "c",
+            "processor": "p",
+            "threads": 1,
+            "instruction_set": "i",
+            "accelerator": None,
+            "ulskip": "0",
+            "packages": {"torch": "t", "transformers": "f"},
+        },
+        **(more or {"model": f"runs/{checkpoint}"}),
+        **more,
+    }
     with (folder / "runs.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
-    texts = [{"source": "x", "hypothesis": h, "reference": r} for h, r in zip(hypotheses, REFERENCES, strict=True)]
+    texts = [
+        {"source": "x", "hypothesis": h, "reference": r}
+        for h, r in zip(hypotheses, REFERENCES, strict=True)
+    ]
     (folder / "generations").mkdir(exist_ok=True)
     file = folder / "generations" / f"{checkpoint}-{link}.jsonl"
     file.write_text("".join(json.dumps(text) + "\n" for text in texts))
@@ -167,7 +228,9 @@ def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
 
 @pytest.fixture
 def results(tmp_path):
-    """Rows of a contest in which unified copies the references of both test sets and others lose some of their ends."""
+    """Rows of a contest in which unified copies the references of both test sets and others lose
+    some of their ends.
+    """
     for checkpoint, (strategy, target, first, second, more) in CHECKPOINTS.items():
         for link, hypotheses in (("test", first), ("test_2017_flickr", second)):
             write_row(tmp_path, checkpoint, link, strategy, target, hypotheses, more)
@@ -186,10 +249,14 @@ def test_the_page_says_what_the_intervals_say(results, report):
     rows = report.Rows(results)
     control = rows.full_models["control"]
     assert rows.better == ("base", pytest.approx(100)) and 20 < control < 90
-    assert f"| 100.0 | 100.0 | 100.0 | {100 / control:.1%} | 100.0% |" in line(page, "| 2x | unified | 6/12 |")
+    assert f"| 100.0 | 100.0 | 100.0 | {100 / control:.1%} | 100.0% |" in line(
+        page, "| 2x | unified | 6/12 |"
+    )
     claim = line(page, "- 2x, unified against bottom skip")
     assert "**holds**" in claim and "100.0" in claim
-    assert f"{100 - rows.bleu('top_skip', 2.0):+.1f}" in line(page, "- 2x, unified against top skip")
+    assert f"{100 - rows.bleu('top_skip', 2.0):+.1f}" in line(
+        page, "- 2x, unified against top skip"
+    )
     assert "100.0% at 2x" in line(page, "- Unified keeps")
 
 
@@ -201,7 +268,9 @@ def test_a_claim_that_another_seed_contradicts_is_undecided(results, report):
         for link in ("test", "test_2017_flickr"):
             write_row(results, checkpoint, link, strategy, 2.0, hypotheses, {})
     report.write(results)
-    assert "is undecided" in line((results / "README.md").read_text(), "- 2x, unified against bottom skip")
+    assert "is undecided" in line(
+        (results / "README.md").read_text(), "- 2x, unified against bottom skip"
+    )
 
 
 def test_the_measured_speed_of_an_adapter_stands_beside_its_quality(results, report):
@@ -216,7 +285,9 @@ def test_the_measured_speed_of_an_adapter_stands_beside_its_quality(results, rep
     for link in ("test", "test_2017_flickr"):
         write_row(results, "beams", link, "unified", 2.0, REFERENCES, {"skip_adapter": path})
     found = report.Rows(results)
-    assert line(report.adapters(found), "| 2x | unified | adapter |").endswith("| 1.75 (1.50 to 2.00) |")
+    assert line(report.adapters(found), "| 2x | unified | adapter |").endswith(
+        "| 1.75 (1.50 to 2.00) |"
+    )
     assert not found.speed
     report.write(results)
 
@@ -233,7 +304,9 @@ def test_adapters_are_compared_with_fine_tuning_and_keep_the_base_at_1x(results,
     table = report.adapters(rows)
     cells = line(table, "| 2x | unified | adapter, greedy answers |").split(" | ")
     assert cells[3:5] == ["100.0", "20.0"] and cells[9] == "100.0"
-    assert cells[8].startswith(f"{rows.full_models['control'] - 100:+.1f}")  # its hypotheses are those of the control
+    assert cells[8].startswith(
+        f"{rows.full_models['control'] - 100:+.1f}"
+    )  # its hypotheses are those of the control
     assert line(table, "| 2x | unified | fine-tuned |").split(" | ")[8:10] == ["–", "–"]
     assert line(table, "| 2x | unified | patches alone |").split(" | ")[3:5] == ["20.0", "20.0"]
 
@@ -258,16 +331,23 @@ def test_committed_answers_contain_no_source_and_no_reference(results, report):
     import gzip
 
     report.write(results)
-    lines = [json.loads(one) for one in gzip.decompress((results / "answers.jsonl.gz").read_bytes()).splitlines()]
+    lines = [
+        json.loads(one)
+        for one in gzip.decompress((results / "answers.jsonl.gz").read_bytes()).splitlines()
+    ]
     heads = [one for one in lines if isinstance(one, dict)]
-    assert [(set(one), len(one["rows"])) for one in heads] == [({"test", "rows"}, len(CHECKPOINTS))] * 2
+    assert [(set(one), len(one["rows"])) for one in heads] == [
+        ({"test", "rows"}, len(CHECKPOINTS))
+    ] * 2
     assert len(lines) == 2 * (1 + len(REFERENCES))
 
 
 def test_rows_of_earlier_weights_are_left_out(results, report):
     write_row(results, "again", "test", "unified", 2.0, ENDS, {"model": "runs/unified-2x-s1"})
     assert report.Rows(results).tuned("unified", 2.0) is None
-    write_row(results, "again", "test_2017_flickr", "unified", 2.0, ENDS, {"model": "runs/unified-2x-s1"})
+    write_row(
+        results, "again", "test_2017_flickr", "unified", 2.0, ENDS, {"model": "runs/unified-2x-s1"}
+    )
     assert report.Rows(results).tuned("unified", 2.0).ids == "again-test again-test_2017_flickr"
 
 

@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
     torch.manual_seed(0)
     config = BloomConfig(
-        vocab_size=len(tokenizer), hidden_size=16, n_layer=6, n_head=2, eos_token_id=1, bos_token_id=None, pad_token_id=0
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        n_layer=6,
+        n_head=2,
+        eos_token_id=1,
+        bos_token_id=None,
+        pad_token_id=0,
     )
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     tokenizer.save_pretrained(tmp_path / "bloom")
@@ -38,10 +44,21 @@ def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
         "--work",
         tmp_path / "work",
     ]
-    more = ["--ratios", "2", "--train", "train.precision=float32", "--run", *quick, f"results_dir={tmp_path / 'results'}"]
+    more = [
+        "--ratios",
+        "2",
+        "--train",
+        "train.precision=float32",
+        "--run",
+        *quick,
+        f"results_dir={tmp_path / 'results'}",
+    ]
     done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in (tmp_path / "results" / "paper" / "runs.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "results" / "paper" / "runs.jsonl").read_text().splitlines()
+    ]
     trained = [row for row in rows if row["model"].endswith("2x") and row["strategy"] == "unified"]
     assert {row["batch_size"] for row in trained} == {1, 2, 8}
     assert all(row["trained_for_these_layers"] and row["decoding"] == "beam" for row in trained)

@@ -15,7 +15,10 @@ def collected(tmp_path, stored, most=200, rows=None):
 def test_texts_are_kept_once_and_named_by_position(tmp_path):
     found = collected(tmp_path, {"unified-2-1": ["a", "b"], "unified-3-1": ["a", "a"]})
     (only,) = found.sets
-    assert [[found.texts[i] for i in run["outputs"]] for run in only["runs"]] == [["a", "b"], ["a", "a"]]
+    assert [[found.texts[i] for i in run["outputs"]] for run in only["runs"]] == [
+        ["a", "b"],
+        ["a", "a"],
+    ]
     assert [run["label"] for run in only["runs"]] == ["unified 2x", "unified 3x"]
     assert len(set(found.texts)) == len(found.texts)
     assert found.texts[only["examples"][1]["source"]] == "Satz 1"
@@ -37,21 +40,34 @@ def test_at_most_so_many_points_the_smallest_batches_first(tmp_path, monkeypatch
     assert "answers of 2 of 10 points" in found.note
 
 
-@pytest.mark.parametrize(("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])])
-def test_full_and_unified_at_every_target_are_picked_at_first_or_all_if_none_is_unified(tmp_path, strategy, others):
-    rows = [row.replace(strategy=row.strategy.replace("unified", strategy)) for row in small_sweep()]
+@pytest.mark.parametrize(
+    ("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])]
+)
+def test_full_and_unified_at_every_target_are_picked_at_first_or_all_if_none_is_unified(
+    tmp_path, strategy, others
+):
+    rows = [
+        row.replace(strategy=row.strategy.replace("unified", strategy)) for row in small_sweep()
+    ]
     (only,) = collected(tmp_path, {row.id: ["a"] for row in rows}, rows=rows).sets
     labels = [only["runs"][i]["label"] for i in only["picked"]]
     assert len(only["runs"]) == 10
-    assert sorted(labels) == sorted(f"{name} · batch 1" for name in ("full", f"{strategy} 2x", f"{strategy} 3x", *others))
+    assert sorted(labels) == sorted(
+        f"{name} · batch 1" for name in ("full", f"{strategy} 2x", f"{strategy} 3x", *others)
+    )
 
 
 def test_runs_of_other_examples_are_left_out(tmp_path):
-    assert len(collected(tmp_path, {"unified-2-1": ["a", "b"], "unified-3-1": ["a"]}).sets[0]["runs"]) == 1
+    assert (
+        len(collected(tmp_path, {"unified-2-1": ["a", "b"], "unified-3-1": ["a"]}).sets[0]["runs"])
+        == 1
+    )
 
 
 def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):
-    found = collected(tmp_path, {"full-1-1": ["one full answer"], "unified-2-1": ["one other answer"]})
+    found = collected(
+        tmp_path, {"full-1-1": ["one full answer"], "unified-2-1": ["one other answer"]}
+    )
     (only,) = found.sets
     full, own = (run["outputs"][0] for run in sorted(only["runs"], key=lambda run: run["label"]))
     reference = only["examples"][0]["reference"]

@@ -9,7 +9,10 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import benchmark
 
 ENGINES = [
-    bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "torch") for target in (3.0, 2.0)
+    bench_row(target, batch, engine)
+    for batch in (8, 1)
+    for engine in ("transformers", "torch")
+    for target in (3.0, 2.0)
 ]
 
 
@@ -30,7 +33,11 @@ def test_the_tables_fit_a_terminal(width):
 
 
 def test_engines_stand_side_by_side_in_order():
-    lines = [line.split() for line in shown(ENGINES, 120).splitlines() if line.strip().startswith(("1 ", "8 "))]
+    lines = [
+        line.split()
+        for line in shown(ENGINES, 120).splitlines()
+        if line.strip().startswith(("1 ", "8 "))
+    ]
     assert [line[:3] for line in lines[:4]] == [
         ["1", "torch", "6/12"],
         ["1", "torch", "4/12"],
@@ -48,7 +55,12 @@ def test_patches_get_a_column():
 
 
 def test_what_varies_gets_a_column():
-    heads = [head.text for head in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0].heads]
+    heads = [
+        head.text
+        for head in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[
+            0
+        ].heads
+    ]
     assert heads[:3] == ["batch", "engine", "timed prompt tokens"]
 
 
@@ -64,7 +76,12 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert "10.0 GB/s (cpu, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
-    for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1", "torch, compiled layers, batch 1"):
+    for drawn in (
+        "torch, batch 1",
+        "transformers, batch 8",
+        "torch, compiled, batch 1",
+        "torch, compiled layers, batch 1",
+    ):
         assert f">{drawn}</text>" in files[2].read_text()
 
 
@@ -79,15 +96,30 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     ids=str,
 )
 def test_generate_at_another_length_or_on_another_machine_is_no_base(change):
-    generate, here, other = bench_row(1.0, engine="transformers"), bench_row(), bench_row(3.0, **change)
+    generate, here, other = (
+        bench_row(1.0, engine="transformers"),
+        bench_row(),
+        bench_row(3.0, **change),
+    )
     lines = benchmark.sections([generate, here, other])[0].lines()
     assert sorted(line["over generate"] for line in lines) == ["1.0", "2.0", "–"]
 
 
 def test_the_fastest_engine_of_each_batch_size_is_named():
-    rates = {("torch", 1): 130.0, ("llama_cpp", 1): 120.0, ("torch", 8): 120.0, ("llama_cpp", 8): 150.0}
+    rates = {
+        ("torch", 1): 130.0,
+        ("llama_cpp", 1): 120.0,
+        ("torch", 8): 120.0,
+        ("llama_cpp", 8): 150.0,
+    }
     full = {"total_tokens_per_second": 1.0}
-    rows = [bench_row(2.0, size, name, full={**full, "decode_tokens_per_second": rate}) for (name, size), rate in rates.items()]
+    rows = [
+        bench_row(2.0, size, name, full={**full, "decode_tokens_per_second": rate})
+        for (name, size), rate in rates.items()
+    ]
     (line,) = benchmark.fastest(rows)
-    assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150 tok/s" in line
+    assert (
+        "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150 tok/s"
+        in line
+    )
     assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(model="other")]) == []

@@ -11,7 +11,10 @@ from report_rows import small_sweep, write_folder
 
 from ulskip_cli.report.build import Options, Report, write
 
-BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+BROWSER = next(
+    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path),
+    None,
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
 RESULTS = Path(__file__).parents[2] / "results" / "reproduce"
 TRAP = "<b>bold</b> & \"quoted\" </script> 'single'"
@@ -24,15 +27,30 @@ ANSWERS = {
 
 def opened(address, folder, *more):
     """Return the document at an address after its scripts ran."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--virtual-time-budget=3000", *more]
-    run = subprocess.run([BROWSER, *flags, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder}",
+        "--virtual-time-budget=3000",
+        *more,
+    ]
+    run = subprocess.run(
+        [BROWSER, *flags, "--dump-dom", address],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return run.stdout
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("browser") / "x", small_sweep(), ANSWERS)
-    files = write(Report.of(Options((folder,), page=True, results_dir=folder.parent, against="paper")))
+    files = write(
+        Report.of(Options((folder,), page=True, results_dir=folder.parent, against="paper"))
+    )
     return next(file for file in files if file.name == "report.html")
 
 
@@ -42,7 +60,9 @@ def dom(page, tmp_path):
 
     def open_at(state="", script=""):
         file = tmp_path / "page.html"
-        file.write_text(page.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+        file.write_text(
+            page.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8"
+        )
         return opened(f"{file.as_uri()}#?{state}", tmp_path)
 
     return open_at
@@ -51,7 +71,10 @@ def dom(page, tmp_path):
 def points(text):
     """Strategy, target and batch of every row of the table, as shown."""
     body = re.search(r'<table id="table">.*?<tbody>(.*?)</tbody>', text, re.DOTALL)[1]
-    rows = [re.findall(r"<td.*?</td>", row, re.DOTALL) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)]
+    rows = [
+        re.findall(r"<td.*?</td>", row, re.DOTALL)
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)
+    ]
     return [tuple(html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row[:3]) for row in rows]
 
 
@@ -63,7 +86,11 @@ def test_points_are_sorted_and_filtered(dom):
     assert points(text) == []
     assert "0 of 10 points" in text
     assert 'aria-sort="ascending"' in dom("sort=bleu")
-    assert points(dom("strategy=unified|top_skip&target_speedup=3&sort=strategy"))[0] == ("top_skip", "3", "1")
+    assert points(dom("strategy=unified|top_skip&target_speedup=3&sort=strategy"))[0] == (
+        "top_skip",
+        "3",
+        "1",
+    )
 
 
 def test_clicks_sort_filter_and_reset(dom):
@@ -73,7 +100,10 @@ def test_clicks_sort_filter_and_reset(dom):
     text = dom(script=click + sort + sort + filters)
     assert points(text) == [("top_skip", "3", "1"), ("top_skip", "2", "1")]
     assert text.count('aria-pressed="true"') > dom().count('aria-pressed="true"')
-    assert len(points(dom("strategy=unified&gate=pass&q=fast&sort=bleu", click + "click('#reset');"))) == 10
+    assert (
+        len(points(dom("strategy=unified&gate=pass&q=fast&sort=bleu", click + "click('#reset');")))
+        == 10
+    )
     typed = "const field = document.querySelector('[name=q]'); field.value = 'top_skip';"
     text = dom(script=f"{typed} field.dispatchEvent(new Event('input', {{bubbles: true}}));")
     assert {row[0] for row in points(text)} == {"top_skip"}
@@ -82,10 +112,16 @@ def test_clicks_sort_filter_and_reset(dom):
 
 def test_a_point_is_read_beside_full_and_examples_are_stepped_through(dom):
     click = "const click = (query) => document.querySelector(query).click();"
-    text = dom("strategy=top_skip&batch_size=1&target_speedup=2", click + "click('.read'); click('#next'); click('#next');")
+    text = dom(
+        "strategy=top_skip&batch_size=1&target_speedup=2",
+        click + "click('.read'); click('#next'); click('#next');",
+    )
     assert re.findall(r"<article.*?<b>(.*?)</b>", text, re.DOTALL) == ["full", "top_skip 2x"]
     assert "3 of 3" in text
-    step = "document.getElementById('reader').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}));"
+    step = (
+        "document.getElementById('reader').dispatchEvent(new KeyboardEvent('keydown', {key:"
+        " 'ArrowLeft'}));"
+    )
     assert "3 of 3" in dom(script=step)
     text = dom("order=changed")
     assert re.search(r"Source (\d)", text)[1] == "1"  # the second answer of top_skip is empty
@@ -104,10 +140,13 @@ def test_an_example_shows_the_differences(dom):
 SIZES = """
 addEventListener("load", () => {
   const table = document.querySelector(".scroll");
-  document.body.dataset.beyond = [table, document.documentElement].map((one) => one.scrollWidth - one.clientWidth).join(",");
-  document.body.dataset.last = [...document.querySelectorAll(".cards, .answers")].map((grid) => {
+  document.body.dataset.beyond = [table, document.documentElement]
+    .map((element) => element.scrollWidth - element.clientWidth).join(",");
+  const grids = [...document.querySelectorAll(".cards, .answers")];
+  document.body.dataset.last = grids.map((grid) => {
     const tops = [...grid.children].map((card) => card.offsetTop);
-    return [tops.length, new Set(tops).size, tops.filter((top) => top === Math.max(...tops)).length];
+    const lowest = tops.filter((top) => top === Math.max(...tops));
+    return [tops.length, new Set(tops).size, lowest.length];
   }).join(",");
 });
 """
@@ -115,9 +154,13 @@ addEventListener("load", () => {
 
 @pytest.mark.parametrize("width", [700, 1000, 1400])
 def test_the_table_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
-    options = Options((RESULTS,), page=True, plots=False, output=tmp_path, results_dir=RESULTS.parent)
+    options = Options(
+        (RESULTS,), page=True, plots=False, output=tmp_path, results_dir=RESULTS.parent
+    )
     page = next(file for file in write(Report.of(options)) if file.name == "report.html")
-    page.write_text(page.read_text("utf-8").replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
+    page.write_text(
+        page.read_text("utf-8").replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8"
+    )
     text = opened(page.as_uri(), tmp_path, f"--window-size={width},1000")
     table, whole = map(int, re.search(r'data-beyond="(.*?)"', text)[1].split(","))
     assert whole == 0

@@ -38,7 +38,12 @@ def test_tables_and_pictures_are_written_and_shown(report, folder):
     written = {file.name for file in (folder / "report").iterdir()}
     assert {*FILES, "quality.png", "quality.svg", "layers.svg"} <= written
     text = (folder / "report" / "report.md").read_text()
-    for part in ("| 2x | early_exit | N/A |", "## Winners", "## All points", "failed (skip_decode)"):
+    for part in (
+        "| 2x | early_exit | N/A |",
+        "## Winners",
+        "## All points",
+        "failed (skip_decode)",
+    ):
         assert part in text
 
 
@@ -71,7 +76,11 @@ def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_
     assert told["folders"] == [str(other)]
     assert {"old_bleu", "new_bleu", "quality", "speedup_ratio"} <= set(told["comparison"][0])
     pair = next(pair for pair in told["comparison"] if pair["new_id"] == "unified-2-1")
-    assert (pair["keeps_quality"], pair["is_faster"], pair["as_before"]) == ("does not hold", "holds", "holds")
+    assert (pair["keeps_quality"], pair["is_faster"], pair["as_before"]) == (
+        "does not hold",
+        "holds",
+        "holds",
+    )
     _, out, _ = report(other, "--compare", folder, "--no-plots")
     assert "does not hold" in out
     assert f"## Comparison with {folder}" in (other / "report" / "report.md").read_text()
@@ -113,7 +122,10 @@ def test_a_folder_for_files_that_is_none_is_said(report, folder):
 
 def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
     one, two = small_sweep()[2:4], small_sweep()[4:6]  # unified at 2x and at 3x, batches 1 and 8
-    old, new = (write_folder(tmp_path / name, [*rows]) for name, rows in (("old", [one[0], two[1]]), ("new", [one[1], two[0]])))
+    old, new = (
+        write_folder(tmp_path / name, [*rows])
+        for name, rows in (("old", [one[0], two[1]]), ("new", [one[1], two[0]]))
+    )
     code, _, err = report(new, "--compare", old, "--no-plots")
     assert code == 2
     assert "got none" in err and str(old) in err
@@ -125,12 +137,17 @@ def test_torch_stays_out(folder):
         f"code = invoke(['report', {str(folder)!r}, '--html', '--compare', {str(folder)!r}]);"
         "sys.exit(code or [name for name in ('torch', 'transformers') if name in sys.modules] or 0)"
     )
-    run = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
     assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "ratio=2"]])
 def test_commands_without_tables_do_not_load_pandas(arguments):
-    code = f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r}); sys.exit('pandas' in sys.modules)"
+    code = (
+        f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r});"
+        " sys.exit('pandas' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -15,8 +15,14 @@ def test_points_are_matched_by_what_they_are():
     found = against(new, old[:-1])
     assert len(found.pairs) == len(old) - 1
     assert (found.only_old, found.only_new) == (0, 2)
-    pair = next(pair for pair in (pair.as_dict() for pair in found.pairs) if pair["new_id"] == "unified-2-1")
-    assert (pair["old_bleu"], pair["quality"]["value"], pair["speedup_ratio"]["value"]) == (29.0, -4.0, 1.0)
+    pair = next(
+        pair for pair in (pair.as_dict() for pair in found.pairs) if pair["new_id"] == "unified-2-1"
+    )
+    assert (pair["old_bleu"], pair["quality"]["value"], pair["speedup_ratio"]["value"]) == (
+        29.0,
+        -4.0,
+        1.0,
+    )
 
 
 def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
@@ -28,7 +34,9 @@ def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
 
 
 def test_engines_are_told_apart():
-    torch, transformers = ([row.replace(engine=name) for row in small_sweep()] for name in ("torch", "transformers"))
+    torch, transformers = (
+        [row.replace(engine=name) for row in small_sweep()] for name in ("torch", "transformers")
+    )
     found = against(transformers, torch)
     assert (len(found.pairs), found.differs) == (len(torch), ["engine"])
     found = against([*transformers, *torch], torch)
@@ -52,10 +60,19 @@ def test_rows_of_speed_alone_are_compared_too():
 
 def test_every_pair_has_verdicts():
     worse = [
-        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6) for record in small_sweep()
+        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
+        for record in small_sweep()
     ]
-    (first, second) = (against(new, small_sweep(unified_2=20.5)).pairs[-2:] for new in (small_sweep(), worse))
-    assert {(pair.keeps, pair.is_faster, pair.verdict) for pair in first} == {("does not hold", "holds", "tie")}
-    assert {(pair.is_faster, pair.verdict) for pair in second} == {("does not hold", "does not hold")}
-    heads = [head.text for head in comparison_section("Against x", against(worse, small_sweep())).heads]
+    first, second = (
+        against(new, small_sweep(unified_2=20.5)).pairs[-2:] for new in (small_sweep(), worse)
+    )
+    assert {(pair.keeps, pair.is_faster, pair.verdict) for pair in first} == {
+        ("does not hold", "holds", "tie")
+    }
+    assert {(pair.is_faster, pair.verdict) for pair in second} == {
+        ("does not hold", "does not hold")
+    }
+    heads = [
+        head.text for head in comparison_section("Against x", against(worse, small_sweep())).heads
+    ]
     assert heads[-3:] == ["keeps 90%", "faster than full", "as before"]

@@ -10,7 +10,14 @@ ASKED = {"baseline_engine": "torch"}
 
 def row(name, engine, speedup, bleu, **more):
     """Return a row that is compared with the full model in torch."""
-    values = {"id": name, "engine": engine, "baseline_id": "base", "config": ASKED, "bleu": bleu, "speedup": speedup}
+    values = {
+        "id": name,
+        "engine": engine,
+        "baseline_id": "base",
+        "config": ASKED,
+        "bleu": bleu,
+        "speedup": speedup,
+    }
     return sweep_row(**{"strategy": "unified", "target": 2.0, **values, **more})
 
 
@@ -37,7 +44,13 @@ def every():
 def test_points_of_one_baseline_are_judged_together():
     (found,) = frontiers(every())
     points = {one.record.id: one for one in found.points}
-    assert [one.record.id for one in found.points] == ["base", "torch-half", "full-int4", "half-bf16", "half-int4"]
+    assert [one.record.id for one in found.points] == [
+        "base",
+        "torch-half",
+        "full-int4",
+        "half-bf16",
+        "half-int4",
+    ]
     kinds = {name: one.kind for name, one in points.items()}
     assert kinds == {
         "base": FULL,
@@ -46,12 +59,19 @@ def test_points_of_one_baseline_are_judged_together():
         "half-int4": "skipping and quantized",
         "half-bf16": "skipping",
     }
-    assert points["base"].quality.share == 1 and (points["base"].speedup, points["base"].clock) == (1, (1, 1, 1))
+    assert points["base"].quality.share == 1 and (points["base"].speedup, points["base"].clock) == (
+        1,
+        (1, 1, 1),
+    )
     assert {name: other.record.id for name, (other, _) in found.beaten.items()} == {
         "torch-half": "full-int4",
         "half-bf16": "half-int4",
     }
-    assert found.best(2.0) is points["full-int4"] and found.best(3.5) is points["half-int4"] and found.best(5.0) is None
+    assert (
+        found.best(2.0) is points["full-int4"]
+        and found.best(3.5) is points["half-int4"]
+        and found.best(5.0) is None
+    )
     assert found.best(1.25, "skipping") is points["torch-half"] and found.best(1.25, FULL) is None
     assert len(found.plot().axes) == 1
 
@@ -75,26 +95,48 @@ def test_dequantized_weights_are_not_quantized():
 
 
 def test_smaller_models_and_drafts_are_kinds_of_their_own():
-    smaller = {"model": "s", "baseline_model": "m", "strategy": "full", "kept_layers": (0, 1, 2), "num_layers": 3}
+    smaller = {
+        "model": "s",
+        "baseline_model": "m",
+        "strategy": "full",
+        "kept_layers": (0, 1, 2),
+        "num_layers": 3,
+    }
     plain = {"config": {}}
     rows = [
         sweep_row("full", id="base", engine="torch"),
         row("small", "torch", 1.7, 26.0, **plain).replace(**smaller),
         row("small-int4", "llama_cpp", 3.5, 25.0, engine_weights="q4_0").replace(**smaller),
         row("drafts", "speculative", 1.3, 30.0, draft_tokens="auto", **plain),
-        row("look-up", "speculative", 1.2, 30.0, draft_tokens="auto", config={"decoding": {"draft": "ngram"}}),
+        row(
+            "look-up",
+            "speculative",
+            1.2,
+            30.0,
+            draft_tokens="auto",
+            config={"decoding": {"draft": "ngram"}},
+        ),
     ]
     (found,) = frontiers(rows)
     assert {point.record.id: point.kind for point in found.points} == {
-        "base": FULL, "small": SMALLER, "small-int4": SMALLER, "drafts": DRAFTING, "look-up": DRAFTING
-    }  # fmt: skip
+        "base": FULL,
+        "small": SMALLER,
+        "small-int4": SMALLER,
+        "drafts": DRAFTING,
+        "look-up": DRAFTING,
+    }
     assert found.best(1.25).record.id == "drafts" and found.best(1.25, SMALLER).record.id == "small"
     heads = [head.text for head in found.targets("a").heads]
     assert heads == ["speedup", FULL, SMALLER, DRAFTING]
     methods = [line["method"] for line in found.table("b").lines()]
     assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
     labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
-    assert labels == ["torch", "speculative", "torch, smaller model", "llama_cpp q4_0, smaller model"]
+    assert labels == [
+        "torch",
+        "speculative",
+        "torch, smaller model",
+        "llama_cpp q4_0, smaller model",
+    ]
 
 
 def test_rows_without_such_a_baseline_have_no_frontier():
@@ -105,22 +147,30 @@ def test_rows_without_such_a_baseline_have_no_frontier():
 @given(st.lists(st.tuples(st.floats(1.1, 9), st.floats(1, 40)), min_size=1, max_size=12))
 def test_what_is_not_beaten_is_the_front_and_the_best_of_a_target_is_on_it(points):
     rows = [row(str(i), "torch", *one, batch=1) for i, one in enumerate(points)]
-    (found,) = frontiers([sweep_row("full", id="base", engine="torch"), row("x", "llama_cpp", 1.05, 20.0), *rows])
+    (found,) = frontiers(
+        [sweep_row("full", id="base", engine="torch"), row("x", "llama_cpp", 1.05, 20.0), *rows]
+    )
     for one in found.points:
         faster_and_better = [
-            other for other in found.points if other.speedup > one.speedup and other.quality.share >= one.quality.share
+            other
+            for other in found.points
+            if other.speedup > one.speedup and other.quality.share >= one.quality.share
         ]
         assert bool(faster_and_better) is (one.record.id in found.beaten)
     best = found.best(1.5)
     if best:
-        assert all(one.quality.share <= best.quality.share for one in found.points if one.speedup >= 1.5)
+        assert all(
+            one.quality.share <= best.quality.share for one in found.points if one.speedup >= 1.5
+        )
 
 
 def test_a_verdict_names_the_best_and_the_next_of_another_kind():
     (found,) = frontiers(every())
     verdicts = {line["speedup"]: line["verdict"] for line in found.verdicts("a").lines()}
     assert list(verdicts) == ["1.25x", "1.5x", "2x", "3x", "4x"]
-    assert verdicts["2x"].startswith("quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skipping and quantized (")
+    assert verdicts["2x"].startswith(
+        "quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skipping and quantized ("
+    )
     assert verdicts["2x"].endswith("90.0%. BLEU +2.5 (+1.1 to +3.9): sure.")
     assert verdicts["4x"].endswith("Nothing of another kind is as fast.")
 
@@ -160,9 +210,15 @@ def test_too_few_examples_beat_nothing_for_sure():
 
 
 def test_the_same_run_in_two_folders_is_a_point_of_both():
-    slower = [one.replace(folder="results/y", measured_speedup=one.measured_speedup / 2) for one in every()]
+    slower = [
+        one.replace(folder="results/y", measured_speedup=one.measured_speedup / 2)
+        for one in every()
+    ]
     found = frontiers([*every(), *slower])
     assert [one.folder for one in found] == ["results/x", "results/y"]
     fastest = [max(one.points, key=lambda point: point.speedup) for one in found]
-    assert [(one.record.id, one.speedup) for one in fastest] == [("half-int4", 4.0), ("half-int4", 2.0)]
+    assert [(one.record.id, one.speedup) for one in fastest] == [
+        ("half-int4", 4.0),
+        ("half-int4", 2.0),
+    ]
     assert len({section.title for one in found for section in one.sections()}) == 6

@@ -16,7 +16,9 @@ def page(tmp_path, rows, answers=None, **options):
 
 
 def embedded(text):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
 
 
 def cells(text):
@@ -25,7 +27,11 @@ def cells(text):
     keys = re.findall(r'data-key="([^"]+)"', table)
     rows = re.findall(r"<tr style=.*?</tr>", table, re.DOTALL)
     columns = (
-        [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)] for row in rows
+        [
+            html.unescape(re.sub(r"<[^>]+>", "", cell))
+            for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)
+        ]
+        for row in rows
     )
     return [dict(zip([*keys, "answers"], own, strict=False)) for own in columns]
 
@@ -41,7 +47,11 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 def test_texts_cannot_leave_their_element(tmp_path):
     rows = [row.replace(model=EVIL, strategy_options={"a": EVIL}) for row in small_sweep()]
-    rows = [*rows, *(row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows), not_applicable().replace(reason=EVIL)]
+    rows = [
+        *rows,
+        *(row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows),
+        not_applicable().replace(reason=EVIL),
+    ]
     text = page(tmp_path, rows, {"unified-2-1": [EVIL], "full-1-1": ["plain"]}, plots=False)
     assert "<script>alert" not in text
     assert text.count("</script>") == 2
@@ -50,7 +60,9 @@ def test_texts_cannot_leave_their_element(tmp_path):
 
 
 def test_rows_and_answers_are_embedded_by_position(tmp_path):
-    text = page(tmp_path, small_sweep(), {"unified-2-1": ["a", "b"], "full-1-1": ["a", "c"]}, plots=False)
+    text = page(
+        tmp_path, small_sweep(), {"unified-2-1": ["a", "b"], "full-1-1": ["a", "c"]}, plots=False
+    )
     (only,) = embedded(text)["sets"]
     lines = cells(text)
     for run in only["runs"]:
@@ -62,7 +74,11 @@ def test_rows_and_answers_are_embedded_by_position(tmp_path):
 
 
 def test_points_that_came_to_nothing_are_shown_as_such(tmp_path):
-    text = page(tmp_path, [*small_sweep(), not_applicable(), not_applicable("skip_decode", status="failed")], plots=False)
+    text = page(
+        tmp_path,
+        [*small_sweep(), not_applicable(), not_applicable("skip_decode", status="failed")],
+        plots=False,
+    )
     shown = {line["strategy"]: line for line in cells(text)}
     assert [shown[name]["measured"] for name in ("early_exit", "skip_decode")] == ["N/A", "failed"]
     assert "reason" not in shown["early_exit"]
@@ -79,7 +95,10 @@ def test_comparisons_stand_on_the_page(tmp_path):
 
 
 def test_whole_numbers_stay_whole_and_are_offered_as_filters(tmp_path):
-    rows = [*small_sweep(), *(row.replace(num_examples=4, id=row.id + "-few") for row in small_sweep())]
+    rows = [
+        *small_sweep(),
+        *(row.replace(num_examples=4, id=row.id + "-few") for row in small_sweep()),
+    ]
     text = page(tmp_path, rows, plots=False)
     assert {line["num_examples"] for line in cells(text)} == {"4", "20"}
     assert re.findall(r'name="num_examples" value="(\d+)"', text) == ["4", "20"]

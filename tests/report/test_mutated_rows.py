@@ -1,4 +1,6 @@
-"""A row is foreign input: with any one value changed, it is reported or refused, and the other rows are reported."""
+"""A row is foreign input: with any one value changed, it is reported or refused, and the other rows
+are reported.
+"""
 
 import json
 import math
@@ -23,7 +25,12 @@ VALUES = [
     *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000, "a[/b]"),
     *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}, {"9" * 5000: 1}),
 ]
-FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--format", "csv", "--layout", "long"], ["--format", "latex"]]
+FORMATS = [
+    ["--no-plots"],
+    ["--html", "--no-plots"],
+    ["--format", "csv", "--layout", "long"],
+    ["--format", "latex"],
+]
 
 
 def some_rows(folder):
@@ -38,7 +45,13 @@ def paths(value, path=()):
     """The paths of all values in a row; of a list, of its first two elements."""
     if path:
         yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:2])
+        if isinstance(value, list)
+        else ()
+    )
     for key, one in inner:
         yield from paths(one, (*path, key))
 
@@ -79,7 +92,11 @@ def monkeypatch_session():
 UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
 
 
-@pytest.mark.parametrize("form", [[], ["--layout", "long"], ["--html"], *FORMATS[2:], ["--format", "markdown"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "form",
+    [[], ["--layout", "long"], ["--html"], *FORMATS[2:], ["--format", "markdown"]],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
 def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, form, folder):
     rows = some_rows(folder)
@@ -106,10 +123,28 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
     write_tables(ResultsFolder(tmp_path))
     if folder.startswith("latency"):
         write_bench_report(ResultsFolder(tmp_path))
-    texts = [out, *(file.read_text() for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".tex", ".html"))]
-    assert not {one for one in UNSAFE if one != "\n" and not one.isprintable()} & set("".join(texts))
+    texts = [
+        out,
+        *(
+            file.read_text()
+            for file in tmp_path.rglob("*.*")
+            if file.suffix in (".md", ".csv", ".tex", ".html")
+        ),
+    ]
+    assert not {one for one in UNSAFE if one != "\n" and not one.isprintable()} & set(
+        "".join(texts)
+    )
     for table in (tmp_path / "table.md").read_text().split("\n\n"):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines() if line.startswith("|")}) <= 1
+        assert (
+            len(
+                {
+                    len(re.findall(r"(?<!\\)\|", line))
+                    for line in table.splitlines()
+                    if line.startswith("|")
+                }
+            )
+            <= 1
+        )
 
 
 def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
@@ -118,7 +153,10 @@ def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = ulskip("report", tmp_path, "--format", "csv", "--layout", "long")
     assert (code, len(out.splitlines())) == (0, len(rows))
-    assert all(text in err for text in (str(tmp_path / "runs.jsonl"), "line 3", "measured_speedup", '"fast"'))
+    assert all(
+        text in err
+        for text in (str(tmp_path / "runs.jsonl"), "line 3", "measured_speedup", '"fast"')
+    )
 
 
 def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):

@@ -20,19 +20,38 @@ def lines(section, keys=2):
 
 
 def test_a_line_a_target_and_approach_with_speed_by_batch():
-    rows = [sweep_row(batch=8, bleu=13.0), sweep_row(bleu=13.1), sweep_row("full"), sweep_row("top_skip", bleu=9.0)]
+    rows = [
+        sweep_row(batch=8, bleu=13.0),
+        sweep_row(bleu=13.1),
+        sweep_row("full"),
+        sweep_row("top_skip", bleu=9.0),
+    ]
     (section,) = paper.table4(rows)
     found = lines(section)
-    assert list(found) == [("1x", "full"), ("2x", "top_skip"), ("2x", "unified")]  # unified last, as in the paper
+    assert list(found) == [
+        ("1x", "full"),
+        ("2x", "top_skip"),
+        ("2x", "unified"),
+    ]  # unified last, as in the paper
     unified = found["2x", "unified"]
-    assert (unified["layers"], unified["BLEU"], unified["tok/s, batch 1"], unified["tok/s, batch 8"]) == (
-        "3/6", "13.10", "90", "720",
-    )  # fmt: skip
+    assert (
+        unified["layers"],
+        unified["BLEU"],
+        unified["tok/s, batch 1"],
+        unified["tok/s, batch 8"],
+    ) == (
+        "3/6",
+        "13.10",
+        "90",
+        "720",
+    )
     assert found["1x", "full"]["tok/s, batch 8"] == "–"
 
 
 def test_tokens_per_second_are_of_the_pairs_whatever_the_answers_lengths():
-    """A strategy that stops early has few tokens/s in its answers, prompt and all; its pairs decode as many as full's."""
+    """A strategy that stops early has few tokens/s in its answers, prompt and all; its pairs decode
+    as many as full's.
+    """
     rows = [sweep_row("full"), sweep_row("top_skip", speedup=2.0, total_tokens_per_second=10.0)]
     own = lines(*paper.table4(rows))["2x", "top_skip"]
     assert (own["full tok/s"], own["tok/s, batch 1"], own["measured"]) == ("50", "100", "2.00")
@@ -50,7 +69,9 @@ def test_rows_without_pairs_have_no_columns_of_speed():
 
 
 def test_models_have_tables_of_their_own_and_custom_schedules_none():
-    text = paper.markdown(paper.table4([sweep_row(), sweep_row(model="n"), sweep_row("custom", target_speedup=None)]))
+    text = paper.markdown(
+        paper.table4([sweep_row(), sweep_row(model="n"), sweep_row("custom", target_speedup=None)])
+    )
     assert text.count("## ") == 2
     assert "custom" not in text
 
@@ -62,7 +83,9 @@ def test_the_tasks_first_metric_is_shown():
 
 
 def test_all_tables_are_one_csv_and_each_is_in_latex():
-    sections = paper.table4([*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())])
+    sections = paper.table4(
+        [*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())]
+    )
     found = list(csv.DictReader(io.StringIO(paper.to_csv(sections))))
     assert len(found) == 10
     assert {line["setting"].rpartition(" ")[2] for line in found} == {"1", "2"}
@@ -77,7 +100,11 @@ def test_the_folder_gets_a_table_and_a_plot(tmp_path):
     assert [file.name for file in files] == ["table4.md", "quality.png", "quality.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · wmt · de-en · sample · greedy")
-    row = next(row for row in ResultsFolder(tmp_path).records() if row.strategy == "top_skip" and row.target_speedup == 2)
+    row = next(
+        row
+        for row in ResultsFolder(tmp_path).records()
+        if row.strategy == "top_skip" and row.target_speedup == 2
+    )
     figures = [row.value("bleu"), row.predicted_speedup, row.measured_speedup]
     assert f"| 2x | top_skip | 6/12 | {' | '.join(f'{figure:.2f}' for figure in figures)} |" in text
     assert "weights of tiny trained with skipping" in text
@@ -93,8 +120,14 @@ def test_ours_stand_beside_the_papers():
     assert (both["paper BLEU"], both["ours BLEU"]) == ("21.23", "29.00")
     assert (both["paper of full"], both["ours of full"]) == ("89%", "97%")
     assert (both["paper x"], both["ours x"]) == ("1.76", "1.71")
-    assert (found["2x", "unified", "8"]["paper tok/s"], found["2x", "unified", "8"]["ours tok/s"]) == ("503", "1440")
-    assert (found["2x", "early_exit", "1"]["paper x"], found["2x", "early_exit", "1"]["ours x"]) == ("1.43", "N/A")
+    assert (
+        found["2x", "unified", "8"]["paper tok/s"],
+        found["2x", "unified", "8"]["ours tok/s"],
+    ) == ("503", "1440")
+    assert (
+        found["2x", "early_exit", "1"]["paper x"],
+        found["2x", "early_exit", "1"]["ours x"],
+    ) == ("1.43", "N/A")
 
 
 def test_without_paired_timings_tokens_per_second_are_divided():

@@ -8,7 +8,13 @@ from report_rows import not_applicable, small_sweep, sweep_row
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError
 from ulskip_cli.report import plot_style
-from ulskip_cli.report.plots import learning_curve, pareto_front, save_plots, save_predictions, save_quality
+from ulskip_cli.report.plots import (
+    learning_curve,
+    pareto_front,
+    save_plots,
+    save_predictions,
+    save_quality,
+)
 from ulskip_cli.report.rows import grouped
 
 
@@ -17,7 +23,10 @@ def draw(tmp_path):
     """The SVG of every plot of some rows, by name."""
 
     def save(rows):
-        return {plot.files[0].stem: plot.files[1].read_text("utf-8") for plot in save_plots(grouped(rows), 0.9, tmp_path)}
+        return {
+            plot.files[0].stem: plot.files[1].read_text("utf-8")
+            for plot in save_plots(grouped(rows), 0.9, tmp_path)
+        }
 
     return save
 
@@ -26,7 +35,14 @@ def test_a_sweep_has_its_plots(draw, tmp_path):
     found = draw([*small_sweep(), not_applicable()])
     assert list(found) == ["quality", "targets", "throughput", "layers"]
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
-    for text in ("unified", "Pareto front", "measured decode speedup, batch size 1", "quality gate: 90% of full", "BLEU", "2x"):
+    for text in (
+        "unified",
+        "Pareto front",
+        "measured decode speedup, batch size 1",
+        "quality gate: 90% of full",
+        "BLEU",
+        "2x",
+    ):
         assert f">{text}</text>" in found["quality"]
     for text in ("predicted", "equal to the target", "batch 8", "top_skip"):
         assert f">{text}</text>" in found["targets"]
@@ -54,19 +70,36 @@ def test_stages_are_drawn_with_the_layers_that_leave(draw):
 
 
 def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
-    bare = sweep_row(bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=None)
+    bare = sweep_row(
+        bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=None
+    )
     assert draw([not_applicable()]) == draw([bare]) == draw([]) == {}
     assert save_quality([sweep_row(bleu=None, chrf=None)], tmp_path / "quality") == []
     assert not list(tmp_path.iterdir())
 
 
 def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path):
-    rows = [sweep_row("full"), sweep_row(), sweep_row(target=3.0), sweep_row("custom", target_speedup=None)]
+    rows = [
+        sweep_row("full"),
+        sweep_row(),
+        sweep_row(target=3.0),
+        sweep_row("custom", target_speedup=None),
+    ]
     png, svg = save_quality(rows, tmp_path / "plots" / "quality", "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
-    for text in ("unified", "custom", "measured decode speedup, batch size 1", "a title", "3 layers"):
+    for text in (
+        "unified",
+        "custom",
+        "measured decode speedup, batch size 1",
+        "a title",
+        "3 layers",
+    ):
         assert f">{text}</text>" in svg.read_text("utf-8")
-    unmeasured = {"measured_speedup": None, "measured_speedup_low": None, "measured_speedup_high": None}
+    unmeasured = {
+        "measured_speedup": None,
+        "measured_speedup_low": None,
+        "measured_speedup_high": None,
+    }
     _, svg = save_quality([sweep_row("full"), sweep_row(**unmeasured)], tmp_path / "predicted")
     assert ">predicted decode speedup, batch size 1</text>" in svg.read_text("utf-8")
 
@@ -83,9 +116,13 @@ def test_an_interval_beyond_the_limits_ends_in_arrowheads(across, marks):
 
 
 def test_a_learning_curve_has_a_line_a_depth(tmp_path):
-    curve = [{"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)]
+    curve = [
+        {"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)
+    ]
     _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
-    assert ">12 layers</text>" in svg.read_text("utf-8") and ">6 layers</text>" in svg.read_text("utf-8")
+    assert ">12 layers</text>" in svg.read_text("utf-8") and ">6 layers</text>" in svg.read_text(
+        "utf-8"
+    )
     assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
 
 
@@ -96,7 +133,13 @@ def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
     png, svg = save_predictions(rows, tmp_path / "speedup", labels, "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
     drawn = svg.read_text("utf-8")
-    for text in ("torch, batch 1", "transformers, batch 8", "torch, batch 8", "measured decode speedup", "a title"):
+    for text in (
+        "torch, batch 1",
+        "transformers, batch 8",
+        "torch, batch 8",
+        "measured decode speedup",
+        "a title",
+    ):
         assert f">{text}</text>" in drawn
     assert "batch 2" not in drawn
     assert save_predictions(rows[-1:], tmp_path / "none", ["torch"]) == []
@@ -120,8 +163,13 @@ def test_the_front_is_what_nothing_beats(points):
     for speed, value in points:
         assert any(fast >= speed and good >= value for fast, good in front)
     for one in front:
-        assert not any(fast >= one[0] and good >= one[1] and (fast, good) != one for fast, good in points)
+        assert not any(
+            fast >= one[0] and good >= one[1] and (fast, good) != one for fast, good in points
+        )
 
 
 def test_of_a_loss_the_lowest_is_the_best():
-    assert pareto_front([(1.0, 2.0), (2.0, 3.0), (1.5, 4.0)], lower_is_better=True) == [(1.0, 2.0), (2.0, 3.0)]
+    assert pareto_front([(1.0, 2.0), (2.0, 3.0), (1.5, 4.0)], lower_is_better=True) == [
+        (1.0, 2.0),
+        (2.0, 3.0),
+    ]

@@ -39,7 +39,9 @@ def test_lines_that_are_no_rows_are_left_out_with_file_and_line(tmp_path, capsys
     with (path / "runs.jsonl").open("a") as stream:
         stream.write('{"id": "alone"}\nrubbish\n')
     records = read_records([path])
-    assert len(records) == len(small_sweep()) and {record.folder for record in records} == {str(path)}
+    assert len(records) == len(small_sweep()) and {record.folder for record in records} == {
+        str(path)
+    }
     err = capsys.readouterr().err
     assert all(f"{path / 'runs.jsonl'}, line {len(records) + i}: " in err for i in (1, 2))
 
@@ -64,11 +66,17 @@ def test_records_that_differ_in_strategy_target_and_batch_alone_are_one_group():
         ({"seed": 2}, "seed 2"),
         ({"model": "n"}, ""),
         ({"num_fewshot": 3}, "fewshot 3"),
-        ({"engine": "llama_cpp", "engine_weights": "q4_0"}, "engine llama_cpp · engine weights q4_0"),
+        (
+            {"engine": "llama_cpp", "engine_weights": "q4_0"},
+            "engine llama_cpp · engine weights q4_0",
+        ),
         ({"config": {"ratio": 2.0, "offset": 100}}, "offset 100"),
         ({"config": {"ratio": 2.0, "baseline_engine": "torch"}}, "baseline engine torch"),
         ({"config": {"ratio": 2.0, "speed": {"pairs": 3}}}, "speed pairs 3"),
-        ({"config": {"ratio": 2.0, "decoding": {"max_new_tokens": 4}}}, "decoding max new tokens 4"),
+        (
+            {"config": {"ratio": 2.0, "decoding": {"max_new_tokens": 4}}},
+            "decoding max new tokens 4",
+        ),
         ({"config": {"ratio": 2.0, "of_tomorrow": 4}}, "of tomorrow 4"),
         ({"config": {"ratio": 2.0, "engine": {"threads": 4}}}, "engine threads 4"),
     ],
@@ -98,7 +106,9 @@ def recorded(**changes):
     """The record of a configuration with a new setting and a user's own strategy."""
     config = compose(["model=tiny"])
     strategy = Spaced(name="unified", jitter=changes.pop("jitter", 0))
-    config = ConfigOfTomorrow.model_construct(**{**dict(config), "strategy": strategy, "pause": 0.0, **changes})
+    config = ConfigOfTomorrow.model_construct(
+        **{**dict(config), "strategy": strategy, "pause": 0.0, **changes}
+    )
     point = Point.of(config, config.identity)
     return sweep_row(id=point.id, config=point.config, strategy_options=point.strategy_options)
 
@@ -111,18 +121,29 @@ def test_a_setting_added_tomorrow_and_an_option_of_a_users_strategy_never_share_
     assert groups[1].label.endswith("pause 1.5")
     lines = [point for group in groups for point in group.points().values()]
     assert [len(line) for line in lines] == [1] * 4
-    assert {group.approach(record) for group in groups for record in group.records} == {"unified", "unified 1", "unified 2"}
+    assert {group.approach(record) for group in groups for record in group.records} == {
+        "unified",
+        "unified 1",
+        "unified 2",
+    }
     assert varying([recorded(), recorded(pause=1.5)]) == ["pause"]
 
 
 def test_options_of_different_choices_are_no_difference():
     short = sweep_row(config={"decoding": {"max_new_tokens": 4}})
     assert "decoding.max_new_tokens" not in varying([short, sweep_row(decoding="beam")])
-    assert varying([short, sweep_row(config={"decoding": {"max_new_tokens": 24}})]) == ["decoding.max_new_tokens"]
+    assert varying([short, sweep_row(config={"decoding": {"max_new_tokens": 24}})]) == [
+        "decoding.max_new_tokens"
+    ]
 
 
 def test_settings_that_a_record_did_not_use_agree_with_all():
-    config = {"ratio": 2.0, "speed": {"pairs": 9}, "baseline_engine": "torch", "calibration": {"examples": 3}}
+    config = {
+        "ratio": 2.0,
+        "speed": {"pairs": 9},
+        "baseline_engine": "torch",
+        "calibration": {"examples": 3},
+    }
     records = [
         sweep_row(engine="torch", config=config, calibration={"id": "a"}),
         sweep_row("full", engine="torch", measured_speedup=None, config={"ratio": 1.0}),
@@ -132,22 +153,39 @@ def test_settings_that_a_record_did_not_use_agree_with_all():
 
 
 def test_a_failed_record_joins_the_group_of_its_sweep():
-    failed = Record.joined(Point.of(compose(["model=tiny"]), "x"), status=FAILED, reason="out of memory")
-    names = {"model": "m", "task": "wmt", "decoding": "greedy", "config": {"ratio": 2.0}, "folder": "results/x"}
+    failed = Record.joined(
+        Point.of(compose(["model=tiny"]), "x"), status=FAILED, reason="out of memory"
+    )
+    names = {
+        "model": "m",
+        "task": "wmt",
+        "decoding": "greedy",
+        "config": {"ratio": 2.0},
+        "folder": "results/x",
+    }
     (group,) = grouped(
-        [*(row.replace(chat=False, draft_tokens=0) for row in small_sweep()), failed.replace(**names, dataset=None)]
+        [
+            *(row.replace(chat=False, draft_tokens=0) for row in small_sweep()),
+            failed.replace(**names, dataset=None),
+        ]
     )
     assert not group.records[-1].is_done
 
 
 def patched(kind, rank=None, **more):
-    return sweep_row(id=f"{kind}{rank}", correction={"name": "patch", "kind": kind, "rank": rank}, **more)
+    return sweep_row(
+        id=f"{kind}{rank}", correction={"name": "patch", "kind": kind, "rank": rank}, **more
+    )
 
 
 def adapted(folder, target=2.0, **more):
     config = {"ratio": target, "correction": {"name": "adapter", "path": [folder]}}
     return sweep_row(
-        id=folder.replace("/", "-"), target=target, correction={"name": "adapter", "path": folder}, config=config, **more
+        id=folder.replace("/", "-"),
+        target=target,
+        correction={"name": "adapter", "path": folder},
+        config=config,
+        **more,
     )
 
 
@@ -156,7 +194,12 @@ def test_units_patches_and_adapters_are_lines_of_their_own():
     corrected = [patched("full"), patched("low_rank", 8), patched("low_rank", 16), adapted("a/one")]
     (group,) = grouped([sweep_row("full"), sweep_row(), *units, *corrected])
     names = ("full patch", "low_rank 16 patch", "low_rank 8 patch", "adapter")
-    expected = {"unified", "unified attention", "unified mlp", *(f"unified + {name}" for name in names)}
+    expected = {
+        "unified",
+        "unified attention",
+        "unified mlp",
+        *(f"unified + {name}" for name in names),
+    }
     assert {approach for target, approach in group.points() if target == 2.0} == expected
 
 
@@ -164,4 +207,8 @@ def test_two_adapters_of_a_point_are_named():
     (group,) = grouped([adapted("a/two"), adapted("a/three", target=3.0)])
     assert {approach for _, approach in group.points()} == {"unified + adapter"}
     (group,) = grouped([sweep_row(), adapted("a/one"), adapted("b/other")])
-    assert {approach for _, approach in group.points()} == {"unified", "unified + adapter one", "unified + adapter other"}
+    assert {approach for _, approach in group.points()} == {
+        "unified",
+        "unified + adapter one",
+        "unified + adapter other",
+    }

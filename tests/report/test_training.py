@@ -6,7 +6,10 @@ from ulskip_cli.report.training import training_lines
 
 
 def test_a_training_in_a_few_lines():
-    curve = [{"step": 1, "validation_loss": {"1x": 3.0}}, {"step": 9, "validation_loss": {"1x": 1.5, "2x": 1.75}}]
+    curve = [
+        {"step": 1, "validation_loss": {"1x": 3.0}},
+        {"step": 9, "validation_loss": {"1x": 1.5, "2x": 1.75}},
+    ]
     record = {
         "steps": 9,
         "strategy": "unified",
@@ -24,11 +27,24 @@ def test_a_training_in_a_few_lines():
     assert lines[3] == "validation loss: 1.500 at 1x, 1.750 at 2x"
     assert lines[4].endswith("ulskip run model.path=runs/x")
     assert training_lines(record, Path("a b;c"))[-1].endswith("ulskip run 'model.path=a b;c'")
-    assert len(training_lines({**record, "left_out": 0, "train_loss": None, "learning_curve": []}, Path("x"))) == 2
+    assert (
+        len(
+            training_lines(
+                {**record, "left_out": 0, "train_loss": None, "learning_curve": []}, Path("x")
+            )
+        )
+        == 2
+    )
 
 
 def test_a_curve_that_is_keyed_by_depth_stays_readable():
-    """Earlier trainings are keyed by the number of layers, as the record of the bundled model is."""
-    record = json.loads((Path(ulskip_cli.__file__).parent / "assets" / "tiny" / "training.json").read_text())
-    (line,) = [line for line in training_lines(record, Path("x")) if line.startswith("validation loss")]
+    """Earlier trainings are keyed by the number of layers, as the record of the bundled model
+    is.
+    """
+    record = json.loads(
+        (Path(ulskip_cli.__file__).parent / "assets" / "tiny" / "training.json").read_text()
+    )
+    (line,) = [
+        line for line in training_lines(record, Path("x")) if line.startswith("validation loss")
+    ]
     assert "12 layers" in line and "2 layers" in line

@@ -14,15 +14,20 @@ def test_winners_are_named_among_what_passes():
     found = {one.title: one for one in winners(Group("", small_sweep(unified_3=28.5)), 0.9)}
     assert found["fastest at batch 1"].names == ["unified 3x"]
     assert found["best BLEU at 2x"].names == ["unified 2x"]
-    assert found["best BLEU at 2x"].names == ["unified 2x"] and "only" in found["best BLEU at 2x"].note
+    assert (
+        found["best BLEU at 2x"].names == ["unified 2x"] and "only" in found["best BLEU at 2x"].note
+    )
     strict = {one.title: one for one in winners(Group("", small_sweep()), 0.99)}
     assert strict["fastest at batch 8"].records == []
     assert "99%" in strict["fastest at batch 8"].note
 
 
 def test_a_speed_of_too_few_timed_pairs_ties_with_the_fastest():
-    rows = [row.replace(speedup_interval_coverage=0.0) for row in small_sweep(batches=(1,), unified_3=28.5)]
-    (fastest, *_) = winners(Group("", rows), 0.9)
+    rows = [
+        row.replace(speedup_interval_coverage=0.0)
+        for row in small_sweep(batches=(1,), unified_3=28.5)
+    ]
+    fastest, *_ = winners(Group("", rows), 0.9)
     assert fastest.names == ["unified 3x", "unified 2x"]
     assert "raise speed.pairs" in fastest.note
     assert fastest.figures[0].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
@@ -54,7 +59,9 @@ def test_a_target_at_which_nothing_passes_is_told():
     assert found.names == [] and "90%" in found.note and "BLEU" in found.note
 
 
-@pytest.mark.parametrize("more", [{"bleu": 27.3}, {"vs_baseline": {}}, {"num_examples": 4}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"bleu": 27.3}, {"vs_baseline": {}}, {"num_examples": 4}], ids=str
+)
 def test_a_point_whose_interval_may_not_pass_wins_nothing(more):
     rows = [sweep_row("full"), sweep_row(**{"bleu": 29.0, **more})]
     assert [one.records for one in winners(Group("", rows), 0.9)] == [[], []]
@@ -71,6 +78,9 @@ def test_a_share_of_a_low_bleu_is_called_so(tmp_path, ulskip):
 
 
 def test_a_sweep_is_told_by_its_winners():
-    (first, second) = lead(small_sweep(unified_3=28.5))
-    assert first.startswith("fastest at batch 1: unified 3x, 2.70x (2.68 to 2.72") and "batch 8" in second
+    first, second = lead(small_sweep(unified_3=28.5))
+    assert (
+        first.startswith("fastest at batch 1: unified 3x, 2.70x (2.68 to 2.72")
+        and "batch 8" in second
+    )
     assert lead([sweep_row(vs_baseline={})])[0].startswith("unified keeps")

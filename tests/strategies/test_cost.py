@@ -8,7 +8,10 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.cost import LINE_ERROR, LatencyFit, num_kept_for_cost
 
 sizes = st.builds(
-    lambda head, layer, n: WeightSizes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
+    lambda head, layer, n: WeightSizes(head, (layer,) * n),
+    st.integers(0, 10**9),
+    st.integers(1, 10**8),
+    st.integers(3, 80),
 )
 
 
@@ -27,9 +30,13 @@ def test_num_kept_is_the_largest_that_reaches_the_target(weights, target):
 
 
 fits = st.builds(
-    lambda n, fixed, layer: LatencyFit.of(n, {count: fixed + layer * count for count in {2, max(2, n // 3), n}}),
-    st.integers(3, 80), st.floats(0, 1), st.floats(1e-3, 1),
-)  # fmt: skip
+    lambda n, fixed, layer: LatencyFit.of(
+        n, {count: fixed + layer * count for count in {2, max(2, n // 3), n}}
+    ),
+    st.integers(3, 80),
+    st.floats(0, 1),
+    st.floats(1e-3, 1),
+)
 
 
 @given(fits)

@@ -35,7 +35,13 @@ def test_a_file_is_for_models_of_its_depth(tmp_path):
 
 def test_later_stages_are_refused(tmp_path):
     stages = ({"first_step": 4, "kept_layers": [0]},)
-    file = written(tmp_path, later_stages=stages, strategy="skip_decode", strategy_options={"horizon": 7.5}, target_ratio=2.0)
+    file = written(
+        tmp_path,
+        later_stages=stages,
+        strategy="skip_decode",
+        strategy_options={"horizon": 7.5},
+        target_ratio=2.0,
+    )
     with pytest.raises(UsageError, match=r"strategy=skip_decode strategy\.horizon=7\.5 ratio=2$"):
         Custom(file=file).num_kept(6, 1.0)
 

@@ -11,8 +11,12 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import memory_plan, parse_bytes
 from ulskip_cli.strategies.plan import make_plan
 
-METADATA = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
-SIZES = replace(METADATA, total_bytes=10_000, workspace_bytes_per_token=10, workspace_bytes_per_sequence=50)
+METADATA = ModelMetadata(
+    num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
+)
+SIZES = replace(
+    METADATA, total_bytes=10_000, workspace_bytes_per_token=10, workspace_bytes_per_sequence=50
+)
 LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
 
 
@@ -26,12 +30,23 @@ def test_the_largest_batch_is_counted_by_hand():
     assert memory.full_max_batch == 90_000 // (40 * 1200 + 50)
     short = ["speed.prompt_tokens=10", "decoding.max_new_tokens=1"]
     memory = planned(compose(["ratio=2", "memory_budget=100kB", *short]), SIZES)
-    assert memory.max_batch == 90_000 // (10 * (12 * 100 + 10) + 50)  # all layers have keys of a prompt
+    assert memory.max_batch == 90_000 // (
+        10 * (12 * 100 + 10) + 50
+    )  # all layers have keys of a prompt
 
 
-@given(st.integers(20_000, 10**7), st.integers(1, 500), st.integers(1, 500), st.sampled_from(["all", "kept"]))
+@given(
+    st.integers(20_000, 10**7),
+    st.integers(1, 500),
+    st.integers(1, 500),
+    st.sampled_from(["all", "kept"]),
+)
 def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, prompt_layers):
-    overrides = [f"memory_budget={budget}", f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
+    overrides = [
+        f"memory_budget={budget}",
+        f"speed.prompt_tokens={prompt}",
+        f"decoding.max_new_tokens={new}",
+    ]
     try:
         memory = planned(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES)
     except UsageError as error:
@@ -42,13 +57,24 @@ def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, pro
 
 def test_beams_take_their_multiple():
     one, four = (
-        planned(compose([f"memory_budget={10_000 + 40 * 48_050}", f"decoding.num_beams={n}", *LONG]), SIZES) for n in (1, 4)
+        planned(
+            compose([f"memory_budget={10_000 + 40 * 48_050}", f"decoding.num_beams={n}", *LONG]),
+            SIZES,
+        )
+        for n in (1, 4)
     )
     assert (one.full_max_batch, four.full_max_batch) == (40, 10)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("24GiB", 24 * 2**30), ("16 gb", 16 * 10**9), ("800M", 800 * 10**6), ("1.5k", 1500), ("12", 12)]
+    ("text", "expected"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("16 gb", 16 * 10**9),
+        ("800M", 800 * 10**6),
+        ("1.5k", 1500),
+        ("12", 12),
+    ],
 )
 def test_sizes_as_people_write_them(text, expected):
     assert parse_bytes(text) == expected

@@ -11,12 +11,18 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import memory_plan
 from ulskip_cli.strategies.plan import make_plan
 
-METADATA = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
+METADATA = ModelMetadata(
+    num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
+)
 
 
 def test_a_plan_states_all_three_speedups():
     plan = make_plan(compose(["ratio=2"]), METADATA)
-    assert (plan.target_speedup, plan.layer_ratio, plan.predicted_speedup) == (2.0, 2.0, pytest.approx(1500 / 900))
+    assert (plan.target_speedup, plan.layer_ratio, plan.predicted_speedup) == (
+        2.0,
+        2.0,
+        pytest.approx(1500 / 900),
+    )
     assert (plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token) == (1200, 600)
 
 
@@ -30,7 +36,11 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 
 def test_look_up_drafts_skip_no_layers():
     plan = make_plan(compose(["decoding=prompt_lookup", "strategy=full"]), METADATA)
-    assert (plan.draft_cost, plan.predicted_speedup, plan.kept_kv_bytes_per_token) == (None, None, 1200)
+    assert (plan.draft_cost, plan.predicted_speedup, plan.kept_kv_bytes_per_token) == (
+        None,
+        None,
+        1200,
+    )
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
         make_plan(compose(["decoding=prompt_lookup", "ratio=2"]), METADATA)
@@ -42,13 +52,18 @@ def test_a_draft_reads_a_part_of_the_head():
     drafted = ["decoding=self_speculative", "ratio=2"]
     assert make_plan(compose(["ratio=2"]), metadata).draft_cost is None
     for size, cost in ((0, 900 / 1500), (100, 630 / 1500), ("auto", 900 / 1500)):
-        assert make_plan(compose([*drafted, f"decoding.draft_vocab={size}"]), metadata).draft_cost == pytest.approx(cost)
+        assert make_plan(
+            compose([*drafted, f"decoding.draft_vocab={size}"]), metadata
+        ).draft_cost == pytest.approx(cost)
     assert make_plan(compose(drafted), METADATA).draft_cost is None
 
 
 def test_drafts_come_from_one_set_of_layers():
     with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
-        make_plan(compose(["decoding=self_speculative", "strategy=skip_decode", "strategy.horizon=10"]), METADATA)
+        make_plan(
+            compose(["decoding=self_speculative", "strategy=skip_decode", "strategy.horizon=10"]),
+            METADATA,
+        )
 
 
 def test_found_layers_are_kept_or_refused_whatever_the_ratio_means():
@@ -79,22 +94,33 @@ def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
     assert [stage.kept_layers for stage in top.stages] == [(0, 1, 2, 3, 4), (0, 1, 2, 3)]
     cost = compose(["ratio=2", "ratio_basis=cost"])
     untimed = make_plan(compose(options), METADATA)
-    assert "latency" in untimed.warnings[0] and untimed.kept_layers == make_plan(cost, METADATA).kept_layers
+    assert (
+        "latency" in untimed.warnings[0]
+        and untimed.kept_layers == make_plan(cost, METADATA).kept_layers
+    )
 
 
 def test_full_ignores_the_ratio():
-    plan = make_plan(compose(["strategy=full", "ratio=99", "ratio_basis=cost", "prompt_layers=kept"]), METADATA)
+    plan = make_plan(
+        compose(["strategy=full", "ratio=99", "ratio_basis=cost", "prompt_layers=kept"]), METADATA
+    )
     assert plan.keeps_all
     assert (plan.target_speedup, plan.prompt_layers) == (1.0, "all")
 
 
 def test_custom_has_no_target():
-    assert make_plan(compose(["strategy=custom", "strategy.layers=[0,5,11]"]), METADATA).target_speedup is None
+    assert (
+        make_plan(compose(["strategy=custom", "strategy.layers=[0,5,11]"]), METADATA).target_speedup
+        is None
+    )
 
 
 def test_unbalanced_schedules_are_warned_about():
     metadata = ModelMetadata(32, None, None)
-    assert "11" in make_plan(compose(["strategy.spacing=reference", "ratio=1.5"]), metadata).warnings[0]
+    assert (
+        "11"
+        in make_plan(compose(["strategy.spacing=reference", "ratio=1.5"]), metadata).warnings[0]
+    )
     assert make_plan(compose(["ratio=1.5"]), metadata).warnings == ()
     assert make_plan(compose(["strategy=top_skip"]), metadata).warnings == ()
 
@@ -111,7 +137,9 @@ def test_out_of_reach_names_the_highest_ratio():
 
 
 def test_stages_only_shrink_and_tell_their_mean_depth():
-    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None))
+    plan = make_plan(
+        compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None)
+    )
     staged = replace(
         plan,
         stages=(
@@ -140,12 +168,22 @@ def test_stages_only_shrink_and_tell_their_mean_depth():
 
 
 def test_early_exit_promises_what_its_layers_and_heads_cost():
-    plan = make_plan(compose(["strategy=early_exit", "ratio=2", "strategy.min_exit=2", "strategy.every=2"]), METADATA)
-    assert (plan.exits.target_depth, plan.layer_ratio, plan.mean_kept(10), plan.target_kept) == (6, 2.0, 6.0, 6)
+    plan = make_plan(
+        compose(["strategy=early_exit", "ratio=2", "strategy.min_exit=2", "strategy.every=2"]),
+        METADATA,
+    )
+    assert (plan.exits.target_depth, plan.layer_ratio, plan.mean_kept(10), plan.target_kept) == (
+        6,
+        2.0,
+        6.0,
+        6,
+    )
     assert plan.predicted_speedup == pytest.approx(1500 / (3 * 300 + 600))
     assert plan.kept_kv_bytes_per_token == 1200 and not plan.keeps_all
     assert any("calibrated" in warning for warning in plan.warnings)
-    cosine = make_plan(compose(["strategy=early_exit", "ratio=2", "strategy.confidence=cosine"]), METADATA)
+    cosine = make_plan(
+        compose(["strategy=early_exit", "ratio=2", "strategy.confidence=cosine"]), METADATA
+    )
     assert cosine.predicted_speedup == pytest.approx(1500 / 900)
 
 
@@ -162,11 +200,18 @@ def test_early_exit_at_the_full_depth_leaves_nowhere():
     assert plan.exits is None and plan.keeps_all
 
 
-HALVES = replace(METADATA, weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12), total_bytes=1500)
+HALVES = replace(
+    METADATA,
+    weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12),
+    total_bytes=1500,
+)
 
 
 def test_a_unit_counts_its_own_bytes_and_keys():
-    plans = {unit: make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), HALVES) for unit in ("layer", "attention", "mlp")}
+    plans = {
+        unit: make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), HALVES)
+        for unit in ("layer", "attention", "mlp")
+    }
     assert {plan.kept_layers for plan in plans.values()} == {plans["layer"].kept_layers}
     assert plans["attention"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 25))
     assert plans["mlp"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 70))
@@ -183,7 +228,10 @@ def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
     with pytest.raises(NotApplicable, match=rf"never skipped.*ratio <= {highest}"):
         make_plan(compose([*asked, "ratio=3"]), HALVES)
     unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
-    assert (unknown.num_kept, unknown.predicted_speedup) == (6, None) and "sizes of the weights" in unknown.warnings[0]
+    assert (unknown.num_kept, unknown.predicted_speedup) == (
+        6,
+        None,
+    ) and "sizes of the weights" in unknown.warnings[0]
 
 
 def test_a_memory_plan_counts_the_keys_of_kept_attentions():

@@ -19,11 +19,18 @@ ONE = ScheduleFile(
 def test_a_schedule_comes_back_as_it_was(tmp_path):
     (tmp_path / "s.json").write_text(ONE.to_json())
     assert read(tmp_path / "s.json") == ONE
-    assert list(json.loads(ONE.to_json()))[:4] == ["format", "format_version", "num_layers", "kept_layers"]
+    assert list(json.loads(ONE.to_json()))[:4] == [
+        "format",
+        "format_version",
+        "num_layers",
+        "kept_layers",
+    ]
 
 
 def test_three_fields_are_enough(tmp_path):
-    (tmp_path / "s.json").write_text(json.dumps({"format": FORMAT, "num_layers": 4, "kept_layers": [0, 3]}))
+    (tmp_path / "s.json").write_text(
+        json.dumps({"format": FORMAT, "num_layers": 4, "kept_layers": [0, 3]})
+    )
     assert read(tmp_path / "s.json") == ScheduleFile(num_layers=4, kept_layers=(0, 3))
 
 
@@ -32,12 +39,27 @@ def test_three_fields_are_enough(tmp_path):
     [
         ("[", r"s\.json.*Expecting value"),
         ("[" * 100_000, "recursion"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "target_ratio": "two"}', "target_ratio"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "strategy_options": []}', "strategy_options"),
+        (
+            (
+                '{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "target_ratio":'
+                ' "two"}'
+            ),
+            "target_ratio",
+        ),
+        (
+            (
+                '{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0],'
+                ' "strategy_options": []}'
+            ),
+            "strategy_options",
+        ),
         ("[]", r"JSON object.*\[\]"),
         ('{"format": "other"}', '"format": "ulskip-schedule"'),
         ('{"format": "ulskip-schedule", "format_version": 9}', "format_version.* 9"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "three"]}', "kept_layers"),
+        (
+            '{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "three"]}',
+            "kept_layers",
+        ),
         ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers"),
     ],
 )

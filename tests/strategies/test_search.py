@@ -57,12 +57,14 @@ def test_a_seed_decides_the_order():
 
 @given(st.integers(3, 12), st.data())
 def test_swaps_exchange_one_layer_near_ones_first(num_layers, data):
-    kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=num_layers - 1)))
+    kept = sorted(
+        data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=num_layers - 1))
+    )
     found = swaps(kept, num_layers, random.Random(1))
     assert len(found) == len(kept) * (num_layers - len(kept))
     distances = []
     for one in found:
-        ((out,), (into,)) = set(kept) - set(one), set(one) - set(kept)
+        (out,), (into,) = set(kept) - set(one), set(one) - set(kept)
         distances.append(abs(out - into))
     assert distances == sorted(distances)
 
@@ -78,7 +80,9 @@ def test_what_was_found_is_kept_and_no_other_count():
 
 
 class Patched(Landscape):
-    """A landscape with patches and known influence; without patches every schedule would be equally bad."""
+    """A landscape with patches and known influence; without patches every schedule would be equally
+    bad.
+    """
 
     def __init__(self, best):
         super().__init__(best)

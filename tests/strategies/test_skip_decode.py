@@ -25,7 +25,11 @@ def active(num_layers, num_kept, warmup, horizon, t):
 
 
 def layers_at(stages, t):
-    return set(max((stage for stage in stages if stage.first_step <= t), key=lambda stage: stage.first_step).kept_layers)
+    return set(
+        max(
+            (stage for stage in stages if stage.first_step <= t), key=lambda stage: stage.first_step
+        ).kept_layers
+    )
 
 
 @given(st.integers(3, 60), st.integers(2, 60), st.integers(1, 4), st.floats(0.5, 90))
@@ -38,7 +42,9 @@ def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, warm
         assert set(after.kept_layers) < set(before.kept_layers)  # no keys and values are missing
 
 
-@given(st.integers(6, 60), st.integers(3, 30), st.lists(st.integers(20, 200), min_size=1, max_size=40))
+@given(
+    st.integers(6, 60), st.integers(3, 30), st.lists(st.integers(20, 200), min_size=1, max_size=40)
+)
 def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, lengths):
     assume(num_kept <= num_layers)
     strategy = SkipDecode()
@@ -86,11 +92,17 @@ def test_bad_options_and_no_clock():
 
 @pytest.mark.parametrize("engine", ["torch", "transformers"])
 def test_tokens_are_those_of_an_uncached_reference(model, engine):
-    config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"engine={engine}"])
+    config = compose(
+        ["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"engine={engine}"]
+    )
     plan = make_plan(config, ModelMetadata(NUM_LAYERS, None, None))
     assert len(plan.later_stages) == 2
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    output = Decoder(model, plan, engine=config.engine).generate(ids, mask, DecodeContext(config.decoding, 0), forced_length=9)
-    expected = reference_greedy(model, ids, mask, {stage.first_step: stage.kept_layers for stage in plan.stages}, 9)
+    output = Decoder(model, plan, engine=config.engine).generate(
+        ids, mask, DecodeContext(config.decoding, 0), forced_length=9
+    )
+    expected = reference_greedy(
+        model, ids, mask, {stage.first_step: stage.kept_layers for stage in plan.stages}, 9
+    )
     assert output.token_ids == expected.tolist()

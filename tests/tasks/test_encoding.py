@@ -16,7 +16,9 @@ WORDS = Example("7", "the cat sat on the mat and the dog sleeps", "cats")
 
 def test_plain_texts_decode_to_themselves_and_end_with_eos(tokenizer):
     formatter = PromptFormatter(PLAIN)
-    (one,) = formatter.tokenize(tokenizer, [formatter.format(Example("0", "Hund im Haus", "a dog"))])
+    (one,) = formatter.tokenize(
+        tokenizer, [formatter.format(Example("0", "Hund im Haus", "a dog"))]
+    )
     assert tokenizer.decode(one.prompt_ids) == "Hund im Haus\nSummarize:"
     assert tokenizer.decode(one.response_ids[:-1]) == " a dog"
     assert one.response_ids[-1] == tokenizer.eos_token_id
@@ -26,16 +28,28 @@ def test_plain_texts_decode_to_themselves_and_end_with_eos(tokenizer):
 def test_a_chat_response_is_the_text_after_the_chat_prompt(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", CHAT_TEMPLATE)
     formatter = PromptFormatter(Template("Say {source}", "{reference}", chat=True), tokenizer)
-    assert formatter.format(Example("0", "cat", "Katze")) == ("<user>Say cat<eos>\n<assistant>", "Katze<eos>")
+    assert formatter.format(Example("0", "cat", "Katze")) == (
+        "<user>Say cat<eos>\n<assistant>",
+        "Katze<eos>",
+    )
     (one,) = formatter.tokenize(tokenizer, [formatter.format(Example("0", "cat", "Katze"))])
-    assert one.response_ids.count(tokenizer.eos_token_id) == 1  # from the chat template, none is added
+    assert (
+        one.response_ids.count(tokenizer.eos_token_id) == 1
+    )  # from the chat template, none is added
     assert one.prompt_ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_chat_template_that_rewrites_its_prompt_still_ends_the_response_with_eos(tokenizer, monkeypatch):
+def test_a_chat_template_that_rewrites_its_prompt_still_ends_the_response_with_eos(
+    tokenizer, monkeypatch
+):
     monkeypatch.setattr(tokenizer, "chat_template", CHAT_TEMPLATE)
-    formatter = PromptFormatter(Template("{source}", "{reference}", chat=True), tokenizer, {"brief": True})
-    assert formatter.format(Example("0", "cat", "Katze")) == ("<user>cat<eos>\n<assistant>!", "Katze<eos>")
+    formatter = PromptFormatter(
+        Template("{source}", "{reference}", chat=True), tokenizer, {"brief": True}
+    )
+    assert formatter.format(Example("0", "cat", "Katze")) == (
+        "<user>cat<eos>\n<assistant>!",
+        "Katze<eos>",
+    )
 
 
 def test_a_failing_chat_template_suggests_a_plain_one(tokenizer, monkeypatch):
@@ -71,13 +85,17 @@ def test_a_source_without_spaces_is_truncated_between_characters(tokenizer):
 def test_a_prompt_that_may_not_be_truncated_is_refused_with_its_length(tokenizer):
     with pytest.raises(UsageError, match=r"example 7: .*\d+ tokens and 4 new .* 20"):
         encode(PromptFormatter(PLAIN), tokenizer, [WORDS], 20, 4, False)
-    with pytest.raises(UsageError, match=r"example 7: .* 2 tokens.*max_new_tokens"):  # not even the instruction fits
+    with pytest.raises(
+        UsageError, match=r"example 7: .* 2 tokens.*max_new_tokens"
+    ):  # not even the instruction fits
         encode(PromptFormatter(PLAIN), tokenizer, [WORDS], 6, 4, True)
 
 
 def test_a_response_is_truncated_at_the_end_of_the_context(tokenizer):
     example = Example("0", "cat", "the dog sleeps on the mat in the house")
     (whole,) = encode(PromptFormatter(PLAIN), tokenizer, [example], None, 4, False)
-    (one,) = encode(PromptFormatter(PLAIN), tokenizer, [example], len(whole.prompt_ids) + 5, 4, False)
+    (one,) = encode(
+        PromptFormatter(PLAIN), tokenizer, [example], len(whole.prompt_ids) + 5, 4, False
+    )
     assert one.response_ids == whole.response_ids[:5]
     assert (one.truncated, one.truncated_response, whole.truncated_response) == (False, True, False)

@@ -10,13 +10,21 @@ from ulskip_cli.tasks.jsonl import Jsonl
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "mine.jsonl"
-    rows = [{"prompt": "2 + 2 =", "reference": "4"}, {"prompt": "3 + 3 =", "reference": "6", "id": "six"}]
+    rows = [
+        {"prompt": "2 + 2 =", "reference": "4"},
+        {"prompt": "3 + 3 =", "reference": "6", "id": "six"},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def test_a_users_own_task(file):
-    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match,chrf]", "task.first_line=true"]
+    overrides = [
+        "task=jsonl",
+        f"task.file={file}",
+        "task.metrics=[exact_match,chrf]",
+        "task.first_line=true",
+    ]
     task = compose(overrides).task
     examples = task.examples()
     assert [example.id for example in examples] == ["0", "six"]
@@ -34,7 +42,10 @@ def test_the_whole_output_is_the_answer_by_default(file):
 
 def test_other_keys_and_a_folder(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"q": "a", "a": "b"}\n')
-    assert Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a").examples()[0].reference == "b"
+    assert (
+        Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a").examples()[0].reference
+        == "b"
+    )
 
 
 def test_bad_settings_are_refused(file):

@@ -12,5 +12,10 @@ def test_codes_are_sorted():
 def test_every_language_of_wmts_test_sets_has_a_name():
     from sacrebleu.dataset import DATASETS
 
-    pairs = [pair for name, dataset in DATASETS.items() if name.startswith("wmt") for pair in dataset.langpairs]
+    pairs = [
+        pair
+        for name, dataset in DATASETS.items()
+        if name.startswith("wmt")
+        for pair in dataset.langpairs
+    ]
     assert {code for pair in pairs for code in pair.split("-")} <= LANGUAGES.keys()

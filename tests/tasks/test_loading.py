@@ -19,7 +19,10 @@ from ulskip_cli.tasks.loading import (
 
 def test_rows_become_examples_in_order():
     rows = [{"id": 7, "q": "a", "a": "b"}, {"q": "c", "a": "d"}]
-    assert examples_from_rows(rows, "q", "a", "x.jsonl") == [Example("7", "a", "b"), Example("1", "c", "d")]
+    assert examples_from_rows(rows, "q", "a", "x.jsonl") == [
+        Example("7", "a", "b"),
+        Example("1", "c", "d"),
+    ]
 
 
 @pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": 5}, {"q": " ", "a": "b"}, {}])
@@ -46,7 +49,11 @@ def test_a_byte_order_mark_is_ignored(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("latin.txt", "schön".encode("latin-1")), ("broken.gz", b"no gzip"), ("short.gz", gzip.compress(b"x" * 99, mtime=0)[:-9])],
+    [
+        ("latin.txt", "schön".encode("latin-1")),
+        ("broken.gz", b"no gzip"),
+        ("short.gz", gzip.compress(b"x" * 99, mtime=0)[:-9]),
+    ],
 )
 def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -69,7 +76,9 @@ def test_blank_lines_between_objects_are_skipped(tmp_path):
     assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
 
 
-@pytest.mark.parametrize(("text", "named"), [("", "empty"), ("nonsense\n", "line 1"), ("{}\n[1]\n", "line 2")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("", "empty"), ("nonsense\n", "line 1"), ("{}\n[1]\n", "line 2")]
+)
 def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(UsageError, match=rf"bad\.jsonl.*{named}"):
@@ -113,7 +122,9 @@ def subsets(tmp_path):
         configs = ""
         for name in names:
             (tmp_path / f"{name}.jsonl").write_text(json.dumps({"subset": name}) + "\n")
-            configs += f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}.jsonl\n"
+            configs += (
+                f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}.jsonl\n"
+            )
         (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
         return str(tmp_path)
 

@@ -49,7 +49,9 @@ def test_a_template_without_texts_is_refused():
         choose_template({"mine": {"prompt": "x"}}, "mine", False, None, None, {})
 
 
-@pytest.mark.parametrize(("key", "text"), [("prompt", ""), ("prompt", "no source"), ("response", "x")])
+@pytest.mark.parametrize(
+    ("key", "text"), [("prompt", ""), ("prompt", "no source"), ("response", "x")]
+)
 def test_a_template_without_its_field_is_refused(key, text):
     with pytest.raises(UsageError, match=rf"task\.{key}\b"):
         chosen("auto", False, **{key: text})

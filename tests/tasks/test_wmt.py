@@ -26,7 +26,10 @@ def test_both_directions_are_the_same_pairs():
 def test_prompts_name_the_languages():
     task = compose(["task.pair=en-de"]).task
     example = task.examples()[0]
-    assert task.template_for(False).prompt(example) == f"{example.source}\nTranslate English to German:"
+    assert (
+        task.template_for(False).prompt(example)
+        == f"{example.source}\nTranslate English to German:"
+    )
     assert task.template_for(False).response(example) == f" {example.reference}"
     assert task.template_for(True).prompt(example).endswith(f"\n\n{example.source}")
     assert task.template_for(True).response(example) == example.reference
@@ -35,14 +38,21 @@ def test_prompts_name_the_languages():
 @pytest.mark.parametrize("pair", ["de-en", "en-de", "zh-en", "en-zh"])
 def test_the_papers_four_directions(pair, tmp_path):
     (tmp_path / "a").write_text("x\n")
-    task = Wmt(pair=pair, dataset="files", source_file=str(tmp_path / "a"), reference_file=str(tmp_path / "a"))
+    task = Wmt(
+        pair=pair,
+        dataset="files",
+        source_file=str(tmp_path / "a"),
+        reference_file=str(tmp_path / "a"),
+    )
     assert len(task.examples()) == 1
     assert task.scoring().target_language == pair[-2:]
     assert [metric.name for metric in metrics.make_metrics(task.scoring())] == ["bleu", "chrf"]
 
 
 def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
-    (tmp_path / "test.jsonl").write_text('{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n')
+    (tmp_path / "test.jsonl").write_text(
+        '{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n'
+    )
     example = Wmt(pair="cs-en", dataset=str(tmp_path)).examples()[0]
     assert (example.source, example.reference) == ("a", "b")
     named = Wmt(pair="cs-en", dataset=str(tmp_path), source_key="quelle", reference_key="ziel")
@@ -68,7 +78,10 @@ def files(tmp_path):
 
 def test_files_are_read_line_by_line(files):
     examples = files("eins\nzwei\u2028drei\n".encode(), b"one\ntwo three").examples()
-    assert [(e.source, e.reference) for e in examples] == [("eins", "one"), ("zwei\u2028drei", "two three")]
+    assert [(e.source, e.reference) for e in examples] == [
+        ("eins", "one"),
+        ("zwei\u2028drei", "two three"),
+    ]
 
 
 def test_rows_name_the_file_so_that_a_report_keeps_two_test_sets_apart(files):
@@ -95,8 +108,15 @@ def test_a_language_without_a_known_code_is_named(files):
         compose(["task.pair=de-yi"])
     task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
     (example,) = task.examples()
-    templates = {"plain": {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}}
-    assert task.replace(templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
+    templates = {
+        "plain": {
+            "prompt": "{source_language}-{target_language}: {source}",
+            "response": "{reference}",
+        }
+    }
+    assert (
+        task.replace(templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
+    )
     (turned,) = task.reversed().examples()
     assert turned.source == "b"
     assert task.reversed().source_language == "Yiddish"

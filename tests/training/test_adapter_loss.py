@@ -2,7 +2,14 @@ import copy
 
 import pytest
 import torch
-from reference import NUM_LAYERS, linear_paths, random_corrections, random_ids, reference_logits, stack_of
+from reference import (
+    NUM_LAYERS,
+    linear_paths,
+    random_corrections,
+    random_ids,
+    reference_logits,
+    stack_of,
+)
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions
@@ -29,7 +36,12 @@ def batch(rows=3, seed=0):
     prompt[1] = prompt[0]
     mask[:2, :3] = 0
     labels[1, 3:] = -100
-    return {"prompt_ids": prompt * mask, "prompt_mask": mask, "response_ids": response, "labels": labels}
+    return {
+        "prompt_ids": prompt * mask,
+        "prompt_mask": mask,
+        "response_ids": response,
+        "labels": labels,
+    }
 
 
 def through(kept):
@@ -39,7 +51,9 @@ def through(kept):
 def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY, on_policy=False):
     model.requires_grad_(False)
     torch.manual_seed(0)
-    return AdapterLoss(model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes, on_policy)
+    return AdapterLoss(
+        model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes, on_policy
+    )
 
 
 def random_adapter(model, kind="full", kept=KEPT, seed=0):
@@ -56,8 +70,13 @@ def reference(model, inputs, kept, corrections):
 @pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
 def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
     tensors, corrections = random_corrections(model, KEPT, kind)
-    module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), max_bytes=max_bytes), batch()
-    expected = functional.cross_entropy(reference(model, inputs, KEPT, corrections).flatten(0, 1), inputs["labels"].flatten())
+    module, inputs = (
+        made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), max_bytes=max_bytes),
+        batch(),
+    )
+    expected = functional.cross_entropy(
+        reference(model, inputs, KEPT, corrections).flatten(0, 1), inputs["labels"].flatten()
+    )
     for _ in range(2):  # the second time with stored outputs of the frozen model
         loss = module(**inputs, stages=through(KEPT))["loss"]
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -66,10 +85,15 @@ def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
 def test_distillation_is_the_divergence_from_the_full_model(model):
     tensors, corrections = random_corrections(model, KEPT, "full")
     module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL), batch()
-    student, teacher = (reference(model, inputs, kept, found) for kept, found in ((KEPT, corrections), (EVERY, {})))
+    student, teacher = (
+        reference(model, inputs, kept, found) for kept, found in ((KEPT, corrections), (EVERY, {}))
+    )
     chosen = inputs["labels"] != -100
     divergence = functional.kl_div(
-        student.log_softmax(-1)[chosen], teacher.log_softmax(-1)[chosen], reduction="sum", log_target=True
+        student.log_softmax(-1)[chosen],
+        teacher.log_softmax(-1)[chosen],
+        reduction="sum",
+        log_target=True,
     )
     for _ in range(2):
         loss = module(**inputs, stages=through(KEPT))["loss"]
@@ -87,7 +111,9 @@ def test_a_validation_on_training_data_does_not_turn_distillation_off(llama):
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
     tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
-    adapter = combined([SkipAdapter(NUM_LAYERS, (EVERY,), {}), SkipAdapter(NUM_LAYERS, ((0, 2, 5),), tensors)])
+    adapter = combined(
+        [SkipAdapter(NUM_LAYERS, (EVERY,), {}), SkipAdapter(NUM_LAYERS, ((0, 2, 5),), tensors)]
+    )
     inputs = batch()
     patches = {"patches": {2: corrections["patches"]}}
     logits = reference(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches)
@@ -97,7 +123,9 @@ def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(ll
 
 
 def trained(module, inputs, kept, steps=8, rate=3e-3):
-    optimizer = torch.optim.AdamW([one for one in module.parameters() if one.requires_grad], lr=rate)
+    optimizer = torch.optim.AdamW(
+        [one for one in module.parameters() if one.requires_grad], lr=rate
+    )
     losses = []
     for _ in range(steps):
         loss = module(**inputs, stages=through(kept))["loss"]
@@ -123,15 +151,26 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
         assert torch.equal(model(ids).logits, logits)
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("low_rank", 0), ("none", 2), ("folded", 2)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("full", 2), ("low_rank", 0), ("none", 2), ("folded", 2)]
+)
 def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
-    start = zero_adapter(model, [KEPT], PatchShape(kind, 3)) if kind != "folded" else random_adapter(model, "folded")
+    start = (
+        zero_adapter(model, [KEPT], PatchShape(kind, 3))
+        if kind != "folded"
+        else random_adapter(model, "folded")
+    )
     module, inputs = made(model, start, rank=rank), batch()
     trained(module, inputs, KEPT, steps=3)
     module.adapter({"kind": kind}).save(tmp_path)
     view = SkipAdapter.load(tmp_path).view(model, KEPT)
     with torch.no_grad():
-        prompt = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"], inputs["labels"] != -100
+        prompt = (
+            inputs["prompt_ids"],
+            inputs["prompt_mask"],
+            inputs["response_ids"],
+            inputs["labels"] != -100,
+        )
         logits = response_logits(model, [StageView(0, view, KEPT)], *prompt)
         loss = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
         expected = module.eval()(**inputs, stages=through(KEPT))["loss"]
@@ -158,7 +197,10 @@ def test_checkpoints_contain_the_trained_tensors_alone(llama):
     other = made(copy.deepcopy(llama), zero_adapter(llama, [KEPT], PatchShape("full")))
     other.load_state_dict(copy.deepcopy(module.state_dict()))
     inputs = batch()
-    assert torch.equal(other(**inputs, stages=through(KEPT))["loss"], module(**inputs, stages=through(KEPT))["loss"])
+    assert torch.equal(
+        other(**inputs, stages=through(KEPT))["loss"],
+        module(**inputs, stages=through(KEPT))["loss"],
+    )
 
 
 def test_a_bfloat16_model_has_adapters_in_float32(llama):
@@ -175,7 +217,10 @@ def test_lora_targets_name_linear_layers(llama):
     module = AdapterLoss(llama.requires_grad_(False), adapter, options, CROSS_ENTROPY, PLENTY)
     found = {name for name in module.adapter({}).tensors if name.startswith("lora.")}
     assert found == {
-        f"lora.{layer}.{path}.{part}" for layer in KEPT for path in ("self_attn.q_proj", "mlp.down_proj") for part in "AB"
+        f"lora.{layer}.{path}.{part}"
+        for layer in KEPT
+        for path in ("self_attn.q_proj", "mlp.down_proj")
+        for part in "AB"
     }
     with pytest.raises(UsageError, match=r"train\.lora\.targets"):
         AdapterLoss(llama, adapter, LoraOptions(rank=2, targets="nosuch"), CROSS_ENTROPY, PLENTY)
@@ -183,12 +228,16 @@ def test_lora_targets_name_linear_layers(llama):
 
 def test_all_linear_adapts_every_linear_layer_of_kept_layers(model):
     module = made(model, random_adapter(model))
-    expected = {f"lora.{layer}.{path}.A" for layer in KEPT for path in linear_paths(stack_of(model)[layer])}
+    expected = {
+        f"lora.{layer}.{path}.A" for layer in KEPT for path in linear_paths(stack_of(model)[layer])
+    }
     assert {name for name in module.adapter({}).tensors if name.endswith(".A")} == expected
 
 
 def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
-    """The mean divergence over a sampled continuation equals that of the uncached reference on its tokens."""
+    """The mean divergence over a sampled continuation equals that of the uncached reference on its
+    tokens.
+    """
     tensors, corrections = random_corrections(llama, KEPT, "full")
     module = made(llama, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL, on_policy=True)
     inputs, seen = batch(), []
@@ -198,11 +247,16 @@ def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
     (sampled,) = seen
     assert not torch.equal(sampled.response_ids, inputs["response_ids"])
     fresh = {**inputs, "response_ids": sampled.response_ids, "labels": sampled.labels}
-    student, teacher = reference(llama, fresh, KEPT, corrections), reference(llama, fresh, EVERY, {})
+    student, teacher = (
+        reference(llama, fresh, KEPT, corrections),
+        reference(llama, fresh, EVERY, {}),
+    )
     counted = sampled.is_labelled.clone()
     counted[:, 0] = False  # the full model predicts the first token
     logs = (functional.log_softmax(one[counted], -1) for one in (student, teacher))
-    expected = functional.kl_div(*logs, reduction="sum", log_target=True) / sampled.is_labelled.sum()
+    expected = (
+        functional.kl_div(*logs, reduction="sum", log_target=True) / sampled.is_labelled.sum()
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -218,21 +272,33 @@ def test_a_prompt_is_encoded_once_for_all_its_responses(llama, monkeypatch):
     module = made(llama, random_adapter(llama), DISTILL)
     first = module(**inputs, stages=stages)["loss"]
     assert torch.equal(module(**inputs, stages=stages)["loss"], first)
-    other = {**inputs, "response_ids": inputs["response_ids"].flip(0), "labels": inputs["labels"].flip(0)}
+    other = {
+        **inputs,
+        "response_ids": inputs["response_ids"].flip(0),
+        "labels": inputs["labels"].flip(0),
+    }
     got = module(**other, stages=stages)["loss"]
     assert sum(encoded) == len({tuple(row.tolist()) for row in inputs["prompt_ids"]})
-    torch.testing.assert_close(got, made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=stages)["loss"])
+    torch.testing.assert_close(
+        got,
+        made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=stages)["loss"],
+    )
 
 
 def pairs_of(inputs):
     """Return the prompts and responses of a batch without padding."""
-    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)]
+    prompts = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)
+    ]
     responses = [ids[ids != IGNORED_LABEL].tolist() for ids in inputs["labels"]]
     return list(zip(prompts, responses, strict=True))
 
 
 def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch):
-    """Some models cannot be put together from their parts (sliding windows), so nothing is prepared."""
+    """Some models cannot be put together from their parts (sliding windows), so nothing is
+    prepared.
+    """
     module, inputs = made(model, random_adapter(model), DISTILL), batch(rows=4)
     expected = module(**inputs, stages=through(KEPT))["loss"]
     other, reports = made(model, random_adapter(model), DISTILL), []
@@ -240,8 +306,12 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     other.outputs.prepare(pairs_of(inputs), True, lambda done, note="": reports.append(done))
     if reports:
         assert reports[-1] == 4 and len(reports) > 1
-        monkeypatch.setattr(frozen_outputs, "encode_prompt", lambda *args: pytest.fail("encoded again"))
-        monkeypatch.setattr(type(other.outputs), "states", lambda *args: pytest.fail("computed again"))
+        monkeypatch.setattr(
+            frozen_outputs, "encode_prompt", lambda *args: pytest.fail("encoded again")
+        )
+        monkeypatch.setattr(
+            type(other.outputs), "states", lambda *args: pytest.fail("computed again")
+        )
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
 
 
@@ -253,15 +323,23 @@ def test_outputs_are_prepared_while_there_is_memory(llama):
     module = made(llama, random_adapter(llama), DISTILL, max_bytes=used // 2)
     module.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
     assert 0 <= module.outputs.free_bytes < used // 2
-    torch.testing.assert_close(*(one(**inputs, stages=through(KEPT))["loss"] for one in (module, whole)))
+    torch.testing.assert_close(
+        *(one(**inputs, stages=through(KEPT))["loss"] for one in (module, whole))
+    )
 
 
 def test_an_unknown_response_to_a_prepared_prompt_is_computed_from_every_layer(llama):
     inputs = batch(rows=4)
     module = made(llama, random_adapter(llama), DISTILL)
     module.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
-    other = {**inputs, "response_ids": inputs["response_ids"].flip(0), "labels": inputs["labels"].flip(0)}
-    expected = made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=through(KEPT))["loss"]
+    other = {
+        **inputs,
+        "response_ids": inputs["response_ids"].flip(0),
+        "labels": inputs["labels"].flip(0),
+    }
+    expected = made(llama, random_adapter(llama), DISTILL, max_bytes=0)(
+        **other, stages=through(KEPT)
+    )["loss"]
     torch.testing.assert_close(module(**other, stages=through(KEPT))["loss"], expected)
 
 

@@ -14,12 +14,25 @@ from ulskip_cli.training import run, setup, trainer
 from ulskip_cli.training.run import train
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
-QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4", "train.lora.rank=2"]
+QUICK = [
+    "limit=12",
+    "train.batch_size=4",
+    "train.log_every=1",
+    "train.max_steps=4",
+    "train.lora.rank=2",
+]
 
 
 def overrides_for(model_folder, output, *changes):
     model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    return ["train=adapter", *model, f"output={output}", *QUICK, "train.responses=reference", *changes]
+    return [
+        "train=adapter",
+        *model,
+        f"output={output}",
+        *QUICK,
+        "train.responses=reference",
+        *changes,
+    ]
 
 
 def trained(model_folder, output, *changes):
@@ -34,8 +47,15 @@ def tensors(folder):
 def finished(model_folder, tmp_path_factory):
     """A short training of two ratios, on references and the model's own answers."""
     output = tmp_path_factory.mktemp("adapter") / "out"
-    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
-    return output, trained(model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3")
+    changes = [
+        "train.ratios=[2,3]",
+        "train.responses=both",
+        "train.own.max_new_tokens=4",
+        "train.validation={limit:12}",
+    ]
+    return output, trained(
+        model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3"
+    )
 
 
 def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
@@ -48,14 +68,23 @@ def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
     assert stored["base"]["model"] and stored["base"]["fingerprint"]
     assert (stored["kind"], stored["lora_rank"], stored["training"]["steps"]) == ("full", 2, 4)
     assert json.loads((output / "training.json").read_text()) == record.plain()
-    prefixes = {".".join(name.split(".")[:3]) for name in tensors(output) if name.startswith("patch.")}
+    prefixes = {
+        ".".join(name.split(".")[:3]) for name in tensors(output) if name.startswith("patch.")
+    }
     assert prefixes == {"patch.0.2", "patch.0.5", "patch.1.5"}
-    assert {name.split(".")[1] for name in tensors(output) if name.startswith("lora.")} == {"0", "2", "5"}
+    assert {name.split(".")[1] for name in tensors(output) if name.startswith("lora.")} == {
+        "0",
+        "2",
+        "5",
+    }
 
 
 def test_the_loss_of_every_ratio_falls_and_that_of_the_full_model_stays(finished):
     _, record = finished
-    first, last = record.learning_curve[0].validation_loss, record.learning_curve[-1].validation_loss
+    first, last = (
+        record.learning_curve[0].validation_loss,
+        record.learning_curve[-1].validation_loss,
+    )
     assert first["1x"] == last["1x"]
     assert last["2x"] < first["2x"] and last["3x"] < first["3x"]
 
@@ -63,15 +92,34 @@ def test_the_loss_of_every_ratio_falls_and_that_of_the_full_model_stays(finished
 def test_a_finished_training_is_not_run_again(finished, model_folder):
     output, record = finished
     saved = (output / "adapter.safetensors").stat().st_mtime_ns
-    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
-    assert trained(model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3") == record
+    changes = [
+        "train.ratios=[2,3]",
+        "train.responses=both",
+        "train.own.max_new_tokens=4",
+        "train.validation={limit:12}",
+    ]
+    assert (
+        trained(
+            model_folder,
+            output,
+            *changes,
+            "train.evaluate_every=2",
+            "correction.learning_rate=1e-3",
+        )
+        == record
+    )
     assert (output / "adapter.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match="output="):
         trained(model_folder, output, *changes, "correction.kind=low_rank")
 
 
 def test_interrupted_and_run_again_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch):
-    changes = ["train.ratios=[2,3]", "train.save_every=2", "train.responses=own", "train.own.max_new_tokens=4"]
+    changes = [
+        "train.ratios=[2,3]",
+        "train.save_every=2",
+        "train.responses=own",
+        "train.own.max_new_tokens=4",
+    ]
     trained(model_folder, tmp_path / "whole", *changes)
     compute = trainer.SkipTrainer.compute_loss
 
@@ -94,7 +142,9 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(model_folder, tmp_
 def test_a_training_killed_while_it_generates_answers_goes_on(model_folder, tmp_path, monkeypatch):
     changes = ["train.responses=own", "train.own.max_new_tokens=4", "train.max_steps=1"]
     with monkeypatch.context() as patched:
-        patched.setattr(setup, "build_adapter_loss", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            setup, "build_adapter_loss", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             trained(model_folder, tmp_path / "out", *changes)
     stored = (tmp_path / "out" / "own_responses.jsonl").read_bytes()
@@ -113,11 +163,22 @@ def killed(*args):
 
 @pytest.mark.parametrize(
     "module, name, stop",
-    [(setup, "build_adapter_loss", killed), (run, "write_atomic", killed_before_identity), (run, "last_checkpoint", killed)],
+    [
+        (setup, "build_adapter_loss", killed),
+        (run, "write_atomic", killed_before_identity),
+        (run, "last_checkpoint", killed),
+    ],
     ids=["answers stored", "no identity", "no checkpoint"],
 )
-def test_killed_before_its_first_checkpoint_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch, module, name, stop):
-    changes = ["train.responses=own", "train.own.samples=2", "train.own.max_new_tokens=4", "train.max_steps=2"]
+def test_killed_before_its_first_checkpoint_it_ends_with_equal_tensors(
+    model_folder, tmp_path, monkeypatch, module, name, stop
+):
+    changes = [
+        "train.responses=own",
+        "train.own.samples=2",
+        "train.own.max_new_tokens=4",
+        "train.max_steps=2",
+    ]
     trained(model_folder, tmp_path / "whole", *changes)
     with monkeypatch.context() as patched:
         patched.setattr(module, name, stop)
@@ -138,11 +199,15 @@ def test_checkpoints_of_another_program_are_not_taken_for_a_killed_training(mode
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.start=zero"], ["correction.kind=none"], ["train.lora.rank=0"], ["correction.kind=folded"],
-        ["correction.kind=low_rank", "correction.rank=3", "train.start=zero"], ["strategy=skip_decode", "train.ratios=1.2"],
+        ["train.start=zero"],
+        ["correction.kind=none"],
+        ["train.lora.rank=0"],
+        ["correction.kind=folded"],
+        ["correction.kind=low_rank", "correction.rank=3", "train.start=zero"],
+        ["strategy=skip_decode", "train.ratios=1.2"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, changes):
     trained(model_folder, tmp_path / "adapter", *changes, "train.max_steps=2")
     kept_sets = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["kept_sets"]
@@ -158,7 +223,12 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
 
 def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
     output, _ = finished
-    changes = ["train.ratios=[2,3]", f"train.start={output}", "train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
+    changes = [
+        "train.ratios=[2,3]",
+        f"train.start={output}",
+        "train.learning_rate=1e-9",
+        "correction.learning_rate=1e-9",
+    ]
     trained(model_folder, tmp_path / "further", *changes)
     before, after = tensors(output), tensors(tmp_path / "further")
     assert before.keys() == after.keys()
@@ -167,7 +237,9 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
 
 
 @pytest.mark.parametrize(
-    "change", ["train.ratios=2", "correction.kind=low_rank", "train.lora.rank=4", "train.start=nowhere"], ids=lambda text: text
+    "change",
+    ["train.ratios=2", "correction.kind=low_rank", "train.lora.rank=4", "train.start=nowhere"],
+    ids=lambda text: text,
 )
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
     start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]

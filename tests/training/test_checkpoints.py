@@ -24,7 +24,9 @@ def make(folder, step):
     save_file({"a": torch.ones(64)}, checkpoint / "model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"a": torch.ones(64)}, checkpoint / name)
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    (checkpoint / "trainer_state.json").write_text(
+        json.dumps({"global_step": step, "log_history": []})
+    )
     return checkpoint
 
 
@@ -59,7 +61,11 @@ def garbage(file):
 
 
 DAMAGES = [
-    *((name, damage) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth") for damage in (flip, halve, garbage)),
+    *(
+        (name, damage)
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+        for damage in (flip, halve, garbage)
+    ),
     *(("model.safetensors", damage) for damage in (halve, garbage)),
     ("model.safetensors", os.remove),
     ("trainer_state.json", lambda file: file.write_text('{"a": 1}')),

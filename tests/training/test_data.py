@@ -6,17 +6,37 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Template
 from ulskip_cli.tasks.encoding import PromptFormatter
-from ulskip_cli.training.data import PairCollator, SimilarLengthSampler, TokenPairs, load_training_texts, train_tokenizer
+from ulskip_cli.training.data import (
+    PairCollator,
+    SimilarLengthSampler,
+    TokenPairs,
+    load_training_texts,
+    train_tokenizer,
+)
 
 PLAIN = PromptFormatter(Template("{source}", "{reference}"))
 
 
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}")
-    texts = load_training_texts(compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer)
+    monkeypatch.setattr(
+        tokenizer,
+        "chat_template",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}",
+    )
+    texts = load_training_texts(
+        compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer
+    )
     assert all(prompt.startswith("<user>Translate the following text") for prompt, _ in texts.train)
-    assert all(response.startswith("<assistant>") and response.endswith("<eos>") for _, response in texts.train)
-    assert TokenPairs(tokenizer, texts.train, texts.formatter, None)[0]["response"].count(tokenizer.eos_token_id) == 1
+    assert all(
+        response.startswith("<assistant>") and response.endswith("<eos>")
+        for _, response in texts.train
+    )
+    assert (
+        TokenPairs(tokenizer, texts.train, texts.formatter, None)[0]["response"].count(
+            tokenizer.eos_token_id
+        )
+        == 1
+    )
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
@@ -48,7 +68,8 @@ def test_a_share_comes_the_other_way_round_as_well():
 def test_validation_is_the_task_with_changes(tmp_path):
     for name, text in (("a", "eins\nzwei\n"), ("b", "one\ntwo\n")):
         (tmp_path / name).write_text(text)
-    changes = f"train.validation={{dataset:files,source_file:{tmp_path}/a,reference_file:{tmp_path}/b,limit:1}}"
+    files = f"source_file:{tmp_path}/a,reference_file:{tmp_path}/b"
+    changes = f"train.validation={{dataset:files,{files},limit:1}}"
     texts = load_training_texts(compose_training(["limit=2", changes]))
     assert texts.validation == [("eins\nTranslate German to English:", " one")]
     assert len(texts.train) == 2
@@ -104,7 +125,8 @@ def test_neighbours_are_of_similar_length_and_epochs_differ():
     sampler = SimilarLengthSampler(lengths, 10, seed=1)
     first = list(sampler)
     spread = [
-        max(lengths[i] for i in first[s : s + 10]) - min(lengths[i] for i in first[s : s + 10]) for s in range(0, 1000, 10)
+        max(lengths[i] for i in first[s : s + 10]) - min(lengths[i] for i in first[s : s + 10])
+        for s in range(0, 1000, 10)
     ]
     assert sum(spread) / len(spread) < 25  # of 45 in a random order
     sampler.set_epoch(1)
@@ -114,7 +136,11 @@ def test_neighbours_are_of_similar_length_and_epochs_differ():
 def test_a_tokenizer_learns_the_texts_and_gives_them_back():
     texts = [("der Hund schläft im Haus\nTranslate:", " the dog sleeps")] * 3
     tokenizer = train_tokenizer(texts, vocab_size=300, max_length=64)
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (0, 1, "left")
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (
+        0,
+        1,
+        "left",
+    )
     ids = tokenizer("der Hund ☃ schläft")["input_ids"]
     assert tokenizer.decode(ids) == "der Hund ☃ schläft"
     assert len(tokenizer) <= 300

@@ -21,7 +21,9 @@ def batch(rows=3, length=5):
 
 
 def cross_entropy(logits, labels):
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
 
 
 def losses_of(model, inputs, exits=EXITS):
@@ -29,11 +31,15 @@ def losses_of(model, inputs, exits=EXITS):
 
 
 def stepwise(model, depth, inputs):
-    """The loss when tokens are decoded one by one through the first layers alone, over the prompt's whole cache."""
+    """The loss when tokens are decoded one by one through the first layers alone, over the prompt's
+    whole cache.
+    """
     mask, response = inputs.prompt_mask, inputs.response_ids
     view = model if depth == NUM_LAYERS else shallow_view.shallow_view(model, range(depth))
     cache = shallow_view.new_cache(model)
-    logits = [shallow_view.forward_with_cache(model, inputs.prompt_ids, mask, cache, last_only=True)]
+    logits = [
+        shallow_view.forward_with_cache(model, inputs.prompt_ids, mask, cache, last_only=True)
+    ]
     shallow_view.prune_cache(cache, range(depth))
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
@@ -69,7 +75,9 @@ def test_deep_exits_weigh_more(llama, exits):
 def test_gradients_are_those_of_plain_loops(llama):
     inputs, gradients = batch(), []
     for total in (
-        lambda: depth_weighted_mean(exit_losses(llama, LayerwiseModel(llama), EXITS, inputs, cross_entropy)),
+        lambda: depth_weighted_mean(
+            exit_losses(llama, LayerwiseModel(llama), EXITS, inputs, cross_entropy)
+        ),
         lambda: sum(depth * stepwise(llama, depth, inputs) for depth in EXITS) / sum(EXITS),
     ):
         llama.zero_grad()

@@ -23,12 +23,16 @@ def test_what_would_train_something_else_is_refused(extra, message):
 
 
 def test_zero_2_and_trackers_pass():
-    check_trainer_arguments({"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"})
+    check_trainer_arguments(
+        {"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"}
+    )
 
 
 def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     for stage in (2, 3):
-        (tmp_path / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        (tmp_path / f"zero{stage}.json").write_text(
+            json.dumps({"zero_optimization": {"stage": stage}})
+        )
     check_trainer_arguments({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="got 3"):
         check_trainer_arguments({"deepspeed": str(tmp_path / "zero3.json")})
@@ -74,7 +78,13 @@ def test_what_a_skip_adapter_would_ignore_is_refused_by_its_key(overrides, key):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_keys_of_skip_adapters_are_refused_with_other_methods(method):
-    keys = ["correction.kind=low_rank", "correction.rank=8", "train.start=zero", "train.responses=own", "train.own.samples=2"]
+    keys = [
+        "correction.kind=low_rank",
+        "correction.rank=8",
+        "train.start=zero",
+        "train.responses=own",
+        "train.own.samples=2",
+    ]
     for key in keys:
         with pytest.raises(UsageError, match=".".join(key.split("=")[0].split(".")[:2])):
             compose_training([f"train.method={method}", key])

@@ -7,8 +7,14 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import parse
 from ulskip_cli.training.record import TrainedStage, TrainingRecord
 
-BUNDLED = json.loads((resources.files("ulskip_cli") / "assets" / "tiny" / "training.json").read_text("utf-8"))
-VALUES = {**BUNDLED, "later_stages": {"2": [{"first_step": 3, "kept_layers": [0, 11]}]}, "exits": [2, 4, 6]}
+BUNDLED = json.loads(
+    (resources.files("ulskip_cli") / "assets" / "tiny" / "training.json").read_text("utf-8")
+)
+VALUES = {
+    **BUNDLED,
+    "later_stages": {"2": [{"first_step": 3, "kept_layers": [0, 11]}]},
+    "exits": [2, 4, 6],
+}
 
 
 def test_a_stored_record_is_read_as_it_was_written():

@@ -24,9 +24,14 @@ from ulskip_cli.training.run import train
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
 LONG = [
-    "train.epochs=8", "train.save_every=3", "train.evaluate_every=8", "train.validation={limit:16}",  # the training set
-    "train.dropout=0.1", "train.optimizer=muon",
-]  # fmt: skip
+    # the training set
+    "train.epochs=8",
+    "train.save_every=3",
+    "train.evaluate_every=8",
+    "train.validation={limit:16}",
+    "train.dropout=0.1",
+    "train.optimizer=muon",
+]
 LONG_TRAININGS = {
     "unified": ["strategy=unified", "train.ratios=[1,2]", *LONG],
     "early_exit": ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", *LONG],
@@ -58,7 +63,12 @@ def finished(model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def positional(model_folder, tmp_path_factory):
     """A training with fewer layers at later positions."""
-    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]", "train.max_steps=1", "train.held_out=4"]
+    changes = [
+        "strategy=skip_decode",
+        "train.ratios=[1.2,1.5]",
+        "train.max_steps=1",
+        "train.held_out=4",
+    ]
     return trained(model_folder, tmp_path_factory.mktemp("positional") / "out", *changes)
 
 
@@ -75,7 +85,10 @@ def weights(folder):
 
 def test_ratios_become_schedules():
     config = compose_training(["train.ratios=[1,2,3]"])
-    kept = {ratio: [stage.kept_layers for stage in stages] for ratio, stages in schedules(config, 12).items()}
+    kept = {
+        ratio: [stage.kept_layers for stage in stages]
+        for ratio, stages in schedules(config, 12).items()
+    }
     assert kept == {1.0: [tuple(range(12))], 2.0: [(0, 2, 4, 7, 9, 11)], 3.0: [(0, 4, 7, 11)]}
     with pytest.raises(UsageError, match="ratio"):
         schedules(compose_training(["train.ratios=8"]), 12)
@@ -98,11 +111,16 @@ def test_skip_decode_trains_every_depth(positional):
     assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
     assert [len(stage.kept_layers) for stage in record.later_stages["1.5"]] == [4, 3]
     assert record.kept_counts == (6, 5, 4, 3)
-    assert training_note(config.output) == "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
+    assert (
+        training_note(config.output)
+        == "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
+    )
 
 
 def test_the_learning_curve_is_keyed_by_target_ratio(positional):
-    """At 1.2x the first of six layers' stages has full depth, which must not take the place of the schedule's own loss."""
+    """At 1.2x the first of six layers' stages has full depth, which must not take the place of the
+    schedule's own loss.
+    """
     _, record = positional
     assert len(record.kept_layers["1.2"]) == 6 and record.later_stages["1.2"]
     losses = record.learning_curve[-1].validation_loss
@@ -123,14 +141,19 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
     assert (record.steps, record.examples, record.validation_examples) == (3, 12, 4)
     assert [point.step for point in record.learning_curve] == [2, 3]
     assert set(record.learning_curve[0].validation_loss) == {"1x", "2x"}
-    assert training_note(str(out)) == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
+    assert (
+        training_note(str(out))
+        == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
+    )
     assert not (out / "checkpoints").exists()
 
 
 def test_a_finished_training_is_not_run_again(finished):
     config, record = finished
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
-    (Path(config.output) / "checkpoints").mkdir()  # as a process leaves it that is killed before it has removed them
+    (
+        Path(config.output) / "checkpoints"
+    ).mkdir()  # as a process leaves it that is killed before it has removed them
     assert train(config, NullProgress()) == record
     assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
@@ -146,7 +169,9 @@ def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
     with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
-        train(compose_training([*overrides, "train.training_args={report_to:nosuch}"]), NullProgress())
+        train(
+            compose_training([*overrides, "train.training_args={report_to:nosuch}"]), NullProgress()
+        )
 
 
 def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
@@ -162,7 +187,10 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
     first, *_, last = (point.validation_loss for point in record.learning_curve)
     if config.strategy.name == "early_exit":
         assert (record.exits, record.kept_layers) == ((2, 4, 6), {"2": (0, 1, 2, 3, 4, 5)})
-        assert training_note(config.output) == f"with early exit at 2, 4, 6 layers, {record.steps} steps"
+        assert (
+            training_note(config.output)
+            == f"with early exit at 2, 4, 6 layers, {record.steps} steps"
+        )
         expected = {"2", "4", "6"}
     else:
         expected = {"1x", "2x"}
@@ -175,9 +203,13 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     changes, whole_config, whole = undisturbed
     command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoints = tmp_path / "out" / "checkpoints"
-    while process.poll() is None and not (checkpoints / "checkpoint-6" / "model.safetensors").exists():
+    while (
+        process.poll() is None and not (checkpoints / "checkpoint-6" / "model.safetensors").exists()
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -196,30 +228,63 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
 
 
 def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
-    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=2"]), NullProgress())
+    train(
+        compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=2"]),
+        NullProgress(),
+    )
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("proj" in name for name in changed)
 
 
-def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(overrides, model_folder, tmp_path):
-    options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
-    options += ["train.freeze_embeddings=true", "train.max_steps=2", "train.gradient_accumulation_steps=2"]
+def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
+    overrides, model_folder, tmp_path
+):
+    options = [
+        "train.full_weight=0.5",
+        "train.distill_weight=0.5",
+        "train.teacher=initial",
+        "train.label_smoothing=0.1",
+    ]
+    options += [
+        "train.freeze_embeddings=true",
+        "train.max_steps=2",
+        "train.gradient_accumulation_steps=2",
+    ]
     record = train(compose_training([*overrides, *options]), NullProgress())
     assert record.steps == 2
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
-    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+    assert not torch.equal(
+        before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
+    )
 
 
 def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     shape = tmp_path / "shape.json"
-    layers = {"num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    shape.write_text(json.dumps({"model_type": "llama", "vocab_size": 9, "tie_word_embeddings": True, **layers}))
-    scratch = ["model=random", f"model.path={shape}", "train=scratch", "train.vocab_size=300", "train.max_steps=2"]
-    record = train(compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), NullProgress())
-    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    layers = {
+        "num_hidden_layers": 4,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+    }
+    shape.write_text(
+        json.dumps({"model_type": "llama", "vocab_size": 9, "tie_word_embeddings": True, **layers})
+    )
+    scratch = [
+        "model=random",
+        f"model.path={shape}",
+        "train=scratch",
+        "train.vocab_size=300",
+        "train.max_steps=2",
+    ]
+    record = train(
+        compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), NullProgress()
+    )
+    model, tokenizer = (
+        kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
     assert model.config.vocab_size == len(tokenizer) == 300
     assert (model.config.eos_token_id, record.based_on) == (tokenizer.eos_token_id, None)
 
@@ -230,19 +295,40 @@ def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "n_layer": 10, "n_head": 2}
     folder = tmp_path / "bloom"
-    BloomForCausalLM(BloomConfig(**shape, eos_token_id=1, bos_token_id=None, pad_token_id=0)).save_pretrained(folder)
+    BloomForCausalLM(
+        BloomConfig(**shape, eos_token_id=1, bos_token_id=None, pad_token_id=0)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    paper = ["train=paper", "strategy.spacing=reference", "train.precision=float32", "train.max_steps=1"]
-    train(compose_training([f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]), NullProgress())
+    paper = [
+        "train=paper",
+        "strategy.spacing=reference",
+        "train.precision=float32",
+        "train.max_steps=1",
+    ]
+    train(
+        compose_training(
+            [f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]
+        ),
+        NullProgress(),
+    )
     before, after = weights(folder), weights(tmp_path / "out")
     name = "word_embeddings.weight"
-    assert torch.equal(*(next(t for n, t in one.items() if n.endswith(name)) for one in (before, after)))
+    assert torch.equal(
+        *(next(t for n, t in one.items() if n.endswith(name)) for one in (before, after))
+    )
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     with pytest.raises(RunError, match=r"train\.learning_rate"):
         train(
-            compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]),
+            compose_training(
+                [
+                    *overrides,
+                    "train.learning_rate=1e30",
+                    "train.max_steps=3",
+                    "train.max_grad_norm=0",
+                ]
+            ),
             NullProgress(),
         )
     assert not (tmp_path / "out" / "training.json").exists()
@@ -257,5 +343,14 @@ def test_the_identity_depends_on_what_decides_the_weights(monkeypatch):
 
     for same in (["output=b"], ["limit=5"], ["train.save_every=7"], ["tracker=tensorboard"]):
         assert identity(*same) == identity()
-    others = [["seed=2"], ["train.ratios=3"], ["correction.kind=low_rank"], ["strategy=top_skip"], ["model.dtype=bfloat16"]]
-    assert len({identity(), identity(texts="others"), *(identity(*other) for other in others)}) == len(others) + 2
+    others = [
+        ["seed=2"],
+        ["train.ratios=3"],
+        ["correction.kind=low_rank"],
+        ["strategy=top_skip"],
+        ["model.dtype=bfloat16"],
+    ]
+    assert (
+        len({identity(), identity(texts="others"), *(identity(*other) for other in others)})
+        == len(others) + 2
+    )

@@ -29,7 +29,13 @@ class KillAt(TrainerCallback):
 def overrides(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(core_tracking, "_is_installed", lambda package: True)
     monkeypatch.setattr(os, "environ", {**os.environ})
-    options = ["limit=16", "train.batch_size=4", "train.log_every=1", "train.save_every=2", "train.held_out=4"]
+    options = [
+        "limit=16",
+        "train.batch_size=4",
+        "train.log_every=1",
+        "train.save_every=2",
+        "train.held_out=4",
+    ]
     steps = ["train.max_steps=4", "train.evaluate_every=3"]
     folders = [f"model.path={model_folder}", "model.dtype=float32", f"output={tmp_path / 'out'}"]
     return [*folders, *options, *steps]
@@ -105,13 +111,29 @@ def test_the_project_reaches_every_tracker(overrides, tmp_path, tracker, variabl
 
 def test_options_of_transformers_are_passed_on_and_others_refused(overrides):
     options = {"run_name": "first", "trackio_space_id": "me/space"}
-    config = compose_training([*overrides, "tracker=trackio", "tracker_options={run_name: first, trackio_space_id: me/space}"])
-    assert tracker_arguments(config, "id") == {"report_to": "trackio", "project": "ulskip", **options}
-    with pytest.raises(UsageError, match=r"tracker_options\.group .*environment variables of wandb"):
-        tracker_arguments(compose_training([*overrides, "tracker=wandb", "tracker_options={group: a}"]), "id")
+    config = compose_training(
+        [
+            *overrides,
+            "tracker=trackio",
+            "tracker_options={run_name: first, trackio_space_id: me/space}",
+        ]
+    )
+    assert tracker_arguments(config, "id") == {
+        "report_to": "trackio",
+        "project": "ulskip",
+        **options,
+    }
+    with pytest.raises(
+        UsageError, match=r"tracker_options\.group .*environment variables of wandb"
+    ):
+        tracker_arguments(
+            compose_training([*overrides, "tracker=wandb", "tracker_options={group: a}"]), "id"
+        )
 
 
-def test_tensorboard_files_lie_in_the_output_and_a_resumed_training_adds_to_them(overrides, tmp_path, monkeypatch):
+def test_tensorboard_files_lie_in_the_output_and_a_resumed_training_adds_to_them(
+    overrides, tmp_path, monkeypatch
+):
     pytest.importorskip("tensorboardX")
     config, trainer = compose_training([*overrides, "tracker=tensorboard"]), training.SkipTrainer
 

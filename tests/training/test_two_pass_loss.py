@@ -30,10 +30,18 @@ def through(kept):
 
 
 def stepwise_losses(model, kept, inputs):
-    """Cross-entropy of every response token when each is decoded from a pruned cache, one step at a time."""
+    """Cross-entropy of every response token when each is decoded from a pruned cache, one step at a
+    time.
+    """
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
-    cache, mask, response = shallow_view.new_cache(model), inputs["prompt_mask"], inputs["response_ids"]
-    logits = [shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)]
+    cache, mask, response = (
+        shallow_view.new_cache(model),
+        inputs["prompt_mask"],
+        inputs["response_ids"],
+    )
+    logits = [
+        shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)
+    ]
     shallow_view.prune_cache(cache, kept)
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
@@ -46,15 +54,27 @@ def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
     inputs = batch()
     expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
     torch.testing.assert_close(
-        TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"], expected, rtol=1e-4, atol=1e-5
+        TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"],
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_with_stages_it_is_that_of_an_uncached_reference(model):
-    inputs, (first, *later) = batch(), (Stage(0, (0, 2, 4, 5)), Stage(2, (0, 4, 5)), Stage(3, (0, 5)))
+    inputs, (first, *later) = (
+        batch(),
+        (
+            Stage(0, (0, 2, 4, 5)),
+            Stage(2, (0, 4, 5)),
+            Stage(3, (0, 5)),
+        ),
+    )
     ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
-    logits = reference_logits(model, ids, mask, 7, {one.first_step: one.kept_layers for one in (first, *later)})[:, 6:-1]
+    logits = reference_logits(
+        model, ids, mask, 7, {one.first_step: one.kept_layers for one in (first, *later)}
+    )[:, 6:-1]
     expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
     loss = TwoPassLoss(model).eval()(**inputs, stages=(first, *later))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -92,11 +112,16 @@ def test_its_parts_add_up(llama):
 
 
 def test_distillation_moves_the_student_alone(llama):
-    frozen, weights = copy.deepcopy(llama).requires_grad_(False), LossWeights(cross_entropy=0.0, distill=1.0)
+    frozen, weights = (
+        copy.deepcopy(llama).requires_grad_(False),
+        LossWeights(cross_entropy=0.0, distill=1.0),
+    )
     gradients = []
     for teacher in (None, frozen):
         llama.zero_grad()
-        TwoPassLoss(llama, weights=weights, teacher=teacher)(**batch(), stages=through((0, 2, 5)))["loss"].backward()
+        TwoPassLoss(llama, weights=weights, teacher=teacher)(**batch(), stages=through((0, 2, 5)))[
+            "loss"
+        ].backward()
         gradients.append([p.grad.clone() for p in llama.parameters()])
     assert sum(one.abs().sum() for one in gradients[0]) > 0
     for own, explicit in zip(*gradients, strict=True):
@@ -112,16 +137,26 @@ def test_an_initial_teacher_is_neither_trained_nor_saved(llama):
     with torch.no_grad():
         llama.lm_head.weight.mul_(1.5)
     plain = TwoPassLoss(llama).eval()(**batch(), stages=through(EVERY))["loss"]
-    assert module(**batch(), stages=through(EVERY))["loss"] > plain  # the teacher stayed, so a divergence appeared
-    torch.testing.assert_close(before, TwoPassLoss(teacher).eval()(**batch(), stages=through(EVERY))["loss"])
+    assert (
+        module(**batch(), stages=through(EVERY))["loss"] > plain
+    )  # the teacher stayed, so a divergence appeared
+    torch.testing.assert_close(
+        before, TwoPassLoss(teacher).eval()(**batch(), stages=through(EVERY))["loss"]
+    )
 
 
 def test_the_mean_is_over_all_tokens_of_a_step(llama):
     module, inputs = TwoPassLoss(llama).eval(), batch()
-    parts = [{key: value[rows] for key, value in inputs.items()} for rows in (slice(0, 1), slice(1, 3))]
+    parts = [
+        {key: value[rows] for key, value in inputs.items()} for rows in (slice(0, 1), slice(1, 3))
+    ]
     count = (inputs["labels"] != -100).sum()
-    split = sum(module(**part, stages=through((0, 5)), num_items_in_batch=count)["loss"] for part in parts)
-    torch.testing.assert_close(split, module(**inputs, stages=through((0, 5)))["loss"], rtol=1e-5, atol=1e-6)
+    split = sum(
+        module(**part, stages=through((0, 5)), num_items_in_batch=count)["loss"] for part in parts
+    )
+    torch.testing.assert_close(
+        split, module(**inputs, stages=through((0, 5)))["loss"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_views_follow_train_and_eval(llama):
@@ -138,7 +173,9 @@ def test_dropout_acts_in_training_only_and_in_views_too(model):
     module, inputs = TwoPassLoss(model).eval(), batch()
     plain = [module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))]
     add_dropout(model, 0.5)
-    assert [module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))] == plain
+    assert [
+        module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))
+    ] == plain
     module.train()
     assert all(
         abs(module(**inputs, stages=through(kept))["loss"].item() - loss) > 1e-4
@@ -146,10 +183,15 @@ def test_dropout_acts_in_training_only_and_in_views_too(model):
     )
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft still reads it
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # peft still reads it
 def test_adapters_are_seen_through_views_and_saved_alone(llama):
     adapted = get_peft_model(
-        llama, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        llama,
+        LoraConfig(
+            r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+        ),
     )
     module, inputs, kept = TwoPassLoss(adapted).eval(), batch(), (0, 2, 5)
     with_adapters = module(**inputs, stages=through(kept))["loss"]
@@ -162,8 +204,16 @@ def test_adapters_are_seen_through_views_and_saved_alone(llama):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
     initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
-    options = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    adapted, weights = get_peft_model(llama, LoraConfig(**options)), LossWeights(cross_entropy=0.0, distill=1.0)
+    options = {
+        "r": 2,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+        "task_type": "CAUSAL_LM",
+    }
+    adapted, weights = (
+        get_peft_model(llama, LoraConfig(**options)),
+        LossWeights(cross_entropy=0.0, distill=1.0),
+    )
     losses = []
     for teacher in (llama, initial):
         module = TwoPassLoss(adapted, weights=weights, teacher=teacher).eval()

@@ -7,13 +7,21 @@ import pytest
 from ulskip_cli.tuning.trials import Trials
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
-FEW += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "decoding.max_new_tokens=6", "adapter=never"]
+FEW += [
+    "speed.pairs=1",
+    "speed.warmup=0",
+    "speed.new_tokens=4",
+    "decoding.max_new_tokens=6",
+    "adapter=never",
+]
 FEW += ["candidates=['strategy=unified correction=none','strategy=unified']"]
 
 
 @pytest.fixture
 def tune(ulskip, tmp_path, monkeypatch):
-    """Return a function that tunes the bundled model in an empty folder; the times of its layers are given."""
+    """Return a function that tunes the bundled model in an empty folder; the times of its layers
+    are given.
+    """
     monkeypatch.chdir(tmp_path)
     speedups = {str(count): 12 / count for count in range(2, 12)}
     monkeypatch.setattr(Trials, "speedups", lambda self, config, wanted: speedups)
@@ -28,4 +36,6 @@ def tune(ulskip, tmp_path, monkeypatch):
 @pytest.fixture
 def rows_of(tmp_path):
     """Return a function that reads the stored rows of the tuning."""
-    return lambda: [json.loads(line) for line in (tmp_path / "results/tune/runs.jsonl").read_text().splitlines()]
+    return lambda: [
+        json.loads(line) for line in (tmp_path / "results/tune/runs.jsonl").read_text().splitlines()
+    ]

@@ -17,7 +17,9 @@ TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
 
 
 def write(path, names):
-    path.write_text("".join(json.dumps({"prompt": name, "reference": "r"}) + "\n" for name in names))
+    path.write_text(
+        "".join(json.dumps({"prompt": name, "reference": "r"}) + "\n" for name in names)
+    )
     return path
 
 
@@ -29,14 +31,26 @@ def write(path, names):
     limit=st.integers(1, 40),
     wanted=st.integers(4, 30),
 )
-def test_no_example_that_chooses_or_is_reported_is_trained_on(tmp_path_factory, count, repeated, other, limit, wanted):
+def test_no_example_that_chooses_or_is_reported_is_trained_on(
+    tmp_path_factory, count, repeated, other, limit, wanted
+):
     folder = tmp_path_factory.mktemp("data")
     file = write(folder / "a.jsonl", [f"p{i}" for i in [*range(count), *repeated]])
-    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]", f"limit={limit}", "calibration.examples=5"]
+    overrides = [
+        "task=jsonl",
+        f"task.file={file}",
+        "task.metrics=[exact_match]",
+        f"limit={limit}",
+        "calibration.examples=5",
+    ]
     if other:
-        overrides.append(f"calibration.task={{file: {write(folder / 'b.jsonl', [f'p{i}' for i in other])}}}")
+        overrides.append(
+            f"calibration.task={{file: {write(folder / 'b.jsonl', [f'p{i}' for i in other])}}}"
+        )
     split = divide(compose(overrides), wanted)
-    used = {one.source for side in (split.choice, split.final) for one in resolve_point(side).examples}
+    used = {
+        one.source for side in (split.choice, split.final) for one in resolve_point(side).examples
+    }
     try:
         found = [one.source for one in training_examples(split)]
     except UsageError as error:
@@ -65,25 +79,39 @@ def with_loss(monkeypatch, change):
 
     def changed(self, candidate, num_kept):
         trial = run(self, candidate, num_kept)
-        return trial.replace(loss=trial.loss + change) if candidate.config.correction.label == "adapter" else trial
+        return (
+            trial.replace(loss=trial.loss + change)
+            if candidate.config.correction.label == "adapter"
+            else trial
+        )
 
     monkeypatch.setattr(Trials, "run", changed)
 
 
 def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch, ulskip):
     with_loss(monkeypatch, -1)
-    code, found, err = tune(*TRAIN, "correction.kind=folded", "candidates=['strategy=unified']", "--to", "out")
+    code, found, err = tune(
+        *TRAIN, "correction.kind=folded", "candidates=['strategy=unified']", "--to", "out"
+    )
     assert code == 0, err
     folder = tmp_path / found["adapter"]["folder"]
-    assert found["adapter"]["chosen"] and found["adapter"]["steps"] == 3 and found["adapter"]["examples"] == 8
+    assert (
+        found["adapter"]["chosen"]
+        and found["adapter"]["steps"] == 3
+        and found["adapter"]["examples"] == 8
+    )
     assert folder.parent.name == f"{found['key']}-adapter" and (folder / "adapter.json").is_file()
     record = json.loads((folder / "adapter.json").read_text())
     assert record["kept_sets"] == [found["kept_layers"]] and record["kind"] == "folded"
-    assert found["trials"][-1]["adapter"] == found["adapter"]["folder"] and "correction" not in found
+    assert (
+        found["trials"][-1]["adapter"] == found["adapter"]["folder"] and "correction" not in found
+    )
     assert found["row"]["correction"]["path"] == found["adapter"]["folder"]
     code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
+    assert json.loads(out.splitlines()[-1])["decode_loss"] == pytest.approx(
+        found["row"]["decode_loss"]
+    )
     exported = json.loads((tmp_path / "out" / "ulskip_export.json").read_text())
     assert exported["skip_adapter"] == found["adapter"]["folder"]
 
@@ -96,7 +124,9 @@ def test_a_worse_adapter_is_left_out_and_named(tune, monkeypatch, ulskip):
     assert "skip_adapter" not in found["candidate"] and len(found["trials"]) == 3
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_choice(tune, tmp_path, monkeypatch, rows_of):
+def test_a_killed_training_goes_on_and_ends_with_the_same_choice(
+    tune, tmp_path, monkeypatch, rows_of
+):
     compute, ran = trainer.SkipTrainer.compute_loss, []
 
     def interrupted(self, *args, **kwargs):
@@ -145,7 +175,9 @@ def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
 def test_engines_of_other_libraries_get_adapters_that_merge(tune, tmp_path, name):
     pytest.importorskip(name)
-    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']", "--to", "out")
+    code, found, err = tune(
+        *TRAIN, f"engine={name}", "candidates=['strategy=unified']", "--to", "out"
+    )
     assert code == 0, err
     assert (tmp_path / "out" / "ulskip_export.json").is_file()
     assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]

@@ -8,12 +8,15 @@ from ulskip_cli.tuning.result import TuneResult
 
 
 @pytest.mark.parametrize(
-    ("coverage", "words"), [(0.984375, "surely met"), (0.0, "met, without an interval: too few examples or timed pairs")]
+    ("coverage", "words"),
+    [(0.984375, "surely met"), (0.0, "met, without an interval: too few examples or timed pairs")],
 )
 def test_a_speedup_is_surely_met_only_with_enough_timed_pairs(coverage, words):
     config = compose_tuning(["speedup=1.5"])
     row = sweep_row(speedup=2.0, speedup_interval_coverage=coverage)
-    chosen = SimpleNamespace(trial=SimpleNamespace(kept_layers=(0, 2, 5), candidate="unified", adapter=None, patch=None))
+    chosen = SimpleNamespace(
+        trial=SimpleNamespace(kept_layers=(0, 2, 5), candidate="unified", adapter=None, patch=None)
+    )
     request = SimpleNamespace(config=config, num_layers=6, overrides=["speedup=1.5"])
     lines = TuneResult(request, chosen, row, (), None, 1.0).lines()
     assert lines[3] == f"sure:     speedup=1.5 is {words}"

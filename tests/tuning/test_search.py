@@ -12,12 +12,22 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 def row(folder, name, share):
     """Store answers of which a share is right, and return the row of their run."""
     answers = [
-        {"source": f"s{i}", "reference": word * 3, "hypothesis": word * 3 if i % 10 < 10 * share else "wrong"}
+        {
+            "source": f"s{i}",
+            "reference": word * 3,
+            "hypothesis": word * 3 if i % 10 < 10 * share else "wrong",
+        }
         for i, word in enumerate(WORDS * 6)
     ]
     ResultsFolder(folder).save_generations(name, answers)
     config = {"task": {"metrics": ["exact_match"]}}
-    return {"id": name, "folder": str(folder), "exact_match": 100 * share, "config": config, "pair": None}
+    return {
+        "id": name,
+        "folder": str(folder),
+        "exact_match": 100 * share,
+        "config": config,
+        "pair": None,
+    }
 
 
 def test_a_surely_better_metric_beats_a_lower_loss(tmp_path):
@@ -38,7 +48,9 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
     assert found["row"]["num_examples"] == found["num_choice"] == 8
     assert {len(one["kept_layers"]) for one in found["trials"]} >= {8}
     assert (tmp_path / "out" / "ulskip_export.json").is_file()
-    stored = json.loads((tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json").read_text())
+    stored = json.loads(
+        (tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json").read_text()
+    )
     assert stored["run"] == found["run"]
     rows = rows_of()
     assert tune("speedup=1.5")[1]["kept_layers"] == kept and rows_of() == rows
@@ -60,7 +72,9 @@ def test_wishes_out_of_reach_get_the_nearest(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wish", ["speedup=1.5", "quality=0.9"])
-def test_an_interrupted_tuning_ends_with_the_same_choice(tune, tmp_path, wish, monkeypatch, rows_of):
+def test_an_interrupted_tuning_ends_with_the_same_choice(
+    tune, tmp_path, wish, monkeypatch, rows_of
+):
     once = StepLog.once
 
     def interrupted(log, step, run):
@@ -74,13 +88,18 @@ def test_an_interrupted_tuning_ends_with_the_same_choice(tune, tmp_path, wish, m
     with monkeypatch.context() as patched:
         patched.setattr(StepLog, "once", interrupted)
         while not codes or codes[-1] == 130:
-            code, resumed, err = tune(wish, "decoding.max_new_tokens=12", "adapter=auto", "adapter_steps=2")
+            code, resumed, err = tune(
+                wish, "decoding.max_new_tokens=12", "adapter=auto", "adapter_steps=2"
+            )
             codes.append(code)
     assert codes[-1] == 0 and len(codes) > 3, err
     (log,) = (tmp_path / "results/tune/tuning").glob("*.jsonl")
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert len(steps) == len(set(steps)) == codes.count(130)
-    assert resumed["adapter"]["steps"] == 2 and resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
+    assert (
+        resumed["adapter"]["steps"] == 2
+        and resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
+    )
     ids = [row["id"] for row in rows_of()]
     assert len(set(ids)) == len(ids) and resumed["row"]["id"] in ids
     best = min(resumed["trials"], key=lambda one: (len(one["kept_layers"]), one["loss"]))

@@ -9,7 +9,11 @@ def test_a_finished_step_does_not_run_again(tmp_path):
         return value
 
     log = StepLog(path)
-    assert [log.once("a", lambda: step(1)), log.once("b", lambda: step({"c": [2]})), log.once("a", lambda: step(3))] == [
+    assert [
+        log.once("a", lambda: step(1)),
+        log.once("b", lambda: step({"c": [2]})),
+        log.once("a", lambda: step(3)),
+    ] == [
         1,
         {"c": [2]},
         1,

@@ -11,9 +11,21 @@ def test_a_trial_survives_its_log(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("patch", "../../private"), ("patch", 7), ("adapter", "/private"), ("kept_layers", "0"), ("loss", None)],
+    [
+        ("patch", "../../private"),
+        ("patch", 7),
+        ("adapter", "/private"),
+        ("kept_layers", "0"),
+        ("loss", None),
+    ],
 )
 def test_a_trial_that_names_another_folder_is_refused(tmp_path, key, value):
-    step = {"candidate": "unified", "kept_layers": [0, 3], "loss": 1.5, "patch": None, "adapter": None}
+    step = {
+        "candidate": "unified",
+        "kept_layers": [0, 3],
+        "loss": 1.5,
+        "patch": None,
+        "adapter": None,
+    }
     with pytest.raises(UsageError, match=f"expected {key}"):
         Trial.from_step({**step, key: value}, tmp_path / "key.jsonl")

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from ulskip_cli import __version__
-from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, run, score, sweep, train, tune
+from ulskip_cli.cli import (
+    config_keys,
+    export,
+    lists,
+    lm_eval,
+    plan,
+    report,
+    run,
+    score,
+    sweep,
+    train,
+    tune,
+)
 from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
@@ -23,19 +35,32 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Overrides are key=value, e.g. ulskip run task=wmt ratio=2.0. `ulskip config` lists all keys.",
+    epilog=(
+        "Overrides are key=value, e.g. ulskip run task=wmt ratio=2.0. `ulskip config` lists all"
+        " keys."
+    ),
 )
 for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
-for other in (score.score, report.report, config_keys.config, lists.models, lists.tasks, lists.strategies, lists.env):
+for other in (
+    score.score,
+    report.report,
+    config_keys.config,
+    lists.models,
+    lists.tasks,
+    lists.strategies,
+    lists.env,
+):
     app.command()(other)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 
 
 def main() -> None:
-    """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1 for a failed run."""
+    """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1
+    for a failed run.
+    """
     interruption.install()
     code = invoke(sys.argv[1:])
     interruption.release()
@@ -44,7 +69,10 @@ def main() -> None:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
-    for name in ("torchao", "torch.utils._pytree"):  # transformers imports them, and they speak of kernels for other devices
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+    ):  # transformers imports them, and they speak of kernels for other devices
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
@@ -68,7 +96,11 @@ def invoke(arguments: Sequence[str]) -> int:
             raise
         if error.filename is None:  # of a connection or a library
             return _unforeseen(error)
-        return _complain(f"cannot read or write {error.filename} ({error.strerror}); use a path that is accessible", 1)
+        return _complain(
+            f"cannot read or write {error.filename} ({error.strerror}); use a path that is"
+            " accessible",
+            1,
+        )
     except Exception as error:
         if interruption.received():
             return _complain(interruption.MESSAGE, interruption.exit_code())
@@ -95,7 +127,9 @@ def _advice(error: Exception) -> str:
 
 
 @app.callback(invoke_without_command=True)
-def top(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
     """Make LLM inference faster by skipping layers, and measure the cost in quality."""
     if version:
         print(f"ulskip {__version__}")

@@ -1,4 +1,6 @@
-"""Shell completion of `key=value` overrides: groups, their choices, keys, and the values of keys with fixed choices."""
+"""Shell completion of `key=value` overrides: groups, their choices, keys, and the values of keys
+with fixed choices.
+"""
 
 import re
 
@@ -11,17 +13,25 @@ Candidate = tuple[str, str]  # a completed word and its help text
 
 
 class BashCompleteOverrides(BashComplete):
-    """Completion for bash, which splits `key=value` at the equals sign and completes only the part after the sign."""
+    """Completion for bash, which splits `key=value` at the equals sign and completes only the part
+    after the sign.
+    """
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor and the word at the cursor, with `key`, `=` and `value` joined again."""
+        """Return the words before the cursor and the word at the cursor, with `key`, `=` and
+        `value` joined again.
+        """
         before, word = super().get_completion_args()
         *before, word = re.sub(r"\n?=\n?", "=", "\n".join([*before, word])).split("\n")
         return before, word
 
     def format_completion(self, item: CompletionItem) -> str:
         """Return the part after the equals sign, which is what bash replaces."""
-        return str(item.value).rpartition("=")[2] if "=" in self.get_completion_args()[1] else str(item.value)
+        return (
+            str(item.value).rpartition("=")[2]
+            if "=" in self.get_completion_args()[1]
+            else str(item.value)
+        )
 
 
 def install_bash_completion() -> None:
@@ -42,8 +52,14 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
     name, equals, value = incomplete.partition("=")
     keys = {key.name: key for key in reference.command_keys(command, chosen)}
     if not equals:
-        names = dict.fromkeys(groups, "config group") | {key.name: key.meaning for key in keys.values()}
-        found = {one: text for one, text in names.items() if one.startswith(name) and ("." not in one or name)}
+        names = dict.fromkeys(groups, "config group") | {
+            key.name: key.meaning for key in keys.values()
+        }
+        found = {
+            one: text
+            for one, text in names.items()
+            if one.startswith(name) and ("." not in one or name)
+        }
         if len(found) > 1 or name in found:
             return [(f"{one}=", text) for one, text in found.items()]
         name = next(iter(found), name)
@@ -52,18 +68,25 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
         values = reference.describe_choices(name)
     elif name in keys:
         default = [] if keys[name].default in (None, "", [], {}) else [str(keys[name].default)]
-        listed = keys[name].choices or (("true", "false") if keys[name].type == "true or false" else ("", *default))
+        listed = keys[name].choices or (
+            ("true", "false") if keys[name].type == "true or false" else ("", *default)
+        )
         values = dict.fromkeys(map(str, listed), keys[name].meaning)
     else:
         return []
     return [(f"{name}={done}{comma}{one}", text) for one, text in values.items()]
 
 
-def complete_config_name(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
+def complete_config_name(
+    context: Context, arguments: list[str], incomplete: str
+) -> list[Candidate]:
     """Return the groups, or the choices of a group after `group=`, for `ulskip config`."""
     from ulskip_cli.core import config_reference as reference
 
     group, equals, _ = incomplete.partition("=")
     if equals and group in reference.ALL_GROUPS:
-        return [(f"{group}={choice}", text) for choice, text in reference.describe_choices(group).items()]
+        return [
+            (f"{group}={choice}", text)
+            for choice, text in reference.describe_choices(group).items()
+        ]
     return [(group, "config group") for group in reference.ALL_GROUPS]

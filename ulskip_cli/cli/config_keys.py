@@ -1,4 +1,6 @@
-"""The configuration keys of a command, as a list below its `--help`, and the command `ulskip config`."""
+"""The configuration keys of a command, as a list below its `--help`, and the command `ulskip
+config`.
+"""
 
 import inspect
 import json
@@ -30,15 +32,21 @@ class CommandWithKeys(TyperCommand):
     """A command whose `--help` lists its configuration keys below its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keep the words of the command line for `--help`, which is printed before they are parsed."""
+        """Keep the words of the command line for `--help`, which is printed before they are
+        parsed.
+        """
         ctx.meta["words"] = list(args)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print usage, options and keys, with the keys of those choices that the command line names."""
+        """Print usage, options and keys, with the keys of those choices that the command line
+        names.
+        """
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
         options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
-        _print_panel("Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options})
+        _print_panel(
+            "Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options}
+        )
         _print_command_keys(str(self.name), dict(named_choices(ctx.meta["words"])))
 
 
@@ -54,10 +62,15 @@ def config(
     config_dir: ConfigDir = None,
     as_json: Json = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print a JSON schema for editors, which checks your YAML files.")
+        bool,
+        typer.Option(
+            "--schema", help="Print a JSON schema for editors, which checks your YAML files."
+        ),
     ] = False,
 ) -> None:
-    """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip config speed.pairs`."""
+    """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
+    config speed.pairs`.
+    """
     from ulskip_cli.core import config_reference as reference
 
     if schema:
@@ -75,7 +88,9 @@ def config(
 
 def _option_help(one: TyperOption) -> str:
     return (one.help or "") + (
-        f" [default: {one.default}]" if isinstance(one.default, str | int | Path) and one.default else ""
+        f" [default: {one.default}]"
+        if isinstance(one.default, str | int | Path) and one.default
+        else ""
     )
 
 
@@ -94,7 +109,10 @@ def _print_command_keys(command: str, chosen: Mapping[str, str]) -> None:
     from ulskip_cli.core import config_reference as reference
 
     defaults = {**reference.default_choices(reference.primary_of(command)), **chosen}
-    groups = {f"{group}=": _choices_line(group, defaults.get(group)) for group in reference.groups_of(command)}
+    groups = {
+        f"{group}=": _choices_line(group, defaults.get(group))
+        for group in reference.groups_of(command)
+    }
     _print_panel("Config groups, given as group=choice", groups)
     sections: dict[str, list[ConfigKey]] = {"": []}
     for key in reference.command_keys(command, chosen):
@@ -103,27 +121,44 @@ def _print_command_keys(command: str, chosen: Mapping[str, str]) -> None:
         choice = f" of {section}={defaults[section]}" if section in defaults else ""
         title = f"Keys {section}.*{choice}" if section else "Keys, given as key=value"
         _print_panel(title, {key.name: _meaning(key) for key in members})
-    print(" `ulskip config strategy` describes the choices of a group; `ulskip config strategy=search` lists the keys of one.")
+    print(
+        " `ulskip config strategy` describes the choices of a group; `ulskip config"
+        " strategy=search` lists the keys of one."
+    )
 
 
 def _choices_line(group: str, default: str | None) -> str:
     from ulskip_cli.core import config_reference as reference
 
-    return f"{', '.join(reference.group_choices(group))}" + (f" [default: {default}]" if default else "")
+    return f"{', '.join(reference.group_choices(group))}" + (
+        f" [default: {default}]" if default else ""
+    )
 
 
 def _show_groups(extra_dir: Path | None, as_json: bool) -> None:
     from ulskip_cli.core import config_reference as reference
 
-    groups = {group: list(reference.group_choices(group, extra_dir)) for group in reference.ALL_GROUPS}
+    groups = {
+        group: list(reference.group_choices(group, extra_dir)) for group in reference.ALL_GROUPS
+    }
     if as_json:
         print(json.dumps(groups))
         return
-    _print_panel("Config groups and their choices", {f"{group}=": ", ".join(names) for group, names in groups.items()})
+    _print_panel(
+        "Config groups and their choices",
+        {f"{group}=": ", ".join(names) for group, names in groups.items()},
+    )
     of_run = {key.name for key in reference.top_level_keys("config")}
     for title, primary in _PRIMARY_TITLES:
         known = of_run if primary == "tune" else ()
-        _print_panel(title, {key.name: _meaning(key) for key in reference.top_level_keys(primary) if key.name not in known})
+        _print_panel(
+            title,
+            {
+                key.name: _meaning(key)
+                for key in reference.top_level_keys(primary)
+                if key.name not in known
+            },
+        )
     print("`ulskip config strategy` describes the choices of a group and lists its keys.")
 
 
@@ -133,14 +168,23 @@ def _show_group(group: str, choice: str, extra_dir: Path | None, as_json: bool) 
 
     described = reference.describe_choices(group, extra_dir)
     if choice:
-        choice = choice if choice in described else require_choice(group, choice.replace("-", "_"), described)
+        choice = (
+            choice
+            if choice in described
+            else require_choice(group, choice.replace("-", "_"), described)
+        )
         described = {choice: described[choice]}
     keys = {name: reference.group_keys(group, name, extra_dir) for name in described}
     if as_json:
-        entries = {name: {"description": text, "keys": [asdict(key) for key in keys[name]]} for name, text in described.items()}
+        entries = {
+            name: {"description": text, "keys": [asdict(key) for key in keys[name]]}
+            for name, text in described.items()
+        }
         print(json.dumps(entries, default=str))
         return
-    _print_panel(f"Choices of {group}", {f"{group}={name}": text for name, text in described.items()})
+    _print_panel(
+        f"Choices of {group}", {f"{group}={name}": text for name, text in described.items()}
+    )
     if group not in ("task", "strategy") and not choice:
         default = reference.default_choice(group)
         keys = {name: members for name, members in keys.items() if name == default}
@@ -153,15 +197,27 @@ def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
     from ulskip_cli.core import config_reference as reference
     from ulskip_cli.core.errors import unknown
 
-    keys = {key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)}
+    keys = {
+        key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)
+    }
     group = name.partition(".")[0]
-    if group in reference.ALL_GROUPS:  # keys of the default choice first, because other choices have other defaults
+    if (
+        group in reference.ALL_GROUPS
+    ):  # keys of the default choice first, because other choices have other defaults
         default = reference.default_choice(group)
-        for choice in sorted(reference.group_choices(group, extra_dir), key=lambda one: one != default):
-            keys = keys | {key.name: key for key in reference.group_keys(group, choice, extra_dir) if key.name not in keys}
+        for choice in sorted(
+            reference.group_choices(group, extra_dir), key=lambda one: one != default
+        ):
+            keys = keys | {
+                key.name: key
+                for key in reference.group_keys(group, choice, extra_dir)
+                if key.name not in keys
+            }
     found = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]
     if not found:
-        raise unknown("config group or key", name, [*reference.ALL_GROUPS, *keys], "`ulskip config` lists all")
+        raise unknown(
+            "config group or key", name, [*reference.ALL_GROUPS, *keys], "`ulskip config` lists all"
+        )
     if as_json:
         print(json.dumps([asdict(key) for key in found], default=str))
         return
@@ -171,7 +227,11 @@ def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
 def _meaning(key: "ConfigKey") -> str:
     value = json.dumps(key.default, ensure_ascii=False).replace('"', "")
     shown = value if len(value) <= MAX_DEFAULT else value[: MAX_DEFAULT - 1] + "…"
-    return key.meaning + (f" [{'|'.join(key.choices)}]" if key.choices else "") + f" [default: {shown}]"
+    return (
+        key.meaning
+        + (f" [{'|'.join(key.choices)}]" if key.choices else "")
+        + f" [default: {shown}]"
+    )
 
 
 def _print_panel(title: str, entries: Mapping[str, str]) -> None:
@@ -185,4 +245,6 @@ def _print_panel(title: str, entries: Mapping[str, str]) -> None:
     table.add_column()
     for name, text in entries.items():
         table.add_row(Text(name), Text(text))
-    Console(highlight=False).print(Panel(table, title=Text(title), title_align="left", border_style="dim"))
+    Console(highlight=False).print(
+        Panel(table, title=Text(title), title_align="left", border_style="dim")
+    )

@@ -22,31 +22,42 @@ def export(
     ] = None,
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
-    as_format: Annotated[str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")] = "hf",
+    as_format: Annotated[
+        str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")
+    ] = "hf",
     results: Annotated[
         Path | None,
-        typer.Option(**PATH, help="Folder of measured rows for the model card; default: results_dir."),
+        typer.Option(
+            **PATH, help="Folder of measured rows for the model card; default: results_dir."
+        ),
     ] = None,
     shard_size: Annotated[str, typer.Option(help="Maximum size of a weights file.")] = "5GB",
     check: Annotated[
         bool | None,
         typer.Option(
             "--check/--no-check",
-            help="Compare the export's logits with the view's; --no-check: do not. Default: if both fit into memory.",
+            help=(
+                "Compare the export's logits with the view's; --no-check: do not. Default: if both"
+                " fit into memory."
+            ),
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Write the kept layers as a checkpoint that needs only transformers, e.g. ratio=2 prompt_layers=kept --to DIR."""
+    """Write the kept layers as a checkpoint that needs only transformers, e.g. ratio=2
+    prompt_layers=kept --to DIR.
+    """
     if print_config:
         from ulskip_cli.core.config import compose
 
         print_commented(compose(overrides or [], config_dir))
         return
     if to is None:
-        raise UsageError("expected --to with the folder or file to write, got none; e.g. --to runs/half")
+        raise UsageError(
+            "expected --to with the folder or file to write, got none; e.g. --to runs/half"
+        )
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.export import run
     from ulskip_cli.export.request import ExportRequest

@@ -10,7 +10,9 @@ from ulskip_cli.core.files import user_path
 
 
 def parse_path(text: str) -> Path:
-    """Return the path of an option or an argument; raise UsageError if it is empty or cannot be a path."""
+    """Return the path of an option or an argument; raise UsageError if it is empty or cannot be a
+    path.
+    """
     return user_path(text, "an option or argument")
 
 
@@ -18,7 +20,11 @@ PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False, autocompletion=complete_override),
+    typer.Argument(
+        help="key=value, e.g. task=wmt ratio=2.0",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
 ]
 ConfigDir = Annotated[
     Path | None,
@@ -26,4 +32,7 @@ ConfigDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Show all columns that fit, as in table.md.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the configuration as YAML with comments and stop.")]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print the configuration as YAML with comments and stop."),
+]

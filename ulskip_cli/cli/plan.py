@@ -19,7 +19,10 @@ UNKNOWN = "unknown without the model's files"
 
 
 def plan(
-    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
@@ -40,12 +43,18 @@ def plan(
     print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label, memory)))
 
 
-def plan_lines(plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None) -> list[str]:
+def plan_lines(
+    plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None
+) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.strategy import ATTENTION, LAYER
     from ulskip_cli.core.weight_sizes import gaps
 
-    speedup, kv, kept_kv = plan.predicted_speedup, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    speedup, kv, kept_kv = (
+        plan.predicted_speedup,
+        plan.kv_bytes_per_token,
+        plan.kept_kv_bytes_per_token,
+    )
     if plan.prompt_layers == "kept":
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
     else:
@@ -53,17 +62,31 @@ def plan_lines(plan: "Plan", model: str, correction: str = "", memory: "MemoryPl
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": UNKNOWN if speedup is None else f"{speedup:.2f}x in decode, from the bytes that a step reads",
+        "predicted_speedup": (
+            UNKNOWN
+            if speedup is None
+            else f"{speedup:.2f}x in decode, from the bytes that a step reads"
+        ),
         "KV bytes per token": cache,
-        "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
+        "prompt_layers": (
+            "all layers encode the prompt"
+            if plan.prompt_layers == "all"
+            else "the kept layers encode the prompt"
+        ),
     }
     if plan.draft_cost is not None:
         facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
     if plan.unit != LAYER:
         facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
     if correction or plan.patch_bytes != 0:
-        read = UNKNOWN if plan.patch_bytes is None else f"{plan.patch_bytes:,} bytes in each decode step"
-        facts["correction"] = f"{correction}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
+        read = (
+            UNKNOWN
+            if plan.patch_bytes is None
+            else f"{plan.patch_bytes:,} bytes in each decode step"
+        )
+        facts["correction"] = (
+            f"{correction}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
+        )
     if memory is not None:
         full = "" if plan.keeps_all else f"; full {memory.full_max_batch:,}"
         facts["largest batch"] = f"{memory.max_batch:,}{full}"
@@ -80,7 +103,10 @@ def _kept(plan: "Plan", model: str) -> list[str]:
     from ulskip_cli.core.strategy import UNIT_NAMES
 
     return [
-        f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} {UNIT_NAMES[plan.unit]} in each decode step",
+        (
+            f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers}"
+            f" {UNIT_NAMES[plan.unit]} in each decode step"
+        ),
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",
@@ -90,12 +116,22 @@ def _kept(plan: "Plan", model: str) -> list[str]:
 
 def _exits(rule: "ExitRule", what: str) -> list[str]:
     known = rule.threshold is not None
-    threshold = f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens" if known else "calibrated by the run"
+    threshold = (
+        f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens"
+        if known
+        else "calibrated by the run"
+    )
     return [
-        f"{what}: {rule.target_depth} of {rule.num_layers} layers per decode step on average, chosen for each token",
+        (
+            f"{what}: {rule.target_depth} of {rule.num_layers} layers per decode step on average,"
+            " chosen for each token"
+        ),
         "",
         f"  confidence checks after layers: {ranges(rule.checks)}",
-        f"  output heads computed in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
+        (
+            f"  output heads computed in a step of {rule.target_depth} layers:"
+            f" {rule.heads(rule.target_depth)}"
+        ),
         f"  exit rule: {rule.confidence} >= threshold; threshold: {threshold}",
     ]
 
@@ -124,5 +160,10 @@ def ranges(layers: Sequence[int]) -> str:
     >>> ranges((0, 1, 2, 5, 7, 8))
     '0-2, 5, 7, 8'
     """
-    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    runs = [
+        [layer for _, layer in run]
+        for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+    )

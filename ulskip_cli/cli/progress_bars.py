@@ -5,7 +5,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.printable import printable
@@ -15,17 +22,27 @@ LINE_SECONDS = 30.0
 
 
 class ProgressBars:
-    """Shows each phase as a bar, or as one line if standard error is not a terminal; a new phase completes the last bar."""
+    """Shows each phase as a bar, or as one line if standard error is not a terminal; a new phase
+    completes the last bar.
+    """
 
     def __init__(self, enabled: bool = True, clocks: bool = True) -> None:
-        """Show only notes unless `enabled`; with `clocks`, each bar shows the elapsed and the remaining time."""
+        """Show only notes unless `enabled`; with `clocks`, each bar shows the elapsed and the
+        remaining time.
+        """
         self.console = Console(stderr=True)
         self.is_drawn = enabled and self.console.is_terminal
         self._has_lines = enabled and not self.is_drawn
         times = (TimeElapsedColumn(), TimeRemainingColumn()) if clocks else ()
         label, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
         self.bars = Progress(
-            label, BarColumn(30), MofNCompleteColumn(), *times, note, console=self.console, disable=not self.is_drawn
+            label,
+            BarColumn(30),
+            MofNCompleteColumn(),
+            *times,
+            note,
+            console=self.console,
+            disable=not self.is_drawn,
         )
         self._prefix = ""
 
@@ -33,7 +50,12 @@ class ProgressBars:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             self._finish_last()
         self.bars.stop()
@@ -56,11 +78,17 @@ class ProgressBars:
             return self._lines(f"{self._prefix}{label}", total)
         if not total or not self.is_drawn:
             return NullProgress().phase(label, total)
-        task = self.bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
-        return throttled(total, lambda done, note: self.bars.update(task, completed=done, note=note))
+        task = self.bars.add_task(
+            f"{self._prefix}{label}".replace("[", r"\["), total=total, note=""
+        )
+        return throttled(
+            total, lambda done, note: self.bars.update(task, completed=done, note=note)
+        )
 
     def _lines(self, label: str, total: int) -> ReportProgress:
-        """Write a line with the rate and the time left every LINE_SECONDS, for output that goes into a file."""
+        """Write a line with the rate and the time left every LINE_SECONDS, for output that goes
+        into a file.
+        """
         first, began = None, time.monotonic()
         written_at = began
 
@@ -72,7 +100,12 @@ class ProgressBars:
             if now - written_at >= LINE_SECONDS and first < done < total:
                 written_at = now
                 rate = (done - first) / (now - began)
-                parts = [f"{done} of {total}", note, f"{rate:.3g}/s", f"{clock((total - done) / rate)} left"]
+                parts = [
+                    f"{done} of {total}",
+                    note,
+                    f"{rate:.3g}/s",
+                    f"{clock((total - done) / rate)} left",
+                ]
                 self.note(f"{label}: {', '.join(part for part in parts if part)}")
 
         return report

@@ -17,7 +17,9 @@ def run(
     wide: Wide = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
+    """Measure quality and speed of one strategy on one model and task, and compare with the full
+    model.
+    """
     from ulskip_cli.core import config
 
     chosen = config.compose(overrides or [], config_dir, "run")
@@ -45,13 +47,19 @@ def run(
             return records
 
         outcome = run_each([point], run_one, bars)
-    show_outcome(outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json)
+    show_outcome(
+        outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json
+    )
 
 
 def bench(
-    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
 ) -> None:
-    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8.
+    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3
+    batch_size=1,8.
 
     Points are measured again on every call.
     """

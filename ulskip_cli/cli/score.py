@@ -12,12 +12,27 @@ from ulskip_cli.cli.show import make_console
 
 
 def score(
-    target: Annotated[str, typer.Argument(help="Results folder, id of a run, or file of generations.", show_default=False)],
-    metric: Annotated[list[str] | None, typer.Option(help="Metric to add; can be given several times.")] = None,
-    comet_model: Annotated[str | None, typer.Option(help="Hub id or checkpoint of the COMET model.")] = None,
-    bertscore_model: Annotated[str | None, typer.Option(help="Hub id or folder of the BERTScore model.")] = None,
-    language: Annotated[str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")] = None,
-    results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path("results"),
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Results folder, id of a run, or file of generations.", show_default=False
+        ),
+    ],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric to add; can be given several times.")
+    ] = None,
+    comet_model: Annotated[
+        str | None, typer.Option(help="Hub id or checkpoint of the COMET model.")
+    ] = None,
+    bertscore_model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the BERTScore model.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")
+    ] = None,
+    results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path(
+        "results"
+    ),
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +45,11 @@ def score(
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
         scores = rescore.score_file(file, extra, language)
-        print(json.dumps(asdict(scores)) if as_json else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items()))
+        print(
+            json.dumps(asdict(scores))
+            if as_json
+            else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items())
+        )
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
@@ -56,10 +75,16 @@ def score(
     for one in scored:
         for key, (before, now) in one.changed.items():
             console.print(
-                f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", markup=False, highlight=False
+                f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}",
+                style="yellow",
+                markup=False,
+                highlight=False,
             )
     added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
     differ = sum(bool(one.changed) for one in scored)
-    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores", highlight=False)
+    console.print(
+        f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores",
+        highlight=False,
+    )
     for path in dict.fromkeys(one.folder.path for one in scored if one.added or one.changed):
         console.print(f"written to {path}/", markup=False, highlight=False, soft_wrap=True)

@@ -26,11 +26,16 @@ def make_console() -> Console:
 
 
 def print_commented(*configs: "Config | TrainingConfig") -> None:
-    """Print a configuration as YAML with comments; for several points, print the first and the number of points."""
+    """Print a configuration as YAML with comments; for several points, print the first and the
+    number of points.
+    """
     from ulskip_cli.core.config_reference import to_commented_yaml
 
     if len(configs) > 1:
-        print(f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a sweep.")
+        print(
+            f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a"
+            " sweep."
+        )
     print(to_commented_yaml(configs[0]), end="")
 
 
@@ -41,7 +46,8 @@ def show_outcome(
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
 ) -> None:
-    """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point failed.
+    """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point
+    failed.
 
     `make_tables` takes records and the width of the terminal in columns.
     """
@@ -51,10 +57,14 @@ def show_outcome(
     elif records:
         console = make_console()
         for sentence in sentences(records):
-            console.print(printable(sentence), style="bold", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                printable(sentence), style="bold", highlight=False, markup=False, soft_wrap=True
+            )
         for table in make_tables(records, console.width):
             console.print(table)
         for warning in sorted({text for record in records for text in record.warnings}):
-            console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
+            console.print(
+                f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False
+            )
         console.print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)
     outcome.check()

@@ -29,11 +29,18 @@ def sweep(
     config_dir: ConfigDir = None,
     as_json: Json = False,
     wide: Wide = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List points and their states; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")
+    ] = False,
     print_config: PrintConfig = False,
-    since: Annotated[int | None, typer.Option("--since", hidden=True, help="Rows that were there before, of a worker.")] = None,
+    since: Annotated[
+        int | None,
+        typer.Option("--since", hidden=True, help="Rows that were there before, of a worker."),
+    ] = None,
 ) -> None:
     """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
 
@@ -76,7 +83,9 @@ def sweep(
 
 
 def _end_with_stdin() -> None:
-    """End this worker when its standard input is closed, because the process that started it has ended."""
+    """End this worker when its standard input is closed, because the process that started it has
+    ended.
+    """
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -86,7 +95,10 @@ def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool) ->
     states = [status.describe(job) for job in jobs]
     counts = Counter(state.state for state in states)
     if as_json:
-        points = [{"id": job.id, "label": job.label, **asdict(state)} for job, state in zip(jobs, states, strict=True)]
+        points = [
+            {"id": job.id, "label": job.label, **asdict(state)}
+            for job, state in zip(jobs, states, strict=True)
+        ]
         print(json.dumps({"points": points, "counts": counts}, ensure_ascii=False))
         return
     table = Table(box=SIMPLE_HEAD)

@@ -26,10 +26,16 @@ TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class SweepDisplay:
-    """Shows a sweep as lines that stay in place, or as a line per event if standard error is not a terminal."""
+    """Shows a sweep as lines that stay in place, or as a line per event if standard error is not a
+    terminal.
+    """
 
-    def __init__(self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]") -> None:
-        """Display these jobs; `write_tables` writes the tables of a results folder and is called at intervals."""
+    def __init__(
+        self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]"
+    ) -> None:
+        """Display these jobs; `write_tables` writes the tables of a results folder and is called at
+        intervals.
+        """
         self._write_tables = write_tables
         self._tables_written_at = float("-inf")
         self._total, self._logs = len(jobs), results_folder(jobs).path / "logs"
@@ -39,14 +45,21 @@ class SweepDisplay:
         self._began = time.monotonic()
         self._phases = ProgressBars(clocks=False)
         self._drawn = self._phases.is_drawn
-        self._live = Live(get_renderable=self._picture, console=self._phases.console, refresh_per_second=4)
+        self._live = Live(
+            get_renderable=self._picture, console=self._phases.console, refresh_per_second=4
+        )
 
     def __enter__(self) -> Self:
         if self._drawn:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._running.clear()
         self._phases.clear()
         if self._drawn:
@@ -66,7 +79,10 @@ class SweepDisplay:
 
     def rows_changed(self, folder: "ResultsFolder") -> None:
         """Write the tables again, unless they were written a moment ago."""
-        if time.monotonic() - self._tables_written_at >= TABLE_SECONDS or len(self._states) == self._total:
+        if (
+            time.monotonic() - self._tables_written_at >= TABLE_SECONDS
+            or len(self._states) == self._total
+        ):
             if folder.records():
                 self._write_tables(folder)
             self._tables_written_at = time.monotonic()
@@ -87,10 +103,15 @@ class SweepDisplay:
 
     def _picture(self) -> RenderableType:
         settled = len(self._states)
-        counts = ", ".join(f"{count} {state}" for state, count in Counter(self._states.values()).items())
+        counts = ", ".join(
+            f"{count} {state}" for state, count in Counter(self._states.values()).items()
+        )
         spent = clock(time.monotonic() - self._began)
         head = f"{settled} of {self._total} settled{f' ({counts})' if counts else ''}, {spent}"
-        parts: list[RenderableType] = [Text(head, style="bold"), *(Text(note, style="yellow") for note in self._notes)]
+        parts: list[RenderableType] = [
+            Text(head, style="bold"),
+            *(Text(note, style="yellow") for note in self._notes),
+        ]
         parts += [Text(f"  {line}") for line in self._running or _worker_lines(self._logs)]
         if self._phases.bars.tasks:
             parts.append(self._phases.bars)
@@ -99,7 +120,10 @@ class SweepDisplay:
 
 def _worker_lines(logs: Path) -> list[str]:
     """Return the last line that each worker of this machine has written."""
-    lines = [file.read_text("utf-8", errors="replace").splitlines()[-1:] for file in sorted(logs.glob("worker-*.log"))]
+    lines = [
+        file.read_text("utf-8", errors="replace").splitlines()[-1:]
+        for file in sorted(logs.glob("worker-*.log"))
+    ]
     return [printable(line) for last in lines for line in last]
 
 

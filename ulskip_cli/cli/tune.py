@@ -26,7 +26,8 @@ def tune(
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Find the best layers and patches for a wish: speedup=1.5, or quality=0.95 of the full model's score.
+    """Find the best layers and patches for a wish: speedup=1.5, or quality=0.95 of the full model's
+    score.
 
     After an interruption, the same command continues.
     """
@@ -57,7 +58,11 @@ def tune(
     store(result)
     written = export_result(result, to, config_dir) if to is not None else []
     if as_json:
-        print(json.dumps({**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False
+            )
+        )
         return
     console = make_console()
     for line in [*result.lines(), *written]:

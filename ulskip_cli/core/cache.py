@@ -1,4 +1,6 @@
-"""The folder of files that ulskip makes once on a machine: compiled code, converted models and exports for engines."""
+"""The folder of files that ulskip makes once on a machine: compiled code, converted models and
+exports for engines.
+"""
 
 import contextlib
 import os
@@ -8,7 +10,8 @@ from ulskip_cli.core.errors import UsageError
 
 
 def cache_dir() -> Path:
-    """Return the folder of compiled code and converted models: $ULSKIP_CACHE, or a folder in the user's cache.
+    """Return the folder of compiled code and converted models: $ULSKIP_CACHE, or a folder in the
+    user's cache.
 
     Raise UsageError if it belongs to another user, because ulskip runs the code in it.
     """
@@ -20,7 +23,7 @@ def cache_dir() -> Path:
         owner, user = folder.stat().st_uid, os.getuid()
         if user and owner not in (user, 0):  # root is used to folders of other users
             raise UsageError(
-                f"expected the cache {folder} to be yours, because ulskip runs code from it, got a folder of "
-                f"user {owner}; set ULSKIP_CACHE to a folder of your own"
+                f"expected the cache {folder} to be yours, because ulskip runs code from it, got a"
+                f" folder of user {owner}; set ULSKIP_CACHE to a folder of your own"
             )
     return folder

@@ -1,9 +1,10 @@
-"""Capabilities: what a request needs, and what engines, decoding modes and commands support. Nothing else decides it.
+"""Capabilities: what a request needs, and what engines, decoding modes and commands support.
+Nothing else decides it.
 
-A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command too (`COMMANDS`), and
-a need that excludes others has its own set in `TOGETHER`. `check` refuses the difference in one sentence that names what
-would work.
-`docs/combinations.md` is printed from these sets, and one test tries every pair on a tiny model.
+A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
+too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the
+difference in one sentence that names what would work. `docs/combinations.md` is printed from these
+sets, and one test tries every pair on a tiny model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -35,7 +36,10 @@ class Need(Enum):
     DEVICE_MAP = "model.device_map", "model.device_map=null"
     PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"
-    CALIBRATION = "options that only a run measures", "the values of a row's calibration as strategy.KEY=VALUE"
+    CALIBRATION = (
+        "options that only a run measures",
+        "the values of a row's calibration as strategy.KEY=VALUE",
+    )
     OTHER_BASELINE = "a baseline in another engine or of another model", "baseline_engine=null"
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
     MEMORY_BUDGET = "memory_budget", "`ulskip plan`"
@@ -46,7 +50,12 @@ class Need(Enum):
 
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
-_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION}  # they need a plain decode loop
+_OWN_LOOP = {
+    Need.BEAMS,
+    Need.STOP_STRINGS,
+    Need.GENERATE_ARGUMENTS,
+    Need.COMPILATION,
+}  # they need a plain decode loop
 
 # What can be asked for beside a need that excludes others.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
@@ -55,12 +64,19 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.HALF_LAYERS: ALL - _CORRECTED - {Need.KEPT_PROMPT, Need.LATENCY},
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
     Need.QUANTIZATION: ALL - {Need.FOLDED_PATCHES},
-    Need.RANDOM_WEIGHTS: ALL - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
+    Need.RANDOM_WEIGHTS: (
+        ALL - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER}
+    ),
 }
 
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
 _WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.HALF_LAYERS, Need.PATCHES}
-_CHECKPOINT = _WHOLE_LAYERS - {Need.QUANTIZATION, Need.RANDOM_WEIGHTS, Need.DRAFTS, Need.FOLDED_PATCHES}
+_CHECKPOINT = _WHOLE_LAYERS - {
+    Need.QUANTIZATION,
+    Need.RANDOM_WEIGHTS,
+    Need.DRAFTS,
+    Need.FOLDED_PATCHES,
+}
 
 COMMANDS: Mapping[str, frozenset[Need]] = {
     "run": ALL - {Need.MEMORY_BUDGET},
@@ -83,19 +99,31 @@ def check(needs: Set[Need], command: str | None = None) -> None:
         missing = needs - TOGETHER[need]
         if missing:
             raise NotApplicable(
-                f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)} or {need.remedy}"
+                f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)}"
+                f" or {need.remedy}"
             )
     missing = needs - COMMANDS[command] if command else set[Need]()
     if missing:
-        raise NotApplicable(f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}")
+        raise NotApplicable(
+            f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}"
+        )
 
 
-def check_engine(name: str, supports: Set[Need], needs: Set[Need], engines: Callable[[], Mapping[str, Set[Need]]]) -> None:
-    """Raise NotApplicable if an engine does not support a need; name one of `engines` that supports all of them."""
+def check_engine(
+    name: str, supports: Set[Need], needs: Set[Need], engines: Callable[[], Mapping[str, Set[Need]]]
+) -> None:
+    """Raise NotApplicable if an engine does not support a need; name one of `engines` that supports
+    all of them.
+    """
     missing = needs - supports
     if missing:
-        able = next((f"engine={other} or " for other, supported in engines().items() if needs <= supported), "")
-        raise NotApplicable(f"engine={name} does not support {_texts(missing)}; use {able}{_remedies(missing)}")
+        able = next(
+            (f"engine={other} or " for other, supported in engines().items() if needs <= supported),
+            "",
+        )
+        raise NotApplicable(
+            f"engine={name} does not support {_texts(missing)}; use {able}{_remedies(missing)}"
+        )
 
 
 def _texts(needs: Iterable[Need]) -> str:

@@ -1,7 +1,8 @@
-"""Hydra composition: overrides and the YAML files of the config groups become plain values, for `config.py`.
+"""Hydra composition: overrides and the YAML files of the config groups become plain values, for
+`config.py`.
 
-Presets state only what differs from the defaults in the classes. So the values are merged over a tree of all defaults, whose
-keys are the keys that an override may name.
+Presets state only what differs from the defaults in the classes. So the values are merged over a
+tree of all defaults, whose keys are the keys that an override may name.
 """
 
 import functools
@@ -24,12 +25,19 @@ from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.yaml_files import read_mapping
 
-CHOICES: dict[str, type[Choice]] = {"task": Task, "strategy": Strategy, "correction": Correction, "engine": Engine}
+CHOICES: dict[str, type[Choice]] = {
+    "task": Task,
+    "strategy": Strategy,
+    "correction": Correction,
+    "engine": Engine,
+}
 RENAMED_KEYS = {
     "decoding.engine": "engine",
     "strategy.patch": "correction=patch correction.kind=full",
     "strategy.patch_rank": "correction.rank",
-    "strategy.search_patch": "correction=patch; a search measures its schedules with the patches in place",
+    "strategy.search_patch": (
+        "correction=patch; a search measures its schedules with the patches in place"
+    ),
     "model.skip_adapter": "correction=adapter correction.path=FOLDER",
     "calibration.responses": "correction.responses",
     "train.patch": "correction.kind",
@@ -47,15 +55,21 @@ _INSTEAD = {
 
 
 def config_dir() -> Path:
-    """Return the folder of the shipped configs: inside an installed wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped configs: inside an installed wheel, or beside the package in
+    a checkout.
+    """
     inside = Path(__file__).parents[1] / "configs"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those in the user's folder."""
+    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
+    in the user's folder.
+    """
     folders = [config_dir(), *_added_dirs(extra_dir)]
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    return {
+        path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
+    }
 
 
 def _added_dirs(extra_dir: Path | None) -> list[Path]:
@@ -66,20 +80,28 @@ def _added_dirs(extra_dir: Path | None) -> list[Path]:
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
-    """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
+    """Read the YAML file of a choice, merged over the choices of the same group in its `defaults`
+    list.
+    """
     files = group_choices(group, extra_dir)
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(*_with_bases(group, choice, files, ())))  # type: ignore[assignment]
+    values: dict[str, Any] = OmegaConf.to_container(
+        OmegaConf.merge(*_with_bases(group, choice, files, ()))
+    )  # type: ignore[assignment]
     missing = [key for key in ("_target_", "name") if key not in values]
     if group in CHOICES and missing:
         raise UsageError(f"expected the key {missing[0]} in {files[choice]}, got none; add it")
     return values
 
 
-def _with_bases(group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...]) -> Iterator[DictConfig]:
+def _with_bases(
+    group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...]
+) -> Iterator[DictConfig]:
     """Yield the file of a choice after the files that it is based on."""
     file = files[require_choice(f"{group} in defaults", choice, files)]
     if choice in inside:
-        raise UsageError(f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}")
+        raise UsageError(
+            f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}"
+        )
     check_choice(file)
     own = OmegaConf.load(file)
     assert isinstance(own, DictConfig)
@@ -90,24 +112,33 @@ def _with_bases(group: str, choice: str, files: Mapping[str, Path], inside: tupl
 
 
 def choice_class(node: Mapping[str, Any], group: str) -> type[Choice]:
-    """Import the class that a preset names in `_target_`; raise UsageError if there is no such class of the group.
+    """Import the class that a preset names in `_target_`; raise UsageError if there is no such
+    class of the group.
 
-    Only YAML files of ulskip and of --config-dir name classes, because the import of a class runs its module.
+    Only YAML files of ulskip and of --config-dir name classes, because the import of a class runs
+    its module.
     """
     target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
     try:
         kind = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"{what}: cannot import the class {target} of _target_ ({reason})") from None
+        raise UsageError(
+            f"{what}: cannot import the class {target} of _target_ ({reason})"
+        ) from None
     base = CHOICES[group]
     if not isinstance(kind, type) or not issubclass(kind, base):
-        raise UsageError(f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__}, got {target}")
+        raise UsageError(
+            f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__},"
+            f" got {target}"
+        )
     return kind
 
 
 def default_values(kind: type[Options], chosen: Mapping[str, type[Options]]) -> dict[str, Any]:
-    """Return every key of a class with its default, nested; `chosen` has the classes of groups. A required key is `???`."""
+    """Return every key of a class with its default, nested; `chosen` has the classes of groups. A
+    required key is `???`.
+    """
     values: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -131,7 +162,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException:
-            raise UsageError(f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}") from None
+            raise UsageError(
+                f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}"
+            ) from None
     return parsed
 
 
@@ -142,7 +175,11 @@ def _spelled_as_key(text: str) -> str:
     if groups:
         return f"did you mean {groups[0]}={word}?"
     if "=" in word:
-        return f"write {word}" if text.startswith("-") else "quote a value with spaces, braces or colons, e.g. 'key=\"value\"'"
+        return (
+            f"write {word}"
+            if text.startswith("-")
+            else "quote a value with spaces, braces or colons, e.g. 'key=\"value\"'"
+        )
     return "an example is task=wmt ratio=2.0"
 
 
@@ -160,16 +197,25 @@ def _refuse_fixed(keys: Iterable[str], groups: Sequence[str]) -> None:
         group, _, name = key.partition(".")
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
-                f"{key} is not supported as an override, because it belongs to the file of {group}; use {group}=NAME"
+                f"{key} is not supported as an override, because it belongs to the file of {group};"
+                f" use {group}=NAME"
             )
         if re.split(r"\W", key)[0] == "hydra":
-            raise UsageError(f"{key} is not supported as an override; add config files with --config-dir DIR")
+            raise UsageError(
+                f"{key} is not supported as an override; add config files with --config-dir DIR"
+            )
 
 
 def compose_values(
-    primary: str, kind: type[Options], groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
+    primary: str,
+    kind: type[Options],
+    groups: Sequence[str],
+    overrides: Sequence[str],
+    extra_dir: Path | None,
 ) -> DictConfig:
-    """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
+    """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an
+    invalid override.
+    """
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -178,11 +224,15 @@ def compose_values(
     ):
         overrides = ["model=hf", *overrides]
     resolved = [_resolve_choice(override, groups, extra_dir) for override in overrides]
-    resolved = [text for text in resolved if text != "experiment=null"]  # Hydra refuses a group without a choice
+    resolved = [
+        text for text in resolved if text != "experiment=null"
+    ]  # Hydra refuses a group without a choice
     choices = [text for text in resolved if _key(text) in groups]
     chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
     classes: dict[str, type[Options]] = {
-        group: choice_class(chosen[group], group) for group in CHOICES if group in groups and group in chosen
+        group: choice_class(chosen[group], group)
+        for group in CHOICES
+        if group in groups and group in chosen
     }
     model: dict[str, Any] = {"model": ModelConfig}
     config = OmegaConf.create(default_values(kind, {**classes, **model}))
@@ -193,7 +243,10 @@ def compose_values(
     known |= set(_dotted_keys(config))
     for text in resolved:
         if text.startswith("~"):
-            raise UsageError(f"{text} is not supported; set {_key(text)} to its default, which `ulskip config` lists")
+            raise UsageError(
+                f"{text} is not supported; set {_key(text)} to its default, which `ulskip config`"
+                " lists"
+            )
         if not text.startswith("+") and _key(text) not in (*groups, *known):
             raise UnknownKey(str(_unknown_key(_key(text), sorted(known), groups)), _key(text))
     for override in parse_overrides([text for text in resolved if text not in choices]):
@@ -203,22 +256,33 @@ def compose_values(
             OmegaConf.update(config, key, value, merge=True, force_add=True)
         except OmegaConfBaseException:
             raise UsageError(
-                f"expected a value for {key}, got '{override.input_line}'; to add a key, write +{key}.KEY=VALUE"
+                f"expected a value for {key}, got '{override.input_line}'; to add a key, write"
+                f" +{key}.KEY=VALUE"
             ) from None
     return config
 
 
 def _unescape(value: Any) -> Any:
-    r"""Replace \n, \t and \\ in the texts of a value, because Hydra keeps them as they are, unlike YAML."""
+    r"""Replace \n, \t and \\ in the texts of a value, because Hydra keeps them as they are, unlike
+    YAML.
+    """
     if isinstance(value, dict):
         return {key: _unescape(one) for key, one in value.items()}
     if isinstance(value, list):
         return list(map(_unescape, value))
-    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], value) if isinstance(value, str) else value
+    return (
+        re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], value)
+        if isinstance(value, str)
+        else value
+    )
 
 
-@functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
-def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamps: object) -> DictConfig:
+@functools.lru_cache(
+    maxsize=128
+)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
+def _compose_choices(
+    primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamps: object
+) -> DictConfig:
     """Compose only the choices of groups. Callers must not change the result, but a copy of it."""
     return _hydra_compose(primary, choices, extra_dir)
 
@@ -231,10 +295,18 @@ def _file_stamps(extra_dir: Path | None) -> object:
 def _experiment_has_random_weights(
     primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
 ) -> bool:
-    """Return True if the chosen experiment uses random weights, so that `model.path` names a shape and not a checkpoint."""
-    chosen = [_resolve_choice(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
+    """Return True if the chosen experiment uses random weights, so that `model.path` names a shape
+    and not a checkpoint.
+    """
+    chosen = [
+        _resolve_choice(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"
+    ]
     return (
-        bool(chosen) and _compose_choices(primary, tuple(chosen), extra_dir, _file_stamps(extra_dir)).model.source == "random"
+        bool(chosen)
+        and _compose_choices(
+            primary, tuple(chosen), extra_dir, _file_stamps(extra_dir)
+        ).model.source
+        == "random"
     )
 
 
@@ -252,11 +324,15 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
 
 
 def check_choice(file: Path) -> None:
-    """Raise UsageError if a file of the user's config folder is not valid YAML, or if its `defaults` are no list of choices."""
+    """Raise UsageError if a file of the user's config folder is not valid YAML, or if its
+    `defaults` are no list of choices.
+    """
     values = read_mapping(file)
     defaults = values.get("defaults") or []
     if not isinstance(defaults, list) or not all(isinstance(one, str | dict) for one in defaults):
-        raise UsageError(f"expected defaults in {file} to be a list of choices, got {str(defaults)[:80]}")
+        raise UsageError(
+            f"expected defaults in {file} to be a list of choices, got {str(defaults)[:80]}"
+        )
     if not isinstance(values.get("name", ""), str):
         raise UsageError(f"expected name in {file} to be a text, got {str(values['name'])[:80]}")
 
@@ -265,7 +341,10 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
         listed = text.replace("=", "=[", 1) + "]"
-        raise UsageError(f"expected one value, got '{text}'; write a list as {listed}, a grid as `ulskip sweep {text}`")
+        raise UsageError(
+            f"expected one value, got '{text}'; write a list as {listed}, a grid as `ulskip sweep"
+            f" {text}`"
+        )
     key, value = parsed.key_or_group, parsed.value()
     if key == "experiment" and value is None:
         return "experiment=null"
@@ -277,17 +356,28 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     if name is not None and extra_dir is not None and known[name].is_relative_to(extra_dir):
         read_choice(key, name, extra_dir)  # raises UsageError for a file that is not a choice
     if name is None:
-        raise unknown(key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}")
+        raise unknown(
+            key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
+        )
     return text.split("=", 1)[0] + "=" + name
 
 
 def _unknown_key(key: str, known: Sequence[str], groups: Sequence[str]) -> UsageError:
     group, _, name = key.partition(".")
     choices = group_choices(group) if group in CHOICES and group in groups else ()
-    owners = [choice for choice in choices if name in choice_class(read_choice(group, choice), group).model_fields]
+    owners = [
+        choice
+        for choice in choices
+        if name in choice_class(read_choice(group, choice), group).model_fields
+    ]
     if owners:
         return UsageError(f"{key} requires {group}={' or '.join(owners)}")
-    return unknown("key", key, _sibling_keys(key, known), f"`ulskip config{f' {group}' if '.' in key else ''}` lists them")
+    return unknown(
+        "key",
+        key,
+        _sibling_keys(key, known),
+        f"`ulskip config{f' {group}' if '.' in key else ''}` lists them",
+    )
 
 
 def _key(text: str) -> str:
@@ -306,5 +396,7 @@ def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys of the same branch, or the top-level keys if the branch has none."""
     branch = key.rpartition(".")[0]
     hidden = ("_target_", ".name", ".description")
-    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(hidden)]
+    siblings = [
+        name for name in known if name.rpartition(".")[0] == branch and not name.endswith(hidden)
+    ]
     return siblings or [name for name in known if "." not in name]

@@ -1,6 +1,8 @@
-"""The reference of the configuration keys: one walk over the fields of the classes, with several printers.
+"""The reference of the configuration keys: one walk over the fields of the classes, with several
+printers.
 
-`--help`, `ulskip config`, shell completion, the page of keys, `--print-config` and the JSON schema for editors print it.
+`--help`, `ulskip config`, shell completion, the page of keys, `--print-config` and the JSON schema
+for editors print it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +47,9 @@ _COMMENT_COLUMN = 40
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One configuration key: its dotted name, meaning, choices, type in plain words, default, and the commands that read it."""
+    """One configuration key: its dotted name, meaning, choices, type in plain words, default, and
+    the commands that read it.
+    """
 
     name: str
     meaning: str
@@ -56,9 +60,14 @@ class ConfigKey:
 
 
 def keys_of(
-    kind: type[Options], values: Mapping[str, Any], prefix: str = "", inherited: tuple[str, ...] = ()
+    kind: type[Options],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
-    """Walk the fields of a class; `values` replace defaults, and keys without commands of their own have `inherited` ones."""
+    """Walk the fields of a class; `values` replace defaults, and keys without commands of their own
+    have `inherited` ones.
+    """
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:
             continue
@@ -66,11 +75,15 @@ def keys_of(
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
-            yield from keys_of(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.", commands)
+            yield from keys_of(
+                inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.", commands
+            )
         else:
             shown = None if value is PydanticUndefined else to_jsonable_python(value)
             meaning, choices = field.description or "", choices_of(field.annotation)
-            yield ConfigKey(prefix + name, meaning, choices, describe_type(field.annotation), shown, commands)
+            yield ConfigKey(
+                prefix + name, meaning, choices, describe_type(field.annotation), shown, commands
+            )
 
 
 def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
@@ -86,7 +99,11 @@ def default_choices(primary: str) -> dict[str, str]:
     choices: dict[str, str] = {}
     for entry in _primary_values(primary)["defaults"]:
         if isinstance(entry, dict):
-            choices |= {str(key).removeprefix("override /"): choice for key, choice in entry.items() if choice}
+            choices |= {
+                str(key).removeprefix("override /"): choice
+                for key, choice in entry.items()
+                if choice
+            }
     return choices
 
 
@@ -96,49 +113,77 @@ def default_choice(group: str) -> str | None:
 
 
 def implied_choices(group: str, choice: str) -> dict[str, str]:
-    """Return the choices of other groups that a choice selects, such as the model of `task=cnn_dm`."""
+    """Return the choices of other groups that a choice selects, such as the model of
+    `task=cnn_dm`.
+    """
     entries = yaml.safe_load(group_choices(group)[choice].read_text("utf-8")).get("defaults", [])
     overrides = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
-    return {str(key).removeprefix("override /").partition("@")[0]: value for key, value in overrides}
+    return {
+        str(key).removeprefix("override /").partition("@")[0]: value for key, value in overrides
+    }
 
 
 def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
-    """Return the keys of a group with the values of one of its choices as defaults; experiments have no keys."""
+    """Return the keys of a group with the values of one of its choices as defaults; experiments
+    have no keys.
+    """
     if group == "experiment":
         return []
     values = read_choice(group, choice, extra_dir)
-    return list(keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}."))
+    return list(
+        keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}.")
+    )
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
-    """Return the keys of a primary configuration outside the config groups, including nested ones such as `speed.pairs`."""
+    """Return the keys of a primary configuration outside the config groups, including nested ones
+    such as `speed.pairs`.
+    """
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, _primary_values(primary))
-    return [key for key in keys if key.name.partition(".")[0] not in (*groups, "sweep", "baseline_model")]
+    return [
+        key
+        for key in keys
+        if key.name.partition(".")[0] not in (*groups, "sweep", "baseline_model")
+    ]
 
 
 def groups_of(command: str) -> tuple[str, ...]:
     """Return the config groups that a command reads."""
     kind, groups = PRIMARY[primary_of(command)]
     read = [
-        group for group in groups if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]
+        group
+        for group in groups
+        if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]
     ]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 
-def command_keys(command: str, chosen: Mapping[str, str], extra_dir: Path | None = None) -> list[ConfigKey]:
-    """Return all keys that a command reads; a config group contributes the keys of its chosen or default choice."""
+def command_keys(
+    command: str, chosen: Mapping[str, str], extra_dir: Path | None = None
+) -> list[ConfigKey]:
+    """Return all keys that a command reads; a config group contributes the keys of its chosen or
+    default choice.
+    """
     primary, groups = primary_of(command), groups_of(command)
     keys = [key for key in top_level_keys(primary) if command in key.commands]
     for group, choice in {**default_choices(primary), **chosen}.items():
         if group in groups:
             keys += group_keys(group, choice, extra_dir)
-    defaults = {"name": "lm_eval"} if command == "lm-eval" else _experiment_defaults("bench") if command == "bench" else {}
+    defaults = (
+        {"name": "lm_eval"}
+        if command == "lm-eval"
+        else _experiment_defaults("bench")
+        if command == "bench"
+        else {}
+    )
     return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
 
 
 def _experiment_defaults(experiment: str) -> dict[str, Any]:
-    """Return the keys that an experiment sets or sweeps, as the default of the command that it belongs to."""
+    """Return the keys that an experiment sets or sweeps, as the default of the command that it
+    belongs to.
+    """
     values = yaml.safe_load(group_choices("experiment")[experiment].read_text("utf-8"))
     return {**values, **values.get("sweep", {})}
 
@@ -149,27 +194,43 @@ def primary_of(command: str) -> str:
 
 
 def to_commented_yaml(config: Shared) -> str:
-    """Return a configuration as YAML in which every key has its meaning and its choices as a comment."""
+    """Return a configuration as YAML in which every key has its meaning and its choices as a
+    comment.
+    """
     return "".join(_commented(config, ""))
 
 
 def json_schema() -> dict[str, Any]:
-    """Return a JSON schema for YAML files of experiments and presets, with which an editor completes and checks them."""
-    shipped = {group: [choice_class(read_choice(group, name), group) for name in group_choices(group)] for group in CHOICES}
-    classes: list[type[Options]] = [TuneConfig, TrainOptions, *(kind for kinds in shipped.values() for kind in kinds)]
+    """Return a JSON schema for YAML files of experiments and presets, with which an editor
+    completes and checks them.
+    """
+    shipped = {
+        group: [choice_class(read_choice(group, name), group) for name in group_choices(group)]
+        for group in CHOICES
+    }
+    classes: list[type[Options]] = [
+        TuneConfig,
+        TrainOptions,
+        *(kind for kinds in shipped.values() for kind in kinds),
+    ]
     references, schema = models_json_schema(
         [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
     )
     definitions: dict[str, Any] = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)  # an experiment sets some keys only
-        definition.setdefault("properties", {})["defaults"] = {"type": "array", "description": "choices of groups"}
+        definition.setdefault("properties", {})["defaults"] = {
+            "type": "array",
+            "description": "choices of groups",
+        }
         for entry in definition["properties"].values():
             entry.pop("ulskip", None)
     experiment = definitions[TuneConfig.__name__]
     for group, kinds in shipped.items():
         unique = list(dict.fromkeys(kinds))
-        experiment["properties"][group] = {"anyOf": [references[(kind, "validation")] for kind in unique]}
+        experiment["properties"][group] = {
+            "anyOf": [references[(kind, "validation")] for kind in unique]
+        }
     experiment["properties"]["train"] = references[(TrainOptions, "validation")]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -198,7 +259,11 @@ def _commented(options: Options, indent: str) -> Iterator[str]:
             continue
         comment = _comment(field)
         for line in _dump({name: to_jsonable_python(value)}):
-            yield f"{f'{indent}{line}':<{_COMMENT_COLUMN}}  # {comment}\n" if comment else f"{indent}{line}\n"
+            yield (
+                f"{f'{indent}{line}':<{_COMMENT_COLUMN}}  # {comment}\n"
+                if comment
+                else f"{indent}{line}\n"
+            )
             comment = ""
 
 
@@ -213,20 +278,31 @@ _CompactDumper.add_representer(
     ),
 )
 _CompactDumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
 )
 
 
 def _dump(values: Mapping[str, Any]) -> list[str]:
-    text = yaml.dump(values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+    text = yaml.dump(
+        values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf")
+    )
     return str(text).rstrip("\n").split("\n")
 
 
 def _comment(field: FieldInfo) -> str:
-    return "; ".join(part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part)
+    return "; ".join(
+        part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part
+    )
 
 
 def _first_comment(file: Path) -> str:
     """Return the first comment of an experiment that is not Hydra's package directive."""
-    lines = [line.lstrip("# ").strip() for line in file.read_text("utf-8").splitlines() if line.startswith("#")]
+    lines = [
+        line.lstrip("# ").strip()
+        for line in file.read_text("utf-8").splitlines()
+        if line.startswith("#")
+    ]
     return next((line for line in lines if not line.startswith("@")), "")

@@ -1,4 +1,6 @@
-"""The configuration of a run, a training and a tuning: every key with its type, default, help text and bounds."""
+"""The configuration of a run, a training and a tuning: every key with its type, default, help text
+and bounds.
+"""
 
 import hashlib
 import json
@@ -18,7 +20,9 @@ from ulskip_cli.core.task import Task
 AUTO = "auto"
 COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
 STARTS = ("patch", "zero")
-DEFAULTS = 1  # raised when a default changes, because identities do not hash values that are defaults
+DEFAULTS = (
+    1  # raised when a default changes, because identities do not hash values that are defaults
+)
 
 Count = Annotated[int, Field(ge=0)] | Literal["auto"]
 Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
@@ -34,8 +38,12 @@ class DecodingConfig(Options):
 
     name: str = option("custom", "name of the preset", identity=False)
     num_beams: int = option(1, "number of beams; 1: no beam search", ge=1)
-    no_repeat_ngram_size: int = option(0, "length of n-grams that may occur only once; 0: no limit", ge=0)
-    repetition_penalty: float = option(1.0, "penalty for tokens that already occur in the text; 1: none", gt=0)
+    no_repeat_ngram_size: int = option(
+        0, "length of n-grams that may occur only once; 0: no limit", ge=0
+    )
+    repetition_penalty: float = option(
+        1.0, "penalty for tokens that already occur in the text; 1: none", gt=0
+    )
     do_sample: bool = option(False, "sample tokens instead of taking the most likely one")
     temperature: float = option(1.0, "temperature of sampling", gt=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
@@ -43,14 +51,24 @@ class DecodingConfig(Options):
     max_new_tokens: int = option(64, "maximum length of an answer, in tokens", ge=1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "layers", "off"] = option(
-        "auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in bench"
+        "auto",
+        "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
+        " bench",
     )
-    generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
-    draft_tokens: Count = option(0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding")
+    generate_kwargs: dict[str, Any] | None = option(
+        None, "further arguments of transformers' generate"
+    )
+    draft_tokens: Count = option(
+        0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
+    )
     draft: Literal["layers", "ngram", "both"] = option(
-        "layers", "what drafts: the kept layers; ngram: the continuation of the last tokens earlier in the text; both"
+        "layers",
+        "what drafts: the kept layers; ngram: the continuation of the last tokens earlier in the"
+        " text; both",
     )
-    draft_vocab: Count = option(0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192")
+    draft_vocab: Count = option(
+        0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192"
+    )
 
     @property
     def drafts_with_layers(self) -> bool:
@@ -58,36 +76,57 @@ class DecodingConfig(Options):
         return bool(self.draft_tokens) and self.draft != "ngram"
 
     def without_drafts(self) -> Self:
-        """Return the decoding of the baseline: it chooses tokens in the same way, but without drafts."""
+        """Return the decoding of the baseline: it chooses tokens in the same way, but without
+        drafts.
+        """
         if not self.draft_tokens:
             return self
-        return self.replace(name="sample" if self.do_sample else "greedy", draft_tokens=0, draft="layers", draft_vocab=0)
+        return self.replace(
+            name="sample" if self.do_sample else "greedy",
+            draft_tokens=0,
+            draft="layers",
+            draft_vocab=0,
+        )
 
 
 class SpeedConfig(Options):
-    """Options of the speed measurement, which times the full model and the strategy in pairs on the same prompts."""
+    """Options of the speed measurement, which times the full model and the strategy in pairs on the
+    same prompts.
+    """
 
     enabled: bool = option(True, "measure speed in timed pairs")
     pairs: int = option(7, "timed pairs of full model and strategy", ge=1)
     warmup: int = option(2, "pairs that run first and are not counted", ge=0)
-    new_tokens: int = option(32, "tokens generated per sequence", ge=2, commands="run sweep tune bench plan")
-    prompt_tokens: int = option(64, "length of random prompts", ge=1, commands="run sweep tune bench plan")
+    new_tokens: int = option(
+        32, "tokens generated per sequence", ge=2, commands="run sweep tune bench plan"
+    )
+    prompt_tokens: int = option(
+        64, "length of random prompts", ge=1, commands="run sweep tune bench plan"
+    )
 
 
 class CalibrationConfig(Options):
-    """Options of the calibration on held-out examples, which some strategies and patches need before a run."""
+    """Options of the calibration on held-out examples, which some strategies and patches need
+    before a run.
+    """
 
     examples: int = option(64, "number of held-out examples", ge=1)
     offset: int = option(0, "number of held-out examples that are left out at the start", ge=0)
-    task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
+    task: dict[str, Any] | None = option(
+        None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
+    )
 
 
 class LauncherConfig(Options):
-    """Options of the launcher, which runs the points of a sweep. Presets are in `configs/launcher/`."""
+    """Options of the launcher, which runs the points of a sweep. Presets are in
+    `configs/launcher/`.
+    """
 
     name: Literal["inline", "local", "submitit", "ray"] = option("inline", "launcher of a sweep")
     workers: int | None = option(None, "number of workers; null: one for each device", ge=1)
-    threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", ge=1)
+    threads: int | None = option(
+        None, "threads of each worker; null: the cores divided by the workers", ge=1
+    )
     max_retries: int = option(2, "number of retries of a point whose worker died", ge=0)
     executor: str = option("auto", "submitit's executor")
     options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
@@ -111,64 +150,116 @@ class Shared(Options):
     model: ModelConfig = option(..., "the model", commands=_MODEL)
     task: SerializeAsAny[Task] = option(..., "the task", commands="run sweep tune train")
     strategy: SerializeAsAny[Strategy] = option(..., "the strategy", commands=f"{_SCHEDULE} train")
-    prompt_layers: PromptLayers = option("all", "layers that encode the prompt", commands=f"{_SCHEDULE} tune train")
-    offset: int = option(0, "number of examples that are left out at the start", ge=0, commands=f"{_POINT} train")
-    limit: int | None = option(None, "number of examples; null: all", ge=1, commands=f"{_POINT} tune train")
+    prompt_layers: PromptLayers = option(
+        "all", "layers that encode the prompt", commands=f"{_SCHEDULE} tune train"
+    )
+    offset: int = option(
+        0, "number of examples that are left out at the start", ge=0, commands=f"{_POINT} train"
+    )
+    limit: int | None = option(
+        None, "number of examples; null: all", ge=1, commands=f"{_POINT} tune train"
+    )
     seed: int = option(
-        1, "seed for sampling, training and random weights", ge=0, le=2**63 - 1, commands=f"{_POINT} tune bench lm-eval train"
+        1,
+        "seed for sampling, training and random weights",
+        ge=0,
+        le=2**63 - 1,
+        commands=f"{_POINT} tune bench lm-eval train",
     )
     tracker: Tracker = option(
-        "none", "experiment tracker to which results are logged", identity=False, commands=f"{_POINT} bench lm-eval train"
+        "none",
+        "experiment tracker to which results are logged",
+        identity=False,
+        commands=f"{_POINT} bench lm-eval train",
     )
     tracker_options: dict[str, Any] | None = option(
-        None, "project of the tracker and options passed on to it", identity=False, commands=f"{_POINT} bench lm-eval train"
+        None,
+        "project of the tracker and options passed on to it",
+        identity=False,
+        commands=f"{_POINT} bench lm-eval train",
     )
 
     def resolved(self) -> dict[str, Any]:
         """Return every value that configs/ID.yaml or a training.json stores."""
-        return {key: value for key, value in self.plain().items() if key not in ("launcher", "tracker", "tracker_options")}
+        return {
+            key: value
+            for key, value in self.plain().items()
+            if key not in ("launcher", "tracker", "tracker_options")
+        }
 
 
 class Config(Shared):
-    """Configuration of one experiment. Its strategy, task, correction and engine are objects with methods."""
+    """Configuration of one experiment. Its strategy, task, correction and engine are objects with
+    methods.
+    """
 
-    correction: SerializeAsAny[Correction] = option(..., "the correction behind skipped layers", commands=f"{_SCHEDULE} tune")
-    decoding: DecodingConfig = option(DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval")
+    correction: SerializeAsAny[Correction] = option(
+        ..., "the correction behind skipped layers", commands=f"{_SCHEDULE} tune"
+    )
+    decoding: DecodingConfig = option(
+        DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval"
+    )
     engine: SerializeAsAny[Engine] = option(..., "the engine", commands="run sweep tune bench plan")
-    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", commands="run sweep tune bench")
-    calibration: CalibrationConfig = option(CalibrationConfig(), "the calibration", commands="run sweep tune")
+    speed: SpeedConfig = option(
+        SpeedConfig(), "the speed measurement", commands="run sweep tune bench"
+    )
+    calibration: CalibrationConfig = option(
+        CalibrationConfig(), "the calibration", commands="run sweep tune"
+    )
     name: str = option(
-        "default", "folder of the results under results_dir", identity=False, commands=f"{_POINT} tune bench lm-eval"
+        "default",
+        "folder of the results under results_dir",
+        identity=False,
+        commands=f"{_POINT} tune bench lm-eval",
     )
     results_dir: str = option(
-        "results", "folder of all results", identity=False, commands=f"{_POINT} tune bench export lm-eval"
+        "results",
+        "folder of all results",
+        identity=False,
+        commands=f"{_POINT} tune bench export lm-eval",
     )
     ratio: float = option(2.0, "target speedup", commands=_SCHEDULE)
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
     )
-    batch_size: int = option(8, "sequences decoded together", ge=1, le=65536, commands=f"{_POINT} tune bench plan lm-eval")
+    batch_size: int = option(
+        8,
+        "sequences decoded together",
+        ge=1,
+        le=65536,
+        commands=f"{_POINT} tune bench plan lm-eval",
+    )
     baseline: bool = option(True, "also run the full model, as the baseline", commands=_POINT)
     baseline_engine: str | None = option(
-        None, "engine in which the full model runs as baseline, e.g. torch; null: the same engine", commands=_POINT
+        None,
+        "engine in which the full model runs as baseline, e.g. torch; null: the same engine",
+        commands=_POINT,
     )
     baseline_model: ModelConfig | None = option(
-        None, "model of the baseline, which alternatives.models of a sweep sets; null: the same model"
+        None,
+        "model of the baseline, which alternatives.models of a sweep sets; null: the same model",
     )
     memory_budget: str | None = option(
-        None, "memory budget with a unit, e.g. 24GiB, to show the largest batch", identity=False, commands="plan"
+        None,
+        "memory budget with a unit, e.g. 24GiB, to show the largest batch",
+        identity=False,
+        commands="plan",
     )
     sweep: dict[str, Any] = option({}, "keys and values of a sweep's grid", identity=False)
     alternatives: AlternativesConfig = option(
         AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
     )
-    launcher: LauncherConfig = option(LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep tune")
+    launcher: LauncherConfig = option(
+        LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep tune"
+    )
 
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not name or set(name) & set("/\\\0") or name.startswith("."):
-            raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{name}'")
+            raise UsageError(
+                f"expected name to be a folder name without slashes or a leading dot, got '{name}'"
+            )
         return name
 
     @field_validator("baseline_engine")
@@ -178,34 +269,46 @@ class Config(Shared):
 
     @property
     def identity(self) -> str:
-        """A hash of everything in the configuration that changes its results, as 12 hexadecimal digits.
+        """A hash of everything in the configuration that changes its results, as 12 hexadecimal
+        digits.
 
-        Values that are defaults are not hashed, so a new option changes no identity. Data and weights are not part of it.
+        Values that are defaults are not hashed, so a new option changes no identity. Data and
+        weights are not part of it.
         """
         values = [DEFAULTS, self.recorded()]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a row stores: the values that differ from their defaults, change results and are used."""
+        """Return what a row stores: the values that differ from their defaults, change results and
+        are used.
+        """
         return self._canonical().changed(only_results=True)
 
     @property
     def needs_held_out(self) -> bool:
-        """True if a run measures something on held-out examples: options of the strategy, or patches."""
+        """True if a run measures something on held-out examples: options of the strategy, or
+        patches.
+        """
         return not self.strategy.is_calibrated or self.correction.is_fitted
 
     @property
     def crosses_engines(self) -> bool:
         """True if the baseline runs in another engine or weights format than the point."""
-        return self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
+        return (
+            self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
+        )
 
     @property
     def has_other_baseline(self) -> bool:
-        """True if the baseline differs from the point also at full depth: in its model, engine or weights format."""
+        """True if the baseline differs from the point also at full depth: in its model, engine or
+        weights format.
+        """
         return self.baseline_model is not None or self.crosses_engines
 
     def needs(self) -> frozenset[Need]:
-        """Return what the configuration needs; a plan adds what depends on the layers of a model."""
+        """Return what the configuration needs; a plan adds what depends on the layers of a
+        model.
+        """
         decoding, model, strategy = self.decoding, self.model, self.strategy
         wanted = {
             Need.BEAMS: decoding.num_beams > 1,
@@ -231,9 +334,17 @@ class Config(Shared):
         return frozenset(need for need, used in wanted.items() if used) | self.correction.needs()
 
     def _canonical(self) -> Self:
-        """Return the configuration with those values at their defaults that this run does not use."""
-        defaults = {key: type(self).model_fields[key].default for key in ("ratio", "ratio_basis", "calibration")}
-        unused: dict[str, Any] = {"strategy": self.strategy.canonical(), "correction": self.correction.canonical()}
+        """Return the configuration with those values at their defaults that this run does not
+        use.
+        """
+        defaults = {
+            key: type(self).model_fields[key].default
+            for key in ("ratio", "ratio_basis", "calibration")
+        }
+        unused: dict[str, Any] = {
+            "strategy": self.strategy.canonical(),
+            "correction": self.correction.canonical(),
+        }
         if not self.strategy.follows_ratio:
             unused |= {"ratio": defaults["ratio"], "ratio_basis": defaults["ratio_basis"]}
         if self.strategy.keeps_all:
@@ -250,16 +361,35 @@ class Config(Shared):
 
 
 class TuneConfig(Config):
-    """Configuration of `ulskip tune`: the model, the task, the wish, and the candidates that are compared."""
+    """Configuration of `ulskip tune`: the model, the task, the wish, and the candidates that are
+    compared.
+    """
 
-    speedup: float | None = option(None, "wanted speedup over the full model, measured on this machine", gt=1, commands="tune")
-    quality: float | None = option(None, "wanted share of the full model's score", gt=0, le=1, commands="tune")
-    budget: float = option(30.0, "minutes after which no further candidate is tried", gt=0, commands="tune")
-    choice_examples: int = option(50, "held-out examples that choose between candidates", ge=4, commands="tune")
-    finalists: int = option(2, "candidates with the lowest decode loss that also generate answers", ge=1, commands="tune")
-    candidates: tuple[str, ...] = option((), "overrides of every candidate; the cheapest calibration first", commands="tune")
+    speedup: float | None = option(
+        None, "wanted speedup over the full model, measured on this machine", gt=1, commands="tune"
+    )
+    quality: float | None = option(
+        None, "wanted share of the full model's score", gt=0, le=1, commands="tune"
+    )
+    budget: float = option(
+        30.0, "minutes after which no further candidate is tried", gt=0, commands="tune"
+    )
+    choice_examples: int = option(
+        50, "held-out examples that choose between candidates", ge=4, commands="tune"
+    )
+    finalists: int = option(
+        2,
+        "candidates with the lowest decode loss that also generate answers",
+        ge=1,
+        commands="tune",
+    )
+    candidates: tuple[str, ...] = option(
+        (), "overrides of every candidate; the cheapest calibration first", commands="tune"
+    )
     adapter: Literal["auto", "never", "always"] = option(
-        "auto", "train a skip adapter for the best candidate; auto: if time is left", commands="tune"
+        "auto",
+        "train a skip adapter for the best candidate; auto: if time is left",
+        commands="tune",
     )
     adapter_steps: int | None = option(
         None, "steps of this training; null: as many as fit into the budget", ge=1, commands="tune"
@@ -278,12 +408,18 @@ class LoraOptions(Options):
 class OwnResponses(Options):
     """The full model's own answers as training responses; they are generated once and stored."""
 
-    samples: int = option(1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1)
+    samples: int = option(
+        1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1
+    )
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
     temperature: float = option(1.0, "temperature of sampled answers", gt=0)
-    max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", ge=2)
+    max_new_tokens: int | None = option(
+        None, "maximum length in tokens; null: the task's max_new_tokens", ge=2
+    )
     file: str | None = option(
-        None, "file that stores the answers, for several trainings; null: in the output folder", identity=False
+        None,
+        "file that stores the answers, for several trainings; null: in the output folder",
+        identity=False,
     )
 
 
@@ -300,31 +436,50 @@ class TrainOptions(Options):
     """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
     name: str = option("default", "name of the preset", identity=False)
-    ratios: tuple[float, ...] = option((2.0,), "target speedups to train for; 1 trains the full depth", min_length=1)
+    ratios: tuple[float, ...] = option(
+        (2.0,), "target speedups to train for; 1 trains the full depth", min_length=1
+    )
     ratio_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = option(
         None, "relative frequency of each ratio; null: equal"
     )
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
     full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
-    teacher: Literal["self", "initial"] = option("self", "full-depth model to distill from: self as trained so far, or initial")
+    teacher: Literal["self", "initial"] = option(
+        "self", "full-depth model to distill from: self as trained so far, or initial"
+    )
     label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
     dropout: float = option(0.0, "dropout of embeddings and residual branches", ge=0, lt=1)
     method: Literal["full", "lora", "adapter"] = option(
         "full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model"
     )
     lora: LoraOptions = option(LoraOptions(), "LoRA")
-    start: str = option("patch", "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter")
-    responses: Literal["reference", "own", "both"] = option("reference", "responses to train a skip adapter on")
+    start: str = option(
+        "patch",
+        "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter",
+    )
+    responses: Literal["reference", "own", "both"] = option(
+        "reference", "responses to train a skip adapter on"
+    )
     own: OwnResponses = option(OwnResponses(), "own answers")
-    prompt_share: float = option(0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1)
-    on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1)
+    prompt_share: float = option(
+        0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1
+    )
+    on_policy: float = option(
+        0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1
+    )
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", gt=0)
-    max_steps: int | None = option(None, "number of optimizer steps; null: computed from epochs", ge=1)
+    max_steps: int | None = option(
+        None, "number of optimizer steps; null: computed from epochs", ge=1
+    )
     batch_size: int = option(16, "examples per device and step", ge=1)
-    gradient_accumulation_steps: int = option(1, "batches whose gradients are accumulated for one optimizer step", ge=1)
-    optimizer: Literal["adamw", "muon"] = option("adamw", "optimizer; muon: for matrices, and AdamW for the rest")
+    gradient_accumulation_steps: int = option(
+        1, "batches whose gradients are accumulated for one optimizer step", ge=1
+    )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "optimizer; muon: for matrices, and AdamW for the rest"
+    )
     learning_rate: float = option(1e-4, "peak learning rate", gt=0)
     scheduler: str = option("cosine", "learning rate schedule of transformers")
     warmup: float = option(0.03, "share of steps for the learning rate warmup", ge=0, lt=1)
@@ -332,9 +487,15 @@ class TrainOptions(Options):
     max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are clipped")
     precision: Literal["float32", "bf16", "fp16"] = option("float32", "precision of the training")
     attention: str | None = option(None, "attention implementation of transformers")
-    max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", ge=2)
-    vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258)
-    reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", ge=0, le=1)
+    max_length: int | None = option(
+        512, "maximum length of an example, in tokens; null: no limit", ge=2
+    )
+    vocab_size: int = option(
+        8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258
+    )
+    reversed_share: float = option(
+        0.0, "share of translation pairs also trained in the other direction", ge=0, le=1
+    )
     validation: dict[str, Any] | None = option(
         None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
     )
@@ -346,10 +507,14 @@ class TrainOptions(Options):
 
 
 class TrainingConfig(Shared):
-    """Configuration of one training run: initial weights, examples, and the strategy to train for."""
+    """Configuration of one training run: initial weights, examples, and the strategy to train
+    for.
+    """
 
     train: TrainOptions = option(TrainOptions(), "the training", commands="train")
-    correction: TrainedPatches = option(TrainedPatches(), "the patches of a skip adapter", commands="train")
+    correction: TrainedPatches = option(
+        TrainedPatches(), "the patches of a skip adapter", commands="train"
+    )
     output: str = option(..., "folder of the trained model", commands="train")
 
     def needs(self) -> frozenset[Need]:

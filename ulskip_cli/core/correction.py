@@ -1,4 +1,6 @@
-"""The interface of corrections: what repairs the hidden states behind skipped layers, in decode steps only."""
+"""The interface of corrections: what repairs the hidden states behind skipped layers, in decode
+steps only.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ class PatchShape:
     rank: int = 0  # of low_rank
 
     def parameters(self, hidden_size: int) -> int:
-        """Return the number of parameters of one patch that a decode step reads; a folded patch adds none.
+        """Return the number of parameters of one patch that a decode step reads; a folded patch
+        adds none.
 
         >>> [PatchShape(kind, 2).parameters(10) for kind in ("full", "low_rank", "folded", "none")]
         [110, 50, 0, 0]
@@ -50,16 +53,21 @@ class Correction(Choice):
         return frozenset()
 
     def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches; raise UsageError if the correction does not fit the model."""
+        """Return the form of the patches; raise UsageError if the correction does not fit the
+        model.
+        """
         return NO_PATCHES
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
-        """Return the folder of the skip adapter that corrects these layers, or None if there is none to load.
+        """Return the folder of the skip adapter that corrects these layers, or None if there is
+        none to load.
 
         Raises UsageError if the correction has adapters, but none for these layers.
         """
         return None
 
     def fingerprint(self) -> str:
-        """Return a string that identifies the weights of the correction; empty if it has none of its own."""
+        """Return a string that identifies the weights of the correction; empty if it has none of
+        its own.
+        """
         return ""

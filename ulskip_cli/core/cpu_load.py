@@ -1,4 +1,6 @@
-"""The load of this machine by other processes: how OpenMP threads wait beside them, and whether they disturb timings."""
+"""The load of this machine by other processes: how OpenMP threads wait beside them, and whether
+they disturb timings.
+"""
 
 import os
 import time
@@ -13,24 +15,34 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
 class LoadMeter:
-    """Measures the CPUs that other processes use, on average, on the CPUs that this process may use."""
+    """Measures the CPUs that other processes use, on average, on the CPUs that this process may
+    use.
+    """
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def other_cpus(self, min_seconds: float = MIN_SECONDS) -> float | None:
-        """Return the mean number of CPUs since the start of the meter, or None for a shorter time than `min_seconds`."""
-        clock, busy, own = (after - before for after, before in zip(self._read(), self._before, strict=True))
+        """Return the mean number of CPUs since the start of the meter, or None for a shorter time
+        than `min_seconds`.
+        """
+        clock, busy, own = (
+            after - before for after, before in zip(self._read(), self._before, strict=True)
+        )
         return max(0.0, round((busy - own) / clock, 2)) if clock >= min_seconds else None
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """Return seconds: of the clock, of busy CPUs (those of a hypervisor's other guests included), of this process tree."""
+        """Return seconds: of the clock, of busy CPUs (those of a hypervisor's other guests
+        included), of this process tree.
+        """
         busy = 0.0
         for number, one in enumerate(psutil.cpu_times(percpu=True)):
             if number in _cpus():
                 spent = one._asdict()
-                busy += sum(spent.values()) - sum(spent.get(key, 0.0) for key in ("idle", "iowait", "guest", "guest_nice"))
+                busy += sum(spent.values()) - sum(
+                    spent.get(key, 0.0) for key in ("idle", "iowait", "guest", "guest_nice")
+                )
         own = sum(os.times()[:4])  # of this process and of its children that have ended
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -44,18 +56,25 @@ def is_crowded(other_cpus: float | None, threads: int) -> bool:
 
 
 def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP threads sleep while they wait if the machine is busy, unless a variable of the user decides it.
+    """Let OpenMP threads sleep while they wait if the machine is busy, unless a variable of the
+    user decides it.
 
-    A thread that spins is faster on an idle machine, but beside other processes it wastes the time that its team needs.
-    OpenMP reads the variable when torch is imported.
+    A thread that spins is faster on an idle machine, but beside other processes it wastes the time
+    that its team needs. OpenMP reads the variable when torch is imported.
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     asked = int(threads) if threads.isdecimal() else len(_cpus())
-    lasting = is_crowded(other_cpus, asked) and is_crowded(psutil.getloadavg()[0], asked)  # not just a command that ends soon
+    lasting = is_crowded(other_cpus, asked) and is_crowded(
+        psutil.getloadavg()[0], asked
+    )  # not just a command that ends soon
     if asked > 1 and lasting and not any(name in environment for name in WAITING):
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _cpus() -> set[int]:
     """Return the numbers of the CPUs that this process may use."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )

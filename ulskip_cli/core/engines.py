@@ -1,7 +1,9 @@
-"""Engines: the class that a configuration holds, and how engines are found. Imports no torch and no library of an engine.
+"""Engines: the class that a configuration holds, and how engines are found. Imports no torch and no
+library of an engine.
 
-An engine is a subclass of `Engine`. An entry point of the group `ulskip.engines` gives its class a name, ours too, and presets
-name the class in `_target_`. A distribution brings its presets in the folder `configs/engine/` of the entry point's package.
+An engine is a subclass of `Engine`. An entry point of the group `ulskip.engines` gives its class a
+name, ours too, and presets name the class in `_target_`. A distribution brings its presets in the
+folder `configs/engine/` of the entry point's package.
 """
 
 import contextlib
@@ -24,22 +26,37 @@ from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
-METHODS = ("early_exit", "speculative")  # engines in rows that the strategy or the drafts choose, not `engine=`
+METHODS = (
+    "early_exit",
+    "speculative",
+)  # engines in rows that the strategy or the drafts choose, not `engine=`
 # What an engine supports that decodes plain views step by step.
 PLAIN = ALL - {
-    *(Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION, Need.DRAFTS, Need.EARLY_EXIT),
+    *(
+        Need.BEAMS,
+        Need.STOP_STRINGS,
+        Need.GENERATE_ARGUMENTS,
+        Need.COMPILATION,
+        Need.DRAFTS,
+        Need.EARLY_EXIT,
+    ),
     *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),
 }
-FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}  # `formats` of unquantized weights
+FLOATS: Mapping[str, tuple[float, float]] = {
+    "f32": (32, 32),
+    "f16": (16, 16),
+}  # `formats` of unquantized weights
 
 
 class Engine(Choice):
     """A library that decodes. Presets are in `configs/engine/`."""
 
     supports: ClassVar[frozenset[Need]] = PLAIN
-    # True if another library than torch decodes, with a copy of the weights; then losses are the library's, too.
+    # True if another library than torch decodes, with a copy of the weights; then losses are the
+    # library's, too.
     is_runtime: ClassVar[bool] = True
-    # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch keep the model's.
+    # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch
+    # keep the model's.
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}
     modules: ClassVar[tuple[str, ...]] = ()  # packages, of which one must be installed
     install: ClassVar[str] = ""  # how to install them
@@ -52,16 +69,21 @@ class Engine(Choice):
     def _check_weights(cls, value: str | None) -> str | None:
         if value is not None and not cls.formats:
             raise UsageError(
-                f"engine.weights={value} requires an engine of another library; use model.dtype or model.quantization"
+                f"engine.weights={value} requires an engine of another library; use model.dtype or"
+                " model.quantization"
             )
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
     @abstractmethod
     def open(self, views: Any, room: Any) -> Any:
-        """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in `engines/base.py`."""
+        """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in
+        `engines/base.py`.
+        """
 
     def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
-        """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none supports it."""
+        """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none
+        supports it.
+        """
         return self.name, f"engine={self.name}"
 
     def supported(self, needs: Set[Need]) -> frozenset[Need]:
@@ -69,12 +91,20 @@ class Engine(Choice):
         return self.supports
 
     def check(self, needs: Set[Need]) -> None:
-        """Raise NotApplicable if the engine does not support a need, and UsageError if its packages are missing."""
-        capabilities.check_engine(self.name, self.supported(needs), needs - {Need.OTHER_ENGINE}, _supported_by_name)
-        if self.modules and not any(find_spec(name) for name in self.modules) and not os.environ.get(self.variable):
+        """Raise NotApplicable if the engine does not support a need, and UsageError if its packages
+        are missing.
+        """
+        capabilities.check_engine(
+            self.name, self.supported(needs), needs - {Need.OTHER_ENGINE}, _supported_by_name
+        )
+        if (
+            self.modules
+            and not any(find_spec(name) for name in self.modules)
+            and not os.environ.get(self.variable)
+        ):
             raise UsageError(
-                f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not installed; "
-                f"run: {self.install}"
+                f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not"
+                f" installed; run: {self.install}"
             )
 
     def sizes(self, weights: WeightSizes | None, bits: float) -> WeightSizes | None:
@@ -82,7 +112,10 @@ class Engine(Choice):
         if weights is None or self.weights is None:
             return weights
         layers, head = (size / bits for size in self.formats[self.weights])
-        scaled = [tuple(round(size * layers) for size in sizes) for sizes in (weights.layers, weights.attention, weights.mlp)]
+        scaled = [
+            tuple(round(size * layers) for size in sizes)
+            for sizes in (weights.layers, weights.attention, weights.mlp)
+        ]
         return WeightSizes(round(weights.head * head), scaled[0], weights.patch, *scaled[1:])
 
 
@@ -92,16 +125,23 @@ def engine_names() -> list[str]:
 
 
 def engine_class(name: str) -> type[Engine]:
-    """Import the class of an engine; raise UsageError if it is not installed or cannot be imported."""
+    """Import the class of an engine; raise UsageError if it is not installed or cannot be
+    imported.
+    """
     points = _entry_points(tuple(sys.path))
     point = points[require_choice("engine", name, points)]
     try:
         kind = point.load()
     except Exception as error:  # another distribution may fail in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"engine={name}: cannot import {point.value} ({reason}); install its package again") from None
+        raise UsageError(
+            f"engine={name}: cannot import {point.value} ({reason}); install its package again"
+        ) from None
     if not isinstance(kind, type) or not issubclass(kind, Engine):
-        raise UsageError(f"engine={name}: expected {point.value} to be a subclass of {__name__}.Engine, got {kind!r}")
+        raise UsageError(
+            f"engine={name}: expected {point.value} to be a subclass of {__name__}.Engine, got"
+            f" {kind!r}"
+        )
     return kind
 
 
@@ -111,7 +151,9 @@ def engine_named(name: str) -> Engine:
 
 
 def copies_weights(name: str) -> bool:
-    """Return True if the engine in a row decodes with another library than torch; also if it is not installed here."""
+    """Return True if the engine in a row decodes with another library than torch; also if it is not
+    installed here.
+    """
     return name not in METHODS and (name not in engine_names() or engine_class(name).is_runtime)
 
 
@@ -121,10 +163,17 @@ def formats_of(name: str) -> Mapping[str, tuple[float, float]]:
 
 
 def plugin_config_dirs() -> list[Path]:
-    """Return the folders of presets in the packages of engines from other distributions; no package is imported."""
+    """Return the folders of presets in the packages of engines from other distributions; no package
+    is imported.
+    """
     packages = {point.module.partition(".")[0] for point in _entry_points(tuple(sys.path)).values()}
     specs = [find_spec(package) for package in sorted(packages - {__name__.partition(".")[0]})]
-    places = [Path(place) / "configs" for spec in specs if spec for place in spec.submodule_search_locations or ()]
+    places = [
+        Path(place) / "configs"
+        for spec in specs
+        if spec
+        for place in spec.submodule_search_locations or ()
+    ]
     return [place for place in places if place.is_dir()]
 
 
@@ -133,15 +182,23 @@ def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
     """Return the entry points of engines by name; `path` is `sys.path`, on which they are found."""
     points = {point.name: point for point in entry_points(group=GROUP)}
     if "auto" not in points:
-        raise UsageError(f"expected the engines of ulskip in the entry points {GROUP}, got none; install ulskip again")
+        raise UsageError(
+            f"expected the engines of ulskip in the entry points {GROUP}, got none; install ulskip"
+            " again"
+        )
     return points
 
 
 def _supported_by_name() -> dict[str, Set[Need]]:
-    """Return what each installed engine supports, to advise one on torch or another; broken ones are left out."""
+    """Return what each installed engine supports, to advise one on torch or another; broken ones
+    are left out.
+    """
     kinds: dict[str, type[Engine]] = {}
     for name in engine_names():
         with contextlib.suppress(UsageError):
             kinds[name] = engine_class(name)
     del kinds["auto"]
-    return {name: kinds[name].supports for name in sorted(kinds, key=lambda name: kinds[name].is_runtime)}
+    return {
+        name: kinds[name].supports
+        for name in sorted(kinds, key=lambda name: kinds[name].is_runtime)
+    }

@@ -1,4 +1,6 @@
-"""The environment of a result: versions of code and packages, the machine, and access to the Hugging Face hub."""
+"""The environment of a result: versions of code and packages, the machine, and access to the
+Hugging Face hub.
+"""
 
 import contextlib
 import functools
@@ -17,8 +19,15 @@ PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "s
 
 
 def code() -> dict[str, Any]:
-    """Return the versions of this program and its packages, and the git commit and dirty flag of a checkout."""
-    return {"ulskip": __version__, "python": platform.python_version(), "packages": packages(), **_git()}
+    """Return the versions of this program and its packages, and the git commit and dirty flag of a
+    checkout.
+    """
+    return {
+        "ulskip": __version__,
+        "python": platform.python_version(),
+        "packages": packages(),
+        **_git(),
+    }
 
 
 def packages() -> dict[str, str | None]:
@@ -27,7 +36,9 @@ def packages() -> dict[str, str | None]:
 
 
 def machine(device: str = "cuda") -> dict[str, Any]:
-    """Describe the machine: processor, threads and how they wait, instruction set, and CUDA accelerator (None for others)."""
+    """Describe the machine: processor, threads and how they wait, instruction set, and CUDA
+    accelerator (None for others).
+    """
     import torch
 
     place = torch.device(device)
@@ -54,19 +65,25 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
-    """Return True if a row's `environment` describes a machine like this one; `also` lists further keys to compare."""
+    """Return True if a row's `environment` describes a machine like this one; `also` lists further
+    keys to compare.
+    """
     here = machine(device)
     return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
 
 def is_likely_here(measured: Mapping[str, Any]) -> bool:
-    """Return True if a row was measured on a processor like this machine's; this check needs no torch."""
+    """Return True if a row was measured on a processor like this machine's; this check needs no
+    torch.
+    """
     return bool(measured.get("processor") == _processor())
 
 
 @contextlib.contextmanager
 def offline_if_hub_unreachable() -> Iterator[None]:
-    """Use only the local cache inside the block if the hub cannot be reached; the next block checks again."""
+    """Use only the local cache inside the block if the hub cannot be reached; the next block checks
+    again.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -81,7 +98,9 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 
 def check_hub_reachable() -> None:
-    """Raise OSError if the hub's host name cannot be resolved; the hub's own client would retry for half a minute."""
+    """Raise OSError if the hub's host name cannot be resolved; the hub's own client would retry for
+    half a minute.
+    """
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
@@ -108,12 +127,23 @@ def _git() -> dict[str, Any]:
         return {"git_commit": None, "git_dirty": None}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {
             "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": bool(git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)benchmarks/results")),
+            "git_dirty": bool(
+                git(
+                    "status",
+                    "--porcelain",
+                    "--",
+                    ".",
+                    ":(exclude)results",
+                    ":(exclude)benchmarks/results",
+                )
+            ),
         }
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "git_dirty": None}
@@ -123,6 +153,8 @@ def _git() -> dict[str, Any]:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Iterable
 
 _MAX_WORD, _MAX_LINE = 120, 600  # letters that are left of twice as many
-MAX_LISTED = 10  # more known names than this are not listed in an error if it names a command that lists them
+# more known names than this are not listed in an error if it names a command that lists them
+MAX_LISTED = 10
 
 
 class UsageError(Exception):
@@ -12,7 +13,9 @@ class UsageError(Exception):
 
 
 class UnknownKey(UsageError):
-    """The chosen config groups do not have the key `key`; other choices of the groups may have it."""
+    """The chosen config groups do not have the key `key`; other choices of the groups may have
+    it.
+    """
 
     def __init__(self, message: str, key: str) -> None:
         super().__init__(message)
@@ -20,11 +23,15 @@ class UnknownKey(UsageError):
 
 
 class NotApplicable(UsageError):
-    """The values are valid, but incompatible with one another; a sweep records such a point as not applicable."""
+    """The values are valid, but incompatible with one another; a sweep records such a point as not
+    applicable.
+    """
 
 
 class RunError(Exception):
-    """A valid request failed while it ran; the command prints one line and ends with exit code 1."""
+    """A valid request failed while it ran; the command prints one line and ends with exit code
+    1.
+    """
 
 
 class StorageError(RunError):
@@ -32,18 +39,22 @@ class StorageError(RunError):
 
 
 def one_line(message: str) -> str:
-    r"""Return a message as one line without control characters, in which long words and the end of a long text are cut.
+    r"""Return a message as one line without control characters, in which long words and the end of
+    a long text are cut.
 
     >>> one_line("got 'a\nb\x1b[31m'")
     "got 'a b?[31m'"
     """
-    words = [f"{word[:_MAX_WORD]}..." if len(word) > 2 * _MAX_WORD else word for word in message.split()]
+    words = [
+        f"{word[:_MAX_WORD]}..." if len(word) > 2 * _MAX_WORD else word for word in message.split()
+    ]
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(words))
     return f"{line[:_MAX_LINE]}..." if len(line) > 2 * _MAX_LINE else line
 
 
 def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
-    """Build the error for an unknown name; it suggests the most similar known name and ends with `advice`.
+    """Build the error for an unknown name; it suggests the most similar known name and ends with
+    `advice`.
 
     >>> str(unknown("spacing", "evn", ["even", "reference"]))
     "unknown spacing 'evn'; did you mean 'even'? known: even, reference"
@@ -53,7 +64,10 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     near = nearest(got, names)
     hint = f" did you mean '{near}'?" if near else ""
     listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
-    return UsageError(f"unknown {kind} '{got}';{hint}{listed}" + (f"{';' if listed else ''} {advice}" if advice else ""))
+    return UsageError(
+        f"unknown {kind} '{got}';{hint}{listed}"
+        + (f"{';' if listed else ''} {advice}" if advice else "")
+    )
 
 
 def nearest(got: object, names: Iterable[str]) -> str | None:
@@ -63,7 +77,9 @@ def nearest(got: object, names: Iterable[str]) -> str | None:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
-    """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known name."""
+    """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known
+    name.
+    """
     choices = list(known)
     if got not in choices:
         raise unknown(kind, got, choices)

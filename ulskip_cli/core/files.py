@@ -18,13 +18,22 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")  # of safetensors and of torch.save
-_HOST = platform.node()[:32]  # process ids are those of one machine, and a folder can be shared by several
+_FULL_DISK = (
+    "No space left",
+    "os error 28",
+    "Disk quota",
+    "inline_container",
+)  # of safetensors and of torch.save
+_HOST = platform.node()[
+    :32
+]  # process ids are those of one machine, and a folder can be shared by several
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no objects."""
+    """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no
+    objects.
+    """
     if not path.is_file():
         return []
     rows = []
@@ -39,7 +48,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Read the JSON object in a file; return None if the file is missing or contains no JSON object."""
+    """Read the JSON object in a file; return None if the file is missing or contains no JSON
+    object.
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -48,7 +59,8 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
-    """Write a file completely or not at all, through a temporary file; raise StorageError if the write fails.
+    """Write a file completely or not at all, through a temporary file; raise StorageError if the
+    write fails.
 
     Temporary files that killed processes of this machine left beside it are removed.
     """
@@ -72,7 +84,9 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if the write fails."""
+    """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if
+    the write fails.
+    """
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:
@@ -99,8 +113,8 @@ def _storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); what was written before is kept; {_remedy(error)} and run "
-            "the same command again"
+            f"cannot write {path} ({error.strerror or error}); what was written before is kept;"
+            f" {_remedy(error)} and run the same command again"
         ) from None
 
 
@@ -110,7 +124,9 @@ def _remedy(error: OSError) -> str:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be written."""
+    """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be
+    written.
+    """
     lock = _acquired(path, -1)
     try:
         yield
@@ -120,7 +136,9 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if the lock is free, and yield True if it is held; raise StorageError as `lock` does."""
+    """Hold a lock inside the block if the lock is free, and yield True if it is held; raise
+    StorageError as `lock` does.
+    """
     try:
         lock = _acquired(path, 0)
     except Timeout:
@@ -136,7 +154,9 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot create {path.parent} ({error.strerror or error}); {_remedy(error)}") from None
+        raise StorageError(
+            f"cannot create {path.parent} ({error.strerror or error}); {_remedy(error)}"
+        ) from None
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.01)
@@ -145,27 +165,38 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
         raise
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"cannot lock {path} ({reason}); use a writable folder that supports locks") from None
+        raise StorageError(
+            f"cannot lock {path} ({reason}); use a writable folder that supports locks"
+        ) from None
 
 
 def user_path(given: str | Path, key: str) -> Path:
-    """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a path."""
+    """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a
+    path.
+    """
     text = str(given)
     try:
         path = Path(text).expanduser()
     except RuntimeError:
-        raise UsageError(f"expected {key} to be a path, got '{text[:80]}', whose home folder is unknown") from None
+        raise UsageError(
+            f"expected {key} to be a path, got '{text[:80]}', whose home folder is unknown"
+        ) from None
     if not text.strip() or "\0" in text:
         raise UsageError(f"expected {key} to be a path, got '{text[:80]}'; use . for this folder")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if longest > _MAX_NAME or len(os.fsencode(path)) > _MAX_PATH:
-        raise UsageError(f"expected {key} to be a path, got a name of {longest} bytes, '{text[:40]}...'; use a shorter name")
+        raise UsageError(
+            f"expected {key} to be a path, got a name of {longest} bytes, '{text[:40]}...'; use a"
+            " shorter name"
+        )
     return path
 
 
 @contextlib.contextmanager
 def enough_space(folder: Path, needed: int) -> Iterator[None]:
-    """Raise StorageError with the path and the needed bytes if the disk becomes full inside the block."""
+    """Raise StorageError with the path and the needed bytes if the disk becomes full inside the
+    block.
+    """
     try:
         yield
     except Exception as error:  # each library that writes files has an exception of its own
@@ -175,6 +206,6 @@ def enough_space(folder: Path, needed: int) -> Iterator[None]:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
         raise StorageError(
-            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB "
-            "are free; free some space and run the same command again"
+            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed,"
+            f" {free / 2**20:,.0f} MiB are free; free some space and run the same command again"
         ) from None

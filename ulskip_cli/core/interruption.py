@@ -1,6 +1,8 @@
-"""SIGINT, SIGTERM and SIGHUP end a command in the same way: as a KeyboardInterrupt, with the exit code that shells use.
+"""SIGINT, SIGTERM and SIGHUP end a command in the same way: as a KeyboardInterrupt, with the exit
+code that shells use.
 
-Ctrl-C sends SIGINT, Slurm and `kill` send SIGTERM, and a closed terminal sends SIGHUP. Imports nothing slow.
+Ctrl-C sends SIGINT, Slurm and `kill` send SIGTERM, and a closed terminal sends SIGHUP. Imports
+nothing slow.
 """
 
 import os
@@ -9,17 +11,23 @@ import sys
 from types import FrameType
 from typing import Any
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 MESSAGE = "interrupted; what was finished is kept, and the same command carries on"
 _received: list[int] = []
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal came. Python ends a process by SIGINT after an unhandled KeyboardInterrupt, but not after a subclass."""
+    """A signal came. Python ends a process by SIGINT after an unhandled KeyboardInterrupt, but not
+    after a subclass.
+    """
 
 
 def install() -> None:
-    """Handle the signals of this process from now on; a signal that nohup or a shell ignores stays ignored."""
+    """Handle the signals of this process from now on; a signal that nohup or a shell ignores stays
+    ignored.
+    """
     sys.unraisablehook = _report_unraisable
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -34,7 +42,9 @@ def release() -> None:
 
 
 def received() -> bool:
-    """Return True if a signal came. An exception that follows can be its own, because Python wraps those in a class body."""
+    """Return True if a signal came. An exception that follows can be its own, because Python wraps
+    those in a class body.
+    """
     return bool(_received)
 
 
@@ -45,7 +55,9 @@ def check() -> None:
 
 
 def exit_code() -> int:
-    """Return 128 + the number of the signal that came, as shells do; without a signal, that of SIGINT."""
+    """Return 128 + the number of the signal that came, as shells do; without a signal, that of
+    SIGINT.
+    """
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
@@ -65,6 +77,8 @@ def _leave_terminal() -> None:
 
 
 def _report_unraisable(unraisable: Any) -> None:
-    """Report an exception that Python ignores, but not an interruption, which `check` raises again."""
+    """Report an exception that Python ignores, but not an interruption, which `check` raises
+    again.
+    """
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)

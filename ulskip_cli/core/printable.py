@@ -1,4 +1,6 @@
-"""Text of other people's files without the characters that control a terminal or the direction of text."""
+"""Text of other people's files without the characters that control a terminal or the direction of
+text.
+"""
 
 from typing import Any
 
@@ -11,11 +13,15 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else " " if one.isspace() else repr(one)[1:-1] for one in text)
+    return "".join(
+        one if one.isprintable() else " " if one.isspace() else repr(one)[1:-1] for one in text
+    )
 
 
 def all_printable(value: Any) -> Any:
-    """Return a JSON value in which all texts and keys are printable; keys become texts, as in a file."""
+    """Return a JSON value in which all texts and keys are printable; keys become texts, as in a
+    file.
+    """
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):

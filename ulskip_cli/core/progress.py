@@ -18,7 +18,9 @@ class ProgressCallback(Protocol):
     """A receiver of progress, such as a progress bar."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """End the current phase, begin another, and return a callback for its progress; a total of 0 needs no display."""
+        """End the current phase, begin another, and return a callback for its progress; a total of
+        0 needs no display.
+        """
 
 
 class NullProgress:

@@ -1,7 +1,8 @@
 """Schedules, the decoder layers that a decode step keeps, as pure functions on integers.
 
-The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the first and the last, and
-evenly spread layers between them. `even` rounds to the nearest layer; `reference` rounds like the authors' published code.
+The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the
+first and the last, and evenly spread layers between them. `even` rounds to the nearest layer;
+`reference` rounds like the authors' published code.
 """
 
 import math
@@ -24,14 +25,17 @@ class Stage:
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return, for each stage, how many of the first `steps` decode steps use the stage, and the layers of the stage."""
+    """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
+    layers of the stage.
+    """
     starts = [stage.first_step for stage in stages] + [steps]
     counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
     return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
 
 
 def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
-    """Return the mean number of layers per decode step over outputs of `lengths` tokens; prefill generates the first token.
+    """Return the mean number of layers per decode step over outputs of `lengths` tokens; prefill
+    generates the first token.
 
     >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
     2.5
@@ -44,7 +48,8 @@ def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
 
 
 def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:
-    """Return R = floor(N / r), between 2 and N, or raise UsageError if two layers do not reach the target.
+    """Return R = floor(N / r), between 2 and N, or raise UsageError if two layers do not reach the
+    target.
 
     `tolerance` is for float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
 
@@ -52,14 +57,19 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
     (15, 30, 21)
     """
     if num_layers < MIN_LAYERS:
-        raise UsageError(f"expected a model with at least {MIN_LAYERS} decoder layers, got {num_layers}; use another model")
+        raise UsageError(
+            f"expected a model with at least {MIN_LAYERS} decoder layers, got {num_layers}; use"
+            " another model"
+        )
     if not math.isfinite(target_speedup) or target_speedup < 1:
-        raise UsageError(f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them")
+        raise UsageError(
+            f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them"
+        )
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
         raise NotApplicable(
-            f"ratio={target_speedup:g} is out of reach for {num_layers} layers, of which at least {MIN_KEPT} are kept; "
-            f"use ratio <= {num_layers / MIN_KEPT:g}"
+            f"ratio={target_speedup:g} is out of reach for {num_layers} layers, of which at least"
+            f" {MIN_KEPT} are kept; use ratio <= {num_layers / MIN_KEPT:g}"
         )
     return count
 
@@ -77,8 +87,9 @@ def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
 def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
     """Return the R layers that the published code of arXiv:2404.06954 picks, with its rounding.
 
-    They are the first R - 1 multiples of `step = int(N / (R - 1))`, and the last layer. If much of the step is rounded off
-    (N=32, R=21), the kept layers cluster at the bottom: see `is_unbalanced`.
+    They are the first R - 1 multiples of `step = int(N / (R - 1))`, and the last layer. If much of
+    the step is rounded off (N=32, R=21), the kept layers cluster at the bottom: see
+    `is_unbalanced`.
 
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
@@ -102,25 +113,35 @@ def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return the layers as a tuple; raise UsageError unless they are distinct, ascending and within 0..N-1."""
+    """Return the layers as a tuple; raise UsageError unless they are distinct, ascending and within
+    0..N-1.
+    """
     kept = tuple(layers)
     if not kept:
-        raise UsageError("expected at least one layer to keep, got none; list them, e.g. strategy.layers=[0,3,5]")
+        raise UsageError(
+            "expected at least one layer to keep, got none; list them, e.g. strategy.layers=[0,3,5]"
+        )
     if any(b <= a for a, b in pairwise(kept)):
         raise UsageError(f"expected distinct layers in ascending order, got {list(kept)}")
     if kept[0] < 0 or kept[-1] >= num_layers:
-        raise UsageError(f"expected layers between 0 and {num_layers - 1} (the model has {num_layers}), got {list(kept)}")
+        raise UsageError(
+            f"expected layers between 0 and {num_layers - 1} (the model has {num_layers}), got"
+            f" {list(kept)}"
+        )
     return kept
 
 
 def without_one(kept: Sequence[int]) -> tuple[int, ...]:
-    """Remove one inner layer so that the longest gap stays smallest; the layer nearest to the middle wins a tie.
+    """Remove one inner layer so that the longest gap stays smallest; the layer nearest to the
+    middle wins a tie.
 
     >>> without_one((0, 1, 5, 6, 11))
     (0, 1, 6, 11)
     """
     if len(kept) <= MIN_KEPT:
-        raise UsageError(f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}")
+        raise UsageError(
+            f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}"
+        )
     shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
     middle = (len(shorter) - 1) / 2
     return min(enumerate(shorter), key=lambda one: (longest_gap(one[1]), abs(one[0] - middle)))[1]
@@ -141,4 +162,6 @@ def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
 
 def _check_count(num_layers: int, num_kept: int) -> None:
     if not MIN_KEPT <= num_kept <= num_layers:
-        raise UsageError(f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}")
+        raise UsageError(
+            f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}"
+        )

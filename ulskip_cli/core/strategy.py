@@ -1,4 +1,6 @@
-"""The interface of strategies: a strategy chooses the layers of a decode step from integers, without torch."""
+"""The interface of strategies: a strategy chooses the layers of a decode step from integers,
+without torch.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,16 +27,22 @@ class HeldOutMeasurements(Protocol):
         """Return the number of tokens of the full model's answer to each example."""
 
     def block_influence(self) -> list[float]:
-        """Return for each layer one minus the mean cosine of the hidden states before and after it."""
+        """Return for each layer one minus the mean cosine of the hidden states before and after
+        it.
+        """
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the mean cross-entropy of the references in nats per token if decode steps run these layers.
+        """Return the mean cross-entropy of the references in nats per token if decode steps run
+        these layers.
 
-        With correction=patch, patches are fitted for these layers on other examples and are in place.
+        With correction=patch, patches are fitted for these layers on other examples and are in
+        place.
         """
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Generate answers with these strategy options and return the mean number of layers per decode step."""
+        """Generate answers with these strategy options and return the mean number of layers per
+        decode step.
+        """
 
     @property
     def corrects(self) -> bool:
@@ -55,14 +63,18 @@ class CalibrationResult:
 class Strategy(Choice):
     """Policy that chooses the layers of a decode step.
 
-    A subclass defines `kept_layers`. It may also define `stages` (layers that depend on the position), `exit_rule` (a step ends
-    where the token is certain), or name options in `calibrated` and define `calibrate` (a run measures them).
+    A subclass defines `kept_layers`. It may also define `stages` (layers that depend on the
+    position), `exit_rule` (a step ends where the token is certain), or name options in `calibrated`
+    and define `calibrate` (a run measures them).
     """
 
     follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
     keeps_all: ClassVar[bool] = False  # the full model, the baseline of all comparisons
-    calibrated: ClassVar[tuple[str, ...]] = ()  # options, null by default, that a run measures while they are null
-    # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`, `batch_size`.
+    calibrated: ClassVar[
+        tuple[str, ...]
+    ] = ()  # options, null by default, that a run measures while they are null
+    # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`,
+    # `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]] = ()
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
 
@@ -70,9 +82,14 @@ class Strategy(Choice):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         for key in cls.calibrated:
             if key not in cls.model_fields or cls.model_fields[key].default is not None:
-                raise TypeError(f"expected {key}, which {cls.__name__}.calibrated names, to be an option with default None")
+                raise TypeError(
+                    f"expected {key}, which {cls.__name__}.calibrated names, to be an option with"
+                    " default None"
+                )
         if cls.calibrated and cls.calibrate is Strategy.calibrate:
-            raise TypeError(f"expected {cls.__name__} to define calibrate, because it names calibrated options")
+            raise TypeError(
+                f"expected {cls.__name__} to define calibrate, because it names calibrated options"
+            )
 
     @property
     def skipped_unit(self) -> Unit:
@@ -96,7 +113,9 @@ class Strategy(Choice):
 
     @property
     def chooses_own_depth(self) -> bool:
-        """True if the strategy adjusts its depth to R, so that its latency is not linear in its number of layers."""
+        """True if the strategy adjusts its depth to R, so that its latency is not linear in its
+        number of layers.
+        """
         return self.is_positional or self.exits_early or "num_kept" in self.calibrated_for
 
     def canonical(self) -> Self:
@@ -112,14 +131,20 @@ class Strategy(Choice):
         """Return the layers to run, ascending."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """Return the stages of decoding, which run `num_kept` layers per step on average over outputs of `lengths` tokens."""
+        """Return the stages of decoding, which run `num_kept` layers per step on average over
+        outputs of `lengths` tokens.
+        """
         return (Stage(0, self.kept_layers(num_layers, num_kept)),)
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule | None:
-        """Return the rule that ends steps early, so that a step runs `num_kept` layers on average; None if no step does."""
+        """Return the rule that ends steps early, so that a step runs `num_kept` layers on average;
+        None if no step does.
+        """
         return None
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
         """Measure values for the calibrated options on held-out examples."""
         raise NotImplementedError
 
@@ -127,7 +152,9 @@ class Strategy(Choice):
 class SkippingStrategy(Strategy):
     """Base of the strategies that skip layers, or only a part of each."""
 
-    unit: Unit = option(LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers")
+    unit: Unit = option(
+        LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers"
+    )
 
     @property
     def skipped_unit(self) -> Unit:

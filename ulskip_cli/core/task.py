@@ -1,4 +1,6 @@
-"""The interface of tasks: examples, the prompts made from them, and the metrics that score the answers."""
+"""The interface of tasks: examples, the prompts made from them, and the metrics that score the
+answers.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -26,8 +28,11 @@ class Template:
 
     prompt_format: str  # text that the model reads
     response_format: str  # text that it should write
-    chat: bool = False  # prompt and response are a user and an assistant message in the model's chat template
-    fields: Mapping[str, str] = field(default_factory=dict)  # further fields of the task, such as language names
+    # prompt and response are a user and an assistant message in the model's chat template
+    chat: bool = False
+    fields: Mapping[str, str] = field(
+        default_factory=dict
+    )  # further fields of the task, such as language names
 
     def prompt(self, example: Example) -> str:
         """Return the text that the model reads."""
@@ -44,10 +49,16 @@ class Scoring:
 
     metrics: tuple[str, ...]  # names in `tasks.metrics.METRICS`
     target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
-    tokenize: str | None = None  # name of a sacrebleu tokenizer, instead of the one for the language
+    tokenize: str | None = (
+        None  # name of a sacrebleu tokenizer, instead of the one for the language
+    )
     stemmer: bool = True  # for ROUGE
-    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
-    bertscore_model: str | None = None  # hub id or folder of a model; None: bert-score's default for the language
+    comet_model: str = (
+        "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
+    )
+    bertscore_model: str | None = (
+        None  # hub id or folder of a model; None: bert-score's default for the language
+    )
 
 
 class Task(Choice):
@@ -55,18 +66,34 @@ class Task(Choice):
 
     subset: str | None = option(None, "subset of the dataset; null: its only subset")
     split: str = option("test", "split of the dataset, such as train, validation or test")
-    max_new_tokens: int = option(128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1)
-    metrics: tuple[str, ...] = option(("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
-    bertscore_model: str | None = option(None, "hub id or folder of BERTScore's model; null: the default for the language")
-    template: str = option(AUTO, "key of templates; auto: chat for models with a chat template, else the first key")
-    templates: dict[str, dict[str, str]] = option({}, "prompt templates by name, each with prompt and response")
-    prompt: str | None = option(None, "prompt with {source} that replaces the template's; null: the template's")
-    response: str | None = option(None, "answer with {reference} that replaces the template's; null: the template's")
+    max_new_tokens: int = option(
+        128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
+    )
+    metrics: tuple[str, ...] = option(
+        ("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
+    )
+    bertscore_model: str | None = option(
+        None, "hub id or folder of BERTScore's model; null: the default for the language"
+    )
+    template: str = option(
+        AUTO, "key of templates; auto: chat for models with a chat template, else the first key"
+    )
+    templates: dict[str, dict[str, str]] = option(
+        {}, "prompt templates by name, each with prompt and response"
+    )
+    prompt: str | None = option(
+        None, "prompt with {source} that replaces the template's; null: the template's"
+    )
+    response: str | None = option(
+        None, "answer with {reference} that replaces the template's; null: the template's"
+    )
 
     @property
     @abstractmethod
     def may_truncate_source(self) -> bool:
-        """True if the end of a source may be dropped so that the prompt fits the model's context."""
+        """True if the end of a source may be dropped so that the prompt fits the model's
+        context.
+        """
 
     @property
     @abstractmethod
@@ -78,7 +105,9 @@ class Task(Choice):
         """Return all examples in a fixed order."""
 
     def held_out(self) -> Self | None:
-        """Return a task with calibration examples that no run evaluates; return None if the task has no such examples."""
+        """Return a task with calibration examples that no run evaluates; return None if the task
+        has no such examples.
+        """
         return None
 
     @abstractmethod
@@ -100,5 +129,6 @@ def _fill(text: str, fields: Mapping[str, str]) -> str:
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(f"{{{name}}}" for name in fields)
         raise UsageError(
-            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces as {{{{ and }}}}"
+            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write"
+            " other braces as {{ and }}"
         ) from None

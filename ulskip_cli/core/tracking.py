@@ -13,7 +13,9 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 
 PROJECT = "ulskip"
-_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # any of them; the others have the name of their tracker
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX")
+}  # any of them; the others have the name of their tracker
 
 
 def check_installed(tracker: str) -> None:
@@ -21,13 +23,16 @@ def check_installed(tracker: str) -> None:
     packages = _PACKAGES.get(tracker, (tracker,))
     if tracker != "none" and not any(_is_installed(package) for package in packages):
         raise UsageError(
-            f"tracker={tracker} needs the package {packages[-1]}; install it with: pip install 'ulskip[{tracker}]'"
+            f"tracker={tracker} needs the package {packages[-1]}; install it with: pip install"
+            f" 'ulskip[{tracker}]'"
         )
 
 
 def _is_installed(package: str) -> bool:
     found = find_spec(package)
-    return found is not None and found.origin is not None  # a folder `wandb/` of logged runs is found too, without origin
+    return (
+        found is not None and found.origin is not None
+    )  # a folder `wandb/` of logged runs is found too, without origin
 
 
 @contextlib.contextmanager
@@ -40,7 +45,9 @@ def _without_input() -> Iterator[None]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None are left out."""
+    """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None
+    are left out.
+    """
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -49,7 +56,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class TrackedRun:
-    """One run in the configured experiment tracker, if any. The first failure prints one warning and stops the logging."""
+    """One run in the configured experiment tracker, if any. The first failure prints one warning
+    and stops the logging.
+    """
 
     def __init__(self, config: Config, name: str, folder: Path) -> None:
         """Prepare a run; a tracker that writes local files writes them into `folder`."""
@@ -94,7 +103,9 @@ class TrackedRun:
         return kind(project, **{"name": self.name, **options})
 
     def _close(self) -> None:
-        if self._kind == "trackio":  # accelerate's finish() leaves the run open, and trackio then prints when Python exits
+        if (
+            self._kind == "trackio"
+        ):  # accelerate's finish() leaves the run open, and trackio then prints when Python exits
             import trackio
 
             trackio.finish()
@@ -103,14 +114,15 @@ class TrackedRun:
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
-            # Trackers print, but `--json` needs standard output for itself; and they ask for a login, which blocks a run.
+            # Trackers print, but `--json` needs standard output for itself; and they ask for a
+            # login, which blocks a run.
             with contextlib.redirect_stdout(io.StringIO()), _without_input():
                 action()
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:200]
             print(
-                f"ulskip: tracker={self._kind} failed, so {self.name} is not logged completely; its results are not affected "
-                f"({type(error).__name__}: {reason})",
+                f"ulskip: tracker={self._kind} failed, so {self.name} is not logged completely; its"
+                f" results are not affected ({type(error).__name__}: {reason})",
                 file=sys.stderr,
             )
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):

@@ -1,19 +1,35 @@
-"""Checks of a configuration that need no model: values that depend on other values. Combinations are in `capabilities.py`."""
+"""Checks of a configuration that need no model: values that depend on other values. Combinations
+are in `capabilities.py`.
+"""
 
 from pathlib import Path
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config_schema import STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import (
+    STARTS,
+    Config,
+    DecodingConfig,
+    TrainingConfig,
+    TrainOptions,
+)
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
-ADAPTER_KEYS = ("start", "responses", "own", "prompt_share", "on_policy")  # of train, for train.method=adapter alone
+ADAPTER_KEYS = (
+    "start",
+    "responses",
+    "own",
+    "prompt_share",
+    "on_policy",
+)  # of train, for train.method=adapter alone
 
 
 def check_run(config: Config, command: str) -> None:
-    """Raise UsageError for values that another value makes invalid, or NotApplicable for needs that are not supported."""
+    """Raise UsageError for values that another value makes invalid, or NotApplicable for needs that
+    are not supported.
+    """
     check_decoding(config.decoding)
     check_installed(config.tracker)
     needs = config.needs()
@@ -24,8 +40,14 @@ def check_run(config: Config, command: str) -> None:
 def check_decoding(decoding: DecodingConfig) -> None:
     """Raise UsageError for options of sampling without sampling."""
     for key in ("temperature", "top_p", "top_k"):
-        if getattr(decoding, key) != DecodingConfig.model_fields[key].default and not decoding.do_sample:
-            raise UsageError(f"decoding.{key} requires sampling; add decoding.do_sample=true or use decoding=sample")
+        if (
+            getattr(decoding, key) != DecodingConfig.model_fields[key].default
+            and not decoding.do_sample
+        ):
+            raise UsageError(
+                f"decoding.{key} requires sampling; add decoding.do_sample=true or use"
+                " decoding=sample"
+            )
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -34,10 +56,15 @@ def check_training(config: TrainingConfig) -> None:
     capabilities.check(config.needs(), "train")
     train = config.train
     if not train.ce_weight + train.full_weight + train.distill_weight:
-        raise UsageError("expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all")
+        raise UsageError(
+            "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all"
+        )
     weights = train.ratio_weights
     if weights is not None and (len(weights) != len(train.ratios) or not sum(weights)):
-        raise UsageError(f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0, got {list(weights)}")
+        raise UsageError(
+            f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0, got"
+            f" {list(weights)}"
+        )
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
     if train.method == "adapter":
@@ -45,37 +72,56 @@ def check_training(config: TrainingConfig) -> None:
         return
     if not train.lora.rank:
         raise UsageError("train.lora.rank=0 trains nothing without patches; use train.lora.rank=16")
-    changed = [f"train.{key}" for key in ADAPTER_KEYS if getattr(train, key) != TrainOptions.model_fields[key].default]
+    changed = [
+        f"train.{key}"
+        for key in ADAPTER_KEYS
+        if getattr(train, key) != TrainOptions.model_fields[key].default
+    ]
     changed += [f"correction.{key}" for key in config.correction.changed()]
     if changed:
-        raise UsageError(f"{changed[0]} is not supported with train.method={train.method}; use train=adapter")
+        raise UsageError(
+            f"{changed[0]} is not supported with train.method={train.method}; use train=adapter"
+        )
 
 
 def _check_adapter_training(config: TrainingConfig) -> None:
     train, kind, needs = config.train, config.correction.kind, config.needs()
     refused = {
-        "model=random, whose weights no later run has; use pretrained weights": Need.RANDOM_WEIGHTS in needs,
+        "model=random, whose weights no later run has; use pretrained weights": (
+            Need.RANDOM_WEIGHTS in needs
+        ),
         "prompt_layers=kept; use prompt_layers=all": Need.KEPT_PROMPT in needs,
-        f"strategy={config.strategy.name}, whose steps end at any layer; use train.method=lora": Need.EARLY_EXIT in needs,
+        f"strategy={config.strategy.name}, whose steps end at any layer; use train.method=lora": (
+            Need.EARLY_EXIT in needs
+        ),
         "1 in train.ratios, because the full model stays unchanged; leave out 1": 1 in train.ratios,
-        "train.full_weight, because the full model stays unchanged; use train.full_weight=0": train.full_weight > 0,
+        "train.full_weight, because the full model stays unchanged; use train.full_weight=0": (
+            train.full_weight > 0
+        ),
         "train.dropout; use train.lora.dropout": train.dropout > 0,
         "train.label_smoothing; use train.label_smoothing=0": train.label_smoothing > 0,
-        "train.freeze_embeddings, which it never trains; use train.freeze_embeddings=false": train.freeze_embeddings,
+        "train.freeze_embeddings, which it never trains; use train.freeze_embeddings=false": (
+            train.freeze_embeddings
+        ),
         "train.optimizer=muon; use train.optimizer=adamw": train.optimizer != "adamw",
         "correction.kind=folded and several train.ratios; train one adapter per ratio": (
             kind == "folded" and len(train.ratios) > 1
         ),
-        f"train.start={train.start}, which is no folder with adapter.json; use train.start=patch, zero or such a folder": (
+        f"train.start={train.start}, which is no folder with adapter.json; "
+        "use train.start=patch, zero or such a folder": (
             train.start not in STARTS and not _is_adapter(user_path(train.start, "train.start"))
         ),
-        "correction.kind=folded and train.start=zero; use train.start=patch": kind == "folded" and train.start == "zero",
+        "correction.kind=folded and train.start=zero; use train.start=patch": (
+            kind == "folded" and train.start == "zero"
+        ),
     }
     for reason, found in refused.items():
         if found:
             raise UsageError(f"train.method=adapter is not supported with {reason}")
     if not train.lora.rank and kind in ("none", "folded"):
-        raise UsageError(f"correction.kind={kind} with train.lora.rank=0 trains nothing; use train.lora.rank=16")
+        raise UsageError(
+            f"correction.kind={kind} with train.lora.rank=0 trains nothing; use train.lora.rank=16"
+        )
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -1,4 +1,6 @@
-"""Bytes of weights per decoder layer, and the speedup predicted from them: a decode step reads every weight that it uses."""
+"""Bytes of weights per decoder layer, and the speedup predicted from them: a decode step reads
+every weight that it uses.
+"""
 
 import re
 from collections import defaultdict
@@ -17,18 +19,27 @@ class WeightSizes:
     head: int  # h, final norm and output head; with `of_unit`, everything that runs in every step
     layers: tuple[int, ...]  # with `of_unit`, the attention or the MLP of each layer
     patch: int = 0  # the patch at each gap
-    attention: tuple[int, ...] = ()  # the part of each layer that is attention, without norms; empty: unknown
+    attention: tuple[
+        int, ...
+    ] = ()  # the part of each layer that is attention, without norms; empty: unknown
     mlp: tuple[int, ...] = ()
 
     def of_unit(self, unit: str) -> "WeightSizes | None":
-        """Return the sizes for a schedule that skips only a unit (layer, attention or mlp); None if they are unknown."""
+        """Return the sizes for a schedule that skips only a unit (layer, attention or mlp); None if
+        they are unknown.
+        """
         if unit == "layer":
             return self
         parts: tuple[int, ...] = getattr(self, unit)
-        return replace(self, head=self.head + sum(self.layers) - sum(parts), layers=parts) if parts else None
+        return (
+            replace(self, head=self.head + sum(self.layers) - sum(parts), layers=parts)
+            if parts
+            else None
+        )
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in bytes.
+        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
+        bytes.
 
         A step runs the output head `heads` times.
         """
@@ -37,31 +48,45 @@ class WeightSizes:
         return (self.head + sum(self.layers)) / step
 
     def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
-        """Return the bytes of a drafting step, which reads a share of the output head, divided by those of a full step."""
+        """Return the bytes of a drafting step, which reads a share of the output head, divided by
+        those of a full step.
+        """
         saved = (1 - head_share) * self.head / (self.head + sum(self.layers))
         return 1 / self.predicted_speedup(kept) - saved
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and the layers of every stage."""
+        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
+        the layers of every stage.
+        """
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
 
 def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
-    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept layer.
+    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept
+    layer.
 
     >>> gaps((0, 1, 4, 6), 8)
     [4, 6, 8]
     """
-    return [after for before, after in zip([-1, *kept], [*kept, num_layers], strict=True) if after != before + 1]
+    return [
+        after
+        for before, after in zip([-1, *kept], [*kept, num_layers], strict=True)
+        if after != before + 1
+    ]
 
 
-def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
-    """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one stack has N layers.
+def sort_weight_sizes(
+    tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int
+) -> WeightSizes | None:
+    """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one
+    stack has N layers.
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
-    stacks: dict[str, dict[int, dict[str, tuple[Sequence[int], int]]]] = defaultdict(lambda: defaultdict(dict))
+    stacks: dict[str, dict[int, dict[str, tuple[Sequence[int], int]]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     outside: dict[str, tuple[Sequence[int], int]] = {}
     for name, (shape, size) in tensors.items():
         match = _LAYER.search(name)
@@ -76,7 +101,9 @@ def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_laye
     rest = sum(
         size
         for name, (shape, size) in outside.items()
-        if not (len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP)))
+        if not (
+            len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP))
+        )
     )
     layers = [full[0][i] for i in range(num_layers)]
     parts = [_part_sizes(layer) for layer in layers]
@@ -90,7 +117,9 @@ def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_laye
 
 
 def _part_sizes(layer: Mapping[str, tuple[Sequence[int], int]]) -> tuple[int, int]:
-    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that there is none."""
+    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that
+    there is none.
+    """
     modules: dict[str, list[tuple[Sequence[int], int]]] = defaultdict(list)
     for name, tensor in layer.items():
         modules[name.partition(".")[0]].append(tensor)

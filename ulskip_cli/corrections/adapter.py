@@ -1,4 +1,6 @@
-"""Skip adapters: folders with trained or stored patches and LoRA, one for each set of kept layers (docs/adapters.md)."""
+"""Skip adapters: folders with trained or stored patches and LoRA, one for each set of kept layers
+(docs/adapters.md).
+"""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -43,13 +45,14 @@ def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
         record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
     except UsageError as error:
         raise UsageError(
-            f"expected correction.path={folder} to be a folder with {RECORD}, got an error: {error}; make one with "
-            "`ulskip train train=adapter`"
+            f"expected correction.path={folder} to be a folder with {RECORD}, got an error:"
+            f" {error}; make one with `ulskip train train=adapter`"
         ) from None
     if record.base.fingerprint != fingerprint(model):
         raise UsageError(
-            f"expected correction.path={folder} to be made for the weights of {model.label}, got one for other weights "
-            f"({record.base.model}); use its own model, or train an adapter for this one"
+            f"expected correction.path={folder} to be made for the weights of {model.label}, got"
+            f" one for other weights ({record.base.model}); use its own model, or train an adapter"
+            " for this one"
         )
     return record
 
@@ -57,7 +60,9 @@ def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
 class Adapter(Correction):
     """Skip adapters of the model; the one for the kept layers is used."""
 
-    path: tuple[str, ...] = option(..., "folders of skip adapters, one for each ratio", min_length=1)
+    path: tuple[str, ...] = option(
+        ..., "folders of skip adapters, one for each ratio", min_length=1
+    )
 
     @property
     def label(self) -> str:
@@ -69,12 +74,14 @@ class Adapter(Correction):
         return frozenset({Need.ADAPTER})
 
     def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches; raise UsageError if a folder is of another model, or the forms differ."""
+        """Return the form of the patches; raise UsageError if a folder is of another model, or the
+        forms differ.
+        """
         shapes = {PatchShape(record.kind, record.rank or 0) for record in self._records(model)}
         if len(shapes) > 1:
             raise UsageError(
-                f"expected adapters in correction.path with patches of one kind and rank, got {len(shapes)} kinds; "
-                "name only adapters of one kind"
+                "expected adapters in correction.path with patches of one kind and rank, got"
+                f" {len(shapes)} kinds; name only adapters of one kind"
             )
         return shapes.pop()
 
@@ -88,13 +95,16 @@ class Adapter(Correction):
                 return folder
         known = [_listed(layers) for record in records for layers in sorted(record.kept_sets)]
         raise UsageError(
-            f"expected kept layers that correction.path corrects, {' or '.join(known)}, got "
-            f"{' and '.join(map(_listed, sorted(kept_sets)))}; use strategy=custom strategy.layers={known[0]}, or another adapter"
+            f"expected kept layers that correction.path corrects, {' or '.join(known)}, got"
+            f" {' and '.join(map(_listed, sorted(kept_sets)))}; use strategy=custom"
+            f" strategy.layers={known[0]}, or another adapter"
         )
 
     def fingerprint(self) -> str:
         """Return a hash of the records and weights of all folders."""
-        return " ".join(folder_fingerprint(user_path(name, "correction.path") / RECORD) for name in self.path)
+        return " ".join(
+            folder_fingerprint(user_path(name, "correction.path") / RECORD) for name in self.path
+        )
 
     def _records(self, model: ModelConfig) -> list[AdapterRecord]:
         return [read_record(user_path(name, "correction.path"), model) for name in self.path]

@@ -1,4 +1,6 @@
-"""Patches: a linear map behind every gap, which a run computes in closed form on held-out examples (docs/adapters.md)."""
+"""Patches: a linear map behind every gap, which a run computes in closed form on held-out examples
+(docs/adapters.md).
+"""
 
 from typing import Literal, Self
 
@@ -9,14 +11,22 @@ from ulskip_cli.core.options import option
 
 
 class Patch(Correction):
-    """Patches that a run computes. Folded ones are a part of the layer before the gap and cost no time (arXiv:2505.02819)."""
+    """Patches that a run computes. Folded ones are a part of the layer before the gap and cost no
+    time (arXiv:2505.02819).
+    """
 
     is_fitted = True
 
-    kind: Kind = option("full", "full: a matrix for each gap; folded: into the layer before it; low_rank: two thin matrices")
+    kind: Kind = option(
+        "full",
+        "full: a matrix for each gap; folded: into the layer before it; low_rank: two thin"
+        " matrices",
+    )
     rank: int = option(32, "rank of correction.kind=low_rank", ge=1)
     responses: Literal["auto", "reference", "own", "both"] = option(
-        "auto", "responses that patches are fitted on; auto: the full model's own answers too if the references are few"
+        "auto",
+        "responses that patches are fitted on; auto: the full model's own answers too if the"
+        " references are few",
     )
 
     @property
@@ -33,5 +43,11 @@ class Patch(Correction):
         return PatchShape(self.kind, self.rank)
 
     def canonical(self) -> Self:
-        """Return equal patches in the form that identifies results: the rank counts only for low_rank."""
-        return self if self.kind == "low_rank" else self.replace(rank=type(self).model_fields["rank"].default)
+        """Return equal patches in the form that identifies results: the rank counts only for
+        low_rank.
+        """
+        return (
+            self
+            if self.kind == "low_rank"
+            else self.replace(rank=type(self).model_fields["rank"].default)
+        )

@@ -1,7 +1,9 @@
-"""Decoding: the engines, the loop that they share, and the decoder that chooses one of them. The sessions require torch.
+"""Decoding: the engines, the loop that they share, and the decoder that chooses one of them. The
+sessions require torch.
 
-Start with `decoder.py` (chooses an engine, and generates), then `base.py` (the interface of engines) and `loop.py` (the decode
-loop). `torch/` is the engine by default, `speculative.py` and `early_exit.py` are methods on torch, and `transformers/`
-supports every option. The class of an engine is in the `__init__.py` of its package and imports no torch, because
-configurations hold it. May import `inference` and what `inference` may import.
+Start with `decoder.py` (chooses an engine, and generates), then `base.py` (the interface of
+engines) and `loop.py` (the decode loop). `torch/` is the engine by default, `speculative.py` and
+`early_exit.py` are methods on torch, and `transformers/` supports every option. The class of an
+engine is in the `__init__.py` of its package and imports no torch, because configurations hold it.
+May import `inference` and what `inference` may import.
 """

@@ -1,7 +1,9 @@
-"""The interface of engines: what an engine opens, the session that it returns, and the request and output of a batch.
+"""The interface of engines: what an engine opens, the session that it returns, and the request and
+output of a batch.
 
-`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is a `SteppingSession`
-(`loop.py`) with `encode` and `step`. If the library answers as a whole, the session has `generate` and `losses`.
+`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is
+a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library answers as a whole, the
+session has `generate` and `losses`.
 """
 
 from abc import ABC, abstractmethod
@@ -25,8 +27,12 @@ class Views:
     """A model and the views of its plan, from which an engine makes what it needs."""
 
     model: PreTrainedModel  # with all layers
-    prompt_model: PreTrainedModel  # encodes the prompts: the model itself, or the view of the first stage
-    stages: tuple[StageView, ...]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
+    prompt_model: (
+        PreTrainedModel  # encodes the prompts: the model itself, or the view of the first stage
+    )
+    stages: tuple[
+        StageView, ...
+    ]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
 
@@ -56,10 +62,14 @@ class DraftStats:
     gained: int = 0  # tokens by which the passes extended each sequence of the batch
     drafted: int = 0  # drafted tokens of all unfinished sequences
     accepted: int = 0  # of all sequences, also those beyond the tokens by which the batch advances
-    plain_steps: float = 0.0  # in which the full model would take as long, from the costs measured before
+    plain_steps: float = (
+        0.0  # in which the full model would take as long, from the costs measured before
+    )
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
-        return DraftStats(*(getattr(self, name.name) + getattr(other, name.name) for name in fields(self)))
+        return DraftStats(
+            *(getattr(self, name.name) + getattr(other, name.name) for name in fields(self))
+        )
 
     @property
     def expected_speedup(self) -> float | None:
@@ -71,7 +81,9 @@ class DraftStats:
 class ExitStats:
     """Exit depths of early exit; the counts of several batches can be added."""
 
-    depths: Mapping[int, int] = field(default_factory=dict)  # tokens by number of layers, without the first
+    depths: Mapping[int, int] = field(
+        default_factory=dict
+    )  # tokens by number of layers, without the first
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
@@ -82,7 +94,9 @@ class ExitStats:
     def mean_depth(self) -> float | None:
         """The mean number of layers per token; None without tokens."""
         tokens = sum(self.depths.values())
-        return sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
+        return (
+            sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,9 @@ class BatchRequest:
     eos_token_ids: Sequence[int]
     length: int  # the maximal number of new tokens
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
-    on_step: Callable[[int], None] | None = None  # gets the number of tokens generated so far in the batch
+    on_step: Callable[[int], None] | None = (
+        None  # gets the number of tokens generated so far in the batch
+    )
     first_steps: tuple[int, ...] = (0,)  # the first decode step of each stage
     exits: ExitRule | None = None
 
@@ -137,14 +153,23 @@ class BatchOutput:
 
     @classmethod
     def of(
-        cls, request: BatchRequest, rows: Sequence[Sequence[int]], clock: Clock, kv_bytes: tuple[int, int], **details: Any
+        cls,
+        request: BatchRequest,
+        rows: Sequence[Sequence[int]],
+        clock: Clock,
+        kv_bytes: tuple[int, int],
+        **details: Any,
     ) -> Self:
-        """Return the output of a request from the tokens of each sequence, which are truncated at EOS, and the clock."""
+        """Return the output of a request from the tokens of each sequence, which are truncated at
+        EOS, and the clock.
+        """
         ends = request.stop_token_ids
         truncated = [_until_eos(row, ends) for row in rows]
         return cls(
             token_ids=truncated,
-            hit_max_length=[len(row) >= request.length and row[-1] not in ends for row in truncated],
+            hit_max_length=[
+                len(row) >= request.length and row[-1] not in ends for row in truncated
+            ],
             prompt_tokens=int(request.attention_mask.sum()),
             prefill_seconds=clock.prefilled - clock.start,
             first_token_seconds=clock.first - clock.start,
@@ -181,10 +206,14 @@ class BatchOutput:
 
 
 class Session(ABC):
-    """An opened engine: the views of one plan, ready to generate. A session holds at most one batch at a time."""
+    """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
+    at a time.
+    """
 
     def fits(self, room: Room) -> bool:
-        """Return True if the session has memory for a batch; else it is closed, and another one is opened."""
+        """Return True if the session has memory for a batch; else it is closed, and another one is
+        opened.
+        """
         return True
 
     def prepare(self, request: BatchRequest) -> float:
@@ -196,14 +225,18 @@ class Session(ABC):
         """Generate for one batch."""
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
-        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts.
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
+        after the prompts.
 
-        Engines that decode with the views themselves (`Engine.is_runtime` is False) need no such method.
+        Engines that decode with the views themselves (`Engine.is_runtime` is False) need no such
+        method.
         """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Return the package, version and build of the library and the format `weights`, as a row stores them."""
+        """Return the package, version and build of the library and the format `weights`, as a row
+        stores them.
+        """
         return {}
 
     def close(self) -> None:  # noqa: B027 - few sessions need it

@@ -1,4 +1,6 @@
-"""Generate with one schedule: build the views, choose the engine and open it when it is first used."""
+"""Generate with one schedule: build the views, choose the engine and open it when it is first
+used.
+"""
 
 import copy
 import functools
@@ -44,7 +46,9 @@ class DecodeContext:
 
 
 class Decoder:
-    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the model is not changed."""
+    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the
+    model is not changed.
+    """
 
     def __init__(
         self,
@@ -54,14 +58,20 @@ class Decoder:
         adapter: SkipAdapter | None = None,
         engine: Engine | None = None,
     ) -> None:
-        """Build the views of a plan; `adapter` corrects those that skip layers, and `engine` decodes (None: auto)."""
+        """Build the views of a plan; `adapter` corrects those that skip layers, and `engine`
+        decodes (None: auto).
+        """
         self.model, self.tokenizer, self.exits = model, tokenizer, plan.exits
         self._asked = engine or engine_named("auto")
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
-        self._views = Views(model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name)
-        self._sessions: dict[tuple[str, str | None], Session] = {}  # by engine and format of the weights
+        self._views = Views(
+            model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
+        )
+        self._sessions: dict[
+            tuple[str, str | None], Session
+        ] = {}  # by engine and format of the weights
 
     @property
     def asked_engine(self) -> tuple[str, str | None]:
@@ -74,7 +84,9 @@ class Decoder:
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at `first_step`; both decoders share their sessions."""
+        """Return a decoder whose second stage begins at `first_step`; both decoders share their
+        sessions.
+        """
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
@@ -98,7 +110,9 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if none supports it."""
+        """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
+        none supports it.
+        """
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None
@@ -114,16 +128,28 @@ class Decoder:
 
     @property
     def build(self) -> dict[str, Any] | None:
-        """The version and build of the library, and the format of the weights; None on torch and before the first batch."""
+        """The version and build of the library, and the format of the weights; None on torch and
+        before the first batch.
+        """
         session = self._sessions.get(self.asked_engine)
-        return {**session.describe(), "threads": torch.get_num_threads()} if session and self.is_runtime else None
+        return (
+            {**session.describe(), "threads": torch.get_num_threads()}
+            if session and self.is_runtime
+            else None
+        )
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
-        """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
+        """Return the linear backend that decodes with `decoding`; raise UsageError if no engine
+        supports `decoding`.
+        """
         engine, _ = self.engine(decoding)
         if self.is_runtime:
             return LinearBackend(engine, f"the engine is {engine}")
-        return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
+        return (
+            LinearBackend(TORCH, "the engine is transformers")
+            if engine == "transformers"
+            else self._linear_backend
+        )
 
     def generate(
         self,
@@ -133,10 +159,11 @@ class Decoder:
         forced_length: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> BatchOutput:
-        """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded on the left.
+        """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded
+        on the left.
 
-        With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed. After every step `on_step` gets
-        the number of tokens generated so far in the batch.
+        With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed.
+        After every step `on_step` gets the number of tokens generated so far in the batch.
         """
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
         length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding
@@ -166,20 +193,32 @@ class Decoder:
         return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
 
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
-        """Return the cross-entropy [batch, response_len] in an engine of another library; `is_runtime` must be True.
+        """Return the cross-entropy [batch, response_len] in an engine of another library;
+        `is_runtime` must be True.
 
-        `input_ids` and `mask` are [batch, prompt_len], padded on the left, and the responses are padded on the right.
+        `input_ids` and `mask` are [batch, prompt_len], padded on the left, and the responses are
+        padded on the right.
         """
         batch, length = response_ids.shape
         first_steps = tuple(stage.first_step for stage in self.stages)
-        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps)
+        request = BatchRequest(
+            input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps
+        )
         with torch.inference_mode():
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
 
     def _session(self, name: str, room: Room) -> tuple[Session, float]:
-        """Return a session with room for a batch, and the seconds in which a library loaded its copy of the weights."""
-        engine = self._asked if name == self._asked.name else None if name in _METHODS else engine_named(name)
+        """Return a session with room for a batch, and the seconds in which a library loaded its
+        copy of the weights.
+        """
+        engine = (
+            self._asked
+            if name == self._asked.name
+            else None
+            if name in _METHODS
+            else engine_named(name)
+        )
         key = name, engine.weights if engine else None
         if key in self._sessions and not self._sessions[key].fits(room):
             self._sessions.pop(key).close()  # frees its memory first
@@ -192,7 +231,9 @@ class Decoder:
             if engine.is_runtime:
                 _check_memory(engine, self._views)
             self._sessions[key] = engine.open(self._views, room)
-        return self._sessions[key], time.perf_counter() - began if engine and engine.is_runtime else 0.0
+        return self._sessions[key], (
+            time.perf_counter() - began if engine and engine.is_runtime else 0.0
+        )
 
 
 def generate_all(
@@ -203,17 +244,21 @@ def generate_all(
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-    """Generate in batches of similar prompt length, longest first; yield the indices of each batch's prompts and the output.
+    """Generate in batches of similar prompt length, longest first; yield the indices of each
+    batch's prompts and the output.
 
-    The first `skip` prompts in this order are left out. After every step `on_tokens` gets the numbers of finished prompts and
-    generated tokens. The sampling seed of a batch depends only on the seed and the batch's first prompt.
+    The first `skip` prompts in this order are left out. After every step `on_tokens` gets the
+    numbers of finished prompts and generated tokens. The sampling seed of a batch depends only on
+    the seed and the batch's first prompt.
     """
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
-        seeded = replace(context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63)  # the range that torch accepts
+        seeded = replace(
+            context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63
+        )  # the range that torch accepts
         return decoder.generate(ids, mask, seeded, on_step=on_step)
 
     for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
@@ -230,7 +275,8 @@ def longest_first(prompts: Sequence[list[int]]) -> list[int]:
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Truncate a text before its first stop string; return the text, and True if a stop string was found.
+    """Truncate a text before its first stop string; return the text, and True if a stop string was
+    found.
 
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
@@ -249,12 +295,18 @@ def _stage_views(
             return model
         if plan.unit != LAYER:
             return half_layers.half_view(model, kept, plan.unit)
-        return shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
+        return (
+            shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
+        )
 
     views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
     stages = [
-        StageView(stage.first_step, views[stage.kept_layers], tuple(map(prompt_layers.index, plan.cached_layers(stage))))
+        StageView(
+            stage.first_step,
+            views[stage.kept_layers],
+            tuple(map(prompt_layers.index, plan.cached_layers(stage))),
+        )
         for stage in plan.stages
     ]
     return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
@@ -270,6 +322,7 @@ def _check_memory(engine: Engine, views: Views) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise RunError(
-            f"out of memory: engine={engine.name} needs {needed / 2**30:.1f} GiB for its copies of the weights, "
-            f"{free / 2**30:.1f} GiB are free; set engine.weights to a smaller format, or use engine=torch or a smaller model"
+            f"out of memory: engine={engine.name} needs {needed / 2**30:.1f} GiB for its copies of"
+            f" the weights, {free / 2**30:.1f} GiB are free; set engine.weights to a smaller"
+            " format, or use engine=torch or a smaller model"
         )

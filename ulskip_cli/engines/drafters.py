@@ -1,4 +1,6 @@
-"""Drafters of speculative decoding: the kept layers, and n-grams that occurred earlier in the text."""
+"""Drafters of speculative decoding: the kept layers, and n-grams that occurred earlier in the
+text.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,24 +25,32 @@ class Drafts:
     """The drafts of one check, equally many for each sequence."""
 
     tokens: Tensor  # [batch, k]
-    scores: Tensor | None = None  # [batch, k, vocab_size], whose softmax drew the tokens; None: they were certain
+    scores: Tensor | None = (
+        None  # [batch, k, vocab_size], whose softmax drew the tokens; None: they were certain
+    )
 
 
 class Drafter(Protocol):
     """Something that guesses the next tokens of a batch."""
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
-        """Return at most `count` drafts after `ids` [batch, len], and none if there is no good guess."""
+        """Return at most `count` drafts after `ids` [batch, len], and none if there is no good
+        guess.
+        """
 
 
 class NgramDrafter:
-    """Looks the last tokens up in the prompt and the answer; their first continuation is the draft."""
+    """Looks the last tokens up in the prompt and the answer; their first continuation is the
+    draft.
+    """
 
     def __init__(self) -> None:
         self._misses = self._drafted_at = self._resume_at = 0
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
-        """Return drafts if the last tokens of every sequence occurred before, because a batch advances together."""
+        """Return drafts if the last tokens of every sequence occurred before, because a batch
+        advances together.
+        """
         at = ids.shape[1]
         if self._drafted_at:  # one more token since then: none of the drafts was accepted
             self._misses = self._misses + 1 if at == self._drafted_at + 1 else 0
@@ -69,17 +79,25 @@ def _continuation(ids: ndarray, count: int) -> ndarray:
 class LayerDrafter:
     """Decodes with a view of the model, on the full model's keys and values."""
 
-    def __init__(self, view: PreTrainedModel, kept: tuple[int, ...], steps: EagerSteps, sampler: TokenSampler) -> None:
+    def __init__(
+        self, view: PreTrainedModel, kept: tuple[int, ...], steps: EagerSteps, sampler: TokenSampler
+    ) -> None:
         self.view, self.steps, self.sampler = view, steps, sampler
         self.cache = DynamicCache()
-        self.cache.layers = [steps.cache.layers[i] for i in kept]  # verification overwrites what drafting wrote
+        self.cache.layers = [
+            steps.cache.layers[i] for i in kept
+        ]  # verification overwrites what drafting wrote
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Draft until `count` tokens are drafted or one sequence is unsure."""
         at, drafted = ids.shape[1], list[Tensor]()
         self.steps.rewind(at - 1)
         for _ in range(count):
-            drafted.append(self.sampler.scores(ids, self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]))
+            drafted.append(
+                self.sampler.scores(
+                    ids, self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
+                )
+            )
             ids = torch.cat([ids, self.sampler.pick(drafted[-1])[:, None]], dim=1)
             if len(drafted) < count and _least_probability(drafted[-1], ids[:, -1:]) < CONFIDENCE:
                 break
@@ -91,10 +109,12 @@ def _least_probability(scores: Tensor, tokens: Tensor) -> float:
 
 
 class DraftHead(nn.Module):
-    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens get -inf.
+    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens
+    get -inf.
 
-    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies, and answers repeat tokens
-    of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by frequencies that are counted before.
+    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies,
+    and answers repeat tokens of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by
+    frequencies that are counted before.
     """
 
     def __init__(self, head: nn.Linear, size: int) -> None:
@@ -114,15 +134,21 @@ class DraftHead(nn.Module):
         self._more_bias = None if self.bias is None else self.bias.detach()[self._more_ids]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Multiply `hidden` [..., hidden_size] by the weights of the scored tokens; return [..., vocab_size]."""
+        """Multiply `hidden` [..., hidden_size] by the weights of the scored tokens; return [...,
+        vocab_size].
+        """
         logits = hidden.new_full((*hidden.shape[:-1], self.vocab_size), -torch.inf)
         logits[..., : self.size] = self.first(hidden)
-        logits[..., self._more_ids] = nn.functional.linear(hidden, self._more_weight, self._more_bias)
+        logits[..., self._more_ids] = nn.functional.linear(
+            hidden, self._more_weight, self._more_bias
+        )
         return logits
 
 
 def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
-    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if its head is no plain layer."""
+    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if
+    its head is no plain layer.
+    """
     head = view.get_output_embeddings()
     if type(head) is not nn.Linear or size >= head.out_features:
         return view

@@ -1,8 +1,10 @@
-"""Early exit: each decode step runs layers until the prediction of the next token is confident enough.
+"""Early exit: each decode step runs layers until the prediction of the next token is confident
+enough.
 
-A token that exits early has no keys and values in the layers above. When a later token reaches such a layer, the layer also
-processes the pending hidden states of the earlier tokens. All keys therefore equal those of the full model, and one forward
-pass over given tokens has the logits of all steps. The confidence measures are those of CALM (arXiv:2207.07061).
+A token that exits early has no keys and values in the layers above. When a later token reaches such
+a layer, the layer also processes the pending hidden states of the earlier tokens. All keys
+therefore equal those of the full model, and one forward pass over given tokens has the logits of
+all steps. The confidence measures are those of CALM (arXiv:2207.07061).
 """
 
 import functools
@@ -31,9 +33,15 @@ from ulskip_cli.inference.timing import AccumulatingTimer
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
     """Raise UsageError if early exit does not support a model, rule or option."""
     if rule.threshold is None:
-        raise UsageError("expected strategy.threshold for strategy=early_exit, got none; calibrate with: ulskip run")
+        raise UsageError(
+            "expected strategy.threshold for strategy=early_exit, got none; calibrate with:"
+            " ulskip run"
+        )
     if reason := unsupported_reason(model, decoding):
-        raise UsageError(f"strategy=early_exit is not supported with {reason}; use another model, option or strategy")
+        raise UsageError(
+            f"strategy=early_exit is not supported with {reason}; use another model, option or"
+            " strategy"
+        )
 
 
 class EarlyExitSession(ModelSession):
@@ -44,7 +52,9 @@ class EarlyExitSession(ModelSession):
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
-        """The model of the decode steps, split into its layers, with the weights of the linear backend."""
+        """The model of the decode steps, split into its layers, with the weights of the linear
+        backend.
+        """
         return LayerwiseModel(packed(self.views.model, self.views.linear_backend))
 
     @property
@@ -71,20 +81,30 @@ class ExitSteps:
     """Decode steps; the exit rule chooses the depth at which a step ends."""
 
     def __init__(
-        self, model: PreTrainedModel, layerwise: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
+        self,
+        model: PreTrainedModel,
+        layerwise: LayerwiseModel,
+        cache: DynamicCache,
+        request: BatchRequest,
+        rule: ExitRule,
     ) -> None:
-        """Take over a cache with the prompt in every layer; `layerwise` is the split model or its packed copy."""
+        """Take over a cache with the prompt in every layer; `layerwise` is the split model or its
+        packed copy.
+        """
         mask, steps = request.attention_mask, request.length - 1
         self.layerwise, self.rule = layerwise, rule
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
         self.positions = PositionsAndMasks(model, self.cache, mask, steps)
         self.ids = request.input_ids
-        self.eos_token_ids = torch.tensor(request.stop_token_ids, dtype=torch.long, device=mask.device)
+        self.eos_token_ids = torch.tensor(
+            request.stop_token_ids, dtype=torch.long, device=mask.device
+        )
         self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         self._first = mask.shape[1]
         self._checks = frozenset(rule.checks)
-        # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there. These tokens directly
-        # precede the next token that reaches this depth, because they have no keys in the layers above.
+        # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
+        # These tokens directly precede the next token that reaches this depth, because they have no
+        # keys in the layers above.
         self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
         self._check_timer = AccumulatingTimer(mask.device)
         self._counts = dict.fromkeys(range(1, rule.num_layers + 1), 0)
@@ -92,7 +112,10 @@ class ExitSteps:
     @property
     def exits(self) -> ExitStats:
         """The exit depths so far."""
-        return ExitStats({depth: count for depth, count in self._counts.items() if count}, self._check_timer.seconds)
+        return ExitStats(
+            {depth: count for depth, count in self._counts.items() if count},
+            self._check_timer.seconds,
+        )
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -128,10 +151,16 @@ class ExitSteps:
     def _enter(self, start: int) -> LayerInputs:
         self.cursor.length = start
         count = self.ids.shape[1] - start
-        return self.layerwise.enter(self.ids[:, start:], self.cache, **self.positions.options(start, count))
+        return self.layerwise.enter(
+            self.ids[:, start:], self.cache, **self.positions.options(start, count)
+        )
 
-    def _confident_logits(self, hidden: Tensor, before: Tensor | None, threshold: float) -> Tensor | None:
-        """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences reaches the threshold."""
+    def _confident_logits(
+        self, hidden: Tensor, before: Tensor | None, threshold: float
+    ) -> Tensor | None:
+        """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences
+        reaches the threshold.
+        """
         self._check_timer.begin()
         logits: Tensor | None = None
         if self.rule.confidence == "cosine":
@@ -153,7 +182,9 @@ class ExitSteps:
 
 
 def softmax_diff(logits: Tensor) -> Tensor:
-    """Return p1 - p2, the difference of the two largest probabilities: [..., vocab_size] to [...]."""
+    """Return p1 - p2, the difference of the two largest probabilities: [..., vocab_size] to
+    [...].
+    """
     best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
@@ -164,7 +195,9 @@ def softmax_max(logits: Tensor) -> Tensor:
 
 
 def cosine(hidden: Tensor, before: Tensor) -> Tensor:
-    """Return the cosine similarity of the hidden states at two consecutive checks: [..., hidden_size] to [...]."""
+    """Return the cosine similarity of the hidden states at two consecutive checks: [...,
+    hidden_size] to [...].
+    """
     return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
 
 
@@ -178,13 +211,18 @@ def hidden_states(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each depth with the hidden states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
+    """Yield each depth with the hidden states [batch, response_len - 1, hidden_size] that predict
+    all tokens but the first.
 
-    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is not changed.
+    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is
+    not changed.
     """
-    # One differentiable pass gives the states of all decode steps, because early exit reads only keys of the full model.
+    # One differentiable pass gives the states of all decode steps, because early exit reads only
+    # keys of the full model.
     inputs = response_ids[:, :-1]
-    inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    inputs_mask = (
+        torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    )
     mask = torch.cat([prompt.mask, inputs_mask], dim=1)
     cache = shallow_view.fork_cache(prompt.cache, range(len(layerwise.layers)))
     entry = layerwise.enter(inputs, cache, **shallow_view.placing(model, mask, inputs.shape[1]))
@@ -202,10 +240,12 @@ def confidences(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size] of each check.
+    """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1,
+    vocab_size] of each check.
 
-    A batch exits together, so each sequence gets the lowest confidence of all unfinished sequences. The confidence is None
-    after the last layer and at the first check of `cosine`. `hidden_states` describes the arguments.
+    A batch exits together, so each sequence gets the lowest confidence of all unfinished sequences.
+    The confidence is None after the last layer and at the first check of `cosine`. `hidden_states`
+    describes the arguments.
     """
     before: Tensor | None = None
     counts = response_mask[:, 1:].bool()
@@ -220,7 +260,9 @@ def confidences(
                 confidence = cosine(hidden, before)
             before = hidden
         if confidence is not None:
-            confidence = confidence.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(confidence)
+            confidence = (
+                confidence.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(confidence)
+            )
         yield depth, confidence, logits
 
 
@@ -232,17 +274,27 @@ def exit_logits(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1] of a response."""
+    """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1]
+    of a response.
+    """
     steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
     if not steps:
         return prompt.first_logits, response_ids[:, :0]
-    threshold = torch.tensor([rule.threshold_at(step) for step in range(steps)], dtype=torch.float64).to(response_ids.device)
+    threshold = torch.tensor(
+        [rule.threshold_at(step) for step in range(steps)], dtype=torch.float64
+    ).to(response_ids.device)
     depths = torch.zeros_like(response_ids[:, 1:])
     chosen: Tensor | None = None
-    for depth, confidence, logits in confidences(model, layerwise, rule, prompt, response_ids, response_mask):
+    for depth, confidence, logits in confidences(
+        model, layerwise, rule, prompt, response_ids, response_mask
+    ):
         exits = depths == 0
         if depth != rule.num_layers:
-            exits = exits & (confidence.double() >= threshold) if confidence is not None else torch.zeros_like(exits)
+            exits = (
+                exits & (confidence.double() >= threshold)
+                if confidence is not None
+                else torch.zeros_like(exits)
+            )
         depths = depths.masked_fill(exits, depth)
         chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
     assert chosen is not None

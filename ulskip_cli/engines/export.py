@@ -17,21 +17,32 @@ from ulskip_cli.inference.gap_patch import GapPatch
 
 
 def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
-    """Return the weights of a view by name, tied ones once; raise UsageError if the view has patches that do not fold."""
+    """Return the weights of a view by name, tied ones once; raise UsageError if the view has
+    patches that do not fold.
+    """
     kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
     if kinds:
         raise UsageError(
-            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use correction.kind=folded, or "
-            "engine=torch"
+            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use"
+            " correction.kind=folded, or engine=torch"
         )
-    tied = set(getattr(view, "_tied_weights_keys", None) or ()) if view.config.tie_word_embeddings else set()
+    tied = (
+        set(getattr(view, "_tied_weights_keys", None) or ())
+        if view.config.tie_word_embeddings
+        else set()
+    )
     return {name: tensor for name, tensor in view.state_dict().items() if name not in tied}
 
 
 def cached_export(
-    engine: str, tensors: Mapping[str, Tensor], settings: Sequence[Any], suffix: str, write: Callable[[Path], None]
+    engine: str,
+    tensors: Mapping[str, Tensor],
+    settings: Sequence[Any],
+    suffix: str,
+    write: Callable[[Path], None],
 ) -> Path:
-    """Return the file or folder that `write` makes from `tensors` and `settings`; an earlier one is used again.
+    """Return the file or folder that `write` makes from `tensors` and `settings`; an earlier one is
+    used again.
 
     If `write` fails, nothing is left behind.
     """

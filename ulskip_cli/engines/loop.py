@@ -1,4 +1,6 @@
-"""The decode loop of all engines that decode step by step: the choice of tokens, EOS, progress and the clock."""
+"""The decode loop of all engines that decode step by step: the choice of tokens, EOS, progress and
+the clock.
+"""
 
 from abc import abstractmethod
 from typing import Any
@@ -11,13 +13,18 @@ from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
 from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.inference.timing import now
 
-CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, because a check synchronises
+CHECK_STEPS = (
+    8  # steps between checks for finished sequences on a GPU, because a check synchronises
+)
 
 
 class SteppingSession(Session):
     """A session that gives logits; the loop chooses the tokens."""
 
-    kv_bytes = (0, 0)  # of the last prompts: in the layers that encoded them, and in those that decode
+    kv_bytes = (
+        0,
+        0,
+    )  # of the last prompts: in the layers that encoded them, and in those that decode
 
     @property
     def can_shrink(self) -> bool:
@@ -37,7 +44,9 @@ class SteppingSession(Session):
         raise NotImplementedError
 
     def switch(self, stage: int) -> None:
-        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
+        """Continue with the view of a later stage, which takes over the keys and values of its
+        layers.
+        """
         raise NotImplementedError
 
     def details(self) -> dict[str, Any]:
@@ -56,8 +65,12 @@ class SteppingSession(Session):
             logits = self.encode(request)
             prefilled = now(device)
             forced = length if request.forced else 0
-            sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, forced, device)
-            ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
+            sampler = TokenSampler(
+                request.decoding, prompt_len, request.eos_token_ids, forced, device
+            )
+            ids = torch.full(
+                (batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device
+            )
             ids[:, :prompt_len] = input_ids
             ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
             first = now(device)
@@ -95,7 +108,9 @@ class SteppingSession(Session):
                     current, done = ids[rows], done[alive]
                     self.keep(alive)
             at = prompt_len + step
-            chosen = sampler(current[:, :at], _step(self, step - 1, current[:, at - 1 : at], request))
+            chosen = sampler(
+                current[:, :at], _step(self, step - 1, current[:, at - 1 : at], request)
+            )
             if has_eos:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)
@@ -106,13 +121,19 @@ class SteppingSession(Session):
             ids[rows] = current
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
-        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts."""
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
+        after the prompts.
+        """
         try:
             logits, losses = self.encode(request), list[Tensor]()
             for index in range(response_ids.shape[1]):
                 if index:
                     logits = _step(self, index - 1, response_ids[:, index - 1 : index], request)
-                losses.append(functional.cross_entropy(logits.float(), response_ids[:, index], reduction="none"))
+                losses.append(
+                    functional.cross_entropy(
+                        logits.float(), response_ids[:, index], reduction="none"
+                    )
+                )
             return torch.stack(losses, 1)
         finally:
             self.finish()

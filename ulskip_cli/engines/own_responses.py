@@ -1,4 +1,6 @@
-"""The frozen model's own answers to the training prompts, generated once and stored beside the training."""
+"""The frozen model's own answers to the training prompts, generated once and stored beside the
+training.
+"""
 
 import hashlib
 import json
@@ -30,10 +32,12 @@ def generate_own_responses(
     file: Path,
     progress: ProgressCallback,
 ) -> list[list[list[int]]]:
-    """Return for each prompt `options.samples` answers as token ids, with EOS where the model generated it.
+    """Return for each prompt `options.samples` answers as token ids, with EOS where the model
+    generated it.
 
-    The settings of `context` decode the first answer, with `options.num_beams` beams, and with sampling the others. Answers of
-    the same weights and settings are read from `file`, which gets the rest.
+    The settings of `context` decode the first answer, with `options.num_beams` beams, and with
+    sampling the others. Answers of the same weights and settings are read from `file`, which gets
+    the rest.
     """
     contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
     keys = [_key(model, one) for one in contexts]
@@ -46,38 +50,66 @@ def generate_own_responses(
     report = progress.phase("own answers", len(prompts) * options.samples)
     order = longest_first(prompts)
     for sample, how in enumerate(contexts):
-        finished = next((i for i, at in enumerate(order) if (names[at], sample) not in found), len(order))
+        finished = next(
+            (i for i, at in enumerate(order) if (names[at], sample) not in found), len(order)
+        )
         if finished < len(order):
-            finished -= finished % BATCH_SIZE  # a batch that was stored in part is generated again, so that sampling repeats
-        for positions, output in generate_all(decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished):
+            finished -= (
+                finished % BATCH_SIZE
+            )  # a batch that was stored in part is generated again, so that sampling repeats
+        for positions, output in generate_all(
+            decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished
+        ):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 found[names[position], sample] = ids
-                row = {"prompt": names[position], "sample": sample, "token_ids": ids, "key": keys[sample]}
+                row = {
+                    "prompt": names[position],
+                    "sample": sample,
+                    "token_ids": ids,
+                    "key": keys[sample],
+                }
                 append_line(file, json.dumps(row))
             report(sum((name, one) in found for name in names for one in range(options.samples)))
     answers = [[found[name, sample] for sample in range(options.samples)] for name in names]
     if not any(one for several in answers for one in several):
-        raise UsageError("expected answers of the model to train on, got only empty ones; use train.responses=reference")
+        raise UsageError(
+            "expected answers of the model to train on, got only empty ones; use"
+            " train.responses=reference"
+        )
     return answers
 
 
 def greedy_context(pad_token_id: int, max_new_tokens: int, seed: int) -> DecodeContext:
     """Return the settings of greedy answers of at most `max_new_tokens` tokens."""
-    return DecodeContext(DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed)
+    return DecodeContext(
+        DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed
+    )
 
 
 def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> DecodeContext:
-    """Return the settings of one answer per prompt: beams for the first, sampling with a seed of its own for the others."""
-    changes: dict[str, Any] = {"do_sample": True, "temperature": options.temperature} if sample else {}
+    """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
+    its own for the others.
+    """
+    changes: dict[str, Any] = (
+        {"do_sample": True, "temperature": options.temperature} if sample else {}
+    )
     if sample == 0 and options.num_beams > 1:
         changes = {"num_beams": options.num_beams}
-    return replace(context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample)
+    return replace(
+        context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
+    )
 
 
 def _key(model: PreTrainedModel, context: DecodeContext) -> str:
-    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64 values stand for a tensor."""
-    plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
-    weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
+    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64
+    values stand for a tensor.
+    """
+    plain = [
+        one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"
+    ]  # not quantized
+    weights = [
+        one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain
+    ]
     seed = context.seed if context.decoding.do_sample else None
     parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

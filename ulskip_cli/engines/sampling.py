@@ -22,17 +22,27 @@ class InvalidLogitsError(RunError):
     """The model's logits are not finite, so its answers are meaningless."""
 
     def __init__(self, got: str) -> None:
-        super().__init__(f"expected finite logits, got {got}; check the model's weights, or set another model.dtype or engine")
+        super().__init__(
+            f"expected finite logits, got {got}; check the model's weights, or set another"
+            " model.dtype or engine"
+        )
 
 
 class TokenSampler:
-    """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS before `min_new_tokens`.
+    """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS
+    before `min_new_tokens`.
 
-    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer than the choice.
+    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer
+    than the choice.
     """
 
     def __init__(
-        self, decoding: DecodingConfig, prompt_len: int, eos_token_ids: Sequence[int], min_new_tokens: int, device: torch.device
+        self,
+        decoding: DecodingConfig,
+        prompt_len: int,
+        eos_token_ids: Sequence[int],
+        min_new_tokens: int,
+        device: torch.device,
     ) -> None:
         self.sample = decoding.do_sample
         self._suppressed = torch.tensor(list(eos_token_ids), dtype=torch.long, device=device)
@@ -51,11 +61,15 @@ class TokenSampler:
                 processors.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch, vocab_size]."""
+        """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
+        vocab_size].
+        """
         return self.pick(self.scores(ids, logits))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len], partly in place; return float32."""
+        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len], partly in
+        place; return float32.
+        """
         scores = logits.float()
         if ids.shape[1] < self._min_length:
             scores.index_fill_(-1, self._suppressed, float("-inf"))
@@ -69,7 +83,9 @@ class TokenSampler:
         """
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
-        if scores.device.type == "cpu":  # numpy is several times as fast and also returns the first maximum
+        if (
+            scores.device.type == "cpu"
+        ):  # numpy is several times as fast and also returns the first maximum
             values = scores.numpy()
             best = values.argmax(axis=-1)
             if not numpy.isfinite(values[numpy.arange(len(best)), best]).all():

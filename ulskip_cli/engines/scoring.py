@@ -12,7 +12,12 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response, response_losses
+from ulskip_cli.inference.teacher_forcing import (
+    EncodedPrompt,
+    encode_prompt,
+    predict_response,
+    response_losses,
+)
 from ulskip_cli.tasks.encoding import EncodedExample
 
 
@@ -23,26 +28,37 @@ class ReferenceLoss:
     examples: Sequence[EncodedExample]
     size: BatchSize
     pad_token_id: int
-    held_bytes: int = 0  # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
-    exits: ExitStats = field(default_factory=ExitStats)  # exit depths of the last schedule on the references
+    # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
+    held_bytes: int = 0
+    exits: ExitStats = field(
+        default_factory=ExitStats
+    )  # exit depths of the last schedule on the references
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy per reference token in nats; `on_batch` gets the number of done examples."""
+        """Return the mean cross-entropy per reference token in nats; `on_batch` gets the number of
+        done examples.
+        """
         self.exits = ExitStats()
         lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         total, count, done = 0.0, 0, 0
-        for batch, (loss, tokens) in in_batches(order, self.size, lambda batch: self._batch_loss(decoder, batch)):
+        for batch, (loss, tokens) in in_batches(
+            order, self.size, lambda batch: self._batch_loss(decoder, batch)
+        ):
             total, count, done = total + loss, count + tokens, done + len(batch)
             on_batch(done)
         return total / count
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
+        responses = padded(
+            [self.examples[i].response_ids for i in batch], self.pad_token_id, left=False
+        )
         ids, mask = (tensor.to(decoder.device) for tensor in responses)
         if decoder.is_runtime:
-            prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
+            prompts = padded(
+                [self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True
+            )
             losses = decoder.losses(*prompts, ids)
             return float((losses * mask).sum()), int(mask.sum())
         with torch.inference_mode():
@@ -56,16 +72,25 @@ class ReferenceLoss:
         if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
             return self._held[batch[0]]
         prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
-        encoded = encode_prompt(decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts))
-        if sum(shallow_view.kv_bytes(one.cache) for one in (*self._held.values(), encoded)) <= self.held_bytes:
+        encoded = encode_prompt(
+            decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts)
+        )
+        if (
+            sum(shallow_view.kv_bytes(one.cache) for one in (*self._held.values(), encoded))
+            <= self.held_bytes
+        ):
             self._held[batch[0]] = encoded
         return encoded
 
 
-def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the teacher-forced logits [batch, response_len, vocab_size] of a response and its exit depths.
+def given_logits(
+    decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the teacher-forced logits [batch, response_len, vocab_size] of a response and its exit
+    depths.
 
-    `ids` and `mask` are [batch, response_len]; the depths are [batch, response_len - 1], or None without early exit.
+    `ids` and `mask` are [batch, response_len]; the depths are [batch, response_len - 1], or None
+    without early exit.
     """
     if decoder.exits:
         return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)

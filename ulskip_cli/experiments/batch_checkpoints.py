@@ -1,4 +1,6 @@
-"""Store the finished batches of an unfinished run, so that a killed run resumes after its last finished batch."""
+"""Store the finished batches of an unfinished run, so that a killed run resumes after its last
+finished batch.
+"""
 
 import hashlib
 import json
@@ -11,7 +13,8 @@ from typing import Any
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 
-SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished batch, a power cut may lose the last second
+# between two fsyncs; a killed process loses no finished batch, a power cut may lose the last second
+SYNC_SECONDS = 1.0
 
 
 def digest(values: Any) -> str:
@@ -36,8 +39,8 @@ class BatchCheckpoints:
     def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
         """Read the batches that an earlier attempt stored in `path`.
 
-        `began` is the start of this attempt in seconds of `time.monotonic`; None means now. Batches of another `origin` (code
-        and machine) are dropped, because a row has one provenance.
+        `began` is the start of this attempt in seconds of `time.monotonic`; None means now. Batches
+        of another `origin` (code and machine) are dropped, because a row has one provenance.
         """
         self._path, self._origin = path, json.loads(json.dumps(origin))
         self._synced_at = time.monotonic()
@@ -49,7 +52,9 @@ class BatchCheckpoints:
         self._begun = bool(lines)
 
     def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
-        """Return the stored batches that match the start of `order` (prompt indices), and delete all other stored batches."""
+        """Return the stored batches that match the start of `order` (prompt indices), and delete
+        all other stored batches.
+        """
         start, valid = 0, []
         for batch in self._kept:
             if list(order[start : start + len(batch.positions)]) != batch.positions:
@@ -69,7 +74,9 @@ class BatchCheckpoints:
         before = self._kept[-1].elapsed_seconds if self._kept else 0.0
         return before + time.monotonic() - self._began
 
-    def add(self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int) -> None:
+    def add(
+        self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int
+    ) -> None:
         """Store a finished batch; raise StorageError if the file cannot be written."""
         now = time.monotonic()
         sync = now - self._synced_at >= SYNC_SECONDS
@@ -77,7 +84,9 @@ class BatchCheckpoints:
         if not self._begun:
             append_line(self._path, json.dumps({"origin": self._origin}), sync=False)
             self._begun = True
-        batch = FinishedBatch(list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds)
+        batch = FinishedBatch(
+            list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds
+        )
         append_line(self._path, json.dumps(asdict(batch)), sync=sync)
 
     def remove(self) -> None:
@@ -103,6 +112,9 @@ def _read(line: dict[str, Any]) -> FinishedBatch:
     output = line["output"]
     drafts = output["drafts"] and DraftStats(**output["drafts"])
     exits = output["exits"] and ExitStats(
-        {int(depth): count for depth, count in output["exits"]["depths"].items()}, output["exits"]["check_seconds"]
+        {int(depth): count for depth, count in output["exits"]["depths"].items()},
+        output["exits"]["check_seconds"],
     )
-    return FinishedBatch(**{**line, "output": BatchOutput(**{**output, "drafts": drafts, "exits": exits})})
+    return FinishedBatch(
+        **{**line, "output": BatchOutput(**{**output, "drafts": drafts, "exits": exits})}
+    )

@@ -1,4 +1,6 @@
-"""Measure on held-out examples the option values that a strategy requires, and store them for later runs."""
+"""Measure on held-out examples the option values that a strategy requires, and store them for later
+runs.
+"""
 
 import hashlib
 import json
@@ -47,14 +49,20 @@ class HeldOutEvaluator:
     _patching: tuple[PatchFitter, ReferenceLoss] | None = None
 
     def output_lengths(self) -> list[int]:
-        """Return the length in tokens of the full model's answer to each prompt, with the run's decoding settings."""
+        """Return the length in tokens of the full model's answer to each prompt, with the run's
+        decoding settings.
+        """
         baseline = baseline_config(self.config)
-        decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer)
+        decoder = Decoder(
+            self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer
+        )
         report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
         lengths = [0] * len(self.workload.prompts)
         size = BatchSize(self.config.batch_size)
         context = DecodeContext(baseline.decoding, self.workload.pad_token_id, self.config.seed)
-        for positions, output in generate_all(decoder, self.workload.prompts, context, size, lambda done, _: report(done)):
+        for positions, output in generate_all(
+            decoder, self.workload.prompts, context, size, lambda done, _: report(done)
+        ):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 lengths[position] = len(ids)
         return lengths
@@ -63,7 +71,9 @@ class HeldOutEvaluator:
         """Return the block influence of every layer, measured on prompts and references."""
         texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
         report = self.progress.phase("calibrate: influence", len(texts))
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, self.config.strategy.skipped_unit)
+        return block_influence(
+            self.loaded.model, texts, LOSS_BATCH, report, self.config.strategy.skipped_unit
+        )
 
     @property
     def corrects(self) -> bool:
@@ -71,9 +81,11 @@ class HeldOutEvaluator:
         return self.config.correction.is_fitted
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts.
+        """Return the decode loss of the references in nats per token; with prompt_layers=all, later
+        calls reuse the prompts.
 
-        With correction=patch it is that of half of the references, with patches fitted on the other half.
+        With correction=patch it is that of half of the references, with patches fitted on the other
+        half.
         """
         if self.corrects:
             return self._patched_decode_loss(kept_layers)
@@ -95,7 +107,10 @@ class HeldOutEvaluator:
         if self._patching is None:
             loss = ReferenceLoss(encoded[::2], BatchSize(LOSS_BATCH), pad, KEPT_PROMPT_BYTES)
             fitted_on = encoded[1::2] or encoded
-            self._patching = PatchFitter(self.loaded.model, fitted_on, pad, plan.prompt_layers, LOSS_BATCH), loss
+            self._patching = (
+                PatchFitter(self.loaded.model, fitted_on, pad, plan.prompt_layers, LOSS_BATCH),
+                loss,
+            )
         fitter, loss = self._patching
         adapter = fitter.fit(plan.kept_layers, patch_options(self.config, SEARCH_RIDGE))
         return loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
@@ -105,13 +120,21 @@ class HeldOutEvaluator:
         return make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Return the mean exit depth over generated answers, with the run's decoding settings and batch size."""
-        config = self.config.replace(strategy=changed_choice(self.config.strategy, options, "strategy."))
+        """Return the mean exit depth over generated answers, with the run's decoding settings and
+        batch size.
+        """
+        config = self.config.replace(
+            strategy=changed_choice(self.config.strategy, options, "strategy.")
+        )
         plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
         if self._exiting is None:
             self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        decoder, size, total = self._exiting.with_exit_rule(plan.exits), BatchSize(config.batch_size), ExitStats()
+        decoder, size, total = (
+            self._exiting.with_exit_rule(plan.exits),
+            BatchSize(config.batch_size),
+            ExitStats(),
+        )
         context = DecodeContext(config.decoding, self.workload.pad_token_id, config.seed)
         for _, output in generate_all(decoder, self.workload.prompts, context, size):
             total += output.exits or ExitStats()
@@ -133,22 +156,29 @@ def custom(kept_layers: Sequence[int], unit: str = LAYER) -> Strategy:
 def calibrate_strategy(
     config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
 ) -> tuple[Config, Row | None]:
-    """Return the configuration with calibrated options, and the row's calibration entry (None if nothing was calibrated).
+    """Return the configuration with calibrated options, and the row's calibration entry (None if
+    nothing was calibrated).
 
-    The results folder stores the option values; if they are missing, they are measured on `workload`, the held-out examples.
-    `workload` is None if there are no held-out examples or no tokenizer.
+    The results folder stores the option values; if they are missing, they are measured on
+    `workload`, the held-out examples. `workload` is None if there are no held-out examples or no
+    tokenizer.
     """
     strategy = config.strategy
     if workload is None or strategy.is_calibrated:
         return config, None
-    num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
+    num_layers, num_kept = (
+        loaded.metadata.num_layers,
+        make_plan(config, loaded.metadata).target_kept,
+    )
     key = _key(config, num_kept, workload)
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = _stored(path, strategy)
     if stored is None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
-        found = strategy.calibrate(num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress))
+        found = strategy.calibrate(
+            num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress)
+        )
         stored = {
             "id": key,
             "strategy": strategy.name,
@@ -171,11 +201,14 @@ def calibrate_strategy(
 
 
 def _stored(path: Path, strategy: Strategy) -> Row | None:
-    """Return the calibration in a file, or None if it has values for other options than those without a value."""
+    """Return the calibration in a file, or None if it has values for other options than those
+    without a value.
+    """
     found = read_object(path) or {}
     options = found.get("options")
     if not isinstance(options, dict) or not all(
-        key in type(strategy).model_fields and getattr(strategy, key) in (None, value) for key, value in options.items()
+        key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
+        for key, value in options.items()
     ):
         return None
     return found
@@ -199,7 +232,11 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 def _key(config: Config, num_kept: int, workload: Workload) -> str:
     """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
     decoding = config.decoding.changed(only_results=True)
-    depends: dict[str, Any] = {"num_kept": num_kept, "decoding": decoding, "batch_size": config.batch_size}
+    depends: dict[str, Any] = {
+        "num_kept": num_kept,
+        "decoding": decoding,
+        "batch_size": config.batch_size,
+    }
     parts = [
         config.strategy.changed(),
         config.correction.canonical().changed(),

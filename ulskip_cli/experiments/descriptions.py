@@ -1,4 +1,6 @@
-"""The sections of a record that describe how a result came about: its schedule, and the engine, weights and machine."""
+"""The sections of a record that describe how a result came about: its schedule, and the engine,
+weights and machine.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +13,13 @@ from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
-from ulskip_cli.experiments.record import CorrectionUsed, Environment, Provenance, Schedule, StageUsed
+from ulskip_cli.experiments.record import (
+    CorrectionUsed,
+    Environment,
+    Provenance,
+    Schedule,
+    StageUsed,
+)
 from ulskip_cli.experiments.throughput import sum_drafts, sum_exits
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
@@ -19,7 +27,9 @@ from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 @dataclass(frozen=True)
 class ScheduleProvenance:
-    """The measurements that decided a schedule: timing on this machine, or calibration on held-out examples."""
+    """The measurements that decided a schedule: timing on this machine, or calibration on held-out
+    examples.
+    """
 
     latency: LatencyTargetFit | None = None
     calibration: dict[str, Any] | None = None
@@ -35,13 +45,20 @@ class ScheduleProvenance:
 
 
 def describe_schedule(
-    plan: Plan, found: ScheduleProvenance, outputs: Sequence[BatchOutput] = (), timed: Sequence[BatchOutput] = ()
+    plan: Plan,
+    found: ScheduleProvenance,
+    outputs: Sequence[BatchOutput] = (),
+    timed: Sequence[BatchOutput] = (),
 ) -> Schedule:
-    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs` and of `timed` pairs."""
+    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs`
+    and of `timed` pairs.
+    """
     evaluated = sum_exits(outputs).mean_depth
     mean_exit = sum_exits(timed).mean_depth or evaluated
     if plan.later_stages and outputs:
-        evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
+        evaluated = schedule.mean_kept(
+            plan.stages, [len(ids) for output in outputs for ids in output.token_ids]
+        )
     return Schedule(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
@@ -58,7 +75,9 @@ def describe_schedule(
     )
 
 
-def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
+def describe_provenance(
+    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int
+) -> Provenance:
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
@@ -78,5 +97,7 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
         trained_for=loaded.notes["trained_for"],
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
-        environment=Environment(**environment.code(), **environment.machine(str(loaded.model.device))),
+        environment=Environment(
+            **environment.code(), **environment.machine(str(loaded.model.device))
+        ),
     )

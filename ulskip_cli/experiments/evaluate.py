@@ -11,7 +11,13 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
+from ulskip_cli.engines.decoder import (
+    DecodeContext,
+    Decoder,
+    generate_all,
+    longest_first,
+    until_stop,
+)
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
@@ -42,7 +48,9 @@ def generate_answers(
     progress: ProgressCallback,
     checkpoints: BatchCheckpoints | None = None,
 ) -> GeneratedAnswers:
-    """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints` are not decoded again."""
+    """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints`
+    are not decoded again.
+    """
     assert workload.task is not None
     name, examples = config.strategy.name, workload.examples
     size = BatchSize(config.batch_size)
@@ -71,12 +79,17 @@ def generate_answers(
     resumed = f", {num_finished} resumed" if num_finished else ""
     on_tokens = _with_rate(progress.phase(f"{name}: generate{resumed}", len(examples)))
     peak_memory.reset(decoder.device)
-    for positions, output in generate_all(decoder, workload.prompts, context, size, on_tokens, num_finished):
+    for positions, output in generate_all(
+        decoder, workload.prompts, context, size, on_tokens, num_finished
+    ):
         add(positions, output)
         if checkpoints:
             checkpoints.add(positions, output, size.used, peak_memory.peak_bytes(decoder.device))
     outputs[0] = replace(outputs[0], compile_seconds=outputs[0].compile_seconds + compile_seconds)
-    peaks = (peak_memory.peak_bytes(decoder.device), *(batch.peak_memory_bytes for batch in finished))
+    peaks = (
+        peak_memory.peak_bytes(decoder.device),
+        *(batch.peak_memory_bytes for batch in finished),
+    )
     return GeneratedAnswers(name, generations, outputs, size, max(peaks))
 
 
@@ -89,25 +102,31 @@ def score_answers(
 ) -> Quality:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
-    `scoring_decoder` measures the loss; with drafts it is the full model, which then decides the tokens. Raises
-    InvalidLogitsError if the loss is not finite, and RunError if the baseline has another number of answers.
+    `scoring_decoder` measures the loss; with drafts it is the full model, which then decides the
+    tokens. Raises InvalidLogitsError if the loss is not finite, and RunError if the baseline has
+    another number of answers.
     """
     assert workload.encoded is not None
     assert workload.task is not None
     examples = workload.examples
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
-            f"expected {len(examples)} stored answers of the baseline, got {len(baseline_hypotheses)}; set another "
-            "name=NAME to run the baseline again in a new results folder"
+            f"expected {len(examples)} stored answers of the baseline, got"
+            f" {len(baseline_hypotheses)}; set another name=NAME to run the baseline again in a new"
+            " results folder"
         )
     progress.phase(f"{answers.strategy}: metrics", 0)
     hypotheses = [one["hypothesis"] for one in answers.generations]
     references = [example.reference for example in examples]
     sources = [example.source for example in examples]
     baseline = None if baseline_hypotheses is None else list(baseline_hypotheses)
-    scores = metrics.score(workload.task.scoring(), Answers(hypotheses, references, sources, baseline))
+    scores = metrics.score(
+        workload.task.scoring(), Answers(hypotheses, references, sources, baseline)
+    )
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
-    loss = reference_loss.of(scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples)))
+    loss = reference_loss.of(
+        scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples))
+    )
     if not math.isfinite(loss):
         raise InvalidLogitsError(f"a decode loss of {loss}")
     flags = Counter(flag for one in answers.generations for flag in one["flags"])
@@ -127,13 +146,19 @@ def score_answers(
 
 
 def _generation(
-    decoder: Decoder, workload: Workload, config: Config, position: int, generated: tuple[BatchOutput, int]
+    decoder: Decoder,
+    workload: Workload,
+    config: Config,
+    position: int,
+    generated: tuple[BatchOutput, int],
 ) -> dict[str, Any]:
     assert decoder.tokenizer is not None
     assert workload.task is not None
     output, row = generated
     example, token_ids = workload.examples[position], output.token_ids[row]
-    text, stopped = until_stop(decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop)
+    text, stopped = until_stop(
+        decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop
+    )
     return {
         "id": example.id,
         "source": example.source,
@@ -147,4 +172,6 @@ def _generation(
 
 def _with_rate(report: ReportProgress) -> Callable[[int, int], None]:
     started = time.monotonic()
-    return lambda done, tokens: report(done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s")
+    return lambda done, tokens: report(
+        done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s"
+    )

@@ -18,18 +18,23 @@ class HeldOutExamples:
 
 
 def evaluated_examples(config: Config) -> list[Example]:
-    """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise UsageError if none is."""
+    """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise
+    UsageError if none is.
+    """
     examples = config.task.examples()
     if config.offset >= len(examples):
-        raise UsageError(f"expected offset below the number of examples, {len(examples)}, got {config.offset}")
+        raise UsageError(
+            f"expected offset below the number of examples, {len(examples)}, got {config.offset}"
+        )
     return examples[config.offset :][: config.limit]
 
 
 def find_held_out(config: Config) -> HeldOutExamples | None:
-    """Return the calibration examples, or None if no calibration is needed; raise UsageError if needed examples are missing.
+    """Return the calibration examples, or None if no calibration is needed; raise UsageError if
+    needed examples are missing.
 
-    They are the examples of `calibration.task` that are not evaluated, or the task's own held-out ones, or the examples behind
-    the evaluated ones; `calibration.offset` of them are left out.
+    They are the examples of `calibration.task` that are not evaluated, or the task's own held-out
+    ones, or the examples behind the evaluated ones; `calibration.offset` of them are left out.
     """
     if not config.needs_held_out:
         return None
@@ -38,20 +43,30 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     if config.calibration.task is not None:
         other: Task = changed_choice(task, config.calibration.task, "calibration.task.")
         evaluated = {(example.source, example.reference) for example in evaluated_examples(config)}
-        named = [example for example in other.examples() if (example.source, example.reference) not in evaluated][chosen]
+        named = [
+            example
+            for example in other.examples()
+            if (example.source, example.reference) not in evaluated
+        ][chosen]
         if not named:
             raise UsageError(
-                "expected examples in calibration.task that are not evaluated, got none; set other data in calibration.task"
+                "expected examples in calibration.task that are not evaluated, got none; set other"
+                " data in calibration.task"
             )
         return HeldOutExamples(other, named)
     held_out = task.held_out()
     if held_out is not None and (examples := held_out.examples()[chosen]):
         return HeldOutExamples(held_out, examples)
     examples = task.examples()
-    behind = examples[config.offset + config.limit :][chosen] if config.limit is not None and held_out is None else []
+    behind = (
+        examples[config.offset + config.limit :][chosen]
+        if config.limit is not None and held_out is None
+        else []
+    )
     if not behind:
         raise UsageError(
-            f"expected held-out examples to calibrate strategy={name}, got none; set limit=N below {len(examples)} to "
-            "calibrate on the examples after the first N, or name other data, e.g. calibration.task='{source_file: FILE}'"
+            f"expected held-out examples to calibrate strategy={name}, got none; set limit=N below"
+            f" {len(examples)} to calibrate on the examples after the first N, or name other data,"
+            " e.g. calibration.task='{source_file: FILE}'"
         )
     return HeldOutExamples(task, behind)

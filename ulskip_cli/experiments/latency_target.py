@@ -1,4 +1,6 @@
-"""Time decode steps of several depths on this machine, and find the depth that meets a target speedup."""
+"""Time decode steps of several depths on this machine, and find the depth that meets a target
+speedup.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -63,7 +65,8 @@ def fit_step_latency(
 ) -> LatencyFit:
     """Time decode steps at several depths in turn, and fit a straight line to the seconds.
 
-    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them in turn.
+    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
+    in turn.
     """
     decoders = {count: make_decoder(_plan(num_layers, count)) for count in counts(num_layers)}
     seconds: dict[int, list[float]] = {count: [] for count in decoders}
@@ -85,10 +88,11 @@ def solve_depth_for_speedup(
     on_round: Callable[[int], None] = lambda done: None,
     rounds: int = MEET_ROUNDS,
 ) -> LatencyTargetFit:
-    """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and correct it by timed pairs.
+    """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
+    correct it by timed pairs.
 
-    `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup of every pair. Raises
-    NotApplicable, a UsageError, if the target cannot be reached.
+    `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup
+    of every pair. Raises NotApplicable, a UsageError, if the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -102,7 +106,11 @@ def solve_depth_for_speedup(
         offset, before, depth = interval.median, depth, fit.depth(target_speedup, interval.median)
         on_round(i + 1)
         known = (interval.high - interval.low) / 2 * target_speedup <= CLOSE
-        if len(trials) > 1 and known and abs(fit.share(depth) - fit.share(before)) * target_speedup <= CLOSE:
+        if (
+            len(trials) > 1
+            and known
+            and abs(fit.share(depth) - fit.share(before)) * target_speedup <= CLOSE
+        ):
             break
     return LatencyTargetFit(depth, fit, offset, tuple(trials))
 
@@ -114,9 +122,11 @@ def make_pair_timer(
     context: DecodeContext,
     config: Config,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the plan `plan_of(depth)`.
+    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
+    plan `plan_of(depth)`.
 
-    The plan runs with patches of the configured kind that change nothing, because the layers are not known yet.
+    The plan runs with patches of the configured kind that change nothing, because the layers are
+    not known yet.
     """
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
@@ -125,14 +135,20 @@ def make_pair_timer(
         if sets not in known:
             adapter = timing_adapter(model, sets, config.correction.patches(config.model))
             known[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
-        return known[sets].with_stage_switch(plan.later_stages[0].first_step) if plan.later_stages else known[sets]
+        return (
+            known[sets].with_stage_switch(plan.later_stages[0].first_step)
+            if plan.later_stages
+            else known[sets]
+        )
 
     def measured(depth: float) -> tuple[float, Sequence[float]]:
         plan = plan_of(depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
         pairs = measure_pairs(full, decoder(plan), batches, context, few)
-        return plan.mean_kept(config.speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
+        return plan.mean_kept(config.speed.new_tokens - 1), pairs.ratios(
+            lambda output: output.decode_seconds
+        )
 
     return measured
 
@@ -143,7 +159,9 @@ def counts(num_layers: int) -> list[int]:
     >>> counts(30)
     [30, 20, 10, 2]
     """
-    return sorted({num_layers, 2 * num_layers // 3, num_layers // 3, schedule.MIN_KEPT} - {0, 1}, reverse=True)
+    return sorted(
+        {num_layers, 2 * num_layers // 3, num_layers // 3, schedule.MIN_KEPT} - {0, 1}, reverse=True
+    )
 
 
 def _plan(num_layers: int, count: int) -> Plan:

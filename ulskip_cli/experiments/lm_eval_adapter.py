@@ -1,6 +1,7 @@
 """Adapter with which lm-evaluation-harness evaluates a model under a skipping schedule.
 
-Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness under the name `ulskip`.
+Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness
+under the name `ulskip`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,11 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
-from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
+from ulskip_cli.experiments.descriptions import (
+    ScheduleProvenance,
+    describe_provenance,
+    describe_schedule,
+)
 from ulskip_cli.experiments.record import LmEval, Point, Record
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.loading import load
@@ -27,29 +32,53 @@ from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan
 
-ScoringRequest = tuple[Any, list[int], list[int]]  # texts of the request, token ids of its context and of its continuation
-Score = tuple[float, bool]  # log probability of a continuation, and True if greedy decoding would generate it
+ScoringRequest = tuple[
+    Any, list[int], list[int]
+]  # texts of the request, token ids of its context and of its continuation
+Score = tuple[
+    float, bool
+]  # log probability of a continuation, and True if greedy decoding would generate it
 
-HARNESS_DEVICE = "cuda:0"  # passed by the harness's command without `--device`, on machines without a GPU too
+# passed by the harness's command without `--device`, on machines without a GPU too
+HARNESS_DEVICE = "cuda:0"
 
-# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our configuration.
+# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our
+# configuration.
 _HARNESS_KEYS = (
-    *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id", "softmax_dtype"),
+    *(
+        "max_length",
+        "add_bos_token",
+        "truncation",
+        "logits_cache",
+        "prefix_token_id",
+        "softmax_dtype",
+    ),
     *("think_end_token", "enable_thinking", "chat_template_args"),
 )
-_DECODING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
+_DECODING = (
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "num_beams",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
 FIRST_TOKEN_ONLY = (
-    "have a single token, which the full model predicts under prompt_layers=all, so their scores show no effect of skipping; "
-    "do not set prompt_layers=all, or use tasks with longer continuations"
+    "have a single token, which the full model predicts under prompt_layers=all, so their scores"
+    " show no effect of skipping; do not set prompt_layers=all, or use tasks with longer"
+    " continuations"
 )
 
 
 @register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
-    """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as `ulskip run` does.
+    """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as
+    `ulskip run` does.
 
-    The kept layers score continuations and read their contexts. With an explicit `prompt_layers=all`, all layers read the
-    context, so the full model scores the first token of every continuation; so it is with `strategy.unit`.
+    The kept layers score continuations and read their contexts. With an explicit
+    `prompt_layers=all`, all layers read the context, so the full model scores the first token of
+    every continuation; so it is with `strategy.unit`.
     """
 
     def __init__(
@@ -61,18 +90,22 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         pretrained: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Load the model and make the schedule; raise UsageError if the harness does not support the model or the strategy.
+        """Load the model and make the schedule; raise UsageError if the harness does not support
+        the model or the strategy.
 
-        `overrides` and `arguments` are keys of the ulskip configuration, e.g. `model`, `strategy`, `ratio`; `arguments` may
-        also contain arguments of the harness's `hf` model that do not concern the weights. `device` and `pretrained` are
-        defaults of `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
+        `overrides` and `arguments` are keys of the ulskip configuration, e.g. `model`, `strategy`,
+        `ratio`; `arguments` may also contain arguments of the harness's `hf` model that do not
+        concern the weights. `device` and `pretrained` are defaults of `model.device` and
+        `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
         if device == HARNESS_DEVICE and not torch.cuda.is_available():
             device = None  # as the harness's `hf` model does
         defaults = {"model.device": device, "model.path": pretrained}
         overrides = [
-            *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # later overrides win
+            *(
+                f"{key}={value}" for key, value in defaults.items() if value is not None
+            ),  # later overrides win
             *overrides,
             *(f"{key}={_override(value)}" for key, value in arguments.items()),
         ]
@@ -82,7 +115,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
             raise UsageError(
-                "model=random has no tokenizer, which lm-evaluation-harness requires; use another model, e.g. model=tiny"
+                "model=random has no tokenizer, which lm-evaluation-harness requires; use another"
+                " model, e.g. model=tiny"
             )
         self.plan = make_plan(self.ulskip_config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
@@ -105,22 +139,33 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     @property
     def _is_one_model(self) -> bool:
-        """True if the same layers read context and continuation, so that `HFLM` can score them in one pass."""
+        """True if the same layers read context and continuation, so that `HFLM` can score them in
+        one pass.
+        """
         scorer = self.scorer
         return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[ScoringRequest], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: Sequence[ScoringRequest],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[Score]:
         self.continuations += len(requests)
         self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
-            one: list[Score] = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            one: list[Score] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
             return one
         size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        order = sorted(
+            range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2])
+        )
         scores: dict[int, Score] = {}
-        for positions, found in in_batches(order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)):
+        for positions, found in in_batches(
+            order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)
+        ):
             for position, score in zip(positions, found, strict=True):
                 scores[position] = score
                 if requests[position][0] is not None:
@@ -133,7 +178,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         wholes = [
             (requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions
         ]  # truncated on the left, as by `hf`
-        prompts = [whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)]
+        prompts = [
+            whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)
+        ]
         pad, device = self.tokenizer.pad_token_id, self.scorer.device
         prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
         response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
@@ -144,24 +191,42 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)
         return [
-            (float(total), bool(all_greedy)) for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)
+            (float(total), bool(all_greedy))
+            for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)
         ]
 
     def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
+        self,
+        context: Tensor,
+        max_length: int,
+        stop: list[str],
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Generate new tokens, and return context and new token ids, [batch, context + new tokens]."""
+        """Generate new tokens, and return context and new token ids, [batch, context + new
+        tokens].
+        """
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
-        ends = {self.tokenizer.decode([end]) for end in _as_list(self.loaded.model.generation_config.eos_token_id)}
+        ends = {
+            self.tokenizer.decode([end])
+            for end in _as_list(self.loaded.model.generation_config.eos_token_id)
+        }
         stops = [text for text in stop if text not in ends]
         known = {key: options.pop(key) for key in _DECODING if options.get(key) is not None}
-        known["do_sample"] = bool(known.get("do_sample", False)) and known.get("temperature", 1.0) > 0
+        known["do_sample"] = (
+            bool(known.get("do_sample", False)) and known.get("temperature", 1.0) > 0
+        )
         if not known["do_sample"]:
-            known = {key: value for key, value in known.items() if key not in ("temperature", "top_p", "top_k")}
+            known = {
+                key: value
+                for key, value in known.items()
+                if key not in ("temperature", "top_p", "top_k")
+            }
         decoding = self.ulskip_config.decoding.replace(
             max_new_tokens=max_length - context.shape[1],
             stop=tuple(stops),
-            generate_kwargs={**(self.ulskip_config.decoding.generate_kwargs or {}), **options} or None,
+            generate_kwargs={**(self.ulskip_config.decoding.generate_kwargs or {}), **options}
+            or None,
             **known,
         )
         self._batches += 1
@@ -172,7 +237,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return the model information that the harness stores with its results; the key `ulskip` contains the ulskip row."""
+        """Return the model information that the harness stores with its results; the key `ulskip`
+        contains the ulskip row.
+        """
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
@@ -181,17 +248,35 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     def record(self) -> Record:
         """Return the part of the record that all tasks share, without scores."""
-        config = self.ulskip_config.replace(batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
-        shared_id = f"{config.identity} {fingerprint(config.model)} {config.correction.fingerprint()}"
+        config = self.ulskip_config.replace(
+            batch_size=self.batch_size if isinstance(self.batch_size, int) else 0
+        )
+        shared_id = (
+            f"{config.identity} {fingerprint(config.model)} {config.correction.fingerprint()}"
+        )
         warnings = list(self.plan.warnings)
-        if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
-            warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")
+        if (
+            self.first_token_only
+            and not self._is_one_model
+            and self.scoring_plan.prompt_layers == "all"
+        ):
+            warnings.append(
+                f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}"
+            )
         found = ScheduleProvenance(skip_adapter=self.skip_adapter)
-        asked = {"task": None, "pair": None, "prompt_layers": self.plan.prompt_layers, "correction": found.correction}
+        asked = {
+            "task": None,
+            "pair": None,
+            "prompt_layers": self.plan.prompt_layers,
+            "correction": found.correction,
+        }
         return Record.joined(
             Point.of(config, shared_id).replace(**asked),
             describe_schedule(self.plan, found),
-            LmEval(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
+            LmEval(
+                lm_eval_version=lm_eval_version,
+                scored_prompt_layers=self.scoring_plan.prompt_layers,
+            ),
             describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),
         )
@@ -207,7 +292,9 @@ def _override(value: Any) -> str:
         return f"[{','.join(map(_override, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_override(one)}" for key, one in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

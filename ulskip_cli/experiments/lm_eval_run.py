@@ -1,4 +1,6 @@
-"""Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task (`ulskip lm-eval`)."""
+"""Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task
+(`ulskip lm-eval`).
+"""
 
 import hashlib
 import json
@@ -120,10 +122,14 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     return folder, results
 
 
-def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[Record]:
-    """Make one record for each task, with metrics in the harness's units; groups of tasks have no record.
+def make_records(
+    results: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> list[Record]:
+    """Make one record for each task, with metrics in the harness's units; groups of tasks have no
+    record.
 
-    `options` are further harness options that change the answers; a row stores them under `lm_eval_options`.
+    `options` are further harness options that change the answers; a row stores them under
+    `lm_eval_options`.
     """
     shared = read(json.dumps(results["config"]["ulskip"]))
     records = []

@@ -1,4 +1,6 @@
-"""Measure speedups: time the full model and a schedule alternately on the same prompts in one process."""
+"""Measure speedups: time the full model and a schedule alternately on the same prompts in one
+process.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,21 +39,36 @@ class TimedPairs:
         return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
 
     def timing(self) -> Timing:
-        """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and decode, and KV cache bytes."""
+        """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and
+        decode, and KV cache bytes.
+        """
         ratios: dict[str, float] = {}
         if self.full:
-            for key, seconds in (("measured_speedup", _seconds_per_token), ("end_to_end_speedup", _total_seconds_per_token)):
+            for key, seconds in (
+                ("measured_speedup", _seconds_per_token),
+                ("end_to_end_speedup", _total_seconds_per_token),
+            ):
                 interval = median_interval(self.ratios(seconds))
-                ratios |= {key: interval.median, f"{key}_low": interval.low, f"{key}_high": interval.high}
+                ratios |= {
+                    key: interval.median,
+                    f"{key}_low": interval.low,
+                    f"{key}_high": interval.high,
+                }
                 ratios["speedup_interval_coverage"] = interval.coverage
-        sides = {"full": self.full, "strategy": self.strategy} if self.full else {"strategy": self.strategy}
+        sides = (
+            {"full": self.full, "strategy": self.strategy}
+            if self.full
+            else {"strategy": self.strategy}
+        )
         return Timing(
             **ratios,
             pairs=Pairs(**{name: Side(**_raw(outputs)) for name, outputs in sides.items()}),
             timed_batch_size=self.batch_size,
             other_cpus=self.other_cpus,
             prefill_seconds=median(output.prefill_seconds for output in self.strategy),
-            time_to_first_token_seconds=median(output.first_token_seconds for output in self.strategy),
+            time_to_first_token_seconds=median(
+                output.first_token_seconds for output in self.strategy
+            ),
             time_per_output_token_seconds=median(output.step_seconds for output in self.strategy),
             prompt_kv_bytes=max(output.prompt_kv_bytes for output in self.strategy),
             kept_kv_bytes=max(output.kept_kv_bytes for output in self.strategy),
@@ -59,16 +76,25 @@ class TimedPairs:
 
 
 def time_pairs(
-    full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
+    full: Decoder | None,
+    strategy: Decoder,
+    workload: Workload,
+    config: Config,
+    progress: ProgressCallback,
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
+    do not fit into memory.
+    """
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
     def measure(batch_size: int) -> TimedPairs:
         batches = timed_prompts(workload, batch_size, total, strategy.model, config)
         report = progress.phase(f"{config.strategy.name}: timed pairs", total)
-        return replace(measure_pairs(full, strategy, batches, context, config.speed, report), batch_size=batch_size)
+        return replace(
+            measure_pairs(full, strategy, batches, context, config.speed, report),
+            batch_size=batch_size,
+        )
 
     return run_with_oom_retry(size, measure)
 
@@ -81,12 +107,14 @@ def measure_pairs(
     speed: SpeedConfig,
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> TimedPairs:
-    """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch, prompt_len], used in turn.
+    """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch,
+    prompt_len], used in turn.
 
-    Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
-    acceptance and confidence mean nothing past the end. The decoder that starts alternates between pairs. The full model
-    decodes without drafts. Raises RunError if the decoders used different linear backends or, without drafts and early
-    exit, if they differ in engine or compilation; decoders that were asked for different engines may differ.
+    Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit
+    they stop at EOS, because acceptance and confidence mean nothing past the end. The decoder that
+    starts alternates between pairs. The full model decodes without drafts. Raises RunError if the
+    decoders used different linear backends or, without drafts and early exit, if they differ in
+    engine or compilation; decoders that were asked for different engines may differ.
     """
     forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
     limited = replace(context, decoding=context.decoding.replace(max_new_tokens=speed.new_tokens))
@@ -106,7 +134,9 @@ def measure_pairs(
             output = decoder.generate(ids, mask, how, forced_length=forced)
             if side == len(sides) - 1:
                 compile_seconds += output.compile_seconds
-            if output.compile_seconds:  # the first run after compiling is slower than the later ones
+            if (
+                output.compile_seconds
+            ):  # the first run after compiling is slower than the later ones
                 output = decoder.generate(ids, mask, how, forced_length=forced)
             pair[side] = output
         if full and full.asked_engine == strategy.asked_engine:
@@ -114,18 +144,25 @@ def measure_pairs(
         for side, output in pair.items() if i >= speed.warmup else ():
             timed[side].append(output)
         on_pair(i + 1)
-    return TimedPairs(timed[0] if full else [], timed[-1], compile_seconds, other_cpus=meter.other_cpus(MIN_LOAD_SECONDS))
+    return TimedPairs(
+        timed[0] if full else [],
+        timed[-1],
+        compile_seconds,
+        other_cpus=meter.other_cpus(MIN_LOAD_SECONDS),
+    )
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Raise RunError if `SIDE_KEYS` differ between the outputs; with drafts or early exit check only the linear backend."""
+    """Raise RunError if `SIDE_KEYS` differ between the outputs; with drafts or early exit check
+    only the linear backend.
+    """
     own_engine = strategy.drafts is not None or strategy.exits is not None
     for key in ("linear_backend",) if own_engine else SIDE_KEYS:
         ran, other = getattr(full, key), getattr(strategy, key)
         if ran != other:
             raise RunError(
-                f"expected the same {key} for both runs of a timed pair, got {ran} for the full model and {other} for the "
-                "schedule; engine=transformers runs both on one engine"
+                f"expected the same {key} for both runs of a timed pair, got {ran} for the full"
+                f" model and {other} for the schedule; engine=transformers runs both on one engine"
             )
 
 
@@ -140,5 +177,8 @@ def _total_seconds_per_token(output: BatchOutput) -> float:
 def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
     seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
-    tokens = {key: [getattr(output, key) for output in outputs] for key in ("decoded_tokens", "generated_tokens")}
+    tokens = {
+        key: [getattr(output, key) for output in outputs]
+        for key in ("decoded_tokens", "generated_tokens")
+    }
     return {**seconds, **tokens, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

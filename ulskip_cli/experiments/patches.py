@@ -1,4 +1,6 @@
-"""Compute the patches of a plan on held-out examples, and store them as a skip adapter for later runs."""
+"""Compute the patches of a plan on held-out examples, and store them as a skip adapter for later
+runs.
+"""
 
 import hashlib
 import json
@@ -44,13 +46,21 @@ def patch_options(config: Config, ridge: float) -> PatchOptions:
 
 
 def calibrate_patches(
-    config: Config, loaded: LoadedModel, held_out: Workload | None, plan: Plan, progress: ProgressCallback
+    config: Config,
+    loaded: LoadedModel,
+    held_out: Workload | None,
+    plan: Plan,
+    progress: ProgressCallback,
 ) -> tuple[SkipAdapter | None, Row | None]:
-    """Return the patches of a plan with their record, or None without patches; measure them if they are not stored."""
+    """Return the patches of a plan with their record, or None without patches; measure them if they
+    are not stored.
+    """
     if not config.correction.is_fitted or plan.keeps_all:
         return None, None
     shape, kept_sets = _shape(config), plan.skipping_sets
-    assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
+    assert (
+        held_out is not None and held_out.encoded
+    )  # preflight refuses random weights and tasks without examples
     key = _key(config, kept_sets, held_out)
     folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
@@ -71,8 +81,12 @@ def calibrate_patches(
     return stored, {"id": key, **stored.record}
 
 
-def zero_patches(config: Config, loaded: LoadedModel, plan: Plan) -> tuple[SkipAdapter | None, Row | None]:
-    """Return patches of zeros with their record, or None without patches. Their values cost no time in a benchmark."""
+def zero_patches(
+    config: Config, loaded: LoadedModel, plan: Plan
+) -> tuple[SkipAdapter | None, Row | None]:
+    """Return patches of zeros with their record, or None without patches. Their values cost no time
+    in a benchmark.
+    """
     if not config.correction.is_fitted or plan.keeps_all:
         return None, None
     shape = _shape(config)
@@ -89,11 +103,17 @@ class _PatchCalibration:
     plan: Plan
     progress: ProgressCallback
 
-    def run(self, kept_sets: Sequence[tuple[int, ...]], responses_file: Path) -> tuple[SkipAdapter, Row]:
-        """Choose the ridge by the decode loss of every fifth prompt's responses, then fit on all of them."""
+    def run(
+        self, kept_sets: Sequence[tuple[int, ...]], responses_file: Path
+    ) -> tuple[SkipAdapter, Row]:
+        """Choose the ridge by the decode loss of every fifth prompt's responses, then fit on all of
+        them.
+        """
         encoded, num_prompts = self._responses(responses_file), len(self.workload.prompts)
         chosen_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE == 0]
-        fitted_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE] or encoded
+        fitted_on = [
+            one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE
+        ] or encoded
         losses: dict[float, float] = {}
         fitter = self._fitter(fitted_on)
         held = KEPT_PROMPT_BYTES if self.plan.prompt_layers == "all" else 0
@@ -107,22 +127,35 @@ class _PatchCalibration:
         if fitted_on is not encoded:
             fitter = fitter.joined(self._fitter(chosen_on))
         adapter = self._fit(fitter, kept_sets, ridge)
-        size = sum(tensor.numel() for tensor in adapter.tensors.values()) * self.loaded.model.dtype.itemsize
+        size = (
+            sum(tensor.numel() for tensor in adapter.tensors.values())
+            * self.loaded.model.dtype.itemsize
+        )
         return adapter, {
             "ridge": ridge,
             "ridge_losses": {f"{one:g}": round(value, 4) for one, value in losses.items()},
             "examples": len(encoded),
             "tokens": fitter.num_positions,
             "responses": self._wanted,
-            "bias": any(bool(one.any()) for name, one in adapter.tensors.items() if name.endswith("bias")),
+            "bias": any(
+                bool(one.any()) for name, one in adapter.tensors.items() if name.endswith("bias")
+            ),
             "bytes": size if _shape(self.config).kind != "folded" else 0,
         }
 
-    def _fit(self, fitter: PatchFitter, kept_sets: Sequence[tuple[int, ...]], ridge: float) -> SkipAdapter:
+    def _fit(
+        self, fitter: PatchFitter, kept_sets: Sequence[tuple[int, ...]], ridge: float
+    ) -> SkipAdapter:
         return combined([fitter.fit(kept, patch_options(self.config, ridge)) for kept in kept_sets])
 
     def _fitter(self, examples: Sequence[EncodedExample]) -> PatchFitter:
-        return PatchFitter(self.loaded.model, examples, self.workload.pad_token_id, self.plan.prompt_layers, LOSS_BATCH)
+        return PatchFitter(
+            self.loaded.model,
+            examples,
+            self.workload.pad_token_id,
+            self.plan.prompt_layers,
+            LOSS_BATCH,
+        )
 
     @property
     def _wanted(self) -> str:
@@ -130,22 +163,34 @@ class _PatchCalibration:
         return self.config.correction.responses
 
     def _responses(self, file: Path) -> list[EncodedExample]:
-        """Return references, or own answers, or both; `auto` adds own answers until there are ENOUGH_TOKENS tokens."""
+        """Return references, or own answers, or both; `auto` adds own answers until there are
+        ENOUGH_TOKENS tokens.
+        """
         encoded, wanted = self.workload.encoded or [], self._wanted
         references = [] if wanted == "own" else list(encoded)
         missing = ENOUGH_TOKENS - _num_tokens(references)
         if wanted == "reference" or (wanted == "auto" and missing <= 0):
             return references
         own = self._own_responses(1, file)
-        samples = min(MAX_SAMPLES, math.ceil(missing / max(1, _num_tokens(own)))) if wanted == "auto" else 1
+        samples = (
+            min(MAX_SAMPLES, math.ceil(missing / max(1, _num_tokens(own))))
+            if wanted == "auto"
+            else 1
+        )
         return [*references, *(self._own_responses(samples, file) if samples > 1 else own)]
 
     def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
         prompts = [one.prompt_ids for one in self.workload.encoded or []]
-        context = greedy_context(self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
-        own = generate_own_responses(self.loaded.model, prompts, OwnResponses(samples=samples), context, file, self.progress)
+        context = greedy_context(
+            self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed
+        )
+        own = generate_own_responses(
+            self.loaded.model, prompts, OwnResponses(samples=samples), context, file, self.progress
+        )
         return [
-            EncodedExample(prompt, answers[i]) for i in range(samples) for prompt, answers in zip(prompts, own, strict=True)
+            EncodedExample(prompt, answers[i])
+            for i in range(samples)
+            for prompt, answers in zip(prompts, own, strict=True)
         ]
 
 

@@ -1,6 +1,7 @@
 """Derive everything that a run needs from its configuration, without torch, as a `ResolvedPoint`.
 
-Invalid requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
+Invalid requests are refused here: ratios, strategies, metrics, task files, model files, generation
+options.
 """
 
 import hashlib
@@ -53,7 +54,9 @@ class Resolver:
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, config: Config) -> ResolvedPoint:
-        """Check a run and derive its point; raise a UsageError (or NotApplicable) that names the unsupported key."""
+        """Check a run and derive its point; raise a UsageError (or NotApplicable) that names the
+        unsupported key.
+        """
         metadata, plan = self.schedule(config, "run")
         data = self.data(config)
         held_out = _held_out(config, plan)
@@ -73,17 +76,24 @@ class Resolver:
         )
 
     def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
-        """Return the model's metadata and the plan for a command, without reading the task's data."""
+        """Return the model's metadata and the plan for a command, without reading the task's
+        data.
+        """
         validation.check_run(config, command)
         if config.alternatives.models:
-            raise UsageError("alternatives.models is supported by `ulskip sweep` only, which adds the models to its grid")
+            raise UsageError(
+                "alternatives.models is supported by `ulskip sweep` only, which adds the models to"
+                " its grid"
+            )
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)
         return self._metadata[key], make_plan(config, self._metadata[key])
 
     def data(self, config: Config) -> "_Data":
-        """Return the task and the examples of a run; raise UsageError if they cannot be read or scored."""
+        """Return the task and the examples of a run; raise UsageError if they cannot be read or
+        scored.
+        """
         key = f"{config.task} {config.offset} {config.limit}"
         if key not in self._data:
             try:
@@ -96,21 +106,27 @@ class Resolver:
         return found
 
     def fallback_id(self, config: Config) -> str:
-        """Return the identifier of a refused point: `run_id`, or the configuration's hash if data or weights are unreadable."""
+        """Return the identifier of a refused point: `run_id`, or the configuration's hash if data
+        or weights are unreadable.
+        """
         try:
             return self.run_id(config, self.data(config).text)
         except UsageError:
             return config.identity
 
     def run_id(self, config: Config, data_text: str) -> str:
-        """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that decides its result."""
+        """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that
+        decides its result.
+        """
         other = [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
         weights = (self.weights_fingerprint(config.model), config.correction.fingerprint(), *other)
         parts = (config.identity, *weights, data_text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def weights_fingerprint(self, model: ModelConfig) -> str:
-        """Return the fingerprint of a model's weights; the files are read only at the first call."""
+        """Return the fingerprint of a model's weights; the files are read only at the first
+        call.
+        """
         key = str(model)
         if key not in self._fingerprints:
             self._fingerprints[key] = fingerprint(model)
@@ -123,33 +139,49 @@ def resolve(config: Config) -> ResolvedPoint:
 
 
 def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
-    """Resolve a benchmark, which reads no task; raise a UsageError that names the key if a value is not supported."""
+    """Resolve a benchmark, which reads no task; raise a UsageError that names the key if a value is
+    not supported.
+    """
     resolver = resolver or Resolver()
     metadata, plan = resolver.schedule(config, "bench")
     speed, context = config.speed, metadata.context
     if not speed.enabled:
-        raise UsageError("speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use `ulskip run`")
+        raise UsageError(
+            "speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use"
+            " `ulskip run`"
+        )
     if config.limit is not None or config.offset:
         raise UsageError(
-            "limit= and offset= are not supported by `ulskip bench`, which uses random prompts; set speed.pairs for less work"
+            "limit= and offset= are not supported by `ulskip bench`, which uses random prompts; set"
+            " speed.pairs for less work"
         )
     if not config.baseline:
         raise UsageError(
-            "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"
+            "baseline=false is not supported by `ulskip bench`, which compares with the full model;"
+            " use `ulskip run`"
         )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
-            f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
-            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
+            "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
+            f" {context}, got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
         )
     check_generate_options(config)
     return ResolvedPoint(
-        config, None, (), None, metadata, plan, resolver.run_id(config, "[]"), resolver.weights_fingerprint(config.model)
+        config,
+        None,
+        (),
+        None,
+        metadata,
+        plan,
+        resolver.run_id(config, "[]"),
+        resolver.weights_fingerprint(config.model),
     )
 
 
 def check_generate_options(config: Config) -> None:
-    """Raise UsageError for an option that the `generate` method of transformers does not support."""
+    """Raise UsageError for an option that the `generate` method of transformers does not
+    support.
+    """
     if config.decoding.generate_kwargs:
         from ulskip_cli.engines.transformers import options as generate_options
 
@@ -157,11 +189,13 @@ def check_generate_options(config: Config) -> None:
 
 
 def _check_corrections(config: Config, plan: Plan) -> None:
-    """Refuse patches of random weights, and skip adapters for other layers where the plan's layers are known already."""
+    """Refuse patches of random weights, and skip adapters for other layers where the plan's layers
+    are known already.
+    """
     if config.correction.is_fitted and config.model.source == "random":
         raise NotApplicable(
-            f"correction={config.correction.name} requires examples as text, which model=random does not have; use `ulskip bench`, which "
-            "times patches as zeros"
+            f"correction={config.correction.name} requires examples as text, which model=random"
+            " does not have; use `ulskip bench`, which times patches as zeros"
         )
     if config.strategy.is_calibrated and config.ratio_basis != "latency":
         config.correction.folder_for(config.model, plan.skipping_sets)
@@ -192,6 +226,7 @@ def _held_out(config: Config, plan: Plan) -> HeldOutExamples | None:
         return find_held_out(config)
     if plan.exits and plan.exits.threshold is None:
         raise UsageError(
-            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no tokenizer; set strategy.threshold"
+            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
+            " tokenizer; set strategy.threshold"
         )
     return None

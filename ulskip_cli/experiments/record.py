@@ -1,8 +1,9 @@
 """`Record`: everything that results/ stores of one run, as one object that all other code reads.
 
-A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields. The code that measures makes
-one section of a record each. Beside a field stand its bounds, its meaning for docs/results.md and the column that shows it, so
-a new value is a field here and the code that measures it. Only `read` and `to_row` know JSON.
+A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields.
+The code that measures makes one section of a record each. Beside a field stand its bounds, its
+meaning for docs/results.md and the column that shows it, so a new value is a field here and the
+code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,9 @@ Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its interval; they are None if too few pairs or examples were measured."""
+    """A value with the ends of its interval; they are None if too few pairs or examples were
+    measured.
+    """
 
     value: float
     low: float | None
@@ -65,10 +68,13 @@ class Column(NamedTuple):
         return self.title.replace("-\n", "").replace("\n", " ")
 
 
-def value(text: str, *columns: Column, setting: bool = False, default: Any = None, **bounds: Any) -> Any:
+def value(
+    text: str, *columns: Column, setting: bool = False, default: Any = None, **bounds: Any
+) -> Any:
     """Declare a field: its meaning, the columns that show it, and bounds in pydantic's words.
 
-    A `setting` is a name or something that a run found out, such as the device, in which rows of different runs may differ.
+    A `setting` is a name or something that a run found out, such as the device, in which rows of
+    different runs may differ.
     """
     notes: dict[str, Any] = {"columns": columns, "setting": setting}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
@@ -77,7 +83,9 @@ def value(text: str, *columns: Column, setting: bool = False, default: Any = Non
 class Section(BaseModel):
     """A part of a record. Keys that it does not declare are metrics, or stay as they are."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
+    )
     title: ClassVar[str] = ""  # of its part of docs/results.md
 
     def replace(self, **changes: Any) -> Self:
@@ -90,7 +98,9 @@ class Section(BaseModel):
 
 
 class CorrectionUsed(Section):
-    """The correction of skipped layers. Fitted patches and adapters describe how they were made under further keys."""
+    """The correction of skipped layers. Fitted patches and adapters describe how they were made
+    under further keys.
+    """
 
     name: str
     kind: str | None = None
@@ -194,8 +204,9 @@ class Point(Section):
     experiment: str | None = value("name of the results folder")
     identity: str | None = value("hash of the configuration")
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; it may have run in another engine (`baseline_engine`) or be "
-        "another model (`alternatives.models`), and then `predicted_speedup` is left out"
+        "row of the full model that this row is compared with; it may have run in another engine"
+        " (`baseline_engine`) or be another model (`alternatives.models`), and then"
+        " `predicted_speedup` is left out"
     )
     model: str | None = value("the model", setting=True)
     task: str | None = value("the task; left out by `ulskip bench`", setting=True)
@@ -203,13 +214,21 @@ class Point(Section):
     decoding: str | None = value("name of the decoding", setting=True)
     dataset: str | None = value("the data", setting=True)
     baseline_model: str | None = value("model of the baseline, if it is another one", setting=True)
-    strategy: str = value("the strategy", Column("strategy", show=lambda record: record.label, first=True), default=...)
-    strategy_options: dict[str, Any] = value("options of the strategy that differ from the defaults", default={})
-    correction: CorrectionUsed | None = value(
-        "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they were made "
-        "([adapters](adapters.md)); in a bench, patches are zero"
+    strategy: str = value(
+        "the strategy",
+        Column("strategy", show=lambda record: record.label, first=True),
+        default=...,
     )
-    draft_tokens: int | str | None = value("most drafts per check, a number or `auto`; 0: none", setting=True)
+    strategy_options: dict[str, Any] = value(
+        "options of the strategy that differ from the defaults", default={}
+    )
+    correction: CorrectionUsed | None = value(
+        "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they"
+        " were made ([adapters](adapters.md)); in a bench, patches are zero"
+    )
+    draft_tokens: int | str | None = value(
+        "most drafts per check, a number or `auto`; 0: none", setting=True
+    )
     batch_size: Count = value("sequences decoded together", setting=True, default=...)
     prompt_layers: str | None = value("layers that encode the prompt", setting=True)
     ratio_basis: str | None = value("meaning of the target: layers, cost or latency", setting=True)
@@ -220,16 +239,27 @@ class Point(Section):
     seed: int | None = value("the seed", setting=True)
     chat: bool | None = value("true if prompts used the chat template", setting=True)
     config: dict[str, Any] = value(
-        "configuration: the values that differ from the defaults and change results; `configs/ID.yaml` has all", default={}
+        "configuration: the values that differ from the defaults and change results;"
+        " `configs/ID.yaml` has all",
+        default={},
     )
 
     @classmethod
-    def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> "Point":
+    def of(
+        cls,
+        config: Config,
+        run_id: str,
+        *,
+        baseline_id: str | None = None,
+        dataset: str | None = None,
+    ) -> "Point":
         """Make the identity of a point, equal for a finished and a failed run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         asked = CorrectionUsed(
-            name=correction.name, kind=getattr(correction, "kind", None), rank=getattr(correction, "rank", None)
+            name=correction.name,
+            kind=getattr(correction, "kind", None),
+            rank=getattr(correction, "rank", None),
         )
         return Point(
             id=run_id,
@@ -266,25 +296,38 @@ class Schedule(Section):
         Column("layers", show=lambda record: record.layers, first=True),
     )
     unit: str | None = value(
-        "`attention` or `mlp` if the other layers skip only this part ([half layers](strategies.md#half-layers))"
+        "`attention` or `mlp` if the other layers skip only this part ([half"
+        " layers](strategies.md#half-layers))"
     )
-    later_stages: tuple[StageUsed, ...] = value("first step and layers of later, shallower stages", default=())
+    later_stages: tuple[StageUsed, ...] = value(
+        "first step and layers of later, shallower stages", default=()
+    )
     target_kept_layers: Positive | None = value("requested mean number of layers")
     mean_kept_layers: Positive | None = value("mean number of layers over the timed pairs")
     evaluated_mean_kept_layers: Positive | None = value("the same over the evaluated answers")
     layer_ratio: Positive | None = value(
-        "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept attentions",
+        "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
+        " attentions",
         Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
     )
     predicted_speedup: Ratio | None = value(
-        "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head; with a `unit`, a layer that "
-        "is not kept counts without its attention or MLP; with drafts, the tokens gained over the time that measured costs give "
-        "for drafts and checks, in plain steps",
-        Column("pre-\ndicted", ".2f", first=True, tip="speedup predicted from the bytes of weights that a decode step reads"),
+        "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head;"
+        " with a `unit`, a layer that is not kept counts without its attention or MLP; with drafts,"
+        " the tokens gained over the time that measured costs give for drafts and checks, in plain"
+        " steps",
+        Column(
+            "pre-\ndicted",
+            ".2f",
+            first=True,
+            tip="speedup predicted from the bytes of weights that a decode step reads",
+        ),
     )
-    draft_cost: Positive | None = value("bytes that a drafting step reads, divided by those of a full step")
+    draft_cost: Positive | None = value(
+        "bytes that a drafting step reads, divided by those of a full step"
+    )
     latency_fit: dict[str, Any] | None = value(
-        "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen `depth`, predicted speedup"
+        "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen"
+        " `depth`, predicted speedup"
     )
     calibration: dict[str, Any] | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
@@ -292,7 +335,9 @@ class Schedule(Section):
 
 
 class Timing(Section):
-    """Timed pairs of the full model and the strategy: speedups with intervals, seconds, KV cache bytes."""
+    """Timed pairs of the full model and the strategy: speedups with intervals, seconds, KV cache
+    bytes.
+    """
 
     title: ClassVar = "Timed pairs"
 
@@ -307,18 +352,22 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the "
-        "k-th smallest to the k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, "
-        "*Order Statistics*); seven pairs give 98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
+        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from"
+        " the k-th smallest to the k-th largest of n ratios, with the largest k that gives 95%"
+        " (David and Nagaraja, *Order Statistics*); seven pairs give 98.4%, five at most 93.8%;"
+        " rows without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
-        "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each sequence), `generated_tokens`, "
-        "`engine`, `linear_backend`, `compiled`",
+        "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
+        " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`",
         Column("pairs", "d", lambda record: record.num_pairs, leaves=9),
     )
-    timed_batch_size: Count | None = value("smaller than `batch_size` if a batch did not fit into memory")
+    timed_batch_size: Count | None = value(
+        "smaller than `batch_size` if a batch did not fit into memory"
+    )
     other_cpus: Rate | None = value(
-        "mean number of CPUs that other processes used during the pairs; left out if the pairs took less than 0.5 s",
+        "mean number of CPUs that other processes used during the pairs; left out if the pairs took"
+        " less than 0.5 s",
         Column("other\nCPUs", ".1f", leaves=7),
     )
     prefill_seconds: Number | None = value("median per batch")
@@ -326,7 +375,13 @@ class Timing(Section):
     time_per_output_token_seconds: Positive | None = value("median per batch")
     prompt_kv_bytes: Count | None = value(
         "exact size of the KV cache of the prompt",
-        Column("KV\nkept", ".0%", lambda record: record.kv_share, 14, tip="share of the prompt's KV cache that is kept"),
+        Column(
+            "KV\nkept",
+            ".0%",
+            lambda record: record.kv_share,
+            14,
+            tip="share of the prompt's KV cache that is kept",
+        ),
     )
     kept_kv_bytes: Count | None = value("the same after the skipped layers are dropped")
 
@@ -337,26 +392,39 @@ class Quality(Section):
     title: ClassVar = "Quality"
 
     decode_loss: Number | None = value(
-        "cross-entropy of the references under the schedule, nats per token, EOS included; with drafts the full model's",
+        "cross-entropy of the references under the schedule, nats per token, EOS included; with"
+        " drafts the full model's",
         Column("decode\nloss", ".2f", tip="cross-entropy of the references, nats per token"),
     )
-    decode_loss_mean_kept_layers: Number | None = value("mean exit depth of `decode_loss`, with early exit")
+    decode_loss_mean_kept_layers: Number | None = value(
+        "mean exit depth of `decode_loss`, with early exit"
+    )
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
-        "per metric the full model's score, `delta`, its 95% paired bootstrap interval and `p_value`", default={}
+        "per metric the full model's score, `delta`, its 95% paired bootstrap interval and"
+        " `p_value`",
+        default={},
     )
-    degenerate: dict[str, Count] = value("number of outputs that are `empty`, end in a `loop` or `hit_limit`", default={})
+    degenerate: dict[str, Count] = value(
+        "number of outputs that are `empty`, end in a `loop` or `hit_limit`", default={}
+    )
     length_ratio: Number | None = value("words of hypotheses divided by words of references")
     num_truncated_sources: Count | None = value("sources that were truncated to fit the context")
     num_truncated_references: Count | None = value("references without their end in `decode_loss`")
-    evaluated_batch_size: Count | None = value("smaller than `batch_size` if a batch did not fit into memory")
-    peak_memory_bytes: Count | None = value("peak during generation (CUDA allocator, else resident memory of the process)")
+    evaluated_batch_size: Count | None = value(
+        "smaller than `batch_size` if a batch did not fit into memory"
+    )
+    peak_memory_bytes: Count | None = value(
+        "peak during generation (CUDA allocator, else resident memory of the process)"
+    )
 
     @property
     def scores(self) -> dict[str, float]:
         """The values of the metrics, in the order of the task."""
         extra = self.model_extra or {}
-        return {key: extra[key] for key in extra if metrics.metric_of(key) and extra[key] is not None}
+        return {
+            key: extra[key] for key in extra if metrics.metric_of(key) and extra[key] is not None
+        }
 
 
 class Throughput(Section):
@@ -365,12 +433,23 @@ class Throughput(Section):
     title: ClassVar = "Throughput"
 
     decode_tokens_per_second: Rate | None = value(
-        "generated tokens after each sequence's first, per decode second; no padding, nothing after EOS",
-        Column("decode\ntok/s", ".0f", first=True, tip="generated tokens after the first, per second of decoding"),
+        "generated tokens after each sequence's first, per decode second; no padding, nothing"
+        " after EOS",
+        Column(
+            "decode\ntok/s",
+            ".0f",
+            first=True,
+            tip="generated tokens after the first, per second of decoding",
+        ),
     )
     total_tokens_per_second: Rate | None = value(
         "prompt and generated tokens per second of prefill and decode",
-        Column("total\ntok/s", ".0f", leaves=16, tip="prompt and generated tokens, per second of prefill and decoding"),
+        Column(
+            "total\ntok/s",
+            ".0f",
+            leaves=16,
+            tip="prompt and generated tokens, per second of prefill and decoding",
+        ),
     )
     throughput_from: str | None = value("`evaluation`, or `timed pairs` for random weights")
     prompt_tokens: Count | None = value("tokens of both")
@@ -378,19 +457,25 @@ class Throughput(Section):
     decode_seconds: Number | None = value("seconds of both")
     total_seconds: Number | None = value("seconds of both")
     compile_seconds: Number | None = value(
-        "compilation, or export and loading for an engine on another library; excluded from all times"
+        "compilation, or export and loading for an engine on another library; excluded from all"
+        " times"
     )
     acceptance_rate: Share | None = value(
-        "accepted share of drafts", Column("accept-\nance", ".2f", tip="share of drafted tokens that were accepted")
+        "accepted share of drafts",
+        Column("accept-\nance", ".2f", tip="share of drafted tokens that were accepted"),
     )
-    mean_accepted_length: Number | None = value("tokens per check", Column("tokens\na check", ".2f", leaves=10))
+    mean_accepted_length: Number | None = value(
+        "tokens per check", Column("tokens\na check", ".2f", leaves=10)
+    )
     exit_depths: dict[Depth, Count] | None = value("tokens by depth, with early exit")
     exit_check_fraction: Number | None = value("share of decode time in the checks of early exit")
     missing_kv: str | None = value("method for missing keys, with early exit")
 
 
 class Benchmark(Section):
-    """Values that only `ulskip bench` measures; its rows have no task, and throughput from the timed pairs."""
+    """Values that only `ulskip bench` measures; its rows have no task, and throughput from the
+    timed pairs.
+    """
 
     title: ClassVar = "Rows of a bench"
 
@@ -399,8 +484,12 @@ class Benchmark(Section):
     compiled: bool | None = value("true if the strategy's steps were compiled")
     compiled_layers: bool | None = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
-    step_bytes: Count | None = value("bytes that a step reads (head, kept layers, keys and values halfway)")
-    bandwidth_share: Number | None = value("these bytes per second, as a share of the read bandwidth")
+    step_bytes: Count | None = value(
+        "bytes that a step reads (head, kept layers, keys and values halfway)"
+    )
+    bandwidth_share: Number | None = value(
+        "these bytes per second, as a share of the read bandwidth"
+    )
     full: FullSide | None = value("the same values of the full model")
 
 
@@ -422,15 +511,23 @@ class LmEval(Section):
 
 
 class Provenance(Section):
-    """Everything that a result depends on besides its settings: engine, device, weights, environment."""
+    """Everything that a result depends on besides its settings: engine, device, weights,
+    environment.
+    """
 
     title: ClassVar = "Provenance"
 
     finished_at: str | None = value("time (UTC)")
-    engine: str | None = value("`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True)
+    engine: str | None = value(
+        "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
+    )
     engine_reason: str | None = value("why not `torch`")
-    engine_weights: str | None = value("format of the weights of an engine on another library", setting=True)
-    engine_build: dict[str, Any] | None = value("its package, version, instruction sets and threads")
+    engine_weights: str | None = value(
+        "format of the weights of an engine on another library", setting=True
+    )
+    engine_build: dict[str, Any] | None = value(
+        "its package, version, instruction sets and threads"
+    )
     linear_backend: str | None = value("`panels` (ours), `onednn` or `torch`")
     linear_backend_reason: str | None = value("why not `panels`")
     device: str | None = value("the device", setting=True)
@@ -441,7 +538,8 @@ class Provenance(Section):
     trained_for_these_layers: bool | None = value("true if this row's layers were trained")
     num_examples: Count | None = value("number of evaluated examples", setting=True)
     environment: Environment | None = value(
-        "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set, accelerator"
+        "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set,"
+        " accelerator"
     )
 
 
@@ -455,13 +553,17 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     reason: str | None = value("why there is no result")
     log: str | None = value("file with the traceback")
     wall_seconds: Number | None = value("duration of the point, over all attempts")
-    warnings: tuple[str, ...] = value("differences between what was asked for and what ran", default=())
+    warnings: tuple[str, ...] = value(
+        "differences between what was asked for and what ran", default=()
+    )
     folder: str = Field("", exclude=True)  # from which a report read it
 
     @classmethod
     def joined(cls, *sections: Section, **values: Any) -> Self:
         """Join the sections that a run made; they are not checked again."""
-        return cls.model_construct(**{key: item for part in sections for key, item in part}, **values)
+        return cls.model_construct(
+            **{key: item for part in sections for key, item in part}, **values
+        )
 
     def join(self, *sections: Section, **values: Any) -> Self:
         """Return a copy with the values of further sections."""
@@ -500,17 +602,25 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def label(self) -> str:
         """The strategy with its unit and its correction, e.g. `unified + full patch`."""
-        return f"{self.strategy_name} + {self.correction.label}" if self.correction else self.strategy_name
+        return (
+            f"{self.strategy_name} + {self.correction.label}"
+            if self.correction
+            else self.strategy_name
+        )
 
     @property
     def speedup(self) -> Interval | None:
-        """The measured speedup with the interval on which verdicts rely; rows without coverage have 95% bootstraps."""
+        """The measured speedup with the interval on which verdicts rely; rows without coverage have
+        95% bootstraps.
+        """
         if self.measured_speedup is None:
             return None
         coverage = self.speedup_interval_coverage
         if coverage is not None and coverage < MIN_COVERAGE:
             return Interval(self.measured_speedup, None, None)
-        return Interval(self.measured_speedup, self.measured_speedup_low, self.measured_speedup_high)
+        return Interval(
+            self.measured_speedup, self.measured_speedup_low, self.measured_speedup_high
+        )
 
     @property
     def interval(self) -> str | None:
@@ -532,7 +642,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def layers(self) -> str | None:
-        """Kept and all layers, e.g. 6/12; if the depth varies between steps, its mean over the evaluated answers."""
+        """Kept and all layers, e.g. 6/12; if the depth varies between steps, its mean over the
+        evaluated answers.
+        """
         if self.kept_layers is None:
             return None
         varies = self.later_stages or self.exit_depths
@@ -541,17 +653,21 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def last_stage(self) -> frozenset[int]:
-        """The layers that the last step runs; with early exit, as many first layers as a step runs on average."""
+        """The layers that the last step runs; with early exit, as many first layers as a step runs
+        on average.
+        """
         if self.exit_depths and self.mean_kept_layers:
             return frozenset(range(round(self.mean_kept_layers)))
         last = self.later_stages[-1].kept_layers if self.later_stages else None
         return frozenset(last or self.kept_layers or ())
 
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
-        """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the pairs.
+        """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
+        pairs.
 
-        Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds of a step. None then for the
-        full model if pairs stop at EOS, where it has other steps than the strategy.
+        Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds
+        of a step. None then for the full model if pairs stop at EOS, where it has other steps than
+        the strategy.
         """
         own = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
         if own and own.decoded_tokens:
@@ -563,11 +679,17 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             return rate
         if not self.pairs or not self.pairs.full or self.exit_depths or self.draft_tokens:
             return None
-        return rate * median(self.pairs.strategy.decode_seconds) / median(self.pairs.full.decode_seconds)
+        return (
+            rate
+            * median(self.pairs.strategy.decode_seconds)
+            / median(self.pairs.full.decode_seconds)
+        )
 
     @property
     def has_few_examples(self) -> bool:
-        """True if there are too few examples for a significance test; an unknown number counts as enough."""
+        """True if there are too few examples for a significance test; an unknown number counts as
+        enough.
+        """
         return 0 < (self.num_examples or 0) < MIN_FOR_STARS
 
     def is_significant(self, metric: str) -> bool:
@@ -579,15 +701,18 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def settings(self) -> dict[str, Any]:
         """Return every setting, flat: the one answer to "which keys may rows be grouped by?".
 
-        Names and what the run found out come first, then the values of the configuration that differ from the defaults.
+        Names and what the run found out come first, then the values of the configuration that
+        differ from the defaults.
         """
         found = {key: self.value(key) for key in SETTING_FIELDS}
         return {"folder": self.folder, **found, **dict(_flat(self.config))}
 
     def knows(self, key: str) -> bool:
-        """Return True if the record used a setting; one that it did not use agrees with every value.
+        """Return True if the record used a setting; one that it did not use agrees with every
+        value.
 
-        An unfinished run found nothing out, a full model has no baseline, and drafts and early exit have engines of their own.
+        An unfinished run found nothing out, a full model has no baseline, and drafts and early exit
+        have engines of their own.
         """
         part = key.partition(".")[0]
         if part.startswith("baseline"):
@@ -595,13 +720,17 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         if part == "speed":
             return self.measured_speedup is not None
         if part == "calibration":
-            return self.calibration is not None or (self.correction is not None and self.correction.name == "patch")
+            return self.calibration is not None or (
+                self.correction is not None and self.correction.name == "patch"
+            )
         if key == "engine" and self.engine in METHODS:
             return False
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
 
     def choice(self, key: str) -> str:
-        """Return the choice of the group that a setting belongs to; options of other choices do not compare with it."""
+        """Return the choice of the group that a setting belongs to; options of other choices do not
+        compare with it.
+        """
         part, _, rest = key.partition(".")
         chosen = self.value(part) if rest else None
         return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))
@@ -617,16 +746,24 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         for key in ("measured_speedup", "end_to_end_speedup"):
             low, high = self.value(f"{key}_low"), self.value(f"{key}_high")
             if low is not None and high is not None and low > high:
-                raise UsageError(f"expected the interval of {key} to be ascending, got {low:g} to {high:g}")
+                raise UsageError(
+                    f"expected the interval of {key} to be ascending, got {low:g} to {high:g}"
+                )
         for key, compared in self.vs_baseline.items():
             if compared.delta_low > compared.delta_high:
-                raise UsageError(f"expected the interval of vs_baseline.{key} to be ascending, got another one")
+                raise UsageError(
+                    f"expected the interval of vs_baseline.{key} to be ascending, got another one"
+                )
         stages = [self.kept_layers, *(stage.kept_layers for stage in self.later_stages)]
         highest = max((layer for kept in stages for layer in kept or ()), default=-1)
         if self.num_layers is not None and highest >= self.num_layers:
-            raise UsageError(f"expected kept_layers below num_layers={self.num_layers}, got {highest}")
+            raise UsageError(
+                f"expected kept_layers below num_layers={self.num_layers}, got {highest}"
+            )
         for key, score in (self.model_extra or {}).items():
-            if metrics.metric_of(key) and not (score is None or (type(score) in (int, float) and abs(score) <= 1e30)):
+            if metrics.metric_of(key) and not (
+                score is None or (type(score) in (int, float) and abs(score) <= 1e30)
+            ):
                 raise UsageError(f"expected {key} to be a number, got {str(score)[:60]!r}")
         return self
 
@@ -635,8 +772,23 @@ _NEEDS = {  # keys without which the value of another key means nothing
     "kept_layers": ("num_layers", "layer_ratio"),
     "measured_speedup": ("measured_speedup_low", "measured_speedup_high"),
     "machine_limits": (
-        *("model", "dtype", "device", "engine", "environment", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
-        *("compiled", "kept_layers", "predicted_speedup", "decode_tokens_per_second", "total_tokens_per_second"),
+        *(
+            "model",
+            "dtype",
+            "device",
+            "engine",
+            "environment",
+            "prompt_layers",
+            "timed_prompt_tokens",
+            "timed_new_tokens",
+        ),
+        *(
+            "compiled",
+            "kept_layers",
+            "predicted_speedup",
+            "decode_tokens_per_second",
+            "total_tokens_per_second",
+        ),
         *("end_to_end_speedup", "full"),
     ),
 }
@@ -647,11 +799,15 @@ def _notes(kind: type[Section], key: str) -> Mapping[str, Any]:
     return extra.get("ulskip", {})  # type: ignore[no-any-return]
 
 
-SETTING_FIELDS = tuple(key for kind in SECTIONS for key in kind.model_fields if _notes(kind, key).get("setting"))
+SETTING_FIELDS = tuple(
+    key for kind in SECTIONS for key in kind.model_fields if _notes(kind, key).get("setting")
+)
 
 
 def columns() -> Iterator[tuple[str, Column]]:
-    """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a report are printed from it."""
+    """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a
+    report are printed from it.
+    """
     for kind in SECTIONS:
         for key in metrics.metric_keys() if kind is Quality else ():
             yield key, metric_column(key)
@@ -661,14 +817,26 @@ def columns() -> Iterator[tuple[str, Column]]:
 
 
 def metric_column(key: str) -> Column:
-    """Return the column of a metric; a star marks a score that differs significantly from the full model's score."""
+    """Return the column of a metric; a star marks a score that differs significantly from the full
+    model's score.
+    """
     row_key = metrics.row_key(key)
 
     def show(record: Record) -> str | None:
         score = record.value(key)
-        return None if score is None else f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
+        return (
+            None
+            if score is None
+            else f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
+        )
 
-    return Column(row_key.column_title, "", show, row_key.leaves, tip="* differs from the full model, p < 0.05")
+    return Column(
+        row_key.column_title,
+        "",
+        show,
+        row_key.leaves,
+        tip="* differs from the full model, p < 0.05",
+    )
 
 
 def cell(record: Record, key: str, column: Column) -> str:
@@ -681,20 +849,30 @@ def reference() -> str:
     """Return the reference of the keys of a row in Markdown, which docs/results.md contains."""
     inherited = {key for kind in SECTIONS for key in kind.model_fields}
     parts = [
-        f"- `{key}`: {field.description}." for key, field in Record.model_fields.items() if key not in inherited | {"folder"}
+        f"- `{key}`: {field.description}."
+        for key, field in Record.model_fields.items()
+        if key not in inherited | {"folder"}
     ]
     for kind in SECTIONS:
         lines = [f"- `{key}`: {field.description}." for key, field in kind.model_fields.items()]
         if kind is Quality:
             lines.insert(
-                0, f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's [metrics](your-own.md#metrics)."
+                0,
+                f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's"
+                " [metrics](your-own.md#metrics).",
             )
-        parts += [f"\n### {kind.title}\n", *([f"{kind.__doc__}\n"] if kind in (Benchmark, LmEval) else []), *lines]
+        parts += [
+            f"\n### {kind.title}\n",
+            *([f"{kind.__doc__}\n"] if kind in (Benchmark, LmEval) else []),
+            *lines,
+        ]
     return "\n".join(parts) + "\n"
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:
-    """Read a row from a line of a file; raise UsageError with file, line and key if it is not a row."""
+    """Read a row from a line of a file; raise UsageError with file, line and key if it is not a
+    row.
+    """
     place = f"{file}, line {number}: " if file else ""
     try:
         return Record.model_validate_json(line, strict=True)

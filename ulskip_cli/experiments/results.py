@@ -1,4 +1,5 @@
-"""The files of a results folder `results/NAME/`; a killed process loses nothing that was already written.
+"""The files of a results folder `results/NAME/`; a killed process loses nothing that was already
+written.
 
 runs.jsonl            one row per run, appended
 generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
@@ -42,7 +43,9 @@ class ResultsFolder:
         return cls(user_path(config.results_dir, "results_dir") / config.name)
 
     def check_writable(self) -> None:
-        """Create the folder before a long run; raise UsageError if the folder cannot be created or written to."""
+        """Create the folder before a long run; raise UsageError if the folder cannot be created or
+        written to.
+        """
         try:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,8 @@ class ResultsFolder:
                 self.runs_path.open("ab").close()
         except OSError as error:
             raise UsageError(
-                f"cannot write results to {self.path} ({error.strerror or error}); set another results_dir=DIR"
+                f"cannot write results to {self.path} ({error.strerror or error}); set another"
+                " results_dir=DIR"
             ) from None
 
     def remove_if_empty(self) -> None:
@@ -67,16 +71,23 @@ class ResultsFolder:
         return self.path / "runs.jsonl"
 
     def records(self, *, warn: bool = False) -> list[Record]:
-        """Return the newest record of every point, also of failed ones; refused lines are skipped, with a warning if asked."""
+        """Return the newest record of every point, also of failed ones; refused lines are skipped,
+        with a warning if asked.
+        """
         records, refused = self.read()
         for message in refused[:MAX_REFUSED] if warn else ():
             print(f"warning: skipped {message}", file=sys.stderr)
         if warn and len(refused) > MAX_REFUSED:
-            print(f"warning: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}", file=sys.stderr)
+            print(
+                f"warning: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}",
+                file=sys.stderr,
+            )
         return records
 
     def read(self) -> tuple[list[Record], list[str]]:
-        """Return the newest record of every point, and a message with file, line and key for every line that is refused."""
+        """Return the newest record of every point, and a message with file, line and key for every
+        line that is refused.
+        """
         if not self.runs_path.is_file():
             return [], []
         records, refused = [], []
@@ -87,17 +98,25 @@ class ResultsFolder:
                 refused.append(one_line(str(error)))
         return newest(records), refused
 
-    def record(self, run_id: str, accept: Callable[[Record], bool] = lambda record: True) -> Record | None:
-        """Return a point's newest finished record that `accept` accepts; None if no record or no generations are found."""
+    def record(
+        self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
+    ) -> Record | None:
+        """Return a point's newest finished record that `accept` accepts; None if no record or no
+        generations are found.
+        """
         if not self.generations_path(run_id).is_file():
             return None
-        lines = reversed(self.runs_path.read_bytes().split(b"\n")) if self.runs_path.is_file() else ()
+        lines = (
+            reversed(self.runs_path.read_bytes().split(b"\n")) if self.runs_path.is_file() else ()
+        )
         records = (record for line in lines if run_id.encode() in line and (record := parse(line)))
         finished = (record for record in records if record.id == run_id and record.is_done)
         return next((record for record in finished if accept(record)), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
-        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a message if lines were moved."""
+        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a
+        message if lines were moved.
+        """
         if not self.runs_path.is_file() or not _corrupt_lines(self.runs_path.read_bytes()):
             return None
         with self._lock_rows():
@@ -107,18 +126,23 @@ class ResultsFolder:
                 return None
             for line in corrupt:
                 append_line(self.path / BROKEN_FILE, line.decode("utf-8", errors="replace"))
-            whole = [line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)]
+            whole = [
+                line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)
+            ]
             write_atomic(self.runs_path, b"".join(line + b"\n" for line in whole))
         return (
-            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path}, e.g. cut by a crash, to "
-            f"{BROKEN_FILE}; {len(whole)} rows are intact, and a sweep repeats missing points"
+            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path},"
+            f" e.g. cut by a crash, to {BROKEN_FILE}; {len(whole)} rows are intact, and a sweep"
+            " repeats missing points"
         )
 
     def _lock_rows(self) -> contextlib.AbstractContextManager[None]:
         return lock(self.path / ".locks" / "rows.lock")
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
-        """Lock a point; the context value is True in only one process, also across machines that share the folder."""
+        """Lock a point; the context value is True in only one process, also across machines that
+        share the folder.
+        """
         return try_lock(self.path / ".locks" / f"{run_id}.lock")
 
     def was_claimed(self, run_id: str) -> bool:
@@ -134,7 +158,9 @@ class ResultsFolder:
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the generations of every example, in the task's order; raise UsageError for a line that is no answer."""
+        """Return the generations of every example, in the task's order; raise UsageError for a line
+        that is no answer.
+        """
         path = self.generations_path(run_id)
         if not path.is_file():
             return []
@@ -143,11 +169,18 @@ class ResultsFolder:
             wrong = [key for key in ANSWER_KEYS if not isinstance(answer.get(key), str)]
             if wrong:
                 got = json.dumps(answer.get(wrong[0]), default=str)[:60]
-                raise UsageError(f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got}; repeat the run")
+                raise UsageError(
+                    f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got};"
+                    " repeat the run"
+                )
         return answers
 
-    def save(self, config: Config, record: Record, generations: Sequence[dict[str, Any]] | None = None) -> None:
-        """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""
+    def save(
+        self, config: Config, record: Record, generations: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        """Write a finished run and log it to the tracker. The row is written last: if it exists,
+        all other files exist.
+        """
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
@@ -155,31 +188,40 @@ class ResultsFolder:
         tracking.log_record(config, record, self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[dict[str, Any]]) -> None:
-        """Write the generations of a point; `ulskip score` can score the file even without a row."""
+        """Write the generations of a point; `ulskip score` can score the file even without a
+        row.
+        """
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))
 
     def append(self, record: Record) -> None:
-        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written."""
+        """Append a row, which replaces earlier rows of the same point; raise StorageError if the
+        folder cannot be written.
+        """
         with self._lock_rows():
             append_line(self.runs_path, json.dumps(record.to_row(), ensure_ascii=False))
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Return the newest record of every point, in file order; a failed run does not replace a finished one."""
+    """Return the newest record of every point, in file order; a failed run does not replace a
+    finished one.
+    """
     found: dict[str, Record] = {}
     for record in records:
         if record.id in found and found[record.id].is_done and not record.is_done:
             continue
         found.pop(record.id, None)
         found[record.id] = record
-    # A point whose data could not be read has its identity as identifier; a later run with its data replaces that record.
+    # A point whose data could not be read has its identity as identifier; a later run with its data
+    # replaces that record.
     last = {record.identity: record.id for record in found.values() if record.identity}
     done = {record.identity for record in found.values() if record.is_done}
 
     def counts(record: Record) -> bool:
         identity = record.identity or record.id
-        return last.get(identity, record.id) == record.id and not (record.id == identity and identity in done)
+        return last.get(identity, record.id) == record.id and not (
+            record.id == identity and identity in done
+        )
 
     return [record for record in found.values() if record.is_done or counts(record)]
 

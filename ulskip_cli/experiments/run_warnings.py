@@ -1,4 +1,6 @@
-"""Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
+"""Warnings of a finished run: one line for each difference between the requested settings and the
+actual run.
+"""
 
 from ulskip_cli.core.config_schema import COMPILED, Config
 from ulskip_cli.core.cpu_load import is_crowded
@@ -7,9 +9,13 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.strategies.plan import Plan
 
-DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning
+DEPTH_TOLERANCE = (
+    0.05  # relative difference between the answers' mean depth and the target that needs no warning
+)
 
-PREDICTION_FACTOR = 1.6  # between the measured and the predicted speedup; a larger one needs a warning
+PREDICTION_FACTOR = (
+    1.6  # between the measured and the predicted speedup; a larger one needs a warning
+)
 
 
 def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
@@ -26,7 +32,9 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
 
 
 def adjustments(config: Config, record: Record) -> list[str]:
-    """Return the warnings about truncated texts, batch size, a busy machine, a missing kernel, and slow quantized weights."""
+    """Return the warnings about truncated texts, batch size, a busy machine, a missing kernel, and
+    slow quantized weights.
+    """
     lines = _disturbance(record)
     strategy = record.strategy
     lines += _truncations(record)
@@ -34,19 +42,22 @@ def adjustments(config: Config, record: Record) -> list[str]:
     for what, size in used.items():
         if size is not None and size < config.batch_size:
             lines.append(
-                f"{strategy}: batch_size={config.batch_size} did not fit into memory, so the {what} used batches of {size}; "
-                f"speed depends on the batch size, so set batch_size={size} to compare runs"
+                f"{strategy}: batch_size={config.batch_size} did not fit into memory, so the {what}"
+                f" used batches of {size}; speed depends on the batch size, so set"
+                f" batch_size={size} to compare runs"
             )
     failure = cpu_kernels.build_failure()
     if failure and failure == record.linear_backend_reason:
         lines.append(
-            f"the CPU kernel for decoding was not built ({failure}), so decoding used {record.linear_backend} and may be "
-            "slower; check the C++ compiler, or set ULSKIP_KERNEL=off"
+            f"the CPU kernel for decoding was not built ({failure}), so decoding used"
+            f" {record.linear_backend} and may be slower; check the C++ compiler, or set"
+            " ULSKIP_KERNEL=off"
         )
     if config.model.quantization and (record.device or "cpu").startswith("cpu"):
         lines.append(
-            f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes more slowly than bfloat16; for "
-            "speed, use engine=openvino engine.weights=int8 or engine=llama_cpp engine.weights=q8_0"
+            f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
+            " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
+            " engine=llama_cpp engine.weights=q8_0"
         )
     return lines
 
@@ -55,13 +66,15 @@ def _truncations(record: Record) -> list[str]:
     lines, total = [], record.num_examples
     if record.num_truncated_sources:
         lines.append(
-            f"{record.num_truncated_sources} of {total} sources were truncated to fit into the model's context, so quality "
-            "may suffer; lower decoding.max_new_tokens or use shorter sources"
+            f"{record.num_truncated_sources} of {total} sources were truncated to fit into the"
+            " model's context, so quality may suffer; lower decoding.max_new_tokens or use shorter"
+            " sources"
         )
     if record.num_truncated_references:
         lines.append(
-            f"{record.num_truncated_references} of {total} references were truncated at the end of the model's context, so "
-            "decode_loss does not count their ends; use shorter sources or references"
+            f"{record.num_truncated_references} of {total} references were truncated at the end of"
+            " the model's context, so decode_loss does not count their ends; use shorter sources"
+            " or references"
         )
     return lines
 
@@ -70,19 +83,23 @@ def _disturbance(record: Record) -> list[str]:
     machine = record.environment
     if machine is None or record.other_cpus is None:
         return []
-    on_cpu = (record.device or "cpu").startswith("cpu")  # beside another device, one thread starts the steps
+    on_cpu = (record.device or "cpu").startswith(
+        "cpu"
+    )  # beside another device, one thread starts the steps
     if not is_crowded(record.other_cpus, machine.threads if on_cpu else 1):
         return _slow_waiting(record) if on_cpu and machine.wait_policy == "PASSIVE" else []
     return [
-        f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed pairs, so the times "
-        "and speedups may be wrong; repeat the run when they have ended, or set OMP_NUM_THREADS to the number of free CPUs"
+        f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
+        " pairs, so the times and speedups may be wrong; repeat the run when they have ended, or"
+        " set OMP_NUM_THREADS to the number of free CPUs"
     ]
 
 
 def _slow_waiting(record: Record) -> list[str]:
     return [
-        f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the machine was busy when "
-        "this program started; the timed pairs had it alone and would have been faster, so start the run again"
+        f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the machine"
+        " was busy when this program started; the timed pairs had it alone and would have been"
+        " faster, so start the run again"
     ]
 
 
@@ -94,8 +111,9 @@ def _untrained(plan: Plan, record: Record) -> list[str]:
     count = plan.target_kept if plan.exits else plan.num_kept
     train = "train them for these layers with `ulskip train`, or " if plan.unit == LAYER else ""
     return [
-        f"{plan.strategy} with {count} of {plan.num_layers} {UNIT_NAMES[plan.unit]}: the weights were trained for other "
-        f"layers, so quality may suffer; {train}use the strategy and ratio of their training"
+        f"{plan.strategy} with {count} of {plan.num_layers} {UNIT_NAMES[plan.unit]}: the weights"
+        f" were trained for other layers, so quality may suffer; {train}use the strategy and ratio"
+        " of their training"
     ]
 
 
@@ -104,8 +122,8 @@ def _uncompiled(config: Config, record: Record) -> list[str]:
     if how not in COMPILED or record.compiled:
         return []
     return [
-        f"decoding.compile={how} had no effect: the {record.engine} engine does not compile this model's steps, so they were "
-        "timed uncompiled; use engine=torch if it supports the model"
+        f"decoding.compile={how} had no effect: the {record.engine} engine does not compile this"
+        " model's steps, so they were timed uncompiled; use engine=torch if it supports the model"
     ]
 
 
@@ -118,17 +136,19 @@ def _depth_misses(config: Config, record: Record) -> list[str]:
     num_calibrated = (record.calibration or {}).get("examples", config.batch_size)
     if not record.exit_depths:
         advice = (
-            "the answers differ in length from those of the calibration; set strategy.horizon or raise calibration.examples"
+            "the answers differ in length from those of the calibration; set strategy.horizon or"
+            " raise calibration.examples"
         )
     elif num_calibrated < config.batch_size:
         advice = (
-            f"{num_calibrated} calibration examples are fewer than batch_size={config.batch_size}; raise calibration.examples"
+            f"{num_calibrated} calibration examples are fewer than batch_size={config.batch_size};"
+            " raise calibration.examples"
         )
     else:
         advice = "change strategy.threshold or raise calibration.examples"
     return [
-        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup "
-        f"differs from the target; {advice}"
+        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the"
+        f" speedup differs from the target; {advice}"
     ]
 
 
@@ -138,11 +158,14 @@ def _misprediction(record: Record) -> list[str]:
         return []
     if 1 / PREDICTION_FACTOR <= speedup.value / predicted <= PREDICTION_FACTOR:
         return []
-    if speedup.low is None or speedup.high is None:  # too few pairs to contradict anything, and so are disturbed ones
+    if (
+        speedup.low is None or speedup.high is None
+    ):  # too few pairs to contradict anything, and so are disturbed ones
         return []
     if speedup.low <= predicted <= speedup.high:
         return []
     return [
-        f"{record.strategy}: the cost model predicted a speedup of {predicted:.2f}, but {speedup.value:.2f} was measured; "
-        "it counts only the bytes of weights that a step reads, so rely on the measured speedup"
+        f"{record.strategy}: the cost model predicted a speedup of {predicted:.2f}, but"
+        f" {speedup.value:.2f} was measured; it counts only the bytes of weights that a step reads,"
+        " so rely on the measured speedup"
     ]

@@ -1,7 +1,8 @@
-"""Run one point from its configuration to its row: load, calibrate, decode, score, time, record, save.
+"""Run one point from its configuration to its row: load, calibrate, decode, score, time, record,
+save.
 
-`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A benchmark is a run without a task,
-which times random prompts.
+`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A
+benchmark is a run without a task, which times random prompts.
 """
 
 import time
@@ -23,7 +24,11 @@ from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
 from ulskip_cli.experiments.benchmark import describe_benchmark, with_compiled_layers
 from ulskip_cli.experiments.calibration import calibrate_strategy
-from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
+from ulskip_cli.experiments.descriptions import (
+    ScheduleProvenance,
+    describe_provenance,
+    describe_schedule,
+)
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, generate_answers, score_answers
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
@@ -44,7 +49,13 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.throughput import measure_throughput
-from ulskip_cli.experiments.workload import RANDOM_PROMPTS, Workload, check_same_tokens, encode_workload, timed_prompts
+from ulskip_cli.experiments.workload import (
+    RANDOM_PROMPTS,
+    Workload,
+    check_same_tokens,
+    encode_workload,
+    timed_prompts,
+)
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -53,7 +64,9 @@ from ulskip_cli.strategies.plan import Plan, make_plan
 
 @dataclass
 class Session:
-    """State that the points of one process share, each loaded or measured once: weights, the full model's decoder, timings."""
+    """State that the points of one process share, each loaded or measured once: weights, the full
+    model's decoder, timings.
+    """
 
     progress: ProgressCallback = field(default_factory=NullProgress)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
@@ -63,7 +76,9 @@ class Session:
     _full: tuple[str, Decoder] | None = None
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
-        """Encode a point's examples and held-out examples without weights; raise UsageError if the context is too short."""
+        """Encode a point's examples and held-out examples without weights; raise UsageError if the
+        context is too short.
+        """
         if point.task is None:
             return RANDOM_PROMPTS, None
         self.progress.phase("encode", 0)
@@ -75,21 +90,35 @@ class Session:
         held_out = point.held_out
         if held_out is None or tokenizer is None:
             return workload, None
-        return workload, encode_workload(replace(point, task=held_out.task, examples=held_out.examples), tokenizer)
+        return workload, encode_workload(
+            replace(point, task=held_out.task, examples=held_out.examples), tokenizer
+        )
 
-    def load(self, config: ModelConfig, seed: int, beside: LoadedModel | None = None) -> LoadedModel:
-        """Return the loaded model; only the last loaded model, and `beside`, are kept in memory and not loaded again."""
+    def load(
+        self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
+    ) -> LoadedModel:
+        """Return the loaded model; only the last loaded model, and `beside`, are kept in memory and
+        not loaded again.
+        """
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._models, self._full = {name: kept for name, kept in self._models.items() if kept is beside}, None
+            self._models, self._full = (
+                {name: kept for name, kept in self._models.items() if kept is beside},
+                None,
+            )
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self._tokenizers.get(str(config)))
-            choose_linear_backend(loaded.model, lambda: self.progress.phase("compile the CPU kernel, once per machine", 0))
+            choose_linear_backend(
+                loaded.model,
+                lambda: self.progress.phase("compile the CPU kernel, once per machine", 0),
+            )
             self._models[key] = loaded
         return self._models[key]
 
     def full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
-        """Return the decoder of the baseline's model, which the points share, so that its steps are compiled once."""
+        """Return the decoder of the baseline's model, which the points share, so that its steps are
+        compiled once.
+        """
         reference = baseline_config(config)
         key = f"{reference.model} {reference.seed} {reference.engine}"
         if self._full is None or self._full[0] != key:
@@ -108,7 +137,9 @@ class Session:
     def solve_depth(
         self, config: Config, loaded: LoadedModel, workload: Workload, rounds: int = MEET_ROUNDS
     ) -> LatencyTargetFit | None:
-        """Find the mean depth whose measured speedup meets the target; return None unless ratio_basis=latency."""
+        """Find the mean depth whose measured speedup meets the target; return None unless
+        ratio_basis=latency.
+        """
         if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
             return None
         fit = self.fit_latency(config, loaded, workload)
@@ -119,18 +150,27 @@ class Session:
         return solve_depth_for_speedup(fit, config.ratio, time_pair, report, rounds)
 
     def fit_latency(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyFit:
-        """Time decode steps of several depths with the configured engine and batch size, once, and fit a line."""
+        """Time decode steps of several depths with the configured engine and batch size, once, and
+        fit a line.
+        """
         batches, context = _timed(config, loaded, workload)
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
-        key = f"{config.model} {config.decoding} {config.engine} {shapes} {choose_linear_backend(loaded.model).name}"
+        key = (
+            f"{config.model} {config.decoding} {config.engine} {shapes}"
+            f" {choose_linear_backend(loaded.model).name}"
+        )
         if key not in self._latencies:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
             make = partial(Decoder, loaded.model, engine=config.engine)
-            self._latencies[key] = fit_step_latency(make, loaded.metadata.num_layers, batches, context, report)
+            self._latencies[key] = fit_step_latency(
+                make, loaded.metadata.num_layers, batches, context, report
+            )
         return self._latencies[key]
 
 
-def _timed(config: Config, loaded: LoadedModel, workload: Workload) -> tuple[Batches, DecodeContext]:
+def _timed(
+    config: Config, loaded: LoadedModel, workload: Workload
+) -> tuple[Batches, DecodeContext]:
     """Return the batches and the settings with which depths are timed."""
     batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
     return batches, DecodeContext(config.decoding, workload.pad_token_id, config.seed)
@@ -151,11 +191,14 @@ class PreparedRun:
     adapter: SkipAdapter | None = None  # corrects the views that skip layers
 
 
-def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = None) -> list[Record]:
-    """Run one point, and its full baseline first if none is stored; return the records, the point's own record last.
+def run_point(
+    point: ResolvedPoint, session: Session, baseline: Record | None = None
+) -> list[Record]:
+    """Run one point, and its full baseline first if none is stored; return the records, the point's
+    own record last.
 
-    A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
-    Raises UsageError for an unsupported request, and RunError if the run fails.
+    A given `baseline` may come from any machine; a stored baseline must come from a machine like
+    this one. Raises UsageError for an unsupported request, and RunError if the run fails.
     """
     if point.baseline and point.config.baseline_model and baseline is None:
         baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
@@ -167,7 +210,9 @@ def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = 
     baseline = baseline or stored_baseline(point)
     if baseline is None:
         full = make_plan(point.baseline.config, run.loaded.metadata)
-        full_run = replace(run, point=point.baseline, plan=full, found=ScheduleProvenance(), adapter=None)
+        full_run = replace(
+            run, point=point.baseline, plan=full, found=ScheduleProvenance(), adapter=None
+        )
         baseline = _measure(full_run, session)
         run = replace(run, started_at=time.monotonic())
     return [baseline, _measure(run, session, baseline)]
@@ -175,17 +220,23 @@ def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = 
 
 def _run_benchmark(point: ResolvedPoint, session: Session) -> Record:
     """Time a point with compiled layers if decoding.compile=auto can use them, and else without."""
-    compiled = with_compiled_layers(point.config, session.load(point.config.model, point.config.seed))
+    compiled = with_compiled_layers(
+        point.config, session.load(point.config.model, point.config.seed)
+    )
     try:
         return _measure(prepare_run(point, session, compiled), session)
     except RunError:
         if compiled is point.config:
             raise
-    return _measure(prepare_run(point, session), session)  # torch.compile does not support every model
+    return _measure(
+        prepare_run(point, session), session
+    )  # torch.compile does not support every model
 
 
 def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
-    """Encode and load, and decide the schedule and the corrections of a point by calibration and timing."""
+    """Encode and load, and decide the schedule and the corrections of a point by calibration and
+    timing.
+    """
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
     loaded = full = session.load(point.config.model, point.config.seed)
@@ -193,7 +244,10 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         check_same_tokens(workload, session.encode(point.baseline)[0])
         full = session.load(point.baseline.config.model, point.config.seed, beside=loaded)
     if fingerprint(point.config.model) != point.fingerprint:
-        raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; repeat the run")
+        raise RunError(
+            f"the weights of {point.config.model.path} changed since the run was prepared; repeat"
+            " the run"
+        )
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
     latency = session.solve_depth(timed or config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
@@ -203,11 +257,23 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         patches, patch = zero_patches(config, loaded, plan)
     trained, skip_adapter = load_adapter(config, plan)
     found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
-    return PreparedRun(point, timed or point.config, loaded, full, workload, plan, found, started_at, patches or trained)
+    return PreparedRun(
+        point,
+        timed or point.config,
+        loaded,
+        full,
+        workload,
+        plan,
+        found,
+        started_at,
+        patches or trained,
+    )
 
 
 def stored_baseline(point: ResolvedPoint) -> Record | None:
-    """Return the finished baseline of a point if its times were measured on a machine like this one."""
+    """Return the finished baseline of a point if its times were measured on a machine like this
+    one.
+    """
     assert point.baseline is not None
     return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
 
@@ -215,40 +281,67 @@ def stored_baseline(point: ResolvedPoint) -> Record | None:
 def is_from_here(record: Record) -> bool:
     """True if a record was measured on a machine like this one, with the same number of threads."""
     where = record.environment
-    return where is not None and environment.is_like_here(where.model_dump(), record.device or "cpu", ("threads",))
+    return where is not None and environment.is_like_here(
+        where.model_dump(), record.device or "cpu", ("threads",)
+    )
 
 
 def _measure(run: PreparedRun, session: Session, baseline: Record | None = None) -> Record:
-    progress, config, loaded, point, plan = session.progress, run.point.config, run.loaded, run.point, run.plan
+    progress, config, loaded, point, plan = (
+        session.progress,
+        run.point.config,
+        run.loaded,
+        run.point,
+        run.plan,
+    )
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
-    full = decoder if plan.is_full_model and not baseline else session.full_decoder(config, run.full)
+    full = (
+        decoder if plan.is_full_model and not baseline else session.full_decoder(config, run.full)
+    )
     backend = decoder.linear_backend(config.decoding).name
-    answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
-    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "answered_by": digest(answered_by)}
+    answered_by = [
+        plan.as_dict(),
+        run.found.patch,
+        run.found.skip_adapter,
+        run.workload.prompts,
+    ]  # what the id does not decide
+    origin = {
+        **environment.origin(str(loaded.model.device)),
+        "linear_backend": backend,
+        "answered_by": digest(answered_by),
+    }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
-        hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
+        hypotheses = (
+            [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
+        )
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
             answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
-            folder.save_generations(point.run_id, answers.generations)  # saved before scoring, which may fail
+            folder.save_generations(
+                point.run_id, answers.generations
+            )  # saved before scoring, which may fail
             quality = score_answers(answers, run.workload, scoring_decoder, hypotheses, progress)
         except InvalidLogitsError:
             checkpoints.remove()
             raise
     if config.speed.enabled:
         fixed = run.timed.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
-        timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
+        timed = time_pairs(
+            full if config.baseline else None, decoder, run.workload, fixed, progress
+        )
     progress.phase("write", 0)
     record = _make_record(run, decoder, answers, timed, baseline)
     benchmark = []
     if timed and point.task is None:
         bandwidth = session.read_bandwidth(loaded.model.device)
         benchmark = [describe_benchmark(timed, plan, loaded, run.timed, bandwidth)]
-    record = record.join(*([quality] if quality else []), *benchmark, wall_seconds=checkpoints.elapsed_seconds)
+    record = record.join(
+        *([quality] if quality else []), *benchmark, wall_seconds=checkpoints.elapsed_seconds
+    )
     record = record.replace(warnings=run_warnings(config, plan, record))
     folder.save(config, record, answers.generations if answers else None)
     checkpoints.remove()
@@ -272,7 +365,9 @@ def _make_record(
     )
     pairs = timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
-    natural = outputs if answers or plan.exits else []  # random weights have no answers, but exits in timed pairs
+    natural = (
+        outputs if answers or plan.exits else []
+    )  # random weights have no answers, but exits in timed pairs
     described = describe_schedule(plan, run.found, natural, pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
@@ -282,6 +377,8 @@ def _make_record(
     sections = [
         throughput,
         timed.timing() if timed else None,
-        describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
+        describe_provenance(
+            config, plan, run.loaded, decoder, len(answers.generations) if answers else 0
+        ),
     ]
     return Record.joined(asked, described, *(section for section in sections if section))

@@ -1,7 +1,9 @@
-"""Statistics of records: intervals of medians, shares of the full model's quality, differences and verdicts.
+"""Statistics of records: intervals of medians, shares of the full model's quality, differences and
+verdicts.
 
-All intervals are 95%. A verdict relies on a whole interval: a value holds if its interval is above the bound, does not hold if
-it is below, and is a tie if the interval includes the bound or is not known.
+All intervals are 95%. A verdict relies on a whole interval: a value holds if its interval is above
+the bound, does not hold if it is below, and is a tie if the interval includes the bound or is not
+known.
 """
 
 import math
@@ -47,25 +49,31 @@ class MedianInterval:
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> MedianInterval:
     """Compute the median of independent samples and its distribution-free confidence interval.
 
-    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th largest of n samples enclose it
-    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses
-    the largest k that reaches `confidence`, or k = 1: fewer than six samples cannot reach 95%.
+    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th
+    largest of n samples enclose it with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and
+    Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses the largest k that reaches
+    `confidence`, or k = 1: fewer than six samples cannot reach 95%.
 
     >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
     MedianInterval(median=4.0, low=1.0, high=7.0, coverage=0.984375)
     """
     values = sorted(map(float, samples))
     count, rank, outside = len(values), 1, 1
-    while rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= (1 - confidence) * 2**count:
+    while (
+        rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= (1 - confidence) * 2**count
+    ):
         outside += comb(count, rank)
         rank += 1
-    return MedianInterval(median(values), values[rank - 1], values[-rank], 1 - 2 * outside / 2**count)
+    return MedianInterval(
+        median(values), values[rank - 1], values[-rank], 1 - 2 * outside / 2**count
+    )
 
 
 def verdict(interval: Interval, bound: float) -> str:
     """Judge the claim that a value is above a bound.
 
-    >>> [verdict(Interval(1.2, low, high), 1.0) for low, high in ((1.1, 1.3), (0.9, 1.3), (None, None))]
+    >>> ends = ((1.1, 1.3), (0.9, 1.3), (None, None))
+    >>> [verdict(Interval(1.2, low, high), 1.0) for low, high in ends]
     ['holds', 'tie', 'tie']
     """
     if interval.low is None or interval.high is None:
@@ -85,10 +93,12 @@ def speedup_text(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the full model's quality that a record keeps; for metrics where lower is better, full's value over its own.
+    """The share of the full model's quality that a record keeps; for metrics where lower is better,
+    full's value over its own.
 
-    It passes the gate if it reaches it. The verdict is sure if the whole interval is above or below the gate. A share of fewer
-    than `MIN_FOR_STARS` examples has no interval, because a bootstrap over them has no power.
+    It passes the gate if it reaches it. The verdict is sure if the whole interval is above or below
+    the gate. A share of fewer than `MIN_FOR_STARS` examples has no interval, because a bootstrap
+    over them has no power.
     """
 
     metric: str  # the key of the primary metric
@@ -106,7 +116,9 @@ class Share:
 
     @property
     def sure(self) -> bool:
-        """True if the whole interval is above or below the gate; False if the interval is unknown."""
+        """True if the whole interval is above or below the gate; False if the interval is
+        unknown.
+        """
         end = self.low if self.passes else self.high
         return end is not None and (end >= self.gate) is self.passes
 
@@ -132,29 +144,43 @@ class Share:
 
     @property
     def caveat(self) -> str:
-        """A warning if the full model's score is so low that a share of it says nothing; otherwise empty."""
+        """A warning if the full model's score is so low that a share of it says nothing; otherwise
+        empty.
+        """
         if self.metric != "bleu" or self.full >= MIN_BLEU:
             return ""
-        return f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is below {MIN_BLEU:g}"
+        return (
+            f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is"
+            f" below {MIN_BLEU:g}"
+        )
 
     def text(self) -> str:
         """Format the share with its interval."""
-        return f"{self.share:.1%}" + ("" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})")
+        return f"{self.share:.1%}" + (
+            "" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})"
+        )
 
 
 def primary(records: Iterable[Record]) -> str | None:
-    """Return the key of the primary metric: the first that the records' tasks name, or else the decode loss."""
+    """Return the key of the primary metric: the first that the records' tasks name, or else the
+    decode loss.
+    """
     records = list(records)
     for record in records:
         for key in record.scores:
             spec = metrics.metric_of(key)
             if spec and spec.primary in record.scores:
                 return spec.primary
-    return metrics.DECODE_LOSS.key if any(record.decode_loss is not None for record in records) else None
+    return (
+        metrics.DECODE_LOSS.key
+        if any(record.decode_loss is not None for record in records)
+        else None
+    )
 
 
 def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
-    """Judge every finished record that has a score and a full model to compare with, among records of one setting.
+    """Judge every finished record that has a score and a full model to compare with, among records
+    of one setting.
 
     The keys are those of the records.
     """
@@ -167,18 +193,27 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
     found = {}
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
-        full = compared.full if compared else fulls.get(record.batch_size, next(iter(fulls.values()), None))
+        full = (
+            compared.full
+            if compared
+            else fulls.get(record.batch_size, next(iter(fulls.values()), None))
+        )
         if score is None or not full:
             continue
         low, high = None, None
         if compared and not record.has_few_examples:
-            low, high = sorted(_share(metric, full + end, full) for end in (compared.delta_low, compared.delta_high))
+            low, high = sorted(
+                _share(metric, full + end, full)
+                for end in (compared.delta_low, compared.delta_high)
+            )
         found[record.key] = Share(metric, score, full, _share(metric, score, full), low, high, gate)
     return found
 
 
 def _share(metric: str, score: float, full: float) -> float:
-    """Return the kept share of full's quality, within its range even if an interval of scores exceeds that of the metric."""
+    """Return the kept share of full's quality, within its range even if an interval of scores
+    exceeds that of the metric.
+    """
     if metric not in LOWER_IS_BETTER:
         return min(max(0.0, min(score, HIGHEST_SCORE) / full), MAX_SHARE)
     return min(max(0.0, full / score), MAX_SHARE) if score > 0 else MAX_SHARE
@@ -210,7 +245,9 @@ class Scorer:
     _found: dict[tuple[str, ...], Difference] = field(default_factory=dict)
 
     def difference(self, new: Record, old: Record, metric: str) -> Difference:
-        """Compute `new` minus `old` (positive is better) by a paired bootstrap over answers to the same examples."""
+        """Compute `new` minus `old` (positive is better) by a paired bootstrap over answers to the
+        same examples.
+        """
         key = (new.folder, new.id, old.folder, old.id, metric)
         if key not in self._found:
             self._found[key] = self._bootstrap(new, old, metric) or from_records(new, old, metric)
@@ -232,10 +269,17 @@ class Scorer:
         task = new.config.get("task") or {}
         language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
         scoring = Scoring((spec.name,), language, task.get("tokenize"), task.get("stemmer", True))
-        references, sources = [reference for _, reference in shared], [source for source, _ in shared]
-        found = metrics.score(scoring, Answers(texts, references, sources, others)).against_full[metric]
+        references, sources = (
+            [reference for _, reference in shared],
+            [source for source, _ in shared],
+        )
+        found = metrics.score(scoring, Answers(texts, references, sources, others)).against_full[
+            metric
+        ]
         how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
-        return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric)
+        return _better(
+            Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric
+        )
 
 
 @cache
@@ -245,7 +289,9 @@ def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
 
 
 def read_answers(folder: str, run_id: str) -> list[dict[str, Any]]:
-    """Read the stored answers of a run; return an empty list if there are none, with a warning if one is damaged."""
+    """Read the stored answers of a run; return an empty list if there are none, with a warning if
+    one is damaged.
+    """
     try:
         return ResultsFolder(Path(folder)).generations(run_id)
     except UsageError as error:
@@ -254,31 +300,47 @@ def read_answers(folder: str, run_id: str) -> list[dict[str, Any]]:
 
 
 def from_records(new: Record, old: Record, metric: str) -> Difference:
-    """Compute `new` minus `old` from two intervals against the same full model, treated as independent.
+    """Compute `new` minus `old` from two intervals against the same full model, treated as
+    independent.
 
-    They are not, so the result is too wide. A full model has no interval against itself, and needs none.
+    They are not, so the result is too wide. A full model has no interval against itself, and needs
+    none.
     """
     value = float(new.value(metric)) - float(old.value(metric))
     sides = [(record.vs_baseline.get(metric), float(record.value(metric))) for record in (new, old)]
-    errors = [error for record in (new, old) if (error := _standard_error(record, metric)) is not None]
+    errors = [
+        error for record in (new, old) if (error := _standard_error(record, metric)) is not None
+    ]
     full, other_full = (compared.full if compared else score for compared, score in sides)
     if new.has_few_examples or old.has_few_examples:
-        return _better(Difference(value, None, None, f"fewer than {MIN_FOR_STARS} examples"), metric)
+        return _better(
+            Difference(value, None, None, f"fewer than {MIN_FOR_STARS} examples"), metric
+        )
     if not errors or abs(full - other_full) > SAME_SCORE:
         return _better(Difference(value, None, None, "no answers to the same examples"), metric)
     half = Z * math.hypot(*errors)
-    return _better(Difference(value, value - half, value + half, "from the rows' intervals"), metric)
+    return _better(
+        Difference(value, value - half, value + half, "from the rows' intervals"), metric
+    )
 
 
 def apart(record: Record, other: Record, metric: str) -> bool:
-    """Return True if the interval of two records' difference excludes zero; both intervals count as independent."""
-    errors = [error for side in (record, other) if (error := _standard_error(side, metric)) is not None]
+    """Return True if the interval of two records' difference excludes zero; both intervals count as
+    independent.
+    """
+    errors = [
+        error for side in (record, other) if (error := _standard_error(side, metric)) is not None
+    ]
     scores = record.value(metric), other.value(metric)
-    return bool(errors) and None not in scores and abs(scores[0] - scores[1]) > Z * math.hypot(*errors)
+    return (
+        bool(errors) and None not in scores and abs(scores[0] - scores[1]) > Z * math.hypot(*errors)
+    )
 
 
 def _standard_error(record: Record, metric: str) -> float | None:
-    """Return the standard error of a record's difference from the full model; None if the record has no interval."""
+    """Return the standard error of a record's difference from the full model; None if the record
+    has no interval.
+    """
     compared = record.vs_baseline.get(metric)
     return (compared.delta_high - compared.delta_low) / (2 * Z) if compared else None
 
@@ -292,7 +354,9 @@ def _better(difference: Difference, metric: str) -> Difference:
 
 
 def speed_ratio(new: Record, old: Record) -> Difference | None:
-    """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was not measured."""
+    """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was
+    not measured.
+    """
     if new.measured_speedup is None or old.measured_speedup is None:
         return None
     value = new.measured_speedup / old.measured_speedup
@@ -300,27 +364,37 @@ def speed_ratio(new: Record, old: Record) -> Difference | None:
     if len(errors) < 2:
         return Difference(value, None, None, "too few timed pairs")
     spread = Z * math.hypot(*errors)
-    return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
+    return Difference(
+        value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals"
+    )
 
 
 def _log_error(record: Record) -> float | None:
-    """Return the standard error of a speedup's logarithm from its interval and coverage; None with too few timed pairs."""
+    """Return the standard error of a speedup's logarithm from its interval and coverage; None with
+    too few timed pairs.
+    """
     speedup, coverage = record.speedup, record.speedup_interval_coverage
     if speedup is None or speedup.low is None or speedup.high is None:
         return None
-    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
+    z = (
+        Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)
+    )  # None: 95% bootstrap of earlier versions
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
 def unchanged(difference: Difference) -> str:
-    """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the interval includes zero."""
+    """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
+    interval includes zero.
+    """
     if difference.low is None or difference.high is None:
         return HOLDS if difference.value == 0 else TIE
     return HOLDS if difference.is_same else TIE if difference.low <= 0 <= difference.high else FAILS
 
 
 def within(ratio: Difference, tolerance: float) -> str:
-    """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and slower."""
+    """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and
+    slower.
+    """
     if ratio.low is None or ratio.high is None:
         return TIE
     room = -math.log(1 - tolerance)
@@ -331,7 +405,9 @@ def within(ratio: Difference, tolerance: float) -> str:
 
 
 def sentence(record: Record) -> str:
-    """Return the result of a record as one sentence, e.g. for the beginning of the output of a run."""
+    """Return the result of a record as one sentence, e.g. for the beginning of the output of a
+    run.
+    """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
     if record.keeps_all:
@@ -343,7 +419,9 @@ def sentence(record: Record) -> str:
     facts = []
     if record.speedup and not record.keeps_all:
         value, low, high = record.speedup
-        facts.append(f"{value:.2f}x as fast ({FEW_PAIRS if low is None else f'{low:.2f} to {high:.2f}'})")
+        facts.append(
+            f"{value:.2f}x as fast ({FEW_PAIRS if low is None else f'{low:.2f} to {high:.2f}'})"
+        )
     metric = primary([record])
     if metric:
         facts.append(_score_text(record, metric))
@@ -358,5 +436,9 @@ def _score_text(record: Record, metric: str) -> str:
     if record.has_few_examples or compared.p_value is None:
         judged = "too few examples for a test" if record.has_few_examples else "not tested"
     else:
-        judged = "a significant difference" if record.is_significant(metric) else "no significant difference"
+        judged = (
+            "a significant difference"
+            if record.is_significant(metric)
+            else "no significant difference"
+        )
     return f"{text} instead of {compared.full:{form}} ({judged})"

@@ -10,8 +10,9 @@ from ulskip_cli.experiments.record import Throughput
 def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:
     """Compute tokens/s in both conventions; neither counts padding or ids after an EOS token.
 
-    `decode_tokens_per_second` divides the decoded ids (all but each sequence's first) by the decode time only.
-    `total_tokens_per_second` divides prompt and generated ids by prefill and decode time, as the paper counts.
+    `decode_tokens_per_second` divides the decoded ids (all but each sequence's first) by the decode
+    time only. `total_tokens_per_second` divides prompt and generated ids by prefill and decode
+    time, as the paper counts.
     """
     prompt_tokens = sum(output.prompt_tokens for output in outputs)
     generated_tokens = sum(output.generated_tokens for output in outputs)

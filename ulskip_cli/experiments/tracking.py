@@ -12,9 +12,11 @@ _LEFT_OUT = ("config", "strategy_options", "pairs")  # the raw samples of `pairs
 
 
 def log_record(config: Config, record: Record, folder: Path) -> None:
-    """Log a finished record to the tracker; failed and inapplicable points have no measurements and are not logged.
+    """Log a finished record to the tracker; failed and inapplicable points have no measurements and
+    are not logged.
 
-    Configuration, texts and lists are the run's parameters, and all other numbers of the row are its metrics.
+    Configuration, texts and lists are the run's parameters, and all other numbers of the row are
+    its metrics.
     """
     if config.tracker == "none":
         return
@@ -34,7 +36,9 @@ def run_name(record: Record) -> str:
 def split_row(config: Config, record: Record) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the parameters and the metrics of a record, with dotted keys."""
     row = {key: value for key, value in record.to_row().items() if key not in _LEFT_OUT}
-    parameters = dict(flatten({**config.resolved(), **{key: row.pop(key) for key in _SETTINGS if key in row}}))
+    parameters = dict(
+        flatten({**config.resolved(), **{key: row.pop(key) for key in _SETTINGS if key in row}})
+    )
     metrics = {}
     for key, value in flatten(row):
         if isinstance(value, bool | str):

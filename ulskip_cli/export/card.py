@@ -1,4 +1,6 @@
-"""Make the model card of an export, and the page about serving a prefill/decode pair, from templates. Imports no torch."""
+"""Make the model card of an export, and the page about serving a prefill/decode pair, from
+templates. Imports no torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,14 @@ from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
-_WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")  # options of a model that choose its weights
+_WEIGHTS = (
+    "source",
+    "path",
+    "revision",
+    "adapter",
+    "quantization",
+    "dtype",
+)  # options of a model that choose its weights
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class CardFacts:
     total_bytes: int
     checked: str  # the checks of the export and their result
     training: str  # the training of the source's weights, as in a row
-    trained_for_these: bool | None  # True if the weights were trained with exactly these layers; None: unknown
+    trained_for_these: (
+        bool | None
+    )  # True if the weights were trained with exactly these layers; None: unknown
     quantization: str | None  # earlier quantization of the source's weights
     license: str | None  # of the source, from its own card
     records: Sequence[Record]  # results of this schedule of this model
-    skip_adapter: dict[str, Any] | None = None  # the entry in a row of the skip adapter that is merged into the layers
+    skip_adapter: dict[str, Any] | None = (
+        None  # the entry in a row of the skip adapter that is merged into the layers
+    )
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
@@ -48,54 +61,100 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
     base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", license=facts.license, base_model=base, tags=tags
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=facts.license,
+        base_model=base,
+        tags=tags,
     )
-    values: dict[str, Any] = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
+    values: dict[str, Any] = {
+        "point": point,
+        "plan": point.plan,
+        "facts": facts,
+        "revision": model.revision,
+    }
     values["facts"] = replace(facts, training=escape_markdown(facts.training))
-    values |= {"rows": list(map(_cells, facts.records)), "provenance": escape_markdown(provenance(facts.records))}
-    values |= {"serving": SERVING, "prefill": PREFILL, "correction": _correction(facts.skip_adapter)}
-    card: ModelCard = ModelCard.from_template(data, template_path=str(_TEMPLATES / "card.md"), **values)
+    values |= {
+        "rows": list(map(_cells, facts.records)),
+        "provenance": escape_markdown(provenance(facts.records)),
+    }
+    values |= {
+        "serving": SERVING,
+        "prefill": PREFILL,
+        "correction": _correction(facts.skip_adapter),
+    }
+    card: ModelCard = ModelCard.from_template(
+        data, template_path=str(_TEMPLATES / "card.md"), **values
+    )
     return card
 
 
 def _correction(skip_adapter: dict[str, Any] | None) -> str:
     entry = skip_adapter or {}
     lora = entry.get("lora_rank")
-    parts = ["folded patches"] * (entry.get("kind") == "folded") + [f"LoRA of rank {lora}"] * bool(lora)
+    parts = ["folded patches"] * (entry.get("kind") == "folded") + [f"LoRA of rank {lora}"] * bool(
+        lora
+    )
     return " and ".join(parts) or "no patches"
 
 
 def serving_page(plan: Plan, has_adapter: bool = False) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
-    page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan, has_adapter=has_adapter)
+    page: str = jinja2.Template(text, keep_trailing_newline=True).render(
+        plan=plan, has_adapter=has_adapter
+    )
     return page
 
 
 def source_license(folder: Path) -> str | None:
     """Return the license in the source model's card, or None if the card states no license."""
     try:
-        name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license if (folder / CARD).is_file() else None
+        name = (
+            ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license
+            if (folder / CARD).is_file()
+            else None
+        )
     except (ValueError, yaml.YAMLError):  # not UTF-8, or no valid metadata
         return None
     return name if isinstance(name, str) else None
 
 
 def matching_records(
-    folder: Path, model: ModelConfig, plan: Plan, training: str, skip_adapter: dict[str, Any] | None = None
+    folder: Path,
+    model: ModelConfig,
+    plan: Plan,
+    training: str,
+    skip_adapter: dict[str, Any] | None = None,
 ) -> list[Record]:
-    """Return the newest record with this model, schedule and skip adapter for each setting and machine.
+    """Return the newest record with this model, schedule and skip adapter for each setting and
+    machine.
 
-    `folder` may contain one experiment or several, or not exist. `training` describes how the weights were trained.
+    `folder` may contain one experiment or several, or not exist. `training` describes how the
+    weights were trained.
     """
     newest: dict[str, Record] = {}
-    folders = [file.parent for file in (folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl")))]
-    found = [displayed(record, path) for path in folders for record in ResultsFolder(path).records() if record.is_done]
+    folders = [
+        file.parent for file in (folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl")))
+    ]
+    found = [
+        displayed(record, path)
+        for path in folders
+        for record in ResultsFolder(path).records()
+        if record.is_done
+    ]
     for record in sorted(found, key=lambda record: str(record.finished_at)):
         if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter):
-            settings = {key: value for key, value in record.settings().items() if key not in ("folder", "model", "model.path")}
+            settings = {
+                key: value
+                for key, value in record.settings().items()
+                if key not in ("folder", "model", "model.path")
+            }
             newest[f"{settings} {record.environment and record.environment.machine}"] = record
-    return sorted(newest.values(), key=lambda record: (str(record.task), str(record.dataset), record.batch_size))
+    return sorted(
+        newest.values(),
+        key=lambda record: (str(record.task), str(record.dataset), record.batch_size),
+    )
 
 
 def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> bool:
@@ -104,18 +163,34 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> b
     except UsageError:
         return False
     other_baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
-    expected = {"num_layers": plan.num_layers, "kept_layers": plan.kept_layers, "prompt_layers": plan.prompt_layers}
-    has_formats = record.engine and copies_weights(record.engine)  # it computes with a copy of the weights
+    expected = {
+        "num_layers": plan.num_layers,
+        "kept_layers": plan.kept_layers,
+        "prompt_layers": plan.prompt_layers,
+    }
+    has_formats = record.engine and copies_weights(
+        record.engine
+    )  # it computes with a copy of the weights
     return (
         all(_same(key, getattr(measured, key), getattr(model, key)) for key in _WEIGHTS)
-        and all(record.value(key) == value for key, value in {**expected, "training": training}.items())
-        and not (record.later_stages or record.exit_depths or record.draft_tokens or record.unit or has_formats)
+        and all(
+            record.value(key) == value for key, value in {**expected, "training": training}.items()
+        )
+        and not (
+            record.later_stages
+            or record.exit_depths
+            or record.draft_tokens
+            or record.unit
+            or has_formats
+        )
         and other_baseline in (None, record.engine)
     )
 
 
 def _is_corrected(record: Record, skip_adapter: dict[str, Any] | None) -> bool:
-    """Return True if a record was measured with an adapter, also if its run fitted it as `correction=patch`."""
+    """Return True if a record was measured with an adapter, also if its run fitted it as
+    `correction=patch`.
+    """
     if record.correction is None or skip_adapter is None:
         return record.correction is None and skip_adapter is None
     used = record.correction.model_dump(exclude_none=True)
@@ -138,8 +213,15 @@ def _cells(record: Record) -> list[str]:
     for key in (*metric_keys(), DECODE_LOSS.key):
         if record.value(key) is not None:
             compared, form = record.vs_baseline.get(key), row_key(key).number_format
-            quality.append(f"{key} {record.value(key):{form}}" + (f" (full {compared.full:{form}})" if compared else ""))
-    coverage = f" ({record.speedup_interval_coverage:.0%})" if record.speedup and record.speedup.low is None else ""
+            quality.append(
+                f"{key} {record.value(key):{form}}"
+                + (f" (full {compared.full:{form}})" if compared else "")
+            )
+    coverage = (
+        f" ({record.speedup_interval_coverage:.0%})"
+        if record.speedup and record.speedup.low is None
+        else ""
+    )
     rate = record.decode_tokens_per_second
     cells = [
         " ".join(filter(None, (record.task, record.pair, record.dataset))) or "random prompts",

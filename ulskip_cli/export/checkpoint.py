@@ -1,4 +1,6 @@
-"""Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and model card."""
+"""Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and
+model card.
+"""
 
 import hashlib
 import json
@@ -40,29 +42,44 @@ class KeptLayers:
 
 
 def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
-    """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain it."""
-    model, kept, trusted = point.config.model, point.plan.kept_layers, point.config.model.trust_remote_code
+    """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
+    it.
+    """
+    model, kept, trusted = (
+        point.config.model,
+        point.plan.kept_layers,
+        point.config.model.trust_remote_code,
+    )
     progress.phase("load the model", 0)
     source = folder_of(model)
     if point.to.resolve() == source.resolve():
-        raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
+        raise UsageError(
+            f"expected --to outside the exported model, got the model's folder {point.to}; use"
+            " another folder"
+        )
     source_config = read_config(source, trusted)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise UsageError(
-            f"expected a model that fits into memory, got weights that model.device_map={model.device_map} offloads; use "
-            "--format mergekit"
+            "expected a model that fits into memory, got weights that"
+            f" model.device_map={model.device_map} offloads; use --format mergekit"
         )
-    view = shallow_view.shallow_view(loaded.model, kept) if adapter is None else adapter.view(loaded.model, kept)
+    view = (
+        shallow_view.shallow_view(loaded.model, kept)
+        if adapter is None
+        else adapter.view(loaded.model, kept)
+    )
     config = shallow_config(source_config, source, view, kept, trusted)
     return KeptLayers(source, source_config, loaded, view, config, entry)
 
 
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record of the export.
+    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record
+    of the export.
 
-    The target stays unchanged if the model cannot be exported (UsageError) or the export differs from the view (RunError).
+    The target stays unchanged if the model cannot be exported (UsageError) or the export differs
+    from the view (RunError).
     """
     plan, model = point.plan, point.config.model
     with staging.staged(point.to, is_folder=True) as folder:
@@ -72,10 +89,14 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
         _write_model(point, exported.source, exported.view, exported.config, folder)
         if point.is_pair:
             every = range(plan.num_layers)
-            config = shallow_config(exported.source_config, exported.source, full, every, model.trust_remote_code)
+            config = shallow_config(
+                exported.source_config, exported.source, full, every, model.trust_remote_code
+            )
             progress.phase(f"write {plan.num_layers} layers", 0)
             _write_model(point, exported.source, full, config, folder / card.PREFILL)
-            (folder / card.SERVING).write_text(card.serving_page(plan, exported.skip_adapter is not None), "utf-8")
+            (folder / card.SERVING).write_text(
+                card.serving_page(plan, exported.skip_adapter is not None), "utf-8"
+            )
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
         parameters = list(exported.view.parameters())  # tied ones once
         facts = card.CardFacts(
@@ -86,22 +107,37 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
             trained_for_these=is_trained_for(notes["trained_for"], plan),
             quantization=notes["quantization"],
             license=card.source_license(exported.source),
-            records=card.matching_records(point.results, model, plan, notes["training"], exported.skip_adapter),
+            records=card.matching_records(
+                point.results, model, plan, notes["training"], exported.skip_adapter
+            ),
             skip_adapter=exported.skip_adapter,
         )
         card.model_card(point, facts).save(folder / card.CARD)
         record = _record(point, facts, folder)
-        (folder / staging.RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (folder / staging.RECORD).write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
     return {**record, "to": str(point.to)}
 
 
-def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, config: dict[str, Any], folder: Path) -> None:
+def _write_model(
+    point: ResolvedExport,
+    source: Path,
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    folder: Path,
+) -> None:
     """Save a model with a given config.json and the other files of its source."""
     model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
-    for file in folder.glob("*.safetensors"):  # safetensors creates files that only their owner can read
+    for file in folder.glob(
+        "*.safetensors"
+    ):  # safetensors creates files that only their owner can read
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for pattern in (*COMPANIONS, *(["*.py"] if point.config.model.trust_remote_code else [])):  # trusted code only
+    for pattern in (
+        *COMPANIONS,
+        *(["*.py"] if point.config.model.trust_remote_code else []),
+    ):  # trusted code only
         for file in filter(Path.is_file, source.glob(pattern)):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +145,11 @@ def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, co
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's safetensors.
+    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's
+    safetensors.
 
-    `ulskip_vllm/pair_export.py` computes the same hash to check that two servers hold the models of one pair.
+    `ulskip_vllm/pair_export.py` computes the same hash to check that two servers hold the models of
+    one pair.
     """
     tensors = []
     for file in sorted(folder.glob("*.safetensors")):
@@ -121,7 +159,14 @@ def weights_digest(folder: Path) -> str:
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
                     stream.seek(8 + size + start)
-                    tensors.append((name, entry["dtype"], entry["shape"], stream.read(min(end - start, _SAMPLE_BYTES)).hex()))
+                    tensors.append(
+                        (
+                            name,
+                            entry["dtype"],
+                            entry["shape"],
+                            stream.read(min(end - start, _SAMPLE_BYTES)).hex(),
+                        )
+                    )
     return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
 
 
@@ -138,12 +183,16 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
         "prefill": card.PREFILL if point.is_pair else None,
-        "weights_digest": {role: weights_digest(part) for role, part in models.items() if part.is_dir()},
+        "weights_digest": {
+            role: weights_digest(part) for role, part in models.items() if part.is_dir()
+        },
         "parameters": facts.parameters,
         "total_bytes": facts.total_bytes,
         "checked": facts.checked,
         "training": facts.training,
         "results": [record.id for record in facts.records],
         # A later export may replace these files only.
-        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()),
+        "files": sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+        ),
     }

@@ -1,4 +1,6 @@
-"""Export of the kept layers as a GGUF file for llama.cpp; only Llama and Mistral models with byte-level BPE."""
+"""Export of the kept layers as a GGUF file for llama.cpp; only Llama and Mistral models with
+byte-level BPE.
+"""
 
 import contextlib
 import io
@@ -8,7 +10,12 @@ from typing import Any
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
@@ -19,29 +26,42 @@ from ulskip_cli.export.staging import staged
 from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_reason, write_model
 
-_LOGIT_TOLERANCE = 1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LOGIT_TOLERANCE = (
+    1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
+)
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as a GGUF file, load the file and compare it with the view; raise RunError if they differ."""
+    """Write the kept layers as a GGUF file, load the file and compare it with the view; raise
+    RunError if they differ.
+    """
     plan = point.plan
     with staged(point.to, is_folder=False) as file:
         exported = load_kept(point, progress)
         tokenizer = exported.loaded.tokenizer
         assert tokenizer is not None
         if reason := unsupported_reason(exported.config):
-            raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
+            raise UsageError(
+                f"--format gguf does not support this model ({reason}); use --format hf"
+            )
         progress.phase("write gguf", 0)
         tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
         if exported.view.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
         writer = gguf.GGUFWriter(file, "llama")
-        writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
+        writer.add_name(
+            f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers"
+        )
         writer.add_description("exported by ulskip")
         _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
         names = {name: name for name in tensors}
-        parameters, main_type = write_model(writer, GgufTensors(tensors.__getitem__, exported.config), names)
+        parameters, main_type = write_model(
+            writer, GgufTensors(tensors.__getitem__, exported.config), names
+        )
         checked = "the file was not compared with the kept layers (--no-check)"
         if point.check is not False:
             progress.phase("check gguf", 0)
@@ -59,46 +79,83 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compare the file with the view, converted to float32; describe the result, or raise RunError if they differ."""
+    """Compare the file with the view, converted to float32; describe the result, or raise RunError
+    if they differ.
+    """
     options: dict[str, Any] = {"gguf_file": file.name}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.float32, **options
+        ).eval()
     expected, tensors = view.state_dict(), loaded.state_dict()
     for name, tensor in expected.items():
         if name not in tensors or not torch.equal(tensor.float().cpu(), tensors[name].float()):
-            raise RunError(f"expected the source's values of {name} in the GGUF file, got other values; {DELETED}")
-    vocabulary, own = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(), tokenizer.get_vocab()
+            raise RunError(
+                f"expected the source's values of {name} in the GGUF file, got other values;"
+                f" {DELETED}"
+            )
+    vocabulary, own = (
+        AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(),
+        tokenizer.get_vocab(),
+    )
     lost = sum(vocabulary.get(token) != token_id for token, token_id in own.items())
     if lost:
-        raise RunError(f"expected the tokenizer's {len(own)} tokens in the GGUF file, got {lost} wrong ones; {DELETED}")
+        raise RunError(
+            f"expected the tokenizer's {len(own)} tokens in the GGUF file, got {lost} wrong ones;"
+            f" {DELETED}"
+        )
     ids, mask = random_prompts(view)
     with torch.inference_mode():
-        one, other = (model(input_ids=ids, attention_mask=mask).logits for model in (view.float(), loaded.to(ids.device)))
+        one, other = (
+            model(input_ids=ids, attention_mask=mask).logits
+            for model in (view.float(), loaded.to(ids.device))
+        )
     difference = float((one - other)[mask.bool()].abs().max() / one.abs().max())
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(
-            f"expected the GGUF file to give the logits of the kept layers, got a difference of {difference:.1%}; {DELETED}"
+            "expected the GGUF file to give the logits of the kept layers, got a difference of"
+            f" {difference:.1%}; {DELETED}"
         )
-    return f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal those of the source"
+    return (
+        f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal"
+        " those of the source"
+    )
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if there is no name."""
-    parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
+    """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if
+    there is no name.
+    """
+    parts: list[dict[str, Any]] = (
+        spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
+    )
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and parts[1].get("use_regex", True):
+    if (
+        kinds == ["Digits", "ByteLevel"]
+        and parts[0].get("individual_digits")
+        and parts[1].get("use_regex", True)
+    ):
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"].get("Regex") == _LLAMA3:
         return "llama-bpe"
     raise UsageError(f"--format gguf does not support the pre-tokenizer {kinds}; use --format hf")
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> None:
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] != "BPE" or spec["model"].get("byte_fallback") or spec.get("normalizer"):
-        raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; use --format hf")
+    if (
+        spec["model"]["type"] != "BPE"
+        or spec["model"].get("byte_fallback")
+        or spec.get("normalizer")
+    ):
+        raise UsageError(
+            "--format gguf supports only byte-level BPE tokenizers without a normalizer; use"
+            " --format hf"
+        )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, token_id in tokenizer.get_vocab().items():
@@ -106,12 +163,16 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
             tokens[token_id], types[token_id] = token, gguf.TokenType.NORMAL
     for added in spec["added_tokens"]:
         if added["id"] < vocab_size:
-            types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+            types[added["id"]] = (
+                gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+            )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(spec["pre_tokenizer"]))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]])
+    writer.add_token_merges(
+        [one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]]
+    )
     for key in ("bos", "eos", "pad", "unk"):
         if (value := getattr(tokenizer, f"{key}_token_id")) is not None:
             getattr(writer, f"add_{key}_token_id")(value)

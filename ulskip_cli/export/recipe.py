@@ -33,17 +33,24 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
 
 
 def mergekit_recipe(point: ResolvedExport) -> str:
-    """Return the plan as a mergekit recipe in YAML: a passthrough merge of slices with exclusive ends."""
+    """Return the plan as a mergekit recipe in YAML: a passthrough merge of slices with exclusive
+    ends.
+    """
     plan, model = point.plan, point.config.model
     path = model.path if model.source == "hf" else str(find_config(model).parent)
-    slices = [{"sources": [{"model": path, "layer_range": list(ends)}]} for ends in layer_ranges(plan.kept_layers)]
+    slices = [
+        {"sources": [{"model": path, "layer_range": list(ends)}]}
+        for ends in layer_ranges(plan.kept_layers)
+    ]
     dtype = point.dtype
     if dtype is None:
         source = json.loads(find_config(model).read_text("utf-8"))
         dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
+    return (
+        f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
+    )
 
 
 def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:

@@ -17,7 +17,10 @@ from ulskip_cli.strategies.memory import parse_bytes
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-MERGEABLE = ("folded", "none")  # kinds of patches that a model without ulskip can contain; LoRA is merged too
+MERGEABLE = (
+    "folded",
+    "none",
+)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
 
 
@@ -29,7 +32,9 @@ class ExportRequest:
     format: str = "hf"  # one of FORMATS
     results: Path | None = None  # the results folder for the model card; None: `results_dir`
     shard_size: str = "5GB"  # maximal size of a weights file
-    check: bool | None = None  # compare the export with the kept layers; None: if both fit into memory
+    check: bool | None = (
+        None  # compare the export with the kept layers; None: if both fit into memory
+    )
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class ResolvedExport:
     max_shard_bytes: int
     check: bool | None
     made_by: str  # version and command
-    skip_adapter: str | None = None  # the folder of the skip adapter that is merged into the kept layers
+    skip_adapter: str | None = (
+        None  # the folder of the skip adapter that is merged into the kept layers
+    )
 
     @property
     def model_name(self) -> str:
@@ -62,22 +69,43 @@ class ResolvedExport:
         return None if self.config.model.dtype == "auto" else self.config.model.dtype
 
 
-def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRequest) -> ResolvedExport:
-    """Make the plan of a request, or raise UsageError if the target is taken or the format cannot describe the plan."""
+def resolve(
+    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest
+) -> ResolvedExport:
+    """Make the plan of a request, or raise UsageError if the target is taken or the format cannot
+    describe the plan.
+    """
     require_choice("--format", request.format, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
     config = configuration.compose(overrides, config_dir, f"export --format {request.format}")
     if request.results is not None and not request.results.is_dir():
-        raise UsageError(f"expected an existing folder for --results, got {request.results}; use the results_dir of a run")
+        raise UsageError(
+            f"expected an existing folder for --results, got {request.results}; use the results_dir"
+            " of a run"
+        )
     to = _target(request)
     staging.check_target(to, is_folder=request.format == "hf")
     if request.format == "gguf" and find_spec("gguf") is None:
-        raise UsageError("--format gguf requires the package gguf, which is not installed; run: pip install gguf")
+        raise UsageError(
+            "--format gguf requires the package gguf, which is not installed; run: pip install gguf"
+        )
     plan = exportable_plan(config, request.format)
-    skip_adapter = None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
+    skip_adapter = (
+        None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
+    )
     made_by = f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}"
     results = request.results or Path(config.results_dir)
-    return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by, skip_adapter)
+    return ResolvedExport(
+        config,
+        plan,
+        request.format,
+        to,
+        results,
+        max_shard_bytes,
+        request.check,
+        made_by,
+        skip_adapter,
+    )
 
 
 def exportable_plan(config: Config, as_format: str = "schedule") -> Plan:
@@ -88,7 +116,9 @@ def exportable_plan(config: Config, as_format: str = "schedule") -> Plan:
 
 
 def _target(request: ExportRequest) -> Path:
-    """Return the folder or file to write; if `--to` lacks the format's suffix, add a default file name to it."""
+    """Return the folder or file to write; if `--to` lacks the format's suffix, add a default file
+    name to it.
+    """
     if request.format == "hf":
         return request.to
     name = _FILE_NAMES[request.format]
@@ -97,14 +127,16 @@ def _target(request: ExportRequest) -> Path:
 
 
 def _mergeable_adapter(config: Config, plan: Plan, as_format: str) -> str | None:
-    """Return the folder of the plan's skip adapter, or None; raise UsageError if a checkpoint cannot contain its patches."""
+    """Return the folder of the plan's skip adapter, or None; raise UsageError if a checkpoint
+    cannot contain its patches.
+    """
     folder = config.correction.folder_for(config.model, plan.skipping_sets)
     if folder is None:
         return None
     kind = config.correction.patches(config.model).kind
     if kind not in MERGEABLE:
         raise UsageError(
-            f"--format {as_format} supports patches of kind {' and '.join(MERGEABLE)}, got {kind} (correction.path={folder}); "
-            "use patches of kind folded, or --format schedule"
+            f"--format {as_format} supports patches of kind {' and '.join(MERGEABLE)}, got {kind}"
+            f" (correction.path={folder}); use patches of kind folded, or --format schedule"
         )
     return folder

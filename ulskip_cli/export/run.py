@@ -14,11 +14,16 @@ from ulskip_cli.export.staging import staged
 
 
 def export(
-    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: ProgressCallback | None = None
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    request: ExportRequest,
+    progress: ProgressCallback | None = None,
 ) -> Row:
-    """Export the schedule of a configuration and return a record; the record's key `to` is the written folder or file.
+    """Export the schedule of a configuration and return a record; the record's key `to` is the
+    written folder or file.
 
-    The target stays unchanged if the request is invalid (UsageError) or the result differs from the view (RunError).
+    The target stays unchanged if the request is invalid (UsageError) or the result differs from the
+    view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
     if point.format == "hf":
@@ -31,10 +36,18 @@ def export(
 
         with enough_space(point.to, _bytes_of(point)):
             return export_gguf(point, progress)
-    text = recipe.mergekit_recipe(point) if point.format == "mergekit" else recipe.schedule_file(point).to_json()
+    text = (
+        recipe.mergekit_recipe(point)
+        if point.format == "mergekit"
+        else recipe.schedule_file(point).to_json()
+    )
     with staged(point.to, is_folder=False) as file:
         file.write_text(text, "utf-8")
-    return {"to": str(point.to), "kept_layers": list(point.plan.kept_layers), "num_layers": point.plan.num_layers}
+    return {
+        "to": str(point.to),
+        "kept_layers": list(point.plan.kept_layers),
+        "num_layers": point.plan.num_layers,
+    }
 
 
 def _bytes_of(point: ResolvedExport) -> int:
@@ -52,15 +65,23 @@ def summary(record: Row) -> list[str]:
     if adapter := record.get("skip_adapter"):
         lines.append(f"merged the skip adapter {adapter} into them")
     if record.get("prefill"):
-        lines.append(f"wrote the full model, which encodes the prompts, to {to}/{record['prefill']}; see {to}/SERVING.md")
+        lines.append(
+            f"wrote the full model, which encodes the prompts, to {to}/{record['prefill']}; see"
+            f" {to}/SERVING.md"
+        )
     if record.get("total_bytes"):
         dtype = f" in {record['dtype']}" if record.get("dtype") else ""
-        lines.append(f"{record['parameters']:,} parameters, {record['total_bytes'] / 2**20:,.1f} MiB{dtype}")
+        lines.append(
+            f"{record['parameters']:,} parameters, {record['total_bytes'] / 2**20:,.1f} MiB{dtype}"
+        )
     if record.get("checked"):
         lines.append(f"checked: {record['checked']}")
     if "results" in record:
         rows = record["results"]
-        advice = "none; run this configuration with `ulskip run` first, or name its folder with --results"
+        advice = (
+            "none; run this configuration with `ulskip run` first, or name its folder with"
+            " --results"
+        )
         lines.append(f"result rows in the model card: {', '.join(rows) or advice}")
         lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
     return lines

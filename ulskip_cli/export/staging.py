@@ -1,4 +1,6 @@
-"""Write an export into a scratch folder, and replace the target when the export is complete. Imports no torch."""
+"""Write an export into a scratch folder, and replace the target when the export is complete.
+Imports no torch.
+"""
 
 import contextlib
 import glob
@@ -32,18 +34,25 @@ def check_target(target: Path, is_folder: bool) -> None:
     elif target.exists():
         with target.open("rb") as stream:
             if _MARK not in stream.read(_HEAD_BYTES):
-                raise UsageError(f"expected a new file or an earlier export for --to, got {target}; use another path")
+                raise UsageError(
+                    f"expected a new file or an earlier export for --to, got {target}; use another"
+                    " path"
+                )
 
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path in a hidden folder next to the target; the content of the path replaces the target if the block succeeds.
+    """Yield a path in a hidden folder next to the target; the content of the path replaces the
+    target if the block succeeds.
 
-    After a failure the target is unchanged, and the scratch folder and all created parent folders are removed.
+    After a failure the target is unchanged, and the scratch folder and all created parent folders
+    are removed.
     """
     check_target(target, is_folder)
     target = target.absolute()
-    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):  # left by killed exports
+    for abandoned in target.parent.glob(
+        f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"
+    ):  # left by killed exports
         owner = abandoned.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
         if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -53,12 +62,16 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             suffix = f".{os.getpid()}{_SCRATCH_SUFFIX}"
-            scratch = Path(tempfile.mkdtemp(suffix, f".{target.name}.", target.parent))  # new, and writable by this user only
+            scratch = Path(
+                tempfile.mkdtemp(suffix, f".{target.name}.", target.parent)
+            )  # new, and writable by this user only
             staging = scratch / target.name
             if is_folder:
                 staging.mkdir()
         except OSError as error:
-            raise UsageError(f"cannot write to --to {target} ({error.strerror or error}); use another path") from None
+            raise UsageError(
+                f"cannot write to --to {target} ({error.strerror or error}); use another path"
+            ) from None
         yield staging
         _replace(target, staging)
     finally:
@@ -76,11 +89,14 @@ def _check_contents(folder: Path) -> None:
     try:
         known = set(json.loads((folder / RECORD).read_text("utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"expected a new folder or an earlier export for --to, got {folder}; use another path") from None
+        raise UsageError(
+            f"expected a new folder or an earlier export for --to, got {folder}; use another path"
+        ) from None
     others = sorted(found - known - {RECORD})
     if others:
         raise UsageError(
-            f"expected only an earlier export in --to {folder}, got also {others[0]}; move that file, or use another path"
+            f"expected only an earlier export in --to {folder}, got also {others[0]}; move that"
+            " file, or use another path"
         )
 
 

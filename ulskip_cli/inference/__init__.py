@@ -1,4 +1,5 @@
 """Loading, layer skipping, caches and teacher forcing of models, and the clock. Requires torch.
 
-Start with `shallow_view.py` (a model of some layers that shares the weights). May import `strategies`, `tasks` and `core`.
+Start with `shallow_view.py` (a model of some layers that shares the weights). May import
+`strategies`, `tasks` and `core`.
 """

@@ -1,4 +1,6 @@
-"""Checks of an architecture that refuse a model whose layers cannot be skipped (see docs/architectures.md)."""
+"""Checks of an architecture that refuse a model whose layers cannot be skipped (see
+docs/architectures.md).
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -11,23 +13,40 @@ from ulskip_cli.core.errors import UsageError
 
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
-    "num_kv_shared_layers": "its layers reuse the keys and values of other layers (num_kv_shared_layers)",
-    "hidden_size_per_layer_input": "its layers read separate inputs selected by layer index (hidden_size_per_layer_input)",
-    "n_recurrent_loops": "its layers run in loops that the config defines by layer index (n_recurrent_loops)",
-    "loop_num_passes": "its layers run in loops that the config defines by layer index (loop_num_passes)",
-    "n_layers_per_attn_res_block": "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)",
-    "cross_attention_layers": "its config selects the cross-attention layers by layer index (cross_attention_layers)",
+    "num_kv_shared_layers": (
+        "its layers reuse the keys and values of other layers (num_kv_shared_layers)"
+    ),
+    "hidden_size_per_layer_input": (
+        "its layers read separate inputs selected by layer index (hidden_size_per_layer_input)"
+    ),
+    "n_recurrent_loops": (
+        "its layers run in loops that the config defines by layer index (n_recurrent_loops)"
+    ),
+    "loop_num_passes": (
+        "its layers run in loops that the config defines by layer index (loop_num_passes)"
+    ),
+    "n_layers_per_attn_res_block": (
+        "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)"
+    ),
+    "cross_attention_layers": (
+        "its config selects the cross-attention layers by layer index (cross_attention_layers)"
+    ),
 }
 # Module attributes that only unsupported architectures have.
 _UNSUPPORTED_ATTRIBUTES = {
-    "_setup_cache": "its layers store their recurrent state in module attributes instead of a cache",
+    "_setup_cache": (
+        "its layers store their recurrent state in module attributes instead of a cache"
+    ),
     "layer_dic": "its layers share one block that selects weights by layer index",
-    "create_position_ids_from_input_ids": "its position ids start after its padding id, but generate starts them at 0",
+    "create_position_ids_from_input_ids": (
+        "its position ids start after its padding id, but generate starts them at 0"
+    ),
     "image_patch_tokens": "it counts image tokens before every prompt, even without an image",
 }
 # Config lists with one entry per layer, and the entry that marks a dependent layer.
 _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
-# Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden states.
+# Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
+# states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
 
 
@@ -41,8 +60,14 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
             return reason
     for key, borrowed in _DEPENDENT_ENTRIES.items():
         if borrowed in (getattr(text_config, key, None) or ()):
-            return f"some layers reuse the token selection or the keys and values of another layer ({key})"
-    if "cache" not in inspect.signature(model.forward).parameters or not model._supports_default_dynamic_cache():
+            return (
+                "some layers reuse the token selection or the keys and values of another layer"
+                f" ({key})"
+            )
+    if (
+        "cache" not in inspect.signature(model.forward).parameters
+        or not model._supports_default_dynamic_cache()
+    ):
         return "it has no cache with one entry per layer"
     for module in model.modules():
         for attribute, reason in _UNSUPPORTED_ATTRIBUTES.items():
@@ -53,27 +78,42 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
 
 def refusal(model: PreTrainedModel, reason: str) -> UsageError:
     """Return the error for an unsupported model."""
-    return UsageError(f"{type(model).__name__} is not supported: {reason}; docs/architectures.md lists supported models")
+    return UsageError(
+        f"{type(model).__name__} is not supported: {reason}; docs/architectures.md lists supported"
+        " models"
+    )
 
 
 def extra_layer_inputs(layer: nn.Module) -> str | None:
-    """Return the name of a layer's first argument, besides the hidden states, that earlier layers compute; None without one."""
+    """Return the name of a layer's first argument, besides the hidden states, that earlier layers
+    compute; None without one.
+    """
     names = inspect.signature(layer.forward).parameters
     return next((name for name in names if name.startswith(_EXTRA_INPUTS)), None)
 
 
 def is_recurrent(cache: DynamicCache) -> bool:
-    """Return True if some layers have a recurrent state, which can be continued only one token at a time."""
+    """Return True if some layers have a recurrent state, which can be continued only one token at a
+    time.
+    """
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return True if no layer has keys and values; the attention mask of a step then covers only the new tokens."""
-    return is_recurrent(cache) and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    """Return True if no layer has keys and values; the attention mask of a step then covers only
+    the new tokens.
+    """
+    return is_recurrent(cache) and not any(
+        isinstance(layer, CacheLayerMixin) for layer in cache.layers
+    )
 
 
-def missing_attention_layers(full: DynamicCache, kept: DynamicCache, layers: Sequence[int]) -> str | None:
-    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are caches of model and view."""
+def missing_attention_layers(
+    full: DynamicCache, kept: DynamicCache, layers: Sequence[int]
+) -> str | None:
+    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are
+    caches of model and view.
+    """
     attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
     if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
         return None

@@ -30,8 +30,9 @@ class BatchSize:
         """Halve the size after an out-of-memory error; raise RunError if the size is already 1."""
         if self.used == 1:
             raise RunError(
-                f"out of memory at batch size 1 ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
-                "use a smaller model, model.dtype=bfloat16 or shorter prompts and answers"
+                "out of memory at batch size 1"
+                f" ({(str(error) or type(error).__name__).splitlines()[0][:120]}); use a smaller"
+                " model, model.dtype=bfloat16 or shorter prompts and answers"
             ) from None
         self.used = max(1, self.used // 2)
 
@@ -39,7 +40,9 @@ class BatchSize:
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch that runs out of memory."""
+    """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch
+    that runs out of memory.
+    """
 
     def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
         batch = items[start : start + count]
@@ -53,7 +56,9 @@ def in_batches(
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """Call `work` with the batch size; halve the size and retry while memory runs out, and raise RunError at size 1."""
+    """Call `work` with the batch size; halve the size and retry while memory runs out, and raise
+    RunError at size 1.
+    """
     while True:
         try:
             return work(size.used)
@@ -65,10 +70,17 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the left or right; return ids and attention mask, each [batch, longest_row]."""
-    side, tensors = "left" if left else "right", [torch.tensor(row, dtype=torch.long) for row in rows]
+    """Pad token ids on the left or right; return ids and attention mask, each [batch,
+    longest_row].
+    """
+    side, tensors = (
+        "left" if left else "right",
+        [torch.tensor(row, dtype=torch.long) for row in rows],
+    )
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
-    return ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
+    return ids, pad_sequence(
+        [torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side
+    )
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
@@ -80,12 +92,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error means out of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in ("can't allocate memory", "out of memory"))
+    return isinstance(error, RuntimeError) and any(
+        one in str(error) for one in ("can't allocate memory", "out of memory")
+    )
 
 
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device, in bytes."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    return int(
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
 
 
 def release() -> None:

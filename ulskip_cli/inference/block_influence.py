@@ -1,4 +1,6 @@
-"""Block influence: the mean angular change of the hidden state in each layer (ShortGPT, Men et al. 2024)."""
+"""Block influence: the mean angular change of the hidden state in each layer (ShortGPT, Men et al.
+2024).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +22,8 @@ def block_influence(
     on_batch: Callable[[int], None] = lambda done: None,
     unit: str = LAYER,
 ) -> list[float]:
-    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}; `texts` are token ids.
+    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1};
+    `texts` are token ids.
 
     For `unit` attention or mlp, the states are those before and after this part of the layer.
     """
@@ -37,7 +40,9 @@ def block_influence(
             if parts:
                 between = parts[index].states_between(args, kwargs, attention_outputs.pop(index))
                 before, after = (before, between) if unit == ATTENTION else (between, after)
-            similar = functional.cosine_similarity(before.float(), after.float().to(before.device), dim=-1)
+            similar = functional.cosine_similarity(
+                before.float(), after.float().to(before.device), dim=-1
+            )
             sums[index] += float(similar[mask.to(similar.device)].double().sum())
 
         return read
@@ -48,16 +53,27 @@ def block_influence(
 
         return keep
 
-    # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not of the last layer.
-    hooks = [layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    hooks += [one.layer.get_submodule(one.attention).register_forward_hook(keeper(index)) for index, one in enumerate(parts)]
+    # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not
+    # of the last layer.
+    hooks = [
+        layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    hooks += [
+        one.layer.get_submodule(one.attention).register_forward_hook(keeper(index))
+        for index, one in enumerate(parts)
+    ]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                ids, attention_mask = (tensor.to(device) for tensor in padded(order[start : start + batch_size], 0, left=True))
+                ids, attention_mask = (
+                    tensor.to(device)
+                    for tensor in padded(order[start : start + batch_size], 0, left=True)
+                )
                 mask = attention_mask.bool()
-                shallow_view.forward_with_cache(model, ids, attention_mask, shallow_view.new_cache(model), last_only=True)
+                shallow_view.forward_with_cache(
+                    model, ids, attention_mask, shallow_view.new_cache(model), last_only=True
+                )
                 count += int(mask.sum())
                 on_batch(min(start + batch_size, len(order)))
     finally:

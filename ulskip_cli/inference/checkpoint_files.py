@@ -9,14 +9,30 @@ from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES
 from ulskip_cli.inference.loading import origin
 
-COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")  # files that belong to the weights
-_NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *COMPANIONS)
+COMPANIONS = (
+    *TOKENIZER_FILES,
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)  # files that belong to the weights
+_NEEDED = (
+    "config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    *COMPANIONS,
+)
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder of a model's files, downloaded if needed; raise UsageError for random weights or a failed download."""
+    """Return the folder of a model's files, downloaded if needed; raise UsageError for random
+    weights or a failed download.
+    """
     if model.source == "random":
-        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
+        raise UsageError(
+            "expected a model with a checkpoint, got model=random; use model=hf"
+            " model.path=FOLDER_OR_HUB_ID"
+        )
     path, revision = origin(model)
     folder = user_path(path, "model.path")
     if folder.is_dir():
@@ -30,5 +46,6 @@ def folder_of(model: ModelConfig) -> Path:
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the id, or give a local folder"
+            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the"
+            " id, or give a local folder"
         ) from None

@@ -1,4 +1,6 @@
-"""Gap patches: affine maps that correct the hidden states behind skipped layers, in a view alone."""
+"""Gap patches: affine maps that correct the hidden states behind skipped layers, in a view
+alone.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -8,11 +10,16 @@ from torch import Tensor, nn
 
 from ulskip_cli.inference import shallow_view
 
-KINDS = ("low_rank", "full")  # kinds with parameters of their own; a folded patch changes a linear layer instead
+KINDS = (
+    "low_rank",
+    "full",
+)  # kinds with parameters of their own; a folded patch changes a linear layer instead
 
 
 class GapPatch(nn.Module):
-    """A map `h + f(h)` of hidden states [..., hidden_size]; `f` is a full matrix or one of low rank, with a bias."""
+    """A map `h + f(h)` of hidden states [..., hidden_size]; `f` is a full matrix or one of low
+    rank, with a bias.
+    """
 
     def __init__(self, kind: str, hidden_size: int, rank: int = 0) -> None:
         """Make a patch that changes nothing, so that training can start from it."""
@@ -37,14 +44,24 @@ class GapPatch(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
-        x = hidden.to(self.linear.weight.dtype)  # in training, patches are in float32 and the model may be in bfloat16
+        x = hidden.to(
+            self.linear.weight.dtype
+        )  # in training, patches are in float32 and the model may be in bfloat16
         correction: Tensor = self.linear(self.down(x) if self.kind == "low_rank" else x)
         return hidden + correction.to(hidden.dtype)
 
 
-def patched_layer(layer: nn.Module, before: nn.Module | None, after: nn.Module | None = None) -> nn.Module:
-    """Return a copy of a decoder layer that applies patches to its input and output; it shares the layer's weights."""
-    children = {name: patch for name, patch in (("patch_before", before), ("patch_after", after)) if patch is not None}
+def patched_layer(
+    layer: nn.Module, before: nn.Module | None, after: nn.Module | None = None
+) -> nn.Module:
+    """Return a copy of a decoder layer that applies patches to its input and output; it shares the
+    layer's weights.
+    """
+    children = {
+        name: patch
+        for name, patch in (("patch_before", before), ("patch_after", after))
+        if patch is not None
+    }
     return shallow_view.as_subclass(layer, _patched_class, children) if children else layer
 
 

@@ -45,43 +45,65 @@ class GgufTensors:
     head: Type | None = None  # of embedding and head
 
     def array(self, name: str) -> tuple[np.ndarray[Any, Any], Type]:
-        """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are unsigned integers."""
+        """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are
+        unsigned integers.
+        """
         tensor = self.read(name)
         heads = self.config["num_attention_heads"]
-        for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
+        for part, count in (
+            ("q_proj", heads),
+            ("k_proj", self.config.get("num_key_value_heads") or heads),
+        ):
             if f".{part}." in name:
                 tensor = _interleaved(tensor, count)
         if tensor.dtype not in TYPES:
-            raise UsageError(f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16 or bfloat16")
+            raise UsageError(
+                f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16"
+                " or bfloat16"
+            )
         wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
         found = _F32 if tensor.dim() == 1 else TYPES[tensor.dtype] if wanted is None else wanted
         if found not in DTYPES:
             if tensor.shape[-1] % 32:
-                raise UsageError(f"{found.name} requires rows of a multiple of 32 weights, got {tensor.shape[-1]} ({name})")
+                raise UsageError(
+                    f"{found.name} requires rows of a multiple of 32 weights, got"
+                    f" {tensor.shape[-1]} ({name})"
+                )
             return gguf.quants.quantize(tensor.float().numpy(), found), found
         tensor = tensor.to(DTYPES[found]).contiguous()
         return (tensor.view(torch.uint16) if found is _BF16 else tensor).numpy(), found
 
 
 def unsupported_reason(config: dict[str, Any]) -> str | None:
-    """Return a property of a config.json that GGUF's architecture `llama` does not support, or None if there is none."""
-    kind, window, activation = config.get("model_type"), config.get("sliding_window"), config.get("hidden_act", "silu")
+    """Return a property of a config.json that GGUF's architecture `llama` does not support, or None
+    if there is none.
+    """
+    kind, window, activation = (
+        config.get("model_type"),
+        config.get("sliding_window"),
+        config.get("hidden_act", "silu"),
+    )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     reasons = {
         f"expected model_type={' or '.join(_MODEL_TYPES)}, got {kind}": kind not in _MODEL_TYPES,
         f"expected rope_type=default, got {rope_type}": rope_type != "default",
-        "expected attention_bias=false and mlp_bias=false": config.get("attention_bias") or config.get("mlp_bias"),
+        "expected attention_bias=false and mlp_bias=false": (
+            config.get("attention_bias") or config.get("mlp_bias")
+        ),
         f"expected sliding_window=null, got {window}": kind == "mistral" and window,
         f"expected hidden_act=silu, got {activation}": activation != "silu",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def write_model(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, Type]:
+def write_model(
+    writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]
+) -> tuple[int, Type]:
     """Write shape and tensors; `new_names` maps a name of `tensors` to a name in the written model.
 
-    One tensor is in memory at a time. Return the number of parameters, and the type with the most bytes.
+    One tensor is in memory at a time. Return the number of parameters, and the type with the most
+    bytes.
     """
     _add_shape(writer, tensors.config)
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
@@ -91,13 +113,19 @@ def write_model(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[s
         if gguf_name is None:
             raise UsageError(f"GGUF does not support the tensor {new_name}")
         array, found = tensors.array(name)
-        shape = array.shape if found in DTYPES else gguf.quant_shape_from_byte_shape(array.shape, found)
+        shape = (
+            array.shape if found in DTYPES else gguf.quant_shape_from_byte_shape(array.shape, found)
+        )
         parameters += math.prod(shape)
         bytes_by_type[found] += array.nbytes
         writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, found)
     ((main_type, _),) = bytes_by_type.most_common(1)
     writer.add_file_type(_FILE_TYPES[main_type])
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_ti_data_to_file,
+    ):
         write()
     for name in new_names:
         writer.write_tensor_data(tensors.array(name)[0])

@@ -1,7 +1,7 @@
 """Half layers: views whose layers run without their attention or without their MLP.
 
-No modelling code is copied: a dropped part is replaced by a module that adds nothing to the residual stream. Each layer is
-checked on its own code: without both parts it must return its input.
+No modelling code is copied: a dropped part is replaced by a module that adds nothing to the
+residual stream. Each layer is checked on its own code: without both parts it must return its input.
 """
 
 import inspect
@@ -21,14 +21,21 @@ from ulskip_cli.core.strategy import ATTENTION
 from ulskip_cli.inference import architecture_support, shallow_view
 
 Value = Callable[[Tensor, Tensor | None], Tensor]
-_LAYER_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # of a layer that needs more of a part
+_LAYER_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+)  # of a layer that needs more of a part
 
 
 def half_view(model: PreTrainedModel, kept: Sequence[int], unit: str) -> PreTrainedModel:
-    """Return a model in which only the `kept` layers have their `unit`, attention or mlp; it shares the weights.
+    """Return a model in which only the `kept` layers have their `unit`, attention or mlp; it shares
+    the weights.
 
-    With unit=attention, a cache of the view has one entry for each kept attention. Raises NotApplicable, a UsageError, if
-    attention and MLP of a layer do not add to its input.
+    With unit=attention, a cache of the view has one entry for each kept attention. Raises
+    NotApplicable, a UsageError, if attention and MLP of a layer do not add to its input.
     """
     kept = schedule.checked(shallow_view.num_layers(model), kept)
     replaced: dict[int, nn.Module] = {}
@@ -50,14 +57,18 @@ class StandIn(nn.Module):
     """
 
     def __init__(self, part: nn.Module, length: int | None, value: Value) -> None:
-        """Make a stand-in for a part that returns a tuple of `length`, or a tensor if it is None."""
+        """Make a stand-in for a part that returns a tuple of `length`, or a tensor if it is
+        None.
+        """
         super().__init__()
         names = list(inspect.signature(part.forward).parameters)
         self.states_name, self.length, self.value = names[0], length, value
         self.residual_index = names.index("residual") if "residual" in names else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the value, [batch, len, hidden_size], and None for every further output of the part."""
+        """Return the value, [batch, len, hidden_size], and None for every further output of the
+        part.
+        """
         residual = kwargs.get("residual")
         if self.residual_index is not None and self.residual_index < len(args):
             residual = args[self.residual_index]
@@ -72,11 +83,16 @@ class LayerCall:
     layer: nn.Module
     hidden: Tensor  # [1, 1, hidden_size], random states that check the layer
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # of the layer, except the hidden states
-    lengths: Mapping[str, int | None]  # of the tuple that a child returns; None if it returns a tensor
+    lengths: Mapping[
+        str, int | None
+    ]  # of the tuple that a child returns; None if it returns a tensor
 
     def stand_ins(self, names: Iterable[str], value: Value) -> dict[str, nn.Module]:
         """Return a module that returns a value, for each of some children."""
-        return {name: StandIn(self.layer.get_submodule(name), self.lengths[name], value) for name in names}
+        return {
+            name: StandIn(self.layer.get_submodule(name), self.lengths[name], value)
+            for name in names
+        }
 
     def without(self, names: Iterable[str]) -> dict[str, nn.Module]:
         """Return a module that adds nothing, for each of some children."""
@@ -88,16 +104,22 @@ class LayerCall:
         return shallow_view.substituted(self.layer, lambda module: replaced.get(id(module)))
 
     def output(self, children: Mapping[str, nn.Module]) -> Tensor | None:
-        """Run the layer with some children replaced on the random states; return None if it cannot run."""
+        """Run the layer with some children replaced on the random states; return None if it cannot
+        run.
+        """
         args, options = self.arguments
         try:
             with torch.no_grad():
-                return _states(self.changed(children)(self.hidden, *args, **options)).to(self.hidden.device)
+                return _states(self.changed(children)(self.hidden, *args, **options)).to(
+                    self.hidden.device
+                )
         except _LAYER_ERRORS:
             return None
 
     def gives(self, children: Mapping[str, nn.Module], expected: Tensor | None) -> bool:
-        """Return True if the layer with some children replaced can run and returns exactly the expected states."""
+        """Return True if the layer with some children replaced can run and returns exactly the
+        expected states.
+        """
         found = self.output(children)
         return found is not None and expected is not None and torch.equal(found, expected)
 
@@ -108,7 +130,9 @@ class LayerParts:
 
     call: LayerCall
     attention: str
-    mlp: tuple[str, ...]  # the modules that add to the residual stream; several if experts have a module of their own
+    mlp: tuple[
+        str, ...
+    ]  # the modules that add to the residual stream; several if experts have a module of their own
 
     @property
     def layer(self) -> nn.Module:
@@ -116,11 +140,18 @@ class LayerParts:
         return self.call.layer
 
     def without(self, unit: str) -> nn.Module:
-        """Return a copy of the layer without its attention or its MLP, and without the norms that only this part reads."""
-        own, others = ([self.attention], self.mlp) if unit == ATTENTION else (self.mlp, [self.attention])
+        """Return a copy of the layer without its attention or its MLP, and without the norms that
+        only this part reads.
+        """
+        own, others = (
+            ([self.attention], self.mlp) if unit == ATTENTION else (self.mlp, [self.attention])
+        )
         dropped = self.call.without(own)
         # No output of a norm equals an echo, and no norm hides that it changed the input of one.
-        slope, offset = (torch.linspace(*ends, self.call.hidden.shape[-1]).to(self.call.hidden) for ends in ((1, 7), (5, -3)))
+        slope, offset = (
+            torch.linspace(*ends, self.call.hidden.shape[-1]).to(self.call.hidden)
+            for ends in ((1, 7), (5, -3))
+        )
         echoes = self.call.stand_ins(others, partial(_echo, slope, offset))
         expected = self.call.output({**dropped, **echoes})
         for name, child in self.layer.named_children():
@@ -130,8 +161,12 @@ class LayerParts:
                 dropped[name] = nn.Identity()
         return self.call.changed(dropped)
 
-    def states_between(self, args: tuple[Any, ...], options: Mapping[str, Any], attention: Any) -> Tensor:
-        """Return the states [batch, len, hidden_size] after the attention, from the layer's arguments and its output."""
+    def states_between(
+        self, args: tuple[Any, ...], options: Mapping[str, Any], attention: Any
+    ) -> Tensor:
+        """Return the states [batch, len, hidden_size] after the attention, from the layer's
+        arguments and its output.
+        """
         output = _states(attention)
         replayed = self.call.stand_ins([self.attention], lambda states, residual: output)
         layer = self.call.changed({**replayed, **self.call.without(self.mlp)})
@@ -139,16 +174,20 @@ class LayerParts:
 
 
 def split_layers(model: PreTrainedModel, unit: str) -> list[LayerParts]:
-    """Find attention and MLP of every layer in one decode step; raise NotApplicable if a layer does not add them to its input.
+    """Find attention and MLP of every layer in one decode step; raise NotApplicable if a layer does
+    not add them to its input.
 
-    The attention is the child that gets the cache. The MLP is every other child with a matrix whose output is added.
+    The attention is the child that gets the cache. The MLP is every other child with a matrix whose
+    output is added.
     """
     layers, cache = shallow_view.decoder_layers(model), shallow_view.new_cache(model)
     if architecture_support.is_recurrent(cache):
         raise _refusal(unit, model, "some of its layers have a recurrent state")
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
 
-    def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+    def record(
+        module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any
+    ) -> None:
         calls[id(module)] = args, options, output
 
     ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
@@ -159,22 +198,45 @@ def split_layers(model: PreTrainedModel, unit: str) -> list[LayerParts]:
         shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache, last_only=True)
 
     def parts_of(layer: nn.Module) -> LayerParts:
-        called = {name: calls[id(child)] for name, child in layer.named_children() if id(child) in calls}
-        cached = [name for name, (args, options, _) in called.items() if _holds(cache, (*args, *options.values()))]
-        others = [name for name in called if name not in cached and _has_matrix(layer.get_submodule(name))]
+        called = {
+            name: calls[id(child)] for name, child in layer.named_children() if id(child) in calls
+        }
+        cached = [
+            name
+            for name, (args, options, _) in called.items()
+            if _holds(cache, (*args, *options.values()))
+        ]
+        others = [
+            name for name in called if name not in cached and _has_matrix(layer.get_submodule(name))
+        ]
         args, options, _ = calls[id(layer)]
         first, *rest = args or (options["hidden_states"],)
         random = 3 * torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
         further = {key: value for key, value in options.items() if key != "hidden_states"}
-        lengths = {name: len(output) if isinstance(output, tuple) else None for name, (_, _, output) in called.items()}
+        lengths = {
+            name: len(output) if isinstance(output, tuple) else None
+            for name, (_, _, output) in called.items()
+        }
         call = LayerCall(layer, random.to(first), (tuple(rest), further), lengths)
         nothing = call.without((*cached, *others))
         ramp = torch.linspace(1, 7, first.shape[-1]).to(first)
         constants = call.stand_ins((*cached, *others), partial(_constant, ramp))
-        adding = [name for name in nothing if not call.gives({**nothing, name: constants[name]}, call.hidden)]
+        adding = [
+            name
+            for name in nothing
+            if not call.gives({**nothing, name: constants[name]}, call.hidden)
+        ]
         mlp = tuple(name for name in adding if name not in cached)
-        if len(cached) != 1 or not mlp or cached[0] not in adding or not call.gives(call.without((*cached, *mlp)), call.hidden):
-            reason = f"its {type(layer).__name__} does not just add the outputs of one attention and an MLP to its input"
+        if (
+            len(cached) != 1
+            or not mlp
+            or cached[0] not in adding
+            or not call.gives(call.without((*cached, *mlp)), call.hidden)
+        ):
+            reason = (
+                f"its {type(layer).__name__} does not just add the outputs of one attention and an"
+                " MLP to its input"
+            )
             raise _refusal(unit, model, reason)
         return LayerParts(call, cached[0], mlp)
 
@@ -211,4 +273,6 @@ def _has_matrix(module: nn.Module) -> bool:
 
 def _refusal(unit: str, model: PreTrainedModel, reason: str) -> NotApplicable:
     name = type(model).__name__
-    return NotApplicable(f"strategy.unit={unit} is not supported with {name}: {reason}; use strategy.unit=layer")
+    return NotApplicable(
+        f"strategy.unit={unit} is not supported with {name}: {reason}; use strategy.unit=layer"
+    )

@@ -1,4 +1,6 @@
-"""A model of any architecture, split into the part before the layers, the layers, and the part after them."""
+"""A model of any architecture, split into the part before the layers, the layers, and the part
+after them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ class LayerInputs:
 
 
 class LayerwiseModel:
-    """A causal LM or view whose layers run one by one; the model is not changed and must stay on its device."""
+    """A causal LM or view whose layers run one by one; the model is not changed and must stay on
+    its device.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = shallow_view.decoder_layers(model)
@@ -33,19 +37,27 @@ class LayerwiseModel:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._in_tuples, after = _probe(model)
             last = self.layers[-1]
-            recording = {id(one): _RecordingLayer(one, self, one is last, self._in_tuples) for one in self.layers}
-            # `_before` is the model with layers that record their inputs, `_after` with one layer that returns a given state.
+            recording = {
+                id(one): _RecordingLayer(one, self, one is last, self._in_tuples)
+                for one in self.layers
+            }
+            # `_before` is the model with layers that record their inputs, `_after` with one layer
+            # that returns a given state.
             self._before = shallow_view.substituted(model, lambda part: recording.get(id(part)))
             self._replay = _ReplayLayer(self._in_tuples)
             view = shallow_view.shallow_view(model, (0,))
             only = shallow_view.decoder_layers(view)[0]
-            self._after = shallow_view.substituted(view, lambda part: self._replay if part is only else None)
+            self._after = shallow_view.substituted(
+                view, lambda part: self._replay if part is only else None
+            )
             self._chain = [module for module, _, _ in after]
             if not self._is_chain(model):
                 self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache` is read."""
+        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache`
+        is read.
+        """
         recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._recorded = recorded
         try:
@@ -55,14 +67,18 @@ class LayerwiseModel:
         raise AssertionError("expected a forward pass that reaches the last layer")
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        """Run one layer on `hidden` [batch, count, hidden_size] with the arguments in `inputs`; return the same shape."""
+        """Run one layer on `hidden` [batch, count, hidden_size] with the arguments in `inputs`;
+        return the same shape.
+        """
         args, options = inputs.calls[index]
         output = self.layers[index](hidden, *args, **options)
         after: Tensor = output[0] if self._in_tuples else output
         return after
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply final norm and output head: [batch, count, hidden_size] to [batch, count, vocab_size]."""
+        """Apply final norm and output head: [batch, count, hidden_size] to [batch, count,
+        vocab_size].
+        """
         if not self._chain:
             return self._by_model(hidden)
         for module in self._chain:
@@ -77,10 +93,17 @@ class LayerwiseModel:
         return logits
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
-        """Return True if the modules after the layers, run in sequence, compute exactly the model's logits."""
-        size, head = model.config.get_text_config(decoder=True).hidden_size, model.get_output_embeddings()
+        """Return True if the modules after the layers, run in sequence, compute exactly the model's
+        logits.
+        """
+        size, head = (
+            model.config.get_text_config(decoder=True).hidden_size,
+            model.get_output_embeddings(),
+        )
         device = model.device if head is None else head.weight.device
-        hidden = 3 * torch.randn(1, 2, size, generator=torch.Generator().manual_seed(0)).to(device, model.dtype)
+        hidden = 3 * torch.randn(1, 2, size, generator=torch.Generator().manual_seed(0)).to(
+            device, model.dtype
+        )
         try:
             with torch.no_grad():
                 return torch.equal(self.logits(hidden), self._by_model(hidden))
@@ -95,11 +118,17 @@ class _EnteredError(Exception):
 
 
 class _RecordingLayer(nn.Module):
-    """A layer that records its arguments and returns its input unchanged; the last layer ends the forward pass."""
+    """A layer that records its arguments and returns its input unchanged; the last layer ends the
+    forward pass.
+    """
 
-    def __init__(self, layer: nn.Module, layerwise: LayerwiseModel, is_last: bool, in_tuples: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, layerwise: LayerwiseModel, is_last: bool, in_tuples: bool
+    ) -> None:
         super().__init__()
-        self.__dict__.update(layer=layer, layerwise=layerwise)  # bypasses the registration as submodules
+        self.__dict__.update(
+            layer=layer, layerwise=layerwise
+        )  # bypasses the registration as submodules
         self.is_last, self.in_tuples = is_last, in_tuples
 
     def __getattr__(self, name: str) -> Any:
@@ -124,14 +153,20 @@ class _ReplayLayer(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return whether layers return tuples, and the calls of the modules after the layers."""
+    """Run one step; return whether layers return tuples, and the calls of the modules after the
+    layers.
+    """
     kinds: list[bool] = []
     last = shallow_view.decoder_layers(model)[-1]
-    hook = last.register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
+    hook = last.register_forward_hook(
+        lambda module, args, output: kinds.append(isinstance(output, tuple))
+    )
     ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
 
     def step() -> None:
-        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True)
+        shallow_view.forward_with_cache(
+            model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True
+        )
 
     try:
         with torch.no_grad():
@@ -142,11 +177,17 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
 
 
 def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[Call]:
-    """Return the modules that `step` runs after the last decoder layer, in order, with their arguments."""
+    """Return the modules that `step` runs after the last decoder layer, in order, with their
+    arguments.
+    """
     calls: list[Call] = []
     layers = shallow_view.decoder_layers(view)
     inside = {id(module) for layer in layers for module in layer.modules()}
-    outside = [module for module in view.modules() if id(module) not in inside and not any(module.children())]
+    outside = [
+        module
+        for module in view.modules()
+        if id(module) not in inside and not any(module.children())
+    ]
 
     def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         calls.append((module, args, options))

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ConfigDict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError
@@ -37,8 +43,12 @@ class LoadedModel:
     notes: dict[str, Any]  # training and quantization of the weights, for result rows
 
 
-def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed` is for random weights."""
+def load(
+    config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None
+) -> LoadedModel:
+    """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
+    is for random weights.
+    """
     silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
@@ -59,7 +69,9 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
 
 
 def source_notes(config: ModelConfig) -> dict[str, Any]:
-    """Return the values of `quantization`, `training` and `trained_for` for a row, without loading the weights."""
+    """Return the values of `quantization`, `training` and `trained_for` for a row, without loading
+    the weights.
+    """
     if config.source == "random":
         return {"quantization": None, "training": "none: random weights", "trained_for": None}
     path, _ = origin(config)
@@ -72,40 +84,62 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be loaded."""
+    """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be
+    loaded.
+    """
     if config.source == "random":
         return None
     silence_transformers()
     path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(config.path, AutoTokenizer, path, padding_side="left", **options)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(
+        config.path, AutoTokenizer, path, padding_side="left", **options
+    )
     return tokenizer
 
 
 def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
-    """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts only once."""
+    """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts
+    only once.
+    """
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    weights, total = sort_weight_sizes(tensors, depth, vocab_size), sum(size for _, size in tensors.values())
+    weights, total = (
+        sort_weight_sizes(tensors, depth, vocab_size),
+        sum(size for _, size in tensors.values()),
+    )
     return replace(read_metadata(config), num_layers=depth, weights=weights, total_bytes=total)
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a device by name (`auto` prefers CUDA, then MPS, then the CPU); raise UsageError if it is not available."""
+    """Return a device by name (`auto` prefers CUDA, then MPS, then the CPU); raise UsageError if it
+    is not available.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UsageError(f"model.device={name} is not available on this machine ({reason}); use model.device=auto") from None
+        raise UsageError(
+            f"model.device={name} is not available on this machine ({reason}); use"
+            " model.device=auto"
+        ) from None
     return device
 
 
 def training_note(path: str) -> str:
-    """Describe how weights were trained for layer skipping; the model folder's training.json contains this."""
+    """Describe how weights were trained for layer skipping; the model folder's training.json
+    contains this.
+    """
     training = _training_in(Path(path))
     if training is None:
         return "not stated; presumably without skipping"
@@ -120,17 +154,26 @@ def training_note(path: str) -> str:
         steps, before = steps + before.steps, before.based_on
     if training.exits:
         return f"with early exit at {', '.join(map(str, training.exits))} layers, {steps} steps"
-    return f"with skipping: {training.strategy}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
+    return (
+        f"with skipping: {training.strategy}, kept counts {', '.join(map(str, counts))}{drawn},"
+        f" {steps} steps"
+    )
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
     training = _training_in(Path(path))
     keys = ("strategy", "ratios", "kept_layers", "later_stages", "exits")
-    return None if training is None else {key: value for key, value in training.plain().items() if key in keys}
+    return (
+        None
+        if training is None
+        else {key: value for key, value in training.plain().items() if key in keys}
+    )
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:
-    """Return a model's training.json without `learning_curve` and `environment`; None if the model has no such file."""
+    """Return a model's training.json without `learning_curve` and `environment`; None if the model
+    has no such file.
+    """
     folder = find_config(config).parent
     if _training_in(folder) is None:
         return None
@@ -165,7 +208,11 @@ class _Training(_Before):
 
 def _training_in(folder: Path) -> _Training | None:
     file = folder / _TRAINING
-    return parse(_Training, all_printable(load_json(file, "a training record")), file=file) if file.is_file() else None
+    return (
+        parse(_Training, all_printable(load_json(file, "a training record")), file=file)
+        if file.is_file()
+        else None
+    )
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
@@ -177,7 +224,9 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
     return (str(folder), None) if is_local else (config.path, config.revision)
 
 
-def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
+def _pretrained(
+    config: ModelConfig, path: str, revision: str | None, device: torch.device
+) -> PreTrainedModel:
     model: PreTrainedModel
     if (generation := Path(path) / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
@@ -187,7 +236,12 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
     if config.device_map:
         options["device_map"] = config.device_map
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
-    options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {
+        "dtype": config.dtype,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     model, loading_info = from_pretrained(config.path, AutoModelForCausalLM, path, **options)
     check_weights(model, loading_info, config.path)
     _check_end(model, config.path)
@@ -195,16 +249,21 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"out of memory: {config.path} does not fit on {device} ({reason}); {_SMALLER}") from None
+        raise RunError(
+            f"out of memory: {config.path} does not fit on {device} ({reason}); {_SMALLER}"
+        ) from None
 
 
 def _check_end(model: PreTrainedModel, path: str) -> None:
-    """Raise UsageError unless the EOS of the generation config is a token id, several ones, or None."""
+    """Raise UsageError unless the EOS of the generation config is a token id, several ones, or
+    None.
+    """
     given = model.generation_config.eos_token_id
     ids = given if isinstance(given, list) else [given]
     if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in ids):
         raise UsageError(
-            f"expected eos_token_id in generation_config.json of '{path}' to be token ids, got {str(given)[:60]}; correct it"
+            f"expected eos_token_id in generation_config.json of '{path}' to be token ids, got"
+            f" {str(given)[:60]}; correct it"
         )
 
 
@@ -214,7 +273,9 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
     if config.source == "smollm2-wheel":
         return smollm2_wheel.PROVENANCE
     own = getattr(model.config, "quantization_config", None)
-    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    method = (
+        own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    )
     return None if own is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
 
 
@@ -230,12 +291,13 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason}); use an adapter of this model"
+            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason}); use an"
+            " adapter of this model"
         ) from None
     if not isinstance(merged, PreTrainedModel):
         raise UsageError(
-            f"model.adapter={config.adapter} is not supported, because this adapter wraps the model; "
-            "use an adapter of the layers, such as LoRA"
+            f"model.adapter={config.adapter} is not supported, because this adapter wraps the"
+            " model; use an adapter of the layers, such as LoRA"
         )
     return merged
 
@@ -247,28 +309,38 @@ def silence_transformers() -> None:
 
 
 def from_pretrained(name: str, factory: Any, path: str | Path, **options: Any) -> Any:
-    """Load a model or a tokenizer that errors call `name`; raise UsageError if it cannot be loaded."""
+    """Load a model or a tokenizer that errors call `name`; raise UsageError if it cannot be
+    loaded.
+    """
     is_model = factory is AutoModelForCausalLM
-    kind, needed = ("model", "safetensors weights") if is_model else ("tokenizer", "tokenizer files")
+    kind, needed = (
+        ("model", "safetensors weights") if is_model else ("tokenizer", "tokenizer files")
+    )
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        raise RunError(f"out of memory: {name} does not fit into memory ({error}); {_SMALLER}") from None
+        raise RunError(
+            f"out of memory: {name} does not fit into memory ({error}); {_SMALLER}"
+        ) from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot load a {kind} from '{name}' ({reason}); set model.path to a folder or hub id with {needed}"
+            f"cannot load a {kind} from '{name}' ({reason}); set model.path to a folder or hub id"
+            f" with {needed}"
         ) from error
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from config.json and `changes`; raise UsageError for an unknown model_type."""
+    """Create a model with random weights from config.json and `changes`; raise UsageError for an
+    unknown model_type.
+    """
     shape = {**load_json(find_config(config), "the JSON config of a model"), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
     if "model_type" not in shape:
         raise UsageError(
-            f'expected the key model_type in {find_config(config)}, got none; add "model_type": "llama" or another'
+            f'expected the key model_type in {find_config(config)}, got none; add "model_type":'
+            ' "llama" or another'
         )
     torch.manual_seed(seed)
     try:
@@ -279,19 +351,23 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
         raise
     except Exception as error:
         raise UsageError(
-            f"expected a model_type with a causal LM in transformers and its sizes, got '{shape['model_type']}' in "
-            f"{find_config(config)} ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
+            "expected a model_type with a causal LM in transformers and its sizes, got"
+            f" '{shape['model_type']}' in {find_config(config)}"
+            f" ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
         ) from None
 
 
 def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:
-    """Raise RunError if random weights of a shape do not fit into the free memory of their device."""
+    """Raise RunError if random weights of a shape do not fit into the free memory of their
+    device.
+    """
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(shape, dtype=dtype).num_parameters()
     device, needed = pick_device(config.device), parameters * dtype.itemsize
     free = free_bytes(device)
     if needed > free:
         raise RunError(
-            f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller model"
+            f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
+            f" {free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller"
+            " model"
         )

@@ -13,11 +13,17 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ulskip_cli.core.errors import UsageError
 
 _PLAIN_TYPES = (bool, int, float, str, type(None))
-_NOT_COMPARED = ("layer_idx", "name_or_path", "training")  # a view renumbers its layers, as the rebuilt model does
+_NOT_COMPARED = (
+    "layer_idx",
+    "name_or_path",
+    "training",
+)  # a view renumbers its layers, as the rebuilt model does
 
 
 def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
-    """Describe the first tensor shape, module type or plain attribute in which two models differ."""
+    """Describe the first tensor shape, module type or plain attribute in which two models
+    differ.
+    """
     expected, found = (dict(_properties(model)) for model in (view, rebuilt))
     for key in expected | found:
         if expected.get(key) != found.get(key):
@@ -35,19 +41,27 @@ def _properties(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         yield path, type(module).__name__
         for key, value in vars(module).items():
-            if isinstance(value, _PLAIN_TYPES) and key not in _NOT_COMPARED and not key.startswith("_"):
+            if (
+                isinstance(value, _PLAIN_TYPES)
+                and key not in _NOT_COMPARED
+                and not key.startswith("_")
+            ):
                 yield f"{path}.{key}", value
 
 
 def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Return a model without weights; raise UsageError if the config's model class cannot be built that way."""
+    """Return a model without weights; raise UsageError if the config's model class cannot be built
+    that way.
+    """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use --format schedule to export, "
-            "and engine=torch in a run"
+            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use"
+            " --format schedule to export, and engine=torch in a run"
         ) from error
     return model

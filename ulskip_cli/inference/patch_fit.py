@@ -1,8 +1,9 @@
-"""Compute gap patches in closed form: least squares from the states of a view to those of the full model, gap by gap.
+"""Compute gap patches in closed form: least squares from the states of a view to those of the full
+model, gap by gap.
 
-A gap patch is the ridge regression of the difference between the full model's states and the view's on the view's states, at
-the positions of a response. A folded patch regresses on the output of the last linear layer in front of the gap instead
-(ReplaceMe, arXiv:2505.02819). Both need no training.
+A gap patch is the ridge regression of the difference between the full model's states and the view's
+on the view's states, at the positions of a response. A folded patch regresses on the output of the
+last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Both need no training.
 """
 
 import copy
@@ -40,7 +41,9 @@ class _Batch:
 
 
 class PatchFitter:
-    """Fits patches of several schedules on the same examples; the prompts and the full model's states are computed once."""
+    """Fits patches of several schedules on the same examples; the prompts and the full model's
+    states are computed once.
+    """
 
     def __init__(
         self,
@@ -50,17 +53,24 @@ class PatchFitter:
         prompt_layers: str = "all",
         batch_size: int = 16,
     ) -> None:
-        """Encode the prompts; `examples` need responses of at least two tokens, because the prompt predicts the first."""
+        """Encode the prompts; `examples` need responses of at least two tokens, because the prompt
+        predicts the first.
+        """
         self.model, self.prompt_layers = model, prompt_layers
         self.device = shallow_view.input_device(model)
         self.full = LayerwiseModel(model)
         self.num_layers = len(self.full.layers)
         usable = [one for one in examples if len(one.response_ids) > 1]
         if not usable:
-            raise UsageError("expected responses of at least two tokens to fit patches, got none; use other held-out examples")
+            raise UsageError(
+                "expected responses of at least two tokens to fit patches, got none; use other"
+                " held-out examples"
+            )
         usable.sort(key=lambda one: -len(one.prompt_ids) - len(one.response_ids))
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
-        self._fitted: dict[tuple[int, int, PatchOptions], dict[str, Tensor]] = {}  # joint patches by the gap's ends
+        self._fitted: dict[
+            tuple[int, int, PatchOptions], dict[str, Tensor]
+        ] = {}  # joint patches by the gap's ends
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -82,19 +92,27 @@ class PatchFitter:
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
         prompts = padded([one.prompt_ids for one in examples], pad_token_id, left=True)
         responses = padded([one.response_ids[:-1] for one in examples], pad_token_id, left=False)
-        (prompt_ids, prompt_mask), (ids, mask) = ((one.to(self.device) for one in pair) for pair in (prompts, responses))
+        (prompt_ids, prompt_mask), (ids, mask) = (
+            (one.to(self.device) for one in pair) for pair in (prompts, responses)
+        )
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
             return _Batch(ids, torch.cat([prompt_mask, mask], 1), mask.bool(), prompt)
         whole = torch.cat([prompt_mask, mask], 1)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole, whole.bool(), None)
 
-    def _enter(self, layerwise: LayerwiseModel, model: PreTrainedModel, batch: _Batch, kept: Sequence[int]) -> LayerInputs:
+    def _enter(
+        self, layerwise: LayerwiseModel, model: PreTrainedModel, batch: _Batch, kept: Sequence[int]
+    ) -> LayerInputs:
         if batch.prompt is None:
             cache: DynamicCache = shallow_view.new_cache(model)
         else:
             cache = shallow_view.fork_cache(batch.prompt.cache, kept)
-        return layerwise.enter(batch.input_ids, cache, **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]))
+        return layerwise.enter(
+            batch.input_ids,
+            cache,
+            **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]),
+        )
 
     def _teach(self, depths: Collection[int]) -> None:
         """Compute the full model's states at `depths` where they are missing."""
@@ -112,12 +130,24 @@ class PatchFitter:
 
     @torch.inference_mode()
     def fit(self, kept: Sequence[int], options: PatchOptions) -> SkipAdapter:
-        """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot be folded."""
+        """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot
+        be folded.
+        """
         ends = gaps(kept, self.num_layers)
-        tensors = self._fit_folded(kept, ends, options) if options.kind == "folded" else self._fit_joint(kept, ends, options)
-        return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
+        tensors = (
+            self._fit_folded(kept, ends, options)
+            if options.kind == "folded"
+            else self._fit_joint(kept, ends, options)
+        )
+        return SkipAdapter(
+            self.num_layers,
+            (tuple(kept),),
+            {name: tensor.float() for name, tensor in tensors.items()},
+        )
 
-    def _fit_joint(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
+    def _fit_joint(
+        self, kept: Sequence[int], ends: Collection[int], options: PatchOptions
+    ) -> dict[str, Tensor]:
         """Return patches that map the full model's states before a gap to those behind it.
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
@@ -131,13 +161,20 @@ class PatchFitter:
             if parts is None:
                 inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
                 parts = self._regress(inputs, inputs, layer, options)
-                if len(self._fitted) * sum(one.nbytes for one in parts.values()) < _KEPT_PATCH_BYTES:
+                if (
+                    len(self._fitted) * sum(one.nbytes for one in parts.values())
+                    < _KEPT_PATCH_BYTES
+                ):
                     self._fitted[key] = parts
             tensors |= _named(parts, layer, before[layer], "")
         return tensors
 
-    def _fit_folded(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
-        """Return folded patches, in order: each maps the view's states, corrected by the earlier patches, to the full model's."""
+    def _fit_folded(
+        self, kept: Sequence[int], ends: Collection[int], options: PatchOptions
+    ) -> dict[str, Tensor]:
+        """Return folded patches, in order: each maps the view's states, corrected by the earlier
+        patches, to the full model's.
+        """
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)
@@ -150,29 +187,45 @@ class PatchFitter:
                 before = kept[place - 1] if place else -1
                 if not place:
                     raise UsageError(
-                        "correction.kind=folded requires layer 0 to be kept, because the patch changes the layer before a gap; "
-                        "use correction.kind=full"
+                        "correction.kind=folded requires layer 0 to be kept, because the patch"
+                        " changes the layer before a gap; use correction.kind=full"
                     )
                 path, module = foldable_module(layerwise.layers[place - 1])
                 has_bias = module.bias is not None
-                parts = self._regress(self._counted(outputs), self._counted(states), layer, options, has_bias)
-                states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
+                parts = self._regress(
+                    self._counted(outputs), self._counted(states), layer, options, has_bias
+                )
+                states = [
+                    state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)
+                ]
                 tensors |= _named(parts, layer, before, path)
             if layer == self.num_layers:
                 break
             folds = [*kept, self.num_layers][place + 1] in ends
             first = states[0]
-            ran = [self._run(layerwise, place, state, entry, folds) for state, entry in zip(states, entries, strict=True)]
+            ran = [
+                self._run(layerwise, place, state, entry, folds)
+                for state, entry in zip(states, entries, strict=True)
+            ]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
             if folds:
-                fresh = self._enter(layerwise, view, self.batches[0], kept)  # the cache in `entries` has these positions
+                fresh = self._enter(
+                    layerwise, view, self.batches[0], kept
+                )  # the cache in `entries` has these positions
                 self._check_added(layerwise, place, first, fresh, states[0], outputs[0])
         return tensors
 
     def _run(
-        self, layerwise: LayerwiseModel, place: int, state: Tensor, entry: LayerInputs, records: bool
+        self,
+        layerwise: LayerwiseModel,
+        place: int,
+        state: Tensor,
+        entry: LayerInputs,
+        records: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Run one layer; return its output and, if `records`, that of the linear layer into which a patch folds."""
+        """Run one layer; return its output and, if `records`, that of the linear layer into which a
+        patch folds.
+        """
         if not records:
             return layerwise.layer(place, state, entry), state
         path, module = foldable_module(layerwise.layers[place])
@@ -187,13 +240,25 @@ class PatchFitter:
         return after, seen[0].view(after.shape)
 
     def _check_added(
-        self, layerwise: LayerwiseModel, place: int, state: Tensor, entry: LayerInputs, after: Tensor, output: Tensor
+        self,
+        layerwise: LayerwiseModel,
+        place: int,
+        state: Tensor,
+        entry: LayerInputs,
+        after: Tensor,
+        output: Tensor,
     ) -> None:
-        """Raise UsageError unless `after`, a layer's output, moves by exactly the vector that is added to `output`."""
+        """Raise UsageError unless `after`, a layer's output, moves by exactly the vector that is
+        added to `output`.
+        """
         path, module = foldable_module(layerwise.layers[place])
         counted = self.batches[0].counted
-        size = output[counted].float().pow(2).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0)).to(output.device)
+        size = (
+            output[counted].float().pow(2).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        )
+        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0)).to(
+            output.device
+        )
         added = (size * direction).to(output.dtype)
         hook = module.register_forward_hook(lambda _, args, found: found + added)
         try:
@@ -201,19 +266,30 @@ class PatchFitter:
         finally:
             hook.remove()
         before, moved, output = (one[counted].double() for one in (after, moved, output))
-        rounding = torch.finfo(after.dtype).eps * (before.abs() + moved.abs() + output.abs() + added.double().abs())
+        rounding = torch.finfo(after.dtype).eps * (
+            before.abs() + moved.abs() + output.abs() + added.double().abs()
+        )
         error = (moved - before - added.double()).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
             raise _not_foldable(layerwise.layers[place], path)
 
     def _counted(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Return the states [positions, width] at the positions of the regression, for each batch."""
+        """Return the states [positions, width] at the positions of the regression, for each
+        batch.
+        """
         return [state[batch.counted] for state, batch in zip(states, self.batches, strict=True)]
 
     def _regress(
-        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, options: PatchOptions, has_bias: bool = True
+        self,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        layer: int,
+        options: PatchOptions,
+        has_bias: bool = True,
     ) -> dict[str, Tensor]:
-        """Regress the full model's states before `layer` minus `states` on `inputs`, both [positions, width] for each batch."""
+        """Regress the full model's states before `layer` minus `states` on `inputs`, both
+        [positions, width] for each batch.
+        """
         sums: RidgeRegression | None = None
         for batch, x, state in zip(self.batches, inputs, states, strict=True):
             target = batch.teacher[layer]
@@ -224,17 +300,27 @@ class PatchFitter:
 
 
 def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
-    """Return the path and module of the last linear layer of a decoder layer; `PatchFitter` checks how its output is used."""
-    linears = [(name, module) for name, module in layer.named_modules() if type(module) in (nn.Linear, Conv1D)]
+    """Return the path and module of the last linear layer of a decoder layer; `PatchFitter` checks
+    how its output is used.
+    """
+    linears = [
+        (name, module)
+        for name, module in layer.named_modules()
+        if type(module) in (nn.Linear, Conv1D)
+    ]
     if not linears:
-        raise UsageError("correction.kind=folded requires linear layers without quantization; use correction.kind=full")
+        raise UsageError(
+            "correction.kind=folded requires linear layers without quantization; use"
+            " correction.kind=full"
+        )
     return linears[-1]
 
 
 def _not_foldable(layer: nn.Module, path: str) -> UsageError:
     return UsageError(
-        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add the output of its last linear layer "
-        f"({path}) to the hidden state as it is; use correction.kind=full"
+        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add"
+        f" the output of its last linear layer ({path}) to the hidden state as it is; use"
+        " correction.kind=full"
     )
 
 
@@ -244,7 +330,9 @@ def _apply(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return product + parts["bias"].to(x) if "bias" in parts else product
 
 
-def _named(parts: Mapping[str, Tensor], layer: int, before: int, folded_into: str) -> dict[str, Tensor]:
+def _named(
+    parts: Mapping[str, Tensor], layer: int, before: int, folded_into: str
+) -> dict[str, Tensor]:
     """Return the tensors of a patch by their names in a `SkipAdapter` with one set."""
     if folded_into:
         return {f"fold.0.{before}.{folded_into}.{name}": tensor for name, tensor in parts.items()}
@@ -253,4 +341,6 @@ def _named(parts: Mapping[str, Tensor], layer: int, before: int, folded_into: st
         names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
     else:
         names = {"linear.weight": parts["weight"].T}
-    return {prefix + name: tensor for name, tensor in {**names, "linear.bias": parts["bias"]}.items()}
+    return {
+        prefix + name: tensor for name, tensor in {**names, "linear.bias": parts["bias"]}.items()
+    }

@@ -28,12 +28,14 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return `from_pretrained` arguments for a key of `KINDS`; raise UsageError without its package. `dtype` is for compute."""
+    """Return `from_pretrained` arguments for a key of `KINDS`; raise UsageError without its
+    package. `dtype` is for compute.
+    """
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
-            f"model.quantization={name} requires the package {kind.package}, which is not installed; "
-            f"run: pip install {kind.package}"
+            f"model.quantization={name} requires the package {kind.package}, which is not"
+            f" installed; run: pip install {kind.package}"
         )
     if kind.package == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
@@ -47,7 +49,10 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     config = BitsAndBytesConfig(load_in_8bit=not four, load_in_4bit=four, **options)
-    return {"quantization_config": config, "device_map": {"": str(device)}}  # quantized weights cannot be moved later
+    return {
+        "quantization_config": config,
+        "device_map": {"": str(device)},
+    }  # quantized weights cannot be moved later
 
 
 def num_bytes(tensor: Tensor) -> int:

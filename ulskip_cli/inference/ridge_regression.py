@@ -44,19 +44,24 @@ class RidgeRegression:
         self.count += len(x)
 
     def solve(self, options: PatchOptions, has_bias: bool = True) -> dict[str, Tensor]:
-        """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `d = x weight + bias`.
+        """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `d = x weight
+        + bias`.
 
-        For low_rank, `down` and `up` are the factors of the weight. The ridge is `options.ridge` times the mean of the Gram
-        matrix's diagonal.
+        For low_rank, `down` and `up` are the factors of the weight. The ridge is `options.ridge`
+        times the mean of the Gram matrix's diagonal.
         """
         x_mean, d_mean = self.x_sum / self.count, self.d_sum / self.count
         gram, cross = self.gram, self.cross
         if has_bias:
             gram = gram - self.count * torch.outer(x_mean, x_mean)
             cross = cross - self.count * torch.outer(x_mean, d_mean)
-        least = _LEAST_VARIANCE * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny  # of inputs that do not vary
+        least = (
+            _LEAST_VARIANCE * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+        )  # of inputs that do not vary
         scale = gram.diagonal().mean().clamp_min(least)
-        weight = torch.linalg.solve(gram + options.ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross)
+        weight = torch.linalg.solve(
+            gram + options.ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
+        )
         parts = {"weight": weight}
         if options.kind == "low_rank":  # the best map of this rank for these inputs
             vectors = torch.linalg.eigh(weight.T @ gram @ weight)[1][:, -options.rank :]

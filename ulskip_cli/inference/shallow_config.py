@@ -6,7 +6,9 @@ from transformers import PreTrainedConfig
 
 
 def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
-    """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the kept layers."""
+    """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the
+    kept layers.
+    """
     config = copy.deepcopy(source)
     text_config = config.get_text_config(decoder=True)
     per_layer = {
@@ -18,7 +20,8 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) 
         name: [value[i] for i in kept]
         for name in dir(type(text_config))
         if "layer" in name and isinstance(getattr(type(text_config), name), property)
-        if isinstance(value := getattr(text_config, name, None), (list, tuple)) and len(value) == depth
+        if isinstance(value := getattr(text_config, name, None), (list, tuple))
+        and len(value) == depth
     }
     for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
         setattr(text_config, name, value)

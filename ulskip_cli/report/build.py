@@ -1,4 +1,6 @@
-"""The command `ulskip report`: read, group and judge rows; write tables, plots and a page. No model is loaded."""
+"""The command `ulskip report`: read, group and judge rows; write tables, plots and a page. No model
+is loaded.
+"""
 
 import gc
 import json
@@ -53,11 +55,19 @@ class Options:
         if self.layout is not None:
             require_choice("layout", self.layout, LAYOUTS)
         if not 0 < self.gate <= 1:
-            raise UsageError(f"expected --gate to be above 0 and at most 1, got {self.gate:g}; use --gate=0.9 for 90% of full")
+            raise UsageError(
+                f"expected --gate to be above 0 and at most 1, got {self.gate:g}; use --gate=0.9"
+                " for 90% of full"
+            )
         if not 0 < self.tolerance < 1:
-            raise UsageError(f"expected --tolerance between 0 and 1, got {self.tolerance:g}; use --tolerance=0.15 for 15%")
+            raise UsageError(
+                f"expected --tolerance between 0 and 1, got {self.tolerance:g}; use"
+                " --tolerance=0.15 for 15%"
+            )
         if self.most < 0:
-            raise UsageError(f"expected --examples to be 0 or more, got {self.most}; use --examples=0 for none")
+            raise UsageError(
+                f"expected --examples to be 0 or more, got {self.most}; use --examples=0 for none"
+            )
 
 
 @dataclass
@@ -81,9 +91,16 @@ class Report:
         groups = grouped(records)
         found = {group.label: winners(group, options.gate) for group in groups}
         for group in groups:
-            for caveat in sorted({share.caveat for share in shares(group.records, options.gate).values()} - {""}):
-                print(f"ulskip: {group.label}: {caveat}; use a stronger model or another metric", file=sys.stderr)
-        made = cls(options, paths, records, groups, {label: own for label, own in found.items() if own})
+            for caveat in sorted(
+                {share.caveat for share in shares(group.records, options.gate).values()} - {""}
+            ):
+                print(
+                    f"ulskip: {group.label}: {caveat}; use a stronger model or another metric",
+                    file=sys.stderr,
+                )
+        made = cls(
+            options, paths, records, groups, {label: own for label, own in found.items() if own}
+        )
         for one in frontiers(records):
             made.sections += one.sections()
         if options.against == PAPER:
@@ -105,10 +122,17 @@ class Report:
     def _against(self, path: Path) -> None:
         old = read_records(find_folders([path], self.options.results_dir))
         options = self.options
-        self.comparison = compare.compare(self.records, old, Scorer(), options.tolerance, options.gate)
+        self.comparison = compare.compare(
+            self.records, old, Scorer(), options.tolerance, options.gate
+        )
         if not self.comparison.pairs:
-            names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
-            raise UsageError(f"expected points that '{path}' and {names} both contain, got none; compare runs of one task")
+            names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (
+                " and others" if len(self.paths) > 3 else ""
+            )
+            raise UsageError(
+                f"expected points that '{path}' and {names} both contain, got none; compare runs of"
+                " one task"
+            )
         self.sections.append(compare.comparison_section(f"Comparison with {path}", self.comparison))
 
     def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
@@ -118,7 +142,9 @@ class Report:
             "rows": len(self.records),
             "done": len(done(self.records)),
             "gate": self.options.gate,
-            "winners": {label: [one.as_dict() for one in own] for label, own in self.winners.items()},
+            "winners": {
+                label: [one.as_dict() for one in own] for label, own in self.winners.items()
+            },
         }
         if self.options.against == PAPER:
             found["paper"] = [section.lines() for section in self.sections]
@@ -129,13 +155,19 @@ class Report:
     def text(self, form: str, layout: str) -> str:
         """Return the complete table of a layout in an output format."""
         if layout == "table4":
-            return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
+            return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](
+                self.table4
+            )
         if form == "csv":
             return tables.to_csv(self.records)
         if form == "latex":
-            return tables.latex(replace(self.long, title=self.long.title or "All points", note=""), "long")
+            return tables.latex(
+                replace(self.long, title=self.long.title or "All points", note=""), "long"
+            )
         notes = (self.long.note, tables.provenance(self.records))
-        return tables.escape_markdown("\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n")
+        return tables.escape_markdown(
+            "\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n"
+        )
 
     def markdown(self) -> str:
         """Return the text of report.md."""
@@ -144,17 +176,25 @@ class Report:
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
             parts.append(
-                f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality by their whole interval."
+                f"Winners are chosen among points that keep {self.options.gate:.0%} of full's"
+                " quality by their whole interval."
             )
             parts.append("\n".join(f"- {winner.line()}" for winner in own))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
-        parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.records)]
+        parts += [
+            "## All points",
+            tables.markdown(self.long),
+            self.long.note,
+            tables.provenance(self.records),
+        ]
         return tables.escape_markdown("\n\n".join(part for part in parts if part) + "\n")
 
 
 def run(options: Options) -> None:
-    """Make a report and show it. Garbage collection is off: it finds little to free and takes a sixth of the time."""
+    """Make a report and show it. Garbage collection is off: it finds little to free and takes a
+    sixth of the time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -179,7 +219,9 @@ def _run(options: Options) -> None:
 def write(made: Report) -> list[Path]:
     """Write all files of a report and return their paths."""
     options = made.options
-    folder = options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
+    folder = (
+        options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -198,7 +240,9 @@ def write(made: Report) -> list[Path]:
     written = [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
     if options.page:
         stored = answers.collect(made.groups, made.records, options.most)
-        page = Page(made.groups, made.records, options.gate, made.winners, plots, stored, made.sections)
+        page = Page(
+            made.groups, made.records, options.gate, made.winners, plots, stored, made.sections
+        )
         write_atomic(folder / "report.html", page.html())
         written.append(folder / "report.html")
     return written

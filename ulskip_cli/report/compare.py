@@ -27,9 +27,10 @@ from ulskip_cli.report.tables import Head, Section, sentences
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_BOOTSTRAPS = 200
 NOTE = (
-    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval that excludes no "
-    "difference, for each comparison and not corrected for their number. Intervals of quality come from a paired bootstrap if "
-    "both sides' answers are stored, else from the rows. Tokens/s are single measurements without an interval."
+    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval"
+    " that excludes no difference, for each comparison and not corrected for their number."
+    " Intervals of quality come from a paired bootstrap if both sides' answers are stored, else"
+    " from the rows. Tokens/s are single measurements without an interval."
 )
 
 
@@ -48,9 +49,13 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """The claim that the new side repeats the old one: its score, and its speedup within the tolerance."""
+        """The claim that the new side repeats the old one: its score, and its speedup within the
+        tolerance.
+        """
         judged = []
-        if self.quality and not (self.quality.low is None and self.quality.value):  # else the examples differ
+        if self.quality and not (
+            self.quality.low is None and self.quality.value
+        ):  # else the examples differ
             judged.append(unchanged(self.quality))
         if self.speedup and not self.new.keeps_all:
             judged.append(within(self.speedup, self.tolerance))
@@ -59,7 +64,11 @@ class Pair:
     @property
     def is_faster(self) -> str:
         """The claim that the new side decodes faster than its full model."""
-        return verdict(self.new.speedup, 1.0) if self.new.speedup and not self.new.keeps_all else MISSING
+        return (
+            verdict(self.new.speedup, 1.0)
+            if self.new.speedup and not self.new.keeps_all
+            else MISSING
+        )
 
     @property
     def keeps(self) -> str:
@@ -69,13 +78,24 @@ class Pair:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the pair as plain values."""
-        keys = [*([self.metric] if self.metric else []), "measured_speedup", "total_tokens_per_second"]
+        keys = [
+            *([self.metric] if self.metric else []),
+            "measured_speedup",
+            "total_tokens_per_second",
+        ]
         return {
             "approach": self.name,
-            **{key: self.new.value(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
+            **{
+                key: self.new.value(key)
+                for key in ("strategy", "strategy_options", "target_speedup", "batch_size")
+            },
             "old_id": self.old.id,
             "new_id": self.new.id,
-            **{f"{side}_{key}": row.value(key) for key in keys for side, row in (("old", self.old), ("new", self.new))},
+            **{
+                f"{side}_{key}": row.value(key)
+                for key in keys
+                for side, row in (("old", self.old), ("new", self.new))
+            },
             "metric": self.metric,
             "quality": self.quality and asdict(self.quality),
             "speedup_ratio": self.speedup and asdict(self.speedup),
@@ -87,7 +107,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The points that both new and old records contain, in the order of the new ones, and the number of unmatched points."""
+    """The points that both new and old records contain, in the order of the new ones, and the
+    number of unmatched points.
+    """
 
     pairs: list[Pair]
     only_old: int
@@ -95,10 +117,13 @@ class Comparison:
     differs: list[str]  # settings in which the sides share no value
 
 
-def compare(new: Sequence[Record], old: Sequence[Record], scorer: Scorer, tolerance: float, gate: float) -> Comparison:
+def compare(
+    new: Sequence[Record], old: Sequence[Record], scorer: Scorer, tolerance: float, gate: float
+) -> Comparison:
     """Match the finished points of new and old records, and compare each pair.
 
-    Two points match if they agree in every setting, except settings in which the two sides share no value, as two seeds.
+    Two points match if they agree in every setting, except settings in which the two sides share no
+    value, as two seeds.
     """
     new, old = done(new), done(old)
     table = settings_table([*new, *old]).drop(columns=["folder"])
@@ -108,12 +133,20 @@ def compare(new: Sequence[Record], old: Sequence[Record], scorer: Scorer, tolera
     keys = [key for key in table if key not in differs]
     matched: dict[tuple[str, ...], list[Record | None]] = {}
     for side, (frame, records) in enumerate(((now, new), (before, old))):
-        for line, record in zip(frame[keys].itertuples(index=False, name=None), records, strict=True):
+        for line, record in zip(
+            frame[keys].itertuples(index=False, name=None), records, strict=True
+        ):
             matched.setdefault(line, [None, None])[side] = record
     both = [(one, other) for one, other in matched.values() if one and other]
     judge = (tolerance, gate)
-    pairs = [_pair(one, other, scorer if i < MAX_BOOTSTRAPS else None, judge) for i, (one, other) in enumerate(both)]
-    sides = [sum(record is not None for record in (pair[side] for pair in matched.values())) for side in (0, 1)]
+    pairs = [
+        _pair(one, other, scorer if i < MAX_BOOTSTRAPS else None, judge)
+        for i, (one, other) in enumerate(both)
+    ]
+    sides = [
+        sum(record is not None for record in (pair[side] for pair in matched.values()))
+        for side in (0, 1)
+    ]
     return Comparison(pairs, sides[1] - len(both), sides[0] - len(both), differs)
 
 
@@ -127,7 +160,9 @@ def _pair(new: Record, old: Record, scorer: Scorer | None, judge: tuple[float, f
 
 def comparison_section(title: str, comparison: Comparison) -> Section:
     """Make the table of a comparison, one line per point."""
-    tolerance, gate = next(((pair.tolerance, pair.gate) for pair in comparison.pairs), (TOLERANCE, GATE))
+    tolerance, gate = next(
+        ((pair.tolerance, pair.gate) for pair in comparison.pairs), (TOLERANCE, GATE)
+    )
     names = {TITLES[pair.metric] for pair in comparison.pairs if pair.metric}
     name = names.pop() if len(names) == 1 else "quality"
     shown = [
@@ -151,7 +186,10 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
     ]
     notes = [NOTE, f"As before: the same answers, and a speedup within {tolerance:.0%}"]
     if comparison.differs:
-        notes.append(f"The sides differ in {', '.join(dict.fromkeys(map(setting_title, comparison.differs)))}")
+        notes.append(
+            "The sides differ in"
+            f" {', '.join(dict.fromkeys(map(setting_title, comparison.differs)))}"
+        )
     sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
     notes += [f"Points only on the {side} side: {count}" for count, side in sides if count]
     return Section.of(title, comparison.pairs, shown, sentences(notes), words=1)
@@ -167,8 +205,16 @@ def _rate(pair: Pair) -> str:
 
 
 def _figure(difference: Difference | None, form: str, bound: float) -> str:
-    return MISSING if difference is None else f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
+    return (
+        MISSING
+        if difference is None
+        else f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
+    )
 
 
 def _ends(difference: Difference | None, form: str) -> str:
-    return MISSING if difference is None or difference.low is None else f"{difference.low:{form}} to {difference.high:{form}}"
+    return (
+        MISSING
+        if difference is None or difference.low is None
+        else f"{difference.low:{form}} to {difference.high:{form}}"
+    )

@@ -1,4 +1,5 @@
-"""The frontier: layers, engines, formats of weights, drafts and smaller models compared with one full model.
+"""The frontier: layers, engines, formats of weights, drafts and smaller models compared with one
+full model.
 
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
@@ -43,37 +44,58 @@ class Point:
             return SMALLER
         if self.record.draft_tokens:
             return DRAFTING
-        record, engine, weights = self.record, self.record.engine or "", self.record.engine_weights or ""
-        skips = len(record.kept_layers or ()) < (record.num_layers or 0) or bool(record.later_stages)
+        record, engine, weights = (
+            self.record,
+            self.record.engine or "",
+            self.record.engine_weights or "",
+        )
+        skips = len(record.kept_layers or ()) < (record.num_layers or 0) or bool(
+            record.later_stages
+        )
         formats = formats_of(engine)
         bits = formats[weights][0] if weights in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         if skips and not quantized:
-            return ADAPTED if record.correction and record.correction.name == "adapter" else SKIPPING
+            return (
+                ADAPTED if record.correction and record.correction.name == "adapter" else SKIPPING
+            )
         return BOTH if skips else QUANTIZED if quantized else FULL
 
     @property
     def engine(self) -> str:
         """The engine and the format of its weights."""
-        return " ".join(filter(None, [self.record.engine, self.record.engine_weights or self._quantization]))
+        return " ".join(
+            filter(None, [self.record.engine, self.record.engine_weights or self._quantization])
+        )
 
     @property
     def _quantization(self) -> str | None:
-        """How the weights are quantized in memory; None if only their file is, and torch computes with dequantized weights."""
+        """How the weights are quantized in memory; None if only their file is, and torch computes
+        with dequantized weights.
+        """
         label = self.record.quantization
         return None if label and "dequantized" in label else label
 
     @property
     def method(self) -> str:
         """The strategy with its corrections, what drafts, or the smaller model."""
-        label, draft = self.record.label, (self.record.config.get("decoding") or {}).get("draft", "layers")
+        label, draft = (
+            self.record.label,
+            (self.record.config.get("decoding") or {}).get("draft", "layers"),
+        )
         drafters = {"ngram": "n-gram", "both": f"n-gram and {label}"}.get(draft, label)
-        return {SMALLER: self.record.model or SMALLER, DRAFTING: f"{drafters} drafts"}.get(self.kind, label)
+        return {SMALLER: self.record.model or SMALLER, DRAFTING: f"{drafters} drafts"}.get(
+            self.kind, label
+        )
 
     @property
     def name(self) -> str:
         """The engine, and the method and layers unless the whole model runs."""
-        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {self.method} {self.record.layers}"
+        return (
+            self.engine
+            if self.kind in (FULL, QUANTIZED)
+            else f"{self.engine}, {self.method} {self.record.layers}"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,9 @@ class Frontier:
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
-        """By id, a point that is faster and better, the fastest such one, and whether both intervals say so too."""
+        """By id, a point that is faster and better, the fastest such one, and whether both
+        intervals say so too.
+        """
         found = {}
         for own in self.points:
             better = [one for one in self.points if one is not own and _beats(one, own)]
@@ -100,23 +124,40 @@ class Frontier:
         return found
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
-        """Return the point of a kind with the best quality among those that reach a speedup; None if there is none."""
+        """Return the point of a kind with the best quality among those that reach a speedup; None
+        if there is none.
+        """
         enough = [one for one in self.points if one.speedup >= target and kind in (None, one.kind)]
         return max(enough, key=lambda one: (one.quality.share, one.speedup), default=None)
 
     @property
     def names(self) -> list[str]:
-        """Return what all points share: the folder, the model, the task, the language pair and the dataset."""
-        return list(filter(None, [self.folder, *map(self.baseline.value, ("model", "task", "pair", "dataset"))]))
+        """Return what all points share: the folder, the model, the task, the language pair and the
+        dataset.
+        """
+        return list(
+            filter(
+                None, [self.folder, *map(self.baseline.value, ("model", "task", "pair", "dataset"))]
+            )
+        )
 
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
         of = " · ".join(self.names)
-        titles = (f"Which wins at each speedup? {of}", f"The best of each kind: {of}", f"Layers, engines and formats: {of}")
-        return [make(title) for make, title in zip((self.verdicts, self.targets, self.table), titles, strict=True)]
+        titles = (
+            f"Which wins at each speedup? {of}",
+            f"The best of each kind: {of}",
+            f"Layers, engines and formats: {of}",
+        )
+        return [
+            make(title)
+            for make, title in zip((self.verdicts, self.targets, self.table), titles, strict=True)
+        ]
 
     def verdicts(self, title: str) -> Section:
-        """Make a table with a sentence for each target speedup in reach: the best point, and the next of another kind."""
+        """Make a table with a sentence for each target speedup in reach: the best point, and the
+        next of another kind.
+        """
         lines = [[f"{target:g}x", self._verdict(target)] for target in TARGETS if self.best(target)]
         note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
         if caveat := self.points[-1].quality.caveat:
@@ -136,7 +177,10 @@ class Frontier:
         ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
         second = f"{other.kind} ({other.name}, {other.speedup:.2f}x)"
-        return f"{found}. Next: {second}, {other.quality.share:.1%}. {TITLES[metric]} {apart.value:+.1f}{ends}: {decided}."
+        return (
+            f"{found}. Next: {second}, {other.quality.share:.1%}. {TITLES[metric]}"
+            f" {apart.value:+.1f}{ends}: {decided}."
+        )
 
     def table(self, title: str) -> Section:
         """Make the table of all points."""
@@ -152,8 +196,9 @@ class Frontier:
         )
         lines = [list(self._cells(point)) for point in self.points]
         note = (
-            f"Speedup and quality of every row are compared with {self.points[0].name} at full depth, in pairs and on the same "
-            "examples. Beaten by: another point is faster and better; with a question mark, an interval leaves that open."
+            f"Speedup and quality of every row are compared with {self.points[0].name} at full"
+            " depth, in pairs and on the same examples. Beaten by: another point is faster and"
+            " better; with a question mark, an interval leaves that open."
         )
         return Section(title, list(map(Head, heads)), lines, note)
 
@@ -163,7 +208,9 @@ class Frontier:
         if one.record.id in self.beaten:
             other, sure = self.beaten[one.record.id]
             verdict = f"beaten by {other.name}{'' if sure else ' ?'}"
-        interval = MISSING if one.record is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
+        interval = (
+            MISSING if one.record is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
+        )
         own = one.quality
         return (
             *(one.engine, one.method, one.record.layers or MISSING, f"{one.speedup:.2f}", interval),
@@ -178,55 +225,96 @@ class Frontier:
             of_kind = [self.best(target, kind) for kind in kinds]
             cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
             lines.append([f"{target:g}x", *cells])
-        note = "Share of the baseline's score that the best measured point of each kind keeps at no less than this speedup."
+        note = (
+            "Share of the baseline's score that the best measured point of each kind keeps at no"
+            " less than this speedup."
+        )
         return Section(title, list(map(Head, heads)), lines, note, words=1)
 
     def plot(self) -> Any:
-        """Draw quality against speedup: a colour and a marker for each engine and format, with the numbers of kept layers.
+        """Draw quality against speedup: a colour and a marker for each engine and format, with the
+        numbers of kept layers.
 
         Smaller models have markers of their own.
         """
         figure, (axes,) = panels(1, 7.6, 4.8)
         limit_to(axes, [(one.speedup, 100 * one.quality.share) for one in self.points])
-        front = sorted((one.speedup, 100 * one.quality.share) for one in self.points if one.record.id not in self.beaten)
-        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=6, alpha=0.3, zorder=1, solid_capstyle="round")
-        series = {one.record.id: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "") for one in self.points}
+        front = sorted(
+            (one.speedup, 100 * one.quality.share)
+            for one in self.points
+            if one.record.id not in self.beaten
+        )
+        axes.plot(
+            *zip(*front, strict=True),
+            color=FAINT,
+            linewidth=6,
+            alpha=0.3,
+            zorder=1,
+            solid_capstyle="round",
+        )
+        series = {
+            one.record.id: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "")
+            for one in self.points
+        }
         for i, label in enumerate(dict.fromkeys(series.values())):
             own = [one for one in self.points if series[one.record.id] == label]
             xs, ys = [one.speedup for one in own], [100 * one.quality.share for one in own]
             axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=label)
             for one, x, y in zip(own, xs, ys, strict=True):
-                annotate(axes, (one.record.layers or "").partition("/")[0], (x, y), (5, 3), fontsize=7)
+                annotate(
+                    axes, (one.record.layers or "").partition("/")[0], (x, y), (5, 3), fontsize=7
+                )
         metric = self.points[0].quality.title
-        axes.set(xlabel=f"decode speedup over {self.points[0].name} at full depth", ylabel=f"{metric}, % of the baseline")
+        axes.set(
+            xlabel=f"decode speedup over {self.points[0].name} at full depth",
+            ylabel=f"{metric}, % of the baseline",
+        )
         axes.legend(title="numbers: kept layers", title_fontsize=8)
         return figure
 
 
 def frontiers(records: Sequence[Record]) -> list[Frontier]:
-    """Return a frontier for every full model and folder in which other engines or models are compared with it."""
-    folders: dict[str, list[Record]] = defaultdict(list)  # the same run may be in several, e.g. of two machines
+    """Return a frontier for every full model and folder in which other engines or models are
+    compared with it.
+    """
+    folders: dict[str, list[Record]] = defaultdict(
+        list
+    )  # the same run may be in several, e.g. of two machines
     for record in records:
         folders[record.folder].append(record)
     found = {folder: _of_folder(own) for folder, own in folders.items()}
     several = sum(map(bool, found.values())) > 1
-    return [replace(one, folder=folder if several else "") for folder, own in found.items() for one in own]
+    return [
+        replace(one, folder=folder if several else "")
+        for folder, own in found.items()
+        for one in own
+    ]
 
 
 def _of_folder(records: Sequence[Record]) -> list[Frontier]:
     finished = {record.id: record for record in done(records)}
-    compared = [record for record in finished.values() if record.baseline_id in finished and record.speedup]
-    asked = [record for record in compared if record.baseline_model or record.config.get("baseline_engine")]
+    compared = [
+        record for record in finished.values() if record.baseline_id in finished and record.speedup
+    ]
+    asked = [
+        record
+        for record in compared
+        if record.baseline_model or record.config.get("baseline_engine")
+    ]
     found = []
     for name in dict.fromkeys(record.baseline_id for record in asked if record.baseline_id):
         members = [record for record in compared if record.baseline_id == name]
         judged = shares(members, 1.0)
-        rest = [Point(r, r.speedup, judged[r.key]) for r in members if r.key in judged and r.speedup]
+        rest = [
+            Point(r, r.speedup, judged[r.key]) for r in members if r.key in judged and r.speedup
+        ]
         if rest:
             score = rest[0].quality.full
             kept = replace(rest[0].quality, value=score, share=1.0, low=None, high=None)
             first = Point(finished[name], Interval(1.0, 1.0, 1.0), kept)
-            found.append(Frontier(finished[name], (first, *sorted(rest, key=lambda point: point.speedup))))
+            found.append(
+                Frontier(finished[name], (first, *sorted(rest, key=lambda point: point.speedup)))
+            )
     return found
 
 
@@ -238,4 +326,9 @@ def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
     difference = scorer.difference(one.record, other.record, one.quality.metric)
     low, high = one.clock.low, other.clock.high
-    return low is not None and high is not None and low > high and (difference.is_same or difference.verdict() == HOLDS)
+    return (
+        low is not None
+        and high is not None
+        and low > high
+        and (difference.is_same or difference.verdict() == HOLDS)
+    )

@@ -1,4 +1,6 @@
-"""The report as one HTML file that needs no network: winners, points, plots and answers side by side."""
+"""The report as one HTML file that needs no network: winners, points, plots and answers side by
+side.
+"""
 
 import math
 import re
@@ -37,12 +39,23 @@ class Page:
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
-            loader=PackageLoader("ulskip_cli", "assets/report"), autoescape=True, undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
-        )  # fmt: skip
-        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+            loader=PackageLoader("ulskip_cli", "assets/report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.policies["json.dumps_kwargs"] = {
+            "ensure_ascii": False,
+            "separators": (",", ":"),
+            "allow_nan": False,
+        }
         environment.filters["minus"] = real_minus
-        judged = {share.title for group in self.groups for share in shares(group.records, self.gate).values()}
+        judged = {
+            share.title
+            for group in self.groups
+            for share in shares(group.records, self.gate).values()
+        }
         shown, rows = points(self.groups, self.records, self.gate)
         return environment.get_template("page.html").render(
             page=self,
@@ -50,7 +63,9 @@ class Page:
             colour_of=strategy_colour,
             heading=tables.title(self.records) or "Skipped layers",
             folders=sorted({record.folder for record in self.records}),
-            finished=max((record.finished_at for record in self.records if record.finished_at), default=""),
+            finished=max(
+                (record.finished_at for record in self.records if record.finished_at), default=""
+            ),
             columns=shown,
             rows=rows,
             readable={run["row"] for one in self.answers.sets for run in one["runs"]},
@@ -75,7 +90,13 @@ class Field:
     def order(self, value: Any) -> str:
         """Return the text by which the page sorts and filters a cell."""
         first = value[0] if isinstance(value, tuple) else value
-        return "" if first is None else f"{first:.10g}" if isinstance(first, (int, float)) else str(first)
+        return (
+            ""
+            if first is None
+            else f"{first:.10g}"
+            if isinstance(first, (int, float))
+            else str(first)
+        )
 
     def show(self, value: float) -> str:
         """Format a number for the page."""
@@ -94,7 +115,9 @@ def real_minus(text: str) -> str:
 def points(
     groups: Sequence[Group], records: Sequence[Record], gate: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the columns of the table of points (with the values to filter by), and the lines of the table."""
+    """Return the columns of the table of points (with the values to filter by), and the lines of
+    the table.
+    """
     judged: dict[tuple[str, str], Share] = {}
     labels: dict[tuple[str, str], str] = {}
     for group in groups:
@@ -102,23 +125,36 @@ def points(
         labels |= {record.key: group.approach(record) for record in group.records}
     fields = _fields(records, judged)
     lines = [[field.value(record) for field in fields] for record in records]
-    shown = [i for i, field in enumerate(fields) if field.key in ("strategy", "target_speedup", "batch_size")
-             or any(line[i] is not None for line in lines)]  # fmt: skip
+    shown = [
+        i
+        for i, field in enumerate(fields)
+        if field.key in ("strategy", "target_speedup", "batch_size")
+        or any(line[i] is not None for line in lines)
+    ]
     heads = []
     for i in shown:
         values = {line[i] for line in lines} - {None} if fields[i].facet else set()
-        heads.append({"field": fields[i], "values": [fields[i].order(value) for value in sorted(values)]})
+        heads.append(
+            {"field": fields[i], "values": [fields[i].order(value) for value in sorted(values)]}
+        )
     drawn = []
     for record, line in zip(records, lines, strict=True):
         passes = record.keeps_all or (record.key in judged and judged[record.key].can_win)
         missing = None if record.is_done else (record.absent, record.reason or "no reason given")
-        look = {"label": labels.get(record.key, record.strategy), "colour": strategy_colour(record.strategy)}
-        drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
+        look = {
+            "label": labels.get(record.key, record.strategy),
+            "colour": strategy_colour(record.strategy),
+        }
+        drawn.append(
+            {**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]}
+        )
     return heads, drawn
 
 
 def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) -> list[Field]:
-    """Return the columns of the page: the settings, the columns of the record's fields, and the share of full's quality."""
+    """Return the columns of the page: the settings, the columns of the record's fields, and the
+    share of full's quality.
+    """
 
     def share(record: Record) -> tuple[Any, ...] | None:
         own = judged.get(record.key)
@@ -127,14 +163,32 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
     def gated(record: Record) -> str | None:
         return judged[record.key].word if record.key in judged and not record.keeps_all else None
 
-    engines = {(record.strategy, record.decoding, record.engine) for record in records if record.engine}
+    engines = {
+        (record.strategy, record.decoding, record.engine) for record in records if record.engine
+    }
     elsewhere = {"batch_size", "strategy", "correction", "ratio"}
     if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
         elsewhere.add("engine")  # strategy and decoding determine it
     found = [
         Field("strategy", "strategy", "text", lambda record: record.strategy_name, facet=True),
-        Field("target_speedup", "target", "number", lambda r: r.target_speedup, "requested speedup", ".10g", facet=True),
-        Field("batch_size", "batch", "number", lambda record: record.batch_size, "batch size", ".10g", facet=True),
+        Field(
+            "target_speedup",
+            "target",
+            "number",
+            lambda r: r.target_speedup,
+            "requested speedup",
+            ".10g",
+            facet=True,
+        ),
+        Field(
+            "batch_size",
+            "batch",
+            "number",
+            lambda record: record.batch_size,
+            "batch size",
+            ".10g",
+            facet=True,
+        ),
         *(_setting(records, key) for key in varying(records, but=elsewhere)),
     ]
     keys = {field.key for field in found}
@@ -143,8 +197,21 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
             keys.add(key)
             found.append(_field(key, column))
     quality = [
-        Field("share", "of full", "share", share, "share of the full model's primary metric that the point keeps", ".1%"),
-        Field("gate", "gate", "gate", gated, "quality gate; ? marks an interval that includes the gate"),
+        Field(
+            "share",
+            "of full",
+            "share",
+            share,
+            "share of the full model's primary metric that the point keeps",
+            ".1%",
+        ),
+        Field(
+            "gate",
+            "gate",
+            "gate",
+            gated,
+            "quality gate; ? marks an interval that includes the gate",
+        ),
     ]
     at = next(i for i, field in enumerate(found) if field.key == "decode_loss")
     return [*found[:at], *quality, *found[at:]]
@@ -154,15 +221,37 @@ def _field(key: str, column: Column) -> Field:
     """Make the column of a field; layers, intervals and scores are drawn in their own way."""
     if key == "kept_layers":
         return Field(
-            "layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token"
+            "layers",
+            "kept layers",
+            "layers",
+            _kept,
+            "first layer on the left; pale layers do not run for every token",
         )
     if key == "measured_speedup":
         return Field(
-            "measured", "measured", "interval", _measured, "measured decode speedup over the full model, with its interval"
+            "measured",
+            "measured",
+            "interval",
+            _measured,
+            "measured decode speedup over the full model, with its interval",
         )
     if metric_of(key):
-        return Field(key, column.head, "score", partial(_score, key=key), column.tip, row_key(key).number_format)
-    return Field(key, column.head, "number", column.show or (lambda record: record.value(key)), column.tip, column.form)
+        return Field(
+            key,
+            column.head,
+            "score",
+            partial(_score, key=key),
+            column.tip,
+            row_key(key).number_format,
+        )
+    return Field(
+        key,
+        column.head,
+        "number",
+        column.show or (lambda record: record.value(key)),
+        column.tip,
+        column.form,
+    )
 
 
 def _score(record: Record, key: str) -> tuple[Any, ...] | None:
@@ -176,10 +265,19 @@ def _measured(record: Record) -> tuple[Any, ...] | None:
 
 
 def _setting(records: Sequence[Record], key: str) -> Field:
-    """Make the column of a setting in which records differ: numbers if all values are numbers, otherwise words."""
+    """Make the column of a setting in which records differ: numbers if all values are numbers,
+    otherwise words.
+    """
     known = [value for record in records if (value := record.settings().get(key)) is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        return Field(key, setting_title(key), "number", lambda record: record.settings().get(key), form=".10g", facet=True)
+        return Field(
+            key,
+            setting_title(key),
+            "number",
+            lambda record: record.settings().get(key),
+            form=".10g",
+            facet=True,
+        )
 
     def words(record: Record) -> str | None:
         text = setting_text(record, key)
@@ -193,5 +291,11 @@ def _kept(record: Record) -> tuple[Any, ...] | None:
         return None
     last, kept = record.last_stage, record.kept_layers
     skipped = [layer for layer in range(record.num_layers) if layer not in kept]
-    always, sometimes = ([layer for layer in kept if (layer in last) is there] for there in (True, False))
-    return len(kept), record.num_layers, {"always": always, "sometimes": sometimes, "never": skipped}
+    always, sometimes = (
+        [layer for layer in kept if (layer in last) is there] for there in (True, False)
+    )
+    return (
+        len(kept),
+        record.num_layers,
+        {"always": always, "sometimes": sometimes, "never": skipped},
+    )

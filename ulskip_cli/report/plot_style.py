@@ -28,14 +28,31 @@ OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies that use
 MARKERS = "osD^vP*X"
 MAX_TITLE = 58  # characters over half a figure
 _STYLE: Any = {
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
-    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": FAINT, "grid.alpha": 0.22, "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.6,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # named with every text of an SVG
     "text.parse_math": False,  # names of rows are no formulas
-    "svg.fonttype": "none", "svg.hashsalt": "ulskip",  # text stays text; the same figure gives the same file
-}  # fmt: skip
+    # text stays text; the same figure gives the same file
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ulskip",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,9 @@ def applied() -> Iterator[None]:
 
 
 def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no suffix."""
+    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no
+    suffix.
+    """
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
     figure.set_layout_engine("none")  # the layout is computed once for both files
@@ -77,7 +96,9 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return files
 
 
-def panels(count: int, width: float, height: float, columns: int = 2, **options: Any) -> tuple[Any, list[Any]]:
+def panels(
+    count: int, width: float, height: float, columns: int = 2, **options: Any
+) -> tuple[Any, list[Any]]:
     """Return a figure and its axes; each panel has the given size in inches."""
     from matplotlib.figure import Figure
 
@@ -94,31 +115,62 @@ def legend_below(figure: Any, handles: dict[str, Any]) -> None:
     """Add one legend below all panels; `handles` maps labels to plotted artists."""
     if handles:
         columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=1.6)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=1.6,
+        )
 
 
 def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Set the limits of both axes from the points only, so that one wide interval does not crush the plot."""
-    for values, limit in zip(zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
+    """Set the limits of both axes from the points only, so that one wide interval does not crush
+    the plot.
+    """
+    for values, limit in zip(
+        zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True
+    ):
         margin = 0.1 * (max(values) - min(values)) or 0.1
         limit(min(values) - margin, max(values) + margin)
 
 
-def draw_interval(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool = False) -> None:
-    """Draw a vertical interval (horizontal with `across`) through a point; an arrowhead marks an end beyond the axis."""
+def draw_interval(
+    axes: Any,
+    point: tuple[float, float],
+    ends: tuple[float, float],
+    colour: str,
+    across: bool = False,
+) -> None:
+    """Draw a vertical interval (horizontal with `across`) through a point; an arrowhead marks an
+    end beyond the axis.
+    """
     lowest, highest = axes.get_xlim() if across else axes.get_ylim()
     low, high = max(ends[0], lowest), min(ends[1], highest)
     look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
     (axes.hlines if across else axes.vlines)(point[1] if across else point[0], low, high, **look)
-    for end, marker, goes_on in ((low, "<v"[not across], low > ends[0]), (high, ">^"[not across], high < ends[1])):
+    for end, marker, goes_on in (
+        (low, "<v"[not across], low > ends[0]),
+        (high, ">^"[not across], high < ends[1]),
+    ):
         if goes_on:
             at = ([end], [point[1]]) if across else ([point[0]], [end])
-            axes.plot(*at, marker, color=colour, markersize=5, clip_on=False, scalex=False, scaley=False)
+            axes.plot(
+                *at, marker, color=colour, markersize=5, clip_on=False, scalex=False, scaley=False
+            )
 
 
-def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
+def annotate(
+    axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any
+) -> None:
     """Write a small text beside a point; `offset` is in typographic points."""
-    axes.annotate(text, point, xytext=offset, textcoords="offset points", **{"color": INK, "fontsize": 8, **options})
+    axes.annotate(
+        text,
+        point,
+        xytext=offset,
+        textcoords="offset points",
+        **{"color": INK, "fontsize": 8, **options},
+    )
 
 
 def shortened(title: str, most: int = MAX_TITLE) -> str:

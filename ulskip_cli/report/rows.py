@@ -1,4 +1,6 @@
-"""Records of results folders: reading them, the settings in which they differ, and groups of one setting."""
+"""Records of results folders: reading them, the settings in which they differ, and groups of one
+setting.
+"""
 
 import json
 import re
@@ -21,7 +23,12 @@ FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
 MAX_REASONS = 5
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
-LINES = ("strategy", "correction", "ratio", "batch_size")  # parts in which the lines of one table differ
+LINES = (
+    "strategy",
+    "correction",
+    "ratio",
+    "batch_size",
+)  # parts in which the lines of one table differ
 DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
 UNKNOWN = "\0"  # placeholder for a setting that a record did not use
 
@@ -45,21 +52,37 @@ class Group:
 
     @cached_property
     def _approaches(self) -> dict[tuple[str, str], str]:
-        """The names of the records' strategies, which also differ where only an option of strategy or correction does."""
+        """The names of the records' strategies, which also differ where only an option of strategy
+        or correction does.
+        """
         names: dict[tuple[str, str], list[str]] = {}
         by_strategy = _collected(self.records, lambda record: record.strategy)
         for records in by_strategy.values():
-            options = [{k: v for k, v in record.strategy_options.items() if k != "unit"} for record in records]
+            options = [
+                {k: v for k, v in record.strategy_options.items() if k != "unit"}
+                for record in records
+            ]
             several = len(set(map(str, options))) > 1
             for record, values in zip(records, options, strict=True):
-                names[record.key] = [record.strategy_name, *(map(str, values.values()) if several else ())]
+                names[record.key] = [
+                    record.strategy_name,
+                    *(map(str, values.values()) if several else ()),
+                ]
                 if record.correction:
                     names[record.key].append(f"+ {record.correction.label}")
         for records in by_strategy.values():
-            lines = _collected(records, lambda record: (*names[record.key], record.target_speedup, record.batch_size))
+            lines = _collected(
+                records,
+                lambda record: (*names[record.key], record.target_speedup, record.batch_size),
+            )
             frames = [settings_table(same) for same in lines.values() if len(same) > 1]
             parts = LINES[:2]  # the others have columns of their own
-            keys = [key for table in frames for key in table if key.partition(".")[0] in parts and table[key].nunique() > 1]
+            keys = [
+                key
+                for table in frames
+                for key in table
+                if key.partition(".")[0] in parts and table[key].nunique() > 1
+            ]
             for key in dict.fromkeys(keys):
                 for record in records:
                     if (text := _option_text(record.settings().get(key))) is not None:
@@ -67,7 +90,9 @@ class Group:
         return {key: " ".join(parts) for key, parts in names.items()}
 
     def approach(self, record: Record) -> str:
-        """Name a record's strategy, its unit and its correction, and the options in which the group's records differ."""
+        """Name a record's strategy, its unit and its correction, and the options in which the
+        group's records differ.
+        """
         return self._approaches[record.key]
 
     def called(self, record: Record) -> str:
@@ -77,10 +102,14 @@ class Group:
         return f"{self.approach(record)}, {len(record.kept_layers or ())} layers"
 
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
-        """Return the last record of every target, approach and batch size, in the order of the paper's table 4."""
+        """Return the last record of every target, approach and batch size, in the order of the
+        paper's table 4.
+        """
         found: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
         records = [
-            (point_order((record.target_speedup, record.strategy)), record) for record in self.records if record.target_speedup
+            (point_order((record.target_speedup, record.strategy)), record)
+            for record in self.records
+            if record.target_speedup
         ]
         for _, record in sorted(records, key=lambda item: item[0]):
             assert record.target_speedup is not None
@@ -98,35 +127,66 @@ def _option_text(option: Any) -> str | None:
 
 
 def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
-    """Return the sort key of a target and approach: sort by target, then by name with unified last."""
+    """Return the sort key of a target and approach: sort by target, then by name with unified
+    last.
+    """
     return point[0], point[1] == "unified", point[1]
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders that folders, parent folders or runs.jsonl files name; by default, all in `results_dir`."""
+    """List the results folders that folders, parent folders or runs.jsonl files name; by default,
+    all in `results_dir`.
+    """
     found: dict[Path, None] = {}
     for path in named or [results_dir]:
         own = path.parent if path.name == FILE else path
-        below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
+        below = (
+            [own]
+            if (own / FILE).is_file()
+            else sorted(file.parent for file in own.glob(f"*/{FILE}"))
+        )
         if not below:
             if (own / "generations").is_dir():
-                raise UsageError(f"expected finished points in '{path}', got none; repeat the run's command to resume it")
+                raise UsageError(
+                    f"expected finished points in '{path}', got none; repeat the run's command to"
+                    " resume it"
+                )
             known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
-            more = f" and {len(known) - MAX_FOLDERS_NAMED} more" if len(known) > MAX_FOLDERS_NAMED else ""
-            hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "make one with `ulskip sweep`"
-            raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
+            more = (
+                f" and {len(known) - MAX_FOLDERS_NAMED} more"
+                if len(known) > MAX_FOLDERS_NAMED
+                else ""
+            )
+            hint = (
+                f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}"
+                if known
+                else "make one with `ulskip sweep`"
+            )
+            raise UsageError(
+                f"expected a folder of results with {FILE}, or a folder of such folders, got"
+                f" '{path}'; {hint}"
+            )
         found.update(dict.fromkeys(below))
     for path in found:
         if not str(path).isprintable():
-            raise UsageError(f"expected a folder with a printable name, got '{printable(str(path))}'; rename it")
+            raise UsageError(
+                f"expected a folder with a printable name, got '{printable(str(path))}'; rename it"
+            )
     return list(found)
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
     """Read the records of results folders for display, and warn about refused lines."""
-    records = [displayed(record, path) for path in paths for record in ResultsFolder(path).records(warn=True)]
+    records = [
+        displayed(record, path)
+        for path in paths
+        for record in ResultsFolder(path).records(warn=True)
+    ]
     if not records:
-        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
+        raise UsageError(
+            f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip"
+            " sweep` first"
+        )
     return records
 
 
@@ -154,7 +214,9 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def reasons(records: Iterable[Record]) -> list[str]:
-    """List the reasons why points have no result, with strategies; reasons that differ only in `got NUMBER` are merged."""
+    """List the reasons why points have no result, with strategies; reasons that differ only in `got
+    NUMBER` are merged.
+    """
     found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     first: dict[str, str] = {}
     for record in records:
@@ -162,15 +224,21 @@ def reasons(records: Iterable[Record]) -> list[str]:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
             found[record.absent, reason][record.strategy] = None
-    lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
-    return [*lines[:MAX_REASONS], *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS)]
+    lines = [
+        f"{word} ({', '.join(strategies)}): {reason}"
+        for (word, reason), strategies in found.items()
+    ]
+    return [
+        *lines[:MAX_REASONS],
+        *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS),
+    ]
 
 
 def setting_title(key: str) -> str:
     """Return the title of a setting.
 
-    >>> setting_title("decoding.max_new_tokens"), setting_title("batch_size"), setting_title("num_examples")
-    ('decoding max new tokens', 'batch size', 'examples')
+    >>> setting_title("decoding.max_new_tokens"), setting_title("num_examples")
+    ('decoding max new tokens', 'examples')
     """
     return key.removeprefix("num_").replace("_", " ").replace(".", " ")
 
@@ -178,8 +246,9 @@ def setting_title(key: str) -> str:
 def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
     """Return the settings in which records differ, without those of the parts `but`.
 
-    An option of a config group is compared between records with the same choice in the group only. A key of the configuration
-    that says the same as a setting before it, as the path of a model and its name, is not listed again.
+    An option of a config group is compared between records with the same choice in the group only.
+    A key of the configuration that says the same as a setting before it, as the path of a model and
+    its name, is not listed again.
     """
     table = settings_table(records)
     found: dict[str, pd.Series] = {}
@@ -194,7 +263,8 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             if known.groupby(choices).nunique().max() < 2:
                 continue
         is_shown = any(
-            _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0]) for other, shown in found.items()
+            _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0])
+            for other, shown in found.items()
         )
         if key in SETTING_FIELDS or not is_shown:
             found[key] = table[key]
@@ -202,14 +272,18 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
 
 
 def _follows(values: pd.Series, shown: pd.Series, own: bool) -> bool:
-    """Return True if values follow from shown ones, and unless those name the group's `own` choice, the reverse too."""
+    """Return True if values follow from shown ones, and unless those name the group's `own` choice,
+    the reverse too.
+    """
     pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
     pairs = pairs[(pairs["shown"] != UNKNOWN) & (pairs["values"] != UNKNOWN)]
     return bool(pairs["shown"].is_unique and (own or pairs["values"].is_unique))
 
 
 def settings_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the settings of records as texts, one line per record; records without a value have the default."""
+    """Return the settings of records as texts, one line per record; records without a value have
+    the default.
+    """
     settings = [record.settings() for record in records]
     keys = dict.fromkeys(key for values in settings for key in values)
     lines = [
@@ -234,8 +308,14 @@ def default_of(key: str) -> Any:
 
 
 def setting_text(record: Record, key: str) -> str:
-    """Return the value of a setting as words, or a dash if the record has none or did not use it."""
-    value = record.settings().get(key, default_of(key)) if record.knows(key) or key in SETTING_FIELDS else None
+    """Return the value of a setting as words, or a dash if the record has none or did not use
+    it.
+    """
+    value = (
+        record.settings().get(key, default_of(key))
+        if record.knows(key) or key in SETTING_FIELDS
+        else None
+    )
     if value == DEFAULT:
         return MISSING
     if isinstance(value, dict):
@@ -244,9 +324,11 @@ def setting_text(record: Record, key: str) -> str:
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
-    """Group records whose settings agree, in order of first appearance; see `LINES` for the settings that a group mixes.
+    """Group records whose settings agree, in order of first appearance; see `LINES` for the
+    settings that a group mixes.
 
-    A setting that a record did not use agrees with every value, so such a record joins the first group that agrees otherwise.
+    A setting that a record did not use agrees with every value, so such a record joins the first
+    group that agrees otherwise.
     """
     if not records:
         return []
@@ -262,17 +344,29 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     for own, first in zip(members.values(), firsts, strict=True):
         best = next((record for _, record in own if record.is_done and record.baseline_id), first)
         labels = [str(best.value(key)) for key in NAMES if best.value(key) is not None]
-        labels += [f"{setting_title(key)} {text}" for key in named if (text := setting_text(best, key)) != MISSING]
+        labels += [
+            f"{setting_title(key)} {text}"
+            for key in named
+            if (text := setting_text(best, key)) != MISSING
+        ]
         groups.append(Group(" · ".join(labels), [record for _, record in own]))
     return groups
 
 
 def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every line of settings to a group: a complete one to itself, an incomplete one to the first that agrees."""
+    """Map every line of settings to a group: a complete one to itself, an incomplete one to the
+    first that agrees.
+    """
     groups = [line for line in lines if UNKNOWN not in line]
     found = {line: line for line in groups}
-    for line in sorted(set(lines) - set(groups), key=lambda line: (line.count(UNKNOWN), lines.index(line))):
-        agreeing = (group for group in groups if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True)))
+    for line in sorted(
+        set(lines) - set(groups), key=lambda line: (line.count(UNKNOWN), lines.index(line))
+    ):
+        agreeing = (
+            group
+            for group in groups
+            if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True))
+        )
         found[line] = next(agreeing, line)
         if found[line] is line:
             groups.append(line)

@@ -27,12 +27,20 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
         _show_table4(made.table4, console)
     for label, own in list(made.winners.items())[:MAX_SETTINGS]:
         title = f"Winners{f', {label}' if len(made.winners) > 1 else ''}"
-        _show_winners(f"{title}, among points that keep {made.options.gate:.0%} of full's quality", own, console)
+        _show_winners(
+            f"{title}, among points that keep {made.options.gate:.0%} of full's quality",
+            own,
+            console,
+        )
     _more(len(made.winners) - MAX_SETTINGS, "settings with winners", "report.md", console)
     for section in made.sections:
         _show_section(section, "report.md", console)
     folder = written[0].parent
-    page = f"; open {folder / 'report.html'}" if made.options.page else "; add --html for a page with examples"
+    page = (
+        f"; open {folder / 'report.html'}"
+        if made.options.page
+        else "; add --html for a page with examples"
+    )
     console.print(f"written to {folder}/{page}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -40,14 +48,18 @@ def _show_table4(sections: Sequence[Section], console: Console) -> None:
     left = MAX_LINES
     for one in sections:
         if left > 0:
-            console.print(tables.draw(replace(one, cells=one.cells[:left]), console.width, "table4.csv"))
+            console.print(
+                tables.draw(replace(one, cells=one.cells[:left]), console.width, "table4.csv")
+            )
         left -= len(one.cells)
     console.print(paper.NOTE, style="italic", highlight=False)
     _more(-left, "lines", "table4.csv", console)
 
 
 def _show_section(section: Section, file: str, console: Console) -> None:
-    console.print(tables.draw(replace(section, cells=section.cells[:MAX_LINES]), console.width, file))
+    console.print(
+        tables.draw(replace(section, cells=section.cells[:MAX_LINES]), console.width, file)
+    )
     _more(len(section.cells) - MAX_LINES, "lines", file, console)
 
 

@@ -1,4 +1,6 @@
-"""Tables as text for a terminal, Markdown, CSV and LaTeX, and the long table, which has one line per record."""
+"""Tables as text for a terminal, Markdown, CSV and LaTeX, and the long table, which has one line
+per record.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,24 +16,54 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import ABSENT, MIN_FOR_STARS, MISSING, Column, Record, cell, columns
+from ulskip_cli.experiments.record import (
+    ABSENT,
+    MIN_FOR_STARS,
+    MISSING,
+    Column,
+    Record,
+    cell,
+    columns,
+)
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import primary, shares
-from ulskip_cli.report.rows import LINES, NAMES, displayed, done, ordered, reasons, setting_text, setting_title, varying
+from ulskip_cli.report.rows import (
+    LINES,
+    NAMES,
+    displayed,
+    done,
+    ordered,
+    reasons,
+    setting_text,
+    setting_title,
+    varying,
+)
 from ulskip_cli.tasks.metrics import metric_keys
 
 MAX_CELL = 24  # characters per cell on a terminal
 MAX_LATEX_LINES = 40  # lines of a table on one page
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 STARS = (
-    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for each comparison, not "
-    "corrected for the number of comparisons)."
+    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for"
+    " each comparison, not corrected for the number of comparisons)."
 )
-MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
-_LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
+MEASURED = (
+    "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
+    " pairs."
+)
+_LATEX_NAMES = {
+    "\\": "textbackslash",
+    "~": "textasciitilde",
+    "^": "textasciicircum",
+    "<": "textless",
+    ">": "textgreater",
+}
 _LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
-    | {char: f"\\{name}{{}}" for char, name in (_LATEX_NAMES | {"·": "textperiodcentered", "…": "ldots"}).items()}
+    | {
+        char: f"\\{name}{{}}"
+        for char, name in (_LATEX_NAMES | {"·": "textperiodcentered", "…": "ldots"}).items()
+    }
     | {"–": "--", "*": r"\textsuperscript{*}"}
 )
 
@@ -40,7 +72,8 @@ class Head(NamedTuple):
     """The head of a column of a table."""
 
     title: str  # may hold a line break
-    leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never; files have all columns
+    # order of removal on a narrow terminal: 1 is removed first, 0 never; files have all columns
+    leaves: int = 0
 
     @property
     def text(self) -> str:
@@ -76,7 +109,10 @@ class Section:
 
     def lines(self) -> list[dict[str, str]]:
         """Return the table as plain values."""
-        return [{head.text: text for head, text in zip(self.heads, line, strict=True)} for line in self.cells]
+        return [
+            {head.text: text for head, text in zip(self.heads, line, strict=True)}
+            for line in self.cells
+        ]
 
     @classmethod
     def of(
@@ -87,9 +123,13 @@ class Section:
         note: str = "",
         words: int = 2,
     ) -> "Section":
-        """Make a table of a head and a cell for each column; columns in which no line has a value are left out."""
+        """Make a table of a head and a cell for each column; columns in which no line has a value
+        are left out.
+        """
         texts = [(head, [show(line) for line in lines]) for head, show in shown]
-        texts = [(head, column) for head, column in texts if set(column) - {MISSING, *ABSENT.values()}]
+        texts = [
+            (head, column) for head, column in texts if set(column) - {MISSING, *ABSENT.values()}
+        ]
         cells = [list(line) for line in zip(*(column for _, column in texts), strict=True)]
         return cls(title, [head for head, _ in texts], cells, note, words)
 
@@ -113,7 +153,9 @@ def setting(key: str, leaves: int = 0) -> Shown:
 
 
 def long_section(records: Sequence[Record]) -> Section:
-    """Make the long table: the settings in which the records differ, and the columns for which some record has a value."""
+    """Make the long table: the settings in which the records differ, and the columns for which some
+    record has a value.
+    """
     records = ordered(records)
     measured = [shown(key, column) for key, column in columns()]
     table = [*measured[:1], *_settings(records), *measured[1:], *_harness(records)]
@@ -121,48 +163,79 @@ def long_section(records: Sequence[Record]) -> Section:
 
 
 def short_section(records: Sequence[Record]) -> Section:
-    """Make the table for a first reader: what was kept, predicted and measured, and what became of the quality."""
+    """Make the table for a first reader: what was kept, predicted and measured, and what became of
+    the quality.
+    """
     records = ordered(records)
     kept = shares(records)
     metric = primary(records)
     measured = [shown(key, column) for key, column in columns() if column.first or key == metric]
-    share = (Head("of\nfull"), lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING)
+    share = (
+        Head("of\nfull"),
+        lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING,
+    )
     table = [*measured[:1], *_settings(records), *measured[1:-1], share, measured[-1]]
-    note = sentences([STARS] if any(record.is_significant(metric or "") for record in records) else [])
+    note = sentences(
+        [STARS] if any(record.is_significant(metric or "") for record in records) else []
+    )
     return Section.of(title(records), records, table, sentences([note, *reasons(records)]), words=1)
 
 
 def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
-    """Return what draws the table of records for a terminal: with few columns, or with as many as fit."""
+    """Return what draws the table of records for a terminal: with few columns, or with as many as
+    fit.
+    """
     make = long_section if wide else short_section
-    return lambda records, width: [draw(make([displayed(record, Path()) for record in records]), width, "table.md")]
+    return lambda records, width: [
+        draw(make([displayed(record, Path()) for record in records]), width, "table.md")
+    ]
 
 
 def _settings(records: Sequence[Record]) -> list[Shown]:
-    """Make the columns of the settings in which records differ, and of the options in which those of one name do."""
+    """Make the columns of the settings in which records differ, and of the options in which those
+    of one name do.
+    """
     named: dict[str, list[Record]] = {}
     for record in records:
         named.setdefault(record.label, []).append(record)
-    options = [key for same in named.values() for key in varying(same) if key.partition(".")[0] in LINES[:2]]
+    options = [
+        key
+        for same in named.values()
+        for key in varying(same)
+        if key.partition(".")[0] in LINES[:2]
+    ]
     keys = [*dict.fromkeys(options), *varying(records, but=[*LINES[:3], "folder"])]
-    return [setting(key, 0 if key in NAMES else turn) for turn, key in zip(range(len(keys), 0, -1), keys, strict=True)]
+    return [
+        setting(key, 0 if key in NAMES else turn)
+        for turn, key in zip(range(len(keys), 0, -1), keys, strict=True)
+    ]
 
 
 def _harness(records: Sequence[Record]) -> list[Shown]:
-    """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard errors."""
+    """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard
+    errors.
+    """
 
     def show(record: Record, key: str) -> str:
         scores = record.lm_eval or {}
         name, _, rest = key.partition(" ")
         error = scores.get(f"{name}_stderr {rest}".strip())
-        return MISSING if scores.get(key) is None else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
+        return (
+            MISSING
+            if scores.get(key) is None
+            else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
+        )
 
-    keys = dict.fromkeys(key for record in records for key in record.lm_eval or {} if "_stderr" not in key)
+    keys = dict.fromkeys(
+        key for record in records for key in record.lm_eval or {} if "_stderr" not in key
+    )
     return [(Head(key.replace("_", "\n", 1)), partial(show, key=key)) for key in keys]
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal; if columns do not fit, drop the least important ones and name the complete file."""
+    """Draw a table for a terminal; if columns do not fit, drop the least important ones and name
+    the complete file.
+    """
     kept, note = list(range(len(section.heads))), section.note
     while True:
         for roomy in [True] * (width >= 100) + [False]:
@@ -178,20 +251,36 @@ def draw(section: Section, width: int, file: str) -> Table:
 
 
 def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
-    table = Table(title=escape_markup(section.title), caption=escape_markup(note), title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=escape_markup(section.title),
+        caption=escape_markup(note),
+        title_style="bold",
+        box=SIMPLE_HEAD,
+    )
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i in kept:
         side: Literal["left", "right"] = "left" if i < section.num_words else "right"
-        table.add_column(escape_markup(section.heads[i].title), justify=side, no_wrap=not section.sentences)
+        table.add_column(
+            escape_markup(section.heads[i].title), justify=side, no_wrap=not section.sentences
+        )
     for line in section.cells:
-        cells = (line[i] if section.sentences or len(line[i]) <= MAX_CELL else f"…{line[i][1 - MAX_CELL :]}" for i in kept)
+        cells = (
+            (
+                line[i]
+                if section.sentences or len(line[i]) <= MAX_CELL
+                else f"…{line[i][1 - MAX_CELL :]}"
+            )
+            for i in kept
+        )
         table.add_row(*map(escape_markup, cells))
     return table
 
 
 def markdown(section: Section) -> str:
-    """Write a table in Markdown, without heading and note; cells are not padded, so that one new value changes one line."""
+    """Write a table in Markdown, without heading and note; cells are not padded, so that one new
+    value changes one line.
+    """
     frame = section.frame(lambda text: text.replace("|", r"\|").replace("<", "&lt;"))
     rule = ["---"] * section.num_words + ["---:"] * (len(section.heads) - section.num_words)
     lines = [list(frame), rule[: len(section.heads)], *frame.to_numpy().tolist()]
@@ -199,7 +288,8 @@ def markdown(section: Section) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return Markdown in which names of rows are neither links nor HTML; a report has none of its own.
+    r"""Return Markdown in which names of rows are neither links nor HTML; a report has none of its
+    own.
 
     >>> print(escape_markdown("![a](http://b) <img> p < 0.05"))
     ![a]\(http://b) &lt;img> p < 0.05
@@ -209,7 +299,9 @@ def escape_markdown(text: str) -> str:
 
 def latex(section: Section, label: str) -> str:
     """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
-    caption = escape_latex(sentences([section.title, section.note]) if section.note else section.title)
+    caption = escape_latex(
+        sentences([section.title, section.note]) if section.note else section.title
+    )
     is_long = len(section.cells) > MAX_LATEX_LINES
     text = (
         section.frame(escape_latex)
@@ -248,7 +340,9 @@ def to_csv(records: Sequence[Record]) -> str:
         options = {key: text for key in settings if (text := setting_text(record, key)) != MISSING}
         lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
     order = [*Record.model_fields, *metric_keys(), "speedup_pairs"]
-    plain = {key for line in lines for key, value in line.items() if isinstance(value, str | int | float)}
+    plain = {
+        key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
+    }
     return csv_text(lines, [*(key for key in order if key in plain), *sorted(plain - set(order))])
 
 
@@ -281,21 +375,35 @@ def write_tables(folder: ResultsFolder) -> None:
 def title(records: Sequence[Record]) -> str:
     """Name what all finished records share (all records if none is finished)."""
     records = done(records) or records
-    forms = {**dict.fromkeys((*NAMES[:3], "dataset", NAMES[3]), "{}"), "batch_size": "batch {}", "num_examples": "{} examples"}
+    forms = {
+        **dict.fromkeys((*NAMES[:3], "dataset", NAMES[3]), "{}"),
+        "batch_size": "batch {}",
+        "num_examples": "{} examples",
+    }
     shared = {key: {record.value(key) for record in records} for key in forms}
-    return " · ".join(forms[key].format(*values) for key, values in shared.items() if len(values) == 1 and any(values))
+    return " · ".join(
+        forms[key].format(*values)
+        for key, values in shared.items()
+        if len(values) == 1 and any(values)
+    )
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """State the code, the machine and the weights of the records, one line per distinct combination."""
-    return "  \n".join(dict.fromkeys(_provenance(record) for record in ordered(records) if record.environment))
+    """State the code, the machine and the weights of the records, one line per distinct
+    combination.
+    """
+    return "  \n".join(
+        dict.fromkeys(_provenance(record) for record in ordered(records) if record.environment)
+    )
 
 
 def _provenance(record: Record) -> str:
     facts = record.environment
     assert facts is not None
     commit = (facts.git_commit or "no commit")[:10] + (" (modified)" if facts.git_dirty else "")
-    processor = facts.accelerator or f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
+    processor = (
+        facts.accelerator or f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
+    )
     packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
     weights = f"weights of {record.model} trained {record.training}"
     return f"ulskip {facts.ulskip} at {commit}, {packages}; {processor}, {record.dtype}; {weights}."
@@ -307,15 +415,21 @@ def interval_notes(records: Sequence[Record]) -> list[str]:
     notes: list[str] = []
     counts = {record.num_pairs for record in timed if record.num_pairs}
     pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
-    coverages = [record.speedup_interval_coverage for record in timed if record.speedup_interval_coverage is not None]
+    coverages = [
+        record.speedup_interval_coverage
+        for record in timed
+        if record.speedup_interval_coverage is not None
+    ]
     if coverages:
         notes.append(
-            f"Interval: order statistics of {pairs}; it contains the median with at least {min(coverages):.1%} probability."
+            f"Interval: order statistics of {pairs}; it contains the median with at least"
+            f" {min(coverages):.1%} probability."
         )
     if len(coverages) < len(timed):
         older = "Interval of rows from earlier versions" if coverages else "Interval"
         notes.append(
-            f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median in about 90% of cases."
+            f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median"
+            " in about 90% of cases."
         )
     return notes
 
@@ -336,10 +450,13 @@ def explanations(records: Sequence[Record]) -> list[str]:
         notes += [MEASURED, *interval_notes(records)]
     if any(record.total_tokens_per_second is not None for record in records):
         notes.append(
-            "Tok/s: tokens per second over the evaluated answers; total includes the prompt. Answers differ in length, so "
-            "these rates do not compare strategies."
+            "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
+            " Answers differ in length, so these rates do not compare strategies."
         )
-    if any(record.decode_loss is None and record.measured_speedup is not None and record.task for record in records):
+    if any(
+        record.decode_loss is None and record.measured_speedup is not None and record.task
+        for record in records
+    ):
         notes.append("Rows without quality have random weights.")
     return [*notes, *reasons(records)]
 

@@ -1,4 +1,6 @@
-"""Block influence (ShortGPT, Men et al. 2024): keep the layers that change the hidden state most."""
+"""Block influence (ShortGPT, Men et al. 2024): keep the layers that change the hidden state
+most.
+"""
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -7,9 +9,13 @@ from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Ski
 
 
 class BlockInfluence(SkippingStrategy):
-    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out
+    text.
+    """
 
-    scores: tuple[float, ...] | None = option(None, "block influence of layers 0 to N-1; null: the run measures it")
+    scores: tuple[float, ...] | None = option(
+        None, "block influence of layers 0 to N-1; null: the run measures it"
+    )
     calibrated = ("scores",)
     stand_in = "evenly spread layers"
 
@@ -20,12 +26,16 @@ class BlockInfluence(SkippingStrategy):
             return schedule.even(num_layers, num_kept)
         if len(scores) != num_layers:
             raise UsageError(
-                f"expected {num_layers} values in strategy.scores, one for each layer, got {len(scores)}; "
-                "set strategy.scores=null to measure them"
+                f"expected {num_layers} values in strategy.scores, one for each layer, got"
+                f" {len(scores)}; set strategy.scores=null to measure them"
             )
         ranked = sorted(range(num_layers), key=lambda layer: (-scores[layer], layer))
         return tuple(sorted(ranked[:num_kept]))
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
         """Measure the scores in one pass over prompts and references."""
-        return CalibrationResult({"scores": [round(score, 6) for score in held_out.block_influence()]})
+        return CalibrationResult(
+            {"scores": [round(score, 6) for score in held_out.block_influence()]}
+        )

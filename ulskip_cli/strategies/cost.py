@@ -10,11 +10,16 @@ from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
-DRAFT_VOCAB = 8192  # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
+DRAFT_VOCAB = (
+    8192  # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
+)
 
 
-def weights_of_step(weights: WeightSizes | None, config: Config, patch: int | None) -> WeightSizes | None:
-    """Return the bytes that decode steps read, in the engine's format and by the units that are skipped; None if unknown.
+def weights_of_step(
+    weights: WeightSizes | None, config: Config, patch: int | None
+) -> WeightSizes | None:
+    """Return the bytes that decode steps read, in the engine's format and by the units that are
+    skipped; None if unknown.
 
     `weights` are those of the model's files, and `patch` is the bytes of the patch at each gap.
     """
@@ -28,7 +33,8 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest number R of kept layers whose predicted speedup reaches the target, or raise NotApplicable.
+    """Return the largest number R of kept layers whose predicted speedup reaches the target, or
+    raise NotApplicable.
 
     `heads(R)` is the number of times that a step of R layers runs the output head.
     """
@@ -37,17 +43,22 @@ def num_kept_for_cost(
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
         if weights.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
             return count
-    highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
+    highest = (
+        math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
+    )
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head and other parts "
-        f"that are never skipped are {share:.0%} of the bytes of a full step; use ratio <= {highest:g}"
+        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head"
+        f" and other parts that are never skipped are {share:.0%} of the bytes of a full step; use"
+        f" ratio <= {highest:g}"
     )
 
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """A straight line fitted to the seconds of a decode step on this machine, by number of layers."""
+    """A straight line fitted to the seconds of a decode step on this machine, by number of
+    layers.
+    """
 
     num_layers: int
     fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, loop
@@ -56,37 +67,51 @@ class LatencyFit:
 
     @classmethod
     def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
-        """Fit the measured seconds by least squares; this requires at least two numbers of layers."""
+        """Fit the measured seconds by least squares; this requires at least two numbers of
+        layers.
+        """
         counts, seconds = list(step_seconds), list(step_seconds.values())
         count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
         spread = sum((count - count_mean) ** 2 for count in counts)
-        slope = sum((c - count_mean) * (s - seconds_mean) for c, s in zip(counts, seconds, strict=True)) / spread
+        slope = (
+            sum((c - count_mean) * (s - seconds_mean) for c, s in zip(counts, seconds, strict=True))
+            / spread
+        )
         return cls(num_layers, seconds_mean - slope * count_mean, slope, dict(step_seconds))
 
     @property
     def residuals(self) -> dict[int, float]:
-        """Relative error of the fit (measured seconds / fitted seconds - 1), by number of kept layers."""
-        return {count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()}
+        """Relative error of the fit (measured seconds / fitted seconds - 1), by number of kept
+        layers.
+        """
+        return {
+            count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()
+        }
 
     def share(self, depth: float) -> float:
         """Return the time of a step with `depth` layers, divided by the time of a full step."""
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """Return the number of layers, from 2 to N, that reaches a speedup; `LatencyTargetFit` defines `offset`."""
+        """Return the number of layers, from 2 to N, that reaches a speedup; `LatencyTargetFit`
+        defines `offset`.
+        """
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if the target is below 1."""
+        """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if
+        the target is below 1.
+        """
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(
-                f"ratio={target_speedup:g} is out of reach with ratio_basis=latency, because {self.share(0):.0%} of the "
-                f"time of a full step does not depend on its layers; use ratio <= {highest:.2f}"
+                f"ratio={target_speedup:g} is out of reach with ratio_basis=latency, because"
+                f" {self.share(0):.0%} of the time of a full step does not depend on its layers;"
+                f" use ratio <= {highest:.2f}"
             )
 
     def _at(self, count: float) -> float:

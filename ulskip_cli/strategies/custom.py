@@ -18,15 +18,20 @@ from ulskip_cli.strategies.schedule_file import ScheduleFile
 class Custom(SkippingStrategy):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
-    layers: tuple[int, ...] = option((), "layers to keep, ascending numbers from 0; empty: use strategy.file")
-    file: str | None = option(None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers")
+    layers: tuple[int, ...] = option(
+        (), "layers to keep, ascending numbers from 0; empty: use strategy.file"
+    )
+    file: str | None = option(
+        None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers"
+    )
     follows_ratio = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.layers and self.file is not None:
             raise UsageError(
-                f"expected strategy.layers or strategy.file, got both: {list(self.layers)} and {self.file}; set one"
+                f"expected strategy.layers or strategy.file, got both: {list(self.layers)} and"
+                f" {self.file}; set one"
             )
         return self
 
@@ -38,8 +43,8 @@ class Custom(SkippingStrategy):
         """Return the listed layers, checked against the model's depth."""
         if self._read and self._read.num_layers != num_layers:
             raise UsageError(
-                f"expected a schedule for the model's {num_layers} layers, got one for {self._read.num_layers} in {self.file}; "
-                "export a schedule for this model"
+                f"expected a schedule for the model's {num_layers} layers, got one for"
+                f" {self._read.num_layers} in {self.file}; export a schedule for this model"
             )
         return schedule.checked(num_layers, self._listed)
 
@@ -57,7 +62,10 @@ class Custom(SkippingStrategy):
             return None
         read = schedule_file.read(Path(self.file))
         if read.unit != self.unit:
-            raise UsageError(f"expected strategy.unit={read.unit} with the schedule in {self.file}, got {self.unit}; set it")
+            raise UsageError(
+                f"expected strategy.unit={read.unit} with the schedule in {self.file}, got"
+                f" {self.unit}; set it"
+            )
         if read.later_stages:
             options = [f"strategy.{key}={value}" for key, value in read.strategy_options.items()]
             overrides = [
@@ -65,5 +73,8 @@ class Custom(SkippingStrategy):
                 *options,
                 *([f"ratio={read.target_ratio:g}"] if read.target_ratio else []),
             ]
-            raise UsageError(f"strategy=custom does not support the later_stages in {self.file}; use {' '.join(overrides)}")
+            raise UsageError(
+                f"strategy=custom does not support the later_stages in {self.file}; use"
+                f" {' '.join(overrides)}"
+            )
         return read

@@ -11,17 +11,21 @@ from ulskip_cli.strategies.plan import Plan
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The largest batches within a memory budget, if the prompts of a batch are encoded together."""
+    """The largest batches within a memory budget, if the prompts of a batch are encoded
+    together.
+    """
 
     max_batch: int  # with the schedule
     full_max_batch: int  # with all layers
 
 
 def memory_plan(config: Config, metadata: ModelMetadata, plan: Plan) -> MemoryPlan:
-    """Return the largest batches within `config.memory_budget`, or raise UsageError if one sequence does not fit.
+    """Return the largest batches within `config.memory_budget`, or raise UsageError if one sequence
+    does not fit.
 
-    During prefill a sequence stores its prompt's keys and values in all layers that read the prompt. During decoding it
-    stores all its keys and values in the kept layers. Beams multiply both: `generate` encodes the prompt once per beam.
+    During prefill a sequence stores its prompt's keys and values in all layers that read the
+    prompt. During decoding it stores all its keys and values in the kept layers. Beams multiply
+    both: `generate` encodes the prompt once per beam.
     """
     budget = parse_bytes(str(config.memory_budget))
     sizes = (
@@ -32,11 +36,15 @@ def memory_plan(config: Config, metadata: ModelMetadata, plan: Plan) -> MemoryPl
     )
     if None in sizes:
         raise UsageError(
-            "memory_budget requires the sizes of weights and KV cache, which this model's files do not contain; "
-            "set memory_budget=null"
+            "memory_budget requires the sizes of weights and KV cache, which this model's files do"
+            " not contain; set memory_budget=null"
         )
     per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
-    prompt, new, beams = config.speed.prompt_tokens, config.decoding.max_new_tokens, config.decoding.num_beams
+    prompt, new, beams = (
+        config.speed.prompt_tokens,
+        config.decoding.max_new_tokens,
+        config.decoding.num_beams,
+    )
 
     def sequence_bytes(kept: int) -> int:
         prompt_layers = kept if config.prompt_layers == "kept" else metadata.num_layers
@@ -56,7 +64,8 @@ def memory_plan(config: Config, metadata: ModelMetadata, plan: Plan) -> MemoryPl
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for any other text.
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for
+    any other text.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)

@@ -1,4 +1,6 @@
-"""One block: skip neighbouring layers, so that a single patch corrects the hidden state (as in ReplaceMe, arXiv:2505.02819)."""
+"""One block: skip neighbouring layers, so that a single patch corrects the hidden state (as in
+ReplaceMe, arXiv:2505.02819).
+"""
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -7,9 +9,13 @@ from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Ski
 
 
 class OneBlock(SkippingStrategy):
-    """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide which ones."""
+    """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide
+    which ones.
+    """
 
-    first: int | None = option(None, "first skipped layer; null: the run chooses it on held-out examples", ge=1)
+    first: int | None = option(
+        None, "first skipped layer; null: the run chooses it on held-out examples", ge=1
+    )
     budget: int = option(12, "number of blocks whose loss the run measures", ge=1)
     calibrated = ("first",)
     calibrated_for = ("num_kept",)
@@ -23,23 +29,32 @@ class OneBlock(SkippingStrategy):
         first = firsts[len(firsts) // 2] if self.first is None else self.first
         if first not in firsts:
             raise UsageError(
-                f"expected strategy.first between {firsts[0]} and {firsts[-1]}, so that {num_kept} of {num_layers} layers with "
-                f"the first and the last one remain, got {first}; use strategy.first=null"
+                f"expected strategy.first between {firsts[0]} and {firsts[-1]}, so that {num_kept}"
+                f" of {num_layers} layers with the first and the last one remain, got {first}; use"
+                " strategy.first=null"
             )
         return without_block(num_layers, num_kept, first)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Measure blocks at even distances, then between the neighbours of the best one, until the budget is used."""
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Measure blocks at even distances, then between the neighbours of the best one, until the
+        budget is used.
+        """
         firsts, losses = first_layers(num_layers, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
         while len(losses) < min(self.budget, len(firsts)):
             left = [first for first in coarse if first not in losses]
-            left = left or sorted(set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first))
+            left = left or sorted(
+                set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first)
+            )
             held_out.tell(len(losses) + 1, min(self.budget, len(firsts)))
             losses[left[0]] = held_out.decode_loss(without_block(num_layers, num_kept, left[0]))
             best = min(losses, key=lambda first: (losses[first], first))
-        return CalibrationResult({"first": best}, {"losses": {str(first): losses[first] for first in sorted(losses)}})
+        return CalibrationResult(
+            {"first": best}, {"losses": {str(first): losses[first] for first in sorted(losses)}}
+        )
 
 
 def first_layers(num_layers: int, num_kept: int) -> list[int]:

@@ -1,4 +1,6 @@
-"""Plans: the layers to run, decided from a configuration and a model's metadata, and what follows from them. No torch."""
+"""Plans: the layers to run, decided from a configuration and a model's metadata, and what follows
+from them. No torch.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,23 +24,32 @@ from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost, weig
 class StepSizes:
     """Bytes that decode steps of a model read; None means unknown."""
 
-    weights: WeightSizes | None = None  # in the engine's format, by the units that are skipped, with patches
+    weights: WeightSizes | None = (
+        None  # in the engine's format, by the units that are skipped, with patches
+    )
     patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
-    draft_head: float | None = None  # share of the output head that a drafting step reads; None without drafts
+    draft_head: float | None = (
+        None  # share of the output head that a drafting step reads; None without drafts
+    )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule of one configuration on one model: what was decided, and its predictions as properties."""
+    """Schedule of one configuration on one model: what was decided, and its predictions as
+    properties.
+    """
 
     strategy: str  # name of the preset
     num_layers: int
-    stages: tuple[Stage, ...]  # of decoding, each with fewer layers than the one before; those that keep the unit
+    stages: tuple[
+        Stage, ...
+    ]  # of decoding, each with fewer layers than the one before; those that keep the unit
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
-    timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
+    # per sequence in timed pairs; positional strategies need a length with a mean depth of R
+    timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
     unit: Unit = LAYER  # what is skipped
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
@@ -46,16 +57,34 @@ class Plan:
     sizes: StepSizes = StepSizes()
 
     def __post_init__(self) -> None:
-        """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
+        """Check that later stages only drop layers; an added layer would lack the keys and values
+        of earlier steps.
+        """
         for before, after in pairwise(self.stages):
-            if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
-                raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
+            if (
+                not set(after.kept_layers) < set(before.kept_layers)
+                or after.first_step <= before.first_step
+            ):
+                raise ValueError(
+                    f"expected fewer layers at a later step than {before}, got {after}"
+                )
 
     @classmethod
-    def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all", unit: Unit = LAYER) -> "Plan":
-        """Make a plan from a list of layers and the depth of a model; raise UsageError for an invalid list."""
+    def from_layers(
+        cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all", unit: Unit = LAYER
+    ) -> "Plan":
+        """Make a plan from a list of layers and the depth of a model; raise UsageError for an
+        invalid list.
+        """
         layers = schedule.checked(num_layers, kept)
-        return cls("custom", num_layers, (Stage(0, layers),), prompt_layers, target_kept=len(layers), unit=unit)
+        return cls(
+            "custom",
+            num_layers,
+            (Stage(0, layers),),
+            prompt_layers,
+            target_kept=len(layers),
+            unit=unit,
+        )
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -85,7 +114,9 @@ class Plan:
     @property
     def skipping_sets(self) -> list[tuple[int, ...]]:
         """The layers of each stage that skips some, for which corrections are made."""
-        return [stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers]
+        return [
+            stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
+        ]
 
     @property
     def layer_ratio(self) -> float:
@@ -94,20 +125,28 @@ class Plan:
 
     @property
     def predicted_speedup(self) -> float | None:
-        """The speedup predicted from the bytes of weights; None if they are unknown, and with drafts."""
+        """The speedup predicted from the bytes of weights; None if they are unknown, and with
+        drafts.
+        """
         weights = self.sizes.weights
         if weights is None or self.drafts:
             return None
         if self.later_stages:
             return weights.staged_speedup(self.step_counts(self.timed_tokens - 1))
         heads = self.exits.heads(self.target_kept) if self.exits else 1
-        return weights.predicted_speedup(self.kept_layers[: self.target_kept], heads)  # an exit runs the first R on average
+        return weights.predicted_speedup(
+            self.kept_layers[: self.target_kept], heads
+        )  # an exit runs the first R on average
 
     @property
     def draft_cost(self) -> float | None:
         """Bytes of a drafting step over those of a full step; None without drafts or if unknown."""
         weights, share = self.sizes.weights, self.sizes.draft_head
-        return None if weights is None or share is None else weights.draft_cost(self.kept_layers, share)
+        return (
+            None
+            if weights is None or share is None
+            else weights.draft_cost(self.kept_layers, share)
+        )
 
     @property
     def patch_bytes(self) -> int | None:
@@ -122,7 +161,9 @@ class Plan:
 
     @property
     def num_cached(self) -> int:
-        """Number of layers that hold a KV cache after the prompt: all if they verify drafts or if MLPs are skipped."""
+        """Number of layers that hold a KV cache after the prompt: all if they verify drafts or if
+        MLPs are skipped.
+        """
         return self.num_layers if self.drafts else len(self.cached_layers(self.stages[0]))
 
     @property
@@ -131,11 +172,15 @@ class Plan:
         return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
 
     def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Return, for each stage, how many of the first `steps` decode steps use the stage, and the layers of the stage."""
+        """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
+        layers of the stage.
+        """
         return schedule.step_counts(self.stages, steps)
 
     def mean_kept(self, steps: int) -> float:
-        """Return the mean number of layers over the first `steps` decode steps; early exit returns its target depth."""
+        """Return the mean number of layers over the first `steps` decode steps; early exit returns
+        its target depth.
+        """
         if self.exits:
             return float(self.exits.target_depth)
         return schedule.mean_kept(self.stages, [steps + 1])
@@ -149,14 +194,18 @@ class Plan:
         values = asdict(self)
         values.pop("sizes")
         names = ("kept_layers", "layer_ratio", "predicted_speedup", "draft_cost", "patch_bytes")
-        return values | {name: getattr(self, name) for name in (*names, "kv_bytes_per_token", "kept_kv_bytes_per_token")}
+        return values | {
+            name: getattr(self, name)
+            for name in (*names, "kv_bytes_per_token", "kept_kv_bytes_per_token")
+        }
 
 
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
-    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the model or each other.
+    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the
+    model or each other.
 
-    For ratio_basis=latency, `depth` is the mean number of layers that reached the target in timings. If `depth` is not an
-    integer, the first steps run one layer more than the others.
+    For ratio_basis=latency, `depth` is the mean number of layers that reached the target in
+    timings. If `depth` is not an integer, the first steps run one layer more than the others.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     sizes = _step_sizes(config, metadata)
@@ -170,10 +219,16 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         num_layers=num_layers,
         stages=stages,
         prompt_layers="all" if len(kept) == num_layers else config.prompt_layers,
-        target_speedup=config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None,
+        target_speedup=(
+            config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
+        ),
         target_kept=count,
         timed_tokens=_choose_timed_tokens(strategy, stages, count, config.speed.new_tokens),
-        exits=strategy.exit_rule(num_layers, count, config.decoding.max_new_tokens) if count < num_layers else None,
+        exits=(
+            strategy.exit_rule(num_layers, count, config.decoding.max_new_tokens)
+            if count < num_layers
+            else None
+        ),
         unit=strategy.skipped_unit,
         drafts=bool(config.decoding.draft_tokens),
         warnings=(*fallbacks, *_schedule_warnings(strategy, num_layers, kept)),
@@ -184,20 +239,26 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
 
 
 def check_plan(config: Config, plan: Plan) -> None:
-    """Raise NotApplicable if drafting, the engine or early exit does not support the layers of a plan."""
+    """Raise NotApplicable if drafting, the engine or early exit does not support the layers of a
+    plan.
+    """
     found = needs(config, plan)
     capabilities.check(found)
     config.engine.check(found)
     drafts_with_layers = config.decoding.drafts_with_layers
     if plan.drafts and plan.keeps_all == drafts_with_layers:
-        layers, remedy = ("some", "decoding.draft=ngram") if drafts_with_layers else ("no", "strategy=full")
+        layers, remedy = (
+            ("some", "decoding.draft=ngram") if drafts_with_layers else ("no", "strategy=full")
+        )
         raise NotApplicable(
-            f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers, got "
-            f"{plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
+            f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers}"
+            f" layers, got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or"
+            " decoding.draft_tokens=0"
         )
     if plan.exits and plan.exits.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
-            f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set batch_size=1 or strategy.batch=min"
+            f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set"
+            " batch_size=1 or strategy.batch=min"
         )
 
 
@@ -212,7 +273,9 @@ def needs(config: Config, plan: Plan) -> frozenset[Need]:
 
 
 def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
-    """Return True if weights were trained with the layers of a plan, and None if it is unknown how they were trained."""
+    """Return True if weights were trained with the layers of a plan, and None if it is unknown how
+    they were trained.
+    """
     if trained_for is None:
         return None
     if plan.unit != LAYER:
@@ -220,8 +283,14 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
-    trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
-    trained += [stage["kept_layers"] for later in (trained_for.get("later_stages") or {}).values() for stage in later]
+    trained = list((trained_for["kept_layers"] or {}).values()) + [
+        list(range(depth)) for depth in exits
+    ]
+    trained += [
+        stage["kept_layers"]
+        for later in (trained_for.get("later_stages") or {}).values()
+        for stage in later
+    ]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
@@ -233,42 +302,61 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     unknown = parameters.kind != "none" and not metadata.hidden_size
     vocab_size = metadata.vocab_size
     drafts = config.decoding.drafts_with_layers
-    share = draft_vocab_size(config.decoding, vocab_size) / vocab_size if drafts and vocab_size else None
+    share = (
+        draft_vocab_size(config.decoding, vocab_size) / vocab_size
+        if drafts and vocab_size
+        else None
+    )
     return StepSizes(
-        weights_of_step(metadata.weights, config, patch), None if unknown else patch, metadata.kv_bytes_per_layer, share
+        weights_of_step(metadata.weights, config, patch),
+        None if unknown else patch,
+        metadata.kv_bytes_per_layer,
+        share,
     )
 
 
-def _usable_basis(config: Config, weights: WeightSizes | None, depth: float | None) -> tuple[str, tuple[str, ...]]:
+def _usable_basis(
+    config: Config, weights: WeightSizes | None, depth: float | None
+) -> tuple[str, tuple[str, ...]]:
     """Return the ratio basis that the available data allow, and a warning for each fallback."""
     basis = config.ratio_basis if config.strategy.follows_ratio else "layers"
     warnings = []
     if basis == "latency" and depth is None:
-        warnings.append("ratio_basis=latency requires a timing, which only a run makes; this plan uses ratio_basis=cost")
+        warnings.append(
+            "ratio_basis=latency requires a timing, which only a run makes; this plan uses"
+            " ratio_basis=cost"
+        )
         basis = "cost"
     if basis == "cost" and weights is None:
         warnings.append(
-            "ratio_basis=cost requires the sizes of the weights, which the model's files do not state; "
-            "this plan uses ratio_basis=layers"
+            "ratio_basis=cost requires the sizes of the weights, which the model's files do not"
+            " state; this plan uses ratio_basis=layers"
         )
         basis = "layers"
     return basis, tuple(warnings)
 
 
-def _choose_count(config: Config, num_layers: int, weights: WeightSizes | None, basis: str, depth: float | None) -> int:
+def _choose_count(
+    config: Config, num_layers: int, weights: WeightSizes | None, basis: str, depth: float | None
+) -> int:
     strategy = config.strategy
     if depth is not None:
         return math.ceil(depth - 1e-9)
     if basis == "cost" and weights is not None:
-        # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the average step.
+        # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the
+        # average step.
         layers_of = schedule.even if strategy.chooses_own_depth else strategy.kept_layers
         rule = strategy.exit_rule(num_layers, num_layers, config.decoding.max_new_tokens)
         heads = rule.heads if rule else lambda count: 1
-        return num_kept_for_cost(weights, config.ratio, lambda count: layers_of(num_layers, count), heads)
+        return num_kept_for_cost(
+            weights, config.ratio, lambda count: layers_of(num_layers, count), heads
+        )
     return strategy.num_kept(num_layers, config.ratio)
 
 
-def _choose_stages(strategy: Strategy, num_layers: int, count: int, depth: float | None, new_tokens: int) -> tuple[Stage, ...]:
+def _choose_stages(
+    strategy: Strategy, num_layers: int, count: int, depth: float | None, new_tokens: int
+) -> tuple[Stage, ...]:
     if depth is None or count <= schedule.MIN_KEPT:
         return strategy.stages(num_layers, count, [new_tokens])
     steps = new_tokens - 1
@@ -282,22 +370,34 @@ def _choose_stages(strategy: Strategy, num_layers: int, count: int, depth: float
     return (Stage(0, deep), Stage(deep_steps, shallow if nested else schedule.without_one(deep)))
 
 
-def _choose_timed_tokens(strategy: Strategy, stages: Sequence[Stage], count: int, tokens: int) -> int:
-    """Return the length of timed outputs: `tokens`; a positional strategy needs the nearest length with a mean depth of R."""
+def _choose_timed_tokens(
+    strategy: Strategy, stages: Sequence[Stage], count: int, tokens: int
+) -> int:
+    """Return the length of timed outputs: `tokens`; a positional strategy needs the nearest length
+    with a mean depth of R.
+    """
     if not strategy.is_positional:
         return tokens
     longest = max(tokens, 4 * stages[-1].first_step + 2)
-    return min(range(2, longest + 1), key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)))
+    return min(
+        range(2, longest + 1),
+        key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)),
+    )
 
 
 def _schedule_warnings(strategy: Strategy, num_layers: int, kept: Sequence[int]) -> list[str]:
     warnings, name = [], strategy.name
     if not strategy.is_calibrated:
-        warnings.append(f"strategy={name} is not calibrated yet; a run calibrates it, and this plan uses {strategy.stand_in}")
-    if name in ("unified", "custom") and schedule.is_unbalanced(num_layers, kept):  # the others skip one block on purpose
+        warnings.append(
+            f"strategy={name} is not calibrated yet; a run calibrates it, and this plan uses"
+            f" {strategy.stand_in}"
+        )
+    if name in ("unified", "custom") and schedule.is_unbalanced(
+        num_layers, kept
+    ):  # the others skip one block on purpose
         gap = schedule.longest_gap(kept)
         warnings.append(
-            f"unbalanced schedule: it skips {gap} neighbouring layers in one block, which may lower the quality; "
-            "strategy=unified strategy.spacing=even spreads them"
+            f"unbalanced schedule: it skips {gap} neighbouring layers in one block, which may lower"
+            " the quality; strategy=unified strategy.spacing=even spreads them"
         )
     return warnings

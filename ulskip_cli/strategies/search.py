@@ -1,4 +1,6 @@
-"""Search: start from a simple schedule and swap single layers while the decode loss on held-out examples falls."""
+"""Search: start from a simple schedule and swap single layers while the decode loss on held-out
+examples falls.
+"""
 
 import math
 import random
@@ -16,9 +18,13 @@ BLOCKS = 6  # skipped blocks from which a search with patches starts
 
 
 class Search(SkippingStrategy):
-    """Keep the best R layers that a search with a fixed budget finds. With correction=patch, patches are in place."""
+    """Keep the best R layers that a search with a fixed budget finds. With correction=patch,
+    patches are in place.
+    """
 
-    layers: tuple[int, ...] | None = option(None, "layers found by an earlier search, ascending; null: the run searches")
+    layers: tuple[int, ...] | None = option(
+        None, "layers found by an earlier search, ascending; null: the run searches"
+    )
     budget: int = option(100, "number of schedules whose loss the search measures", ge=1)
     seed: int = option(1, "seed for the order in which the search tries schedules")
     calibrated = ("layers",)
@@ -26,18 +32,24 @@ class Search(SkippingStrategy):
     stand_in = "evenly spread layers, the start of the search"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers found, or evenly spread layers before a search; raise UsageError if there are not `num_kept`."""
+        """Return the layers found, or evenly spread layers before a search; raise UsageError if
+        there are not `num_kept`.
+        """
         if self.layers is None:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:
             raise UsageError(
-                f"expected {num_kept} of {num_layers} layers in strategy.layers for this ratio, got "
-                f"{len(self.layers)}; change the ratio, or use strategy=custom"
+                f"expected {num_kept} of {num_layers} layers in strategy.layers for this ratio, got"
+                f" {len(self.layers)}; change the ratio, or use strategy=custom"
             )
         return schedule.checked(num_layers, self.layers)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Swap one layer at a time, near layers first, and start again after each improvement until the budget is used."""
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Swap one layer at a time, near layers first, and start again after each improvement until
+        the budget is used.
+        """
         rng, tried = random.Random(self.seed), 0
 
         def loss(layers: Sequence[int]) -> float:
@@ -49,10 +61,14 @@ class Search(SkippingStrategy):
         best, best_loss = schedule.even(num_layers, num_kept), math.inf
         path: list[dict[str, Any]] = []
         starts = [best]
-        if held_out.corrects:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
-            influence = BlockInfluence(scores=tuple(held_out.block_influence())).kept_layers(num_layers, num_kept)
+        # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
+        if held_out.corrects:
+            influence = BlockInfluence(scores=tuple(held_out.block_influence())).kept_layers(
+                num_layers, num_kept
+            )
             blocks = [
-                without_block(num_layers, num_kept, first) for first in spread(first_layers(num_layers, num_kept), BLOCKS)
+                without_block(num_layers, num_kept, first)
+                for first in spread(first_layers(num_layers, num_kept), BLOCKS)
             ]
             starts = list(dict.fromkeys([influence, *blocks, best]))[: self.budget]
         for start in starts:
@@ -76,7 +92,9 @@ class Search(SkippingStrategy):
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:
-    """Return every schedule that swaps a kept layer for a skipped one, by distance; equal distances are in random order."""
+    """Return every schedule that swaps a kept layer for a skipped one, by distance; equal distances
+    are in random order.
+    """
     pairs = [(out, into) for out in kept for into in range(num_layers) if into not in kept]
     rng.shuffle(pairs)
     pairs.sort(key=lambda pair: abs(pair[0] - pair[1]))

@@ -1,8 +1,10 @@
-"""SkipDecode (Del Corro et al. 2023): the depth depends only on the position and decreases as the text grows.
+"""SkipDecode (Del Corro et al. 2023): the depth depends only on the position and decreases as the
+text grows.
 
-The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max - (max - min) min(t / T, 1))`
-layers run: the first w (`warmup_layers`) and the last a(t) - w. T is the `horizon`. A layer that runs at a step ran at every
-earlier step, so that no keys and values are missing.
+The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max -
+(max - min) min(t / T, 1))` layers run: the first w (`warmup_layers`) and the last a(t) - w. T is
+the `horizon`. A layer that runs at a step ran at every earlier step, so that no keys and values are
+missing.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,10 @@ class SkipDecode(SkippingStrategy):
 
     warmup_layers: int = option(1, "number of first layers that always run", ge=1)
     horizon: float | None = option(
-        None, "decode step from which the fewest layers run; null: the run calibrates it", gt=0, le=MAX_HORIZON
+        None,
+        "decode step from which the fewest layers run; null: the run calibrates it",
+        gt=0,
+        le=MAX_HORIZON,
     )
     calibrated = ("horizon",)
     calibrated_for = ("num_kept", "decoding")
@@ -36,31 +41,39 @@ class SkipDecode(SkippingStrategy):
         horizon = self.horizon or self.horizon_for(num_layers, num_kept, lengths)[0]
         return self._stages(num_layers, num_kept, horizon)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
         """Find the T at which the held-out answers run R layers per step on average."""
         lengths = held_out.output_lengths()
         horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
         return CalibrationResult(
-            {"horizon": horizon}, {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)}
+            {"horizon": horizon},
+            {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)},
         )
 
     def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
-        """Return the largest and the smallest number of layers of a step; R lies halfway between them.
+        """Return the largest and the smallest number of layers of a step; R lies halfway between
+        them.
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
         """
         if num_kept <= self.warmup_layers:
             raise UsageError(
-                f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}; "
-                "lower strategy.warmup_layers or the ratio"
+                f"expected strategy.warmup_layers below the {num_kept} kept layers, got"
+                f" {self.warmup_layers}; lower strategy.warmup_layers or the ratio"
             )
         most = min(num_layers, round(4 * num_kept / 3))
         fewest = max(2 * num_kept - most, self.warmup_layers + 1)
         return min(most, 2 * num_kept - fewest), fewest
 
-    def horizon_for(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[float, float]:
-        """Find T by bisection; return T and the mean number of layers per step, over outputs of `lengths` tokens."""
+    def horizon_for(
+        self, num_layers: int, num_kept: int, lengths: Sequence[int]
+    ) -> tuple[float, float]:
+        """Find T by bisection; return T and the mean number of layers per step, over outputs of
+        `lengths` tokens.
+        """
 
         def mean(horizon: float) -> float:
             return schedule.mean_kept(self._stages(num_layers, num_kept, horizon), lengths)
@@ -69,7 +82,9 @@ class SkipDecode(SkippingStrategy):
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (low, middle) if mean(middle) >= num_kept else (middle, high)
-        nearest = min((round(low, 4), round(high, 4)), key=lambda horizon: abs(mean(horizon) - num_kept))
+        nearest = min(
+            (round(low, 4), round(high, 4)), key=lambda horizon: abs(mean(horizon) - num_kept)
+        )
         return nearest, mean(nearest)
 
     def _stages(self, num_layers: int, num_kept: int, horizon: float) -> tuple[Stage, ...]:

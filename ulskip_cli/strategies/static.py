@@ -1,4 +1,6 @@
-"""Strategies whose layers are known from integers alone: the full model, unified skipping, and the two simple baselines."""
+"""Strategies whose layers are known from integers alone: the full model, unified skipping, and the
+two simple baselines.
+"""
 
 from typing import Literal
 
@@ -32,8 +34,12 @@ class Unified(SkippingStrategy):
     )
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r); `reference` has no tolerance for float division, like the published code."""
-        return schedule.num_kept(num_layers, target_speedup, tolerance=0.0 if self.spacing == "reference" else 1e-9)
+        """Return floor(N / r); `reference` has no tolerance for float division, like the published
+        code.
+        """
+        return schedule.num_kept(
+            num_layers, target_speedup, tolerance=0.0 if self.spacing == "reference" else 1e-9
+        )
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return both ends and evenly spread layers between them."""

@@ -12,18 +12,27 @@ from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_datase
 from ulskip_cli.tasks.prompts import choose_template
 
 ASSETS = Path(__file__).parent.parent / "assets"
-SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}  # bundled, by dataset
+SAMPLES = {
+    "sample": ASSETS / "cnn_dm_sample.jsonl",
+    "held_out": ASSETS / "cnn_dm_held_out.jsonl",
+}  # bundled, by dataset
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
 class CnnDm(Task):
     """News articles to summarize, with their highlights as references."""
 
-    dataset: str = option("sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder")
-    file: str | None = option(None, "file with one JSON object per line, plain or .gz, instead of a dataset")
+    dataset: str = option(
+        "sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder"
+    )
+    file: str | None = option(
+        None, "file with one JSON object per line, plain or .gz, instead of a dataset"
+    )
     split: str = option("validation", "split of the dataset, such as train, validation or test")
     article_key: str = option("article", "key or column of the article")
-    highlights_key: str = option("highlights", "key or column of the highlights, the reference summary")
+    highlights_key: str = option(
+        "highlights", "key or column of the highlights, the reference summary"
+    )
     max_article_words: int | None = option(
         None, "words to which articles are truncated; null: only to fit the model's context", ge=1
     )
@@ -42,12 +51,18 @@ class CnnDm(Task):
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
         if self.file and self.dataset != "sample":
-            raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}; set one")
+            raise UsageError(
+                f"expected task.file or task.dataset, got both: {self.file} and {self.dataset};"
+                " set one"
+            )
         rows, origin = self._rows()
         examples = examples_from_rows(rows, self.article_key, self.highlights_key, origin)
         if self.max_article_words is None:
             return examples
-        return [replace(example, source=" ".join(example.source.split()[: self.max_article_words])) for example in examples]
+        return [
+            replace(example, source=" ".join(example.source.split()[: self.max_article_words]))
+            for example in examples
+        ]
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
         if self.file or self.dataset in SAMPLES:
@@ -59,15 +74,22 @@ class CnnDm(Task):
         if is_dataset(self.dataset):
             return load_dataset_rows(self.dataset, self.subset, self.split), self.dataset
         known = "sample, cnn_dailymail, another hub id (owner/name) or a folder"
-        raise UsageError(f"expected task.dataset to be {known}, got '{self.dataset}'; for a file use task.file=<jsonl>")
+        raise UsageError(
+            f"expected task.dataset to be {known}, got '{self.dataset}'; for a file use"
+            " task.file=<jsonl>"
+        )
 
     def held_out(self) -> Self | None:
         """Return the bundled held-out articles; None if the data is not the bundled sample."""
-        return self.replace(dataset="held_out") if self.dataset == "sample" and not self.file else None
+        return (
+            self.replace(dataset="held_out") if self.dataset == "sample" and not self.file else None
+        )
 
     def template_for(self, has_chat: bool) -> Template:
         """Return the summarization template."""
-        return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, {})
+        return choose_template(
+            self.templates, self.template, has_chat, self.prompt, self.response, {}
+        )
 
     def hypothesis(self, text: str) -> str:
         """Return the whole output as the summary."""

@@ -1,4 +1,6 @@
-"""Encode a task's examples as token ids: fill the template, apply the chat template, truncate to the model's context."""
+"""Encode a task's examples as token ids: fill the template, apply the chat template, truncate to
+the model's context.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +24,40 @@ class EncodedExample:
     prompt_ids: list[int]  # with the special tokens of the tokenizer or the chat template
     response_ids: list[int]  # the reference as the model should write it, with EOS
     truncated: bool = False  # the end of the source was dropped so that the prompt fits the context
-    truncated_response: bool = False  # the end of the response, with EOS, was dropped at the end of the context
+    truncated_response: bool = (
+        False  # the end of the response, with EOS, was dropped at the end of the context
+    )
 
 
 @dataclass(frozen=True)
 class PromptFormatter:
-    """Formats examples for a model: fills the task's template and applies the model's chat template."""
+    """Formats examples for a model: fills the task's template and applies the model's chat
+    template.
+    """
 
     template: Template
-    tokenizer: PreTrainedTokenizerBase | None = None  # owner of the chat template; None if `template` is not a chat
+    tokenizer: PreTrainedTokenizerBase | None = (
+        None  # owner of the chat template; None if `template` is not a chat
+    )
     chat_options: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @classmethod
     def for_task(
-        cls, task: Task, tokenizer: PreTrainedTokenizerBase | None, chat_options: Mapping[str, Any] | None
+        cls,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase | None,
+        chat_options: Mapping[str, Any] | None,
     ) -> PromptFormatter:
-        """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no chat template."""
+        """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no
+        chat template.
+        """
         has_chat = tokenizer is not None and bool(tokenizer.chat_template)
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt and the expected response as texts; raise UsageError if the model's chat template fails."""
+        """Return the prompt and the expected response as texts; raise UsageError if the model's
+        chat template fails.
+        """
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
@@ -52,22 +67,39 @@ class PromptFormatter:
             chat_prompt = self.tokenizer.apply_chat_template(
                 messages[:1], tokenize=False, add_generation_prompt=True, **self.chat_options
             )
-            conversation = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_options)
+            conversation = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, **self.chat_options
+            )
         except Exception as error:  # a chat template is a program and may raise anything
             raise UsageError(
-                f"the model's chat template failed ({str(error).strip()[:160]}); task.template=plain needs no chat template"
+                f"the model's chat template failed ({str(error).strip()[:160]});"
+                " task.template=plain needs no chat template"
             ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()
-        return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"  # the chat template rewrites earlier messages
+        return (
+            chat_prompt,
+            f"{response}{self.tokenizer.eos_token or ''}",
+        )  # the chat template rewrites earlier messages
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]) -> list[EncodedExample]:
-        """Tokenize prompts and responses; special tokens are added unless the chat template has already added them."""
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
+    ) -> list[EncodedExample]:
+        """Tokenize prompts and responses; special tokens are added unless the chat template has
+        already added them.
+        """
         chat = self.template.chat
-        prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)["input_ids"]
-        responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
+        prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)[
+            "input_ids"
+        ]
+        responses = tokenizer([response for _, response in pairs], add_special_tokens=False)[
+            "input_ids"
+        ]
         eos = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        return [EncodedExample(prompt, [*response, *eos]) for prompt, response in zip(prompts, responses, strict=True)]
+        return [
+            EncodedExample(prompt, [*response, *eos])
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
 
 
 def encode(
@@ -78,10 +110,12 @@ def encode(
     max_new_tokens: int,
     may_truncate_source: bool,
 ) -> list[EncodedExample]:
-    """Encode examples so that each prompt and its new tokens fit into `context` positions; None is unlimited.
+    """Encode examples so that each prompt and its new tokens fit into `context` positions; None is
+    unlimited.
 
-    If `may_truncate_source`, the end of a long source is dropped, but never the instruction. Otherwise a prompt that is too
-    long raises UsageError. A response is truncated at the end of the context.
+    If `may_truncate_source`, the end of a long source is dropped, but never the instruction.
+    Otherwise a prompt that is too long raises UsageError. A response is truncated at the end of the
+    context.
     """
     encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
     if context is None:
@@ -91,12 +125,14 @@ def encode(
         if len(encoded[i].prompt_ids) > max_prompt_tokens:
             if not may_truncate_source:
                 raise UsageError(
-                    f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
-                    f"exceed the model's context of {context}; "
-                    "shorten the prompt, lower decoding.max_new_tokens, or change the model"
+                    f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and"
+                    f" {max_new_tokens} new tokens exceed the model's context of {context}; shorten"
+                    " the prompt, lower decoding.max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
-            encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
+            encoded[i] = replace(
+                formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True
+            )
         max_response_tokens = context - len(encoded[i].prompt_ids)
         if len(encoded[i].response_ids) > max_response_tokens:
             kept = encoded[i].response_ids[:max_response_tokens]
@@ -105,9 +141,14 @@ def encode(
 
 
 def truncate_source(
-    formatter: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, max_prompt_tokens: int
+    formatter: PromptFormatter,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    max_prompt_tokens: int,
 ) -> Example:
-    """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the instruction alone is too long."""
+    """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the
+    instruction alone is too long.
+    """
 
     def fits(candidate: Example) -> bool:
         (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])
@@ -118,22 +159,31 @@ def truncate_source(
     longest, too_long = 0, len(example.source)  # in characters
     while too_long - longest > 1:
         middle = (longest + too_long) // 2
-        longest, too_long = (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
+        longest, too_long = (
+            (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
+        )
     if not longest:
         raise UsageError(
-            f"example {example.id}: the prompt without the source exceeds the {max(0, max_prompt_tokens)} tokens that the "
-            "model's context leaves for a prompt; lower decoding.max_new_tokens, or shorten task.prompt"
+            f"example {example.id}: the prompt without the source exceeds the"
+            f" {max(0, max_prompt_tokens)} tokens that the model's context leaves for a prompt;"
+            " lower decoding.max_new_tokens, or shorten task.prompt"
         )
     return _with_source_prefix(example, longest)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask hides padding."""
-    return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
+    """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask
+    hides padding.
+    """
+    return next(
+        (int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0
+    )
 
 
 def _with_source_prefix(example: Example, length: int) -> Example:
-    """Keep the first `length` characters of the source, up to the last whole word if there are spaces."""
+    """Keep the first `length` characters of the source, up to the last whole word if there are
+    spaces.
+    """
     prefix = example.source[:length]
     if length < len(example.source) and not example.source[length].isspace() and " " in prefix:
         prefix = prefix.rsplit(None, 1)[0]

@@ -12,27 +12,40 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.task import Example
 
-MAX_UNPACKED = 2**30  # bytes of a gzipped file; a small file can unpack to more than fits into memory
+MAX_UNPACKED = (
+    2**30
+)  # bytes of a gzipped file; a small file can unpack to more than fits into memory
 
 
-def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
-    """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks source or reference."""
+def examples_from_rows(
+    rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str
+) -> list[Example]:
+    """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
+    source or reference.
+    """
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
     for i, row in enumerate(rows):
         source, reference = row.get(source_key), row.get(reference_key)
-        if not (isinstance(source, str) and source.strip() and isinstance(reference, str) and reference.strip()):
+        if not (
+            isinstance(source, str)
+            and source.strip()
+            and isinstance(reference, str)
+            and reference.strip()
+        ):
             raise UsageError(
-                f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and {reference_key}, "
-                f"got keys {', '.join(row)[:200]}"
+                f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and"
+                f" {reference_key}, got keys {', '.join(row)[:200]}"
             )
         examples.append(Example(str(row.get("id", i)), source, reference))
     return examples
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, unreadable or too large when unpacked."""
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, unreadable or
+    too large when unpacked.
+    """
     try:
         raw = _unpacked(file) if file.suffix == ".gz" else file.read_bytes()
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -47,13 +60,16 @@ def _unpacked(file: Path) -> bytes:
         content = stream.read(MAX_UNPACKED + 1)
     if len(content) > MAX_UNPACKED:
         raise UsageError(
-            f"expected at most {MAX_UNPACKED / 2**20:,.0f} MiB in {file}, got more; unpack the file if you trust it"
+            f"expected at most {MAX_UNPACKED / 2**20:,.0f} MiB in {file}, got more; unpack the file"
+            " if you trust it"
         )
     return content
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file with one segment per line; raise UsageError for an empty file or an empty line."""
+    """Read a text file with one segment per line; raise UsageError for an empty file or an empty
+    line.
+    """
     text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
@@ -65,7 +81,9 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects like `read_objects`; raise UsageError also for a file without objects."""
+    """Read a file of JSON objects like `read_objects`; raise UsageError also for a file without
+    objects.
+    """
     objects = read_objects(file)
     if not objects:
         raise UsageError(f"expected one JSON object per line in {file}, got an empty file")
@@ -73,7 +91,9 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def read_objects(file: Path) -> list[dict[str, Any]]:
-    """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise UsageError for other lines."""
+    """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise
+    UsageError for other lines.
+    """
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
@@ -93,8 +113,12 @@ def is_dataset(name: str) -> bool:
     return "/" in name or user_path(name, "task.dataset").is_dir()
 
 
-def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load a split of a hub dataset or folder. Without `subset`, use the first existing default subset, or the only subset."""
+def load_dataset_rows(
+    name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Load a split of a hub dataset or folder. Without `subset`, use the first existing default
+    subset, or the only subset.
+    """
     import datasets
 
     datasets.disable_progress_bars()
@@ -105,14 +129,17 @@ def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets
         if not is_local:
             environment.check_hub_reachable()
         source = str(folder) if is_local else name
-        chosen = subset or _choose_subset(datasets.get_dataset_config_names(source), default_subsets, name)
+        chosen = subset or _choose_subset(
+            datasets.get_dataset_config_names(source), default_subsets, name
+        )
         rows = datasets.load_dataset(source, chosen, split=split)
     except UsageError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UsageError(
-            f"cannot read dataset '{name}' ({reason}); check task.split and task.subset, or use a local folder or files"
+            f"cannot read dataset '{name}' ({reason}); check task.split and task.subset, or use a"
+            " local folder or files"
         ) from None
     return list(rows)
 
@@ -121,4 +148,7 @@ def _choose_subset(available: Sequence[str], defaults: Sequence[str], name: str)
     matching = [subset for subset in defaults if subset in available]
     if matching or len(available) < 2:
         return matching[0] if matching else next(iter(available), None)
-    raise UsageError(f"dataset '{name}' has several subsets; set task.subset to one of {', '.join(available)[:300]}")
+    raise UsageError(
+        f"dataset '{name}' has several subsets; set task.subset to one of"
+        f" {', '.join(available)[:300]}"
+    )

@@ -22,41 +22,67 @@ class Wmt(Task):
     """Sentences of one language pair from one test set."""
 
     pair: str = option("de-en", "ISO 639-1 codes of source and target language")
-    source_language: str | None = option(None, "name of the source language in prompts; null: the name for its code")
-    target_language: str | None = option(None, "name of the target language in prompts; null: the name for its code")
-    dataset: str = option("sample", "sample (bundled), files, a sacrebleu test set such as wmt22, or a hub id or folder")
-    source_file: str | None = option(None, "source sentences for dataset=files, one per line, plain or .gz")
-    reference_file: str | None = option(None, "reference translations for dataset=files, one per line, plain or .gz")
+    source_language: str | None = option(
+        None, "name of the source language in prompts; null: the name for its code"
+    )
+    target_language: str | None = option(
+        None, "name of the target language in prompts; null: the name for its code"
+    )
+    dataset: str = option(
+        "sample",
+        "sample (bundled), files, a sacrebleu test set such as wmt22, or a hub id or folder",
+    )
+    source_file: str | None = option(
+        None, "source sentences for dataset=files, one per line, plain or .gz"
+    )
+    reference_file: str | None = option(
+        None, "reference translations for dataset=files, one per line, plain or .gz"
+    )
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
-    source_key: str | None = option(None, "source column of a hub dataset; null: the one named after the language")
-    reference_key: str | None = option(None, "reference column of a hub dataset; null: the one named after the language")
-    max_new_tokens: int = option(64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1)
-    metrics: tuple[str, ...] = option(("bleu", "chrf"), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
-    tokenize: str | None = option(None, "sacrebleu's tokenizer for BLEU; null: its default for the target language")
+    source_key: str | None = option(
+        None, "source column of a hub dataset; null: the one named after the language"
+    )
+    reference_key: str | None = option(
+        None, "reference column of a hub dataset; null: the one named after the language"
+    )
+    max_new_tokens: int = option(
+        64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
+    )
+    metrics: tuple[str, ...] = option(
+        ("bleu", "chrf"), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
+    )
+    tokenize: str | None = option(
+        None, "sacrebleu's tokenizer for BLEU; null: its default for the target language"
+    )
     comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
-            raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
+            raise UsageError(
+                f"expected task.pair to be two different languages like de-en, got '{self.pair}'"
+            )
         for side, code in zip(("source", "target"), codes, strict=True):
             if code not in LANGUAGES and not getattr(self, f"{side}_language"):
                 raise UsageError(
-                    f"unknown language '{code}' in task.pair={self.pair}; use ISO 639-1 codes like de-en, or name the language "
-                    f"with task.{side}_language=NAME"
+                    f"unknown language '{code}' in task.pair={self.pair}; use ISO 639-1 codes like"
+                    f" de-en, or name the language with task.{side}_language=NAME"
                 )
         if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
-                f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got {self.pair}; "
-                "use task.dataset=files or a test set such as task.dataset=wmt22"
+                f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got"
+                f" {self.pair}; use task.dataset=files or a test set such as task.dataset=wmt22"
             )
         given = [self.source_file, self.reference_file]
         if self.dataset == "files" and None in given:
-            raise UsageError("task.dataset=files requires task.source_file=<path> and task.reference_file=<path>")
+            raise UsageError(
+                "task.dataset=files requires task.source_file=<path> and task.reference_file=<path>"
+            )
         if self.dataset != "files" and any(given):
             raise UsageError(
-                f"task.source_file and task.reference_file require task.dataset=files, got task.dataset={self.dataset}"
+                "task.source_file and task.reference_file require task.dataset=files, got"
+                f" task.dataset={self.dataset}"
             )
         return self
 
@@ -82,18 +108,27 @@ class Wmt(Task):
         if self.dataset in SAMPLES:
             files = [SAMPLE / f"{self.dataset}.{language}" for language in (source, target)]
         elif self.dataset == "files":
-            files = [user_path(str(file), "the file of a task") for file in (self.source_file, self.reference_file)]
+            files = [
+                user_path(str(file), "the file of a task")
+                for file in (self.source_file, self.reference_file)
+            ]
         elif is_dataset(self.dataset):
-            rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
+            rows = load_dataset_rows(
+                self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
+            )
             flat = [{**row, **(row.get("translation") or {})} for row in rows]
-            return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
+            return examples_from_rows(
+                flat, self.source_key or source, self.reference_key or target, self.dataset
+            )
         else:
             files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
         if len(sources) != len(references):
             counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
             raise UsageError(f"expected equal numbers of sources and references, got {counts}")
-        return [Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))]
+        return [
+            Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))
+        ]
 
     def held_out(self) -> Self | None:
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
@@ -118,7 +153,9 @@ class Wmt(Task):
             "source_language": self.source_language or LANGUAGES[source],
             "target_language": self.target_language or LANGUAGES[target],
         }
-        return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, fields)
+        return choose_template(
+            self.templates, self.template, has_chat, self.prompt, self.response, fields
+        )
 
     def hypothesis(self, text: str) -> str:
         """Return the first line of the output, since every segment is one line."""
@@ -126,7 +163,10 @@ class Wmt(Task):
 
     def scoring(self) -> Scoring:
         """Return the configured metrics, BLEU and chrF by default."""
-        models: dict[str, Any] = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
+        models: dict[str, Any] = {
+            "comet_model": self.comet_model,
+            "bertscore_model": self.bertscore_model,
+        }
         return Scoring(self.metrics, self.languages[1], self.tokenize, **models)
 
 
@@ -134,14 +174,21 @@ def _download(test_set: str, pair: str) -> list[Path]:
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:
-        known = ["sample", "files", *(name for name in DATASETS if name.startswith("wmt") and "/" not in name)]
+        known = [
+            "sample",
+            "files",
+            *(name for name in DATASETS if name.startswith("wmt") and "/" not in name),
+        ]
         raise unknown("task.dataset", test_set, [*known, "a hub id (owner/name)", "a folder"])
     dataset: Any = DATASETS[test_set]
     if pair not in dataset.langpairs:
-        raise UsageError(f"{test_set} has no task.pair={pair}; use one of {', '.join(dataset.langpairs)}")
+        raise UsageError(
+            f"{test_set} has no task.pair={pair}; use one of {', '.join(dataset.langpairs)}"
+        )
     try:
         return [Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])]
     except (Exception, SystemExit) as error:
         raise RunError(
-            f"cannot download {test_set} ({error}); without a network use task.dataset=sample or task.dataset=files"
+            f"cannot download {test_set} ({error}); without a network use task.dataset=sample or"
+            " task.dataset=files"
         ) from None

@@ -1,7 +1,8 @@
-"""The loss of a skip adapter: patches and LoRA in the views of a frozen model, trained towards the model's own distribution.
+"""The loss of a skip adapter: patches and LoRA in the views of a frozen model, trained towards the
+model's own distribution.
 
-The prompt's keys and values and the full model's states come from the frozen model, so they are computed once and kept. A
-step costs the response tokens alone.
+The prompt's keys and values and the full model's states come from the frozen model, so they are
+computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
@@ -30,7 +31,9 @@ _ADAPTER = "default"  # peft's name of the adapter
 
 
 class AdapterLoss(TwoPassLoss):
-    """The loss of a skip adapter as a module; its trained parameters are the patches and the LoRA matrices."""
+    """The loss of a skip adapter as a module; its trained parameters are the patches and the LoRA
+    matrices.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,8 @@ class AdapterLoss(TwoPassLoss):
         max_bytes: int,
         on_policy: bool = False,
     ) -> None:
-        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed.
+        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is
+        frozen, but not changed.
 
         Only `on_policy` steps need every layer of the prompts that are kept.
         """
@@ -58,15 +62,23 @@ class AdapterLoss(TwoPassLoss):
         self._continue_lora(start)
 
     def _continue_lora(self, start: SkipAdapter) -> None:
-        """Copy the LoRA matrices of an adapter that is trained further; B contains the scale there."""
+        """Copy the LoRA matrices of an adapter that is trained further; B contains the scale
+        there.
+        """
         for path, (layer, name) in self.lora_paths.items():
             if f"lora.{layer}.{name}.A" in start.tensors:
                 module: Any = self.model.get_submodule(path)
                 module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.A"])
-                module.lora_B[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.B"] / module.scaling[_ADAPTER])
+                module.lora_B[_ADAPTER].weight.data.copy_(
+                    start.tensors[f"lora.{layer}.{name}.B"] / module.scaling[_ADAPTER]
+                )
 
-    def forward(self, *args: Any, on_policy_seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the mean `loss` of a batch, a scalar; with a seed, on continuations that the adapted views sample."""
+    def forward(
+        self, *args: Any, on_policy_seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return the mean `loss` of a batch, a scalar; with a seed, on continuations that the
+        adapted views sample.
+        """
         if on_policy_seed is None:
             return super().forward(*args, **kwargs)
         names = [one.name for one in fields(LossBatch)]
@@ -86,7 +98,9 @@ class AdapterLoss(TwoPassLoss):
         return loss
 
     def on_policy_loss(self, batch: LossBatch, stages: tuple[Stage, ...], seed: int) -> Tensor:
-        """Compute the mean divergence from the full model on continuations that the adapted views sample themselves."""
+        """Compute the mean divergence from the full model on continuations that the adapted views
+        sample themselves.
+        """
         prompt = self.outputs.of(batch, with_states=self.weights.distill > 0).repeated()
         sampled = self._continue(batch, prompt, stages, seed)
         logits = self.adapted_logits(sampled, stages, prompt)
@@ -94,20 +108,32 @@ class AdapterLoss(TwoPassLoss):
         return self._divergence(states, logits, sampled) / sampled.is_labelled.sum()
 
     def _divergence(self, states: Tensor, logits: Tensor, batch: LossBatch) -> Tensor:
-        """Return the KL divergence from the full model's predictions to `logits`, summed over the positions of `states`."""
+        """Return the KL divergence from the full model's predictions to `logits`, summed over the
+        positions of `states`.
+        """
         student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
         with torch.no_grad():
-            teacher = torch.log_softmax(self.outputs.layerwise.logits(states[None])[0].float(), dim=-1)
+            teacher = torch.log_softmax(
+                self.outputs.layerwise.logits(states[None])[0].float(), dim=-1
+            )
         return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
     @torch.no_grad()
-    def _continue(self, batch: LossBatch, prompt: EncodedPrompt, stages: tuple[Stage, ...], seed: int) -> LossBatch:
+    def _continue(
+        self, batch: LossBatch, prompt: EncodedPrompt, stages: tuple[Stage, ...], seed: int
+    ) -> LossBatch:
         """Sample a continuation of every prompt, as long as the longest response of the batch."""
         generator = torch.Generator(batch.prompt_ids.device).manual_seed(seed)
         eos = self._frozen[0].generation_config.eos_token_id
-        ends = torch.tensor([] if eos is None else eos, dtype=torch.long, device=batch.prompt_ids.device).flatten()
+        ends = torch.tensor(
+            [] if eos is None else eos, dtype=torch.long, device=batch.prompt_ids.device
+        ).flatten()
         views = self.stage_views(stages)
-        cache, view, mask = shallow_view.fork_cache(prompt.cache, views[0].kept), views[0].view, prompt.mask
+        cache, view, mask = (
+            shallow_view.fork_cache(prompt.cache, views[0].kept),
+            views[0].view,
+            prompt.mask,
+        )
         logits, tokens, labels = prompt.first_logits[:, -1], [], []
         done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         for step in range(batch.response_ids.shape[1]):
@@ -123,32 +149,56 @@ class AdapterLoss(TwoPassLoss):
                     view = stage.view
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             logits = shallow_view.forward_with_cache(view, token, mask, cache)[:, -1]
-        return LossBatch(batch.prompt_ids, batch.prompt_mask, torch.cat(tokens, 1), torch.cat(labels, 1))
+        return LossBatch(
+            batch.prompt_ids, batch.prompt_mask, torch.cat(tokens, 1), torch.cat(labels, 1)
+        )
 
-    def adapted_logits(self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has every kept layer."""
+    def adapted_logits(
+        self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt
+    ) -> Tensor:
+        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has
+        every kept layer.
+        """
         everything = self.all_layers
         if all(stage.kept_layers == everything for stage in stages):
             full = encode_prompt(self._frozen[0], batch.prompt_ids, batch.prompt_mask)
-            return predict_response([StageView(0, self._frozen[0], everything)], full, batch.response_ids, batch.is_labelled)
-        return predict_response(self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled)
+            return predict_response(
+                [StageView(0, self._frozen[0], everything)],
+                full,
+                batch.response_ids,
+                batch.is_labelled,
+            )
+        return predict_response(
+            self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled
+        )
 
     def stage_views(self, stages: tuple[Stage, ...]) -> list[StageView]:
-        """Return the adapted views of a schedule, on a cache of the prompt with every cached layer."""
-        return [StageView(one.first_step, self._view(one.kept_layers), one.kept_layers) for one in stages]
+        """Return the adapted views of a schedule, on a cache of the prompt with every cached
+        layer.
+        """
+        return [
+            StageView(one.first_step, self._view(one.kept_layers), one.kept_layers)
+            for one in stages
+        ]
 
     def plain(self) -> "AdapterLoss":
-        """Return the module that measures validation losses: the cross-entropy alone, in evaluation mode."""
+        """Return the module that measures validation losses: the cross-entropy alone, in evaluation
+        mode.
+        """
         other = object.__new__(AdapterLoss)
         other.__dict__ = {**self.__dict__, "weights": LossWeights()}
         return other.eval()
 
     def adapter(self, record: dict[str, Any]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
-        tensors: dict[str, Tensor] = {name: one for name, one in self.start.tensors.items() if name.startswith("fold.")}
+        tensors: dict[str, Tensor] = {
+            name: one for name, one in self.start.tensors.items() if name.startswith("fold.")
+        }
         for name, patch in self.patches.items():
             place = name.replace("-", ".")
-            tensors |= {f"patch.{place}.{key}": tensor for key, tensor in patch.state_dict().items()}
+            tensors |= {
+                f"patch.{place}.{key}": tensor for key, tensor in patch.state_dict().items()
+            }
         for path, (layer, name) in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             scale = module.scaling[_ADAPTER]
@@ -174,10 +224,15 @@ class AdapterLoss(TwoPassLoss):
 
 
 def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
-    """Return a copy of a model that shares its weights, except those into which patches are folded."""
+    """Return a copy of a model that shares its weights, except those into which patches are
+    folded.
+    """
     folds = start.by_layer("fold.0.")
     stack = shallow_view.decoder_layers(model)
-    changed = {id(stack[layer]): with_linears(stack[layer], by_module(tensors)) for layer, tensors in folds.items()}
+    changed = {
+        id(stack[layer]): with_linears(stack[layer], by_module(tensors))
+        for layer, tensors in folds.items()
+    }
     found = shallow_view.substituted(model, lambda one: changed.get(id(one)))
     assert isinstance(found, PreTrainedModel)
     return found
@@ -186,17 +241,23 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
 def _with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
 ) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
-    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the adapted modules."""
+    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the
+    adapted modules.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     copied = shallow_view.detached(model)
     paths: dict[str, tuple[int, str]] = {}
     stack = shallow_view.decoder_layers(copied)
-    prefix = next(name for name, module in copied.named_modules() if module is stack[0]).rpartition(".")[0]
+    prefix = next(name for name, module in copied.named_modules() if module is stack[0]).rpartition(
+        "."
+    )[0]
     wanted = None if lora.targets == "all-linear" else lora.targets.split(",")
     for layer in layers:
         for name, module in stack[layer].named_modules():
-            if type(module) in (nn.Linear, Conv1D) and (wanted is None or name.rpartition(".")[2] in wanted):
+            if type(module) in (nn.Linear, Conv1D) and (
+                wanted is None or name.rpartition(".")[2] in wanted
+            ):
                 paths[f"{prefix}.{layer}.{name}"] = (layer, name)
     if lora.rank and not paths:
         raise UsageError(
@@ -205,7 +266,9 @@ def _with_lora(
         )
     if not lora.rank:
         return copied.requires_grad_(False), {}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(paths))
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(paths)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
         inject_adapter_in_model(config, copied, _ADAPTER)

@@ -27,7 +27,9 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
 
 def checkpoint_bytes(module: Module) -> int:
     """Return the bytes of a checkpoint: the weights, and two moments of every trained weight."""
-    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
+    return sum(
+        p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters()
+    )
 
 
 def _is_readable(checkpoint: Path) -> bool:

@@ -35,13 +35,18 @@ class TrainingTexts:
     @property
     def sha256(self) -> str:
         """A hash of all texts in order."""
-        return hashlib.sha256(json.dumps([self.train, self.validation], ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.train, self.validation], ensure_ascii=False).encode()
+        ).hexdigest()
 
 
 def load_training_texts(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None, examples: Sequence[Example] | None = None
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    examples: Sequence[Example] | None = None,
 ) -> TrainingTexts:
-    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise UsageError for unusable data.
+    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise
+    UsageError for unusable data.
 
     `examples` replace those that the task loads.
     """
@@ -58,16 +63,22 @@ def load_training_texts(
         return TrainingTexts(train, validation, formatter)
     if config.train.held_out >= len(train):
         raise UsageError(
-            f"expected train.held_out below the number of examples, {len(train)}, got {config.train.held_out}; "
-            "lower train.held_out"
+            f"expected train.held_out below the number of examples, {len(train)}, got"
+            f" {config.train.held_out}; lower train.held_out"
         )
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
     held_out = [texts for i, texts in enumerate(train) if i in chosen]
-    return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter)
+    return TrainingTexts(
+        [texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter
+    )
 
 
-def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer on prompts and responses; `<pad>` is token 0 and `<eos>` is token 1."""
+def train_tokenizer(
+    texts: Sequence[TextPair], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer on prompts and responses; `<pad>` is token 0 and `<eos>` is
+    token 1.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,12 +90,18 @@ def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int)
     )
     tokenizer.train_from_iterator((text for pair in texts for text in pair), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left", model_max_length=max_length
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        padding_side="left",
+        model_max_length=max_length,
     )
 
 
 class TokenPairs(Dataset[dict[str, Any]]):
-    """Prompts and responses as token ids with EOS; `num_too_long` counts the examples dropped for exceeding `max_length`."""
+    """Prompts and responses as token ids with EOS; `num_too_long` counts the examples dropped for
+    exceeding `max_length`.
+    """
 
     def __init__(
         self,
@@ -97,23 +114,33 @@ class TokenPairs(Dataset[dict[str, Any]]):
         encoded: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             chunk = texts[start : start + _TOKENIZE_AT_ONCE]
-            encoded += [(one.prompt_ids, one.response_ids) for one in formatter.tokenize(tokenizer, chunk)]
+            encoded += [
+                (one.prompt_ids, one.response_ids) for one in formatter.tokenize(tokenizer, chunk)
+            ]
             on_progress(start + len(chunk))
         self._set_pairs(encoded, max_length)
 
-    def with_pairs(self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None) -> "TokenPairs":
+    def with_pairs(
+        self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
+    ) -> "TokenPairs":
         """Return other pairs of token ids as a dataset, without those that are too long."""
         other = copy.copy(self)
         other._set_pairs(pairs, max_length)
         return other
 
-    def _set_pairs(self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None) -> None:
-        self.pairs = [pair for pair in pairs if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
+    def _set_pairs(
+        self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
+    ) -> None:
+        self.pairs = [
+            pair
+            for pair in pairs
+            if max_length is None or len(pair[0]) + len(pair[1]) <= max_length
+        ]
         self.num_too_long = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise UsageError(
-                f"expected examples of at most train.max_length={max_length} tokens, got only longer ones; "
-                "raise train.max_length"
+                f"expected examples of at most train.max_length={max_length} tokens, got only"
+                " longer ones; raise train.max_length"
             )
 
     def __len__(self) -> int:
@@ -154,9 +181,15 @@ class PairCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the tensors as keyword arguments."""
-        prompt_ids, prompt_mask = padded([one["prompt"] for one in examples], self.pad_token_id, left=True)
-        response_ids, mask = padded([one["response"] for one in examples], self.pad_token_id, left=False)
+        """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the
+        tensors as keyword arguments.
+        """
+        prompt_ids, prompt_mask = padded(
+            [one["prompt"] for one in examples], self.pad_token_id, left=True
+        )
+        response_ids, mask = padded(
+            [one["response"] for one in examples], self.pad_token_id, left=False
+        )
         return {
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
@@ -180,7 +213,9 @@ class TokenizedData:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that batches examples of similar length, in an order that depends only on seed and epoch."""
+    """A sampler that batches examples of similar length, in an order that depends only on seed and
+    epoch.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -194,7 +229,9 @@ class SimilarLengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2))
+        order = sorted(
+            range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2)
+        )
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         rng.shuffle(batches)
@@ -215,26 +252,42 @@ class _TextMaker:
         if self.tokenizer is None or max_length is None or not task.may_truncate_source:
             return example
         (encoded,) = formatter.tokenize(self.tokenizer, [formatter.format(example)])
-        return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
+        return truncate_source(
+            formatter, self.tokenizer, example, max_length - len(encoded.response_ids)
+        )
 
     def texts(
-        self, task: Task, limit: int | None, offset: int = 0, examples: Sequence[Example] | None = None
+        self,
+        task: Task,
+        limit: int | None,
+        offset: int = 0,
+        examples: Sequence[Example] | None = None,
     ) -> list[TextPair]:
-        """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of them reversed."""
+        """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share`
+        of them reversed.
+        """
         examples = task.examples() if examples is None else examples
         if offset >= len(examples):
-            raise UsageError(f"expected offset below the number of training examples, {len(examples)}, got {offset}")
+            raise UsageError(
+                f"expected offset below the number of training examples, {len(examples)}, got"
+                f" {offset}"
+            )
         formatter = self.formatter(task)
-        forward = [formatter.format(self.shorten(formatter, task, example)) for example in examples[offset:][:limit]]
+        forward = [
+            formatter.format(self.shorten(formatter, task, example))
+            for example in examples[offset:][:limit]
+        ]
         share = self.config.train.reversed_share
         if not share:
             return forward
         if not hasattr(task, "reversed"):
             raise UsageError(
-                f"train.reversed_share is not supported with task={task.name}, which has one direction; "
-                "use train.reversed_share=0"
+                f"train.reversed_share is not supported with task={task.name}, which has one"
+                " direction; use train.reversed_share=0"
             )
         other = task.reversed()
         formatter = self.formatter(other)
-        chosen = random.Random(self.config.seed).sample(other.examples()[offset:][:limit], round(share * len(forward)))
+        chosen = random.Random(self.config.seed).sample(
+            other.examples()[offset:][:limit], round(share * len(forward))
+        )
         return forward + [formatter.format(example) for example in chosen]

@@ -12,17 +12,24 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.training.data import LossBatch
 
-# Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count].
+# Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch,
+# count].
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 
 def exit_losses(
-    model: PreTrainedModel, layerwise: LayerwiseModel, exits: Collection[int], batch: LossBatch, cross_entropy: CrossEntropy
+    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
+    exits: Collection[int],
+    batch: LossBatch,
+    cross_entropy: CrossEntropy,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each exit depth, and the cross-entropy of a batch's responses (summed, in nats) if all tokens exit there.
+    """Yield each exit depth, and the cross-entropy of a batch's responses (summed, in nats) if all
+    tokens exit there.
 
-    Prompt and response run through every layer, so all keys and values equal the full model's. Only one exit's logits are in
-    memory at a time; the backward pass computes the logits again. `layerwise` is `model` split at its layers.
+    Prompt and response run through every layer, so all keys and values equal the full model's. Only
+    one exit's logits are in memory at a time; the backward pass computes the logits again.
+    `layerwise` is `model` split at its layers.
     """
     prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
     first = cross_entropy(prompt.first_logits, batch.labels[:, :1])
@@ -33,15 +40,22 @@ def exit_losses(
     def loss_at(hidden: Tensor) -> Tensor:
         return cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
 
-    for depth, hidden in hidden_states(model, layerwise, prompt, batch.response_ids, batch.is_labelled):
+    for depth, hidden in hidden_states(
+        model, layerwise, prompt, batch.response_ids, batch.is_labelled
+    ):
         if depth in exits:
             needs_gradient = torch.is_grad_enabled()
-            loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False) if needs_gradient else loss_at(hidden)
+            loss: Tensor = (
+                checkpoint(loss_at, hidden, use_reentrant=False)
+                if needs_gradient
+                else loss_at(hidden)
+            )
             yield depth, first + loss
 
 
 def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """Average the losses of all exits with weights in proportion to their depth, so that deep exits stay accurate.
+    """Average the losses of all exits with weights in proportion to their depth, so that deep exits
+    stay accurate.
 
     >>> float(depth_weighted_mean(iter([(1, torch.tensor(4.0)), (3, torch.tensor(8.0))])))
     7.0

@@ -1,4 +1,6 @@
-"""Outputs of the frozen model that a skip adapter is trained towards; prompts and responses are encoded once and kept."""
+"""Outputs of the frozen model that a skip adapter is trained towards; prompts and responses are
+encoded once and kept.
+"""
 
 import copy
 import functools
@@ -28,7 +30,8 @@ class FrozenBatch:
 
     prompt: EncodedPrompt  # the prompts without repetitions
     rows: Tensor  # [batch], the prompt of each response
-    states: Tensor | None  # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
+    # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
+    states: Tensor | None
 
     def repeated(self) -> EncodedPrompt:
         """Return the prompt of every response."""
@@ -36,7 +39,9 @@ class FrozenBatch:
 
 
 def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
-    """Return an encoded prompt with the sequences `rows` [batch]; the cache of `prompt` is not changed."""
+    """Return an encoded prompt with the sequences `rows` [batch]; the cache of `prompt` is not
+    changed.
+    """
     held = getattr(prompt.cache, "kept_layers", tuple(range(len(prompt.cache.layers))))
     cache = shallow_view.fork_cache(prompt.cache, held)
     cache.batch_select_indices(rows)
@@ -44,9 +49,13 @@ def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
 
 
 class FrozenOutputs:
-    """The frozen model's outputs for the prompts and responses of a training, of which the first `max_bytes` are kept."""
+    """The frozen model's outputs for the prompts and responses of a training, of which the first
+    `max_bytes` are kept.
+    """
 
-    def __init__(self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int] | None = None
+    ) -> None:
         """Make an empty store; outputs have the keys and values of `layers`, by default of all."""
         self.model = model
         self.layers = tuple(range(shallow_view.num_layers(model)) if layers is None else layers)
@@ -56,22 +65,42 @@ class FrozenOutputs:
         self.free_bytes = max_bytes
 
     @torch.no_grad()
-    def prepare(self, pairs: Sequence[tuple[list[int], list[int]]], with_states: bool, report: ReportProgress) -> None:
-        """Compute the outputs for pairs of prompt and response in large batches while there is memory; `of` does the rest.
+    def prepare(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        with_states: bool,
+        report: ReportProgress,
+    ) -> None:
+        """Compute the outputs for pairs of prompt and response in large batches while there is
+        memory; `of` does the rest.
 
-        The batches depend on `pairs` alone, so a resumed training with as much memory has the same outputs.
+        The batches depend on `pairs` alone, so a resumed training with as much memory has the same
+        outputs.
         """
         order, done = sorted(pairs, key=lambda pair: (len(pair[0]), pair)), 0
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done][0]))]
             examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
-            batch = LossBatch(**{name: one.to(self.model.device) for name, one in PairCollator(0)(examples).items()})
+            batch = LossBatch(
+                **{
+                    name: one.to(self.model.device)
+                    for name, one in PairCollator(0)(examples).items()
+                }
+            )
             found, keys = self._together(batch, with_states), _prompt_keys(batch)
-            prompts = {key: (int(row), len(prompt)) for key, row, (prompt, _) in zip(keys, found.rows, chunk, strict=True)}
+            prompts = {
+                key: (int(row), len(prompt))
+                for key, row, (prompt, _) in zip(keys, found.rows, chunk, strict=True)
+            }
             shorter = _with_layers(found.prompt, self.layers)
-            kept = [self._keep(self._prompts, key, _row(shorter, *place)) for key, place in prompts.items()]
+            kept = [
+                self._keep(self._prompts, key, _row(shorter, *place))
+                for key, place in prompts.items()
+            ]
             if found.states is not None:
-                states = torch.split(found.states, [max(0, len(response) - 1) for _, response in chunk])
+                states = torch.split(
+                    found.states, [max(0, len(response) - 1) for _, response in chunk]
+                )
                 for row, own in enumerate(states):
                     self._keep(self._states, _response_key(keys[row], batch, row), own.clone())
             if not all(kept):
@@ -81,10 +110,11 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for the states that predict the response.
+        """Return the outputs for a batch; `with_states` asks for the states that predict the
+        response.
 
-        Prompts and responses that are not kept run one by one, so that their outputs do not depend on the batches, which a
-        resumed training makes anew.
+        Prompts and responses that are not kept run one by one, so that their outputs do not depend
+        on the batches, which a resumed training makes anew.
         """
         if not self._separable:
             return self._together(batch, with_states)
@@ -93,12 +123,16 @@ class FrozenOutputs:
         prompts = [self._prompt(keys[i], batch.prompt_ids[i], batch.prompt_mask[i]) for i in first]
         states = None
         if with_states and batch.response_ids.shape[1] > 1:
-            states = torch.cat([self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)])
+            states = torch.cat(
+                [self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)]
+            )
         joined = _joined([_with_layers(prompt, self.layers) for prompt in prompts])
         return FrozenBatch(joined, torch.tensor(rows, device=batch.prompt_ids.device), states)
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Compute the outputs for a batch in one pass over its prompts and one over its responses."""
+        """Compute the outputs for a batch in one pass over its prompts and one over its
+        responses.
+        """
         rows, first = _without_repetitions(_prompt_keys(batch))
         found = FrozenBatch(
             encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first]),
@@ -112,7 +146,9 @@ class FrozenOutputs:
     @functools.cached_property
     def _separable(self) -> bool:
         """True if a batch of sequences can be put together from their keys and values."""
-        return all(type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers)
+        return all(
+            type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers
+        )
 
     def _prompt(self, key: bytes, ids: Tensor, mask: Tensor) -> EncodedPrompt:
         """Return one encoded prompt without padding, with the kept layers at least."""
@@ -126,7 +162,9 @@ class FrozenOutputs:
         own = ids[mask.bool()][None]
         return encode_prompt(self.model, own, torch.ones_like(own))
 
-    def _response(self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int) -> Tensor:
+    def _response(
+        self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int
+    ) -> Tensor:
         """Return the states [positions, hidden_size] of one response."""
         key = _response_key(prompt_key, batch, row)
         if key not in self._states:
@@ -141,7 +179,11 @@ class FrozenOutputs:
 
     def _keep(self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | Tensor) -> bool:
         """Keep a value if there is memory for it; return False if there is none."""
-        size = value.nbytes if isinstance(value, Tensor) else value.first_logits.nbytes + shallow_view.kv_bytes(value.cache)
+        size = (
+            value.nbytes
+            if isinstance(value, Tensor)
+            else value.first_logits.nbytes + shallow_view.kv_bytes(value.cache)
+        )
         if key not in kept and size <= self.free_bytes:
             kept[key] = value
             self.free_bytes -= size
@@ -149,14 +191,21 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
-        """Return the states [positions, hidden_size] behind the last layer that predict the labelled tokens but the first."""
-        every = hidden_states(self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled)
+        """Return the states [positions, hidden_size] behind the last layer that predict the
+        labelled tokens but the first.
+        """
+        every = hidden_states(
+            self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled
+        )
         last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
         return last[batch.is_labelled[:, 1:]]
 
 
 def _prompt_keys(batch: LossBatch) -> list[bytes]:
-    return [_bytes(ids[mask.bool()]) for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
+    return [
+        _bytes(ids[mask.bool()])
+        for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)
+    ]
 
 
 def _response_key(prompt_key: bytes, batch: LossBatch, row: int) -> bytes:
@@ -171,7 +220,9 @@ def _response_of(batch: LossBatch, row: int) -> tuple[Tensor, Tensor]:
 
 
 def _without_repetitions(keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Return for every key the number of its first occurrence among the distinct ones, and the positions of these."""
+    """Return for every key the number of its first occurrence among the distinct ones, and the
+    positions of these.
+    """
     first = {key: keys.index(key) for key in keys}
     number = {key: i for i, key in enumerate(first)}
     return [number[key] for key in keys], list(first.values())
@@ -197,17 +248,30 @@ def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
             [functional.pad(one, (0, 0, count, 0)) for one in _values(layer)]
             for layer, count in zip(layers, missing, strict=True)
         ]
-        cache.layers.append(_with_values(layers[0], *(torch.cat(parts) for parts in zip(*padded, strict=True))))
-    mask = torch.cat([functional.pad(one.mask, (count, 0)) for one, count in zip(prompts, missing, strict=True)])
+        cache.layers.append(
+            _with_values(layers[0], *(torch.cat(parts) for parts in zip(*padded, strict=True)))
+        )
+    mask = torch.cat(
+        [functional.pad(one.mask, (count, 0)) for one, count in zip(prompts, missing, strict=True)]
+    )
     return EncodedPrompt(torch.cat([one.first_logits for one in prompts]), cache, mask)
 
 
 def _row(prompt: EncodedPrompt, row: int, length: int) -> EncodedPrompt:
     """Return a copy of one prompt of `length` tokens without its padding."""
     cache = copy.copy(prompt.cache)
-    parts = [[one[row : row + 1, :, -length:].clone() for one in _values(layer)] for layer in cache.layers]
-    cache.layers = [_with_values(layer, *part) for layer, part in zip(cache.layers, parts, strict=True)]
-    return EncodedPrompt(prompt.first_logits[row : row + 1].clone(), cache, prompt.mask[row : row + 1, -length:].clone())
+    parts = [
+        [one[row : row + 1, :, -length:].clone() for one in _values(layer)]
+        for layer in cache.layers
+    ]
+    cache.layers = [
+        _with_values(layer, *part) for layer, part in zip(cache.layers, parts, strict=True)
+    ]
+    return EncodedPrompt(
+        prompt.first_logits[row : row + 1].clone(),
+        cache,
+        prompt.mask[row : row + 1, -length:].clone(),
+    )
 
 
 def _values(layer: Any) -> tuple[Tensor, Tensor]:

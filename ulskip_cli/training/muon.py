@@ -1,4 +1,6 @@
-"""One optimizer that uses Muon (Jordan et al. 2024: orthogonalized momentum) for matrices and AdamW for other weights."""
+"""One optimizer that uses Muon (Jordan et al. 2024: orthogonalized momentum) for matrices and AdamW
+for other weights.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +10,34 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle them as one optimizer."""
+    """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle
+    them as one optimizer.
+    """
 
-    def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
-        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW."""
-        embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    def __init__(
+        self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
+    ) -> None:
+        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head
+        and vectors to AdamW.
+        """
+        embeddings = {
+            id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+        }
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        matrices = [p for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n]
+        matrices = [
+            p
+            for n, p in trained.items()
+            if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n
+        ]
         chosen = {id(p) for p in matrices}
         others = [p for p in trained.values() if id(p) not in chosen]
         self._optimizers: list[Optimizer] = []
         if others:
             self._optimizers.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
         if matrices:
-            self._optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self._optimizers.append(
+                Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
         groups = [group for one in self._optimizers for group in one.param_groups]
         super().__init__(groups, {})
         self._share_groups_and_state()
@@ -37,7 +53,9 @@ class MuonWithAdamW(Optimizer):
         self._share_groups_and_state()
 
     def _share_groups_and_state(self) -> None:
-        """Let both optimizers use this optimizer's groups and state, because schedulers change only this optimizer."""
+        """Let both optimizers use this optimizer's groups and state, because schedulers change only
+        this optimizer.
+        """
         start = 0
         for one in self._optimizers:
             one.param_groups = self.param_groups[start : start + len(one.param_groups)]

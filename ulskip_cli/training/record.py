@@ -1,4 +1,6 @@
-"""The record of a training run, which is stored as `training.json` beside the weights. Imports no torch."""
+"""The record of a training run, which is stored as `training.json` beside the weights. Imports no
+torch.
+"""
 
 from typing import Any
 
@@ -11,7 +13,9 @@ class CurvePoint(Options):
     """The validation losses at one step of a training run."""
 
     step: int
-    validation_loss: dict[str, float]  # nats per token, by target ratio (`2x`) or by exit depth (`6`)
+    validation_loss: dict[
+        str, float
+    ]  # nats per token, by target ratio (`2x`) or by exit depth (`6`)
 
 
 class TrainedStage(Options):
@@ -40,10 +44,14 @@ class TrainingRecord(Options):
     seed: int
     train_loss: float | None = None  # the last logged one
     learning_curve: tuple[CurvePoint, ...]
-    based_on: dict[str, Any] | None  # record of the training that the initial weights come from, shortened
+    based_on: (
+        dict[str, Any] | None
+    )  # record of the training that the initial weights come from, shortened
     config: dict[str, Any]
     environment: dict[str, Any]
     identity: str  # a hash of everything that decides the weights
     seconds: float  # wall time since the training was started or resumed
     resumed: bool
-    data: dict[str, Any] | None = None  # provenance of the texts, which `recipes/tiny/embed.py` adds
+    data: dict[str, Any] | None = (
+        None  # provenance of the texts, which `recipes/tiny/embed.py` adds
+    )

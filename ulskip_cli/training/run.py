@@ -34,8 +34,11 @@ from ulskip_cli.training.tracking import tracker_arguments
 from ulskip_cli.training.trainer import SkipTrainer
 
 
-def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None) -> TrainingRecord:
-    """Train, resume a killed run, or return a finished run's record; `examples` replace those that the task loads.
+def train(
+    config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None
+) -> TrainingRecord:
+    """Train, resume a killed run, or return a finished run's record; `examples` replace those that
+    the task loads.
 
     Raises UsageError for bad settings, and RunError for NaN.
     """
@@ -45,7 +48,9 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # a killed process may have left them
+        shutil.rmtree(
+            output / "checkpoints", ignore_errors=True
+        )  # a killed process may have left them
         progress.phase("already finished, nothing to train", 1)
         return finished
     checkpoints, tracker = output / "checkpoints", tracker_arguments(config, identity)
@@ -54,7 +59,11 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
     setup = prepare_training(config, texts, progress)
     try:
         trainer = SkipTrainer(setup, checkpoints, progress, tracker)
-    except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is unknown or not installed
+    except (
+        ValueError,
+        RuntimeError,
+        ImportError,
+    ) as error:  # a tracker that is unknown or not installed
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
@@ -71,77 +80,114 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
         if type(error).__module__.partition(".")[0] != config.tracker:
             raise
         raise RunError(
-            f"tracker={config.tracker} failed ({str(error).strip()}); repair it or set tracker=none, "
-            "and run the same command again to continue"
+            f"tracker={config.tracker} failed ({str(error).strip()}); repair it or set"
+            " tracker=none, and run the same command again to continue"
         ) from None
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
-        raise RunError(f"expected finite weights, got NaN or infinity; lower train.learning_rate and remove {output}")
+        raise RunError(
+            "expected finite weights, got NaN or infinity; lower train.learning_rate and remove"
+            f" {output}"
+        )
     if trainer.is_world_process_zero():
-        with enough_space(output, sum(p.numel() * p.element_size() for p in setup.module.parameters())):
+        with enough_space(
+            output, sum(p.numel() * p.element_size() for p in setup.module.parameters())
+        ):
             _save(setup, output, record)
     return record
 
 
 def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
     context = None if config.model.source == "random" else read_metadata(config.model).context
-    if context is None or (config.train.max_length is not None and config.train.max_length <= context):
+    if context is None or (
+        config.train.max_length is not None and config.train.max_length <= context
+    ):
         return config
     return config.replace(train=config.train.replace(max_length=context))
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
-    """Return a hash of everything that decides the weights. Texts and initial weights are hashed instead of their paths."""
+    """Return a hash of everything that decides the weights. Texts and initial weights are hashed
+    instead of their paths.
+    """
     values = config.changed(only_results=True)
-    values = {key: value for key, value in values.items() if key not in ("output", "task", "limit", "offset")}
+    values = {
+        key: value
+        for key, value in values.items()
+        if key not in ("output", "task", "limit", "offset")
+    }
     values["model"].pop("path")
     text = json.dumps([DEFAULTS, values, texts.sha256, fingerprint(config.model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
+    """Return the record of this training run if the run is complete; otherwise make the output
+    folder and return None.
+    """
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
         values = load_json(output / RECORD_FILE, "a training record")
         if values.get("identity") != identity:
-            raise UsageError(f"output={output} contains a training run with other settings or data; {advice}")
+            raise UsageError(
+                f"output={output} contains a training run with other settings or data; {advice}"
+            )
         return parse(TrainingRecord, values, file=output / RECORD_FILE)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
         if begun.read_bytes() != identity.encode():
-            raise UsageError(f"output={output} contains an unfinished training run with other settings or data; {advice}")
+            raise UsageError(
+                f"output={output} contains an unfinished training run with other settings or data;"
+                f" {advice}"
+            )
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
     elif (
-        os.environ.get("RANK", "0") == "0" and output.exists() and not all(_is_own_beginning(file) for file in output.iterdir())
+        os.environ.get("RANK", "0") == "0"
+        and output.exists()
+        and not all(_is_own_beginning(file) for file in output.iterdir())
     ):  # other ranks may start after rank 0 has written its first file
-        raise UsageError(f"expected output={output} to be empty or to contain a training run, got other files; {advice}")
+        raise UsageError(
+            f"expected output={output} to be empty or to contain a training run, got other files;"
+            f" {advice}"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to output={output} ({error.strerror}); set another output=DIR") from None
+        raise UsageError(
+            f"cannot write to output={output} ({error.strerror}); set another output=DIR"
+        ) from None
     return None
 
 
 def _is_own_beginning(file: Path) -> bool:
-    """Return True for what a training that was killed before it wrote its identity leaves in its output folder."""
+    """Return True for what a training that was killed before it wrote its identity leaves in its
+    output folder.
+    """
     if file.name == "checkpoints" and file.is_dir():
         return all(one.name.startswith(".identity.") for one in file.iterdir())
     return file.name == OWN_RESPONSES
 
 
-def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:
+def _make_record(
+    setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
+) -> TrainingRecord:
     config, schedules, state = setup.config, setup.schedules, trainer.state
     return TrainingRecord(
         strategy=config.strategy.name,
         ratios=tuple(schedules),
         kept_layers={f"{ratio:g}": stages[0].kept_layers for ratio, stages in schedules.items()},
         later_stages={
-            f"{ratio:g}": tuple(TrainedStage(**asdict(stage)) for stage in stages[1:]) for ratio, stages in schedules.items()
+            f"{ratio:g}": tuple(TrainedStage(**asdict(stage)) for stage in stages[1:])
+            for ratio, stages in schedules.items()
         },
-        kept_counts=tuple(sorted({len(stage.kept_layers) for stages in schedules.values() for stage in stages}, reverse=True)),
+        kept_counts=tuple(
+            sorted(
+                {len(stage.kept_layers) for stages in schedules.values() for stage in stages},
+                reverse=True,
+            )
+        ),
         exits=setup.module.exits,
         prompt_layers=config.prompt_layers,
         steps=state.global_step,
@@ -151,7 +197,9 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
         validation_examples=len(setup.texts.validation),
         data_sha256=setup.texts.sha256,
         seed=config.seed,
-        train_loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
+        train_loss=next(
+            (entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None
+        ),
         learning_curve=trainer.learning_curve(),
         based_on=setup.source.based_on,
         config=config.resolved(),
@@ -163,7 +211,9 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
 
 
 def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
-    """Save weights and tokenizer, then the record. The record is last, so that a folder with a record is complete."""
+    """Save weights and tokenizer, then the record. The record is last, so that a folder with a
+    record is complete.
+    """
     if isinstance(setup.module, AdapterLoss):
         _save_adapter(setup, setup.module, output, record)
         return
@@ -174,16 +224,23 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     model.config.use_cache = True
     model.to(dtype).save_pretrained(output)
     setup.source.tokenizer.save_pretrained(output)
-    for file in output.glob("*.safetensors"):  # safetensors makes its files readable only by their owner
+    for file in output.glob(
+        "*.safetensors"
+    ):  # safetensors makes its files readable only by their owner
         file.chmod((output / "config.json").stat().st_mode)
     _finish(output, record)
 
 
-def _save_adapter(setup: TrainingSetup, module: AdapterLoss, output: Path, record: TrainingRecord) -> None:
+def _save_adapter(
+    setup: TrainingSetup, module: AdapterLoss, output: Path, record: TrainingRecord
+) -> None:
     """Save the adapter's tensors and its record, then the training's record."""
     model, train, patches = setup.config.model, setup.config.train, setup.config.correction
     base = {"model": model.label, "fingerprint": fingerprint(model)}
-    kept = {f"{ratio:g}": [stage.kept_layers for stage in stages] for ratio, stages in setup.schedules.items()}
+    kept = {
+        f"{ratio:g}": [stage.kept_layers for stage in stages]
+        for ratio, stages in setup.schedules.items()
+    }
     module.adapter(
         {
             "base": base,
@@ -207,5 +264,7 @@ def _save_adapter(setup: TrainingSetup, module: AdapterLoss, output: Path, recor
 
 
 def _finish(output: Path, record: TrainingRecord) -> None:
-    write_atomic(output / RECORD_FILE, json.dumps(record.plain(), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(
+        output / RECORD_FILE, json.dumps(record.plain(), indent=1, ensure_ascii=False) + "\n"
+    )
     shutil.rmtree(output / "checkpoints")

@@ -1,4 +1,6 @@
-"""Prepare a training: load the model and tokenizer, tokenize the texts, make the schedules and the loss module."""
+"""Prepare a training: load the model and tokenizer, tokenize the texts, make the schedules and the
+loss module.
+"""
 
 import copy
 import os
@@ -29,11 +31,19 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapte
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.data import TokenizedData, TokenPairs, TrainingTexts, collator_for, train_tokenizer
+from ulskip_cli.training.data import (
+    TokenizedData,
+    TokenPairs,
+    TrainingTexts,
+    collator_for,
+    train_tokenizer,
+)
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
-FROZEN_SHARE = 0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
+FROZEN_SHARE = (
+    0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
+)
 OWN_RESPONSES = "own_responses.jsonl"
 DEFAULT_NEW_TOKENS = 64
 
@@ -59,8 +69,12 @@ class TrainingSetup:
     module: TwoPassLoss  # the model with its loss
 
 
-def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback) -> TrainingSetup:
-    """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do not fit the settings."""
+def prepare_training(
+    config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback
+) -> TrainingSetup:
+    """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do
+    not fit the settings.
+    """
     progress.phase(f"load {config.model.label}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
@@ -69,27 +83,41 @@ def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: Pro
     train = TokenPairs(source.tokenizer, texts.train, texts.formatter, max_length, on_progress)
     stages_by_ratio = schedules(config, depth, train.response_lengths())
     held_out = texts.validation
-    validation = TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
+    validation = (
+        TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
+    )
     if config.train.method == "adapter":
         train = adapter_responses(config, source, train, progress)
     data = TokenizedData(train, validation, collator_for(source.tokenizer))
     if config.train.method == "adapter":
-        module: TwoPassLoss = build_adapter_loss(config, source.model, data, stages_by_ratio, progress)
+        module: TwoPassLoss = build_adapter_loss(
+            config, source.model, data, stages_by_ratio, progress
+        )
     else:
         module = build_loss(config, source.model, trained_exits(config, depth))
     return TrainingSetup(config, texts, source, data, stages_by_ratio, module)
 
 
 def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceModel:
-    """Load model and tokenizer. Weights are trained in float32, because bfloat16 would round small updates to zero."""
+    """Load model and tokenizer. Weights are trained in float32, because bfloat16 would round small
+    updates to zero.
+    """
     if config.model.source == "random":
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
-        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-        model = loading.random_model(config.model.replace(dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
+        ids = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        }
+        model = loading.random_model(
+            config.model.replace(dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids
+        )
         source = SourceModel(model, tokenizer, None)
     else:
-        dtype = "float32" if config.train.method == "full" else config.model.dtype  # adapters are always float32
+        dtype = (
+            "float32" if config.train.method == "full" else config.model.dtype
+        )  # adapters are always float32
         device = config.model.device if config.train.method == "adapter" else "cpu"
         loaded = loading.load(config.model.replace(dtype=dtype, device=device))
         assert loaded.tokenizer is not None
@@ -99,8 +127,8 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
             source.model.set_attn_implementation(config.train.attention)
         except (ValueError, ImportError) as error:
             raise UsageError(
-                f"train.attention={config.train.attention} is not supported ({str(error).splitlines()[0]}); "
-                "use train.attention=null"
+                f"train.attention={config.train.attention} is not supported"
+                f" ({str(error).splitlines()[0]}); use train.attention=null"
             ) from None
     return source
 
@@ -108,39 +136,62 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
 def adapter_responses(
     config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
 ) -> TokenPairs:
-    """Return the prompts of `references` with the responses that `train.responses` names, of two or more tokens."""
-    responses = [[response] if config.train.responses != "own" else [] for _, response in references.pairs]
+    """Return the prompts of `references` with the responses that `train.responses` names, of two or
+    more tokens.
+    """
+    responses = [
+        [response] if config.train.responses != "own" else [] for _, response in references.pairs
+    ]
     if config.train.responses != "reference":
         length = config.train.own.max_new_tokens or config.task.max_new_tokens
-        file = user_path(config.train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
+        file = user_path(
+            config.train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file"
+        )
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
-        own = generate_own_responses(source.model, prompts, config.train.own, context, file, progress)
+        own = generate_own_responses(
+            source.model, prompts, config.train.own, context, file, progress
+        )
         responses = [[*one, *more] for one, more in zip(responses, own, strict=True)]
-    pairs = [(prompt, one) for (prompt, _), found in zip(references.pairs, responses, strict=True) for one in found]
+    pairs = [
+        (prompt, one)
+        for (prompt, _), found in zip(references.pairs, responses, strict=True)
+        for one in found
+    ]
     for prompt, _ in references.pairs if config.train.prompt_share else ():
         cut = max(1, round(len(prompt) * (1 - config.train.prompt_share)))
         pairs.append((prompt[:cut], prompt[cut:]))
     usable = [pair for pair in pairs if len(pair[1]) > 1]  # the full model predicts the first token
     if not usable:
-        raise UsageError("expected responses of at least two tokens to train a skip adapter, got none; use other data")
+        raise UsageError(
+            "expected responses of at least two tokens to train a skip adapter, got none; use other"
+            " data"
+        )
     return references.with_pairs(usable, config.train.max_length)
 
 
-def trained_start(folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig) -> SkipAdapter:
-    """Return the adapter that is trained further; raise UsageError if it is of other weights, layers or ranks.
+def trained_start(
+    folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig
+) -> SkipAdapter:
+    """Return the adapter that is trained further; raise UsageError if it is of other weights,
+    layers or ranks.
 
     Patches in closed form have no LoRA yet, so that any rank may be added.
     """
     read_record(folder, config.model)
     start = SkipAdapter.load(folder)
-    asked = {"kept_sets": tuple(kept_sets), "kind": config.correction.kind, "lora_rank": config.train.lora.rank}
+    asked = {
+        "kept_sets": tuple(kept_sets),
+        "kind": config.correction.kind,
+        "lora_rank": config.train.lora.rank,
+    }
     found = {"kept_sets": start.kept_sets, "kind": start.record.get("kind")}
     found["lora_rank"] = start.record.get("lora_rank", config.train.lora.rank)
     for key, value in asked.items():
         if found[key] != value:
             raise UsageError(
-                f"expected train.start={folder} to have {key} {value}, got {found[key]}; use the settings of its training"
+                f"expected train.start={folder} to have {key} {value}, got {found[key]}; use the"
+                " settings of its training"
             )
     return start
 
@@ -154,25 +205,34 @@ def build_adapter_loss(
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from patches in closed form or from zero."""
     train, patches = config.train, config.correction
-    kept_sets = list(dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages))
+    kept_sets = list(
+        dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
+    )
     model.requires_grad_(False)
     if train.start not in STARTS:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif train.start == "patch" and patches.kind != "none":
         progress.phase("fit patches", 0)
-        chosen = random.Random(config.seed).sample(data.train.pairs, min(patches.examples, len(data.train)))
+        chosen = random.Random(config.seed).sample(
+            data.train.pairs, min(patches.examples, len(data.train))
+        )
         examples = [EncodedExample(prompt, response) for prompt, response in chosen]
         fitter = PatchFitter(model, examples, data.collator.pad_token_id)
-        start = combined([fitter.fit(kept, PatchOptions(patches.kind, patches.rank)) for kept in kept_sets])
+        start = combined(
+            [fitter.fit(kept, PatchOptions(patches.kind, patches.rank)) for kept in kept_sets]
+        )
     else:
         start = zero_adapter(model, kept_sets, PatchShape(patches.kind, patches.rank))
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
-    set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
+    # Of the first LoRA matrices; sampled answers change the random state, stored ones do not.
+    set_seed(config.seed)
     module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.on_policy > 0)
     if _num_visits(train, len(data.train)) >= len(data.train):
         report = progress.phase("encode prompts and responses", len(data.train))
-        with torch.autocast(model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
+        with torch.autocast(
+            model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST
+        ):
             module.outputs.prepare(data.train.pairs, weights.distill > 0, report)
     return module
 
@@ -184,13 +244,17 @@ def _num_visits(train: TrainOptions, num_examples: int) -> int:
     return train.max_steps * train.batch_size * train.gradient_accumulation_steps
 
 
-def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPassLoss:
+def build_loss(
+    config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]
+) -> TwoPassLoss:
     """Build the loss module with its teacher, dropout, adapters and frozen embeddings."""
     train = config.train
     teacher = None
     if train.teacher == "initial" and train.distill_weight > 0:
         # With adapters no copy is needed: the base without its adapters is the initial model.
-        teacher = model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
+        teacher = (
+            model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
+        )
     if train.dropout:
         add_dropout(model, train.dropout)
     trained: Any = model
@@ -198,7 +262,9 @@ def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int,
         trained = _with_lora(model, train)
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
-    weights = LossWeights(train.ce_weight, train.full_weight, train.distill_weight, train.label_smoothing)
+    weights = LossWeights(
+        train.ce_weight, train.full_weight, train.distill_weight, train.label_smoothing
+    )
     return TwoPassLoss(trained, config.prompt_layers, weights, teacher, exits)
 
 
@@ -209,15 +275,22 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
         r=train.lora.rank,
         lora_alpha=train.lora.alpha,
         lora_dropout=train.lora.dropout,
-        target_modules=train.lora.targets if train.lora.targets == "all-linear" else train.lora.targets.split(","),
+        target_modules=(
+            train.lora.targets
+            if train.lora.targets == "all-linear"
+            else train.lora.targets.split(",")
+        ),
         task_type="CAUSAL_LM",
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft reads a deprecated name of transformers
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft reads a deprecated name of transformers
             return get_peft_model(model, lora)
     except ValueError as error:
         raise UsageError(
-            f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets} "
-            f"({str(error).splitlines()[0][:200]}); train.lora.targets=all-linear adapts every linear layer"
+            "expected train.lora.targets to name linear layers or all-linear, got"
+            f" {train.lora.targets} ({str(error).splitlines()[0][:200]});"
+            " train.lora.targets=all-linear adapts every linear layer"
         ) from None

@@ -1,4 +1,6 @@
-"""A subclass of transformers' Trainer with the two-pass loss, batches of similar length and a learning curve."""
+"""A subclass of transformers' Trainer with the two-pass loss, batches of similar length and a
+learning curve.
+"""
 
 import json
 import random
@@ -41,7 +43,14 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
         options = setup.config.train
         evaluates = setup.data.validation is not None
-        muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
+        muon = (
+            MuonFactory,
+            {
+                "lr": options.learning_rate,
+                "weight_decay": options.weight_decay,
+                "betas": (0.9, 0.98),
+            },
+        )
         super().__init__(
             model=setup.module,
             args=training_arguments(setup.config, folder, evaluates, tracker),
@@ -57,27 +66,38 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         """Compute the loss under the schedule of this step."""
         step, train = self.state.global_step, self.config.train
         inputs = {**inputs, "stages": self.draw_schedule(step)}
-        if train.method == "adapter" and random.Random(f"{self.config.seed} {step} on policy").random() < train.on_policy:
+        if (
+            train.method == "adapter"
+            and random.Random(f"{self.config.seed} {step} on policy").random() < train.on_policy
+        ):
             inputs["on_policy_seed"] = self.config.seed * 1_000_003 + step
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def draw_schedule(self, step: int) -> tuple[Stage, ...]:
-        """Draw the schedule of a step from only the seed and the step, so that all processes and resumed trainings agree."""
+        """Draw the schedule of a step from only the seed and the step, so that all processes and
+        resumed trainings agree.
+        """
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth) or exit depth (`6`)."""
+        """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth)
+        or exit depth (`6`).
+        """
         module, validation = self.model, self.data.validation
         assert isinstance(module, TwoPassLoss) and validation is not None
         batch_size = self.args.per_device_train_batch_size
         if module.exits:
             at_exits = exit_validation_losses(module, validation, self.data.collator, batch_size)
-            losses = {f"eval_loss_{depth}": at_exits[depth] for depth in sorted(at_exits, reverse=True)}
+            losses = {
+                f"eval_loss_{depth}": at_exits[depth] for depth in sorted(at_exits, reverse=True)
+            }
         else:
             compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
             losses = {
-                f"eval_loss_{ratio:g}x": validation_loss(module, compared[ratio], validation, self.data.collator, batch_size)
+                f"eval_loss_{ratio:g}x": validation_loss(
+                    module, compared[ratio], validation, self.data.collator, batch_size
+                )
                 for ratio in sorted(compared)
             }
         self.log(losses)
@@ -85,18 +105,27 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def learning_curve(self) -> tuple[CurvePoint, ...]:
-        """Return the evaluations so far, one per step; of several evaluations at a step, the last counts."""
+        """Return the evaluations so far, one per step; of several evaluations at a step, the last
+        counts.
+        """
         curve: dict[int, CurvePoint] = {}
         for entry in self.state.log_history:
-            losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
+            losses = {
+                key.removeprefix("eval_loss_"): round(value, 4)
+                for key, value in entry.items()
+                if "eval_loss_" in key
+            }
             if losses:
                 curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses)
         return tuple(curve.values())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         train, batch_size = self.data.train, self.args.per_device_train_batch_size
-        # A step of a skip adapter costs the response alone, because the outputs for prompts are kept.
-        lengths = train.response_lengths() if self.config.train.method == "adapter" else train.lengths()
+        # A step of a skip adapter costs the response alone, because the outputs for prompts are
+        # kept.
+        lengths = (
+            train.response_lengths() if self.config.train.method == "adapter" else train.lengths()
+        )
         return SimilarLengthSampler(lengths, batch_size, self.config.seed)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,13 +134,17 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             train, module = self.config.train, self.model
             patches = list(module.patches.parameters())
             known = {id(one) for one in patches}
-            rest = [one for one in module.parameters() if one.requires_grad and id(one) not in known]
+            rest = [
+                one for one in module.parameters() if one.requires_grad and id(one) not in known
+            ]
             groups = [
                 {"params": rest, "lr": train.learning_rate},
                 {"params": patches, "lr": self.config.correction.learning_rate},
             ]
             groups = [group for group in groups if group["params"]]
-            self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                groups, lr=train.learning_rate, weight_decay=train.weight_decay
+            )
         return super().create_optimizer(*args, **kwargs)
 
 
@@ -119,7 +152,9 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """A callback that shows the progress and writes the log."""
 
     def __init__(self, progress: ProgressCallback, log: Path, evaluates: bool) -> None:
-        """Append lines to the file `log`; a resumed training run writes some steps a second time."""
+        """Append lines to the file `log`; a resumed training run writes some steps a second
+        time.
+        """
         self._progress, self._log, self._loss = progress, log, ""
         self._evaluates = evaluates
 
@@ -132,7 +167,8 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the progress bar, log also at checkpoints, and log and evaluate at the last step.
 
-        A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one then does too.
+        A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one
+        then does too.
         """
         self._on_progress(state.global_step, self._loss)
         is_last = state.global_step >= state.max_steps
@@ -157,8 +193,12 @@ class LoggedArguments(TrainingArguments):  # type: ignore[misc]
         return {**super().to_dict(), **self.settings}
 
 
-def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool, tracker: Mapping[str, Any]) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or it is unsupported."""
+def training_arguments(
+    config: TrainingConfig, folder: Path, evaluates: bool, tracker: Mapping[str, Any]
+) -> TrainingArguments:
+    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or
+    it is unsupported.
+    """
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 can wrap both passes."""
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 can
+wrap both passes.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -30,9 +32,13 @@ class LossWeights:
 
 
 class TwoPassLoss(nn.Module):
-    """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor once, and nothing else."""
+    """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor
+    once, and nothing else.
+    """
 
-    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
+    accepts_loss_kwargs = (
+        True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
+    )
 
     def __init__(
         self,
@@ -42,10 +48,12 @@ class TwoPassLoss(nn.Module):
         teacher: nn.Module | None = None,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on their final device.
+        """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on
+        their final device.
 
-        `teacher` is a frozen causal LM to distill from. If `teacher` is the model with adapters itself, its adapters are
-        disabled; if None, the model at full depth is the teacher. The early-exit loss is averaged over the depths `exits`.
+        `teacher` is a frozen causal LM to distill from. If `teacher` is the model with adapters
+        itself, its adapters are disabled; if None, the model at full depth is the teacher. The
+        early-exit loss is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -53,7 +61,8 @@ class TwoPassLoss(nn.Module):
         self.prompt_layers = prompt_layers
         self.weights = weights or LossWeights()
         self.exits = tuple(exits)
-        # A list and a dict hide these modules from nn.Module, because their weights are the model's or are not trained.
+        # A list and a dict hide these modules from nn.Module, because their weights are the model's
+        # or are not trained.
         self._layerwise: list[LayerwiseModel] = []
         self._views: dict[tuple[int, ...], PreTrainedModel] = {}
         self._teacher = [teacher] if teacher is not None else []
@@ -78,19 +87,38 @@ class TwoPassLoss(nn.Module):
         stages: tuple[Stage, ...] = (),
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by name.
+        """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by
+        name.
 
-        `stages` is the schedule of the response; early-exit training does not use it. `num_items_in_batch` is the number of
-        labels in the whole optimizer step; None means the labels of this batch.
+        `stages` is the schedule of the response; early-exit training does not use it.
+        `num_items_in_batch` is the number of labels in the whole optimizer step; None means the
+        labels of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
-        total = depth_weighted_mean(self.exit_losses(batch)) if self.exits else self.schedule_loss(batch, stages)
-        return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else batch.is_labelled.sum())}
+        total = (
+            depth_weighted_mean(self.exit_losses(batch))
+            if self.exits
+            else self.schedule_loss(batch, stages)
+        )
+        return {
+            "loss": (
+                total
+                / (
+                    num_items_in_batch
+                    if num_items_in_batch is not None
+                    else batch.is_labelled.sum()
+                )
+            )
+        }
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights, kept = self.weights, stages[0].kept_layers
-        full_prompt = encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask) if self.prompt_layers == "all" else None
+        full_prompt = (
+            encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask)
+            if self.prompt_layers == "all"
+            else None
+        )
         logits = self._student_logits(batch, stages, full_prompt)
         loss = weights.cross_entropy * self._cross_entropy(logits, batch.labels)
         target = self._teacher_logits(batch)
@@ -106,7 +134,9 @@ class TwoPassLoss(nn.Module):
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
-        """Yield the depth of every exit, and the cross-entropy of the batch at this exit (summed, in nats)."""
+        """Yield the depth of every exit, and the cross-entropy of the batch at this exit (summed,
+        in nats).
+        """
         if not self._layerwise:
             self._layerwise.append(LayerwiseModel(self.base))
         return exit_losses(self.base, self._layerwise[0], self.exits, batch, self._cross_entropy)
@@ -121,21 +151,32 @@ class TwoPassLoss(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the trained tensors by their names in this module."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
+        return {
+            name: tensor
+            for name, tensor in super().state_dict(*args, **kwargs).items()
+            if name in trained
+        }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the tensors that `state_dict` returned; the other tensors are not reported as missing."""
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load the tensors that `state_dict` returned; the other tensors are not reported as
+        missing.
+        """
         trained = self.state_dict().keys()
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         result.missing_keys[:] = [name for name in result.missing_keys if name in trained]
         if strict and (result.missing_keys or result.unexpected_keys):
             raise RuntimeError(
-                f"expected the trained tensors, got missing {result.missing_keys} and unexpected {result.unexpected_keys}"
+                f"expected the trained tensors, got missing {result.missing_keys} and unexpected"
+                f" {result.unexpected_keys}"
             )
         return result
 
     def plain(self) -> "TwoPassLoss":
-        """Return the module that measures validation losses: the cross-entropy alone, in evaluation mode."""
+        """Return the module that measures validation losses: the cross-entropy alone, in evaluation
+        mode.
+        """
         return TwoPassLoss(self.model, self.prompt_layers, exits=self.exits).eval()
 
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
@@ -145,24 +186,36 @@ class TwoPassLoss(nn.Module):
             self._views[kept] = shallow_view.shallow_view(self.base, kept).train(self.training)
         return self._views[kept]
 
-    def _student_logits(self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None) -> Tensor:
+    def _student_logits(
+        self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
+    ) -> Tensor:
         first = stages[0].kept_layers
-        prompt = full_prompt or encode_prompt(self._view(first), batch.prompt_ids, batch.prompt_mask)
+        prompt = full_prompt or encode_prompt(
+            self._view(first), batch.prompt_ids, batch.prompt_mask
+        )
         cached = self.all_layers if full_prompt else first
         views = [
             StageView(
-                stage.first_step, self._view(stage.kept_layers), tuple(cached.index(layer) for layer in stage.kept_layers)
+                stage.first_step,
+                self._view(stage.kept_layers),
+                tuple(cached.index(layer) for layer in stage.kept_layers),
             )
             for stage in stages
         ]
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
-    def _full_logits(self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None) -> Tensor:
+    def _full_logits(
+        self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None
+    ) -> Tensor:
         prompt = prompt or encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
-        return predict_response([StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled)
+        return predict_response(
+            [StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled
+        )
 
     def _teacher_logits(self, batch: LossBatch) -> Tensor | None:
-        """Return the teacher's logits of the response, or None without a separate teacher or without distillation."""
+        """Return the teacher's logits of the response, or None without a separate teacher or
+        without distillation.
+        """
         if not self._teacher or not self.weights.distill:
             return None
         teacher: Any = self._teacher[0].to(batch.prompt_ids.device)
@@ -181,14 +234,20 @@ class TwoPassLoss(nn.Module):
 
 
 def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return KL(target || logits) in nats, summed over the labelled positions; both are [batch, response_len, vocab_size]."""
+    """Return KL(target || logits) in nats, summed over the labelled positions; both are [batch,
+    response_len, vocab_size].
+    """
     labelled = labels != IGNORED_LABEL
-    teacher, student = (functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits))
+    teacher, student = (
+        functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits)
+    )
     return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Add dropout to the embeddings and to the residual update of every layer, with hooks, which work for any architecture."""
+    """Add dropout to the embeddings and to the residual update of every layer, with hooks, which
+    work for any architecture.
+    """
 
     def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not module.training:

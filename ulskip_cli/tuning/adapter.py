@@ -21,7 +21,9 @@ ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them 
 PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
 
 
-def training_size(request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback) -> dict[str, int]:
+def training_size(
+    request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback
+) -> dict[str, int]:
     """Return the steps, examples and own answers per example for which the budget has time."""
     tuned, split, record = request.config, request.split, chosen.record
     if record.later_stages or record.exit_depths:
@@ -52,7 +54,9 @@ def training_size(request: TuneRequest, chosen: Chosen, minutes: float, progress
     return {"steps": steps, "examples": count, "samples": samples}
 
 
-def train_adapter(request: TuneRequest, chosen: Chosen, size: dict[str, int], progress: ProgressCallback) -> dict[str, Any]:
+def train_adapter(
+    request: TuneRequest, chosen: Chosen, size: dict[str, int], progress: ProgressCallback
+) -> dict[str, Any]:
     """Train, or continue an interrupted training, and return what was trained."""
     config = training_config(request, chosen, size)
     record = train(config, progress, training_examples(request.split)[: size["examples"]])
@@ -74,7 +78,9 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
         save_every=max(1, size["steps"] // 5),
     )
     config = base.replace(
-        correction=base.correction.replace(kind=shape.kind, rank=shape.rank or base.correction.rank),
+        correction=base.correction.replace(
+            kind=shape.kind, rank=shape.rank or base.correction.rank
+        ),
         model=tuned.model,
         task=request.split.choice.task,
         train=options,

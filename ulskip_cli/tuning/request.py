@@ -1,4 +1,6 @@
-"""The request of `ulskip tune`: its wish, its candidates, and the examples that calibrate, choose and report. No torch."""
+"""The request of `ulskip tune`: its wish, its candidates, and the examples that calibrate, choose
+and report. No torch.
+"""
 
 import hashlib
 import json
@@ -19,7 +21,11 @@ from ulskip_cli.experiments.preflight import Resolver
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
-_NOT_IN_KEY = ("budget", "adapter", "adapter_steps")  # they change no earlier step, so that these are used again
+_NOT_IN_KEY = (
+    "budget",
+    "adapter",
+    "adapter_steps",
+)  # they change no earlier step, so that these are used again
 _FIXED = (
     "strategy",
     "ratio",
@@ -40,7 +46,9 @@ class Candidate:
     config: Config  # evaluates the examples that choose
 
     def at(self, num_layers: int, num_kept: int) -> Config:
-        """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the examples that choose."""
+        """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the
+        examples that choose.
+        """
         return self.config.replace(ratio=num_layers / num_kept)
 
 
@@ -51,21 +59,31 @@ class TuneRequest:
     config: TuneConfig
     overrides: tuple[str, ...]  # of the command line
     candidates: tuple[Candidate, ...]
-    refused: tuple[str, ...]  # candidates that do not run with this model or engine, each with its reason
+    refused: tuple[
+        str, ...
+    ]  # candidates that do not run with this model or engine, each with its reason
     split: "Split"
     num_layers: int
     key: str  # hash of everything that decides the result
 
     def at_the_end(self, config: Config) -> Config:
-        """Return a candidate's configuration on the examples that are reported, with the same calibration examples."""
+        """Return a candidate's configuration on the examples that are reported, with the same
+        calibration examples.
+        """
         last = self.split.final
-        calibration = config.calibration.replace(task=last.calibration.task, offset=last.calibration.offset)
-        return config.replace(task=last.task, offset=last.offset, limit=last.limit, calibration=calibration)
+        calibration = config.calibration.replace(
+            task=last.calibration.task, offset=last.calibration.offset
+        )
+        return config.replace(
+            task=last.task, offset=last.offset, limit=last.limit, calibration=calibration
+        )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Two configurations with the same calibration examples, which evaluate different other examples."""
+    """Two configurations with the same calibration examples, which evaluate different other
+    examples.
+    """
 
     choice: Config  # evaluates the examples that choose between candidates
     final: Config  # evaluates the examples that are reported
@@ -74,14 +92,27 @@ class Split:
 
 
 def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequest:
-    """Check a command line and divide the examples; raise UsageError for a wish or data that cannot be used."""
+    """Check a command line and divide the examples; raise UsageError for a wish or data that cannot
+    be used.
+    """
     config = configuration.compose_tuning(overrides, extra_dir)
     if (config.speedup is None) is (config.quality is None):
-        got = "neither" if config.speedup is None else f"both: {config.speedup:g} and {config.quality:g}"
-        raise UsageError(f"expected speedup=S or quality=Q, got {got}; e.g. speedup=1.5, or quality=0.95")
+        got = (
+            "neither"
+            if config.speedup is None
+            else f"both: {config.speedup:g} and {config.quality:g}"
+        )
+        raise UsageError(
+            f"expected speedup=S or quality=Q, got {got}; e.g. speedup=1.5, or quality=0.95"
+        )
     for text in overrides:
-        if (key := text.partition("=")[0].lstrip("+~")).partition(".")[0] == "strategy" or key in _FIXED:
-            raise UsageError(f"{key} is not supported by ulskip tune, which chooses it; list candidates=[...] instead")
+        if (key := text.partition("=")[0].lstrip("+~")).partition(".")[
+            0
+        ] == "strategy" or key in _FIXED:
+            raise UsageError(
+                f"{key} is not supported by ulskip tune, which chooses it; list candidates=[...]"
+                " instead"
+            )
     split = divide(plain(config), config.choice_examples)
     resolver = Resolver()
     candidates, refused = [], []
@@ -94,15 +125,20 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
             refused.append(f"{text}: {error}")
     if not candidates:
         raise UsageError(
-            f"expected at least one candidate that can run, got none; {'; '.join(refused)[:300] or 'set candidates=[...]'}"
+            "expected at least one candidate that can run, got none;"
+            f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
     point = resolver.resolve(
-        candidates[0].config.replace(limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0)
+        candidates[0].config.replace(
+            limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0
+        )
     )
     return TuneRequest(
         config=config,
         overrides=tuple(
-            text for text in overrides if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")
+            text
+            for text in overrides
+            if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")
         ),
         candidates=tuple(candidates),
         refused=tuple(refused),
@@ -118,15 +154,19 @@ def plain(config: TuneConfig) -> Config:
 
 
 def divide(config: Config, wanted: int) -> Split:
-    """Divide the examples: `limit` of them are reported, `wanted` others choose, and others again calibrate.
+    """Divide the examples: `limit` of them are reported, `wanted` others choose, and others again
+    calibrate.
 
-    The latter two come from the held-out examples of the task, or of `calibration.task`, or from those behind `limit`. Small
-    data is divided in proportion.
+    The latter two come from the held-out examples of the task, or of `calibration.task`, or from
+    those behind `limit`. Small data is divided in proportion.
     """
     task, calibration = config.task, config.calibration
     examples = task.examples()
     if len(examples) < MIN_EXAMPLES:
-        raise UsageError(f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more data")
+        raise UsageError(
+            f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
+            " data"
+        )
     other = task.held_out()
     if calibration.task is not None:
         other = configuration.changed_choice(task, calibration.task, "calibration.task.")
@@ -137,13 +177,18 @@ def divide(config: Config, wanted: int) -> Split:
     reported = {_text(one) for one in examples[:limit]}
     if shared := sum(_text(one) in reported for one in held_out):
         raise UsageError(
-            f"expected calibration.task without examples that are reported, got {shared} of them; set other data, or leave out "
-            "calibration.task to hold out examples behind limit=N"
+            f"expected calibration.task without examples that are reported, got {shared} of them;"
+            " set other data, or leave out calibration.task to hold out examples behind limit=N"
         )
     count = min(wanted, len(held_out) // 2)
     if count < 1:
-        raise UsageError(f"expected at least 2 held-out examples, got {len(held_out)}; set other data in calibration.task")
-    choice = config.replace(task=other, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0))
+        raise UsageError(
+            f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"
+            " calibration.task"
+        )
+    choice = config.replace(
+        task=other, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0)
+    )
     final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
     return Split(choice, final, count, limit)
 
@@ -158,17 +203,23 @@ def _one_file(config: Config, total: int, wanted: int) -> Split:
 
 
 def training_examples(split: Split) -> list[Example]:
-    """Return the examples on which an adapter may be trained: those that calibrate, or all that `calibration.task` names.
+    """Return the examples on which an adapter may be trained: those that calibrate, or all that
+    `calibration.task` names.
 
     No example that chooses or is reported is among them. Raises UsageError if there is none.
     """
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
-    held = find_held_out(_fitted(split.final.replace(calibration=calibration.replace(examples=most))))
+    held = find_held_out(
+        _fitted(split.final.replace(calibration=calibration.replace(examples=most)))
+    )
     used = {_text(one) for side in (split.choice, split.final) for one in evaluated_examples(side)}
     found = [one for one in held.examples if _text(one) not in used] if held else []
     if not found:
-        raise UsageError("expected examples to train on that neither choose nor are reported, got none; use more data")
+        raise UsageError(
+            "expected examples to train on that neither choose nor are reported, got none; use more"
+            " data"
+        )
     return found
 
 
@@ -181,15 +232,22 @@ def _text(example: Example) -> tuple[str, str]:
     return example.source, example.reference
 
 
-def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_dir: Path | None, split: Split) -> Candidate:
+def _candidate(
+    config: TuneConfig, overrides: Sequence[str], text: str, extra_dir: Path | None, split: Split
+) -> Candidate:
     words = text.split()
     keys = [word.partition("=")[0] for word in words]
-    if "strategy" not in keys or any(key.partition(".")[0] not in ("strategy", "correction") for key in keys):
+    if "strategy" not in keys or any(
+        key.partition(".")[0] not in ("strategy", "correction") for key in keys
+    ):
         raise UsageError(
-            f"expected candidates with strategy=NAME and keys of strategy and correction, got '{text[:80]}'; e.g. "
-            "candidates=['strategy=search strategy.budget=20'], and other keys beside candidates"
+            "expected candidates with strategy=NAME and keys of strategy and correction, got"
+            f" '{text[:80]}'; e.g. candidates=['strategy=search strategy.budget=20'], and other"
+            " keys beside candidates"
         )
-    if f"correction={config.correction.name}" not in words and "correction" in keys:  # another one has other options
+    if (
+        f"correction={config.correction.name}" not in words and "correction" in keys
+    ):  # another one has other options
         overrides = [word for word in overrides if not word.startswith("correction.")]
     composed = configuration.compose_tuning([*overrides, *words], extra_dir)
     correction = composed.correction
@@ -205,7 +263,9 @@ def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_di
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
     wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
-    data = [[_text(example) for example in side.task.examples()] for side in (split.choice, split.final)]
+    data = [
+        [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
+    ]
     held = find_held_out(_fitted(split.choice))
     parts = [
         wish,

@@ -1,4 +1,6 @@
-"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, and the command to run it."""
+"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, and
+the command to run it.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ class TuneResult:
     chosen: Chosen
     record: Record  # on the examples that chose nothing
     trials: tuple[Trial, ...]
-    training: dict[str, Any] | None  # of a skip adapter: its folder and size, or `refused` with the reason
+    training: (
+        dict[str, Any] | None
+    )  # of a skip adapter: its folder and size, or `refused` with the reason
     minutes: float
 
     @property
@@ -50,8 +54,14 @@ class TuneResult:
 
     @property
     def export_overrides(self) -> list[str]:
-        """The overrides that export the chosen layers, without the engine and the decoding, which an export does not use."""
-        return [text for text in self.run_overrides if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")]
+        """The overrides that export the chosen layers, without the engine and the decoding, which
+        an export does not use.
+        """
+        return [
+            text
+            for text in self.run_overrides
+            if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")
+        ]
 
     @property
     def patch_kind(self) -> str:
@@ -59,7 +69,9 @@ class TuneResult:
         return (self.record.correction and self.record.correction.kind) or "none"
 
     def meets_wish(self) -> bool:
-        """True if the speedup or the share of the score, as measured at the end, reaches the wish."""
+        """True if the speedup or the share of the score, as measured at the end, reaches the
+        wish.
+        """
         config = self.request.config
         if config.speedup:
             return (self.record.measured_speedup or 0.0) >= config.speedup
@@ -73,7 +85,9 @@ class TuneResult:
             "kept_layers": list(self.trial.kept_layers),
             "candidate": self.trial.candidate,
             "patch": self.trial.patch,
-            "adapter": self.training and {**self.training, "chosen": self.trial.adapter is not None},
+            "adapter": (
+                self.training and {**self.training, "chosen": self.trial.adapter is not None}
+            ),
             "meets_wish": self.meets_wish(),
             "share": judged.share,
             "share_low": judged.low,
@@ -86,7 +100,9 @@ class TuneResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the result in a sentence and five lines, and another one with a command to export it."""
+        """Return the result in a sentence and five lines, and another one with a command to export
+        it.
+        """
         config, record = self.request.config, self.record
         judged = judge(record, config.quality or 1.0)
         layers = f"{len(self.trial.kept_layers)} of {self.request.num_layers}"
@@ -99,19 +115,25 @@ class TuneResult:
             sentence(record),
             f"layers:   {layers}, without {skipped} ({self.trial.candidate}{self._trained()})",
             f"speed:    {speedup_text(record)} over the full model",
-            f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {record.num_examples} "
-            "examples that chose nothing",
+            (
+                f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
+                f" {judged.text()}, on {record.num_examples} examples that chose nothing"
+            ),
             f"sure:     {self._sure(judged)}",
             f"run:      {shlex.join(run)}",
             f"export:   {shlex.join(export)}",
         ]
 
     def _trained(self) -> str:
-        """Return the size of a training, and that its adapter is no better if the trial without it was chosen."""
+        """Return the size of a training, and that its adapter is no better if the trial without it
+        was chosen.
+        """
         if self.training is None or "refused" in self.training:
             return ""
         size = f"{self.training['steps']} steps on {self.training['examples']} examples"
-        return f": {size}" if self.trial.adapter else f"; an adapter trained for {size} is no better"
+        return (
+            f": {size}" if self.trial.adapter else f"; an adapter trained for {size} is no better"
+        )
 
     def _sure(self, judged: Share) -> str:
         config, speedup = self.request.config, self.record.speedup
@@ -131,18 +153,25 @@ def verdict(wish: float, value: float, low: float | None, high: float | None) ->
     ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
     """
     if value < wish:
-        return "missed, but the interval includes it" if high is not None and high >= wish else "missed; this is the nearest"
+        return (
+            "missed, but the interval includes it"
+            if high is not None and high >= wish
+            else "missed; this is the nearest"
+        )
     if low is None:
         return "met, without an interval: too few examples or timed pairs"
     return "surely met" if low >= wish else "met, but the interval includes less"
 
 
 def judge(record: Record, gate: float) -> Share:
-    """Return the share of the full model's quality that a record keeps; raise RunError if it has no score."""
+    """Return the share of the full model's quality that a record keeps; raise RunError if it has no
+    score.
+    """
     found = shares([record], gate).get(record.key)
     if found is None:
         raise RunError(
-            f"run {record.id} has no score to compare, because the full model's score is 0; use another task or model"
+            f"run {record.id} has no score to compare, because the full model's score is 0; use"
+            " another task or model"
         )
     return found
 
@@ -158,4 +187,7 @@ def spans(layers: Sequence[int]) -> str:
     >>> spans([1, 2, 3, 7, 9, 10])
     '1-3, 7, 9-10'
     """
-    return ", ".join(f"{start}-{end - 1}" if end - start > 1 else str(start) for start, end in layer_ranges(layers))
+    return ", ".join(
+        f"{start}-{end - 1}" if end - start > 1 else str(start)
+        for start, end in layer_ranges(layers)
+    )

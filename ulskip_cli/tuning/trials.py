@@ -1,4 +1,6 @@
-"""Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the examples that choose."""
+"""Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the
+examples that choose.
+"""
 
 import re
 from collections.abc import Mapping
@@ -34,13 +36,21 @@ class Trial(Options):
 
     @classmethod
     def from_step(cls, value: Mapping[str, Any], log: Path) -> Self:
-        """Read a trial that a log of steps stores; raise UsageError if it names other folders than a tuning with this log."""
+        """Read a trial that a log of steps stores; raise UsageError if it names other folders than
+        a tuning with this log.
+        """
         trial = parse(cls, value, file=log)
         if trial.patch is not None and not _PATCH_ID.fullmatch(trial.patch):
-            raise UsageError(f"expected patch in {log} to be 12 hexadecimal digits, got {trial.patch[:80]!r}; remove the file")
+            raise UsageError(
+                f"expected patch in {log} to be 12 hexadecimal digits, got {trial.patch[:80]!r};"
+                " remove the file"
+            )
         adapters = log.with_name(f"{log.stem}-adapter").resolve()
         if trial.adapter is not None and Path(trial.adapter).resolve().parent != adapters:
-            raise UsageError(f"expected adapter in {log} to be inside {adapters}, got {trial.adapter[:80]!r}; remove the file")
+            raise UsageError(
+                f"expected adapter in {log} to be inside {adapters}, got {trial.adapter[:80]!r};"
+                " remove the file"
+            )
         return trial
 
     def as_step(self) -> dict[str, Any]:
@@ -73,19 +83,34 @@ class Trials:
 
     def run(self, candidate: Candidate, num_kept: int) -> Trial:
         """Calibrate a candidate, fit its patches, and measure its decode loss."""
-        run = prepare_run(self.resolver.resolve(candidate.at(self.num_layers, num_kept)), self.session)
-        decoder = Decoder(run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine)
+        run = prepare_run(
+            self.resolver.resolve(candidate.at(self.num_layers, num_kept)), self.session
+        )
+        decoder = Decoder(
+            run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine
+        )
         examples = run.workload.encoded or []
         if self._loss is None:
             held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
-            self._loss = ReferenceLoss(examples, BatchSize(run.point.config.batch_size), run.workload.pad_token_id, held)
-        loss = self._loss.of(decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples)))
-        patch, adapter = (run.found.patch or {}).get("id"), (run.found.skip_adapter or {}).get("path")
+            self._loss = ReferenceLoss(
+                examples, BatchSize(run.point.config.batch_size), run.workload.pad_token_id, held
+            )
+        loss = self._loss.of(
+            decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples))
+        )
+        patch, adapter = (
+            (run.found.patch or {}).get("id"),
+            (run.found.skip_adapter or {}).get("path"),
+        )
         layers = run.plan.kept_layers
-        return Trial(candidate=candidate.label, kept_layers=layers, loss=loss, patch=patch, adapter=adapter)
+        return Trial(
+            candidate=candidate.label, kept_layers=layers, loss=loss, patch=patch, adapter=adapter
+        )
 
     def speedups(self, config: Config, wanted: float) -> dict[str, Any]:
-        """Return the speedup at every number of layers, by a line fitted to timed depths and corrected by timed pairs."""
+        """Return the speedup at every number of layers, by a line fitted to timed depths and
+        corrected by timed pairs.
+        """
         asked = config.replace(ratio=wanted, ratio_basis="latency")
         workload, _ = self.session.encode(self.resolver.resolve(asked))
         loaded = self.session.load(config.model, config.seed)
@@ -95,7 +120,10 @@ class Trials:
             offset = found.offset if found else 0.0
         except NotApplicable:  # out of reach: the line gives the nearest
             pass
-        return {str(count): round(1 / (fit.share(count) + offset), 4) for count in range(MIN_KEPT, self.num_layers)}
+        return {
+            str(count): round(1 / (fit.share(count) + offset), 4)
+            for count in range(MIN_KEPT, self.num_layers)
+        }
 
     def release(self) -> None:
         """Free the weights before workers load them."""
@@ -104,7 +132,8 @@ class Trials:
 
 
 def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
-    """Return the largest number of layers whose speedup is near the wanted one, or the smallest number if none is.
+    """Return the largest number of layers whose speedup is near the wanted one, or the smallest
+    number if none is.
 
     >>> num_kept_for({"2": 3.0, "3": 2.0, "4": 1.5}, 2.01), num_kept_for({"2": 3.0, "3": 2.0}, 9)
     (3, 2)

@@ -16,7 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     project = tomllib.loads((DISTRIBUTION / "pyproject.toml").read_text())["project"]
     info = Path(SITE.name) / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
     points = project["entry-points"]["ulskip.engines"]
     lines = ["[ulskip.engines]", *(f"{name} = {target}" for name, target in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))

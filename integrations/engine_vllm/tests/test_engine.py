@@ -1,4 +1,6 @@
-"""The engine with a stand-in for vLLM; `benchmarks/engine_tokens.py` compares the tokens of vLLM itself."""
+"""The engine with a stand-in for vLLM; `benchmarks/engine_tokens.py` compares the tokens of vLLM
+itself.
+"""
 
 import sys
 from pathlib import Path
@@ -46,7 +48,9 @@ def context(length=LENGTH):
     return DecodeContext(DecodingConfig(max_new_tokens=length), pad_token_id=0)
 
 
-@pytest.mark.parametrize("name, overrides", [("llama", KEPT), ("llama", ("strategy=full",)), ("qwen2", KEPT)])
+@pytest.mark.parametrize(
+    "name, overrides", [("llama", KEPT), ("llama", ("strategy=full",)), ("qwen2", KEPT)]
+)
 def test_tokens_equal_those_of_torch(stand_in, name, overrides):
     model = build_model(name)
     model.generation_config.eos_token_id = 7
@@ -54,12 +58,26 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
     near_ties = 0
     for forced in (None, LENGTH):
         ids, mask = batch(padded=True)
-        answers = [decoder.generate(ids, mask, context(), forced_length=forced) for decoder in (ours, torchs)]
-        assert answers[0].engine == "vllm" and answers[0].kept_kv_bytes == answers[0].prompt_kv_bytes > 0
+        answers = [
+            decoder.generate(ids, mask, context(), forced_length=forced)
+            for decoder in (ours, torchs)
+        ]
+        assert (
+            answers[0].engine == "vllm"
+            and answers[0].kept_kv_bytes == answers[0].prompt_kv_bytes > 0
+        )
         assert answers[0].prefill_seconds > 0 and answers[0].decode_seconds > 0
-        for row, (one, other) in enumerate(zip(answers[0].token_ids, answers[1].token_ids, strict=True)):
+        for row, (one, other) in enumerate(
+            zip(answers[0].token_ids, answers[1].token_ids, strict=True)
+        ):
             if one != other:
-                assert is_near_tie(torchs.view, ids[row][mask[row].bool()], one, other, range(len(torchs.stages[0].kept)))
+                assert is_near_tie(
+                    torchs.view,
+                    ids[row][mask[row].bool()],
+                    one,
+                    other,
+                    range(len(torchs.stages[0].kept)),
+                )
                 near_ties += 1
     assert near_ties <= 1
 
@@ -72,7 +90,11 @@ def test_losses_are_those_of_the_layers_that_decode(stand_in):
     for row in range(5):
         prompt = ids[row][mask[row].bool()]
         logits = view(torch.cat([prompt, responses[row]])[None]).logits[0, len(prompt) - 1 : -1]
-        assert torch.allclose(found[row], functional.cross_entropy(logits, responses[row], reduction="none"), atol=1e-4)
+        assert torch.allclose(
+            found[row],
+            functional.cross_entropy(logits, responses[row], reduction="none"),
+            atol=1e-4,
+        )
 
 
 def test_a_larger_batch_starts_a_worker_with_more_room_and_ends_the_old_one(stand_in):
@@ -85,7 +107,11 @@ def test_a_larger_batch_starts_a_worker_with_more_room_and_ends_the_old_one(stan
     assert [spent > 0 for spent in seconds] == [True, False, True, False]
     assert workers[0] is workers[1] is not workers[2] is workers[3]
     assert workers[0].poll() == 0 and workers[2].poll() is None
-    assert decoder.build == {"package": "vllm", "version": "stand-in", "build": ["cpu", "compilation=none"]} | {
+    assert decoder.build == {
+        "package": "vllm",
+        "version": "stand-in",
+        "build": ["cpu", "compilation=none"],
+    } | {
         "weights": "f32",
         "threads": torch.get_num_threads(),
     }
@@ -96,7 +122,10 @@ def test_a_larger_batch_starts_a_worker_with_more_room_and_ends_the_old_one(stan
 def test_a_worker_that_fails_is_one_line(stand_in, monkeypatch, tmp_path):
     decoder = decoder_for(build_model("llama"), KEPT, "vllm")
     monkeypatch.delenv("PYTHONPATH")
-    for python, reason in ((sys.executable, "No module named 'vllm'"), (str(tmp_path / "none"), "No such file")):
+    for python, reason in (
+        (sys.executable, "No module named 'vllm'"),
+        (str(tmp_path / "none"), "No such file"),
+    ):
         monkeypatch.setenv("ULSKIP_VLLM_PYTHON", python)
         with pytest.raises(RunError, match=reason) as caught:
             decoder.generate(*batch(padded=False), context())
@@ -112,7 +141,9 @@ def test_a_worker_that_ends_while_it_answers_is_an_error(stand_in):
 
 
 def test_layers_that_no_config_describes_are_refused(stand_in):
-    decoder = decoder_for(build_model("gpt2"), KEPT, "vllm")  # scales the attention by the index of the layer
+    decoder = decoder_for(
+        build_model("gpt2"), KEPT, "vllm"
+    )  # scales the attention by the index of the layer
     with pytest.raises(UsageError, match="engine=torch"):
         decoder.generate(*batch(padded=False), context())
 

@@ -1,4 +1,6 @@
-"""The engine `vllm`: each view is an exported checkpoint, decoded by vLLM in a process of its own."""
+"""The engine `vllm`: each view is an exported checkpoint, decoded by vLLM in a process of its
+own.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +17,12 @@ PYTHON = "ULSKIP_VLLM_PYTHON"  # environment variable with the Python that has v
 class Vllm(Engine):
     """vLLM, in which prompts and all decode steps run through the same layers."""
 
-    supports: ClassVar[frozenset[Need]] = PLAIN - {Need.SAMPLING, Need.LATENCY, Need.STAGES, Need.FULL_PROMPT}
+    supports: ClassVar[frozenset[Need]] = PLAIN - {
+        Need.SAMPLING,
+        Need.LATENCY,
+        Need.STAGES,
+        Need.FULL_PROMPT,
+    }
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "bf16": (16, 16)}
     modules = ("vllm",)
     install = f"make vllm, and set {PYTHON}=.venv-vllm/bin/python"

@@ -1,4 +1,6 @@
-"""The session of vLLM: a view is exported as a checkpoint, which `worker.py` serves in the Python that has vLLM."""
+"""The session of vLLM: a view is exported as a checkpoint, which `worker.py` serves in the Python
+that has vLLM.
+"""
 
 import copy
 import json
@@ -28,8 +30,11 @@ from ulskip_engine_vllm import PYTHON, worker
 
 ENGINE = "vllm"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-GPU_SHARE = 0.4  # of a GPU's memory; the full model and the view of a timed pair are loaded at the same time
-CAPACITY_STEP = 256  # tokens; a start takes most of a minute, so the room also suits somewhat longer sequences
+# of a GPU's memory; the full model and the view of a timed pair are loaded at the same time
+GPU_SHARE = 0.4
+CAPACITY_STEP = (
+    256  # tokens; a start takes most of a minute, so the room also suits somewhat longer sequences
+)
 END_SECONDS = 20.0  # that a worker has to end by itself
 
 
@@ -39,8 +44,12 @@ class VllmSession(Session):
     def __init__(self, views: Views, weights: str | None, room: Room) -> None:
         view = views.stages[0].view
         if view.dtype not in DTYPES.values():
-            raise UsageError(f"engine=vllm does not support weights in {view.dtype}; use model.dtype=bfloat16")
-        self.weights = weights or next(name for name, dtype in DTYPES.items() if dtype == view.dtype)
+            raise UsageError(
+                f"engine=vllm does not support weights in {view.dtype}; use model.dtype=bfloat16"
+            )
+        self.weights = weights or next(
+            name for name, dtype in DTYPES.items() if dtype == view.dtype
+        )
         dtype = DTYPES[self.weights]
         self._kv_bytes = _kv_bytes_per_token(view, dtype)
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
@@ -66,7 +75,9 @@ class VllmSession(Session):
         return BatchOutput.of(request, answer["tokens"], clock, (kv_bytes, kv_bytes))
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
-        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts."""
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
+        after the prompts.
+        """
         prompts = unpadded(request.input_ids, request.attention_mask)
         job = {"kind": "losses", "prompts": prompts, "responses": response_ids.tolist()}
         return torch.tensor(self._worker.answer(job)["losses"])
@@ -88,10 +99,14 @@ class Worker:
         tokens = room.batch_size * room.num_tokens
         settings = {
             "model": str(model),
-            "dtype": str(DTYPES[weights]).removeprefix("torch."),  # vLLM's own choice for float32 is bfloat16
+            "dtype": (
+                str(DTYPES[weights]).removeprefix("torch.")
+            ),  # vLLM's own choice for float32 is bfloat16
             "max_model_len": room.num_tokens,
             "max_num_seqs": room.batch_size,
-            "max_num_batched_tokens": tokens,  # all prompts in one pass, so that decoding is timed alone
+            "max_num_batched_tokens": (
+                tokens
+            ),  # all prompts in one pass, so that decoding is timed alone
             "gpu_memory_utilization": GPU_SHARE,
         }
         gigabytes = -(-2 * tokens * kv_bytes_per_token // 2**30)
@@ -112,15 +127,20 @@ class Worker:
                 stderr=self._log,
                 text=True,
                 env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C in a terminal ends this program, which ends the worker
+                # Ctrl-C in a terminal ends this program, which ends the worker
+                start_new_session=True,
             )
         except OSError as error:
             self._log.close()
-            raise RunError(f"engine=vllm could not start {python} ({error.strerror}); set {PYTHON}") from None
+            raise RunError(
+                f"engine=vllm could not start {python} ({error.strerror}); set {PYTHON}"
+            ) from None
         self.end = weakref.finalize(self, _end, self._process, self._log)
         self.build = self._reply()
 
-    def answer(self, job: dict[str, Any], on_tokens: Callable[[int], None] | None = None) -> dict[str, Any]:
+    def answer(
+        self, job: dict[str, Any], on_tokens: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
         """Do a job; return the reply. `on_tokens` gets the number of tokens so far."""
         assert self._process.stdin
         try:
@@ -148,7 +168,10 @@ class Worker:
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
         self.end()
-        raise RunError(f"engine=vllm failed with exit code {self._process.returncode}: {one_line(lines[-1] if lines else '')}")
+        raise RunError(
+            f"engine=vllm failed with exit code {self._process.returncode}:"
+            f" {one_line(lines[-1] if lines else '')}"
+        )
 
 
 def _end(process: "subprocess.Popen[str]", log: IO[str]) -> None:
@@ -170,19 +193,29 @@ def _stop(process: "subprocess.Popen[str]") -> None:
 
 
 def _export(view: PreTrainedModel, dtype: torch.dtype) -> Path:
-    """Return a checkpoint of a view without tokenizer; raise UsageError if no config describes the view."""
+    """Return a checkpoint of a view without tokenizer; raise UsageError if no config describes the
+    view.
+    """
     tensors = exportable_tensors(view, ENGINE)
-    config = view.config.to_dict() | {"architectures": [type(view).__name__], "dtype": str(dtype).removeprefix("torch.")}
-    rebuilt = meta_model(type(view.config).from_dict(copy.deepcopy(config)), trust_remote_code=False)
+    config = view.config.to_dict() | {
+        "architectures": [type(view).__name__],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    rebuilt = meta_model(
+        type(view.config).from_dict(copy.deepcopy(config)), trust_remote_code=False
+    )
     if difference := first_difference(view, rebuilt):
         raise UsageError(
-            f"engine=vllm does not support these layers, which no config describes ({difference}); use engine=torch"
+            f"engine=vllm does not support these layers, which no config describes ({difference});"
+            " use engine=torch"
         )
 
     def write(folder: Path) -> None:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
-        copies = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+        copies = {
+            name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()
+        }
         save_file(copies, folder / "model.safetensors", {"format": "pt"})
 
     return cached_export(ENGINE, tensors, [str(dtype), config], "", write)

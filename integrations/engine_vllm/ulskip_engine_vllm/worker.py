@@ -1,7 +1,8 @@
-"""Generate with vLLM in a process of its own: `python worker.py SETTINGS`, with a Python that has vLLM.
+"""Generate with vLLM in a process of its own: `python worker.py SETTINGS`, with a Python that has
+vLLM.
 
-Each line on the standard input is a job and each line on the standard output a reply, both in JSON. The file imports nothing
-of ulskip, which need not be installed beside vLLM.
+Each line on the standard input is a job and each line on the standard output a reply, both in JSON.
+The file imports nothing of ulskip, which need not be installed beside vLLM.
 """
 
 import json
@@ -36,7 +37,9 @@ def main() -> None:
         if job.pop("kind") == "losses":
             reply(losses=losses(llm, **job))
         else:
-            reply(**generate(llm.llm_engine, on_tokens=lambda tokens: reply(progress=tokens), **job))
+            reply(
+                **generate(llm.llm_engine, on_tokens=lambda tokens: reply(progress=tokens), **job)
+            )
 
 
 def generate(
@@ -47,7 +50,9 @@ def generate(
     forced: bool,
     on_tokens: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Generate greedily; return the tokens of each prompt, and the clock when all have a first token and at the end."""
+    """Generate greedily; return the tokens of each prompt, and the clock when all have a first
+    token and at the end.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -79,16 +84,25 @@ def generate(
     return {"tokens": tokens, "first_at": first_at, "end": now}
 
 
-def losses(llm: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[list[float]]:
+def losses(
+    llm: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]
+) -> list[list[float]]:
     """Return the cross-entropy of every token of the responses after their prompts."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-    texts = [{"prompt_token_ids": [*prompt, *response]} for prompt, response in zip(prompts, responses, strict=True)]
+    texts = [
+        {"prompt_token_ids": [*prompt, *response]}
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
     losses_of_rows = []
-    for prompt, response, answer in zip(prompts, responses, llm.generate(texts, sampling, use_tqdm=False), strict=True):
+    for prompt, response, answer in zip(
+        prompts, responses, llm.generate(texts, sampling, use_tqdm=False), strict=True
+    ):
         places = answer.prompt_logprobs[len(prompt) :]
-        losses_of_rows.append([-place[token].logprob for place, token in zip(places, response, strict=True)])
+        losses_of_rows.append(
+            [-place[token].logprob for place, token in zip(places, response, strict=True)]
+        )
     return losses_of_rows
 
 

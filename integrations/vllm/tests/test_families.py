@@ -24,10 +24,23 @@ CONFIGS = {
 def random_model(architecture):
     torch.manual_seed(3)
     kind, options = CONFIGS[architecture]
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 200}
-    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # answers do not end early
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 200,
+    }
+    sizes |= dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id")
+    )  # answers do not end early
     config = AutoConfig.for_model(
-        kind, **sizes, num_hidden_layers=6, initializer_range=0.15, max_position_embeddings=256, **options
+        kind,
+        **sizes,
+        num_hidden_layers=6,
+        initializer_range=0.15,
+        max_position_embeddings=256,
+        **options,
     )
     config.architectures = [architecture]
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -38,7 +51,9 @@ def random_model(architecture):
 
 
 def kept_model(model, folder):
-    """Save a model and its kept layers as `ulskip export` does, and return the model of the kept layers."""
+    """Save a model and its kept layers as `ulskip export` does, and return the model of the kept
+    layers.
+    """
     model.save_pretrained(folder / "prefill")
     config = AutoConfig.from_pretrained(folder / "prefill", num_hidden_layers=len(KEPT))
     if getattr(config, "layer_types", None):
@@ -58,7 +73,9 @@ def kept_model(model, folder):
 
 @torch.inference_mode()
 def answer(model, kept, prompt):
-    """Return the tokens of two phases, and the gap between the two highest logits at each of them."""
+    """Return the tokens of two phases, and the gap between the two highest logits at each of
+    them.
+    """
     cache, tokens, gaps = DynamicCache(config=model.config), [], []
     logits = model(torch.tensor([prompt]), past_key_values=cache).logits[0, -1]
     cache.layers = [cache.layers[i] for i in KEPT] if kept is not model else cache.layers
@@ -77,10 +94,25 @@ def test_the_tokens_are_those_of_transformers(architecture, tmp_path):
     lengths = torch.randint(2, 60, (20,)).tolist()
     prompts = [torch.randint(3, 200, (length,)).tolist() for length in lengths]
     tokens, gaps = zip(*(answer(model, kept, prompt) for prompt in prompts), strict=True)
-    assert sum(answer(model, model, prompt)[0] != found for prompt, found in zip(prompts, tokens, strict=True)) > 9
+    assert (
+        sum(
+            answer(model, model, prompt)[0] != found
+            for prompt, found in zip(prompts, tokens, strict=True)
+        )
+        > 9
+    )
     data = {"prompt_ids": prompts, "max_new_tokens": NEW_TOKENS}
-    small = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "max_model_len": 96, "skip_tokenizer_init": True}
+    small = {
+        "max_num_batched_tokens": 40,
+        "max_num_seqs": 8,
+        "max_model_len": 96,
+        "skip_tokenizer_init": True,
+    }
     done, result = run_offline(tmp_path, data, **one_process(tmp_path, architecture), **small)
     assert result, done.stderr[-3000:]
     window = ", sliding window" if architecture.startswith("Mistral") else ""
-    assert_equal_but_ties(result["tokens"], {"tokens": tokens, "gaps": gaps}, f"random {architecture}{window}: one process")
+    assert_equal_but_ties(
+        result["tokens"],
+        {"tokens": tokens, "gaps": gaps},
+        f"random {architecture}{window}: one process",
+    )

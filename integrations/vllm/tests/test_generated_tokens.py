@@ -1,4 +1,6 @@
-"""Which tokens of a step are generated, and what a skipped layer does with them; without a server."""
+"""Which tokens of a step are generated, and what a skipped layer does with them; without a
+server.
+"""
 
 from types import SimpleNamespace
 
@@ -8,7 +10,12 @@ from vllm.forward_context import ForwardContext, override_forward_context
 
 from ulskip_vllm.kept_layers_model import _KeptLayers
 from ulskip_vllm.pair_export import SetupError
-from ulskip_vllm.prompt_lengths import GeneratedTokens, PromptLengthsConnector, StepTokens, generated_tokens
+from ulskip_vllm.prompt_lengths import (
+    GeneratedTokens,
+    PromptLengthsConnector,
+    StepTokens,
+    generated_tokens,
+)
 
 BLOCK = 4
 
@@ -16,9 +23,15 @@ BLOCK = 4
 def connector(**requests):
     """Return a connector with requests given by (tokens computed, prompt length, blocks)."""
     made = PromptLengthsConnector.__new__(PromptLengthsConnector)
-    made._block_size, made._requests, made._kv_cache_config = BLOCK, {}, SimpleNamespace(num_blocks=16)
+    made._block_size, made._requests, made._kv_cache_config = (
+        BLOCK,
+        {},
+        SimpleNamespace(num_blocks=16),
+    )
     for name, (computed, length, _) in requests.items():
-        request = SimpleNamespace(request_id=name, resumable=False, num_computed_tokens=computed, num_prompt_tokens=length)
+        request = SimpleNamespace(
+            request_id=name, resumable=False, num_computed_tokens=computed, num_prompt_tokens=length
+        )
         made.on_new_request(request)
     made.blocks = {name: blocks for name, (_, _, blocks) in requests.items()}
     return made
@@ -31,14 +44,21 @@ def schedule(made, **num_tokens):
         SimpleNamespace(num_scheduled_tokens=num_tokens, kv_connector_block_state=state)
     )
     starts = {name: made._requests[name].num_computed_tokens for name in num_tokens}
-    positions = [i for name, count in num_tokens.items() for i in range(starts[name], starts[name] + count)]
+    positions = [
+        i for name, count in num_tokens.items() for i in range(starts[name], starts[name] + count)
+    ]
     names = [name for name, count in num_tokens.items() for _ in range(count)]
-    slots = [made.blocks[name][i // BLOCK] * BLOCK + i % BLOCK for name, i in zip(names, positions, strict=True)]
+    slots = [
+        made.blocks[name][i // BLOCK] * BLOCK + i % BLOCK
+        for name, i in zip(names, positions, strict=True)
+    ]
     return torch.tensor(slots), torch.tensor(positions)
 
 
 def context(slots, attn_metadata=True):
-    return ForwardContext(no_compile_layers={}, attn_metadata=attn_metadata, slot_mapping={"layer": slots})
+    return ForwardContext(
+        no_compile_layers={}, attn_metadata=attn_metadata, slot_mapping={"layer": slots}
+    )
 
 
 def found(made, slots, positions):
@@ -53,7 +73,12 @@ def test_steps_of_one_kind():
 
 
 def test_a_step_of_both_kinds():
-    made = connector(chunk=(2, 9, [3, 7, 1]), answer=(9, 5, [2, 4, 5]), last=(8, 9, [8, 9, 10]), first=(4, 4, [11, 12]))
+    made = connector(
+        chunk=(2, 9, [3, 7, 1]),
+        answer=(9, 5, [2, 4, 5]),
+        last=(8, 9, [8, 9, 10]),
+        first=(4, 4, [11, 12]),
+    )
     assert found(made, *schedule(made, chunk=3, answer=1, last=1, first=1)) == (False, [3, 5])
 
 
@@ -80,7 +105,10 @@ def test_padding_is_ignored():
     assert found(made, torch.cat([slots, torch.tensor([-1, -1])]), padded) == (False, [2])
 
 
-@pytest.mark.parametrize("change", [lambda slots: slots + 4 * BLOCK, lambda slots: slots[:2], lambda slots: slots.flip(0)])
+@pytest.mark.parametrize(
+    "change",
+    [lambda slots: slots + 4 * BLOCK, lambda slots: slots[:2], lambda slots: slots.flip(0)],
+)
 def test_a_step_that_the_scheduler_did_not_describe_is_an_error(change):
     made = connector(prompt=(0, 9, [3]), answer=(4, 4, [2, 5]))
     slots, positions = schedule(made, prompt=2, answer=1)
@@ -93,11 +121,17 @@ def test_a_step_without_information_is_an_error():
     made._connector_metadata = None
     with pytest.raises(RuntimeError, match="got none"):
         found(made, torch.tensor([0]), torch.tensor([0]))
-    assert found(made, torch.tensor([-1, -1]), torch.tensor([0, 0])) == (False, None)  # a warm-up pass
+    assert found(made, torch.tensor([-1, -1]), torch.tensor([0, 0])) == (
+        False,
+        None,
+    )  # a warm-up pass
 
 
 def test_a_pass_without_the_connector_is_an_error():
-    with override_forward_context(context(torch.tensor([0]))), pytest.raises(RuntimeError, match="PromptLengthsConnector"):
+    with (
+        override_forward_context(context(torch.tensor([0]))),
+        pytest.raises(RuntimeError, match="PromptLengthsConnector"),
+    ):
         generated_tokens(torch.tensor([0]))
     with override_forward_context(context({}, attn_metadata=None)):  # profiling
         assert generated_tokens(torch.tensor([0])) == GeneratedTokens()
@@ -110,7 +144,9 @@ def test_streaming_input_is_refused():
 
 def test_an_empty_step():
     assert (
-        connector().build_connector_meta(SimpleNamespace(num_scheduled_tokens={}, kv_connector_block_state=None))
+        connector().build_connector_meta(
+            SimpleNamespace(num_scheduled_tokens={}, kv_connector_block_state=None)
+        )
         == StepTokens()
     )
 
@@ -138,7 +174,9 @@ def test_a_skipped_layer_changes_prompt_tokens_only(is_first):
     after = run_skipped(GeneratedTokens(rows=rows), hidden_states, residual)
     wanted = layer(None, inputs[0].clone(), None if is_first else inputs[1].clone())
     prompt = [0, 2, 3]
-    assert all(torch.equal(new[prompt], other[prompt]) for new, other in zip(after, wanted, strict=True))
+    assert all(
+        torch.equal(new[prompt], other[prompt]) for new, other in zip(after, wanted, strict=True)
+    )
     before = inputs[0] if is_first else inputs[0] + inputs[1]
     assert torch.equal((after[0] + after[1])[rows], before[rows])
 

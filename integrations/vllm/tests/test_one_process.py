@@ -1,15 +1,34 @@
-"""One server: tokens, continuous batching, chunked prefill, preemption, stop strings, seeds, refusals."""
+"""One server: tokens, continuous batching, chunked prefill, preemption, stop strings, seeds,
+refusals.
+"""
 
 import time
 
 import pytest
-from conftest import OneProcess, Pair, answers_with_options, assert_equal_but_ties, run_offline, tokens_of
+from conftest import (
+    OneProcess,
+    Pair,
+    answers_with_options,
+    assert_equal_but_ties,
+    run_offline,
+    tokens_of,
+)
 
 from ulskip_vllm import MODELS, PROMPT_LENGTHS, PROMPT_LENGTHS_MODULE
 from ulskip_vllm.pair_export import ROLES
 
-# A small KV cache forces preemptions, and a step of 16 tokens splits prompts and mixes them with generated tokens.
-SMALL = ["--block-size", "32", "--max-model-len", "128", "--max-num-seqs", "8", "--num-gpu-blocks-override", "7"]
+# A small KV cache forces preemptions, and a step of 16 tokens splits prompts and mixes them with
+# generated tokens.
+SMALL = [
+    "--block-size",
+    "32",
+    "--max-model-len",
+    "128",
+    "--max-num-seqs",
+    "8",
+    "--num-gpu-blocks-override",
+    "7",
+]
 CHUNKED = [*SMALL, "--max-num-batched-tokens", "16", "--enable-chunked-prefill"]
 SETTINGS = {
     "chunked": CHUNKED,
@@ -22,7 +41,9 @@ SETTINGS = {
 def tiny(request, expected, tmp_path_factory):
     """The server of the embedded model, with the expected tokens."""
     data = expected("tiny")
-    served = OneProcess(tmp_path_factory.mktemp("tiny"), data["folder"] / "pair", *SETTINGS[request.param])
+    served = OneProcess(
+        tmp_path_factory.mktemp("tiny"), data["folder"] / "pair", *SETTINGS[request.param]
+    )
     served.setting = request.param
     yield served, data
     served.stop()
@@ -35,7 +56,13 @@ def test_the_tokens_are_those_of_two_phases(tiny):
     label = f"tiny: one process, {served.setting}, 12 clients, {preempted:.0f} preemptions"
     assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], label)
     assert (preempted > 0) == (served.setting != "plain")
-    assert sum(found != other for found, other in zip(map(tokens_of, answers), data["full"]["tokens"], strict=True)) > 9
+    assert (
+        sum(
+            found != other
+            for found, other in zip(map(tokens_of, answers), data["full"]["tokens"], strict=True)
+        )
+        > 9
+    )
 
 
 def test_streaming_gives_the_same_text(tiny):
@@ -62,8 +89,12 @@ def test_options_of_one_token(tiny):
     ids, expected = data["prompt_ids"][1], data["pair"]["tokens"][1]
     assert tokens_of(served.complete(ids, max_tokens=1)) == expected[:1]
     assert tokens_of(served.complete(ids, max_tokens=4, min_tokens=3)) == expected[:4]
-    assert tokens_of(served.complete(ids, max_tokens=6, stop_token_ids=[expected[2]])) == expected[:3]
-    assert len(tokens_of(served.complete(ids[:1], max_tokens=3, ignore_eos=True))) == 3  # a prompt of one token
+    assert (
+        tokens_of(served.complete(ids, max_tokens=6, stop_token_ids=[expected[2]])) == expected[:3]
+    )
+    assert (
+        len(tokens_of(served.complete(ids[:1], max_tokens=3, ignore_eos=True))) == 3
+    )  # a prompt of one token
 
 
 def test_logprobs_are_those_of_the_answer(tiny):
@@ -80,7 +111,10 @@ def test_sampling_with_a_seed_is_repeatable(tiny):
         status, body = served.complete(data["prompt_ids"][7], seed=3, **options)
         assert status == 400 and "--no-enable-chunked-prefill" in body["error"]["message"]
         return
-    one, two, other = (tokens_of(served.complete(data["prompt_ids"][7], seed=seed, **options)) for seed in (3, 3, 4))
+    one, two, other = (
+        tokens_of(served.complete(data["prompt_ids"][7], seed=seed, **options))
+        for seed in (3, 3, 4)
+    )
     assert one == two != other
     status, body = served.complete(data["prompt_ids"][7], seed=3, n=2, **options)
     assert status == 200 and [choice["token_ids"] for choice in body["choices"]] == [one, other]
@@ -90,7 +124,10 @@ def test_beam_search_is_refused_and_the_server_goes_on(tiny):
     served, data = tiny
     status, body = served.complete(data["prompt_ids"][0], use_beam_search=True, n=2)
     assert status == 400 and "use_beam_search" in body["error"]["message"]
-    assert tokens_of(served.complete(data["prompt_ids"][0], max_tokens=48, use_beam_search=False)) == data["pair"]["tokens"][0]
+    assert (
+        tokens_of(served.complete(data["prompt_ids"][0], max_tokens=48, use_beam_search=False))
+        == data["pair"]["tokens"][0]
+    )
 
 
 def test_a_client_that_disconnects_ends_its_request(tiny):
@@ -104,27 +141,43 @@ def test_a_client_that_disconnects_ends_its_request(tiny):
         assert time.time() < end
         time.sleep(0.2)
     assert served.server.metric("vllm:generation_tokens_total") - before < 90
-    assert tokens_of(served.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
+    assert (
+        tokens_of(served.complete(data["prompt_ids"][0], max_tokens=48))
+        == data["pair"]["tokens"][0]
+    )
 
 
 def test_the_tokens_of_a_larger_model(expected, tmp_path):
     data = expected("smollm2-135m")
-    served = OneProcess(tmp_path, data["folder"] / "pair", "--max-num-batched-tokens", "256", "--max-model-len", "1024")
+    served = OneProcess(
+        tmp_path,
+        data["folder"] / "pair",
+        "--max-num-batched-tokens",
+        "256",
+        "--max-model-len",
+        "1024",
+    )
     try:
         answers = served.complete_all(data, clients=12)
     finally:
         served.stop()
-    assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "smollm2-135m: one process, 12 clients")
+    assert_equal_but_ties(
+        list(map(tokens_of, answers)), data["pair"], "smollm2-135m: one process, 12 clients"
+    )
 
 
 def test_two_tensor_parallel_workers(expected, tmp_path):
     data = expected("tiny")
-    served = OneProcess(tmp_path, data["folder"] / "pair", "--tensor-parallel-size", "2", "--max-model-len", "256")
+    served = OneProcess(
+        tmp_path, data["folder"] / "pair", "--tensor-parallel-size", "2", "--max-model-len", "256"
+    )
     try:
         answers = served.complete_all(data, clients=8)
     finally:
         served.stop()
-    assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "tiny: one process, tensor-parallel size 2")
+    assert_equal_but_ties(
+        list(map(tokens_of, answers)), data["pair"], "tiny: one process, tensor-parallel size 2"
+    )
 
 
 def test_one_process_answers_as_two_servers(expected, tmp_path):
@@ -132,7 +185,10 @@ def test_one_process_answers_as_two_servers(expected, tmp_path):
     data = expected("smollm2-135m")
     export, length = data["folder"] / "pair", ["--max-model-len", "1024"]
     answers = []
-    for service, *options in ((Pair, length, length), (OneProcess, *length, "--no-enable-chunked-prefill")):
+    for service, *options in (
+        (Pair, length, length),
+        (OneProcess, *length, "--no-enable-chunked-prefill"),
+    ):
         served = service(tmp_path, export, *options)
         try:
             answers.append(answers_with_options(served.complete, data["prompts"][25:28]))

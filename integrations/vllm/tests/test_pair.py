@@ -1,4 +1,6 @@
-"""Two servers and the proxy: tokens, continuous batching, chunked prefill, preemption, stop strings, seeds, failures."""
+"""Two servers and the proxy: tokens, continuous batching, chunked prefill, preemption, stop
+strings, seeds, failures.
+"""
 
 import json
 import shutil
@@ -10,14 +12,18 @@ from conftest import Pair, answers_with_options, assert_equal_but_ties, tokens_o
 
 from ulskip_vllm.pair_export import RECORD, weights_digest
 
-# The first pair has chunked prefill, and a KV cache of few blocks on the decode server, which forces preemptions.
+# The first pair has chunked prefill, and a KV cache of few blocks on the decode server, which
+# forces preemptions.
 SMALL = ["--block-size", "32", "--max-model-len", "128", "--max-num-seqs", "8"]
 SETTINGS = {
     "chunked": {
         "prefill": [*SMALL, "--max-num-batched-tokens", "16", "--enable-chunked-prefill"],
         "decode": [*SMALL, "--num-gpu-blocks-override", "7"],
     },
-    "plain": {"prefill": ["--no-enable-chunked-prefill"], "decode": ["--no-enable-chunked-prefill"]},
+    "plain": {
+        "prefill": ["--no-enable-chunked-prefill"],
+        "decode": ["--no-enable-chunked-prefill"],
+    },
 }
 
 
@@ -38,8 +44,12 @@ def test_the_tokens_are_those_of_two_phases(tiny):
     label = f"tiny: pair, {pair.setting}, 12 clients, {preempted:.0f} preemptions"
     assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], label)
     assert (preempted > 0) == (pair.setting == "chunked")
-    assert [body["usage"]["prompt_tokens"] for _, body in answers] == list(map(len, data["prompt_ids"]))
-    assert [body["usage"]["completion_tokens"] for _, body in answers] == [len(tokens_of(answer)) for answer in answers]
+    assert [body["usage"]["prompt_tokens"] for _, body in answers] == list(
+        map(len, data["prompt_ids"])
+    )
+    assert [body["usage"]["completion_tokens"] for _, body in answers] == [
+        len(tokens_of(answer)) for answer in answers
+    ]
     assert list(pair.handoffs.iterdir()) == []  # all are deleted after use
 
 
@@ -73,14 +83,21 @@ def test_options_of_one_token(tiny):
 def test_sampling_with_a_seed_is_repeatable(tiny):
     pair, data = tiny
     options = {"temperature": 1.5, "max_tokens": 16}
-    one, two, other = (tokens_of(pair.complete(data["prompt_ids"][7], seed=seed, **options)) for seed in (3, 3, 4))
+    one, two, other = (
+        tokens_of(pair.complete(data["prompt_ids"][7], seed=seed, **options)) for seed in (3, 3, 4)
+    )
     assert one == two != other
-    first = tokens_of(pair.complete(data["prompt_ids"][7], url=pair.prefill.url, seed=3, temperature=1.5, max_tokens=1))
+    first = tokens_of(
+        pair.complete(
+            data["prompt_ids"][7], url=pair.prefill.url, seed=3, temperature=1.5, max_tokens=1
+        )
+    )
     assert one[:1] == first
 
 
 @pytest.mark.parametrize(
-    "option", [{"n": 2}, {"logprobs": 1}, {"echo": True}, {"prompt": ["a", "b"]}, {"use_beam_search": True}]
+    "option",
+    [{"n": 2}, {"logprobs": 1}, {"echo": True}, {"prompt": ["a", "b"]}, {"use_beam_search": True}],
 )
 def test_unsupported_options_are_refused(tiny, option):
     pair, data = tiny
@@ -99,16 +116,27 @@ def test_an_unknown_hand_off_fails_and_the_server_goes_on(tiny):
     pair, data = tiny
     for token in (5, -3, 10**9):
         given = {"handoff": "0" * 32, "first_token": token, "num_prompt_tokens": 9}
-        status, _ = pair.complete(data["prompt_ids"][0], url=pair.decode.url, kv_transfer_params=given)
+        status, _ = pair.complete(
+            data["prompt_ids"][0], url=pair.decode.url, kv_transfer_params=given
+        )
         assert status == 500
     assert "expected the hand-off" in pair.decode.log.read_text()
-    assert tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
+    assert (
+        tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
+    )
 
 
 def test_a_hand_off_of_another_prompt_fails(tiny):
     pair, data = tiny
-    _, body = pair.complete(data["prompt_ids"][0], url=pair.prefill.url, max_tokens=1, kv_transfer_params={"handoff": True})
-    status, _ = pair.complete(data["prompt_ids"][1], url=pair.decode.url, kv_transfer_params=body["kv_transfer_params"])
+    _, body = pair.complete(
+        data["prompt_ids"][0],
+        url=pair.prefill.url,
+        max_tokens=1,
+        kv_transfer_params={"handoff": True},
+    )
+    status, _ = pair.complete(
+        data["prompt_ids"][1], url=pair.decode.url, kv_transfer_params=body["kv_transfer_params"]
+    )
     assert status == 500
     assert "expected a hand-off with prompt" in pair.decode.log.read_text()
 
@@ -124,13 +152,18 @@ def test_a_client_that_disconnects_ends_its_request(tiny):
         assert time.time() < end
         time.sleep(0.2)
     assert pair.decode.metric("vllm:generation_tokens_total") - before < 90
-    assert tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
+    assert (
+        tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
+    )
 
 
 def test_the_prefill_server_answers_as_the_full_model(tiny):
     pair, data = tiny
     ids = data["prompt_ids"][2]
-    assert tokens_of(pair.complete(ids, url=pair.prefill.url, max_tokens=48)) == data["full"]["tokens"][2]
+    assert (
+        tokens_of(pair.complete(ids, url=pair.prefill.url, max_tokens=48))
+        == data["full"]["tokens"][2]
+    )
 
 
 def test_a_killed_decode_server_gives_an_error_and_the_prefill_server_goes_on(tiny):
@@ -142,7 +175,10 @@ def test_a_killed_decode_server_gives_an_error_and_the_prefill_server_goes_on(ti
     status, body = pair.complete(data["prompt_ids"][0], max_tokens=8)
     assert status == 502 and "decode server" in body["error"]["message"]
     ids = data["prompt_ids"][2]
-    assert tokens_of(pair.complete(ids, url=pair.prefill.url, max_tokens=48)) == data["full"]["tokens"][2]
+    assert (
+        tokens_of(pair.complete(ids, url=pair.prefill.url, max_tokens=48))
+        == data["full"]["tokens"][2]
+    )
 
 
 def test_the_tokens_of_a_larger_model(expected, tmp_path):
@@ -157,7 +193,9 @@ def test_the_tokens_of_a_larger_model(expected, tmp_path):
     finally:
         pair.stop()
     assert tokens_of(again) == tokens_of(answers[data["prompt_ids"].index(longest)])
-    assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "smollm2-135m: pair, 8 clients")
+    assert_equal_but_ties(
+        list(map(tokens_of, answers)), data["pair"], "smollm2-135m: pair, 8 clients"
+    )
 
 
 def test_two_tensor_parallel_workers_for_each_server(expected, tmp_path):
@@ -168,11 +206,15 @@ def test_two_tensor_parallel_workers_for_each_server(expected, tmp_path):
         answers = pair.complete_all(data, clients=8)
     finally:
         pair.stop()
-    assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "tiny: pair, tensor-parallel size 2")
+    assert_equal_but_ties(
+        list(map(tokens_of, answers)), data["pair"], "tiny: pair, tensor-parallel size 2"
+    )
 
 
 def test_a_pair_that_keeps_all_layers_answers_as_one_server(expected, tmp_path):
-    """The full model as its own kept layers: every option must give the answer of one server, sampling included."""
+    """The full model as its own kept layers: every option must give the answer of one server,
+    sampling included.
+    """
     data = expected("smollm2-135m")
     source, both = data["folder"] / "pair" / "prefill", tmp_path / "pair"
     shutil.copytree(source, both)
@@ -180,14 +222,24 @@ def test_a_pair_that_keeps_all_layers_answers_as_one_server(expected, tmp_path):
     record = json.loads((data["folder"] / "pair" / RECORD).read_text())
     layers = list(range(record["num_layers"]))
     digests = dict.fromkeys(("prefill", "decode"), weights_digest(source))
-    (both / RECORD).write_text(json.dumps({**record, "kept_layers": layers, "weights_digest": digests}))
+    (both / RECORD).write_text(
+        json.dumps({**record, "kept_layers": layers, "weights_digest": digests})
+    )
     pair = Pair(tmp_path, both, ["--max-model-len", "1024"], ["--max-model-len", "1024"])
     try:
         prompts, full = data["prompts"][25:28], partial(pair.complete, url=pair.prefill.url)
         assert answers_with_options(pair.complete, prompts) == answers_with_options(full, prompts)
         chat = [{"role": "user", "content": "Name three rivers."}]
-        asked = {"path": "/v1/chat/completions", "max_completion_tokens": 24, "seed": 1, "temperature": 1.0}
-        texts = [pair.complete(chat, server.url, **asked)[1]["choices"][0]["message"] for server in (pair.prefill, pair.proxy)]
+        asked = {
+            "path": "/v1/chat/completions",
+            "max_completion_tokens": 24,
+            "seed": 1,
+            "temperature": 1.0,
+        }
+        texts = [
+            pair.complete(chat, server.url, **asked)[1]["choices"][0]["message"]
+            for server in (pair.prefill, pair.proxy)
+        ]
         assert texts[0] == texts[1] and texts[0]["content"]
     finally:
         pair.stop()

@@ -29,16 +29,30 @@ def pair(tmp_path):
     folder = tmp_path / "pair"
     for path, layers in ((folder, [0, 3]), (folder / "prefill", [0, 1, 2, 3])):
         path.mkdir()
-        config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": len(layers), "num_key_value_heads": 3}
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "num_hidden_layers": len(layers),
+            "num_key_value_heads": 3,
+        }
         (path / "config.json").write_text(json.dumps(config))
         save_layers(path, layers)
-    write(folder, {"num_layers": 4, "kept_layers": [0, 3], "prefill": "prefill", "weights_digest": digests(folder)})
+    write(
+        folder,
+        {
+            "num_layers": 4,
+            "kept_layers": [0, 3],
+            "prefill": "prefill",
+            "weights_digest": digests(folder),
+        },
+    )
     return folder
 
 
 def save_layers(folder, values):
     """Save one tensor for each layer, with the given value."""
-    tensors = {f"model.layers.{i}.weight": torch.tensor([float(value)]) for i, value in enumerate(values)}
+    tensors = {
+        f"model.layers.{i}.weight": torch.tensor([float(value)]) for i, value in enumerate(values)
+    }
     save_file({**tensors, "model.norm.weight": torch.ones(2)}, folder / "model.safetensors")
 
 
@@ -61,9 +75,13 @@ def run(*arguments):
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_the_command_contains_the_settings_of_the_role(role, pair):
-    code, printed, error = run(role, pair, "--print-command", "--handoff-dir", "/dev/shm/here", "--dtype", "float32")
+    code, printed, error = run(
+        role, pair, "--print-command", "--handoff-dir", "/dev/shm/here", "--dtype", "float32"
+    )
     assert (code, error) == (0, "")
-    assert ("FirstToken" in printed) == ("--no-enable-prefix-caching" in printed) == (role == "decode")
+    assert (
+        ("FirstToken" in printed) == ("--no-enable-prefix-caching" in printed) == (role == "decode")
+    )
     assert f"{pair}/prefill" in printed if role == "prefill" else f"--model {pair} " in printed
     for part in ("/dev/shm/here", "--dtype float32", "--served-model-name pair"):
         assert part in printed
@@ -74,14 +92,22 @@ def test_the_command_of_one_process(pair):
     assert (code, error) == (0, "")
     words = shlex.split(printed)
     value = dict(pairwise(words))
-    assert value["--model"] == f"{pair}/prefill" and value["--port"] == "8000" and value["--served-model-name"] == "pair"
+    assert (
+        value["--model"] == f"{pair}/prefill"
+        and value["--port"] == "8000"
+        and value["--served-model-name"] == "pair"
+    )
     assert json.loads(value["--hf-overrides"]) == {"architectures": ["KeptLayersLlamaForCausalLM"]}
     transfer = json.loads(value["--kv-transfer-config"])
     assert (transfer["kv_connector"], transfer["kv_connector_extra_config"]) == (
         "PromptLengthsConnector",
         {"export": str(pair)},
     )
-    assert {"--no-enable-prefix-caching", "--enforce-eager", "ulskip_vllm.request_check.RequestCheck"} <= set(words)
+    assert {
+        "--no-enable-prefix-caching",
+        "--enforce-eager",
+        "ulskip_vllm.request_check.RequestCheck",
+    } <= set(words)
 
 
 def test_the_printed_command_is_one_of_a_shell(pair):
@@ -105,8 +131,21 @@ def test_a_folder_without_a_pair(pair, tmp_path):
     assert "expected a pair" in refused("decode", pair)
 
 
-COMMON = ["--speculative-config={}", "-sc={}", "--enable_lora", "-pp=2", "--pipeline-parallel-size=2", "-dcp=2", "-pcp=2"]
-COMMON += ["--kv-transfer-config={}", "--kv-transfer-config.kv_role=kv_both", "--model=other", "--spec-method=ngram"]
+COMMON = [
+    "--speculative-config={}",
+    "-sc={}",
+    "--enable_lora",
+    "-pp=2",
+    "--pipeline-parallel-size=2",
+    "-dcp=2",
+    "-pcp=2",
+]
+COMMON += [
+    "--kv-transfer-config={}",
+    "--kv-transfer-config.kv_role=kv_both",
+    "--model=other",
+    "--spec-method=ngram",
+]
 OF_A_ROLE = {
     "prefill": [],
     "decode": ["--enable-prefix-caching", "--async-scheduling"],
@@ -114,7 +153,9 @@ OF_A_ROLE = {
 }
 
 
-@pytest.mark.parametrize(("role", "option"), [(role, one) for role, own in OF_A_ROLE.items() for one in (*COMMON, *own)])
+@pytest.mark.parametrize(
+    ("role", "option"), [(role, one) for role, own in OF_A_ROLE.items() for one in (*COMMON, *own)]
+)
 def test_options_that_a_role_does_not_support(role, option, pair):
     message = refused(role, pair, *option.split("="))
     assert f"`ulskip-vllm {role}` does not support --" in message
@@ -155,7 +196,10 @@ def test_kept_layers_that_are_no_schedule(layers, pair):
     assert str(layers) in refused("decode", pair)
 
 
-@pytest.mark.parametrize(("role", "weights"), [("prefill",) * 2, ("decode",) * 2, ("serve", "prefill"), ("serve", "decode")])
+@pytest.mark.parametrize(
+    ("role", "weights"),
+    [("prefill",) * 2, ("decode",) * 2, ("serve", "prefill"), ("serve", "decode")],
+)
 def test_weights_of_another_base(role, weights, pair):
     save_layers(*((pair / "prefill", [9, 9, 9, 9]) if weights == "prefill" else (pair, [9, 9])))
     assert f"expected the {weights} weights" in refused(role, pair)
@@ -179,7 +223,9 @@ def test_hand_offs_are_read_back_and_expire(tmp_path):
     folder = HandoffFolder(tmp_path, max_age_seconds=100)
     layers = [torch.randn(2, 3), torch.randn(2, 3)]
     folder.write(NAME, layers, {"pair": "a"})
-    assert all(map(torch.equal, folder.read(NAME, SHAPES, torch.float32, {"pair": "a"}, CPU), layers))
+    assert all(
+        map(torch.equal, folder.read(NAME, SHAPES, torch.float32, {"pair": "a"}, CPU), layers)
+    )
     with pytest.raises(HandoffError, match="pair b"):
         folder.read(NAME, SHAPES, torch.float32, {"pair": "b"}, CPU)
     with pytest.raises(HandoffError, match="1-of-2"):
@@ -207,7 +253,12 @@ def test_a_truncated_hand_off_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stored", [[torch.zeros(2, 3)], [torch.zeros(2, 3), torch.zeros(1, 3)], [torch.zeros(2, 3), torch.zeros(2, 3).half()]]
+    "stored",
+    [
+        [torch.zeros(2, 3)],
+        [torch.zeros(2, 3), torch.zeros(1, 3)],
+        [torch.zeros(2, 3), torch.zeros(2, 3).half()],
+    ],
 )
 def test_a_hand_off_of_other_blocks_is_an_error(stored, tmp_path):
     folder = HandoffFolder(tmp_path, 100)
@@ -232,6 +283,19 @@ def test_a_folder_that_others_can_read_or_replace_is_refused(tmp_path, monkeypat
 
 
 def test_the_request_for_the_first_token():
-    body = {"stream": True, "stream_options": {}, "max_completion_tokens": 9, "max_tokens": 9, "min_tokens": 5, "stop": ["a"]}
+    body = {
+        "stream": True,
+        "stream_options": {},
+        "max_completion_tokens": 9,
+        "max_tokens": 9,
+        "min_tokens": 5,
+        "stop": ["a"],
+    }
     first = prefill_body(body)
-    assert first == {"stream": False, "kv_transfer_params": {"handoff": True}, "max_tokens": 1, "min_tokens": 1, "stop": ["a"]}
+    assert first == {
+        "stream": False,
+        "kv_transfer_params": {"handoff": True},
+        "max_tokens": 1,
+        "min_tokens": 1,
+        "stop": ["a"],
+    }

@@ -1,7 +1,9 @@
-"""Serve a pair of ulskip with vLLM: prompts run through all layers, generated tokens through the kept layers.
+"""Serve a pair of ulskip with vLLM: prompts run through all layers, generated tokens through the
+kept layers.
 
-Two ways: `ulskip-vllm serve DIR` starts one server of the full model (start reading in `kept_layers_model.py`);
-`ulskip-vllm prefill DIR`, `ulskip-vllm decode DIR` and `ulskip-vllm proxy` start two servers and their proxy (`connector.py`).
+Two ways: `ulskip-vllm serve DIR` starts one server of the full model (start reading in
+`kept_layers_model.py`); `ulskip-vllm prefill DIR`, `ulskip-vllm decode DIR` and `ulskip-vllm proxy`
+start two servers and their proxy (`connector.py`).
 """
 
 CONNECTOR = "KeptLayersConnector"

@@ -31,7 +31,9 @@ from ulskip_vllm.pair_export import (
 
 _ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # first_token.py has the interface of V1
 _HELP = {
-    "serve": "start one server: prompts run through all layers, generated tokens through the kept layers",
+    "serve": (
+        "start one server: prompts run through all layers, generated tokens through the kept layers"
+    ),
     "prefill": "start the prefill server of two",
     "decode": "start the decode server of two",
 }
@@ -52,17 +54,35 @@ def _run(arguments: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for role, text in _HELP.items():
         command = commands.add_parser(role, help=f"{text}; other options are those of vllm serve")
-        command.add_argument("export", type=Path, help="folder that `ulskip export ratio=R --to DIR` wrote")
+        command.add_argument(
+            "export", type=Path, help="folder that `ulskip export ratio=R --to DIR` wrote"
+        )
         if role != "serve":
-            command.add_argument("--handoff-dir", type=Path, default=_default_folder(), help="folder that both servers see")
             command.add_argument(
-                "--handoff-max-age", type=float, default=600, help="seconds until an unused hand-off is deleted"
+                "--handoff-dir",
+                type=Path,
+                default=_default_folder(),
+                help="folder that both servers see",
             )
-        command.add_argument("--allow-untested-vllm", action="store_true", help="accept any version of vLLM")
-        command.add_argument("--print-command", action="store_true", help="print the command instead of running it")
+            command.add_argument(
+                "--handoff-max-age",
+                type=float,
+                default=600,
+                help="seconds until an unused hand-off is deleted",
+            )
+        command.add_argument(
+            "--allow-untested-vllm", action="store_true", help="accept any version of vLLM"
+        )
+        command.add_argument(
+            "--print-command", action="store_true", help="print the command instead of running it"
+        )
         command.allow_abbrev = False
-    proxy = commands.add_parser("proxy", help="start the proxy, to which clients send their requests")
-    proxy.add_argument("--prefill", default="http://127.0.0.1:8100", help="URL of the prefill server")
+    proxy = commands.add_parser(
+        "proxy", help="start the proxy, to which clients send their requests"
+    )
+    proxy.add_argument(
+        "--prefill", default="http://127.0.0.1:8100", help="URL of the prefill server"
+    )
     proxy.add_argument("--decode", default="http://127.0.0.1:8200", help="URL of the decode server")
     proxy.add_argument("--host", default="127.0.0.1")
     proxy.add_argument("--port", type=int, default=8000)
@@ -76,7 +96,9 @@ def _run(arguments: Sequence[str]) -> None:
         return
     command_line = vllm_command(options, rest)
     if options.print_command:
-        print(shlex.join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *command_line]))
+        print(
+            shlex.join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *command_line])
+        )
         return
     os.environ.update(_ENVIRONMENT)
     os.execv(command_line[0], command_line)
@@ -91,7 +113,10 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     check_tensor_parallel(read_config(model), tensor_parallel_size(given))
     extra = {"export": str(pair.folder)}
     if role != "serve":
-        extra |= {"handoff_dir": str(options.handoff_dir), "max_age_seconds": options.handoff_max_age}
+        extra |= {
+            "handoff_dir": str(options.handoff_dir),
+            "max_age_seconds": options.handoff_max_age,
+        }
     extra |= {"allow_untested_vllm": True} if options.allow_untested_vllm else {}
     transfer = {
         "kv_connector": PROMPT_LENGTHS if role == "serve" else CONNECTOR,
@@ -108,15 +133,27 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
         command += ["--no-async-scheduling", "--logits-processors", LOGITS_PROCESSOR]
     if role == "serve":
         overrides = {"architectures": [MODELS[read_architecture(model)]]}
-        command += ["--enforce-eager", "--hf-overrides", json.dumps(overrides), "--middleware", MIDDLEWARE]
+        command += [
+            "--enforce-eager",
+            "--hf-overrides",
+            json.dumps(overrides),
+            "--middleware",
+            MIDDLEWARE,
+        ]
     defaults = {
         "--served-model-name": pair.folder.name,  # clients send one name to all servers of a pair
         "--host": "127.0.0.1",
         "--port": _PORTS[role],
     }
-    return [*command, *(part for option in defaults.items() if option[0] not in given for part in option), *rest]
+    return [
+        *command,
+        *(part for option in defaults.items() if option[0] not in given for part in option),
+        *rest,
+    ]
 
 
 def _default_folder() -> Path:
     """Return a folder in memory for servers on one machine."""
-    return Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"ulskip-handoff-{os.getuid()}"
+    return (
+        Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"ulskip-handoff-{os.getuid()}"
+    )

@@ -1,4 +1,6 @@
-"""A logits processor of the decode server: the first token of an answer is the one that the prefill server chose."""
+"""A logits processor of the decode server: the first token of an answer is the one that the prefill
+server chose.
+"""
 
 from functools import partial
 from typing import Any
@@ -21,21 +23,27 @@ class FirstToken(AdapterLogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise ValueError, which becomes HTTP status 400, for a request without a hand-off or with unsupported options."""
+        """Raise ValueError, which becomes HTTP status 400, for a request without a hand-off or with
+        unsupported options.
+        """
         given = handoff_of(sampling_params)
         if not is_name(given.get("handoff")) or not isinstance(given.get("first_token"), int):
             raise ValueError(
-                "a decode server requires the hand-off of a prefill server, got a request without one; send requests to the "
-                "proxy (`ulskip-vllm proxy`)"
+                "a decode server requires the hand-off of a prefill server, got a request without"
+                " one; send requests to the proxy (`ulskip-vllm proxy`)"
             )
         if not isinstance(given.get("num_prompt_tokens"), int) or given["num_prompt_tokens"] < 2:
-            raise ValueError("a pair requires prompts of at least two tokens; use a longer prompt, or the prefill server alone")
+            raise ValueError(
+                "a pair requires prompts of at least two tokens; use a longer prompt, or the"
+                " prefill server alone"
+            )
         if sampling_params.n != 1:
             raise ValueError(f"a pair does not support n={sampling_params.n}; send n requests")
         for key in ("logprobs", "prompt_logprobs"):
             if getattr(sampling_params, key) is not None:
                 raise ValueError(
-                    f"a pair does not support {key}, because the prefill server chooses the first token; leave it out"
+                    f"a pair does not support {key}, because the prefill server chooses the first"
+                    " token; leave it out"
                 )
 
     def is_argmax_invariant(self) -> bool:

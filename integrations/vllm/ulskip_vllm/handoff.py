@@ -1,4 +1,6 @@
-"""Hand-offs of keys and values: one file per request and worker, in a folder that both servers see."""
+"""Hand-offs of keys and values: one file per request and worker, in a folder that both servers
+see.
+"""
 
 import hashlib
 import json
@@ -30,13 +32,16 @@ def is_name(value: Any) -> bool:
 
 
 def make_private(folder: Path) -> Path:
-    """Create a folder for hand-offs, and return it; raise SetupError if other users can read, write or replace it."""
+    """Create a folder for hand-offs, and return it; raise SetupError if other users can read, write
+    or replace it.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise SetupError(
-            f"expected {folder} to be a folder of this user with mode 700, because hand-offs contain prompts, got mode "
-            f"{stat.filemode(status.st_mode)} of user {status.st_uid}; set another --handoff-dir, or run chmod 700 on it"
+            f"expected {folder} to be a folder of this user with mode 700, because hand-offs"
+            f" contain prompts, got mode {stat.filemode(status.st_mode)} of user {status.st_uid};"
+            " set another --handoff-dir, or run chmod 700 on it"
         )
     return folder
 
@@ -71,9 +76,16 @@ class HandoffFolder:
             raise
 
     def read(
-        self, name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, facts: Mapping[str, Any], device: torch.device
+        self,
+        name: str,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+        facts: Mapping[str, Any],
+        device: torch.device,
     ) -> list[torch.Tensor]:
-        """Return the stored blocks of all layers; raise HandoffError if they are missing or their facts or shapes differ."""
+        """Return the stored blocks of all layers; raise HandoffError if they are missing or their
+        facts or shapes differ.
+        """
         file = self._file(name)
         try:
             with safe_open(file, "pt", str(device)) as stored:
@@ -84,12 +96,17 @@ class HandoffFolder:
                 layers = [stored.get_tensor(str(i)) for i in range(len(shapes))]
         except (OSError, SafetensorError, ValueError, AttributeError) as error:
             raise HandoffError(
-                f"expected the hand-off {file}, got an error: {str(error)[:80]!r}; both servers need the same hand-off folder "
-                f"and tensor-parallel size, and a hand-off is deleted after {self.max_age_seconds:g} s"
+                f"expected the hand-off {file}, got an error: {str(error)[:80]!r}; both servers"
+                " need the same hand-off folder and tensor-parallel size, and a hand-off is"
+                f" deleted after {self.max_age_seconds:g} s"
             ) from None
         for blocks, shape in zip(layers, shapes, strict=True):
             if (tuple(blocks.shape), blocks.dtype) != (shape, dtype):
-                raise HandoffError(_differs("blocks", f"{list(shape)} {dtype}", f"{list(blocks.shape)} {blocks.dtype}"))
+                raise HandoffError(
+                    _differs(
+                        "blocks", f"{list(shape)} {dtype}", f"{list(blocks.shape)} {blocks.dtype}"
+                    )
+                )
         return layers
 
     def remove(self, name: str) -> None:
@@ -118,6 +135,6 @@ class HandoffFolder:
 
 def _differs(key: str, expected: Any, found: Any) -> str:
     return (
-        f"expected a hand-off with {key} {str(expected)[:80]}, got {str(found)[:80]}; use two servers of one pair with equal "
-        "dtype and block size"
+        f"expected a hand-off with {key} {str(expected)[:80]}, got {str(found)[:80]}; use two"
+        " servers of one pair with equal dtype and block size"
     )

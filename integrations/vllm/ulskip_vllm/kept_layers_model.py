@@ -1,8 +1,10 @@
-"""Models of the Llama family in which prompt tokens run through all layers and generated tokens through the kept layers.
+"""Models of the Llama family in which prompt tokens run through all layers and generated tokens
+through the kept layers.
 
-A generated token never reads the keys and values of a skipped layer, so a skipped layer has to be right for prompt tokens only.
-If a step has no prompt tokens, skipped layers do not run at all. In a step of both kinds they run for all tokens, and generated
-tokens get back the hidden states that they had before. `prompt_lengths.py` knows which tokens are generated.
+A generated token never reads the keys and values of a skipped layer, so a skipped layer has to be
+right for prompt tokens only. If a step has no prompt tokens, skipped layers do not run at all. In a
+step of both kinds they run for all tokens, and generated tokens get back the hidden states that
+they had before. `prompt_lengths.py` knows which tokens are generated.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,9 @@ from vllm.sequence import IntermediateTensors
 from ulskip_vllm.prompt_lengths import GeneratedTokens, generated_tokens
 from ulskip_vllm.settings import checked_pair
 
-HiddenStates = tuple[torch.Tensor, torch.Tensor | None]  # two tensors [tokens, hidden size], whose sum is the hidden state
+HiddenStates = tuple[
+    torch.Tensor, torch.Tensor | None
+]  # two tensors [tokens, hidden size], whose sum is the hidden state
 
 
 class _KeptLayers:
@@ -62,7 +66,10 @@ class _KeptLayers:
         if residual is None:  # before the first layer
             before = torch.zeros_like(hidden_states[rows]), hidden_states[rows]
         else:
-            before = hidden_states[rows], residual[rows]  # copies, because the layer writes into both tensors
+            before = (
+                hidden_states[rows],
+                residual[rows],
+            )  # copies, because the layer writes into both tensors
         after = run(positions, hidden_states, residual, **options)
         for new, old in zip(after, before, strict=True):
             new[rows] = old

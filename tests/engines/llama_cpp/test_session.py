@@ -45,7 +45,9 @@ def cache(tmp_path, monkeypatch):
 def decoders(model, *overrides, weights=None):
     """Return decoders of the torch engine and of llama.cpp with one plan."""
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
-    return Decoder(model, plan), Decoder(model, plan, engine=engine_named("llama_cpp").replace(weights=weights))
+    return Decoder(model, plan), Decoder(
+        model, plan, engine=engine_named("llama_cpp").replace(weights=weights)
+    )
 
 
 @pytest.mark.parametrize("overrides", SCHEDULES, ids=" ".join)
@@ -63,7 +65,9 @@ def test_tokens_equal_those_of_the_torch_engine(overrides):
             for i, (one, other) in enumerate(zip(got.token_ids, expected.token_ids, strict=True)):
                 if one != other:
                     near_ties += 1
-                    assert is_near_tie(torch_decoder.prompt_model, ids[i][mask[i].bool()], one, other, kept)
+                    assert is_near_tie(
+                        torch_decoder.prompt_model, ids[i][mask[i].bool()], one, other, kept
+                    )
     assert near_ties <= 1  # of 20 sequences
 
 
@@ -72,7 +76,9 @@ def test_a_moved_switch_uses_the_loaded_views():
     torch_decoder, decoder = decoders(build_model("llama"), *FRACTION)
     for first_step in (2, 5):
         moved = [one.with_stage_switch(first_step) for one in (torch_decoder, decoder)]
-        expected, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids for one in moved)
+        expected, got = (
+            one.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids for one in moved
+        )
         assert got == expected
         assert moved[1].build == decoder.build is not None
 
@@ -81,13 +87,22 @@ def test_sampling_uses_the_same_random_numbers():
     torch_decoder, decoder = decoders(build_model("llama"), "ratio=2")
     sampled = DecodeContext(GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
     ids, mask = batch(True)
-    assert decoder.generate(ids, mask, sampled).token_ids == torch_decoder.generate(ids, mask, sampled).token_ids
+    assert (
+        decoder.generate(ids, mask, sampled).token_ids
+        == torch_decoder.generate(ids, mask, sampled).token_ids
+    )
 
 
 @pytest.mark.parametrize("overrides", SCHEDULES, ids=" ".join)
 def test_the_decode_loss_equals_that_of_torch(overrides):
-    examples = [EncodedExample([5, 6, 7, 8][:n], [9, 10, 11, 12, 13][:m]) for n, m in ((4, 5), (2, 3), (3, 1))]
-    torch_loss, loss = (ReferenceLoss(examples, BatchSize(2), 0).of(one) for one in decoders(build_model("llama"), *overrides))
+    examples = [
+        EncodedExample([5, 6, 7, 8][:n], [9, 10, 11, 12, 13][:m])
+        for n, m in ((4, 5), (2, 3), (3, 1))
+    ]
+    torch_loss, loss = (
+        ReferenceLoss(examples, BatchSize(2), 0).of(one)
+        for one in decoders(build_model("llama"), *overrides)
+    )
     assert loss == pytest.approx(torch_loss, rel=1e-4)
 
 
@@ -95,11 +110,16 @@ def test_the_decode_loss_equals_that_of_torch(overrides):
 def test_a_skip_adapter_is_merged(kind):
     model, kept = build_model("llama"), (0, 2, 4)
     tensors, _ = random_corrections(model, kept, kind)
-    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,4]"]), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(
+        compose(["strategy=custom", "strategy.layers=[0,2,4]"]),
+        ModelMetadata(NUM_LAYERS, None, None),
+    )
     ids, mask = batch(True)
     adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
     plain, corrected, got = (
-        Decoder(model, plan, adapter=one, engine=engine_named(engine)).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+        Decoder(model, plan, adapter=one, engine=engine_named(engine))
+        .generate(ids, mask, DecodeContext(GREEDY, 0))
+        .token_ids
         for one, engine in ((None, "torch"), (adapter, "torch"), (adapter, "llama_cpp"))
     )
     assert got == corrected != plain
@@ -107,17 +127,24 @@ def test_a_skip_adapter_is_merged(kind):
 
 def test_patches_that_do_not_fold_are_refused():
     model, (ids, mask) = build_model("llama"), batch(True)
-    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,4]"]), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(
+        compose(["strategy=custom", "strategy.layers=[0,2,4]"]),
+        ModelMetadata(NUM_LAYERS, None, None),
+    )
     adapter = SkipAdapter(NUM_LAYERS, ((0, 2, 4),), random_corrections(model, (0, 2, 4), "full")[0])
     with pytest.raises(UsageError, match=r"folded.*full.*engine=torch"):
-        Decoder(model, plan, adapter=adapter, engine=engine_named("llama_cpp")).generate(ids, mask, DecodeContext(GREEDY, 0))
+        Decoder(model, plan, adapter=adapter, engine=engine_named("llama_cpp")).generate(
+            ids, mask, DecodeContext(GREEDY, 0)
+        )
 
 
 @pytest.mark.parametrize("weights", ["f16", "bf16", "q8_0", "q4_0"])
 def test_other_formats_change_the_loss_little(weights):
     examples = [EncodedExample(list(range(5, 20)), list(range(20, 40)))]
     torch_decoder, decoder = decoders(build_model("llama"), "strategy=full", weights=weights)
-    expected, loss = (ReferenceLoss(examples, BatchSize(1), 0).of(one) for one in (torch_decoder, decoder))
+    expected, loss = (
+        ReferenceLoss(examples, BatchSize(1), 0).of(one) for one in (torch_decoder, decoder)
+    )
     assert loss == pytest.approx(expected, rel=0.02 if weights != "q4_0" else 0.1)
     assert decoder.build["weights"] == weights
 
@@ -127,9 +154,13 @@ def test_a_file_is_written_once_and_a_failed_one_leaves_nothing(tmp_path, monkey
     model = build_model("llama")
     for _ in range(2):
         decoders(model, "ratio=2")[1].generate(ids, mask, DecodeContext(GREEDY, 0))
-    assert len(list((tmp_path / "engines" / "llama_cpp").iterdir())) == 2  # the full model and the view
+    assert (
+        len(list((tmp_path / "engines" / "llama_cpp").iterdir())) == 2
+    )  # the full model and the view
     with pytest.raises(ZeroDivisionError):
-        export.cached_export("x", {"a": torch.zeros(2)}, [], ".gguf", lambda file: file.write_text("half") / 0)
+        export.cached_export(
+            "x", {"a": torch.zeros(2)}, [], ".gguf", lambda file: file.write_text("half") / 0
+        )
     assert not list((tmp_path / "engines" / "x").iterdir())
 
 

@@ -16,7 +16,10 @@ def serialized(layers, cells, transposed, streams=2, row=8):
     parts = [struct.pack("<III", 0xAF143CD8, 0, streams)] + [struct.pack("<I", 0)] * (streams - 1)
     if not cells:
         return b"".join([*parts, struct.pack("<I", 0)])
-    parts += [struct.pack("<I", cells), *(struct.pack("<IIi", position, 1, 0) for position in range(cells))]
+    parts += [
+        struct.pack("<I", cells),
+        *(struct.pack("<IIi", position, 1, 0) for position in range(cells)),
+    ]
     parts.append(struct.pack("<II", transposed, len(layers)))
     for layer in layers:
         parts += [struct.pack("<iQ", 0, row), bytes([layer]) * row * cells]

@@ -57,7 +57,10 @@ def encode(opened, ids, mask):
         ("gpt2", ("ratio=2",)),
         ("gpt2", ("ratio=2", "prompt_layers=kept")),
         ("llama", SKIP_DECODE),
-        ("qwen2", (*FRACTION, "strategy=top_skip")),  # the second stage has no sliding layer, so other masks
+        (
+            "qwen2",
+            (*FRACTION, "strategy=top_skip"),
+        ),  # the second stage has no sliding layer, so other masks
         ("llama", FRACTION),
         ("llama", (*FRACTION, "prompt_layers=kept")),
     ],
@@ -74,12 +77,17 @@ def test_tokens_equal_those_of_torch(name, overrides, monkeypatch):
             got, wanted = ours.generate(ids, mask, context), torchs.generate(ids, mask, context)
             assert (got.engine, wanted.engine) == ("openvino", "torch")
             if name != "qwen2":  # torch keeps only the sliding window of a prompt
-                assert (got.prompt_kv_bytes, got.kept_kv_bytes) == (wanted.prompt_kv_bytes, wanted.kept_kv_bytes)
+                assert (got.prompt_kv_bytes, got.kept_kv_bytes) == (
+                    wanted.prompt_kv_bytes,
+                    wanted.kept_kv_bytes,
+                )
             for i, (one, other) in enumerate(zip(got.token_ids, wanted.token_ids, strict=True)):
                 if one != other:
                     near_ties += 1
                     kept = {stage.first_step: stage.kept for stage in torchs.stages}
-                    assert is_near_tie(torchs.prompt_model, ids[i][mask[i].bool()], one, other, kept)
+                    assert is_near_tie(
+                        torchs.prompt_model, ids[i][mask[i].bool()], one, other, kept
+                    )
     assert near_ties <= 1  # of 20 sequences
 
 
@@ -131,13 +139,18 @@ def test_only_a_batch_that_loads_the_views_tells_seconds_of_preparation():
 
 def test_losses_are_those_of_the_view():
     model = build_model("llama")
-    ours, torchs = (decoder_for(model, ("ratio=2", "prompt_layers=kept"), engine) for engine in ("openvino", "torch"))
+    ours, torchs = (
+        decoder_for(model, ("ratio=2", "prompt_layers=kept"), engine)
+        for engine in ("openvino", "torch")
+    )
     (ids, mask), response = batch(True), random_ids(5, 4, seed=1)
     with torch.inference_mode():
         got = ours.losses(ids, mask, response)
         whole, seen = torch.cat([ids, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
         logits = shallow_view.forward_with_cache(torchs.view, whole, seen, new_cache(torchs.view))
-    wanted = torch.nn.functional.cross_entropy(logits[:, 8:-1].transpose(1, 2), response, reduction="none")
+    wanted = torch.nn.functional.cross_entropy(
+        logits[:, 8:-1].transpose(1, 2), response, reduction="none"
+    )
     assert torch.allclose(got, wanted, atol=1e-4)
 
 
@@ -149,7 +162,9 @@ def test_fewer_bits_add_rounding_errors_and_make_files_smaller():
         opened, view = opened_for(model, weights)
         got = encode(opened, ids, mask)
         with torch.no_grad():
-            wanted = shallow_view.forward_with_cache(view, ids, mask, new_cache(view), last_only=True)[:, -1]
+            wanted = shallow_view.forward_with_cache(
+                view, ids, mask, new_cache(view), last_only=True
+            )[:, -1]
         errors[weights] = float((got - wanted).norm() / wanted.norm())
         sizes[weights] = openvino_export.export(view, weights).with_suffix(".bin").stat().st_size
         assert opened.describe()["weights"] == weights

@@ -19,16 +19,25 @@ def built():
 sizes = st.integers(1, 70)
 
 
-@given(rows=st.integers(1, 20), inputs=sizes, outputs=sizes, with_bias=st.booleans(), half=st.booleans())
+@given(
+    rows=st.integers(1, 20),
+    inputs=sizes,
+    outputs=sizes,
+    with_bias=st.booleans(),
+    half=st.booleans(),
+)
 def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
     dtype = torch.bfloat16 if half else torch.float32
     inputs += inputs % 2 * half
     generator = torch.Generator().manual_seed(rows * inputs + outputs)
     hidden, weight, bias = (
-        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rows, inputs), (outputs, inputs), (outputs,))
+        torch.randn(*shape, generator=generator).to(dtype)
+        for shape in ((rows, inputs), (outputs, inputs), (outputs,))
     )
     got = cpu_kernels.linear(hidden, cpu_kernels.pack(weight), bias if with_bias else None, outputs)
-    exact = functional.linear(hidden.double(), weight.double(), bias.double() if with_bias else None)
+    exact = functional.linear(
+        hidden.double(), weight.double(), bias.double() if with_bias else None
+    )
     assert got.dtype == dtype
     tolerance = {"rtol": 2**-8, "atol": 2**-6} if half else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(got.double(), exact, **tolerance)
@@ -62,11 +71,19 @@ def test_attention_of_any_shape(batch, kv_heads, shared, queries, width, length,
     keys, values = (random(batch, kv_heads, length + 3, width)[:, :, :length] for _ in range(2))
     mask = None
     if masked != "no":
-        hidden = torch.rand(batch if masked == "every sequence" else 1, 1, queries, length, generator=generator) < 0.5
+        hidden = (
+            torch.rand(
+                batch if masked == "every sequence" else 1, 1, queries, length, generator=generator
+            )
+            < 0.5
+        )
         hidden[..., -1] = False
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
     got = cpu_kernels.attention(query, keys, values, mask, 0.3)
-    doubles = [tensor.repeat_interleave(times, 1).double() for tensor, times in ((query, 1), (keys, shared), (values, shared))]
+    doubles = [
+        tensor.repeat_interleave(times, 1).double()
+        for tensor, times in ((query, 1), (keys, shared), (values, shared))
+    ]
     scores = doubles[0] @ doubles[1].transpose(-1, -2) * 0.3
     exact = (scores if mask is None else scores + mask.double()).softmax(-1) @ doubles[2]
     assert got.dtype == dtype
@@ -77,20 +94,28 @@ def test_attention_of_any_shape(batch, kv_heads, shared, queries, width, length,
 def test_attention_to_keys_far_apart():
     # The weight of every key but the largest is zero, also where the exponential is out of range.
     keys = torch.tensor([0.0, 500.0, -500.0, 499.0]).view(1, 1, 4, 1)
-    got = cpu_kernels.attention(torch.ones(1, 1, 1, 1), keys, torch.arange(4.0).view(1, 1, 4, 1), None, 1.0)
+    got = cpu_kernels.attention(
+        torch.ones(1, 1, 1, 1), keys, torch.arange(4.0).view(1, 1, 4, 1), None, 1.0
+    )
     weights = keys.flatten().softmax(0)
     torch.testing.assert_close(got.flatten(), (weights * torch.arange(4.0)).sum(0, keepdim=True))
 
 
 @pytest.fixture
 def not_loaded(monkeypatch, tmp_path):
-    """The commands of a process that has not loaded the kernel, on a machine that has not compiled it."""
+    """The commands of a process that has not loaded the kernel, on a machine that has not compiled
+    it.
+    """
     monkeypatch.setattr(cpu_kernels, "is_loaded", lambda: False)
     monkeypatch.setattr(cpu_kernels, "_failures", {})  # those of earlier tests in this process
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
     commands = []
     run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **options: commands.append(command) or run(command, **options),
+    )
     return commands
 
 

@@ -59,7 +59,9 @@ def test_checks_of_drafts_equal_those_of_sdpa(name, lengths):
     def verify(full):
         cache = shallow_view.new_cache(model)
         shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
-        return DraftAndVerifyModels(full, full, tuple(range(NUM_LAYERS)), cache, mask[:, :6], 4).verify(ids[:, 6:])
+        return DraftAndVerifyModels(
+            full, full, tuple(range(NUM_LAYERS)), cache, mask[:, :6], 4
+        ).verify(ids[:, 6:])
 
     with torch.inference_mode():
         expected = verify(model)

@@ -29,14 +29,21 @@ def compiler():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "compile"),
-    [*((name, "on") for name in ("llama", "gpt2", "qwen2", "bloom")), *((name, "layers") for name in sorted(ARCHITECTURES))],
+    [
+        *((name, "on") for name in ("llama", "gpt2", "qwen2", "bloom")),
+        *((name, "layers") for name in sorted(ARCHITECTURES)),
+    ],
 )
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
     context = DecodeContext(COMPILED.replace(compile=compile), 0)
     model = build_model(name)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
     spent = []
-    for length, padded, ends in ((9, True, None), (20, False, None), (9, True, [7, 20, 33, 40, 50])):
+    for length, padded, ends in (
+        (9, True, None),
+        (20, False, None),
+        (9, True, [7, 20, 33, 40, 50]),
+    ):
         model.generation_config.eos_token_id = ends
         ids = random_ids(3, length, seed=length)
         mask = torch.ones_like(ids)
@@ -50,7 +57,9 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])  # GPT-2 scales scores by the layer's index
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)]
+)  # GPT-2 scales scores by the layer's index
 def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
     model, ids = build_model(name), random_ids(5, 9)
     context = DecodeContext(COMPILED.replace(compile="layers"), 0)
@@ -71,7 +80,9 @@ def test_no_kind_of_layer_checks_conditions_in_a_step(compiler, request):
     decoder.generate(ids, torch.ones_like(ids), context)
     before = counters["stats"]["unique_graphs"]
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
-    torch.use_deterministic_algorithms(True)  # a condition of torch.compile; code that checks it is compiled again
+    torch.use_deterministic_algorithms(
+        True
+    )  # a condition of torch.compile; code that checks it is compiled again
     decoder.generate(ids, torch.ones_like(ids), context)
     assert counters["stats"]["unique_graphs"] == before
 
@@ -86,10 +97,22 @@ def test_code_that_gives_other_logits_is_not_used(compiler):
         "decoder_attention_heads": 4,
         "decoder_ffn_dim": 48,
     }
-    config = BartConfig(vocab_size=101, is_decoder=True, is_encoder_decoder=False, eos_token_id=None, init_std=0.3, **sizes)
-    decoder = Decoder(BartForCausalLM(config).eval(), make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    config = BartConfig(
+        vocab_size=101,
+        is_decoder=True,
+        is_encoder_decoder=False,
+        eos_token_id=None,
+        init_std=0.3,
+        **sizes,
+    )
+    decoder = Decoder(
+        BartForCausalLM(config).eval(),
+        make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)),
+    )
     ids = random_ids(2, 9)
-    with pytest.raises(RunError, match=r"logits.*decoding\.compile=off"):  # Bart derives positions from the cache's length
+    with pytest.raises(
+        RunError, match=r"logits.*decoding\.compile=off"
+    ):  # Bart derives positions from the cache's length
         decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED, 0))
 
 
@@ -97,7 +120,10 @@ def test_code_that_gives_other_logits_is_not_used(compiler):
 @pytest.mark.parametrize("compile", ["on", "layers"])
 def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compiler):
     context = DecodeContext(COMPILED.replace(compile=compile), 0)
-    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(
+        compose(["strategy=custom", "strategy.layers=[0,2,5]"]),
+        ModelMetadata(NUM_LAYERS, None, None),
+    )
     decoder = Decoder(
         llama,
         replace(
@@ -120,9 +146,15 @@ def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compil
 @pytest.mark.parametrize("compile", ["on", "layers"])
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_compiled_steps_run_without_a_part(llama, unit, compile, compiler):
-    decoder = Decoder(llama, make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)))
+    decoder = Decoder(
+        llama,
+        make_plan(
+            compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)
+        ),
+    )
     ids = random_ids(2, 9)
     eager, compiled = (
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED.replace(compile=how), 0)) for how in ("off", compile)
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED.replace(compile=how), 0))
+        for how in ("off", compile)
     )
     assert compiled.compiled and compiled.token_ids == eager.token_ids

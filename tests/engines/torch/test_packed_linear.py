@@ -11,7 +11,12 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch import packed_linear as packing
-from ulskip_cli.engines.torch.packed_linear import PackedLinear, choose_linear_backend, linear_backend_of, packed
+from ulskip_cli.engines.torch.packed_linear import (
+    PackedLinear,
+    choose_linear_backend,
+    linear_backend_of,
+    packed,
+)
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import make_plan
 
@@ -29,7 +34,9 @@ def packing_of(model):
 
 
 def decoder_of(model, *overrides):
-    return Decoder(model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None)))
+    return Decoder(
+        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    )
 
 
 def set_free_memory(monkeypatch, count):
@@ -55,9 +62,16 @@ def test_packed_layers_compute_the_plain_product(name, dtype, by):
     view = shallow_view.shallow_view(model, (0, 2, 5))
     fast, ids = packed(view, choose_linear_backend(model).name), random_ids(3, 7)
     with torch.inference_mode():
-        expected, got = view(ids, use_cache=False).logits.float(), fast(ids, use_cache=False).logits.float()
+        expected, got = (
+            view(ids, use_cache=False).logits.float(),
+            fast(ids, use_cache=False).logits.float(),
+        )
     torch.testing.assert_close(got, expected, **CLOSE[dtype])
-    kinds = {type(module) for module in fast.modules() if type(module) in (PackedLinear, nn.Linear, Conv1D)}
+    kinds = {
+        type(module)
+        for module in fast.modules()
+        if type(module) in (PackedLinear, nn.Linear, Conv1D)
+    }
     assert kinds == {PackedLinear}
     assert {module.by for module in fast.modules() if type(module) is PackedLinear} == {by}
 
@@ -70,7 +84,9 @@ def test_the_source_is_not_changed(llama):
 
 def test_views_of_one_model_share_the_copies(llama):
     backend = choose_linear_backend(llama).name
-    deep, shallow = (packed(shallow_view.shallow_view(llama, kept), backend) for kept in ((0, 2, 3, 5), (0, 5)))
+    deep, shallow = (
+        packed(shallow_view.shallow_view(llama, kept), backend) for kept in ((0, 2, 3, 5), (0, 5))
+    )
     if backend == "torch":
         pytest.skip("no packing on this machine")
 
@@ -91,7 +107,9 @@ def test_changed_weights_are_packed_again(llama):
 def test_bias_is_added(by):
     layer = nn.Linear(32, 16)
     hidden = torch.randn(2, 3, 32)
-    torch.testing.assert_close(PackedLinear(layer, by)(hidden), layer(hidden), **CLOSE[torch.float32])
+    torch.testing.assert_close(
+        PackedLinear(layer, by)(hidden), layer(hidden), **CLOSE[torch.float32]
+    )
 
 
 def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
@@ -110,7 +128,9 @@ def test_a_changed_dtype_chooses_the_backend_again(llama):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2**40, 0), (0, 2**40)], ids=["shrinks", "grows"])
-def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(llama, monkeypatch, before, after):
+def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
+    llama, monkeypatch, before, after
+):
     set_free_memory(monkeypatch, before)
     full = decoder_of(llama, "strategy=full")
     ids = random_ids(2, 5)
@@ -120,9 +140,16 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(lla
     set_free_memory(monkeypatch, after)
     half = decoder_of(llama, "ratio=2")
     staged = decoder_of(llama, "strategy=skip_decode", "strategy.horizon=4")
-    for decoder, decoding in ((full, DECODING), (half, DECODING), (staged, DECODING), (half, DRAFTED)):
+    for decoder, decoding in (
+        (full, DECODING),
+        (half, DECODING),
+        (staged, DECODING),
+        (half, DRAFTED),
+    ):
         output = decoder.generate(ids, mask, DecodeContext(decoding, 0))
-        assert output.linear_backend == decoder.linear_backend(decoding).name == expected, output.engine
+        assert output.linear_backend == decoder.linear_backend(decoding).name == expected, (
+            output.engine
+        )
     exiting = decoder_of(llama, *EXITS)
     output = exiting.generate(ids, mask, DecodeContext(DECODING, 0))
     assert (output.engine, output.linear_backend) == ("early_exit", expected)
@@ -133,12 +160,18 @@ def test_a_view_is_not_packed_if_the_full_model_does_not_fit(llama, monkeypatch)
     set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
     half = decoder_of(llama, "ratio=2")
     ids = random_ids(1, 4)
-    assert half.generate(ids, torch.ones_like(ids), DecodeContext(DECODING, 0)).linear_backend == "torch"
+    assert (
+        half.generate(ids, torch.ones_like(ids), DecodeContext(DECODING, 0)).linear_backend
+        == "torch"
+    )
 
 
 def test_transformers_engine_runs_on_plain_weights(llama):
     decoder, slow = decoder_of(llama).with_engine("transformers"), DECODING
     ids = random_ids(1, 4)
     output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(slow, 0))
-    assert (output.engine, output.linear_backend) == ("transformers", decoder.linear_backend(slow).name)
+    assert (output.engine, output.linear_backend) == (
+        "transformers",
+        decoder.linear_backend(slow).name,
+    )
     assert output.linear_backend == linear_backend_of(decoder.view) == "torch"

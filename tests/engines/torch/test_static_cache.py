@@ -25,7 +25,10 @@ def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
             llama(input_ids=ids[:, :1], cache=cache, use_cache=True)
             cursor.length = 6 + step
     assert [layer.keys.data_ptr() for layer in cache.layers] == addresses
-    assert all(torch.equal(layer.keys[:, :, :5], before) for layer, before in zip(cache.layers, keys, strict=True))
+    assert all(
+        torch.equal(layer.keys[:, :, :5], before)
+        for layer, before in zip(cache.layers, keys, strict=True)
+    )
 
 
 def test_finished_sequences_can_be_dropped(llama):

@@ -19,7 +19,12 @@ def test_sampling_is_off_by_default():
     plain = settings(decoding())
     assert (plain["do_sample"], plain["temperature"], plain["top_p"]) == (False, 1.0, 1.0)
     asked = settings(decoding(do_sample=True, temperature=0.5, top_p=0.9, top_k=7))
-    assert (asked["do_sample"], asked["temperature"], asked["top_p"], asked["top_k"]) == (True, 0.5, 0.9, 7)
+    assert (asked["do_sample"], asked["temperature"], asked["top_p"], asked["top_k"]) == (
+        True,
+        0.5,
+        0.9,
+        7,
+    )
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
@@ -44,7 +49,10 @@ def test_a_minimum_above_the_maximum_is_refused():
         check(decoding(generate_kwargs={"min_new_tokens": 80}))
 
 
-@pytest.mark.parametrize(("key", "value"), [("early_stopping", "perhaps"), ("output_scores", True), ("compile_config", {})])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("early_stopping", "perhaps"), ("output_scores", True), ("compile_config", {})],
+)
 def test_a_value_that_transformers_refuses_is_reported(key, value):
     with pytest.raises(UsageError, match=rf"decoding\.generate_kwargs.*{key}"):
         check(decoding(generate_kwargs={key: value}))

@@ -11,11 +11,20 @@ def grid(*overrides):
 
 
 def test_a_grid_is_the_product_in_order():
-    assert grid("strategy=unified,top_skip", "ratio=2,3") == [("unified", 2), ("unified", 3), ("top_skip", 2), ("top_skip", 3)]
+    assert grid("strategy=unified,top_skip", "ratio=2,3") == [
+        ("unified", 2),
+        ("unified", 3),
+        ("top_skip", 2),
+        ("top_skip", 3),
+    ]
 
 
 def test_full_is_one_point_whatever_the_ratios():
-    assert grid("strategy=full,unified", "ratio=2,3") == [("full", 2), ("unified", 2), ("unified", 3)]
+    assert grid("strategy=full,unified", "ratio=2,3") == [
+        ("full", 2),
+        ("unified", 2),
+        ("unified", 3),
+    ]
 
 
 def test_a_key_of_one_strategy_is_for_that_strategy():
@@ -42,8 +51,14 @@ def test_ranges_and_globs():
 def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}
-    assert len(points_of_default) == 3 * (1 + 3 * 5)  # batch sizes, then full and three ratios of five strategies
-    assert {getattr(one.strategy, "batch", None) for one in points_of_default if one.strategy.name == "early_exit"} == {"na"}
+    assert len(points_of_default) == 3 * (
+        1 + 3 * 5
+    )  # batch sizes, then full and three ratios of five strategies
+    assert {
+        getattr(one.strategy, "batch", None)
+        for one in points_of_default
+        if one.strategy.name == "early_exit"
+    } == {"na"}
     changed = points(["task.pair=en-de"])
     assert {(config.task.pair, config.name) for config in changed} == {("en-de", "default")}
 
@@ -80,12 +95,20 @@ def test_the_papers_throughput_and_a_trial_of_it():
         (1, "on", 2.0),
     ]
     assert len(paper) == 3 * 2 * 2
-    assert {(one.model.source, one.model.path, one.model.dtype) for one in paper} == {("random", "bloom-7b1", "bfloat16")}
+    assert {(one.model.source, one.model.path, one.model.dtype) for one in paper} == {
+        ("random", "bloom-7b1", "bfloat16")
+    }
     assert {one.strategy.spacing for one in paper} == {"reference"}
-    trial = points(["experiment=paper_throughput", "model.path=llama-12x256", "model.dtype=float32", "ratio=2"])
-    assert {(one.model.source, one.model.path, one.model.dtype) for one in trial} == {("random", "llama-12x256", "float32")}
+    trial = points(
+        ["experiment=paper_throughput", "model.path=llama-12x256", "model.dtype=float32", "ratio=2"]
+    )
+    assert {(one.model.source, one.model.path, one.model.dtype) for one in trial} == {
+        ("random", "llama-12x256", "float32")
+    }
     assert len(trial) == 3 * 2
-    assert {one.model.name for one in points(["experiment=paper_throughput", "model=tiny"])} == {"tiny"}
+    assert {one.model.name for one in points(["experiment=paper_throughput", "model=tiny"])} == {
+        "tiny"
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +134,11 @@ def test_a_key_of_a_strategy_that_is_not_the_default_one():
 def presets(tmp_path):
     folder = tmp_path / "experiment"
     folder.mkdir()
-    for name, grid in (("first", "{ratio: '2,3'}"), ("second", "{batch_size: '1,4'}"), ("misspelt", "{ratoi: '2,3'}")):
+    for name, grid in (
+        ("first", "{ratio: '2,3'}"),
+        ("second", "{batch_size: '1,4'}"),
+        ("misspelt", "{ratoi: '2,3'}"),
+    ):
         (folder / f"{name}.yaml").write_text(f"# @package _global_\nname: {name}\nsweep: {grid}\n")
     return tmp_path
 

@@ -11,7 +11,9 @@ from ulskip_cli.experiments.sweep.outcome import run_each
 @pytest.fixture
 def points(tmp_path):
     resolver = Resolver()
-    return [resolver.resolve(compose([f"ratio={ratio}", f"results_dir={tmp_path}"])) for ratio in (2, 3)]
+    return [
+        resolver.resolve(compose([f"ratio={ratio}", f"results_dir={tmp_path}"])) for ratio in (2, 3)
+    ]
 
 
 def records(*ids):
@@ -28,9 +30,14 @@ def fail(point):
 
 
 def test_a_point_that_fails_does_not_stop_the_others(points, capsys):
-    outcome = run(points, lambda point: fail(point) if point.config.ratio == 2 else records("full", "half"))
+    outcome = run(
+        points, lambda point: fail(point) if point.config.ratio == 2 else records("full", "half")
+    )
     printed = outcome.as_json()
-    assert ([row["id"] for row in printed["rows"]], printed["failed"]) == (["full", "half"], ["unified ratio 2: no 2"])
+    assert ([row["id"] for row in printed["rows"]], printed["failed"]) == (
+        ["full", "half"],
+        ["unified ratio 2: no 2"],
+    )
     with pytest.raises(RunError, match=r"1 of 2 .*unified ratio 2: no 2"):
         outcome.check()
 

@@ -15,14 +15,26 @@ from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments import runner
 from ulskip_cli.strategies.cost import LatencyFit
 
-QUICK = ["limit=5", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
+QUICK = [
+    "limit=5",
+    "decoding.max_new_tokens=4",
+    "speed.pairs=2",
+    "speed.warmup=0",
+    "speed.new_tokens=3",
+    "batch_size=2",
+]
 TIMES = re.compile(r"seconds|per_second|other_cpus|speedup|pairs|finished_at|memory")
 
 
 @pytest.fixture
 def sweep(model_folder, tmp_path, capsys):
     def call(*arguments, name="x", quick=QUICK):
-        base = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", f"name={name}"]
+        base = [
+            f"model.path={model_folder}",
+            "model.dtype=float32",
+            f"results_dir={tmp_path}",
+            f"name={name}",
+        ]
         code = invoke(["sweep", *base, *quick, *map(str, arguments)])
         out, err = capsys.readouterr()
         return code, out, err
@@ -38,10 +50,15 @@ def results(folder):
     """Rows without what a clock says, each id once."""
     rows = stored(folder)
     assert len({row["id"] for row in rows}) == len(rows)
-    told = {row["id"]: {k: v for k, v in row.items() if not TIMES.search(k) or k == "target_speedup"} for row in rows}
+    told = {
+        row["id"]: {k: v for k, v in row.items() if not TIMES.search(k) or k == "target_speedup"}
+        for row in rows
+    }
     for row in told.values():
         row.pop("experiment")
-        row["warnings"] = [text for text in row["warnings"] if "speedup" not in text]  # a clock decides these
+        row["warnings"] = [
+            text for text in row["warnings"] if "speedup" not in text
+        ]  # a clock decides these
         row.get("config", {}).pop("name", None)
     return told
 
@@ -85,7 +102,9 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 
 
-def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(sweep, tmp_path, monkeypatch, limit_memory):
+def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(
+    sweep, tmp_path, monkeypatch, limit_memory
+):
     limit_memory()
     assert sweep("ratio=2,3", name="whole")[0] == 0
     with monkeypatch.context() as patch:
@@ -122,7 +141,11 @@ def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypa
     def machine_with(patch, seconds_per_layer):
         line = LatencyFit.of(6, {6: 1 + 6 * seconds_per_layer, 2: 1 + 2 * seconds_per_layer})
         patch.setattr(runner, "fit_step_latency", lambda *args: line)
-        patch.setattr(runner, "make_pair_timer", lambda *args: lambda depth: (depth, [1 / line.share(depth)] * 3))
+        patch.setattr(
+            runner,
+            "make_pair_timer",
+            lambda *args: lambda depth: (depth, [1 / line.share(depth)] * 3),
+        )
 
     machine_with(monkeypatch, 1.0)
     assert sweep(*grid, name="whole")[0] == 0
@@ -139,7 +162,9 @@ def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypa
 def test_rows_with_another_number_of_threads_are_measured_anew(sweep, tmp_path, monkeypatch):
     here = environment.machine()
     for more, rows in ((0, 1), (0, 1), (1, 2), (1, 2)):
-        monkeypatch.setattr(environment, "machine", lambda *args, n=here["threads"] + more: {**here, "threads": n})
+        monkeypatch.setattr(
+            environment, "machine", lambda *args, n=here["threads"] + more: {**here, "threads": n}
+        )
         assert sweep("strategy=full")[0] == 0
         assert len(stored(tmp_path / "x")) == rows
 
@@ -167,7 +192,9 @@ def test_what_does_not_apply_is_a_row_and_no_failure(sweep, tmp_path):
     ],
     ids=["device", "host", "hub"],
 )
-def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(sweep, tmp_path, monkeypatch, error, reason):
+def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(
+    sweep, tmp_path, monkeypatch, error, reason
+):
     generate = Decoder.generate
 
     def fails(self, *args, **options):
@@ -179,7 +206,9 @@ def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(sweep, tm
         patch.setattr(Decoder, "generate", fails)
         code, out, err = sweep("ratio=2,3", "baseline=false")
     assert (code, "failed" in out) == (1, True)
-    assert all(text in err.splitlines()[-1] for text in ("1 of 2 points", f"unified ratio 2: {reason}"))
+    assert all(
+        text in err.splitlines()[-1] for text in ("1 of 2 points", f"unified ratio 2: {reason}")
+    )
     failed = next(row for row in stored(tmp_path / "x") if row["status"] == "failed")
     assert reason in failed["reason"]
     assert "Traceback" in (tmp_path / "x" / failed["log"]).read_text()
@@ -199,7 +228,12 @@ def test_logits_that_are_no_numbers_are_told(sweep, tmp_path, tokenizer):
     import transformers
     from reference import NEW_STYLE
 
-    options = {**NEW_STYLE, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    options = {
+        **NEW_STYLE,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options))
     model.model.norm.weight.data.fill_(float("nan"))
     for part in (model, tokenizer):

@@ -57,7 +57,11 @@ def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     assert status.describe(jobs[0]) == JobState("to do", "failed before: x")
     folder.append(jobs[1].failure_record(RunError("y")))
     status.refresh()
-    assert (status.state(jobs[1]), status.any_failed(jobs), status.has_no_result(jobs[1].id)) == ("failed", True, True)
+    assert (status.state(jobs[1]), status.any_failed(jobs), status.has_no_result(jobs[1].id)) == (
+        "failed",
+        True,
+        True,
+    )
 
 
 def test_rows_of_other_machines_are_to_do_until_this_one_has_run_them(jobs, folder):

@@ -18,11 +18,18 @@ def test_a_clear_difference_has_an_interval_without_zero():
 @given(values)
 def test_nothing_differs_from_itself(own):
     compared = compare(np.array(own), np.array(own))
-    assert (compared["delta"], compared["delta_low"], compared["delta_high"], compared["p_value"]) == (0, 0, 0, 1)
+    assert (
+        compared["delta"],
+        compared["delta_low"],
+        compared["delta_high"],
+        compared["p_value"],
+    ) == (0, 0, 0, 1)
 
 
 @given(values)
 def test_a_constant_difference_has_no_width(own):
     compared = compare(np.array(own) + 1, np.array(own))
     assert np.allclose([compared["delta"], compared["delta_low"], compared["delta_high"]], 1)
-    assert compared["p_value"] == 2 / 1001  # the smallest that 1000 resamples can tell, as in sacrebleu
+    assert (
+        compared["p_value"] == 2 / 1001
+    )  # the smallest that 1000 resamples can tell, as in sacrebleu

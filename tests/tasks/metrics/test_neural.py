@@ -11,7 +11,12 @@ from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.neural import BertScore, Comet
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
-ANSWERS = Answers(["the\ncat", "a dog"], ["the cat", "the mat"], ["die Katze", "die Matte"], ["the cat", "the mat"])
+ANSWERS = Answers(
+    ["the\ncat", "a dog"],
+    ["the cat", "the mat"],
+    ["die Katze", "die Matte"],
+    ["the cat", "the mat"],
+)
 STAND_IN = """
 import json, sys
 arguments = sys.argv[1:]
@@ -64,12 +69,21 @@ def test_bertscore_with_a_model_folder(tmp_path, monkeypatch):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "a", "dog", "mat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
-    shape = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    transformers.BertModel(transformers.BertConfig(**shape, intermediate_size=32)).save_pretrained(tmp_path)
-    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)  # of unlimited length
+    shape = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    transformers.BertModel(transformers.BertConfig(**shape, intermediate_size=32)).save_pretrained(
+        tmp_path
+    )
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(
+        tmp_path
+    )  # of unlimited length
     scores = BertScore(str(tmp_path), "en").score(ANSWERS)
     assert 0 < scores.values["bertscore"] < 100
-    assert BertScore(str(tmp_path), "en").score(Answers(["the cat"], ["the cat"], [""])).values["bertscore"] == pytest.approx(
-        100
-    )
+    assert BertScore(str(tmp_path), "en").score(Answers(["the cat"], ["the cat"], [""])).values[
+        "bertscore"
+    ] == pytest.approx(100)
     assert scores.against_full["bertscore"]["full"] == pytest.approx(100, abs=1e-3)

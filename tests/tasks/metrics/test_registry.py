@@ -40,7 +40,8 @@ def test_primary_keys_are_preferred_and_the_decode_loss_comes_last():
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "is_neural"), [("rougeLsum", "rouge", False), ("chrf", "chrf", False), ("comet", "comet", True)]
+    ("key", "name", "is_neural"),
+    [("rougeLsum", "rouge", False), ("chrf", "chrf", False), ("comet", "comet", True)],
 )
 def test_the_metric_of_a_row_key(key, name, is_neural):
     spec = metrics.metric_of(key)
@@ -48,7 +49,10 @@ def test_the_metric_of_a_row_key(key, name, is_neural):
 
 
 def test_only_error_measures_are_better_when_lower():
-    assert {key for key in metrics.quality_keys() if metrics.row_key(key).lower_is_better} == {"ter", "decode_loss"}
+    assert {key for key in metrics.quality_keys() if metrics.row_key(key).lower_is_better} == {
+        "ter",
+        "decode_loss",
+    }
     assert metrics.metric_of("decode_loss") is None
 
 

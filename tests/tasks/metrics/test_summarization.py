@@ -5,8 +5,16 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.scores import Answers
 from ulskip_cli.tasks.metrics.summarization import Rouge, one_sentence_per_line
 
-HYPOTHESES = ["The mayor opened the bridge. Crowds were cheering.", "Prices rose\nagain", "Nothing here"]
-REFERENCES = ["Mayor opens the new bridge .\nA crowd cheered .", "Prices rise again .", "The team lost ."]
+HYPOTHESES = [
+    "The mayor opened the bridge. Crowds were cheering.",
+    "Prices rose\nagain",
+    "Nothing here",
+]
+REFERENCES = [
+    "Mayor opens the new bridge .\nA crowd cheered .",
+    "Prices rise again .",
+    "The team lost .",
+]
 
 
 def score(hypotheses, references, full=None, stemmer=True):
@@ -17,8 +25,14 @@ def score(hypotheses, references, full=None, stemmer=True):
 def test_values_equal_rouge_score_called_directly(stemmer):
     ours = score(HYPOTHESES, REFERENCES, stemmer=stemmer)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=stemmer)
-    lines = ["The mayor opened the bridge.\nCrowds were cheering.", "Prices rose\nagain", "Nothing here"]
-    scored = [scorer.score(reference, text) for text, reference in zip(lines, REFERENCES, strict=True)]
+    lines = [
+        "The mayor opened the bridge.\nCrowds were cheering.",
+        "Prices rose\nagain",
+        "Nothing here",
+    ]
+    scored = [
+        scorer.score(reference, text) for text, reference in zip(lines, REFERENCES, strict=True)
+    ]
     for kind, value in ours.values.items():
         assert value == pytest.approx(100 * sum(each[kind].fmeasure for each in scored) / 3)
     assert f"stemmer={'yes' if stemmer else 'no'}" in ours.signatures["rougeL"]
@@ -33,7 +47,12 @@ def test_the_stemmer_matters():
 
 def test_against_itself_nothing_differs():
     compared = score(HYPOTHESES, REFERENCES, HYPOTHESES).against_full["rouge1"]
-    assert (compared["delta"], compared["delta_low"], compared["delta_high"], compared["p_value"]) == (0, 0, 0, 1)
+    assert (
+        compared["delta"],
+        compared["delta_low"],
+        compared["delta_high"],
+        compared["p_value"],
+    ) == (0, 0, 0, 1)
 
 
 def test_a_reference_that_rouge_cannot_read_is_refused():

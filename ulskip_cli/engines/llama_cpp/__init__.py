@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 class LlamaCpp(Engine):
     """llama.cpp, which decodes GGUF files."""
 
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **FLOATS,
+        "bf16": (16, 16),
+        "q8_0": (8.5, 8.5),
+        "q4_0": (4.5, 8.5),
+    }
     modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"
 

@@ -1,7 +1,7 @@
 """The session of llama.cpp: views as GGUF files, each with a context of its own.
 
-The keys and values of a view's layers move there from the full model, which encodes the prompts with
-prompt_layers=all, and from the view of the stage before.
+The keys and values of a view's layers move there from the full model, which encodes the prompts
+with prompt_layers=all, and from the view of the stage before.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,9 @@ class LlamaCppSession(SteppingSession):
 
     def _load(self, model: PreTrainedModel) -> LlamaContext:
         shape = self._room.batch_size, self._room.num_tokens
-        return LlamaContext(write_gguf(model, self.weights), *shape, torch.get_num_threads(), self.weights == "f32")
+        return LlamaContext(
+            write_gguf(model, self.weights), *shape, torch.get_num_threads(), self.weights == "f32"
+        )
 
     def fits(self, room: Room) -> bool:
         """Return True if the contexts are large enough."""
@@ -61,7 +63,9 @@ class LlamaCppSession(SteppingSession):
         return torch.from_numpy(logits)
 
     def _move(self, source: LlamaContext, kept: Sequence[int]) -> tuple[int, int]:
-        """Move all sequences to the current view with the layers `kept` of `source`; return the bytes there and here."""
+        """Move all sequences to the current view with the layers `kept` of `source`; return the
+        bytes there and here.
+        """
         view, sizes = self.views[self._now], (0, 0)
         view.clear()
         for sequence in self._sequences:
@@ -72,9 +76,14 @@ class LlamaCppSession(SteppingSession):
         return sizes
 
     def switch(self, stage: int) -> None:
-        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
+        """Continue with the view of a later stage, which takes over the keys and values of its
+        layers.
+        """
         before, self._now = self._now, stage
-        self._move(self.views[before], [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept])
+        self._move(
+            self.views[before],
+            [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept],
+        )
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -94,20 +103,30 @@ def default_weights(model: PreTrainedModel) -> str:
     """Return the format of a model's own weights."""
     names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
     if model.dtype not in names:
-        raise UsageError(f"engine=llama_cpp does not support weights in {model.dtype}; use model.dtype=bfloat16")
+        raise UsageError(
+            f"engine=llama_cpp does not support weights in {model.dtype}; use model.dtype=bfloat16"
+        )
     return names[model.dtype]
 
 
 def write_gguf(model: PreTrainedModel, weights: str) -> Path:
-    """Return a GGUF file of a model without its tokenizer; raise UsageError if GGUF does not support the model."""
+    """Return a GGUF file of a model without its tokenizer; raise UsageError if GGUF does not
+    support the model.
+    """
     config = model.config.to_dict()
     if reason := unsupported_reason(config):
-        raise UsageError(f"engine=llama_cpp does not support this model ({reason}); use engine=torch")
+        raise UsageError(
+            f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
+        )
     tensors = exportable_tensors(model, ENGINE)
 
     def write(file: Path) -> None:
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_tokenizer_model("no_vocab")
-        write_model(writer, GgufTensors(tensors.__getitem__, config, *FORMATS[weights]), {name: name for name in tensors})
+        write_model(
+            writer,
+            GgufTensors(tensors.__getitem__, config, *FORMATS[weights]),
+            {name: name for name in tensors},
+        )
 
     return cached_export(ENGINE, tensors, [weights, version("gguf"), config], ".gguf", write)

@@ -1,4 +1,6 @@
-"""The engine `openvino`: views traced with the KV cache as states, decoded by OpenVINO on the CPU."""
+"""The engine `openvino`: views traced with the KV cache as states, decoded by OpenVINO on the
+CPU.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +14,11 @@ if TYPE_CHECKING:
 class OpenVino(Engine):
     """OpenVINO."""
 
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "int8": (8, 8), "int4": (4.25, 8)}
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **FLOATS,
+        "int8": (8, 8),
+        "int4": (4.25, 8),
+    }
     modules = ("openvino",)
     install = "pip install 'ulskip[openvino]'"
 

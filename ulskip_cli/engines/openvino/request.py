@@ -15,7 +15,9 @@ class OpenVinoRequest:
     """A model on the CPU whose states are the keys and values of all earlier passes."""
 
     def __init__(self, model: Path | openvino.Model, exact: bool) -> None:
-        """Compile a model; `exact` computes and caches in float32, else the precision is the default of the machine."""
+        """Compile a model; `exact` computes and caches in float32, else the precision is the
+        default of the machine.
+        """
         options: dict[Any, Any] = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.enable_cpu_pinning: False,  # several processes would share the same cores
@@ -30,7 +32,11 @@ class OpenVinoRequest:
             }
         core = openvino.Core()
         model = core.read_model(model) if isinstance(model, Path) else model
-        shapes = [node.get_output_partial_shape(0) for node in model.get_ops() if node.get_type_name() == "ReadValue"]
+        shapes = [
+            node.get_output_partial_shape(0)
+            for node in model.get_ops()
+            if node.get_type_name() == "ReadValue"
+        ]
         self._width: int = sum(shape[1].get_length() * shape[3].get_length() for shape in shapes)
         self.compiled = core.compile_model(model, "CPU", options)
         self._request = self.compiled.create_infer_request()
@@ -38,17 +44,22 @@ class OpenVinoRequest:
     def clear(self) -> None:
         """Forget all sequences.
 
-        A new request replaces the old one: after `reset_state`, and rows that ended in the batch before, later batches of a
-        rounded cache had NaN logits (openvino 2026.4).
+        A new request replaces the old one: after `reset_state`, and rows that ended in the batch
+        before, later batches of a rounded cache had NaN logits (openvino 2026.4).
         """
         self._request = self.compiled.create_infer_request()
 
     def __call__(
-        self, input_ids: Tensor, position_ids: Tensor, masks: Mapping[str, Tensor], rows: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        masks: Mapping[str, Tensor],
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Append tokens [batch, new_len]; return the logits [batch, vocab_size] after them.
 
-        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the sequences that continue.
+        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the
+        sequences that continue.
         """
         rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
@@ -64,7 +75,9 @@ class OpenVinoRequest:
             state.state = found[f"{kind}.{layers[int(layer)]}"].state
 
     def num_bytes(self, num_tokens: int) -> int:
-        """Return the bytes of the keys and values of that many tokens in all sequences, without the scales of rounded ones."""
+        """Return the bytes of the keys and values of that many tokens in all sequences, without the
+        scales of rounded ones.
+        """
         size: int = self.compiled.get_property(hint.kv_cache_precision).size
         return num_tokens * self._width * size
 

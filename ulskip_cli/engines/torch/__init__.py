@@ -1,4 +1,6 @@
-"""The engine on torch: our own loop with preallocated KV caches, packed weights, CPU kernels and compiled steps."""
+"""The engine on torch: our own loop with preallocated KV caches, packed weights, CPU kernels and
+compiled steps.
+"""
 
 from collections.abc import Set
 from typing import TYPE_CHECKING, ClassVar
@@ -17,11 +19,17 @@ if TYPE_CHECKING:
 class Torch(Engine):
     """Our own decode loop on torch: drafts, early exit, compiled steps."""
 
-    supports: ClassVar[frozenset[Need]] = ALL - {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS}
+    supports: ClassVar[frozenset[Need]] = ALL - {
+        Need.BEAMS,
+        Need.STOP_STRINGS,
+        Need.GENERATE_ARGUMENTS,
+    }
     is_runtime = False
 
     def open(self, views: "Views", room: "Room") -> "Session":
-        """Return a session, which makes its copies of the weights when it first prepares a batch."""
+        """Return a session, which makes its copies of the weights when it first prepares a
+        batch.
+        """
         from ulskip_cli.engines.torch.session import TorchSession
 
         return TorchSession(views)
@@ -29,11 +37,15 @@ class Torch(Engine):
     def choose(self, model: "PreTrainedModel", decoding: DecodingConfig) -> tuple[str, str | None]:
         """Return this engine; raise UsageError if it does not support the model or `decoding`."""
         if reason := self.unsupported_reason(model, decoding):
-            raise UsageError(f"engine=torch is not supported with {reason}; engine=auto selects another")
+            raise UsageError(
+                f"engine=torch is not supported with {reason}; engine=auto selects another"
+            )
         return "torch", None
 
     def unsupported_reason(self, model: "PreTrainedModel", decoding: DecodingConfig) -> str | None:
-        """Return the property of a model or the option that this engine does not support, or None."""
+        """Return the property of a model or the option that this engine does not support, or
+        None.
+        """
         from ulskip_cli.engines.torch import session
 
         return session.unsupported_reason(model, decoding)

@@ -16,11 +16,15 @@ MAX_KINDS = 64  # of layers, for one shape of the steps
 Code = Callable[..., Any]
 
 
-def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int], options: dict[str, Any]) -> PreTrainedModel:
-    """Return a copy of a view whose decoder layers are compiled in its first two steps, which must differ in length.
+def with_compiled_layers(
+    view: PreTrainedModel, shape: tuple[int, int], options: dict[str, Any]
+) -> PreTrainedModel:
+    """Return a copy of a view whose decoder layers are compiled in its first two steps, which must
+    differ in length.
 
-    `shape` is the batch size and the capacity of the KV cache, and `options` are those of torch.compile's inductor. Layers of
-    all views with the same shape share their code. The steps need a `DynamicCache` of `StaticLayer`.
+    `shape` is the batch size and the capacity of the KV cache, and `options` are those of
+    torch.compile's inductor. Layers of all views with the same shape share their code. The steps
+    need a `DynamicCache` of `StaticLayer`.
     """
     layers = {id(layer) for layer in shallow_view.decoder_layers(view)}
     code = _codes.setdefault(shape, _LayerCode(options))
@@ -36,13 +40,16 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int], options:
 class CompiledLayer(nn.Module):
     """A decoder layer that runs code which it shares with other layers.
 
-    Its code checks nothing, so tensors may change only in the sizes that differ between its first two calls.
+    Its code checks nothing, so tensors may change only in the sizes that differ between its first
+    two calls.
     """
 
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
         super().__init__()
         self.layer = layer
-        self._cached = shallow_view.layer_index(layer) or 0  # a layer without an index has no attention, and reads no cache
+        self._cached = (
+            shallow_view.layer_index(layer) or 0
+        )  # a layer without an index has no attention, and reads no cache
         self._shared = code
         self._first: list[Any] | None = None  # the inputs of the first call
         self._code: Code | None = None
@@ -55,7 +62,9 @@ class CompiledLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer on the arguments that its model passes, with the part of the cache that belongs to this layer."""
+        """Run the layer on the arguments that its model passes, with the part of the cache that
+        belongs to this layer.
+        """
         args = tuple(self._own(one) for one in args)
         kwargs = {name: self._own(one) for name, one in kwargs.items()}
         if self._code is not None:
@@ -82,7 +91,9 @@ class _LayerCache(Cache):  # type: ignore[misc]
     def __init__(self, layer: Any) -> None:
         self.layers = [layer]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of a step, and return all that the step reads."""
         updated: tuple[Tensor, Tensor] = self.layers[0].update(key_states, value_states)
         return updated
@@ -96,15 +107,18 @@ class _LayerCache(Cache):  # type: ignore[misc]
 class _LayerCode:
     """The compiled code of each kind of layer, for one shape of the steps.
 
-    Two layers are of one kind if the conditions under which torch.compile reuses code hold for both. They are checked
-    once per layer, by code that is traced and not compiled; the compiled code itself checks nothing.
+    Two layers are of one kind if the conditions under which torch.compile reuses code hold for
+    both. They are checked once per layer, by code that is traced and not compiled; the compiled
+    code itself checks nothing.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self._kinds: list[Code] = []
         self._kind = 0  # of the layer that ran last
-        self._sort = torch.compile(own_copy(_run), fullgraph=True, dynamic=False, backend=self._traced)
+        self._sort = torch.compile(
+            own_copy(_run), fullgraph=True, dynamic=False, backend=self._traced
+        )
 
     def code_for(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Code:
         """Return the code of a layer for these arguments; it is compiled when it runs first."""
@@ -115,7 +129,9 @@ class _LayerCode:
     def _traced(self, graph: torch.fx.GraphModule, inputs: Any) -> Code:
         kind = len(self._kinds)
         options = dict(self._options)  # torch.compile takes the filter of conditions out of it
-        self._kinds.append(torch.compile(own_copy(_run), fullgraph=True, dynamic=False, options=options))
+        self._kinds.append(
+            torch.compile(own_copy(_run), fullgraph=True, dynamic=False, options=options)
+        )
 
         def run(*args: Any) -> Any:
             self._kind = kind
@@ -132,5 +148,7 @@ def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def own_copy(function: Any) -> Code:
-    """Return a copy of a function with a code object of its own, because torch.compile stores its results by code object."""
+    """Return a copy of a function with a code object of its own, because torch.compile stores its
+    results by code object.
+    """
     return types.FunctionType(function.__code__.replace(), function.__globals__)

@@ -1,4 +1,6 @@
-"""The CPU kernels of decode steps, a matrix product for few rows and attention of one token, compiled once on each machine."""
+"""The CPU kernels of decode steps, a matrix product for few rows and attention of one token,
+compiled once on each machine.
+"""
 
 import hashlib
 import os
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from ulskip_cli.core.cache import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "attention.cpp", "vectors.h"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("linear.cpp", "attention.cpp", "vectors.h")
+)
 PANEL = 32  # outputs in a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -24,7 +28,9 @@ _failures: dict[str, str] = {}  # reason by compile command, for builds that fai
 
 
 def unsupported_reason() -> str | None:
-    """Return the reason why this process cannot use the kernels, or None; nothing is built or loaded."""
+    """Return the reason why this process cannot use the kernels, or None; nothing is built or
+    loaded.
+    """
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
     if is_loaded():
@@ -33,7 +39,9 @@ def unsupported_reason() -> str | None:
 
 
 def build_failure() -> str | None:
-    """Return the reason why this process failed to build or load the kernels, or None if it did not fail."""
+    """Return the reason why this process failed to build or load the kernels, or None if it did not
+    fail.
+    """
     return _failures.get(shlex.join(_compiler()))
 
 
@@ -45,7 +53,8 @@ def is_loaded() -> bool:
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
     """Load the kernels once per process; return None, or the reason why they cannot be used.
 
-    The first call on a machine calls `on_build` and compiles for about half a minute. A failed build is not repeated.
+    The first call on a machine calls `on_build` and compiles for about half a minute. A failed
+    build is not repeated.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -57,41 +66,57 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
         torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         text = getattr(error, "stderr", "") or str(error)
-        reason = _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        reason = _failures[shlex.join(compiler)] = (
+            f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        )
         return reason
     torch.library.register_fake(
-        "ulskip::linear", lambda hidden, packed, bias, out_features: hidden.new_empty((*hidden.shape[:-1], out_features))
+        "ulskip::linear",
+        lambda hidden, packed, bias, out_features: hidden.new_empty(
+            (*hidden.shape[:-1], out_features)
+        ),
     )
     torch.library.register_fake(
-        "ulskip::attention", lambda query, keys, values, mask, scale: query.new_empty(query.transpose(1, 2).shape)
+        "ulskip::attention",
+        lambda query, keys, values, mask, scale: query.new_empty(query.transpose(1, 2).shape),
     )
     return None
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Pack a weight [out_features, in_features] into panels [panels, units, 32, unit_size], padded with zeros."""
+    """Pack a weight [out_features, in_features] into panels [panels, units, 32, unit_size], padded
+    with zeros.
+    """
     outputs, inputs = weight.shape
     unit = 4 // weight.element_size()
     panels = -(-outputs // PANEL)
-    filled = torch.nn.functional.pad(weight.detach(), (0, -inputs % unit, 0, panels * PANEL - outputs))
+    filled = torch.nn.functional.pad(
+        weight.detach(), (0, -inputs % unit, 0, panels * PANEL - outputs)
+    )
     return filled.view(panels, PANEL, -1, unit).transpose(1, 2).contiguous()
 
 
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """Multiply `hidden` [..., in_features] by a weight from `pack`; return [..., out_features], accumulated in float32.
+    """Multiply `hidden` [..., in_features] by a weight from `pack`; return [..., out_features],
+    accumulated in float32.
 
-    Both tensors are on the CPU, in float32, or in bfloat16 with an even in_features. The kernel must be loaded.
+    Both tensors are on the CPU, in float32, or in bfloat16 with an even in_features. The kernel
+    must be loaded.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return the attention output [batch, queries, heads, head_dim] of a `query` [batch, heads, queries, head_dim].
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Return the attention output [batch, queries, heads, head_dim] of a `query` [batch, heads,
+    queries, head_dim].
 
-    `keys` and `values` are [batch, kv_heads, length, head_dim]; query heads share them in equal groups. `mask` is additive and
-    broadcasts to [batch, heads, queries, length]; without one, every query attends to every key. All are on the CPU, in
-    float32 or all in bfloat16; sums are in float32.
+    `keys` and `values` are [batch, kv_heads, length, head_dim]; query heads share them in equal
+    groups. `mask` is additive and broadcasts to [batch, heads, queries, length]; without one, every
+    query attends to every key. All are on the CPU, in float32 or all in bfloat16; sums are in
+    float32.
     """
     attended: Tensor = torch.ops.ulskip.attention(query, keys, values, mask, scale)
     return attended
@@ -105,7 +130,11 @@ def _compiler() -> list[str]:
 def _library(compiler: list[str]) -> Path:
     sources = [source.read_text("utf-8") for source in SOURCES]
     parts = (*sources, torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
-    return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    return (
+        cache_dir()
+        / "kernels"
+        / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    )
 
 
 def _built(compiler: list[str]) -> Path:
@@ -120,7 +149,17 @@ def _built(compiler: list[str]) -> Path:
         includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         links = [f"-L{path}" for path in cpp_extension.library_paths()]
         compiled = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-        command = [*compiler, *_FLAGS, *includes, *compiled, "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
+        command = [
+            *compiler,
+            *_FLAGS,
+            *includes,
+            *compiled,
+            "-o",
+            str(made),
+            *links,
+            "-ltorch_cpu",
+            "-lc10",
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library

@@ -1,4 +1,6 @@
-"""The attention kernel of decode steps and of checks of drafts on a CPU, as an attention implementation of transformers."""
+"""The attention kernel of decode steps and of checks of drafts on a CPU, as an attention
+implementation of transformers.
+"""
 
 import copy
 from typing import Any
@@ -12,8 +14,8 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.inference import shallow_view
 
 NAME = "ulskip_decode"
-# The most queries of a sequence with which the kernel is faster than torch's call (benchmarks/attention.py), if heads share
-# keys and if they do not.
+# The most queries of a sequence with which the kernel is faster than torch's call
+# (benchmarks/attention.py), if heads share keys and if they do not.
 MAX_SHARED, MAX_OWN = 8, 3
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
@@ -27,10 +29,11 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with our kernel if there are few queries per sequence, else with torch's `scaled_dot_product_attention`.
+    """Attend with our kernel if there are few queries per sequence, else with torch's
+    `scaled_dot_product_attention`.
 
-    `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length, head_dim]; the result is
-    [batch, queries, heads, head_dim].
+    `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length,
+    head_dim]; the result is [batch, queries, heads, head_dim].
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
     most = MAX_SHARED if key.shape[1] < query.shape[1] else MAX_OWN
@@ -56,12 +59,19 @@ AttentionInterface.register(NAME, attend)
 
 
 def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the kernel must be loaded."""
-    configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
+    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the
+    kernel must be loaded.
+    """
+    configs: dict[
+        int, PreTrainedConfig
+    ] = {}  # the copy of each config, by id, because modules share configs
 
     def change(module: nn.Module) -> PreTrainedConfig | None:
         config: Any = module.__dict__.get("config")
-        if isinstance(module, PreTrainedModel) or getattr(config, "_attn_implementation", None) != "sdpa":
+        if (
+            isinstance(module, PreTrainedModel)
+            or getattr(config, "_attn_implementation", None) != "sdpa"
+        ):
             return None  # models keep their config, because they make masks for `sdpa`
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)

@@ -14,20 +14,40 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
-from ulskip_cli.engines.torch.static_cache import Cursor, PositionsAndMasks, StaticLayer, UnplacedLayer, takes_positions
+from ulskip_cli.engines.torch.static_cache import (
+    Cursor,
+    PositionsAndMasks,
+    StaticLayer,
+    UnplacedLayer,
+    takes_positions,
+)
 
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
-MIN_CHUNK = 8192  # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
+# elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
+MIN_CHUNK = 8192
 CHECKED_STEPS = 2
-ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}  # largest share of the logits that counts as rounding; else 0.1
+ROUNDING = {
+    torch.float64: 1e-3,
+    torch.float32: 1e-3,
+}  # largest share of the logits that counts as rounding; else 0.1
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
 
 
 class EagerSteps:
-    """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
+    """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled
+    part of the buffers.
+    """
 
-    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int, several: bool = False) -> None:
-        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens.
+    def __init__(
+        self,
+        view: PreTrainedModel,
+        cache: DynamicCache,
+        mask: Tensor,
+        length: int,
+        several: bool = False,
+    ) -> None:
+        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all
+        new tokens.
 
         `several` allows passes over more than one token.
         """
@@ -40,7 +60,9 @@ class EagerSteps:
         return self.forward(tokens, self.view, self.cache)[:, -1]
 
     def forward(self, tokens: Tensor, view: PreTrainedModel, cache: DynamicCache) -> Tensor:
-        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]; `cache` has the view's layers."""
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count];
+        `cache` has the view's layers.
+        """
         options = self.positions.options(self.cursor.length, tokens.shape[1])
         logits: Tensor = view(input_ids=tokens, cache=cache, use_cache=True, **options).logits
         self.cursor.length += tokens.shape[1]
@@ -51,7 +73,9 @@ class EagerSteps:
         self.cursor.length = length
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Continue with a shallower view; `kept` are the indices of the remaining layers in the current view."""
+        """Continue with a shallower view; `kept` are the indices of the remaining layers in the
+        current view.
+        """
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]
 
@@ -65,18 +89,26 @@ class EagerSteps:
 class CompiledSteps:
     """Steps compiled by torch.compile for one batch size and capacity, used for many batches."""
 
-    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, by_layer: bool = False) -> None:
-        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps.
+    def __init__(
+        self, view: PreTrainedModel, cache: DynamicCache, capacity: int, by_layer: bool = False
+    ) -> None:
+        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run
+        warm-up steps.
 
-        `by_layer` compiles each kind of decoder layer once, in seconds; else the whole step is compiled.
+        `by_layer` compiles each kind of decoder layer once, in seconds; else the whole step is
+        compiled.
         """
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
         self.source = self.view = view
         self.capacity = capacity
         if by_layer:
             self.view = with_compiled_layers(view, (batch, capacity), _options(device))
-        self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
-        self._reads_all = device.type == "cuda"  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
+        self.cursor = Cursor(
+            cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device)
+        )
+        self._reads_all = (
+            device.type == "cuda"
+        )  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
         self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
         self.with_positions = takes_positions(view)
@@ -86,9 +118,18 @@ class CompiledSteps:
         began = time.perf_counter()
         # All inputs of a step keep their addresses and strides.
         self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
-        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
-        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 1 + WARM_UP_STEPS)
-        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        self._tokens, self._positions = (
+            torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2)
+        )
+        self.begin(
+            cache,
+            torch.ones(batch, self.cursor.length, dtype=torch.long, device=device),
+            1 + WARM_UP_STEPS,
+        )
+        self._masks = {
+            kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device)
+            for kind in self._full
+        }
         self._warms_up = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.compile warns about its internals
@@ -100,7 +141,9 @@ class CompiledSteps:
         self.compile_seconds = time.perf_counter() - began
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
-        """Continue from the previous stage; `kept` are the indices of the remaining layers in that stage."""
+        """Continue from the previous stage; `kept` are the indices of the remaining layers in that
+        stage.
+        """
         end = before.cursor.length
         held = DynamicCache()
         held.layers = [before.cache.layers[i].filled(end) for i in kept]
@@ -124,7 +167,10 @@ class CompiledSteps:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step, end = self.cursor.length - self.prompt_len, self.capacity if self._reads_all else self.cursor.length + 1
+        step, end = (
+            self.cursor.length - self.prompt_len,
+            (self.capacity if self._reads_all else self.cursor.length + 1),
+        )
         self.cursor.index.fill_(self.cursor.length)
         self.cursor.seen = self._seen[:end]
         self._tokens.copy_(tokens)
@@ -147,11 +193,14 @@ class CompiledSteps:
 
 
 class WrongCode(RuntimeError):
-    """Compiled steps give other logits than eager ones, because the model reads something that they hold constant."""
+    """Compiled steps give other logits than eager ones, because the model reads something that they
+    hold constant.
+    """
 
 
 def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:
-    """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise WrongCode if they differ.
+    """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise
+    WrongCode if they differ.
 
     `mask` is the prompt's [batch, prompt_len]. Rounding of the dtype is no difference.
     """
@@ -166,11 +215,15 @@ def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> N
 
 
 def _keep_compiled_code() -> None:
-    """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile in less time."""
+    """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile
+    in less time.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     folder = cache_dir() / "compiled"
-    if os.environ.get(_COMPILED_CODE, default_cache_dir()) == default_cache_dir():  # torch itself sets the variable
+    if (
+        os.environ.get(_COMPILED_CODE, default_cache_dir()) == default_cache_dir()
+    ):  # torch itself sets the variable
         with contextlib.suppress(OSError):  # without a writable cache, /tmp remains
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[_COMPILED_CODE] = str(folder)
@@ -181,18 +234,28 @@ def _options(device: torch.device) -> dict[str, Any]:
     _keep_compiled_code()
     return {
         "triton.cudagraphs": device.type == "cuda",
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
+        "guard_filter_fn": (
+            torch.compiler.skip_all_guards_unsafe
+        ),  # safe because no input changes its address or strides
         "cpp.min_chunk_size": MIN_CHUNK,
     }
 
 
 def _compiled_forward(device: torch.device) -> Callable[..., Any]:
-    return torch.compile(own_copy(_forward), fullgraph=True, dynamic=False, options=_options(device))
+    return torch.compile(
+        own_copy(_forward), fullgraph=True, dynamic=False, options=_options(device)
+    )
 
 
 def _forward(
-    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor | None, masks: Tensor | dict[str, Tensor]
+    view: PreTrainedModel,
+    cache: DynamicCache,
+    tokens: Tensor,
+    positions: Tensor | None,
+    masks: Tensor | dict[str, Tensor],
 ) -> Tensor:
     placed = {} if positions is None else {"position_ids": positions}
-    logits: Tensor = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed).logits
+    logits: Tensor = view(
+        input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed
+    ).logits
     return logits[:, -1]

@@ -10,10 +10,11 @@ _ALIGNMENT = 64  # bytes; our kernels and those of torch.compile read whole vect
 
 
 class HugePages:
-    """Copies of tensors, one behind the other in chunks of memory that the kernel may map with huge pages.
+    """Copies of tensors, one behind the other in chunks of memory that the kernel may map with huge
+    pages.
 
-    With pages of 4 kB, a processor's prefetching stops at every page, and a decode step spends its time on address translation.
-    A chunk is freed with the last tensor in it.
+    With pages of 4 kB, a processor's prefetching stops at every page, and a decode step spends its
+    time on address translation. A chunk is freed with the last tensor in it.
     """
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -38,7 +39,9 @@ def _typed(held: Tensor, tensor: Tensor) -> Tensor:
 
 def _allocate(size: int) -> Tensor:
     try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # by default it would be shared
+        memory = mmap.mmap(
+            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )  # by default it would be shared
         memory.madvise(mmap.MADV_HUGEPAGE)
     except (AttributeError, OSError):  # another system than Linux, or a kernel without huge pages
         return torch.empty(size, dtype=torch.uint8)

@@ -20,7 +20,9 @@ PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 @dataclass(frozen=True)
 class LinearBackend:
-    """The implementation of the matrix products in decode steps, for a model and all of its views."""
+    """The implementation of the matrix products in decode steps, for a model and all of its
+    views.
+    """
 
     name: str  # `panels` (linear.cpp) or `onednn`, both with packed weights, or `torch`
     reason: str | None = None  # the reason why it is not `panels`
@@ -52,17 +54,21 @@ class PackedLinear(nn.Module):
 
 
 _memory = HugePages()
-# The packed copy of each layer and the version of its weight; all views of a model share the copies.
+# The packed copy of each layer and the version of its weight; all views of a model share the
+# copies.
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
 # The linear backend of each model, and the dtypes and devices of its weights at that time.
 _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
 
 
-def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
+def choose_linear_backend(
+    model: PreTrainedModel, on_build: Callable[[], object] = lambda: None
+) -> LinearBackend:
     """Choose the linear backend of a loaded model and all of its views.
 
-    Later calls return the first choice, so that the full model and its schedules run on one backend. If the model can use the
-    kernel, the first call calls `on_build` and compiles the kernel.
+    Later calls return the first choice, so that the full model and its schedules run on one
+    backend. If the model can use the kernel, the first call calls `on_build` and compiles the
+    kernel.
     """
     layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
     weights = [_weight(module) for module in layers]
@@ -74,7 +80,8 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """Return a view whose linear layers are packed for the named backend; for `torch`, return `view` itself.
+    """Return a view whose linear layers are packed for the named backend; for `torch`, return
+    `view` itself.
 
     With `panels`, its attention layers use the kernel for decode steps too.
     """
@@ -109,12 +116,17 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
         return LinearBackend(TORCH, "the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
     if needed > MEMORY_SHARE * psutil.virtual_memory().available:
-        return LinearBackend(TORCH, f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
+        return LinearBackend(
+            TORCH,
+            f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory",
+        )
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
     reason = cpu_kernels.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
     if reason is None:
         return LinearBackend(PANELS)
-    onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    onednn = torch._C._has_mkldnn and (
+        dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return LinearBackend(ONEDNN if onednn else TORCH, reason)
 
 

@@ -1,4 +1,6 @@
-"""Sessions on torch: the prompt's forward pass, and decode steps with a preallocated KV cache, eager or compiled."""
+"""Sessions on torch: the prompt's forward pass, and decode steps with a preallocated KV cache,
+eager or compiled.
+"""
 
 import functools
 from abc import abstractmethod
@@ -15,7 +17,12 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.torch import static_cache
-from ulskip_cli.engines.torch.decode_steps import WARM_UP_STEPS, CompiledSteps, EagerSteps, check_compiled
+from ulskip_cli.engines.torch.decode_steps import (
+    WARM_UP_STEPS,
+    CompiledSteps,
+    EagerSteps,
+    check_compiled,
+)
 from ulskip_cli.engines.torch.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import is_out_of_memory
@@ -24,7 +31,9 @@ CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is
 
 
 def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """Return the property of a model or the option that our loop does not support, or None if it supports everything."""
+    """Return the property of a model or the option that our loop does not support, or None if it
+    supports everything.
+    """
     if decoding.num_beams > 1:
         return f"decoding.num_beams={decoding.num_beams}"
     if decoding.generate_kwargs:
@@ -40,7 +49,9 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
 
 
 class ModelSession(SteppingSession):
-    """A session whose prompts run through a torch model; `steps` of the batch take over the KV cache."""
+    """A session whose prompts run through a torch model; `steps` of the batch take over the KV
+    cache.
+    """
 
     def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:
         """`kept` are the layers of the prompt model whose keys and values the steps read."""
@@ -110,32 +121,48 @@ class TorchSession(ModelSession):
         return not self._now
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; compile the steps for this shape if compilation is on; return the seconds of compilation.
+        """Pack the weights; compile the steps for this shape if compilation is on; return the
+        seconds of compilation.
 
         Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
         """
-        decode_models, compile_, device = self.decode_models, request.decoding.compile, request.input_ids.device
+        decode_models, compile_, device = (
+            self.decode_models,
+            request.decoding.compile,
+            request.input_ids.device,
+        )
         key = _shape(request)
         if not _compiles(request) or key in self._compiled or request.length < 2:
             return 0.0
         by_layer = compile_ == "layers"
         if by_layer and device.type != "cpu":
-            raise RunError(f"expected a CPU for decoding.compile=layers, got {device}; use decoding.compile=on")
+            raise RunError(
+                f"expected a CPU for decoding.compile=layers, got {device}; use decoding.compile=on"
+            )
         cache = shallow_view.new_cache(self.prompt_model)
         prompt = request.input_ids, request.attention_mask
         shallow_view.forward_with_cache(self.prompt_model, *prompt, cache, last_only=True)
         made = []
-        try:  # fails without a C++ compiler, and for models that torch.compile or our buffers do not support
+        # fails without a C++ compiler, and for models that torch.compile or our buffers do not
+        # support
+        try:
             for stage, model in zip(self.views.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
-                check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask)
+                check_compiled(
+                    made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask
+                )
         except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = next(
+                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+            )
             if compile_ != "auto":
-                raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
+                raise RunError(
+                    f"torch.compile failed on the decode step ({reason[:160]}); use"
+                    " decoding.compile=off"
+                ) from None
             made = []
         self._compiled[key] = made
         return sum(steps.compile_seconds for steps in made)
@@ -149,7 +176,9 @@ class TorchSession(ModelSession):
         return self._now[0]
 
     def switch(self, stage: int) -> None:
-        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
+        """Continue with the view of a later stage, which takes over the keys and values of its
+        layers.
+        """
         before, after = list(pairwise(self.views.stages))[stage - 1]
         kept = [before.kept.index(layer) for layer in after.kept]
         if self._now:

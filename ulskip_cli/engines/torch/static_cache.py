@@ -1,4 +1,6 @@
-"""A KV cache in preallocated buffers, and the masks and positions of all steps. Depends on the internals of transformers."""
+"""A KV cache in preallocated buffers, and the masks and positions of all steps. Depends on the
+internals of transformers.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -26,7 +28,9 @@ class Cursor:
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The keys and values of one layer in buffers [batch, heads, capacity, head_dim]; a step reads the filled part."""
+    """The keys and values of one layer in buffers [batch, heads, capacity, head_dim]; a step reads
+    the filled part.
+    """
 
     is_sliding = False
 
@@ -34,13 +38,18 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.cursor = cursor
         held = source.keys.shape[-2]
-        self.keys, self.values = (_buffer(tensor, capacity, cursor.length - held) for tensor in (source.keys, source.values))
+        self.keys, self.values = (
+            _buffer(tensor, capacity, cursor.length - held)
+            for tensor in (source.keys, source.values)
+        )
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing, because the buffers exist already."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of a step; the caller advances the cursor after all layers."""
         start, end = self.cursor.length, self.cursor.length + key_states.shape[-2]
         self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
@@ -64,7 +73,9 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class StaticLayer(FixedLayer):
-    """A `FixedLayer` for compiled steps: write position and read length are tensors, and a mask hides empty positions."""
+    """A `FixedLayer` for compiled steps: write position and read length are tensors, and a mask
+    hides empty positions.
+    """
 
     def filled(self, length: int) -> DynamicLayer:
         """Return a layer with the first `length` positions, in the same memory."""
@@ -81,7 +92,9 @@ class StaticLayer(FixedLayer):
             buffer[:, :, start : self.cursor.length] = held
             buffer[:, :, self.cursor.length :] = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of one step at the cursor's index."""
         self.keys.index_copy_(2, self.cursor.index, key_states)
         self.values.index_copy_(2, self.cursor.index, value_states)
@@ -90,7 +103,9 @@ class StaticLayer(FixedLayer):
 
 
 class UnplacedLayer(StaticLayer):
-    """A `StaticLayer` for models without position ids; these models derive attention masks from the padding mask."""
+    """A `StaticLayer` for models without position ids; these models derive attention masks from the
+    padding mask.
+    """
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number and the offset of the keys that a step reads."""
@@ -102,13 +117,20 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to buffers of `capacity` positions; raise TypeError if it contains more than keys and values."""
+    """Convert a cache in place to buffers of `capacity` positions; raise TypeError if it contains
+    more than keys and values.
+    """
     if not can_fix(cache):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise TypeError(f"expected a cache of keys and values only, got {', '.join(kinds)}; use engine=transformers")
+        raise TypeError(
+            f"expected a cache of keys and values only, got {', '.join(kinds)}; use"
+            " engine=transformers"
+        )
     cursor = Cursor(cache.get_seq_length())
     for i, layer in enumerate(cache.layers):
-        cache.layers[i] = FixedLayer(layer, capacity, cursor)  # frees the old tensors layer by layer
+        cache.layers[i] = FixedLayer(
+            layer, capacity, cursor
+        )  # frees the old tensors layer by layer
     return cache, cursor
 
 
@@ -117,51 +139,75 @@ def can_fix(cache: DynamicCache) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
-def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
-    """Return the attention masks of all steps after the prompt in `cache`; `attention_mask` is [batch, prompt_len].
+def step_masks(
+    model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int
+) -> Masks:
+    """Return the attention masks of all steps after the prompt in `cache`; `attention_mask` is
+    [batch, prompt_len].
 
-    The masks are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. For a model
-    with several attention types, the result maps each type to a mask.
+    The masks are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position
+    is masked. For a model with several attention types, the result maps each type to a mask.
     """
     batch, dtype = attention_mask.shape[0], model.dtype
     ahead = attention_mask.new_ones(batch, new_tokens)
     masks = create_masks_for_generate(
         config=model.config,
-        inputs_embeds=torch.zeros((), dtype=dtype, device=attention_mask.device).expand(batch, new_tokens, 1),
+        inputs_embeds=torch.zeros((), dtype=dtype, device=attention_mask.device).expand(
+            batch, new_tokens, 1
+        ),
         attention_mask=torch.cat([attention_mask, ahead], dim=1),
         cache=cache,
         position_ids=None,
     )
     unpadded = bool(attention_mask.all())
     if isinstance(masks, dict):
-        return {kind: None if unpadded and kind == "full_attention" else _additive(mask, dtype) for kind, mask in masks.items()}
+        return {
+            kind: None if unpadded and kind == "full_attention" else _additive(mask, dtype)
+            for kind, mask in masks.items()
+        }
     slides = getattr(model.config.get_text_config(decoder=True), "sliding_window", None) is not None
     return None if unpadded and not slides else _additive(masks, dtype)
 
 
 def full_masks(
-    model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int, capacity: int
+    model: PreTrainedModel,
+    cache: DynamicCache,
+    attention_mask: Tensor,
+    new_tokens: int,
+    capacity: int,
 ) -> Tensor | dict[str, Tensor]:
-    """Return the masks [batch, 1, new_tokens, capacity] of steps that read whole buffers; never None."""
+    """Return the masks [batch, 1, new_tokens, capacity] of steps that read whole buffers; never
+    None.
+    """
     batch, prompt_len = attention_mask.shape
     least = torch.finfo(model.dtype).min
     masks = step_masks(model, cache, attention_mask, new_tokens)
 
     def whole(mask: Tensor | None) -> Tensor:
-        full = torch.full((batch, 1, new_tokens, capacity), least, dtype=model.dtype, device=attention_mask.device)
+        full = torch.full(
+            (batch, 1, new_tokens, capacity), least, dtype=model.dtype, device=attention_mask.device
+        )
         seen = full[..., : prompt_len + new_tokens]
         if mask is None:  # causal only
-            ahead = torch.ones(new_tokens, prompt_len + new_tokens, dtype=torch.bool, device=full.device)
+            ahead = torch.ones(
+                new_tokens, prompt_len + new_tokens, dtype=torch.bool, device=full.device
+            )
             seen.masked_fill_(ahead.tril(prompt_len), 0)
         else:
             seen.copy_(mask)
         return full
 
-    return {kind: whole(mask) for kind, mask in masks.items()} if isinstance(masks, Mapping) else whole(masks)
+    return (
+        {kind: whole(mask) for kind, mask in masks.items()}
+        if isinstance(masks, Mapping)
+        else whole(masks)
+    )
 
 
 def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
-    """Return the mask of `count` steps in one forward pass; the last step attends to the first `length` positions."""
+    """Return the mask of `count` steps in one forward pass; the last step attends to the first
+    `length` positions.
+    """
     return _indexed(masks, (slice(None), slice(None), slice(step, step + count), slice(length)))
 
 
@@ -171,15 +217,28 @@ def masks_of(masks: Masks, alive: Tensor) -> Masks:
 
 
 def takes_positions(view: PreTrainedModel) -> bool:
-    """Return True if a model accepts position ids; models with ALiBi derive positions from the mask."""
+    """Return True if a model accepts position ids; models with ALiBi derive positions from the
+    mask.
+    """
     return "position_ids" in inspect.signature(view.forward).parameters
 
 
 class PositionsAndMasks:
-    """The position ids and masks of a batch for passes over one token or, with `several`, over several tokens."""
+    """The position ids and masks of a batch for passes over one token or, with `several`, over
+    several tokens.
+    """
 
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
-        """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's mask."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        mask: Tensor,
+        steps: int,
+        several: bool = True,
+    ) -> None:
+        """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
+        prompt_len] is the prompt's mask.
+        """
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
         self._several: Masks = None
@@ -193,7 +252,9 @@ class PositionsAndMasks:
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> dict[str, Any]:
-        """Return the arguments of a forward pass over `count` tokens from index `start` of the padded sequence on."""
+        """Return the arguments of a forward pass over `count` tokens from index `start` of the
+        padded sequence on.
+        """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
@@ -227,4 +288,6 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is None or mask.dtype != torch.bool:
         return mask
     # 0 for visible keys, the smallest number for hidden ones
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )

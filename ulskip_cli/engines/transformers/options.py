@@ -7,16 +7,31 @@ from ulskip_cli.core.errors import UsageError, unknown
 
 # Options with a key of their own under `decoding`.
 OWN_KEYS = {
-    "do_sample": "do_sample", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k",
-    "num_beams": "num_beams", "no_repeat_ngram_size": "no_repeat_ngram_size", "max_new_tokens": "max_new_tokens",
-    "repetition_penalty": "repetition_penalty", "stop_strings": "stop",
-}  # fmt: skip
+    "do_sample": "do_sample",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "num_beams": "num_beams",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "max_new_tokens": "max_new_tokens",
+    "repetition_penalty": "repetition_penalty",
+    "stop_strings": "stop",
+}
 # Options that would give other token counts or other tokens than a row says. Transformers itself
 # refuses other options that it does not support.
 REFUSED = {
-    "max_length", "min_length", "eos_token_id", "num_return_sequences", "token_healing",
-    "use_cache", "cache_implementation", "guidance_scale", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
-}  # fmt: skip
+    "max_length",
+    "min_length",
+    "eos_token_id",
+    "num_return_sequences",
+    "token_healing",
+    "use_cache",
+    "cache_implementation",
+    "guidance_scale",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+}
 
 
 def check(decoding: DecodingConfig) -> None:
@@ -27,14 +42,21 @@ def check(decoding: DecodingConfig) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
+    passed = (
+        {key for key in GenerationConfig().to_dict() if not key.startswith("_")}
+        - REFUSED
+        - OWN_KEYS.keys()
+    )
     for key, value in decoding.generate_kwargs.items():
         if key in OWN_KEYS:
-            raise UsageError(f"decoding.generate_kwargs.{key} is not supported; use decoding.{OWN_KEYS[key]}={str(value)[:40]}")
+            raise UsageError(
+                f"decoding.generate_kwargs.{key} is not supported; use"
+                f" decoding.{OWN_KEYS[key]}={str(value)[:40]}"
+            )
         if key in REFUSED:
             raise UsageError(
-                f"decoding.generate_kwargs.{key} is not supported, because it changes the token counts or the decoding method; "
-                "remove that option"
+                f"decoding.generate_kwargs.{key} is not supported, because it changes the token"
+                " counts or the decoding method; remove that option"
             )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
@@ -48,14 +70,20 @@ def check(decoding: DecodingConfig) -> None:
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.startswith("- ")), str(error).split("\n")[0])
+        reason = next(
+            (line for line in str(error).splitlines() if line.startswith("- ")),
+            str(error).split("\n")[0],
+        )
         raise UsageError(
-            f"decoding.generate_kwargs is refused by transformers ({reason.removeprefix('- ')[:200]}); correct the option"
+            "decoding.generate_kwargs is refused by transformers"
+            f" ({reason.removeprefix('- ')[:200]}); correct the option"
         ) from None
 
 
 def settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """Convert a decoding configuration to options of `generate`; the options override the checkpoint's own defaults."""
+    """Convert a decoding configuration to options of `generate`; the options override the
+    checkpoint's own defaults.
+    """
     chosen: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,
@@ -64,7 +92,15 @@ def settings(decoding: DecodingConfig) -> dict[str, Any]:
         "max_new_tokens": decoding.max_new_tokens,
     }
     if decoding.do_sample:
-        chosen |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+        chosen |= {
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k,
+        }
     else:
-        chosen |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' defaults; greedy decoding ignores them
+        chosen |= {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 50,
+        }  # transformers' defaults; greedy decoding ignores them
     return {**chosen, **(decoding.generate_kwargs or {})}

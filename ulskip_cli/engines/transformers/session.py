@@ -22,7 +22,9 @@ class TransformersSession(Session):
         self.views, self.device = views, views.device
         self._kv_bytes = (0, 0)
         self._prefilled_at = 0.0
-        self._models: dict[tuple[int, ...], PreTrainedModel] = {}  # by the first steps of the stages
+        self._models: dict[
+            tuple[int, ...], PreTrainedModel
+        ] = {}  # by the first steps of the stages
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
@@ -49,15 +51,21 @@ class TransformersSession(Session):
                 stopping_criteria=[observer],
                 **({"tokenizer": self.views.tokenizer} if stops else {}),
             )
-        except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # transformers checks many options only when it uses them
             if not decoding.generate_kwargs:
                 raise
             raise UsageError(
-                f"decoding.generate_kwargs is refused by transformers ({' '.join(str(error).split())[:200]}); "
-                f"correct or remove one of: {', '.join(decoding.generate_kwargs)}"
+                "decoding.generate_kwargs is refused by transformers"
+                f" ({' '.join(str(error).split())[:200]}); correct or remove one of:"
+                f" {', '.join(decoding.generate_kwargs)}"
             ) from None
         clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
-        output = BatchOutput.of(request, sequences[:, input_ids.shape[1] :].tolist(), clock, self._kv_bytes)
+        output = BatchOutput.of(
+            request, sequences[:, input_ids.shape[1] :].tolist(), clock, self._kv_bytes
+        )
         if not stops:
             return output
         rows = [self._until_stop(row, stops) for row in output.token_ids]
@@ -67,15 +75,22 @@ class TransformersSession(Session):
         if first_steps not in self._models:
             moved = zip(self.views.stages, first_steps, strict=True)
             stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
-            self._models[first_steps] = shallow_view.two_phase(self.views.prompt_model, stages, self._on_prefill)
+            self._models[first_steps] = shallow_view.two_phase(
+                self.views.prompt_model, stages, self._on_prefill
+            )
         return self._models[first_steps]
 
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
-        self._kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, self.views.stages[0].kept)
+        self._kv_bytes = (
+            shallow_view.kv_bytes(cache),
+            shallow_view.kv_bytes(cache, self.views.stages[0].kept),
+        )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
-        """Truncate a sequence behind its first stop string; `generate` runs until all sequences have stopped."""
+        """Truncate a sequence behind its first stop string; `generate` runs until all sequences
+        have stopped.
+        """
         tokenizer = self.views.tokenizer
         assert tokenizer is not None
 
@@ -89,9 +104,16 @@ class TransformersSession(Session):
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
-    """A stopping criterion that never stops; it records the time of the first token and reports the number of tokens."""
+    """A stopping criterion that never stops; it records the time of the first token and reports the
+    number of tokens.
+    """
 
-    def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        prompt_shape: Sequence[int],
+        on_step: Callable[[int], None] | None,
+    ) -> None:
         self.device = device
         self.batch, self.prompt_len = prompt_shape
         self.on_step = on_step

@@ -18,20 +18,28 @@ DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
 
 
-def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
+def points(
+    overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None
+) -> list[Config]:
     """Return the configurations of a grid in the order of the overrides, without duplicates.
 
-    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If they name no experiment,
-    `preset` is used. Without a preset, the default experiment is used if every override has a single value.
+    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
+    they name no experiment, `preset` is used. Without a preset, the default experiment is used if
+    every override has a single value.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
         composed += _grid(one, extra_dir)
     if not composed:
-        raise UsageError(f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values, e.g. ratio=2,3")
+        raise UsageError(
+            f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
+            " e.g. ratio=2,3"
+        )
     folders = dict.fromkeys(str(Path(config.results_dir, config.name)) for config in composed)
     if len(folders) > 1:
-        raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; set one name=NAME")
+        raise UsageError(
+            f"expected one results folder for a sweep, got {', '.join(folders)}; set one name=NAME"
+        )
     found: dict[str, Config] = {}
     for config in composed:
         found.setdefault(config.identity, config)
@@ -39,28 +47,42 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
 
 
 def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
-    """Return one list of overrides for every experiment that the overrides name, because each experiment has its own grid."""
+    """Return one list of overrides for every experiment that the overrides name, because each
+    experiment has its own grid.
+    """
     for i, one in enumerate(parse_overrides(overrides)):
         if one.key_or_group == "experiment" and one.is_sweep_override():
-            return [[*overrides[:i], f"experiment={name}", *overrides[i + 1 :]] for name in _values(one, extra_dir)]
+            return [
+                [*overrides[:i], f"experiment={name}", *overrides[i + 1 :]]
+                for name in _values(one, extra_dir)
+            ]
     return [list(overrides)]
 
 
 def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
-    """Return every combination of the values swept on the command line and in the experiment, and then their alternatives.
+    """Return every combination of the values swept on the command line and in the experiment, and
+    then their alternatives.
 
     Inapplicable points are included, and inapplicable alternatives left out.
     """
     parsed = parse_overrides(overrides)
-    fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
+    fixed = [
+        text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()
+    ]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
     grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
     presets = {key: text for key, text in grid.items() if key not in given}
-    axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
+    axes |= {
+        key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
+        for key, text in presets.items()
+    }
     count = math.prod(map(len, axes.values()))
     if count > MAX_POINTS:
-        raise UsageError(f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into several sweeps")
+        raise UsageError(
+            f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
+            " several sweeps"
+        )
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     found: list[Config] = []
     others: list[Config] = []
@@ -70,13 +92,17 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
         config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
         asked, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
         refused = {error.key: error for error in foreign}
-        nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
+        nowhere = (
+            refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
+        )
         with contextlib.suppress(NotApplicable):
             check_run(config, "sweep")
         found.append(config)
         others += alternative_points(config, asked, texts, extra_dir)
     for key, error in (nowhere or {}).items():
-        if key not in presets or key.partition(".")[0] not in given:  # a preset may sweep keys that the given choices lack
+        if (
+            key not in presets or key.partition(".")[0] not in given
+        ):  # a preset may sweep keys that the given choices lack
             raise error
     return [*found, *others]
 
@@ -84,7 +110,9 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and return their errors."""
+    """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and
+    return their errors.
+    """
     foreign: list[UnknownKey] = []
     while True:
         try:
@@ -119,16 +147,25 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
             raise UsageError(
-                f"glob(...) is supported only for a config group ({', '.join(GROUPS)}), not for {override.key_or_group}; "
-                f"list values, e.g. {override.key_or_group}=A,B"
+                f"glob(...) is supported only for a config group ({', '.join(GROUPS)}), not for"
+                f" {override.key_or_group}; list values, e.g. {override.key_or_group}=A,B"
             )
         names = group_choices(override.key_or_group, extra_dir)
-        wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in value.include)]
-        chosen = [name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)]
+        wanted = [
+            name for name in names if any(fnmatch(name, pattern) for pattern in value.include)
+        ]
+        chosen = [
+            name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)
+        ]
         if not chosen:
-            raise UsageError(f"expected a pattern that matches one of {', '.join(names)}, got '{override.input_line}'")
+            raise UsageError(
+                f"expected a pattern that matches one of {', '.join(names)}, got"
+                f" '{override.input_line}'"
+            )
         return chosen
     try:
         return [str(text) for text in islice(override.sweep_string_iterator(), MAX_POINTS + 1)]
     except (HydraException, ValueError):
-        raise UsageError(f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'") from None
+        raise UsageError(
+            f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'"
+        ) from None

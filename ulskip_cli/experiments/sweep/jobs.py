@@ -1,4 +1,6 @@
-"""Turn the points of a sweep into jobs: resolve, label and order them, baselines first. Imports no torch."""
+"""Turn the points of a sweep into jobs: resolve, label and order them, baselines first. Imports no
+torch.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,9 @@ class Job:
 
     @property
     def baseline(self) -> str | None:
-        """The identifier of the baseline job that must finish before this job; None if the job has no baseline."""
+        """The identifier of the baseline job that must finish before this job; None if the job has
+        no baseline.
+        """
         return self.point.baseline.run_id if self.point and self.point.baseline else None
 
     @property
@@ -48,9 +52,11 @@ def failure_reason(error: BaseException) -> str:
 
 
 def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> list[Job]:
-    """Resolve the points of a sweep into jobs, in running order; raise UsageError if every point is refused.
+    """Resolve the points of a sweep into jobs, in running order; raise UsageError if every point is
+    refused.
 
-    Points of one model follow each other, so that its weights are loaded once, and a baseline comes before its points.
+    Points of one model follow each other, so that its weights are loaded once, and a baseline comes
+    before its points.
     """
     resolver, varying = resolver or Resolver(), _varying(configs)
     models = list(dict.fromkeys(str(config.model) for config in configs))
@@ -59,7 +65,9 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
         job = _resolve(config, _label(config, varying), resolver)
         full = job.point.baseline if job.point else None
         if full and full.run_id not in jobs:
-            jobs[full.run_id] = Job(full.config, full.run_id, _label(full.config, varying), full, requested=False)
+            jobs[full.run_id] = Job(
+                full.config, full.run_id, _label(full.config, varying), full, requested=False
+            )
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
     requested = [job for job in jobs.values() if job.requested]
     refused = [job.refused for job in requested if job.refused]
@@ -77,7 +85,9 @@ def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys that vary. A key of a config group varies only if points with the same choice in the group differ."""
+    """Return the keys that vary. A key of a config group varies only if points with the same choice
+    in the group differ.
+    """
     values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
     for point in points:
         flat = dict(_flat(point.plain()))
@@ -101,8 +111,16 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _label(config: Config, varying: Sequence[str]) -> str:
     flat = dict(_flat(config.plain()))
     ratio = [f"ratio {config.ratio:g}"] if config.strategy.follows_ratio else []
-    names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying}
-    return " ".join([config.strategy.name, *ratio, *(f"{name} {flat[key]}" for key, name in names.items() if key in flat)])
+    names = {
+        key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying
+    }
+    return " ".join(
+        [
+            config.strategy.name,
+            *ratio,
+            *(f"{name} {flat[key]}" for key, name in names.items() if key in flat),
+        ]
+    )
 
 
 def results_folder(jobs: Sequence[Job]) -> ResultsFolder:

@@ -1,7 +1,9 @@
-"""Launchers start N times the same command, `ulskip sweep ... --since ROWS`: on this machine, on Slurm or on Ray.
+"""Launchers start N times the same command, `ulskip sweep ... --since ROWS`: on this machine, on
+Slurm or on Ray.
 
-A worker is that command in another process. It claims points by lock files, so any number of workers share a folder. Slurm and
-Ray start a lost worker again by their own means, and `Local` does so itself.
+A worker is that command in another process. It claims points by lock files, so any number of
+workers share a folder. Slurm and Ray start a lost worker again by their own means, and `Local` does
+so itself.
 """
 
 import logging
@@ -18,7 +20,9 @@ from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.core.errors import UsageError
 
 SHARED = ("submitit", "ray")  # their workers may be on other machines, whose rows count too
-END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"  # a worker ends when its standard input is closed, as it is when its parent dies
+END_WITH_STDIN = (  # a worker ends when its standard input is closed, as it is when its parent dies
+    "ULSKIP_END_WITH_STDIN"
+)
 CONNECT_SECONDS = 10.0
 END_SECONDS = 5.0
 MINUTES = 24 * 60  # of a Slurm job
@@ -28,7 +32,9 @@ class WorkerPool(Protocol):
     """The workers of one launcher."""
 
     def alive(self) -> int:
-        """Return how many workers are queued or run; start those again that died, as often as launcher.max_retries allows."""
+        """Return how many workers are queued or run; start those again that died, as often as
+        launcher.max_retries allows.
+        """
 
     def end(self) -> None:
         """Stop all workers; their finished batches are stored."""
@@ -37,7 +43,9 @@ class WorkerPool(Protocol):
 class Local:
     """Workers as processes of this machine, one for each device."""
 
-    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
+    def __init__(
+        self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int
+    ) -> None:
         """Start the workers; each writes its output to a file in `logs`."""
         devices = _devices()
         size = min(workers, launcher.workers or max(1, len(devices)))
@@ -54,7 +62,11 @@ class Local:
     def _start(self, number: int) -> "subprocess.Popen[bytes]":
         with (self._logs / f"worker-{number}.log").open("ab") as log:
             return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environments[number]
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environments[number],
             )
 
     def alive(self) -> int:
@@ -79,7 +91,9 @@ class Local:
 
 
 class WorkerJob:
-    """A worker as a job of submitit; a job that Slurm preempts or that runs out of time is queued again."""
+    """A worker as a job of submitit; a job that Slurm preempts or that runs out of time is queued
+    again.
+    """
 
     def __init__(self, command: Sequence[str], threads: int | None) -> None:
         self.command, self.threads, self.folder = command, threads, str(Path.cwd())
@@ -98,7 +112,9 @@ class WorkerJob:
 class Submitit:
     """Workers as Slurm jobs, or as processes of this machine if Slurm is missing."""
 
-    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
+    def __init__(
+        self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int
+    ) -> None:
         """Submit the jobs; raise UsageError if submitit is not installed or rejects an option."""
         try:
             import submitit
@@ -109,7 +125,8 @@ class Submitit:
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
         (logs / "submitit").mkdir(parents=True, exist_ok=True)
         try:
-            # submitit loads pickles from its folder, so the folder must be new and writable by this user only.
+            # submitit loads pickles from its folder, so the folder must be new and writable by this
+            # user only.
             folder = tempfile.mkdtemp(dir=logs.resolve() / "submitit")
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
             on_slurm = executor.cluster == "slurm"  # Slurm assigns separate cores to each job
@@ -118,7 +135,8 @@ class Submitit:
             executor.update_parameters(**options)
         except Exception as error:
             raise UsageError(
-                f"submitit refused launcher.executor or launcher.options ({' '.join(str(error).split())[:200]}); correct them"
+                "submitit refused launcher.executor or launcher.options"
+                f" ({' '.join(str(error).split())[:200]}); correct them"
             ) from None
         threads = options.get("cpus_per_task") if on_slurm else _threads(launcher.threads, size)
         self._jobs: list[Any] = [executor.submit(WorkerJob(command, threads)) for _ in range(size)]
@@ -135,10 +153,16 @@ class Submitit:
 
 
 class Ray:
-    """Workers as tasks on a Ray cluster; without an address, Ray starts a cluster on this machine."""
+    """Workers as tasks on a Ray cluster; without an address, Ray starts a cluster on this
+    machine.
+    """
 
-    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
-        """Connect to a cluster and submit the tasks; raise UsageError if ray or the cluster is missing."""
+    def __init__(
+        self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int
+    ) -> None:
+        """Connect to a cluster and submit the tasks; raise UsageError if ray or the cluster is
+        missing.
+        """
         try:
             import ray
         except ImportError:
@@ -148,25 +172,33 @@ class Ray:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
             quiet["include_dashboard"] = False
-            os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, other processes would slow the timings
+            os.environ.setdefault(
+                "RAY_worker_niceness", "0"
+            )  # with Ray's own, other processes would slow the timings
         try:
             _check_reachable(address)
             ray.init(address=address, ignore_reinit_error=True, **quiet)
         except Exception as error:
             raise UsageError(
-                f"launcher=ray: expected a Ray cluster at {address}, got none ({' '.join(str(error).split())[:160]}); "
-                "check launcher.address, or set it to null to use this machine"
+                f"launcher=ray: expected a Ray cluster at {address}, got none"
+                f" ({' '.join(str(error).split())[:160]}); check launcher.address, or set it to"
+                " null to use this machine"
             ) from None
         devices = int(ray.cluster_resources().get("GPU", 0))
         size = min(workers, launcher.workers or max(1, devices))
         threads = _threads(launcher.threads, size)
         options: dict[str, Any] = {"num_cpus": threads or 1, "num_gpus": 1 if devices else 0}
-        options |= {"max_retries": launcher.max_retries, "retry_exceptions": [subprocess.CalledProcessError]}
+        options |= {
+            "max_retries": launcher.max_retries,
+            "retry_exceptions": [subprocess.CalledProcessError],
+        }
         try:
             task: Any = ray.remote(run_worker).options(**{**options, **(launcher.options or {})})
         except (ValueError, TypeError) as error:
             ray.shutdown()
-            raise UsageError(f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it") from None
+            raise UsageError(
+                f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it"
+            ) from None
         self._tasks = [task.remote(command, threads, str(Path.cwd())) for _ in range(size)]
 
     def alive(self) -> int:
@@ -200,20 +232,33 @@ def run_worker(command: Sequence[str], threads: int | None, folder: str) -> None
 
 
 def worker_command(words: Sequence[str], since: int) -> list[str]:
-    """Return the command of a worker: the words of the sweep, and the number of rows that were there before it began."""
+    """Return the command of a worker: the words of the sweep, and the number of rows that were
+    there before it began.
+    """
     return [sys.executable, "-m", "ulskip_cli", "sweep", *words, "--since", str(since)]
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
-    """Return environment variables that limit a worker's threads; OpenMP reads them only when it is loaded."""
-    return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} if threads else {}
+    """Return environment variables that limit a worker's threads; OpenMP reads them only when it is
+    loaded.
+    """
+    return (
+        {
+            name: str(threads)
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        }
+        if threads
+        else {}
+    )
 
 
 def _threads(asked: int | None, workers: int) -> int | None:
     """Return the number of threads of each worker on this machine; None means torch's default."""
     if asked or workers == 1:
         return asked
-    return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    return (
+        max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    )
 
 
 def _devices() -> list[str]:
@@ -226,7 +271,9 @@ def _devices() -> list[str]:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise OSError if the cluster's address does not accept a connection; Ray's own client would wait for minutes."""
+    """Raise OSError if the cluster's address does not accept a connection; Ray's own client would
+    wait for minutes.
+    """
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
@@ -234,4 +281,7 @@ def _check_reachable(address: str | None) -> None:
 
 def _missing(package: str) -> UsageError:
     """Return the error for a launcher whose package is not installed."""
-    return UsageError(f"launcher={package} requires the package {package}; install it with pip install 'ulskip[{package}]'")
+    return UsageError(
+        f"launcher={package} requires the package {package}; install it with pip install"
+        f" 'ulskip[{package}]'"
+    )

@@ -1,4 +1,6 @@
-"""The records and failures of many points, and `run_each`, which runs points one after another without resuming."""
+"""The records and failures of many points, and `run_each`, which runs points one after another
+without resuming.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,9 @@ class SweepOutcome:
     """The records and failures of a grid's points."""
 
     num_requested: int
-    records: dict[str, Record] = field(default_factory=dict)  # by identifier, in the order of the points, with baselines
+    records: dict[str, Record] = field(
+        default_factory=dict
+    )  # by identifier, in the order of the points, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
 
     def add(self, records: Sequence[Record]) -> None:
@@ -27,14 +31,19 @@ class SweepOutcome:
             self.records[record.id] = record
 
     def as_json(self) -> Row:
-        """Return the object that `--json` prints: the row of a single point, or all rows and failures."""
+        """Return the object that `--json` prints: the row of a single point, or all rows and
+        failures.
+        """
         rows = [record.to_row() for record in self.records.values()]
         return rows[-1] if self.num_requested == 1 else {"rows": rows, "failed": self.failures}
 
     def check(self) -> None:
         """Raise RunError if a point failed."""
         if self.failures:
-            raise RunError(f"{len(self.failures)} of {self.num_requested} points failed, the first: {self.failures[0]}")
+            raise RunError(
+                f"{len(self.failures)} of {self.num_requested} points failed, the first:"
+                f" {self.failures[0]}"
+            )
 
 
 class GridProgress(ProgressCallback, Protocol):
@@ -48,13 +57,19 @@ class GridProgress(ProgressCallback, Protocol):
 
 
 def run_each(
-    points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[Record]], progress: GridProgress
+    points: Sequence[ResolvedPoint],
+    run_point: Callable[[ResolvedPoint], list[Record]],
+    progress: GridProgress,
 ) -> SweepOutcome:
-    """Run points one after another; a failed point does not stop the others. If there is only one point, its error is raised.
+    """Run points one after another; a failed point does not stop the others. If there is only one
+    point, its error is raised.
 
-    `run_point` stores a point's records and returns them, the baseline first and the point's own record last.
+    `run_point` stores a point's records and returns them, the baseline first and the point's own
+    record last.
     """
-    folders = {folder.path: folder for folder in (ResultsFolder.of(point.config) for point in points)}
+    folders = {
+        folder.path: folder for folder in (ResultsFolder.of(point.config) for point in points)
+    }
     for folder in folders.values():
         folder.check_writable()
     outcome = SweepOutcome(len(points))

@@ -24,8 +24,13 @@ class SweepOptions:
 
     force: bool = False  # run finished points again
     fail_fast: bool = False  # stop at the first failure
-    since: int | None = None  # of a worker: the number of rows when its sweep began; None: this process is the sweep
-    words: Sequence[str] | None = None  # of the command line, which workers run; None: this process runs the jobs
+    since: int | None = (
+        # of a worker: the number of rows when its sweep began; None: this process is the sweep
+        None
+    )
+    words: Sequence[str] | None = (
+        None  # of the command line, which workers run; None: this process runs the jobs
+    )
 
 
 class SweepObserver(JobObserver, ProgressCallback, Protocol):
@@ -41,8 +46,9 @@ class SweepObserver(JobObserver, ProgressCallback, Protocol):
 def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
     """Run all jobs that are not finished, and return the records of all jobs.
 
-    Raises UsageError if the folder cannot be written or the launcher's package is missing, StorageError if a result cannot
-    be stored, and RunError if workers end without finishing all points.
+    Raises UsageError if the folder cannot be written or the launcher's package is missing,
+    StorageError if a result cannot be stored, and RunError if workers end without finishing all
+    points.
     """
     launcher, folder = jobs[0].config.launcher, results_folder(jobs)
     is_worker = options.since is not None
@@ -71,16 +77,27 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
     observer.rows_changed(folder)
     if tracker.to_do and not runs_here and not (options.fail_fast and status.any_failed(jobs)):
         raise RunError(
-            f"{len(tracker.to_do)} of {len(jobs)} points are left, because all workers ended, e.g. out of memory; see "
-            f"{folder.path / 'logs'}, and run the same command again to continue"
+            f"{len(tracker.to_do)} of {len(jobs)} points are left, because all workers ended, e.g."
+            f" out of memory; see {folder.path / 'logs'}, and run the same command again to"
+            " continue"
         )
     records = {job.id: record for job in jobs if (record := status.record(job)) is not None}
-    failed = [(job.label, records[job.id]) for job in jobs if job.id in records and records[job.id].status == FAILED]
-    return SweepOutcome(sum(job.requested for job in jobs), records, [f"{label}: {record.reason}" for label, record in failed])
+    failed = [
+        (job.label, records[job.id])
+        for job in jobs
+        if job.id in records and records[job.id].status == FAILED
+    ]
+    return SweepOutcome(
+        sum(job.requested for job in jobs),
+        records,
+        [f"{label}: {record.reason}" for label, record in failed],
+    )
 
 
 class _Tracker:
-    """A `JobObserver` that tracks which jobs this or another process has settled, and notifies the sweep's observer."""
+    """A `JobObserver` that tracks which jobs this or another process has settled, and notifies the
+    sweep's observer.
+    """
 
     def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
         self.observer, self.jobs, self.status = observer, jobs, status
@@ -93,7 +110,9 @@ class _Tracker:
         return [job for job in self.jobs if job.id not in self._settled]
 
     def update(self) -> None:
-        """Settle the jobs that other processes recorded since the last call; the first call includes earlier sweeps."""
+        """Settle the jobs that other processes recorded since the last call; the first call
+        includes earlier sweeps.
+        """
         self.status.refresh()
         for job in self.to_do:
             if self.status.state(job) != TO_DO:

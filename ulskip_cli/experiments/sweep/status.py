@@ -24,7 +24,9 @@ class JobState:
 
 
 class SweepStatus:
-    """Derives the states of jobs from the rows of a results folder, and reads new rows as they are appended."""
+    """Derives the states of jobs from the rows of a results folder, and reads new rows as they are
+    appended.
+    """
 
     def __init__(
         self,
@@ -36,15 +38,17 @@ class SweepStatus:
     ) -> None:
         """Read the existing rows. With `force`, only rows that this sweep appends count.
 
-        Rows of machines whose times do not compare with this machine's count only for launchers that use several machines.
-        `since` is the number of stored rows when the sweep began; None means that the sweep begins now. `quick` compares
-        processors alone, which needs no torch.
+        Rows of machines whose times do not compare with this machine's count only for launchers
+        that use several machines. `since` is the number of stored rows when the sweep began; None
+        means that the sweep begins now. `quick` compares processors alone, which needs no torch.
         """
         self.folder = folder
         self.force = force
         self._launcher, self._quick = launcher, quick
         self._records: dict[str, list[tuple[int, Record]]] = {}
-        self._file: int | None = None  # the inode that was read; quarantining corrupt lines replaces the file
+        self._file: int | None = (
+            None  # the inode that was read; quarantining corrupt lines replaces the file
+        )
         self._offset = self._count = 0
         self.refresh()
         self.since = self._count if since is None else since
@@ -69,7 +73,9 @@ class SweepStatus:
             self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
-        """Return `done`, `n/a`, `failed` or `to do`. Finished runs of earlier sweeps count, failures do not."""
+        """Return `done`, `n/a`, `failed` or `to do`. Finished runs of earlier sweeps count,
+        failures do not.
+        """
         if self.finished(job.id):
             return DONE
         newest = self.newest(job)
@@ -92,16 +98,24 @@ class SweepStatus:
         return bool(records) and not records[-1][1].is_done and self._is_fresh(run_id)
 
     def any_failed(self, jobs: Sequence[Job]) -> bool:
-        """True if a job failed in this sweep; failures that other sweeps write into the same folder do not count."""
+        """True if a job failed in this sweep; failures that other sweeps write into the same folder
+        do not count.
+        """
         return any(self.state(job) == FAILED for job in jobs)
 
     def finished(self, run_id: str) -> Record | None:
-        """Return a point's finished record if this sweep can use it and its generations are stored; otherwise None."""
+        """Return a point's finished record if this sweep can use it and its generations are stored;
+        otherwise None.
+        """
         if not self.folder.generations_path(run_id).is_file():
             return None
         for index, record in reversed(self._records.get(run_id, ())):
             is_new = index >= self.since
-            if record.is_done and (is_new or not self.force) and (is_new or self._is_like_here(record)):
+            if (
+                record.is_done
+                and (is_new or not self.force)
+                and (is_new or self._is_like_here(record))
+            ):
                 return record
         return None
 
@@ -114,13 +128,17 @@ class SweepStatus:
             return JobState(refused, " ".join(str(job.refused).split()))
         newest = self.newest(job)
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
-        notes = [f"{num_batches} batch{'es' * (num_batches > 1)} finished"] if num_batches > 0 else []
+        notes = (
+            [f"{num_batches} batch{'es' * (num_batches > 1)} finished"] if num_batches > 0 else []
+        )
         if newest and newest.status == FAILED:
             notes.append(f"failed before: {newest.reason}")
         return JobState(TO_DO, "; ".join(notes))
 
     def _is_like_here(self, record: Record) -> bool:
-        """Return True if a row counts; in a sweep of one process, the number of threads has to be equal too."""
+        """Return True if a row counts; in a sweep of one process, the number of threads has to be
+        equal too.
+        """
         if self._launcher in SHARED:
             return True
         also = ("threads",) if self._launcher == "inline" else ()

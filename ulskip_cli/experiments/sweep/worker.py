@@ -18,7 +18,9 @@ from ulskip_cli.experiments.sweep.jobs import Job
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 
 POLL_SECONDS = 0.2
-RunJob = Callable[[Job, Record | None], Record]  # takes a job and its baseline's record, returns the stored record
+RunJob = Callable[
+    [Job, Record | None], Record
+]  # takes a job and its baseline's record, returns the stored record
 
 
 class JobObserver(Protocol):
@@ -33,9 +35,11 @@ class JobObserver(Protocol):
 
 @dataclass
 class Worker:
-    """Runs jobs in order. The worker skips a job that another worker has claimed, and waits for it at the end.
+    """Runs jobs in order. The worker skips a job that another worker has claimed, and waits for it
+    at the end.
 
-    A job that was claimed before and has no record comes last, because it may have ended the process that ran it.
+    A job that was claimed before and has no record comes last, because it may have ended the
+    process that ran it.
     """
 
     jobs: Sequence[Job]  # all jobs of the sweep, a baseline before its points
@@ -60,7 +64,9 @@ class Worker:
             pending = left
 
     def _settle(self, job: Job) -> bool:
-        """Run a job that has no record; return False if another worker has claimed the job, or the baseline is missing."""
+        """Run a job that has no record; return False if another worker has claimed the job, or the
+        baseline is missing.
+        """
         if self.status.state(job) != TO_DO:
             self.observer.job_settled(job, self.status.record(job), ran=False)
             return True
@@ -87,7 +93,10 @@ class Worker:
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:
-                raise RunError(f"expected a result of the full baseline {job.baseline}, got none; fix that run first")
+                raise RunError(
+                    f"expected a result of the full baseline {job.baseline}, got none; fix that run"
+                    " first"
+                )
             record = self.run_job(job, baseline)
         except StorageError:
             raise
@@ -118,7 +127,9 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
 
 
 def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> Record:
-    """Store a failed job's record and traceback; raise StorageError if the results folder cannot be written."""
+    """Store a failed job's record and traceback; raise StorageError if the results folder cannot be
+    written.
+    """
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):

@@ -10,7 +10,9 @@ SEED = 12345
 
 
 def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, Any]:
-    """Compute the difference of two systems' means over segments, with a 95% interval and a two-sided p-value."""
+    """Compute the difference of two systems' means over segments, with a 95% interval and a
+    two-sided p-value.
+    """
     drawn = np.random.default_rng(SEED).integers(len(own), size=(NUM_RESAMPLES, len(own)))
     differences = (own - full)[drawn].mean(axis=1)
     low, high = np.quantile(differences, [0.025, 0.975])
@@ -20,5 +22,7 @@ def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, An
         "delta": float((own - full).mean()),
         "delta_low": float(low),
         "delta_high": float(high),
-        "p_value": min(1.0, 2 * float(beyond + 1) / (NUM_RESAMPLES + 1)),  # the sample itself is one of the resamples
+        "p_value": min(
+            1.0, 2 * float(beyond + 1) / (NUM_RESAMPLES + 1)
+        ),  # the sample itself is one of the resamples
     }

@@ -12,7 +12,9 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Percentage of hypotheses that equal the reference, ignoring case and differences in white space."""
+    """Percentage of hypotheses that equal the reference, ignoring case and differences in white
+    space.
+    """
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Accept any references; the metric needs no package."""
@@ -23,7 +25,11 @@ class ExactMatch:
         compared = {}
         if answers.full is not None:
             compared = {"exact_match": compare(own, matches(answers.full, answers.references))}
-        return Scores({"exact_match": float(own.mean())}, {"exact_match": "case and white space folded"}, compared)
+        return Scores(
+            {"exact_match": float(own.mean())},
+            {"exact_match": "case and white space folded"},
+            compared,
+        )
 
 
 def matches(hypotheses: list[str], references: list[str]) -> NDArray[np.float64]:

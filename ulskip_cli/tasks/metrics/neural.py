@@ -27,7 +27,9 @@ COMET_COMMAND = "comet-score"
 
 @dataclass(frozen=True)
 class Comet:
-    """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs an older transformers."""
+    """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs
+    an older transformers.
+    """
 
     model: str  # hub id or path of a checkpoint
 
@@ -35,8 +37,9 @@ class Comet:
         """Raise UsageError if the command is not on the PATH."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
-                f"metric comet requires the command {COMET_COMMAND} in a separate environment with an older transformers; "
-                "install it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
+                f"metric comet requires the command {COMET_COMMAND} in a separate environment with"
+                " an older transformers; install it with: pipx install unbabel-comet && pipx"
+                " inject unbabel-comet 'setuptools<81'"
             )
 
     def score(self, answers: Answers) -> Scores:
@@ -52,11 +55,16 @@ class Comet:
         with tempfile.TemporaryDirectory() as folder:
 
             def write(name: str, texts: list[str]) -> str:
-                (Path(folder) / name).write_text("".join(f"{' '.join(text.split())}\n" for text in texts), "utf-8")
+                (Path(folder) / name).write_text(
+                    "".join(f"{' '.join(text.split())}\n" for text in texts), "utf-8"
+                )
                 return name
 
             files = [write(f"system{i}", texts) for i, texts in enumerate(systems)]
-            sources, references = write("source", answers.sources), write("reference", answers.references)
+            sources, references = (
+                write("source", answers.sources),
+                write("reference", answers.references),
+            )
             local = user_path(self.model, "a metric's model")
             options = {
                 "--model": str(local.resolve()) if local.is_file() else self.model,
@@ -64,19 +72,40 @@ class Comet:
                 "--gpus": str(int(torch.cuda.is_available())),
                 "--to_json": "scores.json",
             }
-            command = [COMET_COMMAND, "-s", sources, "-r", references, "-t", *files, "--quiet", "--only_system"]
+            command = [
+                COMET_COMMAND,
+                "-s",
+                sources,
+                "-r",
+                references,
+                "-t",
+                *files,
+                "--quiet",
+                "--only_system",
+            ]
             command += [argument for option in options.items() for argument in option]
-            process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            process = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, check=False
+            )
             output = Path(folder) / "scores.json"
             if process.returncode or not output.is_file():
-                raise _scoring_error("comet", self.model, (process.stderr.strip() or process.stdout.strip()).split("\n")[-1])
+                raise _scoring_error(
+                    "comet",
+                    self.model,
+                    (process.stderr.strip() or process.stdout.strip()).split("\n")[-1],
+                )
             scored = json.loads(output.read_text("utf-8"))
-        return [100 * np.array([one["COMET"] for one in scored[name]], dtype=np.float64) for name in files]
+        return [
+            100 * np.array([one["COMET"] for one in scored[name]], dtype=np.float64)
+            for name in files
+        ]
 
 
 @dataclass(frozen=True)
 class BertScore:
-    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100."""
+    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean
+    over segments, times 100.
+    """
 
     model: str | None  # hub id or folder; None: bert-score's default for the language
     language: str
@@ -85,7 +114,8 @@ class BertScore:
         """Raise UsageError if bert-score is not installed."""
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
-                "metric bertscore requires bert-score; install it: pip install 'ulskip[bertscore]' or pip install bert-score"
+                "metric bertscore requires bert-score; install it: pip install 'ulskip[bertscore]'"
+                " or pip install bert-score"
             )
 
     def score(self, answers: Answers) -> Scores:
@@ -96,9 +126,14 @@ class BertScore:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if self.model and self.model.startswith((".", "/", "~")) and not user_path(self.model, "a metric's model").exists():
+        if (
+            self.model
+            and self.model.startswith((".", "/", "~"))
+            and not user_path(self.model, "a metric's model").exists()
+        ):
             raise UsageError(
-                f"expected task.bertscore_model to be a hub id or a folder, got {self.model}, which does not exist"
+                f"expected task.bertscore_model to be a hub id or a folder, got {self.model}, which"
+                " does not exist"
             )
 
         def segments(hypotheses: list[str]) -> NDArray[np.float64]:
@@ -116,7 +151,9 @@ class BertScore:
             own, full = segments(answers.hypotheses), answers.full and segments(answers.full)
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
-            raise _scoring_error("bertscore", self.model or f"the default for '{self.language}'", reason) from None
+            raise _scoring_error(
+                "bertscore", self.model or f"the default for '{self.language}'", reason
+            ) from None
         return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
 
 
@@ -133,4 +170,6 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
 def _scoring_error(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
     key = f"task.{metric}_model (ulskip score: --{metric}-model)"
-    return RunError(f"metric {metric}: cannot score with {model} ({first}); set {key} to a local model")
+    return RunError(
+        f"metric {metric}: cannot score with {model} ({first}); set {key} to a local model"
+    )

@@ -22,7 +22,9 @@ class Scores:
     """Metric values, their signatures, and the paired comparison with the full model."""
 
     values: dict[str, float]  # by row key, for example `bleu`
-    signatures: dict[str, str] = field(default_factory=dict)  # settings of the scorer, which make a value reproducible
+    signatures: dict[str, str] = field(
+        default_factory=dict
+    )  # settings of the scorer, which make a value reproducible
     # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
     against_full: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -31,7 +33,9 @@ class Metric(Protocol):
     """A scorer with its settings."""
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Raise UsageError before generation if a package is missing or a reference cannot be read."""
+        """Raise UsageError before generation if a package is missing or a reference cannot be
+        read.
+        """
 
     def score(self, answers: Answers) -> Scores:
         """Score all answers."""

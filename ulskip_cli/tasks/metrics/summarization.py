@@ -20,18 +20,21 @@ _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops a
 class Rouge:
     """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
 
-    ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences, references are not.
+    ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences,
+    references are not.
     """
 
     stemmer: bool
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops all other characters."""
+        """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops
+        all other characters.
+        """
         unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
         if unreadable is not None:
             raise UsageError(
-                f"metric rouge requires Latin letters or digits, got the reference {unreadable[:40]!r}; "
-                "task.metrics=[chrf] scores any script"
+                "metric rouge requires Latin letters or digits, got the reference"
+                f" {unreadable[:40]!r}; task.metrics=[chrf] scores any script"
             )
 
     def score(self, answers: Answers) -> Scores:
@@ -40,18 +43,28 @@ class Rouge:
         own = self.f_measures(answers.hypotheses, answers.references)
         values = {kind: float(own[kind].mean()) for kind in KINDS}
         stemmed = "yes" if self.stemmer else "no"
-        signature = f"rouge-score F-measure, stemmer={stemmed}, sentences split at line breaks or sentence ends"
-        other = self.f_measures(answers.full, answers.references) if answers.full is not None else {}
+        signature = (
+            f"rouge-score F-measure, stemmer={stemmed}, sentences split at line breaks or sentence"
+            " ends"
+        )
+        other = (
+            self.f_measures(answers.full, answers.references) if answers.full is not None else {}
+        )
         compared = {kind: compare(own[kind], other[kind]) for kind in other}
         return Scores(values, dict.fromkeys(KINDS, signature), compared)
 
-    def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
-        """Return the F-measures of all summaries in percent by kind of ROUGE, each [len(hypotheses)]."""
+    def f_measures(
+        self, hypotheses: list[str], references: list[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the F-measures of all summaries in percent by kind of ROUGE, each
+        [len(hypotheses)].
+        """
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
         scorer = RougeScorer(list(KINDS), use_stemmer=self.stemmer)
         scored = [
-            scorer.score(reference, one_sentence_per_line(text)) for text, reference in zip(hypotheses, references, strict=True)
+            scorer.score(reference, one_sentence_per_line(text))
+            for text, reference in zip(hypotheses, references, strict=True)
         ]
         return {kind: np.array([100 * one[kind].fmeasure for one in scored]) for kind in KINDS}
 

@@ -1,4 +1,6 @@
-"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by a paired bootstrap."""
+"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by a paired
+bootstrap.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,7 +18,10 @@ from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.bootstrap import NUM_RESAMPLES, SEED
 from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
-EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu extra that the tokenizer of a target language requires
+EXTRAS = {
+    "ja": "ja",
+    "ko": "ko",
+}  # sacrebleu extra that the tokenizer of a target language requires
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,21 @@ class Sacrebleu:
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
-        logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # hide its advice on detokenized text
+        logging.getLogger("sacrebleu").setLevel(
+            logging.ERROR
+        )  # hide its advice on detokenized text
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
             install = (
-                f'install it with: pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
+                f'install it with: pip install "sacrebleu[{self.extra}]"'
+                if self.extra
+                else "see sacrebleu's documentation"
             )
             reason = str(error).strip().split("\n")[0]
-            raise UsageError(f"metric {self.name}: sacrebleu cannot tokenize this language ({reason}); {install}") from None
+            raise UsageError(
+                f"metric {self.name}: sacrebleu cannot tokenize this language ({reason}); {install}"
+            ) from None
 
     def score(self, answers: Answers) -> Scores:
         """Compute the corpus score with one reference per hypothesis."""
@@ -50,13 +61,20 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; raise UsageError if it is unknown."""
+    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; raise UsageError
+    if it is unknown.
+    """
     language = scoring.target_language or ""
     tokenize = scoring.tokenize
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
         known = ", ".join(BLEU.TOKENIZERS)
-        raise UsageError(f"expected task.tokenize to be one of sacrebleu's tokenizers ({known}), got '{tokenize}'")
-    return Sacrebleu("bleu", lambda: BLEU(tokenize=tokenize, trg_lang=language), EXTRAS.get(language))
+        raise UsageError(
+            f"expected task.tokenize to be one of sacrebleu's tokenizers ({known}), got"
+            f" '{tokenize}'"
+        )
+    return Sacrebleu(
+        "bleu", lambda: BLEU(tokenize=tokenize, trg_lang=language), EXTRAS.get(language)
+    )
 
 
 def chrf(scoring: Scoring) -> Sacrebleu:
@@ -71,20 +89,26 @@ def ter(scoring: Scoring) -> Sacrebleu:
 
 
 def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
-    """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores, 95% interval and p-value.
+    """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores, 95%
+    interval and p-value.
 
-    Seed, draws and p-value are those of sacrebleu's `PairedTest`, which does not return the interval of the difference.
+    Seed, draws and p-value are those of sacrebleu's `PairedTest`, which does not return the
+    interval of the difference.
     """
     full, hypotheses, references = answers.full, answers.hypotheses, answers.references
     assert full is not None
-    drawn = np.random.default_rng(SEED).choice(len(references), size=(NUM_RESAMPLES, len(references)))
+    drawn = np.random.default_rng(SEED).choice(
+        len(references), size=(NUM_RESAMPLES, len(references))
+    )
     scores, draws = [], []
     for texts in (full, hypotheses):
         segments = np.array(metric._extract_corpus_statistics(texts, [references]))
         scores.append(metric._compute_score_from_stats(segments.sum(0)).score)
         segments = segments.astype("float32")  # as sacrebleu does
         samples = (segments[indices].sum(0) for indices in drawn)
-        draws.append(np.array([metric._compute_score_from_stats(sample).score for sample in samples]))
+        draws.append(
+            np.array([metric._compute_score_from_stats(sample).score for sample in samples])
+        )
     delta, differences = scores[1] - scores[0], draws[1] - draws[0]
     low, high = np.quantile(differences, [0.025, 0.975])
     spread = np.abs(differences)
