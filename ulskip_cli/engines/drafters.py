@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy
 import torch
 from numpy import ndarray
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -14,7 +14,7 @@ from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.inference import shallow_view
 
 CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
-NGRAMS = 3, 2  # single tokens occur earlier too often to be evidence
+SHORTEST, LONGEST = 2, 3  # tokens that are looked up; a single one occurs too often to be evidence
 MAX_MISSES, PAUSE = 2, 4  # fruitless look-ups in a row, and the tokens without look-ups that follow
 
 
@@ -49,21 +49,27 @@ class NgramDrafter:
             self._misses, self._resume_at = 0, at + PAUSE
         if at < self._resume_at:
             return Drafts(ids[:, :0])
-        rows = [_continuation(row, count) for row in ids.cpu().numpy()]
-        length = min(map(len, rows))
-        self._drafted_at = at if length else 0
-        return Drafts(torch.stack([torch.from_numpy(row[:length]) for row in rows]).to(ids.device))
+        rows = list[ndarray]()
+        for row in ids.cpu().numpy():
+            rows.append(_continuation(row, count))
+            count = len(rows[-1])
+            if not count:
+                return Drafts(ids[:, :0])
+        self._drafted_at = at
+        return Drafts(torch.tensor(numpy.stack([row[:count] for row in rows]), device=ids.device))
 
 
 def _continuation(ids: ndarray, count: int) -> ndarray:
-    """Return up to `count` tokens that followed the last tokens when they occurred first."""
-    for size in NGRAMS:
-        if len(ids) > size:
-            equal = (sliding_window_view(ids[:-1], size) == ids[-size:]).all(axis=1)
-            first = int(equal.argmax())
-            if equal[first]:
-                return ids[first + size : first + size + count]
-    return ids[:0]
+    """Return up to `count` tokens that followed the last tokens when they occurred first; as many as possible must agree."""
+    places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
+    for size in range(2, LONGEST + 1):
+        places = places[places >= size - 1]
+        places = places[ids[places - size + 1] == ids[-size]] if len(places) else places
+        if not len(places):
+            break
+        if size >= SHORTEST:
+            start = int(places[0]) + 1
+    return ids[start : start + count]
 
 
 class LayerDrafter:

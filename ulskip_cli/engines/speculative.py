@@ -174,8 +174,9 @@ class SpeculativeSession(ModelSession):
             self._stats += replace(counts, plain_steps=used[0].cost(drafted) if used else 1.0)
             current[:, at : at + counts.gained] = verification.tokens[:, : counts.gained]
             ended = [end <= counts.gained for end in ends]
-            for row, end in zip(current, ends, strict=True):
-                row[at + end : at + counts.gained] = request.pad_token_id
+            for row, end in enumerate(ends):
+                if end < counts.gained:
+                    current[row, at + end : at + counts.gained] = request.pad_token_id
             at += counts.gained
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))
