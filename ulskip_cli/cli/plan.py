@@ -50,10 +50,11 @@ def plan_lines(plan: "Plan", model: str, correction: str = "", memory: "MemoryPl
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
     else:
         cache = UNKNOWN if kv is None else f"{kv:,} during the prompt, {kept_kv:,} in decode"
+    unknown = "depends on the accepted drafts, which a run counts" if plan.drafts else UNKNOWN
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": UNKNOWN if speedup is None else f"{speedup:.2f}x in decode, from the bytes that a step reads",
+        "predicted_speedup": unknown if speedup is None else f"{speedup:.2f}x in decode, from the bytes that a step reads",
         "KV bytes per token": cache,
         "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
     }
