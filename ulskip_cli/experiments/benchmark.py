@@ -82,7 +82,7 @@ class BenchmarkRunner:
         throughput = measure_throughput(pairs.strategy, "timed pairs")
         record = RunRecord(
             identity=replace(point.identity, task=None, pair=None, prompt_layers=plan.prompt_layers),
-            schedule=describe_schedule(plan, found),
+            schedule=describe_schedule(plan, found, timed=pairs.strategy),
             throughput=replace(throughput, compile_seconds=pairs.compile_seconds),
             timing=pairs.timing(),
             benchmark=details,
