@@ -137,7 +137,7 @@ class PatchFitter:
         return tensors
 
     def _fit_folded(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
-        """Return folded patches, in order: each maps the view's states, corrected by the earlier patches, to the full model's."""
+        """Return folded patches in order; each maps states that the earlier patches have corrected to the full model's."""
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)
@@ -233,8 +233,8 @@ def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
 
 def _not_foldable(layer: nn.Module, path: str) -> UsageError:
     return UsageError(
-        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add the output of its last linear layer "
-        f"({path}) to the hidden state as it is; use correction.kind=full"
+        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add the output of its last "
+        f"linear layer ({path}) to the hidden state as it is; use correction.kind=full"
     )
 
 

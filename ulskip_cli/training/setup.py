@@ -35,7 +35,6 @@ from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_drop
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 FROZEN_SHARE = 0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
 OWN_RESPONSES = "own_responses.jsonl"
-DEFAULT_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
