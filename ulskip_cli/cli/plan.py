@@ -59,11 +59,12 @@ def plan_lines(
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
     else:
         cache = UNKNOWN if kv is None else f"{kv:,} during the prompt, {kept_kv:,} in decode"
+    unknown = "depends on the accepted drafts, which a run counts" if plan.drafts else UNKNOWN
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
         "predicted_speedup": (
-            UNKNOWN
+            unknown
             if speedup is None
             else f"{speedup:.2f}x in decode, from the bytes that a step reads"
         ),

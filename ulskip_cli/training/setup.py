@@ -45,7 +45,6 @@ FROZEN_SHARE = (
     0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
 )
 OWN_RESPONSES = "own_responses.jsonl"
-DEFAULT_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
