@@ -33,10 +33,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8")
         if (
-            max(
-                accumulate((character in "[{") - (character in "]}") for character in text),
-                default=0,
-            )
+            max(accumulate((mark in "[{") - (mark in "]}") for mark in text), default=0)
             > _MAX_DEPTH
         ):
             raise ValueError("nested too deeply")  # PyYAML would need minutes

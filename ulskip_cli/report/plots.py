@@ -200,10 +200,8 @@ def _speedup(row: Record) -> float:
 
 
 def _interval(row: Record) -> tuple[float, float]:
-    speedup = row.value("measured_speedup")
-    return row.value("measured_speedup_low") or speedup, row.value(
-        "measured_speedup_high"
-    ) or speedup
+    middle = row.value("measured_speedup")
+    return row.value("measured_speedup_low") or middle, row.value("measured_speedup_high") or middle
 
 
 def _scored(group: Group) -> list[Record]:
