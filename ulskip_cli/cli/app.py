@@ -43,7 +43,7 @@ app = typer.Typer(
 for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
-for other in (
+for function in (
     score.score,
     report.report,
     config_keys.config,
@@ -52,7 +52,7 @@ for other in (
     lists.strategies,
     lists.env,
 ):
-    app.command()(other)
+    app.command()(function)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 

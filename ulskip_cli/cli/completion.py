@@ -55,14 +55,14 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
         names = dict.fromkeys(groups, "config group") | {
             key.name: key.meaning for key in keys.values()
         }
-        found = {
-            one: text
-            for one, text in names.items()
-            if one.startswith(name) and ("." not in one or name)
+        matches = {
+            key: text
+            for key, text in names.items()
+            if key.startswith(name) and ("." not in key or name)
         }
-        if len(found) > 1 or name in found:
-            return [(f"{one}=", text) for one, text in found.items()]
-        name = next(iter(found), name)
+        if len(matches) > 1 or name in matches:
+            return [(f"{key}=", text) for key, text in matches.items()]
+        name = next(iter(matches), name)
     done, comma, _ = value.rpartition(",")  # a sweep lists several values
     if name in groups:
         values = reference.describe_choices(name)
@@ -74,7 +74,7 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
         values = dict.fromkeys(map(str, listed), keys[name].meaning)
     else:
         return []
-    return [(f"{name}={done}{comma}{one}", text) for one, text in values.items()]
+    return [(f"{name}={done}{comma}{choice}", text) for choice, text in values.items()]
 
 
 def complete_config_name(

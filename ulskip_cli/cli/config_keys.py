@@ -43,9 +43,10 @@ class CommandWithKeys(TyperCommand):
         names.
         """
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
-        options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
+        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
         _print_panel(
-            "Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options}
+            "Options",
+            {", ".join(sorted(option.opts, key=len)): _option_help(option) for option in options},
         )
         _print_command_keys(str(self.name), dict(named_choices(ctx.meta["words"])))
 
@@ -86,10 +87,10 @@ def config(
         _show_keys(name, config_dir, as_json)
 
 
-def _option_help(one: TyperOption) -> str:
-    return (one.help or "") + (
-        f" [default: {one.default}]"
-        if isinstance(one.default, str | int | Path) and one.default
+def _option_help(option: TyperOption) -> str:
+    return (option.help or "") + (
+        f" [default: {option.default}]"
+        if isinstance(option.default, str | int | Path) and option.default
         else ""
     )
 
@@ -206,22 +207,22 @@ def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
     ):  # keys of the default choice first, because other choices have other defaults
         default = reference.default_choice(group)
         for choice in sorted(
-            reference.group_choices(group, extra_dir), key=lambda one: one != default
+            reference.group_choices(group, extra_dir), key=lambda candidate: candidate != default
         ):
             keys = keys | {
                 key.name: key
                 for key in reference.group_keys(group, choice, extra_dir)
                 if key.name not in keys
             }
-    found = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]
-    if not found:
+    shown = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]
+    if not shown:
         raise unknown(
             "config group or key", name, [*reference.ALL_GROUPS, *keys], "`ulskip config` lists all"
         )
     if as_json:
-        print(json.dumps([asdict(key) for key in found], default=str))
+        print(json.dumps([asdict(key) for key in shown], default=str))
         return
-    _print_panel(f"Keys of {name}", {key.name: _meaning(key) for key in found})
+    _print_panel(f"Keys of {name}", {key.name: _meaning(key) for key in shown})
 
 
 def _meaning(key: "ConfigKey") -> str:

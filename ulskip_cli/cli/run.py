@@ -74,7 +74,7 @@ def bench(
         print_commented(*grid)
         return
     resolver = Resolver()
-    resolved = [resolve_benchmark(one, resolver) for one in grid]
+    resolved = [resolve_benchmark(point, resolver) for point in grid]
     folder = ResultsFolder.of(resolved[-1].config)
     with ProgressBars() as bars:
         from ulskip_cli.experiments.runner import Session, run_point

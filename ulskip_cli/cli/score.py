@@ -62,9 +62,9 @@ def score(
             scored.append(rescore.rescore(folder, record, extra))
             scored[-1].save()
             report_progress(len(scored))
-    for folder in {str(one.folder.path): one.folder for one in scored}.values():
+    for folder in {str(run.folder.path): run.folder for run in scored}.values():
         tables.write_tables(folder)
-    records = [one.record for one in scored]
+    records = [run.record for run in scored]
     if as_json:
         rows = [record.to_row() for record in records]
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
@@ -72,19 +72,19 @@ def score(
     console = make_console()
     for table in tables.terminal(True)(records, console.width):
         console.print(table)
-    for one in scored:
-        for key, (before, now) in one.changed.items():
+    for rescored in scored:
+        for key, (before, now) in rescored.changed.items():
             console.print(
-                f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}",
+                f"{rescored.record.id}: {key} was {before:.4f}, is {now:.4f}",
                 style="yellow",
                 markup=False,
                 highlight=False,
             )
-    added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
-    differ = sum(bool(one.changed) for one in scored)
+    added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
+    differ = sum(bool(run.changed) for run in scored)
     console.print(
         f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores",
         highlight=False,
     )
-    for path in dict.fromkeys(one.folder.path for one in scored if one.added or one.changed):
+    for path in dict.fromkeys(run.folder.path for run in scored if run.added or run.changed):
         console.print(f"written to {path}/", markup=False, highlight=False, soft_wrap=True)

@@ -118,7 +118,11 @@ def check_engine(
     missing = needs - supports
     if missing:
         able = next(
-            (f"engine={other} or " for other, supported in engines().items() if needs <= supported),
+            (
+                f"engine={engine} or "
+                for engine, supported in engines().items()
+                if needs <= supported
+            ),
             "",
         )
         raise NotApplicable(

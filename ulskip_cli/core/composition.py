@@ -103,12 +103,12 @@ def _with_bases(
             f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}"
         )
     check_choice(file)
-    own = OmegaConf.load(file)
-    assert isinstance(own, DictConfig)
-    for entry in own.pop("defaults", None) or []:
+    preset = OmegaConf.load(file)
+    assert isinstance(preset, DictConfig)
+    for entry in preset.pop("defaults", None) or []:
         if isinstance(entry, str) and entry != "_self_":
             yield from _with_bases(group, entry, files, (*inside, choice))
-    yield own
+    yield preset
 
 
 def choice_class(node: Mapping[str, Any], group: str) -> type[Choice]:
@@ -267,11 +267,11 @@ def _unescape(value: Any) -> Any:
     YAML.
     """
     if isinstance(value, dict):
-        return {key: _unescape(one) for key, one in value.items()}
+        return {key: _unescape(part) for key, part in value.items()}
     if isinstance(value, list):
         return list(map(_unescape, value))
     return (
-        re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], value)
+        re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], value)
         if isinstance(value, str)
         else value
     )
@@ -329,7 +329,9 @@ def check_choice(file: Path) -> None:
     """
     values = read_mapping(file)
     defaults = values.get("defaults") or []
-    if not isinstance(defaults, list) or not all(isinstance(one, str | dict) for one in defaults):
+    if not isinstance(defaults, list) or not all(
+        isinstance(default, str | dict) for default in defaults
+    ):
         raise UsageError(
             f"expected defaults in {file} to be a list of choices, got {str(defaults)[:80]}"
         )

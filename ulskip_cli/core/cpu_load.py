@@ -37,9 +37,9 @@ class LoadMeter:
         included), of this process tree.
         """
         busy = 0.0
-        for number, one in enumerate(psutil.cpu_times(percpu=True)):
+        for number, times in enumerate(psutil.cpu_times(percpu=True)):
             if number in _cpus():
-                spent = one._asdict()
+                spent = times._asdict()
                 busy += sum(spent.values()) - sum(
                     spent.get(key, 0.0) for key in ("idle", "iowait", "guest", "guest_nice")
                 )

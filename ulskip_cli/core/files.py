@@ -52,10 +52,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
     object.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:

@@ -14,7 +14,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() else " " if one.isspace() else repr(one)[1:-1] for one in text
+        character
+        if character.isprintable()
+        else " "
+        if character.isspace()
+        else repr(character)[1:-1]
+        for character in text
     )
 
 
@@ -25,5 +30,5 @@ def all_printable(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {printable(str(key)): all_printable(one) for key, one in value.items()}
-    return [all_printable(one) for one in value] if isinstance(value, list) else value
+        return {printable(str(key)): all_printable(item) for key, item in value.items()}
+    return [all_printable(item) for item in value] if isinstance(value, list) else value

@@ -144,7 +144,9 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
         )
     shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
     middle = (len(shorter) - 1) / 2
-    return min(enumerate(shorter), key=lambda one: (longest_gap(one[1]), abs(one[0] - middle)))[1]
+    return min(
+        enumerate(shorter), key=lambda indexed: (longest_gap(indexed[1]), abs(indexed[0] - middle))
+    )[1]
 
 
 def longest_gap(kept: Sequence[int]) -> int:

@@ -29,9 +29,9 @@ def check_installed(tracker: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    found = find_spec(package)
+    spec = find_spec(package)
     return (
-        found is not None and found.origin is not None
+        spec is not None and spec.origin is not None
     )  # a folder `wandb/` of logged runs is found too, without origin
 
 

@@ -115,8 +115,8 @@ def _check_adapter_training(config: TrainingConfig) -> None:
             kind == "folded" and train.start == "zero"
         ),
     }
-    for reason, found in refused.items():
-        if found:
+    for reason, applies in refused.items():
+        if applies:
             raise UsageError(f"train.method=adapter is not supported with {reason}")
     if not train.lora.rank and kind in ("none", "folded"):
         raise UsageError(

@@ -17,7 +17,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
-        for key in (one for one, _ in node.value if isinstance(one, yaml.ScalarNode)):
+        for key in (scalar for scalar, _ in node.value if isinstance(scalar, yaml.ScalarNode)):
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"duplicate key {key.value[:80]}", key.start_mark
@@ -32,7 +32,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """
     try:
         text = file.read_text("utf-8")
-        if max(accumulate((one in "[{") - (one in "]}") for one in text), default=0) > _MAX_DEPTH:
+        if (
+            max(accumulate((mark in "[{") - (mark in "]}") for mark in text), default=0)
+            > _MAX_DEPTH
+        ):
             raise ValueError("nested too deeply")  # PyYAML would need minutes
         values = yaml.load(text, _StrictLoader)
         json.dumps(values, default=str)  # refuses aliases that contain themselves

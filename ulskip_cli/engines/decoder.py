@@ -281,8 +281,8 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
     """
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    starts = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)
 
 
 def _stage_views(

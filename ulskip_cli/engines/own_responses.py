@@ -40,18 +40,18 @@ def generate_own_responses(
     the rest.
     """
     contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
-    keys = [_key(model, one) for one in contexts]
+    keys = [_key(model, settings) for settings in contexts]
     names = [hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] for ids in prompts]
     wanted = set(enumerate(keys))
     rows = [row for row in read_jsonl(file) if (row.get("sample"), row.get("key")) in wanted]
-    found = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
+    stored = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     report = progress.phase("own answers", len(prompts) * options.samples)
     order = longest_first(prompts)
     for sample, how in enumerate(contexts):
         finished = next(
-            (i for i, at in enumerate(order) if (names[at], sample) not in found), len(order)
+            (i for i, at in enumerate(order) if (names[at], sample) not in stored), len(order)
         )
         if finished < len(order):
             finished -= (
@@ -61,7 +61,7 @@ def generate_own_responses(
             decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                found[names[position], sample] = ids
+                stored[names[position], sample] = ids
                 row = {
                     "prompt": names[position],
                     "sample": sample,
@@ -69,9 +69,11 @@ def generate_own_responses(
                     "key": keys[sample],
                 }
                 append_line(file, json.dumps(row))
-            report(sum((name, one) in found for name in names for one in range(options.samples)))
-    answers = [[found[name, sample] for sample in range(options.samples)] for name in names]
-    if not any(one for several in answers for one in several):
+            report(
+                sum((name, number) in stored for name in names for number in range(options.samples))
+            )
+    answers = [[stored[name, sample] for sample in range(options.samples)] for name in names]
+    if not any(answer for several in answers for answer in several):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
             " train.responses=reference"
@@ -105,10 +107,13 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     values stand for a tensor.
     """
     plain = [
-        one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"
+        parameter
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter and parameter.device.type != "meta"
     ]  # not quantized
     weights = [
-        one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain
+        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].double().tolist()
+        for parameter in plain
     ]
     seed = context.seed if context.decoding.do_sample else None
     parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]

@@ -40,7 +40,7 @@ class ReferenceLoss:
         done examples.
         """
         self.exits = ExitStats()
-        lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
+        lengths = [len(example.prompt_ids) + len(example.response_ids) for example in self.examples]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(
@@ -76,7 +76,7 @@ class ReferenceLoss:
             decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts)
         )
         if (
-            sum(shallow_view.kv_bytes(one.cache) for one in (*self._held.values(), encoded))
+            sum(shallow_view.kv_bytes(prompt.cache) for prompt in (*self._held.values(), encoded))
             <= self.held_bytes
         ):
             self._held[batch[0]] = encoded

@@ -135,14 +135,14 @@ class SpeculativeSession(ModelSession):
         self, steps: EagerSteps, decoding: DecodingConfig, sampler: TokenSampler
     ) -> list[Drafter]:
         """Return the drafters of a batch; the first that has a guess drafts."""
-        found: list[Drafter] = []
+        drafters: list[Drafter] = []
         if decoding.draft != "layers":
-            found.append(NgramDrafter())
+            drafters.append(NgramDrafter())
         if decoding.draft != "ngram":
-            found.append(
+            drafters.append(
                 LayerDrafter(self.drafting(decoding), self.views.stages[0].kept, steps, sampler)
             )
-        return found
+        return drafters
 
     def prepare(self, request: BatchRequest) -> float:
         """Measure the costs of drafts and checks once for each batch size; the steps are never

@@ -69,7 +69,9 @@ class HeldOutEvaluator:
 
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
-        texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
+        texts = [
+            example.prompt_ids + example.response_ids for example in self.workload.encoded or []
+        ]
         report = self.progress.phase("calibrate: influence", len(texts))
         return block_influence(
             self.loaded.model, texts, LOSS_BATCH, report, self.config.strategy.skipped_unit
@@ -176,7 +178,7 @@ def calibrate_strategy(
     if stored is None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
-        found = strategy.calibrate(
+        calibrated = strategy.calibrate(
             num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress)
         )
         stored = {
@@ -186,8 +188,8 @@ def calibrate_strategy(
             "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
             "examples": len(workload.examples),
             "data": workload.task and workload.task.data,
-            "options": found.options,
-            "notes": found.notes,
+            "options": calibrated.options,
+            "notes": calibrated.notes,
             "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
@@ -204,14 +206,14 @@ def _stored(path: Path, strategy: Strategy) -> Row | None:
     """Return the calibration in a file, or None if it has values for other options than those
     without a value.
     """
-    found = read_object(path) or {}
-    options = found.get("options")
+    stored = read_object(path) or {}
+    options = stored.get("options")
     if not isinstance(options, dict) or not all(
         key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
         for key, value in options.items()
     ):
         return None
-    return found
+    return stored
 
 
 def _schedule(config: Config, plan: Plan) -> ScheduleFile:

@@ -116,7 +116,7 @@ def score_answers(
             " results folder"
         )
     progress.phase(f"{answers.strategy}: metrics", 0)
-    hypotheses = [one["hypothesis"] for one in answers.generations]
+    hypotheses = [generation["hypothesis"] for generation in answers.generations]
     references = [example.reference for example in examples]
     sources = [example.source for example in examples]
     baseline = None if baseline_hypotheses is None else list(baseline_hypotheses)
@@ -129,7 +129,7 @@ def score_answers(
     )
     if not math.isfinite(loss):
         raise InvalidLogitsError(f"a decode loss of {loss}")
-    flags = Counter(flag for one in answers.generations for flag in one["flags"])
+    flags = Counter(flag for generation in answers.generations for flag in generation["flags"])
     return Quality(
         **scores.values,
         decode_loss=loss,

@@ -41,11 +41,11 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     name, offset, task = config.strategy.name, config.calibration.offset, config.task
     chosen = slice(offset, offset + config.calibration.examples)
     if config.calibration.task is not None:
-        other: Task = changed_choice(task, config.calibration.task, "calibration.task.")
+        source: Task = changed_choice(task, config.calibration.task, "calibration.task.")
         evaluated = {(example.source, example.reference) for example in evaluated_examples(config)}
         named = [
             example
-            for example in other.examples()
+            for example in source.examples()
             if (example.source, example.reference) not in evaluated
         ][chosen]
         if not named:
@@ -53,7 +53,7 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
                 "expected examples in calibration.task that are not evaluated, got none; set other"
                 " data in calibration.task"
             )
-        return HeldOutExamples(other, named)
+        return HeldOutExamples(source, named)
     held_out = task.held_out()
     if held_out is not None and (examples := held_out.examples()[chosen]):
         return HeldOutExamples(held_out, examples)

@@ -154,19 +154,19 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.continuations += len(requests)
         self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
-            one: list[Score] = super()._loglikelihood_tokens(
+            harness_scores: list[Score] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
             )
-            return one
+            return harness_scores
         size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
         order = sorted(
             range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2])
         )
         scores: dict[int, Score] = {}
-        for positions, found in in_batches(
+        for positions, batch in in_batches(
             order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)
         ):
-            for position, score in zip(positions, found, strict=True):
+            for position, score in zip(positions, batch, strict=True):
                 scores[position] = score
                 if requests[position][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[position][0], score)
@@ -263,16 +263,16 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             warnings.append(
                 f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}"
             )
-        found = ScheduleProvenance(skip_adapter=self.skip_adapter)
+        provenance = ScheduleProvenance(skip_adapter=self.skip_adapter)
         asked = {
             "task": None,
             "pair": None,
             "prompt_layers": self.plan.prompt_layers,
-            "correction": found.correction,
+            "correction": provenance.correction,
         }
         return Record.joined(
             Point.of(config, shared_id).replace(**asked),
-            describe_schedule(self.plan, found),
+            describe_schedule(self.plan, provenance),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
@@ -291,7 +291,7 @@ def _override(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_override, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_override(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_override(item)}" for key, item in value.items()) + "}"
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

@@ -110,9 +110,11 @@ class _PatchCalibration:
         them.
         """
         encoded, num_prompts = self._responses(responses_file), len(self.workload.prompts)
-        chosen_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE == 0]
+        chosen_on = [
+            example for i, example in enumerate(encoded) if i % num_prompts % CHOICE_SHARE == 0
+        ]
         fitted_on = [
-            one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE
+            example for i, example in enumerate(encoded) if i % num_prompts % CHOICE_SHARE
         ] or encoded
         losses: dict[float, float] = {}
         fitter = self._fitter(fitted_on)
@@ -133,12 +135,16 @@ class _PatchCalibration:
         )
         return adapter, {
             "ridge": ridge,
-            "ridge_losses": {f"{one:g}": round(value, 4) for one, value in losses.items()},
+            "ridge_losses": {
+                f"{strength:g}": round(value, 4) for strength, value in losses.items()
+            },
             "examples": len(encoded),
             "tokens": fitter.num_positions,
             "responses": self._wanted,
             "bias": any(
-                bool(one.any()) for name, one in adapter.tensors.items() if name.endswith("bias")
+                bool(tensor.any())
+                for name, tensor in adapter.tensors.items()
+                if name.endswith("bias")
             ),
             "bytes": size if _shape(self.config).kind != "folded" else 0,
         }
@@ -171,26 +177,26 @@ class _PatchCalibration:
         missing = ENOUGH_TOKENS - _num_tokens(references)
         if wanted == "reference" or (wanted == "auto" and missing <= 0):
             return references
-        own = self._own_responses(1, file)
+        own_answers = self._own_responses(1, file)
         samples = (
-            min(MAX_SAMPLES, math.ceil(missing / max(1, _num_tokens(own))))
+            min(MAX_SAMPLES, math.ceil(missing / max(1, _num_tokens(own_answers))))
             if wanted == "auto"
             else 1
         )
-        return [*references, *(self._own_responses(samples, file) if samples > 1 else own)]
+        return [*references, *(self._own_responses(samples, file) if samples > 1 else own_answers)]
 
     def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
-        prompts = [one.prompt_ids for one in self.workload.encoded or []]
+        prompts = [example.prompt_ids for example in self.workload.encoded or []]
         context = greedy_context(
             self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed
         )
-        own = generate_own_responses(
+        generated = generate_own_responses(
             self.loaded.model, prompts, OwnResponses(samples=samples), context, file, self.progress
         )
         return [
             EncodedExample(prompt, answers[i])
             for i in range(samples)
-            for prompt, answers in zip(prompts, own, strict=True)
+            for prompt, answers in zip(prompts, generated, strict=True)
         ]
 
 

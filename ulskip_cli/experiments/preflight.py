@@ -100,10 +100,10 @@ class Resolver:
                 self._data[key] = _Data.read(config)
             except UsageError as error:
                 self._data[key] = error
-        found = self._data[key]
-        if isinstance(found, UsageError):
-            raise found
-        return found
+        entry = self._data[key]
+        if isinstance(entry, UsageError):
+            raise entry
+        return entry
 
     def fallback_id(self, config: Config) -> str:
         """Return the identifier of a refused point: `run_id`, or the configuration's hash if data
@@ -118,8 +118,14 @@ class Resolver:
         """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that
         decides its result.
         """
-        other = [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
-        weights = (self.weights_fingerprint(config.model), config.correction.fingerprint(), *other)
+        baseline = (
+            [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
+        )
+        weights = (
+            self.weights_fingerprint(config.model),
+            config.correction.fingerprint(),
+            *baseline,
+        )
         parts = (config.identity, *weights, data_text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 

@@ -669,9 +669,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         of a step. None then for the full model if pairs stop at EOS, where it has other steps than
         the strategy.
         """
-        own = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
-        if own and own.decoded_tokens:
-            return own.tokens_per_second
+        timed = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
+        if timed and timed.decoded_tokens:
+            return timed.tokens_per_second
         if not self.time_per_output_token_seconds:
             return None
         rate = (self.timed_batch_size or self.batch_size) / self.time_per_output_token_seconds
@@ -704,8 +704,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         Names and what the run found out come first, then the values of the configuration that
         differ from the defaults.
         """
-        found = {key: self.value(key) for key in SETTING_FIELDS}
-        return {"folder": self.folder, **found, **dict(_flat(self.config))}
+        values = {key: self.value(key) for key in SETTING_FIELDS}
+        return {"folder": self.folder, **values, **dict(_flat(self.config))}
 
     def knows(self, key: str) -> bool:
         """Return True if the record used a setting; one that it did not use agrees with every
@@ -740,9 +740,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """Refuse values that contradict one another, or that need another value."""
         for key, needed in _NEEDS.items():
             if self.value(key) is not None:
-                for other in needed:
-                    if self.value(other) is None:
-                        raise UsageError(f"expected the key {other} beside {key}, got none")
+                for companion in needed:
+                    if self.value(companion) is None:
+                        raise UsageError(f"expected the key {companion} beside {key}, got none")
         for key in ("measured_speedup", "end_to_end_speedup"):
             low, high = self.value(f"{key}_low"), self.value(f"{key}_high")
             if low is not None and high is not None and low > high:

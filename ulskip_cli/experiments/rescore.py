@@ -87,13 +87,13 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
             f"expected a results folder, a run id or a generations file, got '{target}'; "
             f"run ids are searched in {results_dir}/, set another folder with --results-dir"
         )
-    found = [
+    runs = [
         (folder, record)
         for folder in folders
         for record in folder.records(warn=True)
         if run_id in (None, record.id)
     ]
-    finished = [(folder, record) for folder, record in found if record.is_done]
+    finished = [(folder, record) for folder, record in runs if record.is_done]
     stored = [
         (folder, record)
         for folder, record in finished
@@ -101,7 +101,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     ]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
-        missing = "runs without generations" if found else "no run"
+        missing = "runs without generations" if runs else "no run"
         advice = f"try {below[0].parent}" if below else "check the target and --results-dir"
         raise UsageError(
             f"expected runs with stored generations at '{target}', got {missing}; {advice}"
@@ -159,10 +159,12 @@ def stored_answers(folder: ResultsFolder, record: Record) -> Answers:
     baseline = record.baseline_id
     full = _stored_generations(folder, baseline, record) if baseline else []
     return Answers(
-        [one["hypothesis"] for one in generations],
-        [one["reference"] for one in generations],
-        [one["source"] for one in generations],
-        [one["hypothesis"] for one in full] if len(full) == len(generations) else None,
+        [generation["hypothesis"] for generation in generations],
+        [generation["reference"] for generation in generations],
+        [generation["source"] for generation in generations],
+        [generation["hypothesis"] for generation in full]
+        if len(full) == len(generations)
+        else None,
     )
 
 
@@ -170,14 +172,14 @@ def _stored_generations(folder: ResultsFolder, run_id: str, record: Record) -> l
     """Return the generations of a run that has as many examples as `record`, or an empty list if
     the file is missing.
     """
-    path, found = folder.generations_path(run_id), folder.generations(run_id)
+    path, answers = folder.generations_path(run_id), folder.generations(run_id)
     expected = record.num_examples
-    if path.is_file() and expected is not None and len(found) != expected:
+    if path.is_file() and expected is not None and len(answers) != expected:
         raise UsageError(
-            f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat"
+            f"{path}: expected {expected} answers, got {len(answers)}; restore the file or repeat"
             " the run"
         )
-    return found
+    return answers
 
 
 def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:

@@ -206,16 +206,16 @@ def newest(records: Sequence[Record]) -> list[Record]:
     """Return the newest record of every point, in file order; a failed run does not replace a
     finished one.
     """
-    found: dict[str, Record] = {}
+    by_id: dict[str, Record] = {}
     for record in records:
-        if record.id in found and found[record.id].is_done and not record.is_done:
+        if record.id in by_id and by_id[record.id].is_done and not record.is_done:
             continue
-        found.pop(record.id, None)
-        found[record.id] = record
+        by_id.pop(record.id, None)
+        by_id[record.id] = record
     # A point whose data could not be read has its identity as identifier; a later run with its data
     # replaces that record.
-    last = {record.identity: record.id for record in found.values() if record.identity}
-    done = {record.identity for record in found.values() if record.is_done}
+    last = {record.identity: record.id for record in by_id.values() if record.identity}
+    done = {record.identity for record in by_id.values() if record.is_done}
 
     def counts(record: Record) -> bool:
         identity = record.identity or record.id
@@ -223,7 +223,7 @@ def newest(records: Sequence[Record]) -> list[Record]:
             record.id == identity and identity in done
         )
 
-    return [record for record in found.values() if record.is_done or counts(record)]
+    return [record for record in by_id.values() if record.is_done or counts(record)]
 
 
 def parse(line: str | bytes) -> Record | None:

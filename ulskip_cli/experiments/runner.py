@@ -256,7 +256,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     else:
         patches, patch = zero_patches(config, loaded, plan)
     trained, skip_adapter = load_adapter(config, plan)
-    found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
+    provenance = ScheduleProvenance(latency, calibration, patch, skip_adapter)
     return PreparedRun(
         point,
         timed or point.config,
@@ -264,7 +264,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         full,
         workload,
         plan,
-        found,
+        provenance,
         started_at,
         patches or trained,
     )
@@ -316,7 +316,9 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
         hypotheses = (
-            [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
+            [generation["hypothesis"] for generation in folder.generations(baseline.id)]
+            if baseline
+            else None
         )
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:

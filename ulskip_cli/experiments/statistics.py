@@ -190,7 +190,7 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
         return {}
     fulls = {record.batch_size: record.value(metric) for record in records if record.keeps_all}
     fulls = {size: score for size, score in fulls.items() if score is not None}
-    found = {}
+    judged = {}
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
         full = (
@@ -206,8 +206,10 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
                 _share(metric, full + end, full)
                 for end in (compared.delta_low, compared.delta_high)
             )
-        found[record.key] = Share(metric, score, full, _share(metric, score, full), low, high, gate)
-    return found
+        judged[record.key] = Share(
+            metric, score, full, _share(metric, score, full), low, high, gate
+        )
+    return judged
 
 
 def _share(metric: str, score: float, full: float) -> float:
@@ -273,12 +275,13 @@ class Scorer:
             [reference for _, reference in shared],
             [source for source, _ in shared],
         )
-        found = metrics.score(scoring, Answers(texts, references, sources, others)).against_full[
-            metric
-        ]
+        difference = metrics.score(
+            scoring, Answers(texts, references, sources, others)
+        ).against_full[metric]
         how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
         return _better(
-            Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric
+            Difference(difference["delta"], difference["delta_low"], difference["delta_high"], how),
+            metric,
         )
 
 

@@ -36,17 +36,17 @@ class Workload:
     @property
     def prompts(self) -> list[list[int]]:
         """The token ids of every prompt."""
-        return [one.prompt_ids for one in self.encoded or []]
+        return [example.prompt_ids for example in self.encoded or []]
 
     @property
     def num_truncated(self) -> int:
         """The number of sources that were truncated to fit into the context."""
-        return sum(one.truncated for one in self.encoded or [])
+        return sum(example.truncated for example in self.encoded or [])
 
     @property
     def num_truncated_references(self) -> int:
         """The number of references whose end was dropped at the end of the context."""
-        return sum(one.truncated_response for one in self.encoded or [])
+        return sum(example.truncated_response for example in self.encoded or [])
 
 
 RANDOM_PROMPTS = Workload(
@@ -91,7 +91,9 @@ def check_same_tokens(own: Workload, other: Workload) -> None:
     """Raise NotApplicable unless two models have the same vocabulary and read the same prompts as
     token ids.
     """
-    vocabularies = [one.tokenizer and one.tokenizer.get_vocab() for one in (own, other)]
+    vocabularies = [
+        workload.tokenizer and workload.tokenizer.get_vocab() for workload in (own, other)
+    ]
     if vocabularies[0] != vocabularies[1]:
         raise NotApplicable(
             "expected a model with the vocabulary of the full model, got another one, so that token"

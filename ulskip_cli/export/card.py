@@ -137,13 +137,13 @@ def matching_records(
     folders = [
         file.parent for file in (folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl")))
     ]
-    found = [
+    matching = [
         displayed(record, path)
         for path in folders
         for record in ResultsFolder(path).records()
         if record.is_done
     ]
-    for record in sorted(found, key=lambda record: str(record.finished_at)):
+    for record in sorted(matching, key=lambda record: str(record.finished_at)):
         if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter):
             settings = {
                 key: value

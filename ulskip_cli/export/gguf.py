@@ -94,30 +94,32 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
                 f"expected the source's values of {name} in the GGUF file, got other values;"
                 f" {DELETED}"
             )
-    vocabulary, own = (
+    vocabulary, wanted = (
         AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(),
         tokenizer.get_vocab(),
     )
-    lost = sum(vocabulary.get(token) != token_id for token, token_id in own.items())
+    lost = sum(vocabulary.get(token) != token_id for token, token_id in wanted.items())
     if lost:
         raise RunError(
-            f"expected the tokenizer's {len(own)} tokens in the GGUF file, got {lost} wrong ones;"
-            f" {DELETED}"
+            f"expected the tokenizer's {len(wanted)} tokens in the GGUF file, got {lost} wrong"
+            f" ones; {DELETED}"
         )
     ids, mask = random_prompts(view)
     with torch.inference_mode():
-        one, other = (
+        expected_logits, logits = (
             model(input_ids=ids, attention_mask=mask).logits
             for model in (view.float(), loaded.to(ids.device))
         )
-    difference = float((one - other)[mask.bool()].abs().max() / one.abs().max())
+    difference = float(
+        (expected_logits - logits)[mask.bool()].abs().max() / expected_logits.abs().max()
+    )
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(
             "expected the GGUF file to give the logits of the kept layers, got a difference of"
             f" {difference:.1%}; {DELETED}"
         )
     return (
-        f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal"
+        f"transformers loads the file; its {len(expected)} tensors and {len(wanted)} tokens equal"
         " those of the source"
     )
 
@@ -171,7 +173,7 @@ def _add_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(
-        [one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]]
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
     )
     for key in ("bos", "eos", "pad", "unk"):
         if (value := getattr(tokenizer, f"{key}_token_id")) is not None:

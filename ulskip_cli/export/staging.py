@@ -83,8 +83,8 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def _check_contents(folder: Path) -> None:
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    if not found:
+    contents = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if not contents:
         return
     try:
         known = set(json.loads((folder / RECORD).read_text("utf-8"))["files"])
@@ -92,7 +92,7 @@ def _check_contents(folder: Path) -> None:
         raise UsageError(
             f"expected a new folder or an earlier export for --to, got {folder}; use another path"
         ) from None
-    others = sorted(found - known - {RECORD})
+    others = sorted(contents - known - {RECORD})
     if others:
         raise UsageError(
             f"expected only an earlier export in --to {folder}, got also {others[0]}; move that"

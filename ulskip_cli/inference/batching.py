@@ -93,7 +93,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        one in str(error) for one in ("can't allocate memory", "out of memory")
+        phrase in str(error) for phrase in ("can't allocate memory", "out of memory")
     )
 
 

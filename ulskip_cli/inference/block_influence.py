@@ -59,8 +59,8 @@ def block_influence(
         layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)
     ]
     hooks += [
-        one.layer.get_submodule(one.attention).register_forward_hook(keeper(index))
-        for index, one in enumerate(parts)
+        part.layer.get_submodule(part.attention).register_forward_hook(keeper(index))
+        for index, part in enumerate(parts)
     ]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
     try:

@@ -62,16 +62,18 @@ class GgufTensors:
                 " or bfloat16"
             )
         wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
-        found = _F32 if tensor.dim() == 1 else TYPES[tensor.dtype] if wanted is None else wanted
-        if found not in DTYPES:
+        stored_type = (
+            _F32 if tensor.dim() == 1 else TYPES[tensor.dtype] if wanted is None else wanted
+        )
+        if stored_type not in DTYPES:
             if tensor.shape[-1] % 32:
                 raise UsageError(
-                    f"{found.name} requires rows of a multiple of 32 weights, got"
+                    f"{stored_type.name} requires rows of a multiple of 32 weights, got"
                     f" {tensor.shape[-1]} ({name})"
                 )
-            return gguf.quants.quantize(tensor.float().numpy(), found), found
-        tensor = tensor.to(DTYPES[found]).contiguous()
-        return (tensor.view(torch.uint16) if found is _BF16 else tensor).numpy(), found
+            return gguf.quants.quantize(tensor.float().numpy(), stored_type), stored_type
+        tensor = tensor.to(DTYPES[stored_type]).contiguous()
+        return (tensor.view(torch.uint16) if stored_type is _BF16 else tensor).numpy(), stored_type
 
 
 def unsupported_reason(config: dict[str, Any]) -> str | None:
@@ -112,13 +114,15 @@ def write_model(
         gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
             raise UsageError(f"GGUF does not support the tensor {new_name}")
-        array, found = tensors.array(name)
+        array, stored_type = tensors.array(name)
         shape = (
-            array.shape if found in DTYPES else gguf.quant_shape_from_byte_shape(array.shape, found)
+            array.shape
+            if stored_type in DTYPES
+            else gguf.quant_shape_from_byte_shape(array.shape, stored_type)
         )
         parameters += math.prod(shape)
-        bytes_by_type[found] += array.nbytes
-        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, found)
+        bytes_by_type[stored_type] += array.nbytes
+        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, stored_type)
     ((main_type, _),) = bytes_by_type.most_common(1)
     writer.add_file_type(_FILE_TYPES[main_type])
     for write in (

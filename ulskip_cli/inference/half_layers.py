@@ -120,8 +120,8 @@ class LayerCall:
         """Return True if the layer with some children replaced can run and returns exactly the
         expected states.
         """
-        found = self.output(children)
-        return found is not None and expected is not None and torch.equal(found, expected)
+        output = self.output(children)
+        return output is not None and expected is not None and torch.equal(output, expected)
 
 
 @dataclass(frozen=True)

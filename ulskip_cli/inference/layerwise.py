@@ -38,8 +38,8 @@ class LayerwiseModel:
             self._in_tuples, after = _probe(model)
             last = self.layers[-1]
             recording = {
-                id(one): _RecordingLayer(one, self, one is last, self._in_tuples)
-                for one in self.layers
+                id(layer): _RecordingLayer(layer, self, layer is last, self._in_tuples)
+                for layer in self.layers
             }
             # `_before` is the model with layers that record their inputs, `_after` with one layer
             # that returns a given state.

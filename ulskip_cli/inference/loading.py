@@ -260,7 +260,10 @@ def _check_end(model: PreTrainedModel, path: str) -> None:
     """
     given = model.generation_config.eos_token_id
     ids = given if isinstance(given, list) else [given]
-    if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in ids):
+    if not all(
+        token_id is None or (isinstance(token_id, int) and not isinstance(token_id, bool))
+        for token_id in ids
+    ):
         raise UsageError(
             f"expected eos_token_id in generation_config.json of '{path}' to be token ids, got"
             f" {str(given)[:60]}; correct it"
@@ -272,11 +275,13 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
         return KINDS[config.quantization].label
     if config.source == "smollm2-wheel":
         return smollm2_wheel.PROVENANCE
-    own = getattr(model.config, "quantization_config", None)
+    settings = getattr(model.config, "quantization_config", None)
     method = (
-        own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+        settings.get("quant_method")
+        if isinstance(settings, dict)
+        else getattr(settings, "quant_method", None)
     )
-    return None if own is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
+    return None if settings is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:

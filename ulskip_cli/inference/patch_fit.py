@@ -60,13 +60,13 @@ class PatchFitter:
         self.device = shallow_view.input_device(model)
         self.full = LayerwiseModel(model)
         self.num_layers = len(self.full.layers)
-        usable = [one for one in examples if len(one.response_ids) > 1]
+        usable = [example for example in examples if len(example.response_ids) > 1]
         if not usable:
             raise UsageError(
                 "expected responses of at least two tokens to fit patches, got none; use other"
                 " held-out examples"
             )
-        usable.sort(key=lambda one: -len(one.prompt_ids) - len(one.response_ids))
+        usable.sort(key=lambda example: -len(example.prompt_ids) - len(example.response_ids))
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         self._fitted: dict[
             tuple[int, int, PatchOptions], dict[str, Tensor]
@@ -80,9 +80,9 @@ class PatchFitter:
 
     def with_batches(self, batches: Sequence[_Batch]) -> "PatchFitter":
         """Return a fitter on other batches of the same model."""
-        found = copy.copy(self)
-        found.batches, found._fitted = list(batches), {}
-        return found
+        fitter = copy.copy(self)
+        fitter.batches, fitter._fitted = list(batches), {}
+        return fitter
 
     @property
     def num_positions(self) -> int:
@@ -90,10 +90,12 @@ class PatchFitter:
         return sum(int(batch.counted.sum()) for batch in self.batches)
 
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
-        prompts = padded([one.prompt_ids for one in examples], pad_token_id, left=True)
-        responses = padded([one.response_ids[:-1] for one in examples], pad_token_id, left=False)
+        prompts = padded([example.prompt_ids for example in examples], pad_token_id, left=True)
+        responses = padded(
+            [example.response_ids[:-1] for example in examples], pad_token_id, left=False
+        )
         (prompt_ids, prompt_mask), (ids, mask) = (
-            (one.to(self.device) for one in pair) for pair in (prompts, responses)
+            (tensor.to(self.device) for tensor in pair) for pair in (prompts, responses)
         )
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
@@ -152,7 +154,10 @@ class PatchFitter:
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """
-        before = {layer: max((one for one in kept if one < layer), default=-1) for layer in ends}
+        before = {
+            layer: max((kept_layer for kept_layer in kept if kept_layer < layer), default=-1)
+            for layer in ends
+        }
         self._teach([*ends, *(layer + 1 for layer in before.values())])
         tensors: dict[str, Tensor] = {}
         for layer in ends:
@@ -162,7 +167,7 @@ class PatchFitter:
                 inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
                 parts = self._regress(inputs, inputs, layer, options)
                 if (
-                    len(self._fitted) * sum(one.nbytes for one in parts.values())
+                    len(self._fitted) * sum(part.nbytes for part in parts.values())
                     < _KEPT_PATCH_BYTES
                 ):
                     self._fitted[key] = parts
@@ -260,12 +265,12 @@ class PatchFitter:
             output.device
         )
         added = (size * direction).to(output.dtype)
-        hook = module.register_forward_hook(lambda _, args, found: found + added)
+        hook = module.register_forward_hook(lambda _, args, result: result + added)
         try:
             moved = layerwise.layer(place, state, entry)
         finally:
             hook.remove()
-        before, moved, output = (one[counted].double() for one in (after, moved, output))
+        before, moved, output = (tensor[counted].double() for tensor in (after, moved, output))
         rounding = torch.finfo(after.dtype).eps * (
             before.abs() + moved.abs() + output.abs() + added.double().abs()
         )

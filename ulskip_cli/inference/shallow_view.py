@@ -52,13 +52,13 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def layer_index(layer: nn.Module) -> int | None:
     """Return the index under which a decoder layer reads the KV cache, or None if it reads none."""
-    found = (
+    indices = (
         getattr(part, name)
         for part in layer.modules()
         for name in _INDICES
         if name in part.__dict__
     )
-    return next(found, None)
+    return next(indices, None)
 
 
 def shallow_view(
@@ -105,9 +105,9 @@ def substituted(
     """Return a copy of a module with some parts replaced and all others shared; `replacement`
     returns None to search inside.
     """
-    found = replacement(module)
-    if found is not None:
-        return found
+    replaced = replacement(module)
+    if replaced is not None:
+        return replaced
     children = {
         name: substituted(child, replacement)
         for name, child in module._modules.items()
@@ -207,11 +207,11 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
     states = [
-        one
+        state
         for layer in chosen
         for held in vars(layer).values()
         if isinstance(held, dict)
-        for one in held.values()
+        for state in held.values()
     ]
     return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
 
@@ -314,7 +314,10 @@ def _forked(layer: Any) -> Any:
             setattr(
                 fork,
                 name,
-                {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()},
+                {
+                    key: state.clone() if isinstance(state, Tensor) else state
+                    for key, state in held.items()
+                },
             )
     return fork
 
@@ -324,17 +327,19 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if reason is not None:
         raise architecture_support.refusal(model, reason)
     text_config = model.config.get_text_config(decoder=True)
-    found = {
+    stacks = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers
     }
-    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    outermost = [
+        path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
+    ]
     if len(outermost) != 1:
         raise architecture_support.refusal(
             model, f"expected one stack of decoder layers, got {len(outermost)}"
         )
-    stack = found[outermost[0]]
+    stack = stacks[outermost[0]]
     extra = next(
         (name for name in map(architecture_support.extra_layer_inputs, stack) if name), None
     )

@@ -155,12 +155,12 @@ class SkipAdapter:
         """Return the tensors whose name begins with `prefix`, by layer and by the rest of their
         name.
         """
-        found: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        tensors: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in self.tensors.items():
             if name.startswith(prefix):
                 layer, _, rest = name.removeprefix(prefix).partition(".")
-                found[int(layer)][rest] = tensor
-        return found
+                tensors[int(layer)][rest] = tensor
+        return tensors
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
@@ -220,11 +220,11 @@ def timing_adapter(
 
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of one layer by module and by the rest of their name."""
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
-        found[module][part] = tensor
-    return found
+        modules[module][part] = tensor
+    return modules
 
 
 def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:

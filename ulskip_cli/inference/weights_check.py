@@ -40,8 +40,8 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
         )
     if loading_info["mismatched_keys"]:
         shapes = [
-            f"{name} is {list(found)} instead of {list(wanted)}"
-            for name, found, wanted in loading_info["mismatched_keys"]
+            f"{name} is {list(shape)} instead of {list(wanted)}"
+            for name, shape, wanted in loading_info["mismatched_keys"]
         ]
         raise UsageError(
             f"{expected}, got {_count(shapes)} with other shapes ({_named(shapes)}); {advice}"

@@ -56,11 +56,11 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
     texts: dict[str, int] = {}
     names = [" · ".join(part for part in key if part != "None") for key in stored]
     sets = [
-        {"label": name, **_data_set(own, labels, texts, most)}
-        for name, own in zip(names, stored.values(), strict=True)
+        {"label": name, **_data_set(by_index, labels, texts, most)}
+        for name, by_index in zip(names, stored.values(), strict=True)
     ]
     note = _note(sets, list(map(len, stored.values())))
-    sets = [one for one in sets if one["runs"]]
+    sets = [data_set for data_set in sets if data_set["runs"]]
     return Answers(sets, list(texts), _changes(sets, list(texts)), note)
 
 
@@ -72,14 +72,16 @@ def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
     if not stored:
         return "The results folders hold no answers: they have no generations/."
     parts = []
-    for one, count in zip(sets, stored, strict=True):
-        cut = f" of {one['stored']}" if one["stored"] > len(one["examples"]) else ""
+    for data_set, count in zip(sets, stored, strict=True):
+        cut = f" of {data_set['stored']}" if data_set["stored"] > len(data_set["examples"]) else ""
         runs = (
-            f"{len(one['runs'])} of {count} points"
-            if count > len(one["runs"])
+            f"{len(data_set['runs'])} of {count} points"
+            if count > len(data_set["runs"])
             else f"{count} points"
         )
-        parts.append(f"{one['label']}: {len(one['examples'])}{cut} examples, answers of {runs}")
+        parts.append(
+            f"{data_set['label']}: {len(data_set['examples'])}{cut} examples, answers of {runs}"
+        )
     return "; ".join(parts) + "."
 
 
@@ -102,19 +104,23 @@ def _data_set(
         if not examples:
             stored = len(answers)
             named = [
-                (str(one.get("id", "")), position(one["source"]), position(one["reference"]))
-                for one in shown
+                (
+                    str(answer.get("id", "")),
+                    position(answer["source"]),
+                    position(answer["reference"]),
+                )
+                for answer in shown
             ]
             examples = [
                 {"id": name, "source": source, "reference": reference}
                 for name, source, reference in named
             ]
-        if not answers or [position(one["source"]) for one in shown] != [
-            one["source"] for one in examples
+        if not answers or [position(answer["source"]) for answer in shown] != [
+            example["source"] for example in examples
         ]:
             continue
-        outputs = [position(one["hypothesis"]) for one in shown]
-        flags = {i: one["flags"] for i, one in enumerate(shown) if one.get("flags")}
+        outputs = [position(answer["hypothesis"]) for answer in shown]
+        flags = {i: answer["flags"] for i, answer in enumerate(shown) if answer.get("flags")}
         runs.append(
             {
                 "row": i,
@@ -150,26 +156,28 @@ def _baseline(row: Record, others: Sequence[Record]) -> int | None:
     same model.
     """
     wanted = row.baseline_id or (row.id if row.keeps_all else None)
-    fulls = [i for i, one in enumerate(others) if one.keeps_all and one.model == row.model]
+    fulls = [i for i, record in enumerate(others) if record.keeps_all and record.model == row.model]
     return next((i for i in fulls if others[i].id == wanted), next(iter(fulls), None))
 
 
 def _changes(sets: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, list[int]]:
     """Compare every answer with its reference and with the full model's answer."""
-    found: dict[str, list[int]] = {}
-    for one in sets:
-        references = [example["reference"] for example in one["examples"]]
-        for run in one["runs"]:
+    changes: dict[str, list[int]] = {}
+    for data_set in sets:
+        references = [example["reference"] for example in data_set["examples"]]
+        for run in data_set["runs"]:
             fulls = (
-                references if run["baseline"] is None else one["runs"][run["baseline"]]["outputs"]
+                references
+                if run["baseline"] is None
+                else data_set["runs"][run["baseline"]]["outputs"]
             )
             for base, text in [
                 *zip(references, run["outputs"], strict=True),
                 *zip(fulls, run["outputs"], strict=True),
             ]:
-                if base != text and f"{base},{text}" not in found:
-                    found[f"{base},{text}"] = compare_texts(texts[base], texts[text])
-    return found
+                if base != text and f"{base},{text}" not in changes:
+                    changes[f"{base},{text}"] = compare_texts(texts[base], texts[text])
+    return changes
 
 
 def compare_texts(base: str, text: str) -> list[int]:

@@ -109,8 +109,8 @@ def sections(records: Sequence[Record]) -> list[Section]:
         column("target_speedup"),
         column("predicted_speedup"),
         *(
-            tables.shown("measured_speedup", own)
-            for key, own in columns()
+            tables.shown("measured_speedup", definition)
+            for key, definition in columns()
             if key == "measured_speedup"
         ),
         (
@@ -139,11 +139,11 @@ def sections(records: Sequence[Record]) -> list[Section]:
         f"Decoding speed: {_shared(records)}",
         tables.sentences([*notes, f"{BANDWIDTH}: {read_bandwidth(records)}"]),
     )
-    found = [Section.of(title, records, table, note, words=1)]
+    parts = [Section.of(title, records, table, note, words=1)]
     if beside := paper.comparable(records):
         title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
-        found.append(paper.beside_bench(title, beside, list(map(decoded_by, beside))))
-    return found
+        parts.append(paper.beside_bench(title, beside, list(map(decoded_by, beside))))
+    return parts
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:

@@ -89,7 +89,7 @@ class Report:
         paths = find_folders(options.folders, options.results_dir)
         records = ordered(read_records(paths))
         groups = grouped(records)
-        found = {group.label: winners(group, options.gate) for group in groups}
+        by_label = {group.label: winners(group, options.gate) for group in groups}
         for group in groups:
             for caveat in sorted(
                 {share.caveat for share in shares(group.records, options.gate).values()} - {""}
@@ -99,10 +99,14 @@ class Report:
                     file=sys.stderr,
                 )
         made = cls(
-            options, paths, records, groups, {label: own for label, own in found.items() if own}
+            options,
+            paths,
+            records,
+            groups,
+            {label: chosen for label, chosen in by_label.items() if chosen},
         )
-        for one in frontiers(records):
-            made.sections += one.sections()
+        for frontier in frontiers(records):
+            made.sections += frontier.sections()
         if options.against == PAPER:
             made.sections += paper.beside_paper(groups, options.gate)
         elif options.against:
@@ -126,7 +130,7 @@ class Report:
             self.records, old, Scorer(), options.tolerance, options.gate
         )
         if not self.comparison.pairs:
-            names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (
+            names = ", ".join(f"'{folder}'" for folder in self.paths[:3]) + (
                 " and others" if len(self.paths) > 3 else ""
             )
             raise UsageError(
@@ -137,20 +141,21 @@ class Report:
 
     def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
         """Return the report as plain values."""
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "folders": list(map(str, self.paths)),
             "rows": len(self.records),
             "done": len(done(self.records)),
             "gate": self.options.gate,
             "winners": {
-                label: [one.as_dict() for one in own] for label, own in self.winners.items()
+                label: [winner.as_dict() for winner in chosen]
+                for label, chosen in self.winners.items()
             },
         }
         if self.options.against == PAPER:
-            found["paper"] = [section.lines() for section in self.sections]
+            values["paper"] = [section.lines() for section in self.sections]
         if self.comparison:
-            found["comparison"] = [pair.as_dict() for pair in self.comparison.pairs]
-        return {**found, "files": list(map(str, written))}
+            values["comparison"] = [pair.as_dict() for pair in self.comparison.pairs]
+        return {**values, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
         """Return the complete table of a layout in an output format."""
@@ -173,13 +178,13 @@ class Report:
         """Return the text of report.md."""
         title, table4 = f"# {self.long.title}".rstrip(), paper.markdown(self.table4).strip()
         parts = [title, "## Layout of the paper's table 4", table4]
-        for label, own in self.winners.items():
+        for label, chosen in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
             parts.append(
                 f"Winners are chosen among points that keep {self.options.gate:.0%} of full's"
                 " quality by their whole interval."
             )
-            parts.append("\n".join(f"- {winner.line()}" for winner in own))
+            parts.append("\n".join(f"- {winner.line()}" for winner in chosen))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
         parts += [

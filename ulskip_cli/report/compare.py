@@ -73,8 +73,8 @@ class Pair:
     @property
     def keeps(self) -> str:
         """The claim that the new side keeps the gate's share of its full model's quality."""
-        own = next(iter(shares([self.new], self.gate).values()), None)
-        return own.verdict if own and not self.new.keeps_all else MISSING
+        share = next(iter(shares([self.new], self.gate).values()), None)
+        return share.verdict if share and not self.new.keeps_all else MISSING
 
     def as_dict(self) -> dict[str, Any]:
         """Return the pair as plain values."""
@@ -137,11 +137,11 @@ def compare(
             frame[keys].itertuples(index=False, name=None), records, strict=True
         ):
             matched.setdefault(line, [None, None])[side] = record
-    both = [(one, other) for one, other in matched.values() if one and other]
+    both = [(later, earlier) for later, earlier in matched.values() if later and earlier]
     judge = (tolerance, gate)
     pairs = [
-        _pair(one, other, scorer if i < MAX_BOOTSTRAPS else None, judge)
-        for i, (one, other) in enumerate(both)
+        _pair(later, earlier, scorer if i < MAX_BOOTSTRAPS else None, judge)
+        for i, (later, earlier) in enumerate(both)
     ]
     sides = [
         sum(record is not None for record in (pair[side] for pair in matched.values()))

@@ -115,20 +115,24 @@ class Frontier:
         """By id, a point that is faster and better, the fastest such one, and whether both
         intervals say so too.
         """
-        found = {}
-        for own in self.points:
-            better = [one for one in self.points if one is not own and _beats(one, own)]
+        beaten = {}
+        for point in self.points:
+            better = [rival for rival in self.points if rival is not point and _beats(rival, point)]
             if better:
-                best = max(better, key=lambda one: (_sure(one, own, self._scorer), one.speedup))
-                found[own.record.id] = best, _sure(best, own, self._scorer)
-        return found
+                best = max(
+                    better, key=lambda rival: (_sure(rival, point, self._scorer), rival.speedup)
+                )
+                beaten[point.record.id] = best, _sure(best, point, self._scorer)
+        return beaten
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
         """Return the point of a kind with the best quality among those that reach a speedup; None
         if there is none.
         """
-        enough = [one for one in self.points if one.speedup >= target and kind in (None, one.kind)]
-        return max(enough, key=lambda one: (one.quality.share, one.speedup), default=None)
+        enough = [
+            point for point in self.points if point.speedup >= target and kind in (None, point.kind)
+        ]
+        return max(enough, key=lambda point: (point.quality.share, point.speedup), default=None)
 
     @property
     def names(self) -> list[str]:
@@ -167,18 +171,20 @@ class Frontier:
     def _verdict(self, target: float) -> str:
         best = self.best(target)
         assert best is not None, "only targets in reach have a verdict"
-        found = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
-        others = [one for kind in KINDS if kind != best.kind and (one := self.best(target, kind))]
+        lead = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
+        others = [
+            rival for kind in KINDS if kind != best.kind and (rival := self.best(target, kind))
+        ]
         if not others:
-            return f"{found}. Nothing of another kind is as fast."
-        other = max(others, key=lambda one: (one.quality.share, one.speedup))
+            return f"{lead}. Nothing of another kind is as fast."
+        other = max(others, key=lambda point: (point.quality.share, point.speedup))
         metric = best.quality.metric
         apart = self._scorer.difference(best.record, other.record, metric)
         ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
         second = f"{other.kind} ({other.name}, {other.speedup:.2f}x)"
         return (
-            f"{found}. Next: {second}, {other.quality.share:.1%}. {TITLES[metric]}"
+            f"{lead}. Next: {second}, {other.quality.share:.1%}. {TITLES[metric]}"
             f" {apart.value:+.1f}{ends}: {decided}."
         )
 
@@ -202,28 +208,36 @@ class Frontier:
         )
         return Section(title, list(map(Head, heads)), lines, note)
 
-    def _cells(self, one: Point) -> tuple[str, ...]:
-        _, low, high = one.clock
+    def _cells(self, point: Point) -> tuple[str, ...]:
+        _, low, high = point.clock
         verdict = "front"
-        if one.record.id in self.beaten:
-            other, sure = self.beaten[one.record.id]
-            verdict = f"beaten by {other.name}{'' if sure else ' ?'}"
+        if point.record.id in self.beaten:
+            winner, sure = self.beaten[point.record.id]
+            verdict = f"beaten by {winner.name}{'' if sure else ' ?'}"
         interval = (
-            MISSING if one.record is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
+            MISSING if point.record is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
         )
-        own = one.quality
+        quality = point.quality
         return (
-            *(one.engine, one.method, one.record.layers or MISSING, f"{one.speedup:.2f}", interval),
-            *(f"{own.value:.1f}", own.text(), verdict),
+            *(
+                point.engine,
+                point.method,
+                point.record.layers or MISSING,
+                f"{point.speedup:.2f}",
+                interval,
+            ),
+            *(f"{quality.value:.1f}", quality.text(), verdict),
         )
 
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
-        kinds = [kind for kind in KINDS if any(one.kind == kind for one in self.points)]
+        kinds = [kind for kind in KINDS if any(point.kind == kind for point in self.points)]
         heads, lines = ("speedup", *kinds), list[list[str]]()
         for target in filter(self.best, TARGETS):
             of_kind = [self.best(target, kind) for kind in kinds]
-            cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
+            cells = [
+                MISSING if point is None else f"{point.quality.share:.1%}" for point in of_kind
+            ]
             lines.append([f"{target:g}x", *cells])
         note = (
             "Share of the baseline's score that the best measured point of each kind keeps at no"
@@ -238,11 +252,11 @@ class Frontier:
         Smaller models have markers of their own.
         """
         figure, (axes,) = panels(1, 7.6, 4.8)
-        limit_to(axes, [(one.speedup, 100 * one.quality.share) for one in self.points])
+        limit_to(axes, [(point.speedup, 100 * point.quality.share) for point in self.points])
         front = sorted(
-            (one.speedup, 100 * one.quality.share)
-            for one in self.points
-            if one.record.id not in self.beaten
+            (point.speedup, 100 * point.quality.share)
+            for point in self.points
+            if point.record.id not in self.beaten
         )
         axes.plot(
             *zip(*front, strict=True),
@@ -253,16 +267,19 @@ class Frontier:
             solid_capstyle="round",
         )
         series = {
-            one.record.id: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "")
-            for one in self.points
+            point.record.id: point.engine + (f", {SMALLER}" if point.kind == SMALLER else "")
+            for point in self.points
         }
         for i, label in enumerate(dict.fromkeys(series.values())):
-            own = [one for one in self.points if series[one.record.id] == label]
-            xs, ys = [one.speedup for one in own], [100 * one.quality.share for one in own]
+            members = [point for point in self.points if series[point.record.id] == label]
+            xs, ys = (
+                [point.speedup for point in members],
+                [100 * point.quality.share for point in members],
+            )
             axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=label)
-            for one, x, y in zip(own, xs, ys, strict=True):
+            for member, x, y in zip(members, xs, ys, strict=True):
                 annotate(
-                    axes, (one.record.layers or "").partition("/")[0], (x, y), (5, 3), fontsize=7
+                    axes, (member.record.layers or "").partition("/")[0], (x, y), (5, 3), fontsize=7
                 )
         metric = self.points[0].quality.title
         axes.set(
@@ -282,12 +299,12 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     )  # the same run may be in several, e.g. of two machines
     for record in records:
         folders[record.folder].append(record)
-    found = {folder: _of_folder(own) for folder, own in folders.items()}
-    several = sum(map(bool, found.values())) > 1
+    by_folder = {folder: _of_folder(members) for folder, members in folders.items()}
+    several = sum(map(bool, by_folder.values())) > 1
     return [
-        replace(one, folder=folder if several else "")
-        for folder, own in found.items()
-        for one in own
+        replace(frontier, folder=folder if several else "")
+        for folder, fronts in by_folder.items()
+        for frontier in fronts
     ]
 
 
@@ -301,7 +318,7 @@ def _of_folder(records: Sequence[Record]) -> list[Frontier]:
         for record in compared
         if record.baseline_model or record.config.get("baseline_engine")
     ]
-    found = []
+    fronts = []
     for name in dict.fromkeys(record.baseline_id for record in asked if record.baseline_id):
         members = [record for record in compared if record.baseline_id == name]
         judged = shares(members, 1.0)
@@ -312,20 +329,20 @@ def _of_folder(records: Sequence[Record]) -> list[Frontier]:
             score = rest[0].quality.full
             kept = replace(rest[0].quality, value=score, share=1.0, low=None, high=None)
             first = Point(finished[name], Interval(1.0, 1.0, 1.0), kept)
-            found.append(
+            fronts.append(
                 Frontier(finished[name], (first, *sorted(rest, key=lambda point: point.speedup)))
             )
-    return found
+    return fronts
 
 
-def _beats(one: Point, other: Point) -> bool:
-    return one.speedup > other.speedup and one.quality.share >= other.quality.share
+def _beats(point: Point, other: Point) -> bool:
+    return point.speedup > other.speedup and point.quality.share >= other.quality.share
 
 
-def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
+def _sure(point: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
-    difference = scorer.difference(one.record, other.record, one.quality.metric)
-    low, high = one.clock.low, other.clock.high
+    difference = scorer.difference(point.record, other.record, point.quality.metric)
+    low, high = point.clock.low, other.clock.high
     return (
         low is not None
         and high is not None

@@ -68,7 +68,7 @@ class Page:
             ),
             columns=shown,
             rows=rows,
-            readable={run["row"] for one in self.answers.sets for run in one["runs"]},
+            readable={run["row"] for data_set in self.answers.sets for run in data_set["runs"]},
             metric=judged.pop() if len(judged) == 1 else "primary metric" if judged else None,
             notes=tables.explanations(self.records),
             provenance=[line for line in tables.provenance(self.records).split("  \n") if line],
@@ -169,7 +169,7 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
     elsewhere = {"batch_size", "strategy", "correction", "ratio"}
     if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
         elsewhere.add("engine")  # strategy and decoding determine it
-    found = [
+    fields = [
         Field("strategy", "strategy", "text", lambda record: record.strategy_name, facet=True),
         Field(
             "target_speedup",
@@ -191,11 +191,11 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
         ),
         *(_setting(records, key) for key in varying(records, but=elsewhere)),
     ]
-    keys = {field.key for field in found}
+    keys = {field.key for field in fields}
     for key, column in columns():
         if key not in keys:
             keys.add(key)
-            found.append(_field(key, column))
+            fields.append(_field(key, column))
     quality = [
         Field(
             "share",
@@ -213,8 +213,8 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
             "quality gate; ? marks an interval that includes the gate",
         ),
     ]
-    at = next(i for i, field in enumerate(found) if field.key == "decode_loss")
-    return [*found[:at], *quality, *found[at:]]
+    at = next(i for i, field in enumerate(fields) if field.key == "decode_loss")
+    return [*fields[:at], *quality, *fields[at:]]
 
 
 def _field(key: str, column: Column) -> Field:

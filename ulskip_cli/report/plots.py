@@ -87,7 +87,7 @@ def save_predictions(
         lowest = min(1.0, *(row.value("measured_speedup") for row, _ in drawn))
         plot_style.limit_to(axes, [(lowest, lowest), (highest, highest)])
         for i, (batch, label) in enumerate(series):
-            points = [row for row, own in drawn if (row.batch_size, own) == (batch, label)]
+            points = [row for row, name in drawn if (row.batch_size, name) == (batch, label)]
             aside = (
                 (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)
             )  # equal predictions are drawn side by side
@@ -172,8 +172,8 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
             }
             handles.setdefault("Pareto front", axes.plot(*zip(*front, strict=True), **look)[0])
         for strategy in dict.fromkeys(row.label for row in rows):
-            own = sorted((row for row in rows if row.label == strategy), key=_speedup)
-            handles.setdefault(strategy, _draw_strategy(axes, own, metric, strategy))
+            drawn = sorted((row for row in rows if row.label == strategy), key=_speedup)
+            handles.setdefault(strategy, _draw_strategy(axes, drawn, metric, strategy))
         for row in rows if len(rows) <= MAX_LABELS else ():
             label = (
                 f"{row.value('target_speedup'):g}x"
@@ -200,8 +200,8 @@ def _speedup(row: Record) -> float:
 
 
 def _interval(row: Record) -> tuple[float, float]:
-    own = row.value("measured_speedup")
-    return row.value("measured_speedup_low") or own, row.value("measured_speedup_high") or own
+    middle = row.value("measured_speedup")
+    return row.value("measured_speedup_low") or middle, row.value("measured_speedup_high") or middle
 
 
 def _scored(group: Group) -> list[Record]:
@@ -218,18 +218,18 @@ def _scored(group: Group) -> list[Record]:
 
 
 def _panel_per_group(
-    found: Sequence[tuple[Group, list[Record]]],
+    groups: Sequence[tuple[Group, list[Record]]],
 ) -> tuple[Any, list[tuple[Any, Group, list[Record]]]]:
     """Return a figure with one panel for each of the largest groups; of too many rows, only every
     n-th row is drawn.
     """
     ranked = sorted(
-        (i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1])
+        (i for i, (_, rows) in enumerate(groups) if rows), key=lambda i: -len(groups[i][1])
     )[:MAX_PANELS]
     if not ranked:
         return None, []
     figure, each = plot_style.panels(len(ranked), 6.6 if len(ranked) == 1 else 4.8, 4.2)
-    shown = [(axes, *found[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
+    shown = [(axes, *groups[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
     for axes, group, _ in shown:
         axes.set_title(
             plot_style.shortened(group.label, plot_style.MAX_TITLE + 22 * (len(shown) == 1))
@@ -273,8 +273,11 @@ def _draw_strategy(axes: Any, rows: Sequence[Record], metric: str, strategy: str
     for x, y, row in zip(xs, ys, rows, strict=True):
         if row.value("measured_speedup_low") is not None:
             draw_interval(axes, (x, y), _interval(row), colour, across=True)
-        if own := row.vs_baseline.get(metric):
-            ends = (max(0.0, own.full + own.delta_low), own.full + own.delta_high)
+        if difference := row.vs_baseline.get(metric):
+            ends = (
+                max(0.0, difference.full + difference.delta_low),
+                difference.full + difference.delta_high,
+            )
             draw_interval(axes, (x, y), ends, colour)
     return drawn
 
@@ -300,22 +303,24 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         plot_style.limit_to(axes, [(ends[0], min(values)), (ends[1] + 0.1, max(values))])
         step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
         for i, (strategy, batch) in enumerate(series):
-            own = [row for row in rows if (row.label, row.batch_size) == (strategy, batch)]
-            xs = [row.value("target_speedup") + (i - (len(series) - 1) / 2) * step for row in own]
+            points = [row for row in rows if (row.label, row.batch_size) == (strategy, batch)]
+            xs = [
+                row.value("target_speedup") + (i - (len(series) - 1) / 2) * step for row in points
+            ]
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
             axes.plot(
                 xs,
-                [row.value("measured_speedup") for row in own],
+                [row.value("measured_speedup") for row in points],
                 marker,
                 markersize=4,
                 color=colour,
             )
-            for x, row in zip(xs, own, strict=True):
+            for x, row in zip(xs, points, strict=True):
                 draw_interval(axes, (x, row.value("measured_speedup")), _interval(row), colour)
             handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
             known += [
                 (x, row.value("predicted_speedup"))
-                for x, row in zip(xs, own, strict=True)
+                for x, row in zip(xs, points, strict=True)
                 if row.value("predicted_speedup")
             ]
         for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
@@ -338,11 +343,13 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:
-    found = [
+    measured = [
         (group, [row for row in group.done if row.total_tokens_per_second]) for group in groups
     ]
-    found = [(group, rows) for group, rows in found if len({row.batch_size for row in rows}) > 1]
-    group, rows = max(found, key=lambda item: len(item[1]), default=(None, []))
+    measured = [
+        (group, rows) for group, rows in measured if len({row.batch_size for row in rows}) > 1
+    ]
+    group, rows = max(measured, key=lambda item: len(item[1]), default=(None, []))
     targets = sorted(
         {
             row.value("target_speedup")
@@ -356,10 +363,14 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
     figure, each = plot_style.panels(len(targets), PANEL_WIDTH, 2.8, columns=3, sharey=True)
     handles: dict[str, Any] = {}
     for axes, target in zip(each, targets, strict=True):
-        own = [row for row in rows if row.keeps_all or row.value("target_speedup") == target]
-        for strategy in sorted({row.label for row in own}, key=lambda name: (name != "full", name)):
+        drawn = [row for row in rows if row.keeps_all or row.value("target_speedup") == target]
+        for strategy in sorted(
+            {row.label for row in drawn}, key=lambda name: (name != "full", name)
+        ):
             by_batch = {
-                row.batch_size: row.total_tokens_per_second for row in own if row.label == strategy
+                row.batch_size: row.total_tokens_per_second
+                for row in drawn
+                if row.label == strategy
             }
             look = {
                 "marker": "o",
@@ -412,17 +423,19 @@ def _exits(groups: Sequence[Group]) -> _Plot | None:
 
 
 def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
-    found: dict[tuple[str, int], Record] = {}
+    schedules: dict[tuple[str, int], Record] = {}
     for group in groups:
         for row in sorted(
             group.done, key=lambda row: (row.value("target_speedup") or 0, row.strategy)
         ):
             if row.value("kept_layers"):
                 target = f" {row.value('target_speedup'):g}x" if row.value("target_speedup") else ""
-                found.setdefault((f"{group.approach(row)}{target}", row.value("num_layers")), row)
-    if not found:
+                schedules.setdefault(
+                    (f"{group.approach(row)}{target}", row.value("num_layers")), row
+                )
+    if not schedules:
         return None
-    shown = list(found.items())[:MAX_SCHEDULES]
+    shown = list(schedules.items())[:MAX_SCHEDULES]
     depths = {depth for (_, depth), _ in shown}
     names = [f"{name} of {depth}" if len(depths) > 1 else name for (name, depth), _ in shown]
     figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))

@@ -105,7 +105,7 @@ class Group:
         """Return the last record of every target, approach and batch size, in the order of the
         paper's table 4.
         """
-        found: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
+        points: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
         records = [
             (point_order((record.target_speedup, record.strategy)), record)
             for record in self.records
@@ -113,8 +113,8 @@ class Group:
         ]
         for _, record in sorted(records, key=lambda item: item[0]):
             assert record.target_speedup is not None
-            found[record.target_speedup, self.approach(record)][record.batch_size] = record
-        return found
+            points[record.target_speedup, self.approach(record)][record.batch_size] = record
+        return points
 
 
 def _option_text(option: Any) -> str | None:
@@ -137,16 +137,16 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
     """List the results folders that folders, parent folders or runs.jsonl files name; by default,
     all in `results_dir`.
     """
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for path in named or [results_dir]:
-        own = path.parent if path.name == FILE else path
+        folder = path.parent if path.name == FILE else path
         below = (
-            [own]
-            if (own / FILE).is_file()
-            else sorted(file.parent for file in own.glob(f"*/{FILE}"))
+            [folder]
+            if (folder / FILE).is_file()
+            else sorted(file.parent for file in folder.glob(f"*/{FILE}"))
         )
         if not below:
-            if (own / "generations").is_dir():
+            if (folder / "generations").is_dir():
                 raise UsageError(
                     f"expected finished points in '{path}', got none; repeat the run's command to"
                     " resume it"
@@ -166,13 +166,13 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
                 f" '{path}'; {hint}"
             )
-        found.update(dict.fromkeys(below))
-    for path in found:
+        folders.update(dict.fromkeys(below))
+    for path in folders:
         if not str(path).isprintable():
             raise UsageError(
                 f"expected a folder with a printable name, got '{printable(str(path))}'; rename it"
             )
-    return list(found)
+    return list(folders)
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
@@ -217,16 +217,16 @@ def reasons(records: Iterable[Record]) -> list[str]:
     """List the reasons why points have no result, with strategies; reasons that differ only in `got
     NUMBER` are merged.
     """
-    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    by_reason: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     first: dict[str, str] = {}
     for record in records:
         if not record.is_done:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
-            found[record.absent, reason][record.strategy] = None
+            by_reason[record.absent, reason][record.strategy] = None
     lines = [
         f"{word} ({', '.join(strategies)}): {reason}"
-        for (word, reason), strategies in found.items()
+        for (word, reason), strategies in by_reason.items()
     ]
     return [
         *lines[:MAX_REASONS],
@@ -251,7 +251,7 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
     its name, is not listed again.
     """
     table = settings_table(records)
-    found: dict[str, pd.Series] = {}
+    varied: dict[str, pd.Series] = {}
     for key in table:
         if key.partition(".")[0] in but:
             continue
@@ -264,11 +264,11 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
                 continue
         is_shown = any(
             _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0])
-            for other, shown in found.items()
+            for other, shown in varied.items()
         )
         if key in SETTING_FIELDS or not is_shown:
-            found[key] = table[key]
-    return list(found)
+            varied[key] = table[key]
+    return list(varied)
 
 
 def _follows(values: pd.Series, shown: pd.Series, own: bool) -> bool:
@@ -303,8 +303,12 @@ def default_of(key: str) -> Any:
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if not rest:
         return default
-    own = getattr(type(default), "model_fields", {}).get(rest)
-    return own.get_default(call_default_factory=True) if own and not own.is_required() else DEFAULT
+    known = getattr(type(default), "model_fields", {}).get(rest)
+    return (
+        known.get_default(call_default_factory=True)
+        if known and not known.is_required()
+        else DEFAULT
+    )
 
 
 def setting_text(record: Record, key: str) -> str:
@@ -338,18 +342,20 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     lines = list(map(tuple, table[keys].itertuples(index=False, name=None)))
     group_of = _assigned(list(dict.fromkeys(lines)))
     members = _collected(list(enumerate(records)), lambda item: group_of[lines[item[0]]])
-    firsts = [own[0][1] for own in members.values()]
+    firsts = [pairs[0][1] for pairs in members.values()]
     named = [key for key in varying(records, but=LINES) if key not in NAMES]
     groups = []
-    for own, first in zip(members.values(), firsts, strict=True):
-        best = next((record for _, record in own if record.is_done and record.baseline_id), first)
+    for indexed, first in zip(members.values(), firsts, strict=True):
+        best = next(
+            (record for _, record in indexed if record.is_done and record.baseline_id), first
+        )
         labels = [str(best.value(key)) for key in NAMES if best.value(key) is not None]
         labels += [
             f"{setting_title(key)} {text}"
             for key in named
             if (text := setting_text(best, key)) != MISSING
         ]
-        groups.append(Group(" · ".join(labels), [record for _, record in own]))
+        groups.append(Group(" · ".join(labels), [record for _, record in indexed]))
     return groups
 
 
@@ -358,7 +364,7 @@ def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[s
     first that agrees.
     """
     groups = [line for line in lines if UNKNOWN not in line]
-    found = {line: line for line in groups}
+    group_of = {line: line for line in groups}
     for line in sorted(
         set(lines) - set(groups), key=lambda line: (line.count(UNKNOWN), lines.index(line))
     ):
@@ -367,14 +373,14 @@ def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[s
             for group in groups
             if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True))
         )
-        found[line] = next(agreeing, line)
-        if found[line] is line:
+        group_of[line] = next(agreeing, line)
+        if group_of[line] is line:
             groups.append(line)
-    return found
+    return group_of
 
 
 def _collected(items: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = defaultdict(list)
+    collected: dict[Any, list[Any]] = defaultdict(list)
     for item in items:
-        found[key(item)].append(item)
-    return found
+        collected[key(item)].append(item)
+    return collected

@@ -25,11 +25,11 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
         _show_section(made.long, "long.csv", console)
     else:
         _show_table4(made.table4, console)
-    for label, own in list(made.winners.items())[:MAX_SETTINGS]:
+    for label, chosen in list(made.winners.items())[:MAX_SETTINGS]:
         title = f"Winners{f', {label}' if len(made.winners) > 1 else ''}"
         _show_winners(
             f"{title}, among points that keep {made.options.gate:.0%} of full's quality",
-            own,
+            chosen,
             console,
         )
     _more(len(made.winners) - MAX_SETTINGS, "settings with winners", "report.md", console)
@@ -46,12 +46,14 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
 
 def _show_table4(sections: Sequence[Section], console: Console) -> None:
     left = MAX_LINES
-    for one in sections:
+    for section in sections:
         if left > 0:
             console.print(
-                tables.draw(replace(one, cells=one.cells[:left]), console.width, "table4.csv")
+                tables.draw(
+                    replace(section, cells=section.cells[:left]), console.width, "table4.csv"
+                )
             )
-        left -= len(one.cells)
+        left -= len(section.cells)
     console.print(paper.NOTE, style="italic", highlight=False)
     _more(-left, "lines", "table4.csv", console)
 

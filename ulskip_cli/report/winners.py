@@ -41,13 +41,13 @@ class Winner:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the winner as plain values."""
-        own = {
+        values = {
             "title": self.title,
             "tie": self.tie,
             "names": self.names,
             "ids": [record.id for record in self.records],
         }
-        return {**own, "figures": self.figures, "note": self.note}
+        return {**values, "figures": self.figures, "note": self.note}
 
     def line(self, most: int | None = None) -> str:
         """Return the winner in one line, with the figures of every point, or with at most so many
@@ -73,7 +73,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
     if not records:
         return []
     metric = judged[records[0].key].metric
-    found = []
+    chosen = []
     timed = [
         record
         for record in group.done
@@ -83,7 +83,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
         rivals = [record for record in timed if record.batch_size == batch and record.key in judged]
         passing = [record for record in rivals if judged[record.key].can_win]
         title = f"fastest at batch {batch}"
-        found.append(
+        chosen.append(
             _fastest(title, group, passing, judged)
             if passing
             else _nothing(title, metric, gate, rivals, judged)
@@ -95,25 +95,25 @@ def winners(group: Group, gate: float) -> list[Winner]:
         rivals = [record for record in scored if record.target_speedup == target]
         passing = [record for record in rivals if judged[record.key].can_win]
         title = f"best {TITLES[metric]} at {target:g}x"
-        found.append(
+        chosen.append(
             _best(title, group, passing, judged)
             if passing
             else _nothing(title, metric, gate, rivals, judged)
         )
-    return found
+    return chosen
 
 
 def lead(records: Sequence[Record]) -> list[str]:
     """Return the result of a sweep in one sentence for every setting and batch size: the fastest
     point that passes the gate.
     """
-    found = []
+    lines = []
     groups = grouped(records)
     for group in groups:
         label = f"{group.label}: " if len(groups) > 1 else ""
         fastest = [winner for winner in winners(group, GATE) if winner.title.startswith("fastest")]
-        found += [f"{label}{winner.line(1)}." for winner in fastest]
-    return found[:MAX_LEADS] or [sentence(records[-1])]
+        lines += [f"{label}{winner.line(1)}." for winner in fastest]
+    return lines[:MAX_LEADS] or [sentence(records[-1])]
 
 
 def _nothing(

@@ -242,9 +242,9 @@ def check_plan(config: Config, plan: Plan) -> None:
     """Raise NotApplicable if drafting, the engine or early exit does not support the layers of a
     plan.
     """
-    found = needs(config, plan)
-    capabilities.check(found)
-    config.engine.check(found)
+    needed = needs(config, plan)
+    capabilities.check(needed)
+    config.engine.check(needed)
     drafts_with_layers = config.decoding.drafts_with_layers
     if plan.drafts and plan.keeps_all == drafts_with_layers:
         layers, remedy = (

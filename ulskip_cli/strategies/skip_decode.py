@@ -89,14 +89,14 @@ class SkipDecode(SkippingStrategy):
 
     def _stages(self, num_layers: int, num_kept: int, horizon: float) -> tuple[Stage, ...]:
         most, fewest = self.depths(num_layers, num_kept)
-        found = [Stage(0, self._active(num_layers, most))]
+        stages = [Stage(0, self._active(num_layers, most))]
         step = 0
-        while len(found[-1].kept_layers) > fewest:
+        while len(stages[-1].kept_layers) > fewest:
             step += 1
             depth = round(most - (most - fewest) * min(step / horizon, 1.0))
-            if depth < len(found[-1].kept_layers):
-                found.append(Stage(step, self._active(num_layers, depth)))
-        return tuple(found)
+            if depth < len(stages[-1].kept_layers):
+                stages.append(Stage(step, self._active(num_layers, depth)))
+        return tuple(stages)
 
     def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
         resume = num_layers - (depth - self.warmup_layers)

@@ -176,7 +176,12 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     hides padding.
     """
     return next(
-        (int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0
+        (
+            int(token_id)
+            for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+            if token_id is not None
+        ),
+        0,
     )
 
 

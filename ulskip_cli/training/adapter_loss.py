@@ -81,7 +81,7 @@ class AdapterLoss(TwoPassLoss):
         """
         if on_policy_seed is None:
             return super().forward(*args, **kwargs)
-        names = [one.name for one in fields(LossBatch)]
+        names = [field.name for field in fields(LossBatch)]
         batch = LossBatch(**{name: kwargs[name] for name in names})
         return {"loss": self.on_policy_loss(batch, kwargs["stages"], on_policy_seed)}
 
@@ -177,22 +177,22 @@ class AdapterLoss(TwoPassLoss):
         layer.
         """
         return [
-            StageView(one.first_step, self._view(one.kept_layers), one.kept_layers)
-            for one in stages
+            StageView(stage.first_step, self._view(stage.kept_layers), stage.kept_layers)
+            for stage in stages
         ]
 
     def plain(self) -> "AdapterLoss":
         """Return the module that measures validation losses: the cross-entropy alone, in evaluation
         mode.
         """
-        other = object.__new__(AdapterLoss)
-        other.__dict__ = {**self.__dict__, "weights": LossWeights()}
-        return other.eval()
+        plain = object.__new__(AdapterLoss)
+        plain.__dict__ = {**self.__dict__, "weights": LossWeights()}
+        return plain.eval()
 
     def adapter(self, record: dict[str, Any]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
         tensors: dict[str, Tensor] = {
-            name: one for name, one in self.start.tensors.items() if name.startswith("fold.")
+            name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
         }
         for name, patch in self.patches.items():
             place = name.replace("-", ".")
@@ -233,9 +233,9 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
         id(stack[layer]): with_linears(stack[layer], by_module(tensors))
         for layer, tensors in folds.items()
     }
-    found = shallow_view.substituted(model, lambda one: changed.get(id(one)))
-    assert isinstance(found, PreTrainedModel)
-    return found
+    folded = shallow_view.substituted(model, lambda part: changed.get(id(part)))
+    assert isinstance(folded, PreTrainedModel)
+    return folded
 
 
 def _with_lora(

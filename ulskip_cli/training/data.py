@@ -115,7 +115,8 @@ class TokenPairs(Dataset[dict[str, Any]]):
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             chunk = texts[start : start + _TOKENIZE_AT_ONCE]
             encoded += [
-                (one.prompt_ids, one.response_ids) for one in formatter.tokenize(tokenizer, chunk)
+                (example.prompt_ids, example.response_ids)
+                for example in formatter.tokenize(tokenizer, chunk)
             ]
             on_progress(start + len(chunk))
         self._set_pairs(encoded, max_length)
@@ -124,9 +125,9 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
     ) -> "TokenPairs":
         """Return other pairs of token ids as a dataset, without those that are too long."""
-        other = copy.copy(self)
-        other._set_pairs(pairs, max_length)
-        return other
+        copied = copy.copy(self)
+        copied._set_pairs(pairs, max_length)
+        return copied
 
     def _set_pairs(
         self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
@@ -185,10 +186,10 @@ class PairCollator:
         tensors as keyword arguments.
         """
         prompt_ids, prompt_mask = padded(
-            [one["prompt"] for one in examples], self.pad_token_id, left=True
+            [example["prompt"] for example in examples], self.pad_token_id, left=True
         )
         response_ids, mask = padded(
-            [one["response"] for one in examples], self.pad_token_id, left=False
+            [example["response"] for example in examples], self.pad_token_id, left=False
         )
         return {
             "prompt_ids": prompt_ids,
@@ -285,9 +286,9 @@ class _TextMaker:
                 f"train.reversed_share is not supported with task={task.name}, which has one"
                 " direction; use train.reversed_share=0"
             )
-        other = task.reversed()
-        formatter = self.formatter(other)
+        backward = task.reversed()
+        formatter = self.formatter(backward)
         chosen = random.Random(self.config.seed).sample(
-            other.examples()[offset:][:limit], round(share * len(forward))
+            backward.examples()[offset:][:limit], round(share * len(forward))
         )
         return forward + [formatter.format(example) for example in chosen]

@@ -83,26 +83,26 @@ class FrozenOutputs:
             examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
             batch = LossBatch(
                 **{
-                    name: one.to(self.model.device)
-                    for name, one in PairCollator(0)(examples).items()
+                    name: tensor.to(self.model.device)
+                    for name, tensor in PairCollator(0)(examples).items()
                 }
             )
-            found, keys = self._together(batch, with_states), _prompt_keys(batch)
+            frozen, keys = self._together(batch, with_states), _prompt_keys(batch)
             prompts = {
                 key: (int(row), len(prompt))
-                for key, row, (prompt, _) in zip(keys, found.rows, chunk, strict=True)
+                for key, row, (prompt, _) in zip(keys, frozen.rows, chunk, strict=True)
             }
-            shorter = _with_layers(found.prompt, self.layers)
+            shorter = _with_layers(frozen.prompt, self.layers)
             kept = [
                 self._keep(self._prompts, key, _row(shorter, *place))
                 for key, place in prompts.items()
             ]
-            if found.states is not None:
+            if frozen.states is not None:
                 states = torch.split(
-                    found.states, [max(0, len(response) - 1) for _, response in chunk]
+                    frozen.states, [max(0, len(response) - 1) for _, response in chunk]
                 )
-                for row, own in enumerate(states):
-                    self._keep(self._states, _response_key(keys[row], batch, row), own.clone())
+                for row, state in enumerate(states):
+                    self._keep(self._states, _response_key(keys[row], batch, row), state.clone())
             if not all(kept):
                 return
             done += len(chunk)
@@ -134,14 +134,14 @@ class FrozenOutputs:
         responses.
         """
         rows, first = _without_repetitions(_prompt_keys(batch))
-        found = FrozenBatch(
+        frozen = FrozenBatch(
             encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first]),
             torch.tensor(rows, device=batch.prompt_ids.device),
             None,
         )
         if not with_states or batch.response_ids.shape[1] == 1:
-            return found
-        return replace(found, states=self.states(found.repeated(), batch))
+            return frozen
+        return replace(frozen, states=self.states(frozen.repeated(), batch))
 
     @functools.cached_property
     def _separable(self) -> bool:
@@ -159,8 +159,8 @@ class FrozenOutputs:
         return prompt
 
     def _encode(self, ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        own = ids[mask.bool()][None]
-        return encode_prompt(self.model, own, torch.ones_like(own))
+        unpadded = ids[mask.bool()][None]
+        return encode_prompt(self.model, unpadded, torch.ones_like(unpadded))
 
     def _response(
         self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int
@@ -171,8 +171,10 @@ class FrozenOutputs:
             if len(prompt.cache.layers) < shallow_view.num_layers(self.model):
                 prompt = self._encode(batch.prompt_ids[row], batch.prompt_mask[row])
             ids, labels = _response_of(batch, row)
-            own = LossBatch(ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None])
-            states = self.states(prompt, own)
+            single = LossBatch(
+                ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None]
+            )
+            states = self.states(prompt, single)
             self._keep(self._states, key, states)
             return states
         return self._states[key]
@@ -239,29 +241,32 @@ def _with_layers(prompt: EncodedPrompt, layers: Sequence[int]) -> EncodedPrompt:
 
 def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
     """Return one batch of several sequences, padded on the left."""
-    longest = max(one.mask.shape[1] for one in prompts)
-    missing = [longest - one.mask.shape[1] for one in prompts]
+    longest = max(prompt.mask.shape[1] for prompt in prompts)
+    missing = [longest - prompt.mask.shape[1] for prompt in prompts]
     cache = copy.copy(prompts[0].cache)
     cache.layers = []
-    for layers in zip(*(one.cache.layers for one in prompts), strict=True):
+    for layers in zip(*(prompt.cache.layers for prompt in prompts), strict=True):
         padded = [
-            [functional.pad(one, (0, 0, count, 0)) for one in _values(layer)]
+            [functional.pad(value, (0, 0, count, 0)) for value in _values(layer)]
             for layer, count in zip(layers, missing, strict=True)
         ]
         cache.layers.append(
             _with_values(layers[0], *(torch.cat(parts) for parts in zip(*padded, strict=True)))
         )
     mask = torch.cat(
-        [functional.pad(one.mask, (count, 0)) for one, count in zip(prompts, missing, strict=True)]
+        [
+            functional.pad(prompt.mask, (count, 0))
+            for prompt, count in zip(prompts, missing, strict=True)
+        ]
     )
-    return EncodedPrompt(torch.cat([one.first_logits for one in prompts]), cache, mask)
+    return EncodedPrompt(torch.cat([prompt.first_logits for prompt in prompts]), cache, mask)
 
 
 def _row(prompt: EncodedPrompt, row: int, length: int) -> EncodedPrompt:
     """Return a copy of one prompt of `length` tokens without its padding."""
     cache = copy.copy(prompt.cache)
     parts = [
-        [one[row : row + 1, :, -length:].clone() for one in _values(layer)]
+        [value[row : row + 1, :, -length:].clone() for value in _values(layer)]
         for layer in cache.layers
     ]
     cache.layers = [

@@ -38,14 +38,14 @@ class MuonWithAdamW(Optimizer):
             self._optimizers.append(
                 Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
-        groups = [group for one in self._optimizers for group in one.param_groups]
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         super().__init__(groups, {})
         self._share_groups_and_state()
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step with both optimizers."""
-        for one in self._optimizers:
-            one.step(closure)
+        for optimizer in self._optimizers:
+            optimizer.step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of both optimizers."""
@@ -57,10 +57,10 @@ class MuonWithAdamW(Optimizer):
         this optimizer.
         """
         start = 0
-        for one in self._optimizers:
-            one.param_groups = self.param_groups[start : start + len(one.param_groups)]
-            one.state = self.state
-            start += len(one.param_groups)
+        for optimizer in self._optimizers:
+            optimizer.param_groups = self.param_groups[start : start + len(optimizer.param_groups)]
+            optimizer.state = self.state
+            start += len(optimizer.param_groups)
 
 
 class MuonFactory:

@@ -166,7 +166,7 @@ def _is_own_beginning(file: Path) -> bool:
     output folder.
     """
     if file.name == "checkpoints" and file.is_dir():
-        return all(one.name.startswith(".identity.") for one in file.iterdir())
+        return all(entry.name.startswith(".identity.") for entry in file.iterdir())
     return file.name == OWN_RESPONSES
 
 

@@ -148,14 +148,14 @@ def adapter_responses(
         )
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
-        own = generate_own_responses(
+        answers = generate_own_responses(
             source.model, prompts, config.train.own, context, file, progress
         )
-        responses = [[*one, *more] for one, more in zip(responses, own, strict=True)]
+        responses = [[*known, *more] for known, more in zip(responses, answers, strict=True)]
     pairs = [
-        (prompt, one)
-        for (prompt, _), found in zip(references.pairs, responses, strict=True)
-        for one in found
+        (prompt, response)
+        for (prompt, _), several in zip(references.pairs, responses, strict=True)
+        for response in several
     ]
     for prompt, _ in references.pairs if config.train.prompt_share else ():
         cut = max(1, round(len(prompt) * (1 - config.train.prompt_share)))

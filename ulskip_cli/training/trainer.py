@@ -133,9 +133,11 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         if getattr(self, "optimizer", None) is None and isinstance(self.model, AdapterLoss):
             train, module = self.config.train, self.model
             patches = list(module.patches.parameters())
-            known = {id(one) for one in patches}
+            known = {id(patch) for patch in patches}
             rest = [
-                one for one in module.parameters() if one.requires_grad and id(one) not in known
+                parameter
+                for parameter in module.parameters()
+                if parameter.requires_grad and id(parameter) not in known
             ]
             groups = [
                 {"params": rest, "lr": train.learning_rate},

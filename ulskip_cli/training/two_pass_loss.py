@@ -239,7 +239,7 @@ def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """
     labelled = labels != IGNORED_LABEL
     teacher, student = (
-        functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits)
+        functional.log_softmax(tensor[labelled].float(), dim=-1) for tensor in (target, logits)
     )
     return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 

@@ -68,11 +68,11 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
     tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
     base = _base(chosen)
     name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
-    own, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
+    file, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
     shape = tuned.correction.patches(tuned.model)
     options = base.train.replace(
         start=str(results.path / "calibrations" / trial.patch) if trial.patch else "patch",
-        own=base.train.own.replace(samples=size["samples"], file=own, max_new_tokens=tokens),
+        own=base.train.own.replace(samples=size["samples"], file=file, max_new_tokens=tokens),
         max_steps=size["steps"],
         max_length=None,
         save_every=max(1, size["steps"] // 5),

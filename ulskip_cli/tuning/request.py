@@ -118,9 +118,9 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
     candidates, refused = [], []
     for text in config.candidates:
         try:
-            found = _candidate(config, overrides, text, extra_dir, split)
-            resolver.schedule(found.config.replace(ratio=1.0), "tune")
-            candidates.append(found)
+            candidate = _candidate(config, overrides, text, extra_dir, split)
+            resolver.schedule(candidate.config.replace(ratio=1.0), "tune")
+            candidates.append(candidate)
         except NotApplicable as error:
             refused.append(f"{text}: {error}")
     if not candidates:
@@ -167,15 +167,15 @@ def divide(config: Config, wanted: int) -> Split:
             f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
             " data"
         )
-    other = task.held_out()
+    source = task.held_out()
     if calibration.task is not None:
-        other = configuration.changed_choice(task, calibration.task, "calibration.task.")
-    if other is None:
+        source = configuration.changed_choice(task, calibration.task, "calibration.task.")
+    if source is None:
         return _one_file(config, len(examples), wanted)
-    held_out = other.examples()
+    held_out = source.examples()
     limit = min(config.limit or len(examples), len(examples))
-    reported = {_text(one) for one in examples[:limit]}
-    if shared := sum(_text(one) in reported for one in held_out):
+    reported = {_text(example) for example in examples[:limit]}
+    if shared := sum(_text(example) in reported for example in held_out):
         raise UsageError(
             f"expected calibration.task without examples that are reported, got {shared} of them;"
             " set other data, or leave out calibration.task to hold out examples behind limit=N"
@@ -187,7 +187,7 @@ def divide(config: Config, wanted: int) -> Split:
             " calibration.task"
         )
     choice = config.replace(
-        task=other, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0)
+        task=source, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0)
     )
     final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
     return Split(choice, final, count, limit)
@@ -213,14 +213,18 @@ def training_examples(split: Split) -> list[Example]:
     held = find_held_out(
         _fitted(split.final.replace(calibration=calibration.replace(examples=most)))
     )
-    used = {_text(one) for side in (split.choice, split.final) for one in evaluated_examples(side)}
-    found = [one for one in held.examples if _text(one) not in used] if held else []
-    if not found:
+    used = {
+        _text(example)
+        for side in (split.choice, split.final)
+        for example in evaluated_examples(side)
+    }
+    unused = [example for example in held.examples if _text(example) not in used] if held else []
+    if not unused:
         raise UsageError(
             "expected examples to train on that neither choose nor are reported, got none; use more"
             " data"
         )
-    return found
+    return unused
 
 
 def _fitted(config: Config) -> Config:
@@ -272,7 +276,7 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
         split.final.identity,
         fingerprint,
         data,
-        [_text(one) for one in held.examples] if held else [],
+        [_text(example) for example in held.examples] if held else [],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

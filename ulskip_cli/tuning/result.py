@@ -167,13 +167,13 @@ def judge(record: Record, gate: float) -> Share:
     """Return the share of the full model's quality that a record keeps; raise RunError if it has no
     score.
     """
-    found = shares([record], gate).get(record.key)
-    if found is None:
+    share = shares([record], gate).get(record.key)
+    if share is None:
         raise RunError(
             f"run {record.id} has no score to compare, because the full model's score is 0; use"
             " another task or model"
         )
-    return found
+    return share
 
 
 def share_of(record: Record) -> float:

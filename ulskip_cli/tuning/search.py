@@ -118,14 +118,14 @@ class Tuning:
                     f"left out for time: {step}; raise budget={self.request.config.budget:g}"
                 )
                 continue
-            found = self._log.once(step, lambda one=candidate: self._try(one, num_kept))  # type: ignore[misc]
-            if "refused" in found:
-                self.progress.note(f"left out: {step}: {found['refused']}")
+            outcome = self._log.once(step, lambda tried=candidate: self._try(tried, num_kept))  # type: ignore[misc]
+            if "refused" in outcome:
+                self.progress.note(f"left out: {step}: {outcome['refused']}")
                 continue
-            trial = Trial.from_step(found, self._log.path)
+            trial = Trial.from_step(outcome, self._log.path)
             ranked.append((trial, candidate))
             self.trials.append(trial)
-            best = min(ranked, key=lambda one: one[0].loss)[0]
+            best = min(ranked, key=lambda pair: pair[0].loss)[0]
             word = (
                 "the best so far"
                 if best is trial
@@ -134,7 +134,7 @@ class Tuning:
             self.progress.note(f"{step}: decode loss {trial.loss:.3f} ({word})")
         if not ranked:
             raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
-        ranked = _distinct(sorted(ranked, key=lambda one: one[0].loss))[
+        ranked = _distinct(sorted(ranked, key=lambda pair: pair[0].loss))[
             : self.request.config.finalists
         ]
         self._runner.release()
@@ -173,12 +173,12 @@ class Tuning:
             self.progress.note(f"left out: trained adapter: {self.adapter['refused']}")
             return chosen
         candidate = adapted(chosen, self.adapter["folder"])
-        found = self._log.once(
+        outcome = self._log.once(
             f"{step}: decode loss after {size}",
             lambda: self._runner.run(candidate, chosen.num_kept).as_step(),
         )
         self._runner.release()
-        trial = Trial.from_step(found, self._log.path)
+        trial = Trial.from_step(outcome, self._log.path)
         self.trials.append(trial)
         self.progress.note(
             f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}"
@@ -255,7 +255,9 @@ def decide(records: Sequence[Record]) -> int:
 
 def _distinct(ranked: Sequence[tuple[Trial, Candidate]]) -> list[tuple[Trial, Candidate]]:
     """Leave out candidates that chose the layers and the kind of patch of a better one."""
-    found: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
+    distinct: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
     for trial, candidate in ranked:
-        found.setdefault((trial.kept_layers, candidate.config.correction.label), (trial, candidate))
-    return list(found.values())
+        distinct.setdefault(
+            (trial.kept_layers, candidate.config.correction.label), (trial, candidate)
+        )
+    return list(distinct.values())

@@ -116,8 +116,8 @@ class Trials:
         loaded = self.session.load(config.model, config.seed)
         fit, offset = self.session.fit_latency(asked, loaded, workload), 0.0
         try:
-            found = self.session.solve_depth(asked, loaded, workload, rounds=1)
-            offset = found.offset if found else 0.0
+            solution = self.session.solve_depth(asked, loaded, workload, rounds=1)
+            offset = solution.offset if solution else 0.0
         except NotApplicable:  # out of reach: the line gives the nearest
             pass
         return {

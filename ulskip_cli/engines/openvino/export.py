@@ -91,8 +91,8 @@ class Masks:
         """
         padding = torch.zeros(mask.shape).masked_fill(mask == 0, HIDDEN)[:, None, None]
         return {
-            kind: torch.minimum(one, padding)
-            for kind, one in self._by_kind(mask[:, :0], mask.shape[1]).items()
+            kind: torch.minimum(causal, padding)
+            for kind, causal in self._by_kind(mask[:, :0], mask.shape[1]).items()
         }
 
     def of_steps(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
@@ -107,13 +107,13 @@ class Masks:
         cache.layers = [
             GrowingLayer(*[torch.empty(1, 1, past, 0)] * 2) for _ in range(self._layers)
         ]
-        found = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
+        masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
         by_kind = (
-            {"mask": found}
-            if isinstance(found, Tensor)
-            else {f"mask.{kind}": one for kind, one in found.items()}
+            {"mask": masks}
+            if isinstance(masks, Tensor)
+            else {f"mask.{kind}": tensor for kind, tensor in masks.items()}
         )
-        return {kind: one.float().clamp(min=HIDDEN) for kind, one in by_kind.items()}
+        return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
 
 
 HIDDEN = torch.finfo(
@@ -181,10 +181,12 @@ def export(model: PreTrainedModel, weights: str) -> Path:
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        found = _converted(model if model.dtype == torch.float32 else copy.deepcopy(model).float())
+        converted = _converted(
+            model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+        )
         if weights.startswith("int"):
-            found = _compressed(found, weights)
-        openvino.save_model(found, folder / "model.xml", compress_to_fp16=weights != "f32")
+            converted = _compressed(converted, weights)
+        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=weights != "f32")
 
     return cached_export(ENGINE, tensors, settings, "", write) / "model.xml"
 
@@ -201,7 +203,9 @@ class _Traced(nn.Module):
         masks, past = dict(zip(self.kinds, rest, strict=False)), rest[len(self.kinds) :]
         cache = DynamicCache()
         cache.layers = [GrowingLayer(*past[i : i + 2]) for i in range(0, len(past), 2)]
-        mask = masks.get("mask", {kind.removeprefix("mask."): one for kind, one in masks.items()})
+        mask = masks.get(
+            "mask", {kind.removeprefix("mask."): tensor for kind, tensor in masks.items()}
+        )
         logits = self.model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -210,7 +214,9 @@ class _Traced(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits[:, -1], *(one for layer in cache.layers for one in (layer.keys, layer.values))
+        return logits[:, -1], *(
+            tensor for layer in cache.layers for tensor in (layer.keys, layer.values)
+        )
 
 
 def _converted(model: PreTrainedModel) -> openvino.Model:
@@ -222,9 +228,9 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
     with torch.no_grad():
         forward_with_cache(model, two, two, cache)
     past = [
-        torch.cat([one, one[:, :, :1]], 2)
+        torch.cat([tensor, tensor[:, :, :1]], 2)
         for layer in cache.layers
-        for one in (layer.keys, layer.values)
+        for tensor in (layer.keys, layer.values)
     ]
     seen = torch.ones(2, past[0].shape[2], dtype=torch.long)
     steps = masks.of_steps(seen, 2)
@@ -240,26 +246,26 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
             "pytorch"
         )  # openvino.convert_model would send telemetry
         try:
-            found = frontend.convert(frontend.load(decoder))
+            converted = frontend.convert(frontend.load(decoder))
         except OpConversionFailure as error:  # an operation without a conversion rule
             raise _refusal(model, " ".join(str(error).split())[-120:]) from None
-    apply_moc_transformations(found, cf=False, smart_reshape=False)
-    if len(found.inputs) != len(example):
+    apply_moc_transformations(converted, cf=False, smart_reshape=False)
+    if len(converted.inputs) != len(example):
         raise _refusal(
-            model, f"a conversion with {len(found.inputs)} instead of {len(example)} inputs"
+            model, f"a conversion with {len(converted.inputs)} instead of {len(example)} inputs"
         )
     names = [f"{kind}.{i}" for i in range(len(past) // 2) for kind in ("keys", "values")]
     for port, name in zip(
-        found.inputs, ["input_ids", "position_ids", *masks.kinds, *names], strict=True
+        converted.inputs, ["input_ids", "position_ids", *masks.kinds, *names], strict=True
     ):
         port.get_tensor().set_names({name})
     for port, name in zip(
-        found.outputs, ["logits", *(f"new.{name}" for name in names)], strict=True
+        converted.outputs, ["logits", *(f"new.{name}" for name in names)], strict=True
     ):
         port.get_tensor().set_names({name})
-    _make_stateful(found, dict(zip(names, past, strict=True)))
-    _check(model, masks, found)
-    return found
+    _make_stateful(converted, dict(zip(names, past, strict=True)))
+    _check(model, masks, converted)
+    return converted
 
 
 def _make_stateful(model: openvino.Model, past: dict[str, Tensor]) -> None:
@@ -317,8 +323,8 @@ def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> N
             forward_with_cache(model, ids[:, 6:], seen, cache, last_only=True),
         ]
     error = max(
-        float((one - other[:, -1]).abs().max() / other.abs().max())
-        for one, other in zip(got, wanted, strict=True)
+        float((logits - expected[:, -1]).abs().max() / expected.abs().max())
+        for logits, expected in zip(got, wanted, strict=True)
     )
     if not error < _LARGEST_ERROR:
         raise _refusal(model, f"a conversion whose logits differ by {error:.2g}")

@@ -63,16 +63,16 @@ class OpenVinoRequest:
         """
         rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
-        arrays = {name: one.contiguous().numpy() for name, one in inputs.items()}
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
         outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         return torch.from_numpy(outputs["logits"].copy())
 
     def take_layers(self, other: "OpenVinoRequest", layers: Sequence[int]) -> None:
         """Replace the keys and values of all layers by those of `layers` in another request."""
-        found = other._states()
+        states = other._states()
         for name, state in self._states().items():
             kind, layer = name.split(".")
-            state.state = found[f"{kind}.{layers[int(layer)]}"].state
+            state.state = states[f"{kind}.{layers[int(layer)]}"].state
 
     def num_bytes(self, num_tokens: int) -> int:
         """Return the bytes of the keys and values of that many tokens in all sequences, without the

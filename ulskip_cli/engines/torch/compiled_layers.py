@@ -65,13 +65,13 @@ class CompiledLayer(nn.Module):
         """Run the layer on the arguments that its model passes, with the part of the cache that
         belongs to this layer.
         """
-        args = tuple(self._own(one) for one in args)
-        kwargs = {name: self._own(one) for name, one in kwargs.items()}
+        args = tuple(self._own(arg) for arg in args)
+        kwargs = {name: self._own(value) for name, value in kwargs.items()}
         if self._code is not None:
             return self._code(self.layer, *args, **kwargs)
         inputs = pytree.tree_leaves((args, kwargs))
         if self._first is None:
-            self._first = [one.shape if isinstance(one, Tensor) else one for one in inputs]
+            self._first = [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in inputs]
             return self.layer(*args, **kwargs)
         for before, now in zip(self._first, inputs, strict=True):
             if isinstance(now, Tensor):

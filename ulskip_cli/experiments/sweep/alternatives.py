@@ -27,7 +27,7 @@ def alternative_points(
 
     Raises UsageError for a model that does not exist or has no tokenizer.
     """
-    found = (
+    points = (
         []
         if config.strategy.keeps_all
         else [_drafting(config, number) for number in asked.draft_tokens]
@@ -35,8 +35,8 @@ def alternative_points(
     if config.baseline:
         placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
         models = [_model(name, placement, extra_dir) for name in asked.models]
-        found += [_smaller(config, model) for model in models if model != config.model]
-    return [one for one in found if _is_applicable(one)]
+        points += [_smaller(config, model) for model in models if model != config.model]
+    return [point for point in points if _is_applicable(point)]
 
 
 def _drafting(config: Config, draft_tokens: int | str) -> Config:

@@ -28,8 +28,8 @@ def points(
     every override has a single value.
     """
     composed: list[Config] = []
-    for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
-        composed += _grid(one, extra_dir)
+    for texts in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
+        composed += _grid(texts, extra_dir)
     if not composed:
         raise UsageError(
             f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
@@ -40,21 +40,21 @@ def points(
         raise UsageError(
             f"expected one results folder for a sweep, got {', '.join(folders)}; set one name=NAME"
         )
-    found: dict[str, Config] = {}
+    distinct: dict[str, Config] = {}
     for config in composed:
-        found.setdefault(config.identity, config)
-    return list(found.values())
+        distinct.setdefault(config.identity, config)
+    return list(distinct.values())
 
 
 def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
     """Return one list of overrides for every experiment that the overrides name, because each
     experiment has its own grid.
     """
-    for i, one in enumerate(parse_overrides(overrides)):
-        if one.key_or_group == "experiment" and one.is_sweep_override():
+    for i, override in enumerate(parse_overrides(overrides)):
+        if override.key_or_group == "experiment" and override.is_sweep_override():
             return [
                 [*overrides[:i], f"experiment={name}", *overrides[i + 1 :]]
-                for name in _values(one, extra_dir)
+                for name in _values(override, extra_dir)
             ]
     return [list(overrides)]
 
@@ -67,10 +67,16 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     """
     parsed = parse_overrides(overrides)
     fixed = [
-        text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()
+        text
+        for text, override in zip(overrides, parsed, strict=True)
+        if not override.is_sweep_override()
     ]
-    axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
-    given = {one.key_or_group for one in parsed}
+    axes = {
+        override.key_or_group: _values(override, extra_dir)
+        for override in parsed
+        if override.is_sweep_override()
+    }
+    given = {override.key_or_group for override in parsed}
     grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
     presets = {key: text for key, text in grid.items() if key not in given}
     axes |= {
@@ -84,7 +90,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
             " several sweeps"
         )
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
-    found: list[Config] = []
+    composed: list[Config] = []
     others: list[Config] = []
     nowhere: dict[str, UnknownKey] | None = None  # keys that every point rejects
     for values in product(*axes.values()):
@@ -97,14 +103,14 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
         )
         with contextlib.suppress(NotApplicable):
             check_run(config, "sweep")
-        found.append(config)
+        composed.append(config)
         others += alternative_points(config, asked, texts, extra_dir)
     for key, error in (nowhere or {}).items():
         if (
             key not in presets or key.partition(".")[0] not in given
         ):  # a preset may sweep keys that the given choices lack
             raise error
-    return [*found, *others]
+    return [*composed, *others]
 
 
 def _composed(
@@ -126,12 +132,12 @@ def _composed(
 
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
     parsed = parse_overrides(overrides)
-    keys = {one.key_or_group for one in parsed}
+    keys = {override.key_or_group for override in parsed}
     if "experiment" in keys:
         return overrides
     if preset is not None:
         return [f"experiment={preset}", *overrides]
-    if any(one.is_sweep_override() for one in parsed):
+    if any(override.is_sweep_override() for override in parsed):
         return overrides
     same = keys <= {"name", "results_dir"}  # other overrides change the experiment
     return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]

@@ -104,8 +104,8 @@ def score(scoring: Scoring, answers: Answers) -> Scores:
 def merge(scores: Iterable[Scores]) -> Scores:
     """Merge the scores of several metrics into one."""
     merged = Scores({}, {}, {})
-    for one in scores:
-        merged.values.update(one.values)
-        merged.signatures.update(one.signatures)
-        merged.against_full.update(one.against_full)
+    for part in scores:
+        merged.values.update(part.values)
+        merged.signatures.update(part.signatures)
+        merged.against_full.update(part.against_full)
     return merged

@@ -14,12 +14,12 @@ def flags(token_ids: Sequence[int], text: str, hit_max_length: bool) -> list[str
     >>> flags([5, 6, 5, 6, 5, 6, 5, 6], "a b a b a b a b", hit_max_length=True)
     ['loop', 'hit_limit']
     """
-    found = {
+    signs = {
         "empty": not text.strip(),
         "loop": ends_in_loop(token_ids),
         "hit_limit": hit_max_length,
     }
-    return [name for name, holds in found.items() if holds]
+    return [name for name, holds in signs.items() if holds]
 
 
 def ends_in_loop(token_ids: Sequence[int]) -> bool:

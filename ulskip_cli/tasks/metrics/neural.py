@@ -96,7 +96,7 @@ class Comet:
                 )
             scored = json.loads(output.read_text("utf-8"))
         return [
-            100 * np.array([one["COMET"] for one in scored[name]], dtype=np.float64)
+            100 * np.array([segment["COMET"] for segment in scored[name]], dtype=np.float64)
             for name in files
         ]
 

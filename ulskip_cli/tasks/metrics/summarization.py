@@ -66,7 +66,9 @@ class Rouge:
             scorer.score(reference, one_sentence_per_line(text))
             for text, reference in zip(hypotheses, references, strict=True)
         ]
-        return {kind: np.array([100 * one[kind].fmeasure for one in scored]) for kind in KINDS}
+        return {
+            kind: np.array([100 * scores[kind].fmeasure for scores in scored]) for kind in KINDS
+        }
 
 
 def one_sentence_per_line(text: str) -> str:
