@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from ulskip_cli.cli.sweep_display import SweepDisplay
+from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.record import read
 
 
@@ -24,7 +25,8 @@ def record(speedup, bleu, **keys):
     )
 
 
-JOBS = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]
+CONFIG = compose([])
+JOBS = [SimpleNamespace(id=name, label=f"unified {name}", config=CONFIG) for name in "abc"]
 
 
 def go_through(board):

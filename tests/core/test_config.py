@@ -152,10 +152,11 @@ def test_all_ratios_share_one_baseline():
     assert baselines == {config.compose(["strategy=full", "ratio=5"]).identity}
 
 
-def test_the_stored_yaml_is_what_a_row_records():
+def test_the_stored_yaml_says_everything_that_decides_the_result():
     chosen = config.compose(["ratio=3"])
     stored = yaml.safe_load(config.to_yaml(chosen))
-    assert stored == chosen.recorded() and stored["strategy"]["spacing"] == "even"
+    assert stored["ratio"] == 3 and stored["strategy"]["spacing"] == "even"
+    assert set(chosen.recorded()) <= set(stored)
     assert not {"launcher", "tracker", "tracker_options"} & stored.keys()
 
 

@@ -259,7 +259,7 @@ def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
     [
         (["model.quantization=torchao-int8"], r"model\.quantization"),
         (["decoding=self_speculative"], "draft_tokens=0"),
-        (["ratio_basis=latency"], "ratio_basis=latency"),
+        (["correction=patch"], "correction=none"),
         (["strategy.layers=[0,9]"], "between 0 and 5"),
     ],
 )

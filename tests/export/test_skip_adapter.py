@@ -245,7 +245,7 @@ def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, qu
     measured = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[
         "results"
     ]
-    assert measured == [row["id"] for row in rows if row.get("patch")]
+    assert measured == [row["id"] for row in rows if "correction" in row]
     assert run_export(point, None, ExportRequest(tmp_path / "two"))["results"] == []
     assert invoke(["run", *point, *quick, *given(folder)]) == 0
     (again,) = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[

@@ -96,7 +96,7 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
             [
                 ("runs/base", [0, 7], {}),
                 ("runs/base", [0, 8], {}),
-                ("runs/base", [0, 9], {"patch": {"kind": "full", "rank": None}}),
+                ("runs/base", [0, 9], {"correction": {"name": "patch", "kind": "full"}}),
                 ("runs/other", [0, 4], {}),
             ]
         )
@@ -170,9 +170,9 @@ CHECKPOINTS = {
         2.0,
         REFERENCES,
         ENDS,
-        {"skip_adapter": {"path": "runs/adapter-unified-2x-s1"}},
+        {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-s1"}},
     ),
-    "patched": ("unified", 2.0, ENDS, ENDS, {"patch": {"kind": "full", "rank": None}}),
+    "patched": ("unified", 2.0, ENDS, ENDS, {"correction": {"name": "patch", "kind": "full"}}),
 }
 
 
@@ -275,15 +275,15 @@ def test_a_claim_that_another_seed_contradicts_is_undecided(results, report):
 
 def test_the_measured_speed_of_an_adapter_stands_beside_its_quality(results, report):
     rows = [json.loads(one) for one in (results / "runs.jsonl").read_text().splitlines()]
-    adapter = next(row for row in rows if row.get("skip_adapter"))
+    adapter = next(row for row in rows if row.get("correction", {}).get("name") == "adapter")
     measured = {"measured_speedup": 1.75, "measured_speedup_low": 1.5, "measured_speedup_high": 2.0}
-    path = {"path": "runs/adapter-unified-2x-beams-s1"}
-    timed = {**adapter, **measured, "id": "timed", "batch_size": 1, "skip_adapter": path}
+    beams = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-beams-s1"}}
+    timed = {**adapter, **measured, "id": "timed", "batch_size": 1, **beams}
     timed["config"] = {**adapter["config"], "speed": {"enabled": True}}
     with (results / "runs.jsonl").open("a") as stream:
         stream.write(json.dumps(timed) + "\n")
     for link in ("test", "test_2017_flickr"):
-        write_row(results, "beams", link, "unified", 2.0, REFERENCES, {"skip_adapter": path})
+        write_row(results, "beams", link, "unified", 2.0, REFERENCES, beams)
     found = report.Rows(results)
     assert line(report.adapters(found), "| 2x | unified | adapter |").endswith(
         "| 1.75 (1.50 to 2.00) |"

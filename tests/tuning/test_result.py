@@ -19,4 +19,4 @@ def test_a_speedup_is_surely_met_only_with_enough_timed_pairs(coverage, words):
     )
     request = SimpleNamespace(config=config, num_layers=6, overrides=["speedup=1.5"])
     lines = TuneResult(request, chosen, row, (), None, 1.0).lines()
-    assert lines[3] == f"sure:     speedup=1.5 is {words}"
+    assert f"sure:     speedup=1.5 is {words}" in lines

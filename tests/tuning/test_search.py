@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from report_rows import sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.search import decide
@@ -10,7 +11,7 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 
 
 def row(folder, name, share):
-    """Store answers of which a share is right, and return the row of their run."""
+    """Store answers of which a share is right, and return the record of their run."""
     answers = [
         {
             "source": f"s{i}",
@@ -21,13 +22,8 @@ def row(folder, name, share):
     ]
     ResultsFolder(folder).save_generations(name, answers)
     config = {"task": {"metrics": ["exact_match"]}}
-    return {
-        "id": name,
-        "folder": str(folder),
-        "exact_match": 100 * share,
-        "config": config,
-        "pair": None,
-    }
+    scores = {"exact_match": 100 * share, "bleu": None, "config": config, "pair": None}
+    return sweep_row(id=name, folder=str(folder), **scores)
 
 
 def test_a_surely_better_metric_beats_a_lower_loss(tmp_path):

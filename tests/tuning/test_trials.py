@@ -5,7 +5,13 @@ from ulskip_cli.tuning.trials import Trial
 
 
 def test_a_trial_survives_its_log(tmp_path):
-    trial = Trial("unified", (0, 3), 1.5, "0123456789ab", str(tmp_path / "key-adapter" / "one"))
+    trial = Trial(
+        candidate="unified",
+        kept_layers=(0, 3),
+        loss=1.5,
+        patch="0123456789ab",
+        adapter=str(tmp_path / "key-adapter" / "one"),
+    )
     assert Trial.from_step(trial.as_step(), tmp_path / "key.jsonl") == trial
 
 
@@ -15,7 +21,7 @@ def test_a_trial_survives_its_log(tmp_path):
         ("patch", "../../private"),
         ("patch", 7),
         ("adapter", "/private"),
-        ("kept_layers", "0"),
+        ("kept_layers", "first"),
         ("loss", None),
     ],
 )

@@ -29,7 +29,10 @@ class Need(Enum):
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompts that run through the kept layers alone", "prompt_layers=all"
     LATENCY = "ratio_basis=latency", "ratio_basis=cost"
-    FOLDED_PATCHES = "folded patches", "correction=none"
+    FOLDED_PATCHES = (
+        "folded patches",
+        "correction=none, or to export them correction=adapter with their folder in calibrations/",
+    )
     PATCHES = "patches that are not folded", "correction=none"
     ADAPTER = "skip adapters", "correction=none"
     QUANTIZATION = "model.quantization", "model.quantization=null"

@@ -26,6 +26,8 @@ from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
+# Settings that decide weights, layers and corrections, which an export compares themselves.
+_MADE_BY = ("folder", "model", "correction", "calibration")
 _WEIGHTS = (
     "source",
     "path",
@@ -148,7 +150,7 @@ def matching_records(
             settings = {
                 key: value
                 for key, value in record.settings().items()
-                if key not in ("folder", "model", "model.path")
+                if key.partition(".")[0] not in _MADE_BY
             }
             newest[f"{settings} {record.environment and record.environment.machine}"] = record
     return sorted(

@@ -2,7 +2,6 @@ import pytest
 import torch
 from reference import NUM_LAYERS, build_model, random_ids
 
-from ulskip_cli.engines.speculative import DraftAndVerifyModels
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.engines.torch.decode_attention import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
@@ -59,9 +58,8 @@ def test_checks_of_drafts_equal_those_of_sdpa(name, lengths):
     def verify(full):
         cache = shallow_view.new_cache(model)
         shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
-        return DraftAndVerifyModels(
-            full, full, tuple(range(NUM_LAYERS)), cache, mask[:, :6], 4
-        ).verify(ids[:, 6:])
+        steps = EagerSteps(full, cache, mask[:, :6], 4, several=True)
+        return steps.forward(ids[:, 6:], steps.view, steps.cache)
 
     with torch.inference_mode():
         expected = verify(model)
