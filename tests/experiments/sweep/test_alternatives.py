@@ -158,7 +158,7 @@ def test_other_commands_refuse_other_models(ulskip, sibling, command):
 
 
 def test_a_wrong_draft_length_is_refused():
-    with pytest.raises(UsageError, match=r"alternatives\.draft_tokens.*x"):
+    with pytest.raises(UsageError, match=r"alternatives\.draft_tokens.* each a whole number.*x"):
         points(["ratio=2,3", "alternatives.draft_tokens=[x]"])
 
 
