@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -12,6 +12,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.paired_timing import TimedPairs, measure_pairs
+from ulskip_cli.experiments.record import Timing
 from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
@@ -43,7 +44,7 @@ def test_ratios_are_taken_pair_by_pair():
     assert timing.measured_speedup == 2.0
     assert timing.end_to_end_speedup == 7 / 4
     assert timing.measured_speedup_low <= 2.0 <= timing.measured_speedup_high
-    assert timing.pairs["full"]["decode_seconds"] == [4, 9, 6]
+    assert timing.pairs.full.decode_seconds == (4, 9, 6)
 
 
 def test_speedups_of_sides_that_stop_at_eos_are_recomputed_from_the_row():
@@ -59,7 +60,8 @@ def test_speedups_of_sides_that_stop_at_eos_are_recomputed_from_the_row():
 
     def ratio(seconds, tokens):
         columns = [
-            [timing.pairs[side][key] for key in (*seconds, tokens)] for side in ("full", "strategy")
+            [side.value(key) for key in (*seconds, tokens)]
+            for side in (timing.pairs.full, timing.pairs.strategy)
         ]
         each = [
             [sum(values) / count for *values, count in zip(*side, strict=True)] for side in columns
@@ -74,8 +76,8 @@ def test_speedups_of_sides_that_stop_at_eos_are_recomputed_from_the_row():
 
 def test_a_schedule_that_was_timed_alone_has_no_ratio():
     paired, alone = (TimedPairs(full, [output(1, 2)]).timing() for full in ([output(1, 4)], []))
-    assert alone.pairs == {"strategy": paired.pairs["strategy"]}
-    assert {getattr(alone, one.name) for one in fields(alone) if "speedup" in one.name} == {None}
+    assert (alone.pairs.full, alone.pairs.strategy) == (None, paired.pairs.strategy)
+    assert {alone.value(key) for key in Timing.model_fields if "speedup" in key} == {None}
     assert (alone.prefill_seconds, alone.time_per_output_token_seconds) == (0.5, 2)
 
 
@@ -171,10 +173,11 @@ def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, 
     ],
 )
 def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
-    ran = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).timing().pairs
-    assert [ran[side]["engine"] for side in ("full", "strategy")] == ["torch", own["engine"]]
-    assert [ran[side]["compiled"] for side in ("full", "strategy")] == [True, False]
-    assert ran["full"]["linear_backend"] == ran["strategy"]["linear_backend"]
+    pairs = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).timing().pairs
+    ran = [side.model_dump() for side in (pairs.full, pairs.strategy)]
+    assert [side["engine"] for side in ran] == ["torch", own["engine"]]
+    assert [side["compiled"] for side in ran] == [True, False]
+    assert ran[0]["linear_backend"] == ran[1]["linear_backend"]
 
 
 def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):

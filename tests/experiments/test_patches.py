@@ -77,10 +77,11 @@ def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(confi
     assert plain[0]["id"] == patched[0]["id"] == patched[-1]["baseline_id"]
     assert plain[-1]["id"] != patched[-1]["id"]
     assert plain[-1]["decode_loss"] != patched[-1]["decode_loss"]
-    assert "correction" not in plain[-1] and (
-        plain[-1]["correction"],
-        patched[-1]["correction"],
-    ) == (None, "full")
+    assert "correction" not in plain[-1]
+    assert (patched[-1]["correction"]["name"], patched[-1]["correction"]["kind"]) == (
+        "patch",
+        "full",
+    )
 
 
 def test_every_stage_of_skip_decode_has_its_patches(config):

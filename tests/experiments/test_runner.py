@@ -16,6 +16,7 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Point
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
@@ -54,7 +55,8 @@ def config(model_folder, tmp_path):
 
 
 def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
-    full, half = run_point(config("ratio=2"), Session())
+    rows = [record.to_row() for record in runner.run_point(resolve(config("ratio=2")), Session())]
+    full, half = (defaultdict(lambda: None, row) for row in rows)
     assert (full["strategy"], half["strategy"]) == ("full", "unified")
     assert half["kept_layers"] == [0, 2, 5]
     assert (half["target_speedup"], half["layer_ratio"]) == (2.0, 2.0)
@@ -97,7 +99,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     stored = [
         json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()
     ]
-    assert stored == [full, half]
+    assert stored == rows
     generated = (
         (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
     )
@@ -109,10 +111,13 @@ def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
     (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
     failed = job.failure_record(RuntimeError("x"))
     finished = runner.run_point(job.point, Session())[-1]
-    asked = {
-        key: value for key, value in failed.to_row().items() if key not in ("status", "reason")
-    }
+    asked = {key: value for key, value in failed.to_row().items() if key in Point.model_fields}
     assert {key: finished.to_row()[key] for key in asked} == asked
+    settings = {key for key in failed.settings() if failed.knows(key)}
+    assert {"model", "task", "ratio", "seed"} <= settings
+    assert {key: finished.settings()[key] for key in settings} == {
+        key: failed.settings()[key] for key in settings
+    }
 
 
 def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
@@ -290,7 +295,7 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
     assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
     assert not [text for text in row["warnings"] if "later" in text]
-    assert set(row["latency_fit"]["residuals"]) == {6, 2}
+    assert set(row["latency_fit"]["residuals"]) == {"6", "2"}
     run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]
     shorter = "task.prompt='{source}\\n{target_language}:'"
@@ -316,7 +321,7 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
 
     def output(**depths):
         exits = ExitStats({int(name[1:]): count for name, count in depths.items()})
-        return SimpleNamespace(exits=exits, token_ids=[[1, 2]])
+        return SimpleNamespace(exits=exits, drafts=None, token_ids=[[1, 2]])
 
     answers, timed = [output(n3=10), output(n5=10)], [output(n2=1, n4=3)]
     both = describe_schedule(plan, ScheduleProvenance(), answers, timed)

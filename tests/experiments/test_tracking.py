@@ -7,9 +7,10 @@ import pytest
 
 from ulskip_cli.core import tracking as core_tracking
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import read
+from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run as sweep
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.experiments.tracking import run_name, split_row
 
 
@@ -180,16 +181,22 @@ def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch):
     )
 
 
-def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch):
-    alive = iter([True, True, False])
-    pool = SimpleNamespace(size=1, start=lambda number: None, is_alive=lambda number: next(alive))
+def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch, tmp_path):
+    words = ["strategy=full", f"results_dir={tmp_path}", "launcher=local", "tracker=mlflow"]
+    (job,) = make_jobs([compose(words)])
+    alive, ended = iter([1, 1, 0]), []
+
+    def started(*given):
+        folder = ResultsFolder.of(job.config)  # the row is stored, and the worker still logs it
+        folder.save_generations(job.id, [])
+        folder.append(Record.joined(job.identity))
+        return SimpleNamespace(alive=lambda: next(alive), end=lambda: ended.append(list(alive)))
+
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
-    job = SimpleNamespace(config=compose(["tracker=mlflow"]))
-    tracker = SimpleNamespace(
-        to_do=[job], jobs=[job], status=None, observer=SimpleNamespace(running=lambda lines: None)
+    monkeypatch.setitem(sweep.POOLS, "local", started)
+    observer = SimpleNamespace(
+        job_settled=lambda *given: None, rows_changed=lambda folder: None, note=lambda text: None
     )
-    tracker.status = SimpleNamespace(folder=None, any_failed=lambda jobs: False)
-    tracker.update = tracker.to_do.clear  # the row is stored, and the worker still logs it
-    monkeypatch.setattr(sweep, "running_jobs", lambda *given: [])
-    sweep._supervise(pool, sweep.FailurePolicy("t"), tracker)
-    assert list(alive) == []
+    outcome = sweep.run_sweep([job], sweep.SweepOptions(words=words), observer)
+    assert ended == [[]]  # asked until no worker was alive
+    assert outcome.records[job.id].is_done and fake.made == []  # the worker logs, not the sweep

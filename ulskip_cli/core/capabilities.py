@@ -43,7 +43,10 @@ class Need(Enum):
         "options that only a run measures",
         "the values of a row's calibration as strategy.KEY=VALUE",
     )
-    OTHER_BASELINE = "a baseline in another engine or of another model", "baseline_engine=null"
+    OTHER_BASELINE = (
+        "a baseline in another engine or of another model",
+        "baseline_engine=null alternatives.models=[]",
+    )
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
     MEMORY_BUDGET = "memory_budget", "`ulskip plan`"
 

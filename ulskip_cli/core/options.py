@@ -171,11 +171,10 @@ def describe_type(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
-        element = describe_type(arguments[0]).removeprefix("a ")
-        return (
-            f"a list{f' of {element}s' if element in ('number', 'whole number', 'text') else ''},"
-            " written [a,b]"
-        )
+        element = describe_type(arguments[0])
+        if element in ("a number", "a whole number", "a text"):
+            return f"a list of {element.removeprefix('a ')}s, written [a,b]"
+        return f"a list{f', each {element},' if element else ','} written [a,b]"
     if origin is dict or (isinstance(hint, type) and issubclass(hint, Options)):
         return MAPPING
     return NAMES.get(hint, "")

@@ -20,6 +20,7 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
+from ulskip_cli.experiments.batch_checkpoints import digest
 from ulskip_cli.experiments.descriptions import (
     ScheduleProvenance,
     describe_provenance,
@@ -251,8 +252,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         config = self.ulskip_config.replace(
             batch_size=self.batch_size if isinstance(self.batch_size, int) else 0
         )
-        shared_id = (
-            f"{config.identity} {fingerprint(config.model)} {config.correction.fingerprint()}"
+        shared_id = digest(
+            [config.identity, fingerprint(config.model), config.correction.fingerprint()]
         )
         warnings = list(self.plan.warnings)
         if (

@@ -97,7 +97,7 @@ def test_a_smaller_model_is_compared_with_the_row_of_the_full_model(sibling, tmp
     full, row = (one.to_row() for one in run_point(resolve(config), Session()))
     assert (full["model"], row["model"], row["baseline_model"]) == ("tiny", str(sibling), "tiny")
     assert (row["num_layers"], full["num_layers"]) == (6, 12) and row["baseline_id"] == full["id"]
-    assert row["vs_baseline"]["bleu"]["full"] == full["bleu"] and row["predicted_speedup"] is None
+    assert row["vs_baseline"]["bleu"]["full"] == full["bleu"] and "predicted_speedup" not in row
     tokens = {side: one["generated_tokens"] for side, one in row["pairs"].items()}
     assert tokens["full"] == tokens["strategy"] and row["measured_speedup"] > 0
     other = config.replace(baseline_model=None)
@@ -158,7 +158,7 @@ def test_other_commands_refuse_other_models(ulskip, sibling, command):
 
 
 def test_a_wrong_draft_length_is_refused():
-    with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
+    with pytest.raises(UsageError, match=r"alternatives\.draft_tokens.* each a whole number.*x"):
         points(["ratio=2,3", "alternatives.draft_tokens=[x]"])
 
 

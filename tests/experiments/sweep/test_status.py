@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
@@ -22,11 +23,14 @@ def folder(jobs):
 
 
 def status_of(folder, **options):
-    return SweepStatus(folder, lambda record: record.value("here") is not False, **options)
+    return SweepStatus(folder, "inline", **options)
 
 
-def done(job, **keys):
-    return read(json.dumps({**Record.joined(job.identity).to_row(), **keys}))
+def done(job, **machine):
+    """A finished record of this machine, or of one that differs."""
+    where = {**environment.code(), **environment.machine("cpu"), **machine}
+    row = Record.joined(job.identity, device="cpu").to_row()
+    return read(json.dumps({**row, "environment": where}))
 
 
 def test_a_finished_point_is_done_for_good(jobs, folder):
@@ -65,10 +69,10 @@ def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
 
 
 def test_rows_of_other_machines_are_to_do_until_this_one_has_run_them(jobs, folder):
-    folder.save(jobs[0].config, done(jobs[0], here=False), [])
+    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])
     status = status_of(folder)
     assert status.state(jobs[0]) == "to do"
-    folder.save(jobs[0].config, done(jobs[0], here=False), [])  # by a worker elsewhere
+    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])  # by a worker elsewhere
     status.refresh()
     assert status.state(jobs[0]) == "done"
 
