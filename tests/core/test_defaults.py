@@ -19,7 +19,9 @@ def defaults():
         for name in group_choices(group):
             classes.append(choice_class(read_choice(group, name), group))
     values = {
-        kind.__name__: {key.name: key.default for key in keys_of(kind, {})} for kind in classes
+        kind.__name__: {key.name: key.default for key in keys_of(kind, {})}
+        for kind in classes
+        if kind.__module__.startswith("ulskip_cli.")  # and not a plug-in's
     }
     return to_jsonable_python({"DEFAULTS": DEFAULTS, **dict(sorted(values.items()))})
 

@@ -74,8 +74,8 @@ class Strategy(Choice):
         tuple[str, ...]
     ] = ()  # options, null by default, that a run measures while they are null
     # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`,
-    # `batch_size`.
-    calibrated_for: ClassVar[tuple[str, ...]] = ()
+    # `batch_size`. A strategy that names fewer repeats fewer calibrations.
+    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
 
     @classmethod
@@ -116,7 +116,8 @@ class Strategy(Choice):
         """True if the strategy adjusts its depth to R, so that its latency is not linear in its
         number of layers.
         """
-        return self.is_positional or self.exits_early or "num_kept" in self.calibrated_for
+        calibrates_depth = bool(self.calibrated) and "num_kept" in self.calibrated_for
+        return self.is_positional or self.exits_early or calibrates_depth
 
     def canonical(self) -> Self:
         """Return an equal strategy in the form that identifies results."""

@@ -17,7 +17,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import misfit
-from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.core.strategy import LAYER, Unit
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -281,7 +281,7 @@ class Point(Section):
             prompt_layers="all" if target == 1 else config.prompt_layers,
             target_speedup=target,
             seed=config.seed,
-            config=config.resolved(),
+            config=config.recorded(),
         )
 
 
@@ -295,7 +295,7 @@ class Schedule(Section):
         "the layers that every step runs, or the first stage",
         Column("layers", show=lambda record: record.layers, first=True),
     )
-    unit: str | None = value(
+    unit: Unit | None = value(
         "`attention` or `mlp` if the other layers skip only this part ([half"
         " layers](strategies.md#half-layers))"
     )

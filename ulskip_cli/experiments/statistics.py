@@ -17,6 +17,7 @@ from statistics import NormalDist, median
 from typing import Any
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
@@ -416,9 +417,8 @@ def sentence(record: Record) -> str:
     if record.keeps_all:
         parts = [f"the full model runs {record.num_layers} layers"]
     else:
-        half = f" {record.unit} parts" if record.unit else ""
         kept, _, count = (record.layers or "").partition("/")
-        parts = [f"{record.label} keeps {kept} of {count} layers{half}"]
+        parts = [f"{record.label} keeps {kept} of {count} {UNIT_NAMES[record.unit or LAYER]}"]
     facts = []
     if record.speedup and not record.keeps_all:
         value, low, high = record.speedup

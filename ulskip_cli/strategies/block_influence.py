@@ -17,6 +17,7 @@ class BlockInfluence(SkippingStrategy):
         None, "block influence of layers 0 to N-1; null: the run measures it"
     )
     calibrated = ("scores",)
+    calibrated_for = ()  # the scores rank the layers for every ratio
     stand_in = "evenly spread layers"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
