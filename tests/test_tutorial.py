@@ -45,5 +45,5 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     assert "6 of 12" in told
     assert "by 6 layers" in told
     card = (tmp_path / "exported" / "README.md").read_text()
-    assert names["row"]["strategy"] == "unified"
+    assert names["record"].strategy == "unified"
     assert "measured speedup" in card
