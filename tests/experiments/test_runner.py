@@ -81,7 +81,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
     assert half["vs_baseline"]["bleu"]["full"] == pytest.approx(full["bleu"])
     assert half["environment"]["packages"]["torch"]
-    assert half["config"]["ratio"] == 2.0
+    assert half["config"]["strategy"] == {"name": "unified"}
     assert (half["engine"], half["engine_reason"], half["baseline_id"]) == (
         "torch",
         None,
@@ -108,7 +108,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 
 
 def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
-    (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
+    (job,) = [job for job in make_jobs([config("ratio=1.5", "ratio_basis=cost")]) if job.requested]
     failed = job.failure_record(RuntimeError("x"))
     finished = runner.run_point(job.point, Session())[-1]
     asked = {key: value for key, value in failed.to_row().items() if key in Point.model_fields}
@@ -157,7 +157,7 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
     assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
-    if drafted["config"]["decoding"]["draft"] == "layers":
+    if drafted["config"]["decoding"].get("draft", "layers") == "layers":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
     assert drafted["predicted_speedup"] > 0
     assert full["acceptance_rate"] is None
