@@ -23,7 +23,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo reference train-tiny architectures fuzz soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo reference train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,11 @@ test-all: setup ## Run all tests
 	$(PYTEST)
 	$(PYTEST) integrations/engine_vllm
 
-check: lint types imports test-all ## Run all checks and tests, as CI does
+test-check: setup ## Run all tests but the longest
+	$(PYTEST) -m "not long"
+	$(PYTEST) integrations/engine_vllm
+
+check: lint types imports test-check ## Run all checks, and all tests but the longest, as CI does
 
 bench: setup ## Measure speed and batch invariance; writes benchmarks/results/
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile

@@ -13,7 +13,7 @@ from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ENGINE_NEEDS = [
     (engine, need)
     for engine in SUPPORTS
@@ -21,6 +21,7 @@ ENGINE_NEEDS = [
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
     if need != Need.LATENCY or engine == "torch"  # a minute each
+    if need != Need.ADAPTER or Need.PATCHES in SUPPORTS[engine]  # the adapter here has such patches
 ]
 
 
@@ -35,12 +36,19 @@ def partners(need):
     ]
 
 
+# `ulskip bench` alone times patches of random weights, and drafts need a baseline on torch's kernels.
+NOT_IN_RUNS = {
+    (Need.RANDOM_WEIGHTS, Need.PATCHES),
+    (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES),
+    (Need.DRAFTS, Need.OTHER_BASELINE),
+}
 # All pairs take a quarter of an hour, so a need that excludes some runs beside a third of the rest.
 PAIRS = [
     (need, other)
     for need in TOGETHER
     if need not in NOT_ASKED | {Need.LATENCY}
     for other in partners(need)[::3]
+    if (need, other) not in NOT_IN_RUNS
 ]
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
     torch.manual_seed(0)
     config = BloomConfig(

@@ -46,6 +46,7 @@ def test_near_duplicates_of_a_protected_sentence_are_found():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_make_train_tiny_goes_the_whole_way_in_a_smoke_size(tmp_path):
     rng = random.Random(1)
     numbers = [
