@@ -36,7 +36,7 @@ def partners(need):
     ]
 
 
-# `ulskip bench` alone times patches of random weights, and drafts need a baseline on torch's kernels.
+# `ulskip bench` alone times patches of random weights; drafts need a baseline on torch's kernels.
 NOT_IN_RUNS = {
     (Need.RANDOM_WEIGHTS, Need.PATCHES),
     (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES),
