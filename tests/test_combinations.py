@@ -36,11 +36,10 @@ def partners(need):
     ]
 
 
-# `ulskip bench` alone times patches of random weights; drafts need a baseline on torch's kernels.
+# `ulskip bench` alone times patches of random weights.
 NOT_IN_RUNS = {
     (Need.RANDOM_WEIGHTS, Need.PATCHES),
     (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES),
-    (Need.DRAFTS, Need.OTHER_BASELINE),
 }
 # All pairs take a quarter of an hour, so a need that excludes some runs beside a third of the rest.
 PAIRS = [

@@ -155,6 +155,7 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(
 ):
     full, drafted = run_point(config(*overrides), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
+    assert {side["engine"] for side in full["pairs"].values()} == {"torch"}
     assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
     assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
     if drafted["config"]["decoding"].get("draft", "layers") == "layers":

@@ -4,7 +4,8 @@ Nothing else decides it.
 A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
 too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the
 difference in one sentence that names what would work. `docs/combinations.md` is printed from these
-sets, and one test tries every pair on a tiny model.
+sets, and tests run every engine with every need, and a third of the
+pairs, on a tiny model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set

@@ -93,7 +93,7 @@ class Strategy(Choice):
 
     @property
     def skipped_unit(self) -> Unit:
-        """What is skipped: whole layers, or the attention or the MLP of layers."""
+        """The unit that is skipped: whole layers, or the attention or the MLP of layers."""
         return LAYER
 
     @property
@@ -159,5 +159,5 @@ class SkippingStrategy(Strategy):
 
     @property
     def skipped_unit(self) -> Unit:
-        """What is skipped: whole layers, or the attention or the MLP of layers."""
+        """The unit that is skipped: whole layers, or the attention or the MLP of layers."""
         return self.unit

@@ -1,4 +1,4 @@
-"""What only benchmarks do: compile layers, and compare the bytes that a step reads with the read
+"""Compile layers for benchmarks alone, and compare the bytes that a step reads with the read
 bandwidth.
 """
 

@@ -191,7 +191,7 @@ class Environment(Section):
 
     @property
     def machine(self) -> tuple[str | None, str | None, int]:
-        """What decides times: the processor, the accelerator and the number of threads."""
+        """The processor, the accelerator and the number of threads, which decide times."""
         return self.processor, self.accelerator, self.threads
 
 
@@ -575,7 +575,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def key(self) -> tuple[str, str]:
-        """What names a record among those of several folders."""
+        """The folder and the id, which name a record among those of several folders."""
         return self.folder, self.id
 
     @property

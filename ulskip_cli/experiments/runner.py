@@ -211,7 +211,12 @@ def run_point(
     if baseline is None:
         full = make_plan(point.baseline.config, run.loaded.metadata)
         full_run = replace(
-            run, point=point.baseline, plan=full, found=ScheduleProvenance(), adapter=None
+            run,
+            point=point.baseline,
+            timed=point.baseline.config,
+            plan=full,
+            found=ScheduleProvenance(),
+            adapter=None,
         )
         baseline = _measure(full_run, session)
         run = replace(run, started_at=time.monotonic())
