@@ -1,21 +1,19 @@
 import json
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.engines.torch import cpu_kernels, session
-from ulskip_cli.experiments import runner
+from ulskip_cli.experiments import benchmark, runner
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.jsonl import Jsonl
 
 QUICK = [
@@ -43,16 +41,10 @@ KV = 2 * 16 * 4  # bytes a token and layer
 
 
 @pytest.fixture(autouse=True)
-def quick_bandwidth(monkeypatch):
-    """Read memory at 1 GB/s; the list shows how often that was measured."""
-    measured = []
-
-    def measure(device):
-        measured.append(device)
-        return 1e9
-
-    monkeypatch.setattr(runner, "read_bytes_per_second", measure)
-    return measured
+def bandwidth(monkeypatch):
+    """Memory that is read at 1 TB/s."""
+    monkeypatch.setattr(benchmark.ReadBandwidth, "__init__", lambda self, device: None)
+    monkeypatch.setattr(benchmark.ReadBandwidth, "measure", lambda self: 1e12)
 
 
 @pytest.fixture
@@ -67,19 +59,25 @@ def point(tmp_path):
     return lambda *overrides: compose([*random, *QUICK, *overrides])
 
 
-class Benchmark:
+class Bench:
     def __init__(self):
         self.session = Session()
 
     def run(self, config):
         """Return the row of one configuration."""
-        return runner.run_point(resolve_benchmark(config), self.session)[0].to_row()
+        return self.run_each(config)[0]
+
+    def run_each(self, *configs):
+        """Return the rows of configurations that are one grid."""
+        points = [resolve_benchmark(config) for config in configs]
+        benchmarks = benchmark.Benchmarks(points, self.session)
+        return [benchmarks.run_point(point)[0].to_row() for point in points]
 
 
 @pytest.fixture
 def bench():
     """Points that share a session."""
-    return Benchmark()
+    return Bench()
 
 
 def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_path):
@@ -119,7 +117,7 @@ def test_work_and_shares_are_exact(bench, point):
             .quantile(0.5)
             .item()
         )
-        assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / step / 1e9, rel=0.01)
+        assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / step / 1e12, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -192,31 +190,12 @@ def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
         bench.run(compose([*pretrained, "ratio=3"]))
 
 
-def test_a_layer_counts_in_the_steps_that_run_it():
-    from ulskip_cli.experiments.benchmark import _runs
-
-    plan = make_plan(compose(["ratio=2"]), ModelMetadata(6, None, None))
-    assert _runs(plan, 4) == {0: 1.0, 2: 1.0, 5: 1.0}
-    assert _runs(replace(plan, stages=(*plan.stages, Stage(1, (0, 5)))), 4) == {
-        0: 1.0,
-        2: 0.25,
-        5: 1.0,
-    }
-    assert _runs(replace(plan, stages=(*plan.stages, Stage(9, (0, 5)))), 4) == {
-        0: 1.0,
-        2: 1.0,
-        5: 1.0,
-    }
-
-
 def test_where_nothing_is_skipped_both_sides_read_the_same(bench, point):
     row = bench.run(point("strategy=full"))
     assert row["full"]["step_bytes"] == row["step_bytes"]
 
 
-def test_weights_bandwidth_and_the_full_model_are_shared(
-    bench, point, quick_bandwidth, monkeypatch
-):
+def test_weights_and_the_full_model_are_shared(bench, point, monkeypatch):
     made = []
     real = runner.Decoder
     monkeypatch.setattr(
@@ -226,9 +205,8 @@ def test_weights_bandwidth_and_the_full_model_are_shared(
     )
     rows = [bench.run(point(f"ratio={ratio}")) for ratio in (2, 3)]
     assert sorted(made) == [2, 3, 6]
-    assert rows[0]["machine_limits"] == {"bytes_per_second": 1e9}
+    assert rows[0]["machine_limits"] == {"bytes_per_second": 1e12}
     bench.run(point("model.dtype=bfloat16"))
-    assert quick_bandwidth == [torch.device("cpu")]
     assert sorted(made) == [2, 3, 3, 6, 6]
 
 
@@ -239,6 +217,52 @@ def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
     lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
     assert len(lines) == 3
     assert len({json.loads(line)["id"] for line in lines}) == 2
+
+
+@pytest.mark.parametrize("free", [2**40, 0], ids=["together", "in pairs with the first"])
+def test_engines_run_in_the_same_rounds(bench, point, monkeypatch, free):
+    ran, generate = [], runner.Decoder.generate
+
+    def logged(self, *args, **options):
+        output = generate(self, *args, **options)
+        ran.append((output.engine, output.kept_kv_bytes))
+        return output
+
+    monkeypatch.setattr(runner.Decoder, "generate", logged)
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(benchmark, "psutil", memory)
+    rows = bench.run_each(*(point(f"engine={engine}") for engine in ("torch", "transformers")))
+    sides = {(name, size) for name in ("torch", "transformers") for size in (7680, 3840)}
+    assert set(ran[-8:-4]) == set(ran[-4:]) == sides  # two rounds
+    assert [row["engine"] for row in rows] == ["torch", "transformers"]
+    assert rows[1]["reference_engine"] == "torch"
+    each = rows[1]["full"]
+    assert each["over_reference_low"] <= each["over_reference"] <= each["over_reference_high"]
+    if free:
+        assert rows[0]["full"]["over_reference"] == 1
+        assert rows[0]["over_reference"] == pytest.approx(rows[0]["measured_speedup"])
+
+
+def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch):
+    real = benchmark.prepare_run
+
+    def prepare(point, *args):
+        if point.config.engine.name == "transformers":
+            raise RunError("no")
+        return real(point, *args)
+
+    monkeypatch.setattr(benchmark, "prepare_run", prepare)
+    points = [resolve_benchmark(point(f"engine={name}")) for name in ("torch", "transformers")]
+    benchmarks = benchmark.Benchmarks(points, bench.session)
+    assert benchmarks.run_point(points[0])[0].engine == "torch"
+    with pytest.raises(RunError, match="no"):
+        benchmarks.run_point(points[1])
+
+
+def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypatch):
+    monkeypatch.setattr(benchmark.ReadBandwidth, "measure", lambda self: 1.0)
+    row = bench.run(point("ratio=2"))
+    assert "bandwidth_share" not in row and row["step_bytes"] > 0
 
 
 def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, monkeypatch):

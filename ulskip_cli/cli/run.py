@@ -77,10 +77,10 @@ def bench(
     resolved = [resolve_benchmark(point, resolver) for point in grid]
     folder = ResultsFolder.of(resolved[-1].config)
     with ProgressBars() as bars:
-        from ulskip_cli.experiments.runner import Session, run_point
+        from ulskip_cli.experiments.benchmark import Benchmarks
+        from ulskip_cli.experiments.runner import Session
 
-        session = Session(bars)
-        outcome = run_each(resolved, lambda point: run_point(point, session), bars)
+        outcome = run_each(resolved, Benchmarks(resolved, Session(bars)).run_point, bars)
     from ulskip_cli.report import benchmark as report
     from ulskip_cli.report import tables
 

@@ -1,39 +1,162 @@
-"""Compile layers for benchmarks alone, and compare the bytes that a step reads with the read
-bandwidth.
+"""Time decoding on random prompts, several engines in the same rounds, and compare the bytes that
+a step reads with the read bandwidth.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import psutil
+import torch
+
 from ulskip_cli.core.config_schema import AUTO, Config
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.strategy import MLP
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
-from ulskip_cli.experiments.paired_timing import TimedPairs
-from ulskip_cli.experiments.record import Benchmark, FullSide, Limits
+from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds, time_pairs
+from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.read_bandwidth import ReadBandwidth
+from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.run_warnings import run_warnings
+from ulskip_cli.experiments.runner import (
+    PreparedRun,
+    Session,
+    make_decoders,
+    make_record,
+    prepare_run,
+)
 from ulskip_cli.experiments.throughput import measure_throughput
+from ulskip_cli.experiments.workload import timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan
 
 
-def describe_benchmark(
-    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, timed: Config, bandwidth: float
-) -> Benchmark:
-    """Return the section of a record that only benchmarks have; `timed` is the configuration that
-    ran.
+class Benchmarks:
+    """Times the points of `ulskip bench`. Points that differ only in the engine are timed in the
+    same rounds, because the speed of a machine changes within minutes.
     """
-    full_side, own_side = _describe_sides(pairs, plan, loaded, bandwidth, timed)
+
+    def __init__(self, points: Sequence[ResolvedPoint], session: Session) -> None:
+        self._session = session
+        self._groups: dict[str, list[ResolvedPoint]] = {}
+        self._tried: set[str] = set()
+        self._timed: dict[str, _Timed] = {}
+        for point in points:
+            self._groups.setdefault(_without_engine(point.config), []).append(point)
+
+    def run_point(self, point: ResolvedPoint) -> list[Record]:
+        """Store and return the record of a point; it is timed now, or was with an earlier point."""
+        if point.run_id not in self._timed:
+            self._time(point)
+        timed = self._timed.pop(point.run_id)
+        config, plan = point.config, timed.run.plan
+        self._session.progress.phase("write", 0)
+        record = make_record(timed.run, timed.pair.strategy, None, timed.pairs, None)
+        seconds = time.monotonic() - timed.run.started_at
+        record = record.join(_describe(timed), wall_seconds=seconds)
+        record = record.replace(warnings=run_warnings(config, plan, record))
+        ResultsFolder.of(config).save(config, record, None)
+        return [record]
+
+    def _time(self, point: ResolvedPoint) -> None:
+        """Time a point with all of its group that were not tried, or with the first if memory does
+        not hold them.
+        """
+        group = self._groups[_without_engine(point.config)]
+        if _fit_into_memory(group):
+            group = [p for p in group if p is point or p.run_id not in self._tried]
+        else:
+            group = [group[0], point] if point is not group[0] else [point]
+        self._tried |= {other.run_id for other in group}
+        ready = []
+        for other in group:
+            try:
+                ready.append(self._warm_up(other))
+            except Exception:  # is raised again when its turn comes
+                if other is point:
+                    raise
+        session, speed = self._session, ready[0].run.timed.speed
+        device = ready[0].run.loaded.model.device
+        rounds = speed.replace(warmup=0, new_tokens=ready[0].run.plan.timed_tokens)
+        report = session.progress.phase(f"{len(ready)} engines in rounds", speed.pairs)
+        measured = measure_rounds(
+            [timed.pair for timed in ready], rounds, report, ReadBandwidth(device).measure
+        )
+        for timed, pairs in zip(ready, measured, strict=True):
+            pairs = replace(
+                pairs,
+                batch_size=timed.pairs.batch_size,
+                compile_seconds=pairs.compile_seconds + timed.pairs.compile_seconds,
+            )
+            self._timed[timed.run.point.run_id] = replace(timed, pairs=pairs)
+
+    def _warm_up(self, point: ResolvedPoint) -> "_Timed":
+        """Prepare a point and run both sides, with compiled layers if decoding.compile=auto can use
+        them and the model supports them.
+        """
+        loaded = self._session.load(point.config.model, point.config.seed)
+        compiled = with_compiled_layers(point.config, loaded)
+        try:
+            return self._run_once(point, compiled)
+        except RunError:
+            if compiled is point.config:
+                raise
+        return self._run_once(point, point.config)
+
+    def _run_once(self, point: ResolvedPoint, config: Config) -> "_Timed":
+        run = prepare_run(point, self._session, config)
+        torch.manual_seed(config.seed)
+        full, decoder = make_decoders(run, self._session)
+        speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
+        once = config.replace(speed=speed.replace(pairs=0, warmup=max(1, speed.warmup)))
+        pairs = time_pairs(full, decoder, run.workload, once, self._session.progress)
+        batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
+        context = DecodeContext(config.decoding, run.workload.pad_token_id, config.seed)
+        return _Timed(run, Pair(full, decoder, batches, context), pairs)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A prepared point, its decoders, and what was measured."""
+
+    run: PreparedRun
+    pair: Pair
+    pairs: TimedPairs
+
+
+def _without_engine(config: Config) -> str:
+    return str({key: value for key, value in config if key != "engine"})
+
+
+def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
+    """Return True if half of the free memory holds the weights, and a copy for each engine of
+    another library.
+    """
+    weights = points[0].metadata.weights
+    copies = 1 + sum(point.config.engine.is_runtime for point in points)
+    free = psutil.virtual_memory().available
+    return weights is None or copies * (weights.head + sum(weights.layers)) < free / 2
+
+
+def _describe(timed: _Timed) -> Benchmark:
+    """Return the section of a record that only benchmarks have."""
+    pairs, run = timed.pairs, timed.run
+    full_side, own_side = _describe_sides(timed)
     compiled = pairs.strategy[0].compiled
     return Benchmark(
-        timed_prompt_tokens=timed.speed.prompt_tokens,
-        timed_new_tokens=plan.timed_tokens,
+        timed_prompt_tokens=run.timed.speed.prompt_tokens,
+        timed_new_tokens=run.plan.timed_tokens,
         compiled=compiled,
-        compiled_layers=compiled and timed.decoding.compile == "layers",
-        machine_limits=Limits(bytes_per_second=bandwidth),
+        compiled_layers=compiled and run.timed.decoding.compile == "layers",
+        machine_limits=Limits(bytes_per_second=median(pairs.read_rates)),
+        reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=FullSide(
             **dict(measure_throughput(pairs.full, "timed pairs")),
             **full_side,
@@ -65,14 +188,13 @@ def with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
     return config.replace(decoding=config.decoding.replace(compile="layers"))
 
 
-def _describe_sides(
-    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, bandwidth: float, config: Config
-) -> list[dict[str, Any]]:
-    """Return the bytes that a step reads and its share of the bandwidth, for the full model and
-    then the schedule.
+def _describe_sides(timed: _Timed) -> list[dict[str, Any]]:
+    """Return the tokens/s over those of the reference, the bytes that a step reads and their share
+    of the bandwidth, for the full model and then the schedule.
 
-    Unknown values are None.
+    Unknown values are None; so is a share above 1, because then the limit was not measured.
     """
+    pairs, plan, loaded, config = timed.pairs, timed.run.plan, timed.run.loaded, timed.run.timed
     weights = loaded.metadata.weights
     if config.engine.weights:
         weights = config.engine.sizes(_parameters(loaded), 8)  # from one byte per weight
@@ -97,8 +219,17 @@ def _describe_sides(
         if weights is not None and not (drafted and i):
             kv_bytes = len(outputs[0].token_ids) * _kv_bytes(outputs[0]) * cached
             read = round(_weight_bytes(weights, runs[i], patches[i]) + kv_bytes)
-            share = read / median(output.step_seconds for output in outputs) / bandwidth
-        sides.append({"step_bytes": read, "bandwidth_share": share})
+            rates = zip(outputs, pairs.read_rates, strict=True)
+            share = median(read / output.step_seconds / rate for output, rate in rates)
+        side = {"step_bytes": read, "bandwidth_share": share if share and share <= 1 else None}
+        if pairs.reference:
+            ratio = pairs.over_reference(outputs)
+            side |= {
+                "over_reference": ratio.median,
+                "over_reference_low": ratio.low,
+                "over_reference_high": ratio.high,
+            }
+        sides.append(side)
     return sides
 
 

@@ -1,23 +1,21 @@
 """Measure speedups: time the full model and a schedule alternately on the same prompts in one
-process.
+process, and several engines in the same rounds.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from ulskip_cli.core.config_schema import Config, SpeedConfig
+from ulskip_cli.core.config_schema import Config, DecodingConfig, SpeedConfig
 from ulskip_cli.core.cpu_load import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.record import Pairs, Side, Timing
-from ulskip_cli.experiments.statistics import median_interval
-from ulskip_cli.experiments.workload import Workload, timed_prompts
+from ulskip_cli.experiments.statistics import MedianInterval, median_interval
+from ulskip_cli.experiments.workload import Batch, Workload, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
@@ -33,6 +31,17 @@ class TimedPairs:
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
+    read_rates: Sequence[float] = ()  # bytes/s of reading memory in each round
+    reference: Sequence[BatchOutput] = ()  # the full model of the first engine, in each round
+
+    def over_reference(self, side: Sequence[BatchOutput]) -> MedianInterval:
+        """Return the tokens/s of a side divided by those of the reference, from rounds."""
+        return median_interval(
+            [
+                _seconds_per_token(reference) / _seconds_per_token(output)
+                for reference, output in zip(self.reference, side, strict=True)
+            ]
+        )
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
         """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
@@ -85,71 +94,104 @@ def time_pairs(
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
     do not fit into memory.
     """
-    size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
-    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
     def measure(batch_size: int) -> TimedPairs:
-        batches = timed_prompts(workload, batch_size, total, strategy.model, config)
-        report = progress.phase(f"{config.strategy.name}: timed pairs", total)
+        batches = timed_prompts(workload, batch_size, rounds, strategy.model, config)
+        report = progress.phase(f"{config.strategy.name}: timed pairs", rounds)
         return replace(
             measure_pairs(full, strategy, batches, context, config.speed, report),
             batch_size=batch_size,
         )
 
-    return run_with_oom_retry(size, measure)
+    rounds = config.speed.warmup + config.speed.pairs
+    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
+    return run_with_oom_retry(BatchSize(config.batch_size), measure)
 
 
 def measure_pairs(
     full: Decoder | None,
     strategy: Decoder,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Batch],
     context: DecodeContext,
     speed: SpeedConfig,
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> TimedPairs:
     """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch,
-    prompt_len], used in turn.
-
-    Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit
-    they stop at EOS, because acceptance and confidence mean nothing past the end. The decoder that
-    starts alternates between pairs. The full model decodes without drafts. Raises RunError if the
-    decoders used different linear backends or, without drafts and early exit, if they differ in
-    engine or compilation; decoders that were asked for different engines may differ.
+    prompt_len], used in turn; the full model decodes without drafts.
     """
-    forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
-    limited = replace(context, decoding=context.decoding.replace(max_new_tokens=speed.new_tokens))
-    sides = [(strategy, limited)]
-    if full:
-        sides.insert(0, (full, replace(limited, decoding=limited.decoding.without_drafts())))
-    timed: list[list[BatchOutput]] = [[] for _ in sides]
-    compile_seconds = 0.0
+    (timed,) = measure_rounds([Pair(full, strategy, batches, context)], speed, on_pair)
+    return timed
+
+
+class Pair(NamedTuple):
+    """What is timed side by side: the full model, or None, and the schedule, on the same
+    prompts.
+    """
+
+    full: Decoder | None
+    strategy: Decoder
+    batches: Sequence[Batch]
+    context: DecodeContext
+
+    def run(self, number: int, new_tokens: int) -> tuple[BatchOutput | None, BatchOutput, float]:
+        """Decode the batch of round `number` with both sides, and return the outputs and the
+        seconds of compiling.
+
+        Both sides generate exactly `new_tokens` tokens with EOS suppressed. With drafts or early
+        exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
+        side that starts alternates between rounds. Raises RunError if the sides used different
+        linear backends or, without drafts and early exit, if they differ in engine or compilation;
+        decoders that were asked for different engines may differ.
+        """
+        decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
+        forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
+        ids, mask = self.batches[number % len(self.batches)]
+
+        def decode(decoder: Decoder, decoding: DecodingConfig) -> tuple[BatchOutput, float]:
+            context = replace(self.context, decoding=decoding)
+            output = decoder.generate(ids, mask, context, forced_length=forced)
+            if seconds := output.compile_seconds:  # the first run after compiling is slower
+                output = decoder.generate(ids, mask, context, forced_length=forced)
+            return output, seconds
+
+        first = decode(self.strategy, decoding) if number % 2 else None
+        full = decode(self.full, decoding.without_drafts())[0] if self.full else None
+        strategy, compile_seconds = first or decode(self.strategy, decoding)
+        if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
+            _check_alike(full, strategy)
+        return full, strategy, compile_seconds
+
+
+def measure_rounds(
+    pairs: Sequence[Pair],
+    speed: SpeedConfig,
+    on_round: Callable[[int], None] = lambda done: None,
+    read_rate: Callable[[], float] | None = None,
+) -> list[TimedPairs]:
+    """Time several pairs in turn, once a round, in alternating order, so that ratios of any two
+    sides come from rounds; return what each pair measured.
+
+    `read_rate` is called once a round, and measures the bytes/s at which memory is read. The full
+    model of the first pair is the reference of all.
+    """
+    timed = [TimedPairs([], []) for _ in pairs]
+    rates: list[float] = []
     meter = LoadMeter()
-    for i in range(speed.warmup + speed.pairs):
-        ids, mask = batches[i % len(batches)]
-        pair: dict[int, BatchOutput] = {}
-        if i == speed.warmup:
+    for number in range(speed.warmup + speed.pairs):
+        if number == speed.warmup:
             meter = LoadMeter()
-        for side in range(len(sides)) if i % 2 == 0 else reversed(range(len(sides))):
-            decoder, how = sides[side]
-            output = decoder.generate(ids, mask, how, forced_length=forced)
-            if side == len(sides) - 1:
-                compile_seconds += output.compile_seconds
-            if (
-                output.compile_seconds
-            ):  # the first run after compiling is slower than the later ones
-                output = decoder.generate(ids, mask, how, forced_length=forced)
-            pair[side] = output
-        if full and full.asked_engine == strategy.asked_engine:
-            _check_alike(pair[0], pair[1])
-        for side, output in pair.items() if i >= speed.warmup else ():
-            timed[side].append(output)
-        on_pair(i + 1)
-    return TimedPairs(
-        timed[0] if full else [],
-        timed[-1],
-        compile_seconds,
-        other_cpus=meter.other_cpus(MIN_LOAD_SECONDS),
-    )
+        for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
+            full, strategy, seconds = pairs[i].run(number, speed.new_tokens)
+            timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
+            if number >= speed.warmup:
+                timed[i].full.extend([full] if full else [])
+                timed[i].strategy.append(strategy)
+        if read_rate and number >= speed.warmup:
+            rates.append(read_rate())
+        on_round(number + 1)
+    cpus = meter.other_cpus(MIN_LOAD_SECONDS)
+    reference = timed[0].full if len(pairs) > 1 else []
+    return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:

@@ -161,7 +161,17 @@ class Limits(Section):
     bytes_per_second: Positive
 
 
-class FullSide(Section):
+class OverReference(Section):
+    """Tokens/s over those of the reference of a benchmark, with the interval of its rounds."""
+
+    over_reference: Ratio | None = value(
+        "tokens/s divided by those of the full model with `reference_engine`, from rounds"
+    )
+    over_reference_low: Ratio | None = value("lower end of its interval")
+    over_reference_high: Ratio | None = value("upper end of its interval")
+
+
+class FullSide(OverReference):
     """The full model's side of a benchmark."""
 
     decode_tokens_per_second: Positive
@@ -472,7 +482,7 @@ class Throughput(Section):
     missing_kv: str | None = value("method for missing keys, with early exit")
 
 
-class Benchmark(Section):
+class Benchmark(OverReference):
     """Values that only `ulskip bench` measures; its rows have no task, and throughput from the
     timed pairs.
     """
@@ -483,12 +493,18 @@ class Benchmark(Section):
     timed_new_tokens: Count | None = value("length of every answer", setting=True)
     compiled: bool | None = value("true if the strategy's steps were compiled")
     compiled_layers: bool | None = value("true if one layer of each kind was compiled for all")
-    machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
+    machine_limits: Limits | None = value(
+        "measured `bytes_per_second` of reading memory, the median of the rounds"
+    )
+    reference_engine: str | None = value(
+        "the engine whose full model ran in the same rounds, the first of the grid"
+    )
     step_bytes: Count | None = value(
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number | None = value(
-        "these bytes per second, as a share of the read bandwidth"
+        "these bytes per second, as a share of the read bandwidth, from rounds; left out above 1,"
+        " because then the limit was not measured"
     )
     full: FullSide | None = value("the same values of the full model")
 

@@ -1,8 +1,8 @@
 """Run one point from its configuration to its row: load, calibrate, decode, score, time, record,
 save.
 
-`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A
-benchmark is a run without a task, which times random prompts.
+`ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`. A benchmark
+(`benchmark.py`) is a run without a task, which times random prompts.
 """
 
 import time
@@ -22,7 +22,6 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
-from ulskip_cli.experiments.benchmark import describe_benchmark, with_compiled_layers
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.descriptions import (
     ScheduleProvenance,
@@ -44,7 +43,6 @@ from ulskip_cli.experiments.latency_target import (
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.patches import calibrate_patches, zero_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
@@ -72,7 +70,6 @@ class Session:
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _tokenizers: dict[str, Any] = field(default_factory=dict)
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
-    _bandwidths: dict[str, float] = field(default_factory=dict)
     _full: tuple[str, Decoder] | None = None
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
@@ -125,14 +122,6 @@ class Session:
             plan = make_plan(reference, loaded.metadata)
             self._full = key, Decoder(loaded.model, plan, loaded.tokenizer, engine=reference.engine)
         return self._full[1]
-
-    def read_bandwidth(self, device: torch.device) -> float:
-        """Return the bytes per second that this machine reads from memory."""
-        key = f"{device} {torch.get_num_threads()}"
-        if key not in self._bandwidths:
-            self.progress.phase("read bandwidth", 1)
-            self._bandwidths[key] = read_bytes_per_second(device)
-        return self._bandwidths[key]
 
     def solve_depth(
         self, config: Config, loaded: LoadedModel, workload: Workload, rounds: int = MEET_ROUNDS
@@ -202,8 +191,6 @@ def run_point(
     """
     if point.baseline and point.config.baseline_model and baseline is None:
         baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
-    if point.task is None:
-        return [_run_benchmark(point, session)]
     run = prepare_run(point, session)
     if point.baseline is None or (run.plan.is_full_model and not point.config.has_other_baseline):
         return [_measure(run, session)]
@@ -221,21 +208,6 @@ def run_point(
         baseline = _measure(full_run, session)
         run = replace(run, started_at=time.monotonic())
     return [baseline, _measure(run, session, baseline)]
-
-
-def _run_benchmark(point: ResolvedPoint, session: Session) -> Record:
-    """Time a point with compiled layers if decoding.compile=auto can use them, and else without."""
-    compiled = with_compiled_layers(
-        point.config, session.load(point.config.model, point.config.seed)
-    )
-    try:
-        return _measure(prepare_run(point, session, compiled), session)
-    except RunError:
-        if compiled is point.config:
-            raise
-    return _measure(
-        prepare_run(point, session), session
-    )  # torch.compile does not support every model
 
 
 def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
@@ -291,6 +263,19 @@ def is_from_here(record: Record) -> bool:
     )
 
 
+def make_decoders(
+    run: PreparedRun, session: Session, baseline: Record | None = None
+) -> tuple[Decoder, Decoder]:
+    """Return the decoders of the full model and of the schedule; they are one if nothing is
+    skipped.
+    """
+    config, loaded = run.point.config, run.loaded
+    decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
+    if run.plan.is_full_model and not baseline:
+        return decoder, decoder
+    return session.full_decoder(config, run.full), decoder
+
+
 def _measure(run: PreparedRun, session: Session, baseline: Record | None = None) -> Record:
     progress, config, loaded, point, plan = (
         session.progress,
@@ -301,10 +286,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     )
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
-    decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
-    full = (
-        decoder if plan.is_full_model and not baseline else session.full_decoder(config, run.full)
-    )
+    full, decoder = make_decoders(run, session, baseline)
     backend = decoder.linear_backend(config.decoding).name
     answered_by = [
         plan.as_dict(),
@@ -341,21 +323,15 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             full if config.baseline else None, decoder, run.workload, fixed, progress
         )
     progress.phase("write", 0)
-    record = _make_record(run, decoder, answers, timed, baseline)
-    benchmark = []
-    if timed and point.task is None:
-        bandwidth = session.read_bandwidth(loaded.model.device)
-        benchmark = [describe_benchmark(timed, plan, loaded, run.timed, bandwidth)]
-    record = record.join(
-        *([quality] if quality else []), *benchmark, wall_seconds=checkpoints.elapsed_seconds
-    )
+    record = make_record(run, decoder, answers, timed, baseline)
+    record = record.join(*([quality] if quality else []), wall_seconds=checkpoints.elapsed_seconds)
     record = record.replace(warnings=run_warnings(config, plan, record))
     folder.save(config, record, answers.generations if answers else None)
     checkpoints.remove()
     return record
 
 
-def _make_record(
+def make_record(
     run: PreparedRun,
     decoder: Decoder,
     answers: GeneratedAnswers | None,

@@ -1,12 +1,12 @@
 """Write the report of `ulskip bench`: decoding speed, the paper's values and a plot."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MISSING, Record, columns
+from ulskip_cli.experiments.record import MISSING, FullSide, Record, columns
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
@@ -16,11 +16,11 @@ from ulskip_cli.report.tables import Head, Section, column
 FILE = "bench.md"
 BANDWIDTH = (
     "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this"
-    " machine's read bandwidth"
+    " machine's read bandwidth in the same rounds"
 )
-OVER_GENERATE = (
-    "Over generate: tok/s divided by those of the full model with engine=transformers at the same"
-    " batch size and lengths."
+OVER = (
+    "Over {engine}: tok/s divided by those of the full model with {engine}, median of rounds in"
+    " which every engine ran once."
 )
 
 
@@ -93,7 +93,7 @@ def decoded_by(record: Record) -> str:
 def sections(records: Sequence[Record]) -> list[Section]:
     """Make the tables of benchmark records."""
     records = ordered(records)
-    over = _over_generate(records)
+    references = sorted({r.reference_engine for r in records if r.reference_engine})
     shown = ("batch_size", "engine", "engine_weights")
     settings = varying(records, but=[*shown, "engine", "ratio", "folder"])
     table = [
@@ -120,10 +120,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
             ),
         ),
         column("decode_tokens_per_second", "tok/s"),
-        (
-            Head("over\ngenerate", 2),
-            lambda record: f"{over[record.id]:.1f}" if record.id in over else MISSING,
-        ),
+        *(over for engine in references for over in _over_reference(engine)),
         (
             Head("of band-\nwidth", 1),
             lambda record: f"{record.bandwidth_share:.0%}" if record.bandwidth_share else MISSING,
@@ -132,7 +129,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
     notes = [
         *fastest(records),
         tables.MEASURED,
-        *([OVER_GENERATE] if over else []),
+        *(OVER.format(engine=engine) for engine in references),
         *tables.interval_notes(records),
     ]
     title, note = (
@@ -144,6 +141,27 @@ def sections(records: Sequence[Record]) -> list[Section]:
         title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
         parts.append(paper.beside_bench(title, beside, list(map(decoded_by, beside))))
     return parts
+
+
+def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
+    """Return columns of the tokens/s over those of an engine's full model: for the full model, with
+    its interval, and for the schedule.
+    """
+
+    def full(record: Record, form: str) -> str:
+        side = record.full if record.reference_engine == engine != record.engine else None
+        return form.format(side) if side and side.over_reference else MISSING
+
+    def skipping(record: Record) -> str:
+        ratio = record.over_reference if record.reference_engine == engine else None
+        return f"{ratio:.2f}" if ratio else MISSING
+
+    ends = "{0.over_reference_low:.2f} to {0.over_reference_high:.2f}"
+    return [
+        (Head(f"full over\n{engine}"), lambda record: full(record, "{0.over_reference:.2f}")),
+        (Head("inter-\nval", 2), lambda record: full(record, ends)),
+        (Head(f"over\n{engine}"), skipping),
+    ]
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:
@@ -170,7 +188,7 @@ def fastest(records: Sequence[Record]) -> list[str]:
     parts = []
     for batch in sorted({record.batch_size for record, _ in timed}):
         same = [(record, full) for record, full in timed if record.batch_size == batch]
-        best = decoded_by(max(same, key=lambda item: item[1].decode_tokens_per_second)[0])
+        best = decoded_by(max(same, key=lambda item: _rate(item[1]))[0])
         engine = [(record, full) for record, full in same if decoded_by(record) == best]
         record, full = max(engine, key=lambda item: item[0].decode_tokens_per_second or 0.0)
         rates = (
@@ -181,33 +199,9 @@ def fastest(records: Sequence[Record]) -> list[str]:
     return [f"Fastest with all layers: {', '.join(parts)}."]
 
 
-def _over_generate(records: Sequence[Record]) -> dict[str, float]:
-    """Return tokens/s over those of generate at full depth, for records timed at the same point on
-    the same machine.
-    """
-
-    def point(record: Record) -> tuple[object, ...]:
-        machine = record.environment.machine if record.environment else None
-        keys = (
-            "model",
-            "dtype",
-            "quantization",
-            "batch_size",
-            "timed_prompt_tokens",
-            "timed_new_tokens",
-            "device",
-        )
-        return (*map(record.value, keys), machine)
-
-    base = {
-        point(r): r.full.decode_tokens_per_second
-        for r in records
-        if r.engine == "transformers" and r.full
-    }
-    rates = ((record, base.get(point(record))) for record in records)
-    return {
-        record.id: (record.decode_tokens_per_second or 0.0) / rate for record, rate in rates if rate
-    }
+def _rate(full: FullSide) -> tuple[float, float]:
+    """Return what orders engines: the rate over the reference, which rounds measured, if known."""
+    return full.over_reference or 0.0, full.decode_tokens_per_second
 
 
 def _shared(records: Sequence[Record]) -> str:
