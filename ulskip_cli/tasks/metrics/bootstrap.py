@@ -26,3 +26,14 @@ def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, An
             1.0, 2 * float(beyond + 1) / (NUM_RESAMPLES + 1)
         ),  # the sample itself is one of the resamples
     }
+
+
+def mean_interval(
+    sums: NDArray[np.float64], counts: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Compute the mean over all positions of segments with these sums and numbers of positions,
+    with a 95% interval that draws segments.
+    """
+    drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from reference import NUM_LAYERS, build_model, reference_logits
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.experiments.agreement import AgreementMeter
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.strategies.plan import make_plan
+
+PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
+
+
+def plan_of(*overrides):
+    return make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+
+
+def decoder(model, *overrides):
+    return Decoder(
+        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    )
+
+
+def meter(model, answers=ANSWERS):
+    full = decoder(model, "strategy=full")
+    return AgreementMeter(full, PROMPTS, answers, BatchSize(2), 0)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])
+@pytest.mark.parametrize("prompt", ["all", "kept"])
+def test_it_is_that_of_uncached_logits(name, prompt):
+    model = build_model(name)
+    view = decoder(model, "ratio=2", f"prompt_layers={prompt}")
+    kept = plan_of("ratio=2").kept_layers
+    same, divergence, count = 0, 0.0, 0
+    for prompt_ids, answer in zip(PROMPTS, ANSWERS, strict=True):
+        ids = torch.tensor([prompt_ids + answer])
+        mask, start = torch.ones_like(ids), 0 if prompt == "kept" else len(prompt_ids)
+        full, own = (
+            reference_logits(model, ids, mask, at, layers)[0, len(prompt_ids) - 1 : -1]
+            for at, layers in ((len(prompt_ids), tuple(range(NUM_LAYERS))), (start, kept))
+        )
+        same += int((full.argmax(-1) == own.argmax(-1)).sum())
+        p, q = full.softmax(-1), own.softmax(-1)
+        divergence += float((p * (p / q).log()).sum())
+        count += len(answer)
+    measured = meter(model).measure(view)
+    assert measured.same[0] == pytest.approx(same / count)
+    assert measured.divergence[0] == pytest.approx(divergence / count, rel=1e-3)
+    for value, low, high in measured:
+        assert low <= value <= high
+
+
+def test_the_full_model_agrees_with_itself(llama):
+    measured = meter(llama).measure(decoder(llama, "strategy=full"))
+    assert measured.same == (1, 1, 1)
+    assert measured.divergence == pytest.approx((0, 0, 0), abs=1e-6)
+
+
+def test_empty_answers_do_not_count(llama):
+    view = decoder(llama, "ratio=2")
+    assert meter(llama, [ANSWERS[0], []]).measure(view) is not None
+    assert meter(llama, [[], []]).measure(view) is None
