@@ -39,20 +39,25 @@ def test_links_resolve(page):
 
 
 def test_the_navigation_names_every_page_once():
-    def files(node):
-        return (
-            [node]
-            if isinstance(node, str)
-            else [
-                file
-                for one in (node.values() if isinstance(node, dict) else node)
-                for file in files(one)
-            ]
-        )
-
-    named = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
+    navigation = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
     pages = [page.name for page in (ROOT / "docs").glob("*.md")]
-    assert sorted(named) == sorted([*pages, "keys.md"])  # which docs/site_hooks.py prints
+    # docs/site_hooks.py prints keys.md
+    assert sorted(re.findall(r"[\w-]+\.md", navigation)) == sorted([*pages, "keys.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_measured_numbers_in_tables_are_in_the_files_that_their_section_links_to(page):
+    number = re.compile(r"\d+(?:\.\d+)?%?")
+    for section in re.split(r"^#+ ", page.read_text("utf-8"), flags=re.MULTILINE):
+        links = re.findall(r"\]\((\.\./(?:benchmarks/)?results/[^)]+\.md)\)", section)
+        measured = {
+            found
+            for link in links
+            for found in number.findall((page.parent / link).read_text("utf-8"))
+        }
+        rows = re.findall(r"^\|[^|]+\|(.*)\|$", section, re.MULTILINE)[2:] if links else []
+        shown = [found for row in rows if "`" not in row for found in number.findall(row)]
+        assert [found for found in shown if found not in measured] == []
 
 
 @pytest.mark.slow
