@@ -39,9 +39,10 @@ class ScheduleProvenance:
     @property
     def correction(self) -> CorrectionUsed | None:
         """The correction that ran, as a record stores it."""
-        if self.skip_adapter:
-            return CorrectionUsed(name="adapter", **self.skip_adapter)
-        return CorrectionUsed(name="patch", **self.patch) if self.patch else None
+        name, details = (
+            ("adapter", self.skip_adapter) if self.skip_adapter else ("patch", self.patch)
+        )
+        return CorrectionUsed(name=name, **details) if details else None
 
 
 def describe_schedule(
@@ -92,9 +93,7 @@ def describe_provenance(
         linear_backend_reason=backend.reason,
         device=str(loaded.model.device),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
-        quantization=loaded.notes["quantization"],
-        training=loaded.notes["training"],
-        trained_for=loaded.notes["trained_for"],
+        **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
         environment=Environment(
