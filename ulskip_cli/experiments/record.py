@@ -6,10 +6,10 @@ meaning for docs/results.md and the column that shows it, so a new value is a fi
 code that measures it. Only `read` and `to_row` know JSON.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -86,7 +86,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
     )
-    title: ClassVar[str] = ""  # of its part of docs/results.md
 
     def replace(self, **changes: object) -> Self:
         """Return a copy with other values."""
@@ -192,8 +191,6 @@ class Environment(Section):
 class Point(Section):
     """The settings that identify a run, equal for a finished and a failed one."""
 
-    title: ClassVar = "Request"
-
     id: Name = value("hash of configuration, data and weights; it names files", default=...)
     experiment: Text = value("name of the results folder")
     identity: Text = value("hash of the configuration")
@@ -278,8 +275,6 @@ class Point(Section):
 class Schedule(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
-    title: ClassVar = "Schedule"
-
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers | None = value(
         "the layers that every step runs, or the first stage",
@@ -329,8 +324,6 @@ class Timing(Section):
     bytes.
     """
 
-    title: ClassVar = "Timed pairs"
-
     measured_speedup: Ratio | None = value(
         "median ratio of decode seconds per token of the full model and the strategy",
         Column("mea-\nsured", ".2f", first=True),
@@ -379,8 +372,6 @@ class Timing(Section):
 class Quality(Section):
     """The quality of the answers; each metric of the task adds a value under its own key."""
 
-    title: ClassVar = "Quality"
-
     decode_loss: Number | None = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
         " drafts the full model's",
@@ -417,8 +408,6 @@ class Quality(Section):
 
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
-
-    title: ClassVar = "Throughput"
 
     decode_tokens_per_second: Rate | None = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
@@ -465,8 +454,6 @@ class Benchmark(Section):
     timed pairs.
     """
 
-    title: ClassVar = "Rows of a bench"
-
     timed_prompt_tokens: Count | None = value("length of every prompt", setting=True)
     timed_new_tokens: Count | None = value("length of every answer", setting=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
@@ -484,8 +471,6 @@ class Benchmark(Section):
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
-    title: ClassVar = "Rows of lm-eval"
-
     lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
     lm_eval_version: Text = value("version of the harness")
     scored_prompt_layers: Text = value(
@@ -502,8 +487,6 @@ class Provenance(Section):
     """Everything that a result depends on besides its settings: engine, device, weights,
     environment.
     """
-
-    title: ClassVar = "Provenance"
 
     finished_at: Text = value("time (UTC)")
     engine: Text = value(
@@ -771,25 +754,6 @@ def cell(record: Record, key: str, column: Column) -> str:
     """Return the text of a cell."""
     shown = column.show(record) if column.show else record.value(key)
     return record.absent if shown is None else format(shown, column.form)
-
-
-def reference() -> str:
-    """Return the reference of the keys of a row in Markdown, which docs/results.md contains."""
-
-    def lines(kind: type[Section], but: Collection[str] = ()) -> list[str]:
-        fields = kind.model_fields.items()
-        return [f"- `{key}`: {field.description}." for key, field in fields if key not in but]
-
-    parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
-    for kind in SECTIONS:
-        parts += [f"\n### {kind.title}\n"]
-        if kind in (Benchmark, LmEval):
-            parts += [f"{kind.__doc__}\n"]
-        if kind is Quality:
-            keys = ", ".join(f"`{key}`" for key in metrics.metric_keys())
-            parts += [f"- {keys}: the task's [metrics](your-own.md#metrics)."]
-        parts += lines(kind)
-    return "\n".join(parts) + "\n"
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

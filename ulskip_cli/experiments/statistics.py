@@ -68,7 +68,7 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Media
     )
 
 
-def verdict(interval: Interval, bound: float) -> str:
+def verdict(interval: "Interval | Difference", bound: float) -> str:
     """Judge the claim that a value is above a bound.
 
     >>> ends = ((1.1, 1.3), (0.9, 1.3), (None, None))
@@ -226,7 +226,7 @@ class Difference:
 
     def verdict(self, bound: float = 0.0) -> str:
         """Judge the claim that the value is above a bound."""
-        return verdict(Interval(self.value, self.low, self.high), bound)
+        return verdict(self, bound)
 
     @property
     def is_same(self) -> bool:
@@ -265,9 +265,8 @@ class Scorer:
         task = new.config.get("task") or {}
         language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
         scoring = Scoring((spec.name,), language, task.get("tokenize"), task.get("stemmer", True))
-        answers = Answers(
-            texts, [reference for _, reference in shared], [source for source, _ in shared], others
-        )
+        sources, references = map(list, zip(*shared, strict=True))
+        answers = Answers(texts, references, sources, others)
         delta = metrics.score(scoring, answers).against_full[metric]
         ends = delta["delta"], delta["delta_low"], delta["delta_high"]
         how = f"paired bootstrap{f' over answers{on}' if on else ''}"
