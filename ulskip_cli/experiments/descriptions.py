@@ -82,7 +82,7 @@ def describe_provenance(
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
-    build = decoder.build
+    build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,
@@ -91,12 +91,10 @@ def describe_provenance(
         engine_build=build,
         linear_backend=backend.name,
         linear_backend_reason=backend.reason,
-        device=str(loaded.model.device),
+        device=device,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
-        environment=Environment(
-            **environment.code(), **environment.machine(str(loaded.model.device))
-        ),
+        environment=Environment.model_validate(environment.code() | environment.machine(device)),
     )

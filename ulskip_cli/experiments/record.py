@@ -690,7 +690,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         compare with it.
         """
         chosen = self.value(key.partition(".")[0]) if "." in key else ""
-        return chosen if isinstance(chosen, str) else getattr(chosen, "name", "")
+        return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -699,8 +699,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             missing = [companion for companion in needed.split() if self.value(companion) is None]
             if self.value(key) is not None and missing:
                 raise UsageError(f"expected the key {missing[0]} beside {key}, got none")
-        for stage in (self, *self.later_stages):
-            if self.num_layers and max(stage.kept_layers or (0,)) >= self.num_layers:
+        for kept in (self.kept_layers, *(stage.kept_layers for stage in self.later_stages)):
+            if self.num_layers and max(kept or (0,)) >= self.num_layers:
                 raise UsageError(f"expected kept_layers below num_layers={self.num_layers}")
         for key, score in self.scores.items():
             if type(score) not in (int, float) or not abs(score) <= 1e30:

@@ -67,7 +67,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     stored generations.
     """
     path = Path(target).expanduser()
-    folders, run_id = [path], None
+    folders, run_id = [path], ""
     if path.suffix == ".jsonl" and path.parent.name == "generations":
         folders, run_id = [path.parent.parent], path.stem
     elif _RUN_ID.fullmatch(target) and not path.is_dir():
@@ -76,9 +76,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
         (folder, record)
         for folder in map(ResultsFolder, folders)
         for record in folder.records(warn=True)
-        if record.is_done
-        and run_id in (None, record.id)
-        and _generations(folder, record.id, record)
+        if record.is_done and run_id in ("", record.id) and _generations(folder, record.id, record)
     ]
     if not runs:
         raise UsageError(
