@@ -48,8 +48,10 @@ def tasks(tmp_path_factory):
     common = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
     metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
     chosen = {
-        **{"output_type": "multiple_choice", "metric_list": metrics},
-        **{"doc_to_text": PROMPT, "doc_to_target": "{{label}}"},
+        "output_type": "multiple_choice",
+        "metric_list": metrics,
+        "doc_to_text": PROMPT,
+        "doc_to_target": "{{label}}",
     }
     written = {"doc_to_text": PROMPT, "doc_to_target": "{{english}}"}
     kinds = {
@@ -57,11 +59,14 @@ def tasks(tmp_path_factory):
         "words": {**chosen, "doc_to_choice": ["The", "I"]},
         "writing": {
             **written,
-            **{"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]},
+            "output_type": "generate_until",
+            "metric_list": [{"metric": "exact_match"}],
             "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 16},
         },
         "reading": {
-            **{**written, "doc_to_text": "", "output_type": "loglikelihood_rolling"},
+            **written,
+            "doc_to_text": "",
+            "output_type": "loglikelihood_rolling",
             "metric_list": [{"metric": "word_perplexity"}],
         },
     }
