@@ -122,7 +122,7 @@ class ResultsFolder:
                 write_atomic(self.runs_path, b"".join(whole))
         return (
             f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path},"
-            f" e.g. cut by a crash, to {BROKEN_FILE}; a sweep repeats missing points"
+            f" e.g. cut by a crash, to {BROKEN_FILE}; {len(lines) - len(corrupt)} rows are intact"
             if corrupt
             else None
         )
