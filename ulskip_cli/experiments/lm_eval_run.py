@@ -80,7 +80,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
             "no chat template; remove the option"
         )
     known = signature(simple_evaluate).parameters.keys() - _REFUSED_OPTIONS.keys()
-    arguments = {name: value for name, value in vars(options).items() if name in known}
+    arguments = {name: getattr(options, name) for name in known if hasattr(options, name)}
     if options.use_cache:  # answers of another model or schedule must not be reused
         schedule = _digest([model.record().id, model.scoring_plan.prompt_layers])
         arguments["use_cache"] = f"{options.use_cache}_{schedule}"
