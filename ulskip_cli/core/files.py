@@ -114,7 +114,9 @@ def user_path(given: str | Path, key: str) -> Path:
     text = str(given)
     try:
         path = Path(text).expanduser()
-        for name in (path, *path.parts):  # the system refuses long names and null characters
+        for name in map(
+            str, (path, *path.parts)
+        ):  # the system refuses long names and null characters
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.lstat(name)
     except (OSError, RuntimeError, ValueError) as error:

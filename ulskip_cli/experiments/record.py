@@ -28,7 +28,9 @@ MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 
 Row = dict[str, Any]  # a record as a JSON object
-Text, Flag, Whole = str | None, bool | None, int | None  # None: not known
+Text = str | None  # None: not known
+Flag = bool | None
+Whole = int | None
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_ .+=-]*$", max_length=128)]  # of files
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=10**18)]

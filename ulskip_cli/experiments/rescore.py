@@ -99,13 +99,12 @@ def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> Resco
     task: Task = stored_choice("task", record.config["task"])
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
-    scores = metrics.score(
-        extra.beside(task.scoring()),
-        Answers(
-            *([answer[key] for answer in answers] for key in ("hypothesis", "reference", "source")),
-            [answer["hypothesis"] for answer in full] if len(full) == len(answers) else None,
-        ),
+    hypotheses, references, sources = (
+        [answer[key] for answer in answers] for key in ("hypothesis", "reference", "source")
     )
+    others = [answer["hypothesis"] for answer in full] if len(full) == len(answers) else None
+    texts = Answers(hypotheses, references, sources, others)
+    scores = metrics.score(extra.beside(task.scoring()), texts)
     before = record.scores
     changed = {
         key: (before[key], value)

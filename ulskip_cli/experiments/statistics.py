@@ -305,8 +305,8 @@ def from_records(new: Record, old: Record, metric: str) -> Difference:
         half, how = None, "no answers to the same examples"
     if new.has_few_examples or old.has_few_examples:
         half, how = None, f"fewer than {MIN_FOR_STARS} examples"
-    ends = (None, None) if half is None else (value - half, value + half)
-    return _better(Difference(value, *ends, how), metric)
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return _better(Difference(value, low, high, how), metric)
 
 
 def apart(record: Record, other: Record, metric: str) -> bool:
