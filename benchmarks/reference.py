@@ -13,10 +13,15 @@ from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config_reference import ConfigKey
 from ulskip_cli.core.engines import engine_class, engine_names
-from ulskip_cli.experiments import record
+from ulskip_cli.experiments.record import SECTIONS, Benchmark, LmEval, Quality, Record, Section
+from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 YES = "✓"
+SECTION_TITLES = (
+    *("Request", "Schedule", "Timed pairs", "Quality", "Throughput"),
+    *("Rows of a bench", "Rows of lm-eval", "Provenance"),
+)
 HEADS = ("key", "meaning", "type", "default", "commands")
 
 
@@ -114,6 +119,25 @@ def keys() -> str:
     return "\n".join(pages).rstrip() + "\n"
 
 
+def row_keys() -> str:
+    """Return the reference of the keys of a row, which docs/results.md contains."""
+
+    def lines(kind: type[Section], but: Iterable[str] = ()) -> list[str]:
+        fields = kind.model_fields.items()
+        return [f"- `{key}`: {field.description}." for key, field in fields if key not in but]
+
+    parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
+    for kind, title in zip(SECTIONS, SECTION_TITLES, strict=True):
+        parts += [f"\n### {title}\n"]
+        if kind in (Benchmark, LmEval):
+            parts += [f"{kind.__doc__}\n"]
+        if kind is Quality:
+            names = ", ".join(f"`{key}`" for key in metrics.metric_keys())
+            parts += [f"- {names}: the task's [metrics](your-own.md#metrics)."]
+        parts += lines(kind)
+    return "\n".join(parts) + "\n"
+
+
 def group_section(group: str) -> Iterator[str]:
     """Yield the choices of a group, and each of their keys once."""
     yield from (f"## `{group}`", "")
@@ -178,4 +202,4 @@ if __name__ == "__main__":
     results = DOCS / "results.md"
     introduction, start, _ = results.read_text("utf-8").partition("- `status`")
     assert start
-    results.write_text(introduction + record.reference(), "utf-8")
+    results.write_text(introduction + row_keys(), "utf-8")

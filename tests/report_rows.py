@@ -1,5 +1,5 @@
-"""Small records as a sweep stores them, and folders of results with answers, for the tests of
-reports.
+"""Small records as `ulskip sweep` and `ulskip bench` store them, and folders of results with
+answers, for the tests of reports.
 """
 
 import json
@@ -10,11 +10,19 @@ ENVIRONMENT = {
     "ulskip": "0",
     "git_commit": "abc",
     "git_dirty": False,
-    "packages": {"torch": "2", "transformers": "5"},
-    "accelerator": None,
-    "processor": "CPU",
     "threads": 2,
+    "packages": {"torch": "2", "transformers": "5"},
+    "processor": "CPU",
     "instruction_set": "AVX2",
+}
+COMMON = {
+    "decoding": "greedy",
+    "prompt_layers": "all",
+    "dtype": "float32",
+    "device": "cpu",
+    "environment": ENVIRONMENT,
+    "warnings": [],
+    "strategy_options": {},
 }
 KEPT = {1.0: [0, 1, 2, 3, 4, 5], 2.0: [0, 2, 5], 3.0: [0, 5]}
 FULL_BLEU = 30.0
@@ -23,9 +31,8 @@ FULL_BLEU = 30.0
 def made(row):
     """Read a row; values that are None are left out."""
     folder = row.pop("folder", "results/x")
-    return read(
-        json.dumps({key: value for key, value in row.items() if value is not None})
-    ).replace(folder=folder)
+    given = {key: value for key, value in row.items() if value is not None}
+    return read(json.dumps(given)).replace(folder=folder)
 
 
 def sweep_row(
@@ -38,33 +45,27 @@ def sweep_row(
     target = 1.0 if full else target
     bleu, speedup = (FULL_BLEU, 1.0) if full else (bleu, speedup or 0.9 * target)
     delta = (bleu or 0) - FULL_BLEU
-    compared = {
-        "full": FULL_BLEU,
-        "delta": delta,
-        "delta_low": delta - 100 * margin / 2,
-        "delta_high": delta + 100 * margin / 2,
-        "p_value": 0.01,
-    }
+    ends = {"delta_low": delta - 100 * margin / 2, "delta_high": delta + 100 * margin / 2}
+    compared = {"full": FULL_BLEU, "delta": delta, **ends, "p_value": 0.01}
     seconds = {"full": 0.62, "strategy": 0.62 / speedup}  # of 31 steps
     row = {
-        "status": "done",
+        **COMMON,
         "id": f"{strategy}-{target:g}-{batch}",
-        "baseline_id": None if full else f"full-1-{batch}",
         "experiment": "x",
         "model": "m",
         "task": "wmt",
+        "baseline_id": None if full else f"full-1-{batch}",
         "dataset": "sample",
         "pair": "de-en",
-        "decoding": "greedy",
         "strategy": strategy,
-        "strategy_options": {},
         "batch_size": batch,
-        "prompt_layers": "all",
         "ratio_basis": "layers",
+        "seed": 1,
+        "config": {"strategy": {"name": strategy}, "ratio": target},
         "num_layers": 6,
         "kept_layers": KEPT[target],
-        "target_speedup": target,
         "layer_ratio": 6 / len(KEPT[target]),
+        "target_speedup": target,
         "predicted_speedup": 0.85 * target if target > 1 else 1.0,
         "measured_speedup": speedup,
         "measured_speedup_low": speedup - margin,
@@ -74,24 +75,53 @@ def sweep_row(
         "time_per_output_token_seconds": seconds["strategy"] / 31,
         "timed_batch_size": batch,
         "end_to_end_speedup": 0.95 * speedup,
+        "decode_tokens_per_second": 50.0 * speedup,
+        "total_tokens_per_second": 100.0 * batch * speedup,
         "bleu": bleu,
         "chrf": 50.0,
         "vs_baseline": {} if full else {"bleu": compared},
         "decode_loss": 2.0,
-        "total_tokens_per_second": 100.0 * batch * speedup,
-        "decode_tokens_per_second": 50.0 * speedup,
         "prompt_kv_bytes": 100,
         "kept_kv_bytes": 50,
         "num_examples": 20,
-        "dtype": "float32",
-        "device": "cpu",
-        "seed": 1,
         "training": "with skipping",
-        "environment": ENVIRONMENT,
         "finished_at": "2026-01-01T00:00:00+00:00",
-        "warnings": [],
-        "folder": "results/x",
-        "config": {"strategy": {"name": strategy}, "ratio": target},
+    }
+    return made({**row, **more})
+
+
+def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
+    """Make a record of a benchmark."""
+    kept = list(range(round(12 / target)))
+    speeds = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
+    row = {
+        **COMMON,
+        "id": f"{target} {batch} {engine} {compiled}",
+        "experiment": "bench",
+        "model": "tiny",
+        "strategy": "unified",
+        "strategy_options": {"spacing": "even"},
+        "batch_size": batch,
+        "draft_tokens": 0,
+        "timed_prompt_tokens": 64,
+        "timed_new_tokens": 32,
+        "engine": engine,
+        "compiled": compiled,
+        "training": "x",
+        "num_examples": 0,
+        "num_layers": 12,
+        "kept_layers": kept,
+        "layer_ratio": 12 / len(kept),
+        "target_speedup": target,
+        "predicted_speedup": 0.9 * target,
+        "measured_speedup": 0.95 * target,
+        "measured_speedup_low": 0.94 * target,
+        "measured_speedup_high": 0.96 * target,
+        "end_to_end_speedup": 0.8 * target,
+        "bandwidth_share": 0.25 * target,
+        "machine_limits": {"bytes_per_second": 1e10},
+        **{key: target * speed for key, speed in speeds.items()},
+        "full": {**speeds, "bandwidth_share": 0.2, "engine": engine},
     }
     return made({**row, **more})
 
@@ -110,31 +140,16 @@ def small_sweep(batches=(1, 8), **scores):
 
 def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     """Make the record of a point that failed or does not apply."""
-    keys = (
-        "model",
-        "task",
-        "dataset",
-        "pair",
-        "decoding",
-        "experiment",
-        "seed",
-        "batch_size",
-        "target_speedup",
-        "folder",
-    )
     known = sweep_row(target=target, batch=batch)
-    told = {
-        "status": status,
-        "reason": f"{strategy} decodes one sequence at a time",
-        "strategy": strategy,
-    }
-    point = {key: known.value(key) for key in keys}
+    keys = ("model", "task", "dataset", "pair", "decoding", "experiment", "seed", "batch_size")
     return made(
         {
-            **point,
+            **{key: known.value(key) for key in (*keys, "target_speedup", "folder")},
             "id": f"{strategy}-{target:g}-{batch}",
+            "status": status,
+            "strategy": strategy,
+            "reason": f"{strategy} decodes one sequence at a time",
             "config": {**known.config, "strategy": {"name": strategy}},
-            **told,
         }
     )
 
@@ -143,22 +158,20 @@ def write_folder(path, rows, answers=None):
     """Write a folder of results; `answers` maps row ids to lists of hypotheses, one for each
     example.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "runs.jsonl").write_text(
-        "".join(json.dumps(row.to_row()) + "\n" for row in rows), "utf-8"
-    )
+    (path / "generations").mkdir(parents=True, exist_ok=True)
+
+    def write(name, objects):
+        (path / name).write_text("".join(json.dumps(line) + "\n" for line in objects), "utf-8")
+
+    write("runs.jsonl", [row.to_row() for row in rows])
     for point, texts in (answers or {}).items():
-        (path / "generations").mkdir(exist_ok=True)
-        lines = [
-            {
-                "id": str(i),
-                "source": f"Satz {i}",
-                "reference": f"sentence number {i} is here",
-                "hypothesis": text,
-                "flags": [],
-            }
-            for i, text in enumerate(texts)
+        answer = [
+            {"id": str(i), "source": f"Satz {i}", "reference": f"sentence number {i} is here"}
+            for i in range(len(texts))
         ]
-        file = path / "generations" / f"{point}.jsonl"
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        lines = zip(answer, texts, strict=True)
+        write(
+            f"generations/{point}.jsonl",
+            [{**keys, "hypothesis": text, "flags": []} for keys, text in lines],
+        )
     return path

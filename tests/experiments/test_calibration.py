@@ -8,8 +8,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
-from ulskip_cli.experiments.held_out import find_held_out
-from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.preflight import ResolvedPoint, find_held_out
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load

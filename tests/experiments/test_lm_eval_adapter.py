@@ -3,24 +3,24 @@ model.
 """
 
 import json
-import shutil
-import sys
 
-import datasets
 import lm_eval
 import pytest
 import torch
 import yaml
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
+from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS
-from ulskip_cli.experiments import lm_eval_adapter
+from ulskip_cli.core.model_metadata import ASSETS, fingerprint
+from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN_ONLY, SkippingLM
 from ulskip_cli.experiments.lm_eval_run import evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import pick_device
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -40,41 +40,39 @@ def tasks(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("tasks")
     rows = [
-        {"german": g, "english": right, "options": [right, wrong], "label": 0}
-        for g, right, wrong in SENTENCES
+        {"german": german, "english": right, "options": [right, wrong], "label": 0}
+        for german, right, wrong in SENTENCES
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}},
-        "test_split": "test",
+    data = {"data_files": {"test": str(folder / "pairs.jsonl")}}
+    common = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+    metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
+    chosen = {
+        "output_type": "multiple_choice",
+        "metric_list": metrics,
         "doc_to_text": PROMPT,
         "doc_to_target": "{{label}}",
     }
-    accuracy = {
-        "output_type": "multiple_choice",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }
-    made = {
-        "sentences": {**accuracy, "doc_to_choice": "{{options}}"},
-        "words": {**accuracy, "doc_to_choice": ["The", "I"]},
+    written = {"doc_to_text": PROMPT, "doc_to_target": "{{english}}"}
+    kinds = {
+        "sentences": {**chosen, "doc_to_choice": "{{options}}"},
+        "words": {**chosen, "doc_to_choice": ["The", "I"]},
         "writing": {
+            **written,
             "output_type": "generate_until",
-            "doc_to_target": "{{english}}",
             "metric_list": [{"metric": "exact_match"}],
             "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 16},
         },
         "reading": {
-            "output_type": "loglikelihood_rolling",
+            **written,
             "doc_to_text": "",
-            "doc_to_target": "{{english}}",
+            "output_type": "loglikelihood_rolling",
             "metric_list": [{"metric": "word_perplexity"}],
         },
     }
-    for name, own in made.items():
-        (folder / f"{name}.yaml").write_text(
-            yaml.safe_dump({**common, **own, "task": f"ulskip_{name}"})
-        )
+    for name, kind in kinds.items():
+        task = {**common, **kind, "task": f"ulskip_{name}"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
     return folder
 
 
@@ -108,109 +106,115 @@ def hf(evaluated):
 
 
 def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
-    found, answers = evaluated("ulskip", model="tiny", strategy="full")
+    results, answers = evaluated("ulskip", model="tiny", strategy="full")
     assert answers == hf[1]
     for task, values in hf[0]["results"].items():
-        assert {k: v for k, v in found["results"][task].items() if k != "alias"} == {
-            k: v for k, v in values.items() if k != "alias"
-        }
+        assert results["results"][task] | {"alias": ""} == values | {"alias": ""}
 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
-    found, kept = evaluated("ulskip", model="tiny", ratio=3)
-    rows = [record.to_row() for record in make_records(found)]
-    assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
-    assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {
-        ("all", "kept")
-    }
-    assert all(
-        len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4
-        for row in rows
-    )
+    results, kept = evaluated("ulskip", model="tiny", ratio=3)
+    records = make_records(results)
+    assert {record.task for record in records} == {f"lm_eval:{task}" for task in kept}
+    for record in records:
+        assert (record.prompt_layers, record.scored_prompt_layers) == ("all", "kept")
+        assert (len(record.kept_layers), record.num_examples) == (4, 4)
+        assert not any(FIRST_TOKEN_ONLY in warning for warning in record.warnings)
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
-    assert not any(lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
-    found, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
-    for ours, theirs in zip(
-        whole["ulskip_words"], hf[1]["ulskip_words"], strict=True
-    ):  # no loss to be seen: hence the warning
-        assert [score for ((score, _),) in ours] == pytest.approx(
-            [score for ((score, _),) in theirs], abs=1e-4
-        )
+    results, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
+    for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):
+        # no loss to be seen: hence the warning
+        assert [row[0][0] for row in ours] == pytest.approx([row[0][0] for row in theirs], abs=1e-4)
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
-    row = make_records(found)[0].to_row()
-    assert row["scored_prompt_layers"] == "all"
-    assert any(
-        "8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning
-        for warning in row["warnings"]
-    )
+    record = make_records(results)[0]
+    assert record.scored_prompt_layers == "all"
+    assert any("8 of" in line and FIRST_TOKEN_ONLY in line for line in record.warnings)
 
 
-def test_two_passes_score_as_one_at_full_depth(hf):
-    model = lm_eval_adapter.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
-    texts = [
-        (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text))
-        for text in (" The dog", " a", " I am hungry.")
-    ]
-    one = model._loglikelihood_tokens(texts, disable_tqdm=True)
-    two = model._scored(texts, range(3))
-    assert [score for score, _ in two] == pytest.approx([score for score, _ in one], abs=1e-4)
-    assert [greedy for _, greedy in two] == [greedy for _, greedy in one]
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=random", "model.path=llama-12x128"], "random weights"),
+        (["ratio_basis=latency"], "ratio_basis=latency"),
+        (["strategy=skip_decode"], r"only a run measures.*calibration.*strategy\.KEY"),
+        (["ratio=3", "correction=patch"], "patches"),
+    ],
+)
+def test_what_the_harness_does_not_support_is_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        SkippingLM(overrides)
 
 
-def test_what_the_harness_cannot_have_is_refused():
-    with pytest.raises(UsageError, match="random weights"):
-        lm_eval_adapter.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
-    with pytest.raises(UsageError, match="ratio_basis=latency"):
-        lm_eval_adapter.SkippingLM(model="tiny", ratio_basis="latency")
-    with pytest.raises(UsageError, match=r"only a run measures.*calibration.*strategy\.KEY"):
-        lm_eval_adapter.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
-
-
-def test_schedules_that_change_from_token_to_token_are_scored_too():
+def scores(*overrides):
+    """Score a continuation of three tokens and one of a single token."""
+    model = SkippingLM(["model=tiny", "model.device=cpu", *overrides])
     texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
-    falling = lm_eval_adapter.SkippingLM(
-        **{
-            "model": "tiny",
-            "strategy": "skip_decode",
-            "ratio": 2,
-            "strategy.horizon": 2,
-            "device": "cpu",
-        }
-    )
-    exiting = lm_eval_adapter.SkippingLM(
-        **{
-            "model": "tiny",
-            "strategy": "early_exit",
-            "ratio": 2,
-            "strategy.horizon": 9,
-            "strategy.threshold": 0.5,
-            "device": "cpu",
-        }
-    )
-    full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
-    scores = [
-        model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)
-    ]
-    assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
-    assert scores[1][1][0] == pytest.approx(
-        scores[2][1][0], abs=1e-4
-    )  # the first token comes from all layers
+    (several, _), (single, _) = model._loglikelihood_tokens(texts, disable_tqdm=True)
+    return several, single, model.record().scored_prompt_layers
 
 
-@pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_with_a_unit_every_layer_reads_the_context(unit):
-    texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
-    half = lm_eval_adapter.SkippingLM(
-        **{"model": "tiny", "ratio": 2, "strategy.unit": unit, "device": "cpu"}
-    )
-    full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
-    (several, first), (full_several, full_first) = (
-        model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (half, full)
-    )
-    assert first[0] == pytest.approx(full_first[0], abs=1e-4) and several[0] != pytest.approx(
-        full_several[0], abs=1e-4
-    )
-    assert half.record().scored_prompt_layers == "all"
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy=early_exit", "strategy.horizon=9", "strategy.threshold=0.5"],
+        ["strategy.unit=attention"],
+        ["strategy.unit=mlp"],
+    ],
+)
+def test_schedules_whose_contexts_all_layers_read_score_first_tokens_as_the_model(overrides):
+    several, single, layers = scores(*overrides)
+    full = scores("strategy=full")
+    assert single == pytest.approx(full[1], abs=1e-4) and layers == "all"
+    assert several != pytest.approx(full[0], abs=1e-4)
+
+
+def test_a_schedule_that_changes_from_token_to_token_is_scored():
+    falling = scores("strategy=skip_decode", "strategy.horizon=2")
+    assert falling[0] != pytest.approx(scores("strategy=full")[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt_layers", ["kept", "all"])
+def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
+    asked = ["model=tiny", "ratio=3", f"prompt_layers={prompt_layers}", "model.device=cpu"]
+    plain = SkippingLM(asked)
+    kept, model = plain.plan.kept_layers, plain.loaded.model
+    size, depth = model.config.hidden_size, plain.plan.num_layers
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in gaps(kept, depth):
+        tensors[f"patch.0.{layer}.linear.weight"] = torch.zeros(size, size)
+        tensors[f"patch.0.{layer}.linear.bias"] = 20 * torch.randn(size, generator=generator)
+    base = {"model": "tiny", "fingerprint": fingerprint(plain.ulskip_config.model)}
+    adapter = SkipAdapter(depth, (kept,), tensors, {"base": base, "kind": "full"})
+    adapter.save(tmp_path)
+    corrected = ["correction=adapter", f"correction.path={tmp_path}"]
+    adapted = SkippingLM([*asked, *corrected])
+    prompt, response = map(plain.tok_encode, ("Der Hund schläft.", " The dog is sleeping."))
+    ids, view = torch.tensor([prompt + response]), adapter.view(model, kept)
+    with torch.inference_mode():
+        logits = view(ids).logits[0, len(prompt) - 1 : -1]
+        if prompt_layers == "all":
+            encoded = model(ids[:, : len(prompt)], use_cache=True)
+            first, cache = encoded.logits[:, -1:], encoded.past_key_values
+            shallow_view.prune_cache(cache, kept)
+            rest = shallow_view.forward_with_cache(
+                view, ids[:, len(prompt) :], torch.ones_like(ids), cache
+            )
+            logits = torch.cat([first, rest], 1)[0, :-1]
+    chances = torch.log_softmax(logits, -1)
+    expected = float(chances.gather(1, torch.tensor(response)[:, None]).sum())
+    texts = [(None, prompt, response)]
+    ((score, _),) = adapted._loglikelihood_tokens(texts, disable_tqdm=True)
+    ((without, _),) = plain._loglikelihood_tokens(texts, disable_tqdm=True)
+    assert score == pytest.approx(expected, abs=1e-3)
+    assert abs(score - without) > 1e-2
+    mine = adapted._model_generate(torch.tensor([prompt]), len(prompt) + 8, [])
+    options = {"prompt_layers": prompt_layers, "skip_adapter": adapter, "max_new_tokens": 8}
+    (answer,) = generate(model, plain.tokenizer, ["Der Hund schläft."], kept, **options)
+    assert mine[0, len(prompt) :].tolist() == answer.token_ids
+    assert adapted.record().correction.path == str(tmp_path)
+    with pytest.raises(UsageError, match=r"correction\.path"):
+        SkippingLM([*asked, *corrected, "ratio=2"])
 
 
 @pytest.fixture
@@ -240,7 +244,7 @@ def command(tasks, tmp_path, own_tasks_only, ulskip):
 
 
 def test_the_command_adds_a_row_for_every_task(command, tmp_path):
-    out, rows = command("ratio=2", tasks_asked="ulskip_sentences,ulskip_writing")
+    out, rows = command("ratio=2", "batch_size=3", tasks_asked="ulskip_sentences,ulskip_writing")
     assert "ulskip_sentences" in out
     assert [row["task"] for row in rows] == ["lm_eval:ulskip_sentences", "lm_eval:ulskip_writing"]
     assert rows[0]["lm_eval"]["acc"] in (0.0, 0.5, 1.0)
@@ -250,44 +254,7 @@ def test_the_command_adds_a_row_for_every_task(command, tmp_path):
     (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["ulskip"]["kept_layers"] == [0, 2, 4, 7, 9, 11]
     assert torch.is_grad_enabled()
-
-
-def test_device_and_batch_size_are_those_of_the_configuration(command):
-    _, rows = command("ratio=2", "model.device=cpu", "batch_size=3")
-    assert [(row["device"], row["batch_size"]) for row in rows] == [("cpu", 3)]
-
-
-def test_without_a_device_the_model_runs_on_a_usable_one(command):
-    _, rows = command("ratio=2")
-    assert [row["device"] for row in rows] == [str(pick_device("auto"))]
-
-
-def test_the_harness_own_command_runs_without_a_device_and_a_gpu(
-    tasks, own_tasks_only, monkeypatch, capsys
-):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model = ["--model", "ulskip", "--model_args", "model=tiny,ratio=2"]
-    task = ["--tasks", "ulskip_sentences", "--include_path", str(tasks), "--limit", "2"]
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *model, *task])
-    cli_evaluate()
-    assert "ulskip_sentences" in capsys.readouterr().out
-
-
-def test_a_run_adds_its_own_results_only(command, tmp_path, monkeypatch):
-    command("ratio=3", "name=other")
-    (other,) = (tmp_path / "other").rglob("results_*.json")
-    folder = tmp_path / "lm_eval" / "lm_eval"
-    load = TaskManager.load
-
-    def load_while_another_run_ends(self, *arguments):
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(other, folder)
-        return load(self, *arguments)
-
-    monkeypatch.setattr(TaskManager, "load", load_while_another_run_ends)
-    _, rows = command("ratio=2")
-    assert (folder / other.name).is_file()
-    assert [row["target_speedup"] for row in rows] == [2.0]
+    assert (rows[0]["device"], rows[0]["batch_size"]) == (str(pick_device("auto")), 3)
 
 
 def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
@@ -327,18 +294,11 @@ def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_
         evaluate(["model=tiny"], parse_options([*where, "ulskip_writing", "--apply_chat_template"]))
 
 
-@pytest.mark.parametrize("dataset", ["nobody/nothing", "json"])
-def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only, monkeypatch, dataset):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    kwargs = {"data_files": {"test": str(tmp_path / "missing.jsonl")}} if dataset == "json" else {}
-    task = {
-        "task": "ulskip_far",
-        "dataset_path": dataset,
-        "dataset_kwargs": kwargs,
-        "test_split": "test",
-    }
+def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
+    files = {"data_files": {"test": str(tmp_path / "missing.jsonl")}}
+    task = {"task": "ulskip_far", "dataset_path": "json", "dataset_kwargs": files}
     shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
-    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape}))
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape, "test_split": "test"}))
     options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])
-    with pytest.raises(UsageError, match=r"ulskip_far .*(nobody/nothing|missing\.jsonl)"):
+    with pytest.raises(UsageError, match=r"ulskip_far .*missing\.jsonl"):
         evaluate(["model=tiny", f"results_dir={tmp_path}"], options)

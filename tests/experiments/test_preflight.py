@@ -1,4 +1,4 @@
-import json
+import shutil
 
 import pytest
 
@@ -7,7 +7,7 @@ from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, resolve, resolve_benchmark
+from ulskip_cli.experiments.preflight import Resolver, find_held_out, resolve, resolve_benchmark
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -17,39 +17,84 @@ RANDOM = ["model=random", "model.path=llama-12x128"]
 EVERY_LAYER = "[0,1,2,3,4,5,6,7,8,9,10,11]"
 
 
+@pytest.fixture
+def files(tmp_path):
+    """Overrides of a calibrated strategy on nine sentences, a0 to a8; b has nine others."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("".join(f"{name}{i}\n" for i in range(9)))
+    source = [f"task.{key}_file={tmp_path}/a" for key in ("source", "reference")]
+    return ["task.dataset=files", *source, "strategy=search"]
+
+
 def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
-    assert (point.config, len(point.examples), point.metadata.num_layers, point.plan.num_kept) == (
-        config,
-        3,
-        12,
-        6,
-    )
-    assert (point.task.data, point.held_out) == ("sample", None)
+    assert (point.config, len(point.examples), point.held_out) == (config, 3, None)
+    assert (point.metadata.num_layers, point.plan.num_kept, point.task.data) == (12, 6, "sample")
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
     assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
     assert point.identity.baseline_id == point.baseline.run_id
-    assert resolve(compose(["strategy=search"])).held_out.examples
     for without in (["strategy=full"], ["ratio=1"], ["baseline=false"]):
         assert resolve(compose(without)).baseline is None
 
 
-def test_held_out_examples_are_part_of_the_identifier_where_they_calibrate(tmp_path):
-    def ids(last):
-        pairs = [{"prompt": text, "reference": text} for text in ("a", "b", "c", last)]
-        (tmp_path / "x.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-        data = ["task=jsonl", f"task.file={tmp_path / 'x.jsonl'}", "task.metrics=[bleu]", "limit=2"]
-        return [
-            resolve(compose([*data, f"strategy={name}"])).run_id
-            for name in ("unified", "block_influence")
-        ]
-
-    (unified, measured), (same, other) = ids("d"), ids("e")
-    assert unified == same and measured != other
+@pytest.mark.parametrize("task", [["task=wmt"], ["task.pair=en-de"], ["task=cnn_dm"]])
+def test_bundled_samples_hold_out_examples_that_no_run_evaluates(task):
+    point = resolve(compose([*task, "model=tiny", "strategy=search"]))
+    assert point.held_out.examples and point.held_out.task.data == "held_out"
+    evaluated = {example.source for example in point.task.examples()}
+    assert not evaluated & {example.source for example in point.held_out.examples}
 
 
-def test_a_sweeps_jobs_have_the_identifiers_of_single_runs():
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["limit=4", "calibration.examples=3"], ["a4", "a5", "a6"]),
+        (["limit=2", "calibration.offset=3", "calibration.examples=2"], ["a5", "a6"]),
+        (["offset=2", "limit=3", "calibration.examples=2"], ["a5", "a6"]),
+        (["limit=7", "calibration.task={}"], ["a7", "a8"]),
+        (
+            ["calibration.task={source_file: DIR/b, reference_file: DIR/b}"],
+            [f"b{i}" for i in range(9)],
+        ),
+    ],
+)
+def test_held_out_examples_are_not_evaluated(files, tmp_path, overrides, expected):
+    point = resolve(compose([*files, *(text.replace("DIR", str(tmp_path)) for text in overrides)]))
+    assert [example.source for example in point.held_out.examples] == expected
+    assert not {example.source for example in point.examples} & {*expected}
+
+
+def test_missing_examples_are_refused(files):
+    for overrides in ([], ["calibration.task={}"]):
+        with pytest.raises(UsageError, match=r"strategy=search.* limit=N .*9.* calibration\.task="):
+            resolve(compose([*files, *overrides]))
+    with pytest.raises(UsageError, match=r"offset.*9"):
+        resolve(compose([*files, "offset=9"]))
+    for strategy in ("strategy=unified", f"strategy=block_influence strategy.scores={[1] * 12}"):
+        assert find_held_out(compose([*files, *strategy.split(maxsplit=1)])) is None
+
+
+def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, model_folder, tmp_path):
+    def run_id(*overrides):
+        return resolve(compose([*files, "limit=5", *overrides])).run_id
+
+    plain, calibrated = run_id("strategy=unified"), run_id()
+    assert (
+        plain == run_id("strategy=unified", "name=other") != run_id("strategy=unified", "ratio=3")
+    )
+    (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(8)) + "other\n")
+    assert plain == run_id("strategy=unified") and calibrated != run_id()
+    shutil.copytree(model_folder, tmp_path / "m")
+    hf = ["strategy=unified", "model=hf", f"model.path={tmp_path / 'm'}"]
+    before = run_id(*hf)
+    weights = tmp_path / "m" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run_id(*hf) != before
+
+
+def test_the_jobs_of_a_sweep_have_the_identifiers_of_single_runs():
     grid = points(["ratio=2,3", "strategy=unified,top_skip", "limit=4"])
     jobs = {job.id: job for job in make_jobs(grid)}
     single = [resolve(config) for config in grid]
@@ -66,17 +111,11 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
         return lambda *args: calls.append(name) or function(*args)
 
     monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
-    monkeypatch.setattr(
-        preflight, "read_metadata", counted("metadata", model_metadata.read_metadata)
-    )
-    monkeypatch.setattr(
-        preflight, "fingerprint", counted("fingerprint", model_metadata.fingerprint)
-    )
-    jobs = make_jobs(
-        points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
-    )
-    assert len(jobs) == 2 * 3 * 2 + 2
-    assert sorted(calls) == ["examples", "fingerprint", "metadata"]
+    for name in ("read_metadata", "fingerprint"):
+        monkeypatch.setattr(preflight, name, counted(name, getattr(model_metadata, name)))
+    grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
+    assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
+    assert sorted(calls) == ["examples", "fingerprint", "read_metadata"]
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
     assert calls.count("examples") == 1 + 2  # once for each limit
 
@@ -102,13 +141,11 @@ def test_data_that_cannot_be_read_are_tried_once(monkeypatch):
     "overrides",
     [
         ["strategy=unified", "ratio=2", "ratio_basis=cost", "prompt_layers=kept"],
-        ["strategy=unified", "ratio=2"],
         ["strategy=unified", "ratio=1", "prompt_layers=kept"],
         ["strategy=full", "ratio=3", "prompt_layers=kept"],
         ["strategy=custom", f"strategy.layers={EVERY_LAYER}"],
         ["strategy=custom", "strategy.layers=[0,11]", "ratio=3"],
         ["strategy=early_exit", "ratio=2"],
-        ["strategy=skip_decode", "ratio=2"],
     ],
 )
 def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(overrides):
@@ -117,47 +154,26 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     asked = job.point.identity.replace(prompt_layers=job.point.plan.prompt_layers)
     finished = Record.joined(asked, describe_schedule(job.point.plan, ScheduleProvenance()))
     assert failed.settings() == finished.settings()
-    assert failed.dataset == "sample"
+    assert (failed.dataset, failed.target_speedup) == ("sample", finished.target_speedup)
     assert (failed.status, finished.status) == ("failed", "done")
-    assert failed.target_speedup == finished.target_speedup
-
-
-def test_an_identifier_is_a_hash_of_configuration_and_data():
-    resolver = Resolver()
-    config = compose(RANDOM)
-    assert resolver.run_id(config, "[]") == resolver.run_id(compose([*RANDOM, "name=other"]), "[]")
-    assert resolver.run_id(config, "[]") != resolver.run_id(compose([*RANDOM, "ratio=3"]), "[]")
-    assert resolver.run_id(config, "[]") != resolver.run_id(config, "[1]")
-
-
-def test_an_identifier_depends_on_the_weights(model_folder, tmp_path):
-    import shutil
-
-    shutil.copytree(model_folder, tmp_path / "m")
-    config = compose(["model=hf", f"model.path={tmp_path / 'm'}"])
-    before = resolve(config).run_id
-    assert resolve(config).run_id == before
-    weights = tmp_path / "m" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert resolve(config).run_id != before
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("speed.enabled=false", "speed.enabled=false"),
-        ("baseline=false", "baseline=false"),
-        ("speed.new_tokens=600", "speed.prompt_tokens.*512.* 64 \\+ 600"),
-        ("memory_budget=3GB", "memory_budget"),
-        ("ratio=99", "99"),
-        ("decoding.generate_kwargs={lenght_penalty: 1}", "lenght_penalty"),
+        (["speed.enabled=false"], "speed.enabled=false"),
+        (["baseline=false"], "baseline=false"),
+        (["limit=3"], "limit="),
+        (["speed.new_tokens=600"], "speed.prompt_tokens.*512.* 64 \\+ 600"),
+        (["memory_budget=3GB"], "memory_budget"),
+        (["ratio=99"], "99"),
+        (["decoding.generate_kwargs={lenght_penalty: 1}"], "lenght_penalty"),
+        (["strategy=early_exit"], "early exit"),
     ],
 )
-def test_an_impossible_benchmark_is_refused(override, message):
+def test_an_impossible_benchmark_is_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
-        resolve_benchmark(compose([override]))
+        resolve_benchmark(compose(overrides))
 
 
 def test_a_benchmark_does_not_read_its_task():
@@ -183,13 +199,10 @@ def test_early_exit_does_not_apply_to_some_points(overrides, message):
         resolve(compose(["strategy=early_exit", *overrides]))
 
 
-def test_early_exit_needs_texts():
-    assert resolve(compose(["strategy=early_exit"])).held_out.examples
-    with pytest.raises(NotApplicable, match="early exit"):
-        resolve_benchmark(compose(["strategy=early_exit"]))
+def test_a_calibration_needs_texts():
+    exits = [*RANDOM, "strategy=early_exit"]
     with pytest.raises(UsageError, match=r"strategy\.threshold"):
-        resolve(compose([*RANDOM, "strategy=early_exit"]))
-    assert (
-        resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out
-        is None
-    )
+        resolve(compose(exits))
+    assert resolve(compose([*exits, "strategy.threshold=0.5"])).held_out is None
+    with pytest.raises(NotApplicable, match="correction=patch"):
+        resolve(compose([*RANDOM, "correction=patch"]))

@@ -15,15 +15,18 @@ from ulskip_cli.experiments.record import (
     Record,
     columns,
     read,
-    reference,
 )
 
-RESULTS = Path(__file__).parents[2] / "results"
-FILES = sorted(RESULTS.glob("**/runs.jsonl"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted(ROOT.glob("results/**/runs.jsonl"))
 POINT = {"id": "a", "strategy": "unified", "batch_size": 1}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.parent.relative_to(RESULTS)))
+def asked(*overrides):
+    return Point.of(compose(["model=tiny", *overrides]), "0" * 12)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_committed_rows_are_read_and_written_back(file):
     for line in file.read_text("utf-8").splitlines():
         record = read(line)
@@ -32,7 +35,7 @@ def test_committed_rows_are_read_and_written_back(file):
 
 
 def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
-    point = Point.of(compose(["model=tiny", "ratio=3"]), "0" * 12)
+    point = asked("ratio=3")
     record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), wall_seconds=1.5)
     assert (record.scores, record.target_speedup, record.wall_seconds) == ({"bleu": 20.0}, 3.0, 1.5)
     record = record.join(Quality(chrf=1.0, decode_loss=3.0)).replace(mine={"deep": [1]})
@@ -43,31 +46,15 @@ def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
 
 
 def test_a_failed_point_has_no_measurements_but_its_settings():
-    record = Record.joined(
-        Point.of(compose(["model=tiny", "correction=patch"]), "0" * 12),
-        status=FAILED,
-        reason="no memory",
-    )
+    failed = {"status": FAILED, "reason": "no memory"}
+    record = Record.joined(asked("correction=patch"), **failed)
     row = record.to_row()
-    assert (row["status"], row["reason"], row["strategy"]) == ("failed", "no memory", "unified")
+    assert row.items() >= {**failed, "strategy": "unified"}.items()
     assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
-    assert record.correction.name == "patch" and record.label == "unified + full patch"
-    assert record.settings()["strategy.name"] == "unified"
-    assert not record.knows("dataset") and record.knows("model") and not record.knows("speed.pairs")
-
-
-def test_settings_are_the_changed_values_that_change_results_and_are_used():
-    changes = [
-        "model=tiny",
-        "ratio=3",
-        "seed=2",
-        "decoding.max_new_tokens=7",
-        "name=x",
-        "calibration.examples=3",
-    ]
-    config = compose(changes).recorded()
-    assert (config["ratio"], config["seed"], config["decoding"]["max_new_tokens"]) == (3.0, 2, 7)
-    assert not {"name", "results_dir", "launcher", "calibration"} & config.keys()
+    assert record.label == "unified + full patch"
+    assert record.settings()["strategy.name"] == record.choice("strategy.spacing") == "unified"
+    known = {"dataset": False, "model": True, "speed.pairs": False, "calibration.examples": True}
+    assert {key: record.knows(key) for key in known} == known
 
 
 @pytest.mark.parametrize(
@@ -76,19 +63,14 @@ def test_settings_are_the_changed_values_that_change_results_and_are_used():
         ({"id": None}, "id"),
         ({"id": "../../secret"}, "id"),
         ({"id": "a\u001b[31m"}, "id"),
-        ({"id": "a" * 200}, "id"),
         ({"baseline_id": "../a"}, "baseline_id"),
-        ({"strategy": None}, "strategy"),
         ({"batch_size": True}, "batch_size"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"status": "finished"}, "status"),
         ({"kept_layers": "0, 5"}, "kept_layers"),
         ({"bleu": "high"}, "bleu"),
         ({"bleu": math.nan}, "bleu"),
-        ({"environment": []}, "environment"),
         ({"environment": {"threads": 2}}, "environment.ulskip"),
-        ({"warnings": "one"}, "warnings"),
-        ({"wall_seconds": math.nan}, "wall_seconds"),
         ({"wall_seconds": 10**400}, "wall_seconds"),
         ({"later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages"),
         ({"pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
@@ -97,10 +79,6 @@ def test_settings_are_the_changed_values_that_change_results_and_are_used():
         ({"exit_depths": {"one": 1}}, "exit_depths"),
         ({"measured_speedup": 2.0}, "measured_speedup_low"),
         ({"measured_speedup": -2.0}, "measured_speedup"),
-        (
-            {"measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0},
-            "measured_speedup",
-        ),
         ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
         ({"machine_limits": {"bytes_per_second": 1.0}}, "model"),
     ],
@@ -112,30 +90,26 @@ def test_a_row_that_cannot_be_read_is_refused_with_file_line_and_key(change, key
         read(json.dumps(row), Path("runs.jsonl"), 3)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"id": "\\ud800"}', b"\xff"])
+@pytest.mark.parametrize("line", ["{", "[1]", '{"id": "\\ud800"}', b"\xff"])
 def test_a_line_that_is_no_object_is_refused(line):
     with pytest.raises(UsageError, match="JSON object"):
         read(line)
 
 
-def test_too_few_pairs_have_no_interval_for_verdicts():
-    assert sweep_row().speedup[1:] == (1.78, 1.82)
+def test_what_a_row_shows_follows_from_its_measurements():
+    row = sweep_row()
+    assert (row.speedup[1:], row.layers, row.num_pairs) == ((1.78, 1.82), "3/6", 7)
+    assert row.tokens_per_second() == pytest.approx(90)
+    assert row.tokens_per_second("full") == pytest.approx(50)
     assert sweep_row(speedup_interval_coverage=0.5).speedup[1:] == (None, None)
     assert sweep_row(measured_speedup=None).speedup is None
-
-
-def test_depths_that_vary_are_shown_as_means():
-    assert sweep_row().layers == "3/6"
-    staged = sweep_row(
-        later_stages=[{"first_step": 4, "kept_layers": [0, 5]}], evaluated_mean_kept_layers=2.5
-    )
+    stages = [{"first_step": 4, "kept_layers": [0, 5]}]
+    staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)
     assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
 
 
-def test_the_reference_and_the_columns_are_printed_from_the_fields():
-    text = reference()
-    keys = [key for kind in SECTIONS for key in kind.model_fields]
-    assert all(f"`{key}`" in text for key in keys) and len(keys) == len(set(keys))
+def test_every_key_has_one_field_and_a_meaning():
+    fields = [item for kind in SECTIONS for item in kind.model_fields.items()]
+    assert all(field.description for _, field in fields)
+    assert len(fields) == len({key for key, _ in fields})
     assert {"measured_speedup", "bleu", "strategy"} <= {key for key, _ in columns()}
-    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
-    assert text.strip() in page, "run `make reference`"

@@ -1,17 +1,15 @@
 import json
-import sys
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
-from ulskip_cli.core import tracking as core_tracking
+from ulskip_cli.core import tracking
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run as sweep
 from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.experiments.tracking import run_name, split_row
 
 
 class FakeTracker:
@@ -39,146 +37,109 @@ class FakeTracker:
 def fake(monkeypatch):
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    monkeypatch.setattr(core_tracking, "_is_installed", lambda package: True)
+    monkeypatch.setattr(tracking, "_is_installed", lambda package: True)
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", FakeTracker)
     monkeypatch.setattr(FakeTracker, "made", [])
     return FakeTracker
 
 
+@pytest.fixture
+def save(tmp_path):
+    """Return a function that saves a finished record with a tracker."""
+
+    def call(tracker):
+        config = compose([f"results_dir={tmp_path}", f"tracker={tracker}"])
+        folder = ResultsFolder.of(config)
+        folder.save(config, RECORD, [])
+        assert folder.record("p") == RECORD
+
+    return call
+
+
 COMPARED = {"full": 22.0, "delta": -1.5, "delta_low": -2.0, "delta_high": -1.0, "p_value": 0.01}
-
-
-def record(config, **keys):
-    row = {
-        "id": "p",
-        "strategy": "unified",
-        "target_speedup": 2.0,
-        "engine": "torch",
-        "bleu": 20.5,
-        "kept_layers": [0, 2],
-    }
-    row |= {"status": "done", "batch_size": 1, "num_layers": 4, "layer_ratio": 2.0}
-    return read(
-        json.dumps(
-            {**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys}
-        )
-    )
+ROW = {
+    "id": "p",
+    "strategy": "unified",
+    "target_speedup": 2.0,
+    "engine": "torch",
+    "bleu": 20.5,
+    "kept_layers": [0, 2],
+    "batch_size": 1,
+    "num_layers": 4,
+    "layer_ratio": 2.0,
+    "seed": 1,
+    "config": {"seed": 1},
+    "pairs": {"strategy": {"decode_seconds": [0.1]}},
+    "chat": True,
+    "vs_baseline": {"bleu": COMPARED},
+}
+RECORD = read(json.dumps(ROW))
 
 
 def test_a_row_becomes_parameters_and_metrics():
-    config = compose(["tracker_options={project: mine}"])
-    parameters, metrics = split_row(
-        config, record(config, seed=1, vs_baseline={"bleu": COMPARED}, chat=True)
-    )
+    parameters, metrics = tracking.split_row(compose(["tracker_options={project: mine}"]), ROW)
     compared = {f"vs_baseline.bleu.{key}": value for key, value in COMPARED.items()}
-    assert metrics == {
-        "target_speedup": 2.0,
-        "num_layers": 4,
-        "layer_ratio": 2.0,
-        "bleu": 20.5,
-        **compared,
-    }
-    expected = {
-        "id": "p",
-        "engine": "torch",
-        "kept_layers": "[0, 2]",
-        "chat": True,
-        "seed": 1,
-        "model.name": "tiny",
-    }
-    assert {key: parameters.get(key) for key in expected} == expected
+    numbers = {"target_speedup": 2.0, "num_layers": 4, "layer_ratio": 2.0, "bleu": 20.5}
+    assert metrics == numbers | compared
+    texts = {"id": "p", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
+    assert texts.items() <= parameters.items()
     assert not any(key.startswith(("tracker", "launcher", "pairs")) for key in parameters)
 
 
-def test_a_run_is_named_by_strategy_ratio_and_identifier():
-    assert run_name(record(None)) == "unified-2x-p"
-    assert run_name(record(None, target_speedup=None)) == "unified-p"
-
-
-def test_every_finished_point_is_logged_once(ulskip, overrides, fake):
-    code, out, _ = ulskip(
-        "run", *overrides, "tracker=mlflow", "tracker_options={project: mine}", "--json"
-    )
-    assert code == 0 and "noise" not in out
-    assert [one.project for one in fake.made] == ["mine", "mine"]
-    assert [one.options["run_name"].rpartition("-")[0] for one in fake.made] == [
-        "full-1x",
-        "unified-2x",
-    ]
-    for one in fake.made:
-        assert [call[0] for call in one.calls] == [
-            "start",
-            "store_init_configuration",
-            "log",
-            "finish",
-        ]
+def test_a_sweep_logs_every_point_that_it_finishes_once(ulskip, overrides, fake):
+    tracked = ["tracker=mlflow", "tracker_options={project: mine}", "ratio=2,100"]
+    _, out, _ = ulskip("sweep", *overrides, *tracked, "--json")
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["done", "done", "n/a"]
+    names = [run.options["run_name"].rpartition("-")[0] for run in fake.made]
+    assert names == ["full-1x", "unified-2x"]
+    for run in fake.made:
+        steps = ["start", "store_init_configuration", "log", "finish"]
+        assert (run.project, [call[0] for call in run.calls]) == ("mine", steps)
     assert "measured_speedup" in fake.made[1].calls[2][1]
-
-
-def test_a_sweep_logs_what_it_runs_and_no_failures(ulskip, overrides, fake):
-    point = ["sweep", *overrides, "baseline=false", "tracker=mlflow"]
-    _, out, _ = ulskip(*point, "ratio=2,100", "--json")
-    assert [row["status"] for row in json.loads(out)["rows"]] == ["done", "n/a"]
-    assert len(fake.made) == 1
-    ulskip(*point, "ratio=2,100")  # finished before
-    assert len(fake.made) == 1
+    ulskip("sweep", *overrides, *tracked)  # finished before
+    assert len(fake.made) == 2
 
 
 @pytest.mark.parametrize("broken", ["start", "store_init_configuration", "log", "finish"])
-def test_a_tracker_that_fails_loses_no_run(tmp_path, capsys, fake, monkeypatch, broken):
+def test_a_tracker_that_fails_loses_no_run(capsys, fake, monkeypatch, save, broken):
     monkeypatch.setattr(fake, "broken", broken)
-    config = compose([f"results_dir={tmp_path}", "tracker=mlflow"])
-    folder = ResultsFolder.of(config)
-    folder.save(config, record(config), [])
-    assert folder.record("p")
+    save("mlflow")
     out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1 and "tracker=mlflow" in err and "no network" in err
+    assert not out and err.count("\n") == 1 and "tracker=mlflow" in err and "no network" in err
     assert fake.made[0].calls[-1] == ("finish",)
 
 
-def test_a_missing_package_is_an_error_before_the_run(ulskip, monkeypatch):
-    monkeypatch.setattr(core_tracking, "find_spec", lambda name: None)
+def test_a_missing_package_is_an_error_before_the_run(ulskip, monkeypatch, tmp_path):
+    (tmp_path / "wandb").mkdir()  # a folder of logged runs is no package
+    monkeypatch.syspath_prepend(tmp_path)
     for command in ("run", "bench", "train"):
-        code, _, err = ulskip(command, "tracker=trackio")
-        assert code == 2 and "'ulskip[trackio]'" in err
-
-
-def test_a_folder_with_the_name_of_a_package_is_no_package(tmp_path, monkeypatch):
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert not core_tracking._is_installed("wandb")
+        code, _, err = ulskip(command, "tracker=wandb")
+        assert code == 2 and "'ulskip[wandb]'" in err
 
 
 def test_the_tracker_is_no_part_of_a_row():
     plain = compose([])
     tracked = plain.replace(tracker="mlflow", tracker_options={"project": "mine"})
-    assert tracked.identity == plain.identity
-    assert tracked.recorded() == plain.recorded()
+    assert (tracked.identity, tracked.recorded()) == (plain.identity, plain.recorded())
 
 
-def test_tensorboard_stores_parameters_and_metrics(tmp_path):
+def test_tensorboard_stores_parameters_and_metrics(tmp_path, save):
     pytest.importorskip("tensorboardX")
-    config = compose([f"results_dir={tmp_path}", "tracker=tensorboard"])
-    ResultsFolder.of(config).save(config, record(config), [])
+    save("tensorboard")
     folder = tmp_path / "default" / "tensorboard" / "ulskip" / "unified-2x-p"
     assert b"bleu" in b"".join(path.read_bytes() for path in folder.glob("events*"))
     assert any("engine: torch" in path.read_text() for path in folder.glob("*/hparams.yml"))
 
 
 @pytest.mark.filterwarnings("default")
-def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch):
+def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch, save):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    config = compose([f"results_dir={tmp_path}", "tracker=mlflow"])
-    ResultsFolder.of(config).save(config, record(config), [])
+    save("mlflow")
     (run,) = mlflow.search_runs(experiment_names=["ulskip"], output_format="list")
-    assert (run.info.run_name, run.data.params["id"], run.data.metrics["bleu"]) == (
-        "unified-2x-p",
-        "p",
-        20.5,
-    )
+    stored = run.info.run_name, run.data.params["id"], run.data.metrics["bleu"]
+    assert stored == ("unified-2x-p", "p", 20.5)
 
 
 def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch, tmp_path):

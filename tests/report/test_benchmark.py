@@ -1,8 +1,7 @@
 import io
 
 import pytest
-from bench_rows import bench_row
-from report_rows import sweep_row, write_folder
+from report_rows import bench_row, sweep_row, write_folder
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder

@@ -3,8 +3,7 @@ import io
 import shutil
 from pathlib import Path
 
-from bench_rows import bench_row
-from report_rows import not_applicable, small_sweep, sweep_row
+from report_rows import bench_row, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper

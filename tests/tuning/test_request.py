@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.held_out import find_held_out
+from ulskip_cli.experiments.preflight import find_held_out
 from ulskip_cli.experiments.preflight import resolve as resolve_point
 from ulskip_cli.tuning.request import divide, resolve
 

@@ -11,7 +11,8 @@ import psutil
 
 MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
 TOLERANCE = 0.2  # CPUs that other processes may use without a remark
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 
 
 class LoadMeter:
@@ -39,10 +40,8 @@ class LoadMeter:
         busy = 0.0
         for number, times in enumerate(psutil.cpu_times(percpu=True)):
             if number in _cpus():
-                spent = times._asdict()
-                busy += sum(spent.values()) - sum(
-                    spent.get(key, 0.0) for key in ("idle", "iowait", "guest", "guest_nice")
-                )
+                spent = times._asdict().items()
+                busy += sum(seconds for key, seconds in spent if key not in NOT_BUSY)
         own = sum(os.times()[:4])  # of this process and of its children that have ended
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -64,17 +63,13 @@ def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str,
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     asked = int(threads) if threads.isdecimal() else len(_cpus())
-    lasting = is_crowded(other_cpus, asked) and is_crowded(
-        psutil.getloadavg()[0], asked
-    )  # not just a command that ends soon
-    if asked > 1 and lasting and not any(name in environment for name in WAITING):
+    loads = other_cpus, psutil.getloadavg()[0]  # the last minute: not a command that ends soon
+    lasting = all(is_crowded(load, asked) for load in loads)
+    if asked > 1 and lasting and not environment.keys() & WAITING:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _cpus() -> set[int]:
     """Return the numbers of the CPUs that this process may use."""
-    return (
-        os.sched_getaffinity(0)
-        if hasattr(os, "sched_getaffinity")
-        else set(range(os.cpu_count() or 1))
-    )
+    own = getattr(os, "sched_getaffinity", None)
+    return own(0) if own else set(range(os.cpu_count() or 1))

@@ -14,28 +14,26 @@ from pathlib import Path
 from typing import Any
 
 __version__ = "0.2.0"
+Facts = dict[str, Any]  # by the keys of a row's `environment`
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 
 
-def code() -> dict[str, Any]:
+def code() -> Facts:
     """Return the versions of this program and its packages, and the git commit and dirty flag of a
     checkout.
     """
+    from importlib.metadata import version
+
     return {
         "ulskip": __version__,
         "python": platform.python_version(),
-        "packages": packages(),
+        "packages": {name: version(name) for name in PACKAGES},
         **_git(),
     }
 
 
-def packages() -> dict[str, str | None]:
-    """Return the installed versions of the packages that results depend on."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def machine(device: str = "cuda") -> dict[str, Any]:
+def machine(device: str = "cuda") -> Facts:
     """Describe the machine: processor, threads and how they wait, instruction set, and CUDA
     accelerator (None for others).
     """
@@ -53,18 +51,14 @@ def machine(device: str = "cuda") -> dict[str, Any]:
     }
 
 
-def origin(device: str) -> dict[str, Any]:
+def origin(device: str) -> Facts:
     """Return the code and the machine that all batches of one run must share."""
-    here = machine(device)
-    return {
-        "ulskip": __version__,
-        "git_commit": _git()["git_commit"],
-        **packages(),
-        **{key: here[key] for key in (*MACHINE, "threads")},
-    }
+    facts = {**code(), **machine(device)}
+    del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
+    return facts
 
 
-def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
+def is_like_here(measured: Mapping[str, object], device: str, also: Sequence[str] = ()) -> bool:
     """Return True if a row's `environment` describes a machine like this one; `also` lists further
     keys to compare.
     """
@@ -72,11 +66,11 @@ def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] =
     return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
 
-def is_likely_here(measured: Mapping[str, Any]) -> bool:
+def is_likely_here(measured: Mapping[str, object]) -> bool:
     """Return True if a row was measured on a processor like this machine's; this check needs no
     torch.
     """
-    return bool(measured.get("processor") == _processor())
+    return measured.get("processor") == _processor()
 
 
 @contextlib.contextmanager
@@ -88,10 +82,10 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        check_hub_reachable()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
+        try:
+            check_hub_reachable()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
@@ -111,50 +105,27 @@ def check_hub_reachable() -> None:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
 
 
-def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 @functools.cache  # the state at the first call is the code that runs, even if files change later
-def _git() -> dict[str, Any]:
+def _git() -> Facts:
     root = Path(__file__).parents[2]
+    paths = [".", ":(exclude)results", ":(exclude)benchmarks/results"]
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", *paths]
+    unknown: Facts = {"git_commit": None, "git_dirty": None}
     if not (root / ".git").exists():
-        return {"git_commit": None, "git_dirty": None}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+        return unknown
     try:
-        return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": bool(
-                git(
-                    "status",
-                    "--porcelain",
-                    "--",
-                    ".",
-                    ":(exclude)results",
-                    ":(exclude)benchmarks/results",
-                )
-            ),
-        }
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
+        return unknown
+    head, *lines = text.splitlines()
+    is_dirty = any(not line.startswith("#") for line in lines)
+    return {"git_commit": head.removeprefix("# branch.oid "), "git_dirty": is_dirty}
 
 
 @functools.cache
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
+        text = Path("/proc/cpuinfo").read_text()
+        return text.split("model name", 1)[1].split("\n")[0].split(":", 1)[1].strip()
+    except (OSError, IndexError):
         return platform.processor() or platform.machine()

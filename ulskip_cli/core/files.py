@@ -2,88 +2,63 @@
 
 import contextlib
 import errno
-import glob
 import json
 import os
-import platform
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK = (
-    "No space left",
-    "os error 28",
-    "Disk quota",
-    "inline_container",
-)  # of safetensors and of torch.save
-_HOST = platform.node()[
-    :32
-]  # process ids are those of one machine, and a folder can be shared by several
-_MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
+# of the system, of safetensors and of torch.save
+_FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no
     objects.
     """
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text("utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    lines = path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []
+    return [row for line in lines if (row := _object(line)) is not None]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """Read the JSON object in a file; return None if the file is missing or contains no JSON
     object.
     """
+    return _object(path.read_bytes()) if path.is_file() else None
+
+
+def _object(text: str | bytes) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file completely or not at all, through a temporary file; raise StorageError if the
     write fails.
-
-    Temporary files that killed processes of this machine left beside it are removed.
     """
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
-                if sync:
-                    os.fsync(stream.fileno())
+                os.fsync(stream.fileno())
             temporary.replace(path)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}.*.*.tmp"):
-            writer = leftover.name.split(".")[-3]
-            if writer.isdigit() and not psutil.pid_exists(int(writer)):
-                leftover.unlink(missing_ok=True)
 
 
-def append_line(path: Path, line: str, sync: bool = True) -> None:
+def append_line(path: Path, line: str) -> None:
     """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if
     the write fails.
     """
@@ -91,16 +66,12 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:
             end = stream.seek(0, os.SEEK_END)
-            if end > 0:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    line = "\n" + line
+            stream.seek(max(0, end - 1))
+            data = (f"\n{line}\n" if stream.read(1) not in (b"", b"\n") else f"{line}\n").encode()
             try:
-                data = f"{line}\n".encode()
                 while data:
                     data = data[os.write(stream.fileno(), data) :]
-                if sync:
-                    os.fsync(stream.fileno())
+                os.fsync(stream.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
                     stream.truncate(end)
@@ -111,63 +82,29 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 def _storing(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # of a folder without locks
+        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
         raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); what was written before is kept;"
-            f" {_remedy(error)} and run the same command again"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); what was written"
+            f" before is kept; {'free some space' if is_full else 'make the folder writable'} and"
+            " run the same command again"
         ) from None
 
 
-def _remedy(error: OSError) -> str:
-    return "free some space" if error.errno in _NO_SPACE else "make the folder writable"
-
-
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be
-    written.
+def lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock inside the block and yield True; without `wait`, yield False if another process
+    holds it. Raise StorageError if the lock file cannot be written.
     """
-    lock = _acquired(path, -1)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if the lock is free, and yield True if it is held; raise
-    StorageError as `lock` does.
-    """
-    try:
-        lock = _acquired(path, 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _acquired(path: Path, timeout: float) -> BaseFileLock:
-    try:
+    held = FileLock(path)
+    with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot create {path.parent} ({error.strerror or error}); {_remedy(error)}"
-        ) from None
-    lock = FileLock(path)
+        with contextlib.suppress(Timeout):
+            held.acquire(timeout=-1 if wait else 0, poll_interval=0.01)
     try:
-        lock.acquire(timeout=timeout, poll_interval=0.01)
-        return lock
-    except Timeout:
-        raise
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StorageError(
-            f"cannot lock {path} ({reason}); use a writable folder that supports locks"
-        ) from None
+        yield held.is_locked
+    finally:
+        held.release()
 
 
 def user_path(given: str | Path, key: str) -> Path:
@@ -177,18 +114,16 @@ def user_path(given: str | Path, key: str) -> Path:
     text = str(given)
     try:
         path = Path(text).expanduser()
-    except RuntimeError:
-        raise UsageError(
-            f"expected {key} to be a path, got '{text[:80]}', whose home folder is unknown"
-        ) from None
-    if not text.strip() or "\0" in text:
-        raise UsageError(f"expected {key} to be a path, got '{text[:80]}'; use . for this folder")
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    if longest > _MAX_NAME or len(os.fsencode(path)) > _MAX_PATH:
-        raise UsageError(
-            f"expected {key} to be a path, got a name of {longest} bytes, '{text[:40]}...'; use a"
-            " shorter name"
-        )
+        for name in map(
+            str, (path, *path.parts)
+        ):  # the system refuses long names and null characters
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.lstat(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"expected {key} to be a path, got '{text[:80]}' ({reason})") from None
+    if not text.strip():
+        raise UsageError(f"expected {key} to be a path, got '{text}'; use . for this folder")
     return path
 
 
@@ -200,12 +135,9 @@ def enough_space(folder: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each library that writes files has an exception of its own
-        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
-        if not is_full and not any(text in str(error) for text in _FULL_DISK):
+        if not any(text in str(error) for text in _FULL_DISK):
             raise
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(existing).free
         raise StorageError(
-            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed,"
-            f" {free / 2**20:,.0f} MiB are free; free some space and run the same command again"
+            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed;"
+            " free some space and run the same command again"
         ) from None

@@ -39,9 +39,10 @@ class ScheduleProvenance:
     @property
     def correction(self) -> CorrectionUsed | None:
         """The correction that ran, as a record stores it."""
-        if self.skip_adapter:
-            return CorrectionUsed(name="adapter", **self.skip_adapter)
-        return CorrectionUsed(name="patch", **self.patch) if self.patch else None
+        name, details = (
+            ("adapter", self.skip_adapter) if self.skip_adapter else ("patch", self.patch)
+        )
+        return CorrectionUsed(name=name, **details) if details else None
 
 
 def describe_schedule(
@@ -81,7 +82,7 @@ def describe_provenance(
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
-    build = decoder.build
+    build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,
@@ -90,14 +91,10 @@ def describe_provenance(
         engine_build=build,
         linear_backend=backend.name,
         linear_backend_reason=backend.reason,
-        device=str(loaded.model.device),
+        device=device,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
-        quantization=loaded.notes["quantization"],
-        training=loaded.notes["training"],
-        trained_for=loaded.notes["trained_for"],
+        **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
-        environment=Environment(
-            **environment.code(), **environment.machine(str(loaded.model.device))
-        ),
+        environment=Environment.model_validate(environment.code() | environment.machine(device)),
     )

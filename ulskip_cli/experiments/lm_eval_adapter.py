@@ -4,6 +4,7 @@ Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model
 under the name `ulskip`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,6 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -33,38 +33,19 @@ from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan
 
-ScoringRequest = tuple[
-    Any, list[int], list[int]
-]  # texts of the request, token ids of its context and of its continuation
-Score = tuple[
-    float, bool
-]  # log probability of a continuation, and True if greedy decoding would generate it
-
-# passed by the harness's command without `--device`, on machines without a GPU too
-HARNESS_DEVICE = "cuda:0"
+# texts of the request, token ids of its context and of its continuation
+ScoringRequest = tuple[object, list[int], list[int]]
+# log probability of a continuation, and True if greedy decoding would generate it
+Score = tuple[float, bool]
 
 # Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our
 # configuration.
 _HARNESS_KEYS = (
-    *(
-        "max_length",
-        "add_bos_token",
-        "truncation",
-        "logits_cache",
-        "prefix_token_id",
-        "softmax_dtype",
-    ),
-    *("think_end_token", "enable_thinking", "chat_template_args"),
+    *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id"),
+    *("softmax_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
 )
-_DECODING = (
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "num_beams",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-)
+_SAMPLING = ("temperature", "top_p", "top_k")
+_DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
 FIRST_TOKEN_ONLY = (
     "have a single token, which the full model predicts under prompt_layers=all, so their scores"
     " show no effect of skipping; do not set prompt_layers=all, or use tasks with longer"
@@ -100,34 +81,22 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
-        if device == HARNESS_DEVICE and not torch.cuda.is_available():
-            device = None  # as the harness's `hf` model does
         defaults = {"model.device": device, "model.path": pretrained}
-        overrides = [
-            *(
-                f"{key}={value}" for key, value in defaults.items() if value is not None
-            ),  # later overrides win
-            *overrides,
-            *(f"{key}={_override(value)}" for key, value in arguments.items()),
-        ]
-        self.ulskip_config = compose(overrides, command="lm-eval")
-        engine = self.ulskip_config.engine
-        self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
+        arguments = {key: value for key, value in defaults.items() if value} | arguments
+        overrides = [*map(_override, arguments.items()), *overrides]  # later overrides win
+        config = self.ulskip_config = compose(overrides, command="lm-eval")
+        self.loaded = load(config.model, config.seed)
         tokenizer = self.loaded.tokenizer
-        if tokenizer is None:
-            raise UsageError(
-                "model=random has no tokenizer, which lm-evaluation-harness requires; use another"
-                " model, e.g. model=tiny"
-            )
-        self.plan = make_plan(self.ulskip_config, self.loaded.metadata)
+        assert tokenizer is not None  # only model=random has none
+        self.plan = make_plan(config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits or self.plan.unit != LAYER
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
-        adapter, self.skip_adapter = load_adapter(self.ulskip_config, self.plan)
-        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter, engine)
-        self.scorer = self.decoder
+        adapter, self.skip_adapter = load_adapter(config, self.plan)
+        parts = tokenizer, adapter, config.engine
+        self.decoder = self.scorer = Decoder(self.loaded.model, self.plan, *parts)
         if scoring != self.plan:
-            self.scorer = Decoder(self.loaded.model, scoring, tokenizer, adapter, engine)
+            self.scorer = Decoder(self.loaded.model, scoring, *parts)
         self.scoring_plan = scoring
         self.continuations = self.first_token_only = self._batches = 0
         super().__init__(
@@ -160,9 +129,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             )
             return harness_scores
         size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
-        order = sorted(
-            range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2])
-        )
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        order = sorted(range(len(requests)), key=lambda i: -lengths[i])
         scores: dict[int, Score] = {}
         for positions, batch in in_batches(
             order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)
@@ -176,12 +144,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _scored(self, requests: Sequence[ScoringRequest], positions: Sequence[int]) -> list[Score]:
         """Score one batch in two passes: encode the contexts, then score the continuations."""
         responses = [requests[i][2] for i in positions]
-        wholes = [
-            (requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions
-        ]  # truncated on the left, as by `hf`
-        prompts = [
-            whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)
-        ]
+        # truncated on the left, as by `hf`
+        wholes = [(requests[i][1] + requests[i][2])[-self.max_length - 1 :] for i in positions]
+        prompts = [ids[: -len(tail)] for ids, tail in zip(wholes, responses, strict=True)]
         pad, device = self.tokenizer.pad_token_id, self.scorer.device
         prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
         response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
@@ -191,10 +156,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)
-        return [
-            (float(total), bool(all_greedy))
-            for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)
-        ]
+        totals = (chosen * mask).sum(1).tolist()
+        return list(zip(totals, greedy.all(1).tolist(), strict=True))
 
     def _model_generate(
         self,
@@ -208,26 +171,20 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         tokens].
         """
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
-        ends = {
-            self.tokenizer.decode([end])
-            for end in _as_list(self.loaded.model.generation_config.eos_token_id)
-        }
-        stops = [text for text in stop if text not in ends]
-        known = {key: options.pop(key) for key in _DECODING if options.get(key) is not None}
-        known["do_sample"] = (
-            bool(known.get("do_sample", False)) and known.get("temperature", 1.0) > 0
+        eos = self.loaded.model.generation_config.eos_token_id
+        ends = self.tokenizer.batch_decode(
+            [[end] for end in ([eos] if type(eos) is int else eos or [])]
         )
-        if not known["do_sample"]:
-            known = {
-                key: value
-                for key, value in known.items()
-                if key not in ("temperature", "top_p", "top_k")
-            }
-        decoding = self.ulskip_config.decoding.replace(
+        known = {key: options.pop(key) for key in _DECODING if options.get(key) is not None}
+        samples = bool(options.pop("do_sample", None)) and known.get("temperature", 1.0) > 0
+        if not samples:
+            known = {key: value for key, value in known.items() if key not in _SAMPLING}
+        decoding = self.ulskip_config.decoding
+        decoding = decoding.replace(
             max_new_tokens=max_length - context.shape[1],
-            stop=tuple(stops),
-            generate_kwargs={**(self.ulskip_config.decoding.generate_kwargs or {}), **options}
-            or None,
+            stop=tuple(text for text in stop if text not in ends),
+            generate_kwargs={**(decoding.generate_kwargs or {}), **options} or None,
+            do_sample=samples,
             **known,
         )
         self._batches += 1
@@ -256,23 +213,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             [config.identity, fingerprint(config.model), config.correction.fingerprint()]
         )
         warnings = list(self.plan.warnings)
-        if (
-            self.first_token_only
-            and not self._is_one_model
-            and self.scoring_plan.prompt_layers == "all"
-        ):
+        is_full = not self._is_one_model and self.scoring_plan.prompt_layers == "all"
+        if self.first_token_only and is_full:
             warnings.append(
                 f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}"
             )
         provenance = ScheduleProvenance(skip_adapter=self.skip_adapter)
-        asked = {
-            "task": None,
-            "pair": None,
-            "prompt_layers": self.plan.prompt_layers,
-            "correction": provenance.correction,
-        }
         return Record.joined(
-            Point.of(config, shared_id).replace(**asked),
+            Point.of(config, shared_id),
             describe_schedule(self.plan, provenance),
             LmEval(
                 lm_eval_version=lm_eval_version,
@@ -280,23 +228,19 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             ),
             describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),
+            task=None,
+            pair=None,
+            prompt_layers=self.plan.prompt_layers,
+            correction=provenance.correction,
         )
 
 
-def _override(value: Any) -> str:
+def _override(argument: tuple[str, object]) -> str:
     """Format a value that the harness parsed in Hydra's override syntax.
 
-    >>> _override([0, 2]), _override(True), _override(None), _override(2.0)
-    ('[0,2]', 'true', 'null', '2.0')
+    >>> [*map(_override, {"a": [0, 2], "b": True, "c": None, "d": 2.0, "e": "x"}.items())]
+    ['a=[0, 2]', 'b=true', 'c=null', 'd=2.0', 'e=x']
     """
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_override, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_override(item)}" for key, item in value.items()) + "}"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    key, value = argument
+    text = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return f"{key}={text}"

@@ -5,10 +5,9 @@
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
 
@@ -16,7 +15,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import LmEval, Record, read
+from ulskip_cli.experiments.record import LmEval, Record, Row, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
@@ -36,11 +35,6 @@ _REFUSED_OPTIONS = {
     "trackio_args": "tracker=trackio before `--`",
     "hf_hub_log_args": "`hf upload` on the results folder",
 }
-# Options that `simple_evaluate` does not take by their own name.
-_CONVERTED = (
-    *("config", "include_path", "output_path"),
-    *("cache_requests", "seed", "trust_remote_code"),
-)
 # Options that change the answers and are recorded by no other key of a row.
 _RECORDED = (
     *("apply_chat_template", "fewshot_as_multiturn", "system_instruction"),
@@ -49,7 +43,7 @@ _RECORDED = (
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
-def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, dict[str, Any]]:
+def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
     """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
     `given` holds the options that the harness's own parser found. The returned dict is the output
@@ -67,7 +61,6 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         manager = options.process_tasks()
         if not options.tasks:
             raise ValueError("--tasks: expected a folder with YAML files, got one without")
-        arguments = _arguments(options)
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(
             f"lm-evaluation-harness: {str(error).rstrip('.')}; `ulskip lm-eval -- --help` lists "
@@ -86,17 +79,18 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
             f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "
             "no chat template; remove the option"
         )
+    known = signature(simple_evaluate).parameters.keys() - _REFUSED_OPTIONS.keys()
+    arguments = {name: getattr(options, name) for name in known if hasattr(options, name)}
     if options.use_cache:  # answers of another model or schedule must not be reused
         schedule = _digest([model.record().id, model.scoring_plan.prompt_layers])
         arguments["use_cache"] = f"{options.use_cache}_{schedule}"
     folder.check_writable()
     tracker = EvaluationTracker(output_path=options.output_path)
-    described = {
-        "pretrained": config.model.path,
-        "overrides": [text for text in overrides if not text.lstrip("+").startswith("tracker")],
-    }
+    plain = [text for text in overrides if not text.lstrip("+").startswith("tracker")]
     arguments |= {
-        "model_args": described,
+        **options.cache_requests,
+        **dict(zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)),
+        "model_args": {"pretrained": config.model.path, "overrides": plain},
         "batch_size": config.batch_size,
         "device": str(model.device),
         "task_manager": manager,
@@ -104,13 +98,13 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     }
     try:
         with environment.offline_if_hub_unreachable():
-            results: dict[str, Any] = simple_evaluate(model=model, **arguments)
+            results: Row = simple_evaluate(model=model, **arguments)
     except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # a hub or file is missing
         reason = " ".join(str(error).split())[:160]
-        names = [task if isinstance(task, str) else str(task.get("task")) for task in options.tasks]
+        tasks = (task["task"] if isinstance(task, dict) else task for task in options.tasks)
         raise UsageError(
-            f"cannot read the data of --tasks {','.join(names)} ({reason}); check the connection "
-            "and the task, or use --include_path with tasks of local files"
+            f"cannot read the data of --tasks {','.join(tasks)} ({reason}); check the connection"
+            " and the task, or use --include_path with tasks of local files"
         ) from None
     results["config"]["model"] = "ulskip"
     samples = results.pop("samples", {})
@@ -122,9 +116,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     return folder, results
 
 
-def make_records(
-    results: Mapping[str, Any], options: Mapping[str, Any] | None = None
-) -> list[Record]:
+def make_records(results: Row, options: Row | None = None) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record.
 
@@ -135,25 +127,26 @@ def make_records(
     records = []
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
-        scores = LmEval(
+        values = results["results"][task].items()
+        section = LmEval(
             lm_eval_version=shared.lm_eval_version,
             scored_prompt_layers=shared.scored_prompt_layers,
             lm_eval={
                 key.removesuffix(",none").replace(",", " "): value
-                for key, value in results["results"][task].items()
+                for key, value in values
                 if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
             },
             num_fewshot=results.get("n-shot", {}).get(task),
             task_version=results.get("versions", {}).get(task),
-            lm_eval_options=dict(options) if options else None,
+            lm_eval_options=options or None,
         )
-        asked = [shared.id, task, num_examples, scores.model_dump(exclude={"lm_eval"})]
+        asked = [shared.id, task, num_examples, section.model_dump(exclude={"lm_eval"})]
         point = {"id": _digest(asked), "task": f"lm_eval:{task}", "num_examples": num_examples}
-        records.append(shared.join(scores, **point))
+        records.append(shared.join(section, **point))
     return records
 
 
-def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, dict[str, Any]]:
+def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]:
     """Return the harness's configuration, and the given options that a row stores.
 
     Options can come from the command line or from the harness's YAML file, `--config`.
@@ -176,13 +169,5 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, dict
     return options, {name: getattr(options, name) for name in _RECORDED if name in asked}
 
 
-def _arguments(options: EvaluatorConfig) -> dict[str, Any]:
-    """Return the options as arguments of `simple_evaluate`, which refuses unknown ones."""
-    names = {field.name for field in fields(options)} - {*_REFUSED_OPTIONS, *_CONVERTED}
-    seeds = zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)
-    arguments = {name: getattr(options, name) for name in names}
-    return {**arguments, **options.cache_requests, **dict(seeds)}
-
-
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -11,15 +11,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config
+from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
-from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
+
+
+@dataclass(frozen=True)
+class HeldOutExamples:
+    """Examples for calibration, which are not evaluated, and the task that makes their prompts."""
+
+    task: Task
+    examples: Sequence[Example]
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,9 @@ class Resolver:
         """
         metadata, plan = self.schedule(config, "run")
         data = self.data(config)
-        held_out = _held_out(config, plan)
+        held_out = find_held_out(config) if config.model.source != "random" else None
         check_generate_options(config)
-        _check_corrections(config, plan)
+        _check_calibration(config, plan)
         compared = config.baseline and (not plan.is_full_model or config.has_other_baseline)
         return ResolvedPoint(
             config,
@@ -118,15 +125,13 @@ class Resolver:
         """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that
         decides its result.
         """
-        baseline = (
-            [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
-        )
-        weights = (
+        parts = [
+            config.identity,
             self.weights_fingerprint(config.model),
             config.correction.fingerprint(),
-            *baseline,
-        )
-        parts = (config.identity, *weights, data_text)
+            *([self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []),
+            data_text,
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def weights_fingerprint(self, model: ModelConfig) -> str:
@@ -151,21 +156,17 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     resolver = resolver or Resolver()
     metadata, plan = resolver.schedule(config, "bench")
     speed, context = config.speed, metadata.context
-    if not speed.enabled:
-        raise UsageError(
-            "speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use"
-            " `ulskip run`"
-        )
-    if config.limit is not None or config.offset:
-        raise UsageError(
-            "limit= and offset= are not supported by `ulskip bench`, which uses random prompts; set"
-            " speed.pairs for less work"
-        )
-    if not config.baseline:
-        raise UsageError(
-            "baseline=false is not supported by `ulskip bench`, which compares with the full model;"
-            " use `ulskip run`"
-        )
+    refused = {
+        "speed.enabled=false": not speed.enabled,
+        "limit= or offset=": config.limit is not None or config.offset,
+        "baseline=false": not config.baseline,
+    }
+    for key, is_given in refused.items():
+        if is_given:
+            raise UsageError(
+                f"{key} is not supported by `ulskip bench`, which compares the speed of the full"
+                " model and the strategy on random prompts; use `ulskip run`"
+            )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
@@ -184,6 +185,51 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     )
 
 
+def evaluated_examples(config: Config) -> list[Example]:
+    """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise
+    UsageError if none is.
+    """
+    examples = config.task.examples()
+    if config.offset >= len(examples):
+        raise UsageError(
+            f"expected offset below the number of examples, {len(examples)}, got {config.offset}"
+        )
+    return examples[config.offset :][: config.limit]
+
+
+def find_held_out(config: Config) -> HeldOutExamples | None:
+    """Return the calibration examples, or None if no calibration is needed; raise UsageError if
+    needed examples are missing.
+
+    They are the examples of `calibration.task` that are not evaluated, or the task's own held-out
+    ones, or the examples behind the evaluated ones; `calibration.offset` of them are left out.
+    """
+    if not config.needs_held_out:
+        return None
+    calibration, task = config.calibration, config.task
+    if calibration.task is not None:
+        task = changed_choice(task, calibration.task, "calibration.task.")
+        evaluated = {(example.source, example.reference) for example in evaluated_examples(config)}
+        examples = [
+            example
+            for example in task.examples()
+            if (example.source, example.reference) not in evaluated
+        ]
+    elif held_out := task.held_out():
+        task, examples = held_out, held_out.examples()
+    else:
+        examples = task.examples()[config.offset + config.limit :] if config.limit else []
+    chosen = examples[calibration.offset :][: calibration.examples]
+    if not chosen:
+        raise UsageError(
+            f"expected held-out examples to calibrate strategy={config.strategy.name}, got none;"
+            f" set limit=N below {len(config.task.examples())} to calibrate on the examples after"
+            " the first N, or name other data that are not evaluated, e.g."
+            " calibration.task='{source_file: FILE}'"
+        )
+    return HeldOutExamples(task, chosen)
+
+
 def check_generate_options(config: Config) -> None:
     """Raise UsageError for an option that the `generate` method of transformers does not
     support.
@@ -194,14 +240,19 @@ def check_generate_options(config: Config) -> None:
         generate_options.check(config.decoding)
 
 
-def _check_corrections(config: Config, plan: Plan) -> None:
-    """Refuse patches of random weights, and skip adapters for other layers where the plan's layers
-    are known already.
+def _check_calibration(config: Config, plan: Plan) -> None:
+    """Refuse calibrations of random weights, and skip adapters for other layers where the plan's
+    layers are known already.
     """
     if config.correction.is_fitted and config.model.source == "random":
         raise NotApplicable(
             f"correction={config.correction.name} requires examples as text, which model=random"
             " does not have; use `ulskip bench`, which times patches as zeros"
+        )
+    if config.model.source == "random" and plan.exits and plan.exits.threshold is None:
+        raise UsageError(
+            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
+            " tokenizer; set strategy.threshold"
         )
     if config.strategy.is_calibrated and config.ratio_basis != "latency":
         config.correction.folder_for(config.model, plan.skipping_sets)
@@ -224,15 +275,3 @@ class _Data:
 
 def _as_json(examples: Sequence[Example]) -> str:
     return json.dumps([asdict(example) for example in examples], ensure_ascii=False)
-
-
-def _held_out(config: Config, plan: Plan) -> HeldOutExamples | None:
-    """Return the calibration examples; None for random weights, which have no tokenizer."""
-    if config.model.source != "random":
-        return find_held_out(config)
-    if plan.exits and plan.exits.threshold is None:
-        raise UsageError(
-            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
-            " tokenizer; set strategy.threshold"
-        )
-    return None

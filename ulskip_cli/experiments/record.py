@@ -6,17 +6,17 @@ meaning for docs/results.md and the column that shows it, so a new value is a fi
 code that measures it. Only `read` and `to_row` know JSON.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.options import misfit
+from ulskip_cli.core.options import misfit, notes_of
 from ulskip_cli.core.strategy import LAYER, Unit
 from ulskip_cli.tasks import metrics
 
@@ -28,6 +28,9 @@ MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 
 Row = dict[str, Any]  # a record as a JSON object
+Text = str | None  # None: not known
+Flag = bool | None
+Whole = int | None
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_ .+=-]*$", max_length=128)]  # of files
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=10**18)]
@@ -35,7 +38,6 @@ Positive = Annotated[float, Field(gt=0, le=1e30)]
 Rate = Annotated[float, Field(ge=0, le=1e30)]
 Ratio = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Score = Annotated[float, Field(ge=-1e30, le=1e30)]
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 Layers = Annotated[tuple[Count, ...], Field(min_length=1)]
 Seconds = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -57,7 +59,7 @@ class Column(NamedTuple):
 
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
-    show: "Callable[[Record], Any] | None" = None  # the value, unless it is the field's own
+    show: "Callable[[Record], object] | None" = None  # the value, unless it is the field's own
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
     tip: str = ""  # explanation on the page of a report
@@ -76,7 +78,7 @@ def value(
     A `setting` is a name or something that a run found out, such as the device, in which rows of
     different runs may differ.
     """
-    notes: dict[str, Any] = {"columns": columns, "setting": setting}
+    notes: Row = {"columns": columns, "setting": setting}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
 
 
@@ -86,9 +88,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
     )
-    title: ClassVar[str] = ""  # of its part of docs/results.md
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Return a copy with other values."""
         return self.model_copy(update=changes)
 
@@ -127,10 +128,10 @@ class StageUsed(Section):
 class Compared(Section):
     """A score beside the full model's score."""
 
-    full: Score
-    delta: Score
-    delta_low: Score
-    delta_high: Score
+    full: Number
+    delta: Number
+    delta_low: Number
+    delta_high: Number
     p_value: Share | None
 
 
@@ -140,12 +141,6 @@ class Side(Section):
     decode_seconds: Seconds
     decoded_tokens: tuple[Count, ...] | None = None
     generated_tokens: tuple[Count, ...] | None = None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The median of the pairs; None for rows without numbers of tokens."""
-        pairs = zip(self.decoded_tokens or (), self.decode_seconds, strict=False)
-        return median(rates) if (rates := [count / seconds for count, seconds in pairs]) else None
 
 
 class Pairs(Section):
@@ -208,28 +203,26 @@ class Environment(Section):
 class Point(Section):
     """The settings that identify a run, equal for a finished and a failed one."""
 
-    title: ClassVar = "Request"
-
     id: Name = value("hash of configuration, data and weights; it names files", default=...)
-    experiment: str | None = value("name of the results folder")
-    identity: str | None = value("hash of the configuration")
+    experiment: Text = value("name of the results folder")
+    identity: Text = value("hash of the configuration")
     baseline_id: Name | None = value(
         "row of the full model that this row is compared with; it may have run in another engine"
         " (`baseline_engine`) or be another model (`alternatives.models`), and then"
         " `predicted_speedup` is left out"
     )
-    model: str | None = value("the model", setting=True)
-    task: str | None = value("the task; left out by `ulskip bench`", setting=True)
-    pair: str | None = value("language pair", setting=True)
-    decoding: str | None = value("name of the decoding", setting=True)
-    dataset: str | None = value("the data", setting=True)
-    baseline_model: str | None = value("model of the baseline, if it is another one", setting=True)
+    model: Text = value("the model", setting=True)
+    task: Text = value("the task; left out by `ulskip bench`", setting=True)
+    pair: Text = value("language pair", setting=True)
+    decoding: Text = value("name of the decoding", setting=True)
+    dataset: Text = value("the data", setting=True)
+    baseline_model: Text = value("model of the baseline, if it is another one", setting=True)
     strategy: str = value(
         "the strategy",
         Column("strategy", show=lambda record: record.label, first=True),
         default=...,
     )
-    strategy_options: dict[str, Any] = value(
+    strategy_options: Row = value(
         "options of the strategy that differ from the defaults", default={}
     )
     correction: CorrectionUsed | None = value(
@@ -240,15 +233,15 @@ class Point(Section):
         "most drafts per check, a number or `auto`; 0: none", setting=True
     )
     batch_size: Count = value("sequences decoded together", setting=True, default=...)
-    prompt_layers: str | None = value("layers that encode the prompt", setting=True)
-    ratio_basis: str | None = value("meaning of the target: layers, cost or latency", setting=True)
+    prompt_layers: Text = value("layers that encode the prompt", setting=True)
+    ratio_basis: Text = value("meaning of the target: layers, cost or latency", setting=True)
     target_speedup: Ratio | None = value(
         "requested ratio; 1 for `full`, left out for `custom`",
         Column("target", ".4g", tip="requested speedup"),
     )
-    seed: int | None = value("the seed", setting=True)
-    chat: bool | None = value("true if prompts used the chat template", setting=True)
-    config: dict[str, Any] = value(
+    seed: Whole = value("the seed", setting=True)
+    chat: Flag = value("true if prompts used the chat template", setting=True)
+    config: Row = value(
         "configuration: the values that differ from the defaults and change results;"
         " `configs/ID.yaml` has all",
         default={},
@@ -266,11 +259,7 @@ class Point(Section):
         """Make the identity of a point, equal for a finished and a failed run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
-        asked = CorrectionUsed(
-            name=correction.name,
-            kind=getattr(correction, "kind", None),
-            rank=getattr(correction, "rank", None),
-        )
+        shape = {key: getattr(correction, key, None) for key in ("kind", "rank")}
         return Point(
             id=run_id,
             experiment=config.name,
@@ -283,7 +272,7 @@ class Point(Section):
             pair=getattr(config.task, "pair", None),
             strategy=strategy.name,
             strategy_options=strategy.options(),
-            correction=asked if correction.label else None,
+            correction=CorrectionUsed(name=correction.name, **shape) if correction.label else None,
             decoding=config.decoding.name,
             draft_tokens=config.decoding.draft_tokens,
             batch_size=config.batch_size,
@@ -298,9 +287,7 @@ class Point(Section):
 class Schedule(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
-    title: ClassVar = "Schedule"
-
-    num_layers: int | None = value("layers of the model", ge=1, le=100_000)
+    num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers | None = value(
         "the layers that every step runs, or the first stage",
         Column("layers", show=lambda record: record.layers, first=True),
@@ -335,11 +322,11 @@ class Schedule(Section):
     draft_cost: Positive | None = value(
         "bytes that a drafting step reads, divided by those of a full step"
     )
-    latency_fit: dict[str, Any] | None = value(
+    latency_fit: Row | None = value(
         "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen"
         " `depth`, predicted speedup"
     )
-    calibration: dict[str, Any] | None = value(
+    calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
 
@@ -348,8 +335,6 @@ class Timing(Section):
     """Timed pairs of the full model and the strategy: speedups with intervals, seconds, KV cache
     bytes.
     """
-
-    title: ClassVar = "Timed pairs"
 
     measured_speedup: Ratio | None = value(
         "median ratio of decode seconds per token of the full model and the strategy",
@@ -399,8 +384,6 @@ class Timing(Section):
 class Quality(Section):
     """The quality of the answers; each metric of the task adds a value under its own key."""
 
-    title: ClassVar = "Quality"
-
     decode_loss: Number | None = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
         " drafts the full model's",
@@ -431,16 +414,12 @@ class Quality(Section):
     @property
     def scores(self) -> dict[str, float]:
         """The values of the metrics, in the order of the task."""
-        extra = self.model_extra or {}
-        return {
-            key: extra[key] for key in extra if metrics.metric_of(key) and extra[key] is not None
-        }
+        extra = (self.model_extra or {}).items()
+        return {key: score for key, score in extra if metrics.metric_of(key) and score is not None}
 
 
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
-
-    title: ClassVar = "Throughput"
 
     decode_tokens_per_second: Rate | None = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
@@ -461,7 +440,7 @@ class Throughput(Section):
             tip="prompt and generated tokens, per second of prefill and decoding",
         ),
     )
-    throughput_from: str | None = value("`evaluation`, or `timed pairs` for random weights")
+    throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
     prompt_tokens: Count | None = value("tokens of both")
     generated_tokens: Count | None = value("tokens of both")
     decode_seconds: Number | None = value("seconds of both")
@@ -479,7 +458,7 @@ class Throughput(Section):
     )
     exit_depths: dict[Depth, Count] | None = value("tokens by depth, with early exit")
     exit_check_fraction: Number | None = value("share of decode time in the checks of early exit")
-    missing_kv: str | None = value("method for missing keys, with early exit")
+    missing_kv: Text = value("method for missing keys, with early exit")
 
 
 class Benchmark(OverReference):
@@ -487,16 +466,14 @@ class Benchmark(OverReference):
     timed pairs.
     """
 
-    title: ClassVar = "Rows of a bench"
-
     timed_prompt_tokens: Count | None = value("length of every prompt", setting=True)
     timed_new_tokens: Count | None = value("length of every answer", setting=True)
-    compiled: bool | None = value("true if the strategy's steps were compiled")
-    compiled_layers: bool | None = value("true if one layer of each kind was compiled for all")
+    compiled: Flag = value("true if the strategy's steps were compiled")
+    compiled_layers: Flag = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value(
         "measured `bytes_per_second` of reading memory, the median of the rounds"
     )
-    reference_engine: str | None = value(
+    reference_engine: Text = value(
         "the engine whose full model ran in the same rounds, the first of the grid"
     )
     step_bytes: Count | None = value(
@@ -512,16 +489,14 @@ class Benchmark(OverReference):
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
-    title: ClassVar = "Rows of lm-eval"
-
     lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
-    lm_eval_version: str | None = value("version of the harness")
-    scored_prompt_layers: str | None = value(
+    lm_eval_version: Text = value("version of the harness")
+    scored_prompt_layers: Text = value(
         "layers that read the context of scored continuations, `all` or `kept`", setting=True
     )
-    num_fewshot: int | None = value("examples in the prompt", setting=True)
-    task_version: Any = value("version of the task")
-    lm_eval_options: dict[str, Any] | None = value(
+    num_fewshot: Whole = value("examples in the prompt", setting=True)
+    task_version: object = value("version of the task")
+    lm_eval_options: Row | None = value(
         "other options that change the answers, as the harness parsed them", setting=True
     )
 
@@ -531,27 +506,23 @@ class Provenance(Section):
     environment.
     """
 
-    title: ClassVar = "Provenance"
-
-    finished_at: str | None = value("time (UTC)")
-    engine: str | None = value(
+    finished_at: Text = value("time (UTC)")
+    engine: Text = value(
         "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
     )
-    engine_reason: str | None = value("why not `torch`")
-    engine_weights: str | None = value(
+    engine_reason: Text = value("why not `torch`")
+    engine_weights: Text = value(
         "format of the weights of an engine on another library", setting=True
     )
-    engine_build: dict[str, Any] | None = value(
-        "its package, version, instruction sets and threads"
-    )
-    linear_backend: str | None = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: str | None = value("why not `panels`")
-    device: str | None = value("the device", setting=True)
-    dtype: str | None = value("type of the weights", setting=True)
-    quantization: str | None = value("how the weights are quantized", setting=True)
-    training: str | None = value("how the weights were trained")
-    trained_for: dict[str, Any] | None = value("strategy, ratios and layers from `training.json`")
-    trained_for_these_layers: bool | None = value("true if this row's layers were trained")
+    engine_build: Row | None = value("its package, version, instruction sets and threads")
+    linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
+    linear_backend_reason: Text = value("why not `panels`")
+    device: Text = value("the device", setting=True)
+    dtype: Text = value("type of the weights", setting=True)
+    quantization: Text = value("how the weights are quantized", setting=True)
+    training: Text = value("how the weights were trained")
+    trained_for: Row | None = value("strategy, ratios and layers from `training.json`")
+    trained_for_these_layers: Flag = value("true if this row's layers were trained")
     num_examples: Count | None = value("number of evaluated examples", setting=True)
     environment: Environment | None = value(
         "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set,"
@@ -566,8 +537,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
-    reason: str | None = value("why there is no result")
-    log: str | None = value("file with the traceback")
+    reason: Text = value("why there is no result")
+    log: Text = value("file with the traceback")
     wall_seconds: Number | None = value("duration of the point, over all attempts")
     warnings: tuple[str, ...] = value(
         "differences between what was asked for and what ran", default=()
@@ -575,15 +546,15 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     folder: str = Field("", exclude=True)  # from which a report read it
 
     @classmethod
-    def joined(cls, *sections: Section, **values: Any) -> Self:
+    def joined(cls, *sections: Section, **values: object) -> Self:
         """Join the sections that a run made; they are not checked again."""
         return cls.model_construct(
-            **{key: item for part in sections for key, item in part}, **values
+            **({key: item for part in sections for key, item in part} | values)
         )
 
-    def join(self, *sections: Section, **values: Any) -> Self:
+    def join(self, *sections: Section, **values: object) -> Self:
         """Return a copy with the values of further sections."""
-        return self.replace(**{key: item for part in sections for key, item in part}, **values)
+        return self.replace(**({key: item for part in sections for key, item in part} | values))
 
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""
@@ -618,11 +589,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def label(self) -> str:
         """The strategy with its unit and its correction, e.g. `unified + full patch`."""
-        return (
-            f"{self.strategy_name} + {self.correction.label}"
-            if self.correction
-            else self.strategy_name
-        )
+        correction = f" + {self.correction.label}" if self.correction else ""
+        return f"{self.strategy_name}{correction}"
 
     @property
     def speedup(self) -> Interval | None:
@@ -631,12 +599,10 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """
         if self.measured_speedup is None:
             return None
+        ends = self.measured_speedup_low, self.measured_speedup_high
         coverage = self.speedup_interval_coverage
-        if coverage is not None and coverage < MIN_COVERAGE:
-            return Interval(self.measured_speedup, None, None)
-        return Interval(
-            self.measured_speedup, self.measured_speedup_low, self.measured_speedup_high
-        )
+        has_few = coverage is not None and coverage < MIN_COVERAGE
+        return Interval(self.measured_speedup, *((None, None) if has_few else ends))
 
     @property
     def interval(self) -> str | None:
@@ -663,9 +629,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """
         if self.kept_layers is None:
             return None
-        varies = self.later_stages or self.exit_depths
-        mean = self.evaluated_mean_kept_layers or self.mean_kept_layers if varies else None
-        return f"{len(self.kept_layers) if mean is None else format(mean, '.1f')}/{self.num_layers}"
+        mean = self.evaluated_mean_kept_layers or self.mean_kept_layers
+        varies = mean is not None and (self.later_stages or self.exit_depths)
+        return f"{f'{mean:.1f}' if varies else len(self.kept_layers)}/{self.num_layers}"
 
     @property
     def last_stage(self) -> frozenset[int]:
@@ -687,19 +653,16 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """
         timed = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
         if timed and timed.decoded_tokens:
-            return timed.tokens_per_second
+            counts = zip(timed.decoded_tokens, timed.decode_seconds, strict=False)
+            return median(tokens / seconds for tokens, seconds in counts)
         if not self.time_per_output_token_seconds:
             return None
         rate = (self.timed_batch_size or self.batch_size) / self.time_per_output_token_seconds
         if side == "strategy":
             return rate
-        if not self.pairs or not self.pairs.full or self.exit_depths or self.draft_tokens:
+        if not self.pairs or not timed or self.exit_depths or self.draft_tokens:
             return None
-        return (
-            rate
-            * median(self.pairs.strategy.decode_seconds)
-            / median(self.pairs.full.decode_seconds)
-        )
+        return rate * median(self.pairs.strategy.decode_seconds) / median(timed.decode_seconds)
 
     @property
     def has_few_examples(self) -> bool:
@@ -710,18 +673,17 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     def is_significant(self, metric: str) -> bool:
         """Return True if a score differs significantly from the full model's score."""
-        compared = self.vs_baseline.get(metric)
-        p_value = compared.p_value if compared else None
+        p_value = getattr(self.vs_baseline.get(metric), "p_value", None)
         return p_value is not None and p_value < SIGNIFICANT and not self.has_few_examples
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Row:
         """Return every setting, flat: the one answer to "which keys may rows be grouped by?".
 
         Names and what the run found out come first, then the values of the configuration that
         differ from the defaults.
         """
-        values = {key: self.value(key) for key in SETTING_FIELDS}
-        return {"folder": self.folder, **values, **dict(_flat(self.config))}
+        values = {key: self.value(key) for key in ("folder", *SETTING_FIELDS)}
+        return values | dict(_flat(self.config))
 
     def knows(self, key: str) -> bool:
         """Return True if the record used a setting; one that it did not use agrees with every
@@ -736,9 +698,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         if part == "speed":
             return self.measured_speedup is not None
         if part == "calibration":
-            return self.calibration is not None or (
-                self.correction is not None and self.correction.name == "patch"
-            )
+            return bool(self.calibration or (self.correction and self.correction.name == "patch"))
         if key == "engine" and self.engine in METHODS:
             return False
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
@@ -747,77 +707,38 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """Return the choice of the group that a setting belongs to; options of other choices do not
         compare with it.
         """
-        part, _, rest = key.partition(".")
-        chosen = self.value(part) if rest else None
+        chosen = self.value(key.partition(".")[0]) if "." in key else ""
         return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Refuse values that contradict one another, or that need another value."""
         for key, needed in _NEEDS.items():
-            if self.value(key) is not None:
-                for companion in needed:
-                    if self.value(companion) is None:
-                        raise UsageError(f"expected the key {companion} beside {key}, got none")
-        for key in ("measured_speedup", "end_to_end_speedup"):
-            low, high = self.value(f"{key}_low"), self.value(f"{key}_high")
-            if low is not None and high is not None and low > high:
-                raise UsageError(
-                    f"expected the interval of {key} to be ascending, got {low:g} to {high:g}"
-                )
-        for key, compared in self.vs_baseline.items():
-            if compared.delta_low > compared.delta_high:
-                raise UsageError(
-                    f"expected the interval of vs_baseline.{key} to be ascending, got another one"
-                )
-        stages = [self.kept_layers, *(stage.kept_layers for stage in self.later_stages)]
-        highest = max((layer for kept in stages for layer in kept or ()), default=-1)
-        if self.num_layers is not None and highest >= self.num_layers:
-            raise UsageError(
-                f"expected kept_layers below num_layers={self.num_layers}, got {highest}"
-            )
-        for key, score in (self.model_extra or {}).items():
-            if metrics.metric_of(key) and not (
-                score is None or (type(score) in (int, float) and abs(score) <= 1e30)
-            ):
+            missing = [companion for companion in needed.split() if self.value(companion) is None]
+            if self.value(key) is not None and missing:
+                raise UsageError(f"expected the key {missing[0]} beside {key}, got none")
+        for kept in (self.kept_layers, *(stage.kept_layers for stage in self.later_stages)):
+            if self.num_layers and max(kept or (0,)) >= self.num_layers:
+                raise UsageError(f"expected kept_layers below num_layers={self.num_layers}")
+        for key, score in self.scores.items():
+            if type(score) not in (int, float) or not abs(score) <= 1e30:
                 raise UsageError(f"expected {key} to be a number, got {str(score)[:60]!r}")
         return self
 
 
 _NEEDS = {  # keys without which the value of another key means nothing
-    "kept_layers": ("num_layers", "layer_ratio"),
-    "measured_speedup": ("measured_speedup_low", "measured_speedup_high"),
-    "machine_limits": (
-        *(
-            "model",
-            "dtype",
-            "device",
-            "engine",
-            "environment",
-            "prompt_layers",
-            "timed_prompt_tokens",
-            "timed_new_tokens",
-        ),
-        *(
-            "compiled",
-            "kept_layers",
-            "predicted_speedup",
-            "decode_tokens_per_second",
-            "total_tokens_per_second",
-        ),
-        *("end_to_end_speedup", "full"),
-    ),
+    "kept_layers": "num_layers layer_ratio",
+    "measured_speedup": "measured_speedup_low measured_speedup_high",
+    "machine_limits": """model dtype device engine environment prompt_layers timed_prompt_tokens
+    timed_new_tokens compiled kept_layers predicted_speedup decode_tokens_per_second
+    total_tokens_per_second end_to_end_speedup full""",
 }
 
 
-def _notes(kind: type[Section], key: str) -> Mapping[str, Any]:
-    extra: Any = kind.model_fields[key].json_schema_extra or {}
-    return extra.get("ulskip", {})  # type: ignore[no-any-return]
-
-
-SETTING_FIELDS = tuple(
-    key for kind in SECTIONS for key in kind.model_fields if _notes(kind, key).get("setting")
-)
+_NOTES = {  # of the fields, by key
+    key: notes_of(field) for kind in SECTIONS for key, field in kind.model_fields.items()
+}
+SETTING_FIELDS = tuple(key for key, notes in _NOTES.items() if notes["setting"])
 
 
 def columns() -> Iterator[tuple[str, Column]]:
@@ -828,7 +749,7 @@ def columns() -> Iterator[tuple[str, Column]]:
         for key in metrics.metric_keys() if kind is Quality else ():
             yield key, metric_column(key)
         for key in kind.model_fields:
-            for column in _notes(kind, key).get("columns", ()):
+            for column in _NOTES[key]["columns"]:
                 yield key, column
 
 
@@ -839,20 +760,12 @@ def metric_column(key: str) -> Column:
     row_key = metrics.row_key(key)
 
     def show(record: Record) -> str | None:
-        score = record.value(key)
-        return (
-            None
-            if score is None
-            else f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
-        )
+        if (score := record.value(key)) is None:
+            return None
+        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    return Column(
-        row_key.column_title,
-        "",
-        show,
-        row_key.leaves,
-        tip="* differs from the full model, p < 0.05",
-    )
+    tip = "* differs from the full model, p < 0.05"
+    return Column(row_key.column_title, "", show, row_key.leaves, tip=tip)
 
 
 def cell(record: Record, key: str, column: Column) -> str:
@@ -861,46 +774,22 @@ def cell(record: Record, key: str, column: Column) -> str:
     return record.absent if shown is None else format(shown, column.form)
 
 
-def reference() -> str:
-    """Return the reference of the keys of a row in Markdown, which docs/results.md contains."""
-    inherited = {key for kind in SECTIONS for key in kind.model_fields}
-    parts = [
-        f"- `{key}`: {field.description}."
-        for key, field in Record.model_fields.items()
-        if key not in inherited | {"folder"}
-    ]
-    for kind in SECTIONS:
-        lines = [f"- `{key}`: {field.description}." for key, field in kind.model_fields.items()]
-        if kind is Quality:
-            lines.insert(
-                0,
-                f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's"
-                " [metrics](your-own.md#metrics).",
-            )
-        parts += [
-            f"\n### {kind.title}\n",
-            *([f"{kind.__doc__}\n"] if kind in (Benchmark, LmEval) else []),
-            *lines,
-        ]
-    return "\n".join(parts) + "\n"
-
-
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:
     """Read a row from a line of a file; raise UsageError with file, line and key if it is not a
     row.
     """
-    place = f"{file}, line {number}: " if file else ""
     try:
         return Record.model_validate_json(line, strict=True)
-    except UsageError as error:
-        raise UsageError(f"{place}{error}; repeat the run") from None
-    except ValidationError as error:
-        is_row = error.errors(include_url=False)[0]["loc"]
-        expected = misfit(Record, error) if is_row else "expected a JSON object, got none"
-        raise UsageError(f"{place}{expected}; repeat the run") from None
+    except (UsageError, ValidationError) as error:
+        reason: object = error
+        if isinstance(error, ValidationError):
+            is_row = error.errors(include_url=False)[0]["loc"]
+            reason = misfit(Record, error) if is_row else "expected a JSON object, got none"
+        place = f"{file}, line {number}: " if file else ""
+        raise UsageError(f"{place}{reason}; repeat the run") from None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Row, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, item in values.items():
         if isinstance(item, dict) and not prefix.count("."):
             yield from _flat(item, f"{prefix}{key}.")

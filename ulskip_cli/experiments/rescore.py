@@ -4,12 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring, Task
-from ulskip_cli.experiments.record import Compared, Record
+from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_jsonl
@@ -53,18 +52,13 @@ class ExtraMetrics:
         names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
         models = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
         for key, model in models.items():
-            named = getattr(scoring, key)
-            if (
-                key.removesuffix("_model") in names
-                and model is None
-                and named != getattr(Scoring, key)
-            ):
-                option = f"--{key.replace('_', '-')}"
+            metric, named, default = key[:-6], getattr(scoring, key), getattr(Scoring, key)
+            if metric in names and model is None and named != default:
                 raise UsageError(
-                    f"expected {option} for a row with task.{key}={named}; give {option}=MODEL if"
-                    " you trust it"
+                    f"expected --{metric}-model for a row with task.{key}={named}; give"
+                    f" --{metric}-model=MODEL if you trust it"
                 )
-        models = {key: model or getattr(Scoring, key) for key, model in models.items()}
+            models[key] = model or default
         return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]
 
 
@@ -73,52 +67,24 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     stored generations.
     """
     path = Path(target).expanduser()
-    if path.is_dir():
-        folders, run_id = [ResultsFolder(path)], None
-    elif path.suffix == ".jsonl" and path.parent.name == "generations":
-        folders, run_id = [ResultsFolder(path.parent.parent)], path.stem
-    elif _RUN_ID.fullmatch(target):
-        folders, run_id = (
-            [ResultsFolder(file.parent) for file in sorted(results_dir.glob("*/runs.jsonl"))],
-            target,
-        )
-    else:
-        raise UsageError(
-            f"expected a results folder, a run id or a generations file, got '{target}'; "
-            f"run ids are searched in {results_dir}/, set another folder with --results-dir"
-        )
+    folders, run_id = [path], ""
+    if path.suffix == ".jsonl" and path.parent.name == "generations":
+        folders, run_id = [path.parent.parent], path.stem
+    elif _RUN_ID.fullmatch(target) and not path.is_dir():
+        folders, run_id = sorted(file.parent for file in results_dir.glob("*/runs.jsonl")), target
     runs = [
         (folder, record)
-        for folder in folders
+        for folder in map(ResultsFolder, folders)
         for record in folder.records(warn=True)
-        if run_id in (None, record.id)
+        if record.is_done and run_id in ("", record.id) and _generations(folder, record.id, record)
     ]
-    finished = [(folder, record) for folder, record in runs if record.is_done]
-    stored = [
-        (folder, record)
-        for folder, record in finished
-        if _stored_generations(folder, record.id, record)
-    ]
-    if not stored:
-        below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
-        missing = "runs without generations" if runs else "no run"
-        advice = f"try {below[0].parent}" if below else "check the target and --results-dir"
+    if not runs:
         raise UsageError(
-            f"expected runs with stored generations at '{target}', got {missing}; {advice}"
+            "expected a results folder, a run id or a generations file with answers, got"
+            f" '{target}'; run ids are searched in {results_dir}/, set another folder with"
+            " --results-dir"
         )
-    scored = [(folder, record) for folder, record in finished if record.scores]
-    absent = [
-        file
-        for folder, record in scored
-        if not (file := folder.generations_path(record.id)).is_file()
-    ]
-    if absent:
-        count = f"{len(absent)} of {len(scored)} scored runs"
-        raise UsageError(
-            f"{absent[0]}: expected a file of answers, got none ({count}); restore it, or score"
-            " runs by their id"
-        )
-    return stored
+    return runs
 
 
 def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> RescoredRun:
@@ -131,50 +97,38 @@ def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> Resco
             " to score it"
         )
     task: Task = stored_choice("task", record.config["task"])
-    scores = metrics.score(extra.beside(task.scoring()), stored_answers(folder, record))
+    answers = _generations(folder, record.id, record)
+    full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
+    hypotheses, references, sources = (
+        [answer[key] for answer in answers] for key in ("hypothesis", "reference", "source")
+    )
+    others = [answer["hypothesis"] for answer in full] if len(full) == len(answers) else None
+    texts = Answers(hypotheses, references, sources, others)
+    scores = metrics.score(extra.beside(task.scoring()), texts)
     before = record.scores
-    shared = {key: value for key, value in scores.values.items() if key in before}
     changed = {
         key: (before[key], value)
-        for key, value in shared.items()
-        if abs(before[key] - value) > TOLERANCE
+        for key, value in scores.values.items()
+        if abs(before.get(key, value) - value) > TOLERANCE
     }
+    compared = {key: Compared(**values) for key, values in scores.against_full.items()}
     rescored = record.replace(
         **scores.values,
         signatures={**record.signatures, **scores.signatures},
-        vs_baseline={
-            **record.vs_baseline,
-            **{key: Compared(**values) for key, values in scores.against_full.items()},
-        },
+        vs_baseline={**record.vs_baseline, **compared},
     )
     added = [key for key in scores.values if key not in before]
     return RescoredRun(folder, rescored, added, changed)
 
 
-def stored_answers(folder: ResultsFolder, record: Record) -> Answers:
-    """Return the answers of a run, with the answers of its baseline if the results folder contains
-    them.
-    """
-    generations = _stored_generations(folder, record.id, record)
-    baseline = record.baseline_id
-    full = _stored_generations(folder, baseline, record) if baseline else []
-    return Answers(
-        [generation["hypothesis"] for generation in generations],
-        [generation["reference"] for generation in generations],
-        [generation["source"] for generation in generations],
-        [generation["hypothesis"] for generation in full]
-        if len(full) == len(generations)
-        else None,
-    )
-
-
-def _stored_generations(folder: ResultsFolder, run_id: str, record: Record) -> list[dict[str, Any]]:
+def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:
     """Return the generations of a run that has as many examples as `record`, or an empty list if
-    the file is missing.
+    the file is missing; raise UsageError if a scored run lacks answers.
     """
     path, answers = folder.generations_path(run_id), folder.generations(run_id)
     expected = record.num_examples
-    if path.is_file() and expected is not None and len(answers) != expected:
+    is_required = path.is_file() or (run_id == record.id and record.scores)
+    if is_required and expected is not None and len(answers) != expected:
         raise UsageError(
             f"{path}: expected {expected} answers, got {len(answers)}; restore the file or repeat"
             " the run"
@@ -194,10 +148,7 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
     rows = read_jsonl(file)
     for number, row in enumerate(rows, start=1):
         if not {"hypothesis", "reference"} <= row.keys():
-            raise UsageError(
-                f"{file}, line {number}: expected keys hypothesis and reference, got keys"
-                f" {', '.join(row)}"
-            )
+            raise UsageError(f"{file}, line {number}: expected the keys hypothesis and reference")
     answers = Answers(
         [row["hypothesis"] for row in rows],
         [row["reference"] for row in rows],

@@ -15,14 +15,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core import config as configuration
+from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
-from ulskip_cli.core.files import append_line, lock, try_lock, user_path, write_atomic
-from ulskip_cli.experiments import tracking
-from ulskip_cli.experiments.record import Record, read
+from ulskip_cli.core.files import append_line, lock, user_path, write_atomic
+from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
@@ -49,10 +48,7 @@ class ResultsFolder:
         try:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-            if self.runs_path.exists():
-                self.runs_path.open("ab").close()
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UsageError(
                 f"cannot write results to {self.path} ({error.strerror or error}); set another"
@@ -75,28 +71,26 @@ class ResultsFolder:
         with a warning if asked.
         """
         records, refused = self.read()
-        for message in refused[:MAX_REFUSED] if warn else ():
+        if len(refused) > MAX_REFUSED:
+            refused[MAX_REFUSED:] = [f"{len(refused) - MAX_REFUSED} more lines of {self.runs_path}"]
+        for message in refused if warn else ():
             print(f"warning: skipped {message}", file=sys.stderr)
-        if warn and len(refused) > MAX_REFUSED:
-            print(
-                f"warning: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}",
-                file=sys.stderr,
-            )
         return records
 
     def read(self) -> tuple[list[Record], list[str]]:
         """Return the newest record of every point, and a message with file, line and key for every
         line that is refused.
         """
-        if not self.runs_path.is_file():
-            return [], []
         records, refused = [], []
-        for number, line in enumerate(self.runs_path.read_bytes().split(b"\n"), start=1):
+        for number, line in enumerate(self._lines(), start=1):
             try:
                 records += [read(line, self.runs_path, number)] if line.strip() else []
             except UsageError as error:
                 refused.append(one_line(str(error)))
         return newest(records), refused
+
+    def _lines(self) -> list[bytes]:
+        return self.runs_path.read_bytes().split(b"\n") if self.runs_path.is_file() else []
 
     def record(
         self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
@@ -106,44 +100,41 @@ class ResultsFolder:
         """
         if not self.generations_path(run_id).is_file():
             return None
-        lines = (
-            reversed(self.runs_path.read_bytes().split(b"\n")) if self.runs_path.is_file() else ()
-        )
-        records = (record for line in lines if run_id.encode() in line and (record := parse(line)))
-        finished = (record for record in records if record.id == run_id and record.is_done)
-        return next((record for record in finished if accept(record)), None)
+        for line in reversed(self._lines()):
+            record = parse(line) if run_id.encode() in line else None
+            if record and record.id == run_id and record.is_done and accept(record):
+                return record
+        return None
 
     def quarantine_corrupt_lines(self) -> str | None:
         """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a
         message if lines were moved.
         """
-        if not self.runs_path.is_file() or not _corrupt_lines(self.runs_path.read_bytes()):
+        if not self.runs_path.is_file():
             return None
         with self._lock_rows():
-            content = self.runs_path.read_bytes()
-            corrupt = _corrupt_lines(content)
-            if not corrupt:
-                return None
+            lines = [line for line in self._lines() if line.strip()]
+            corrupt = [line for line in lines if parse(line) is None]
             for line in corrupt:
                 append_line(self.path / BROKEN_FILE, line.decode("utf-8", errors="replace"))
-            whole = [
-                line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)
-            ]
-            write_atomic(self.runs_path, b"".join(line + b"\n" for line in whole))
+            if corrupt:
+                whole = [line + b"\n" for line in lines if line not in corrupt]
+                write_atomic(self.runs_path, b"".join(whole))
         return (
             f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path},"
-            f" e.g. cut by a crash, to {BROKEN_FILE}; {len(whole)} rows are intact, and a sweep"
-            " repeats missing points"
+            f" e.g. cut by a crash, to {BROKEN_FILE}; {len(lines) - len(corrupt)} rows are intact"
+            if corrupt
+            else None
         )
 
-    def _lock_rows(self) -> contextlib.AbstractContextManager[None]:
+    def _lock_rows(self) -> contextlib.AbstractContextManager[bool]:
         return lock(self.path / ".locks" / "rows.lock")
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that
         share the folder.
         """
-        return try_lock(self.path / ".locks" / f"{run_id}.lock")
+        return lock(self.path / ".locks" / f"{run_id}.lock", wait=False)
 
     def was_claimed(self, run_id: str) -> bool:
         """Return True if some process has claimed a point before."""
@@ -157,26 +148,23 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
-    def generations(self, run_id: str) -> list[dict[str, Any]]:
+    def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for a line
         that is no answer.
         """
         path = self.generations_path(run_id)
-        if not path.is_file():
-            return []
-        answers = read_objects(path)
+        answers = read_objects(path) if path.is_file() else []
         for number, answer in enumerate(answers, start=1):
-            wrong = [key for key in ANSWER_KEYS if not isinstance(answer.get(key), str)]
-            if wrong:
-                got = json.dumps(answer.get(wrong[0]), default=str)[:60]
-                raise UsageError(
-                    f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got};"
-                    " repeat the run"
-                )
+            for key in ANSWER_KEYS:
+                if not isinstance(answer.get(key), str):
+                    raise UsageError(
+                        f"{path}, answer {number}: expected text under the key {key}, got"
+                        f" {str(answer.get(key))[:60]}; repeat the run"
+                    )
         return answers
 
     def save(
-        self, config: Config, record: Record, generations: Sequence[dict[str, Any]] | None = None
+        self, config: Config, record: Record, generations: Sequence[Row] | None = None
     ) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists,
         all other files exist.
@@ -185,9 +173,9 @@ class ResultsFolder:
         if generations is not None:
             self.save_generations(record.id, generations)
         self.append(record)
-        tracking.log_record(config, record, self.path)
+        tracking.log_row(config, record.to_row(), self.path)
 
-    def save_generations(self, run_id: str, generations: Sequence[dict[str, Any]]) -> None:
+    def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
         """Write the generations of a point; `ulskip score` can score the file even without a
         row.
         """
@@ -214,16 +202,18 @@ def newest(records: Sequence[Record]) -> list[Record]:
         by_id[record.id] = record
     # A point whose data could not be read has its identity as identifier; a later run with its data
     # replaces that record.
-    last = {record.identity: record.id for record in by_id.values() if record.identity}
+    last = {record.identity: record.id for record in by_id.values()}
     done = {record.identity for record in by_id.values() if record.is_done}
-
-    def counts(record: Record) -> bool:
-        identity = record.identity or record.id
-        return last.get(identity, record.id) == record.id and not (
-            record.id == identity and identity in done
+    return [
+        record
+        for record in by_id.values()
+        if record.is_done
+        or record.identity is None
+        or (
+            record.id == last[record.identity]
+            and not (record.id == record.identity and record.id in done)
         )
-
-    return [record for record in by_id.values() if record.is_done or counts(record)]
+    ]
 
 
 def parse(line: str | bytes) -> Record | None:
@@ -232,7 +222,3 @@ def parse(line: str | bytes) -> Record | None:
         return read(line)
     except UsageError:
         return None
-
-
-def _corrupt_lines(content: bytes) -> list[bytes]:
-    return [line for line in content.split(b"\n") if line.strip() and parse(line) is None]

@@ -14,12 +14,11 @@ from functools import cache
 from math import comb
 from pathlib import Path
 from statistics import NormalDist, median
-from typing import Any
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers
@@ -60,9 +59,8 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Media
     """
     values = sorted(map(float, samples))
     count, rank, outside = len(values), 1, 1
-    while (
-        rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= (1 - confidence) * 2**count
-    ):
+    most = (1 - confidence) * 2**count
+    while rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= most:
         outside += comb(count, rank)
         rank += 1
     return MedianInterval(
@@ -70,7 +68,7 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Media
     )
 
 
-def verdict(interval: Interval, bound: float) -> str:
+def verdict(interval: "Interval | Difference", bound: float) -> str:
     """Judge the claim that a value is above a bound.
 
     >>> ends = ((1.1, 1.3), (0.9, 1.3), (None, None))
@@ -85,11 +83,13 @@ def verdict(interval: Interval, bound: float) -> str:
 def speedup_text(record: Record) -> str:
     """Format a measured speedup with its interval, or that it has none, and its number of pairs."""
     assert record.speedup is not None
-    value, low, high = record.speedup
     count = record.num_pairs
-    parts = [FEW_PAIRS if low is None else f"{low:.2f} to {high:.2f}"]
-    parts += [f"{count} pair{'s' * (count > 1)}"] if count else []
-    return f"{value:.2f}x ({', '.join(parts)})"
+    pairs = f", {count} pair{'s' * (count > 1)}" if count else ""
+    return f"{record.speedup.value:.2f}x ({_ends(record.speedup)}{pairs})"
+
+
+def _ends(speedup: Interval) -> str:
+    return FEW_PAIRS if speedup.low is None else f"{speedup.low:.2f} to {speedup.high:.2f}"
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,16 @@ class Share:
         """A warning if the full model's score is so low that a share of it says nothing; otherwise
         empty.
         """
-        if self.metric != "bleu" or self.full >= MIN_BLEU:
-            return ""
-        return (
+        text = (
             f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is"
             f" below {MIN_BLEU:g}"
         )
+        return text * (self.metric == "bleu" and self.full < MIN_BLEU)
 
     def text(self) -> str:
         """Format the share with its interval."""
-        return f"{self.share:.1%}" + (
-            "" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})"
-        )
+        ends = "" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})"
+        return f"{self.share:.1%}{ends}"
 
 
 def primary(records: Iterable[Record]) -> str | None:
@@ -168,15 +166,11 @@ def primary(records: Iterable[Record]) -> str | None:
     """
     records = list(records)
     for record in records:
-        for key in record.scores:
-            spec = metrics.metric_of(key)
-            if spec and spec.primary in record.scores:
+        for spec in filter(None, map(metrics.metric_of, record.scores)):
+            if spec.primary in record.scores:
                 return spec.primary
-    return (
-        metrics.DECODE_LOSS.key
-        if any(record.decode_loss is not None for record in records)
-        else None
-    )
+    has_loss = any(record.decode_loss is not None for record in records)
+    return metrics.DECODE_LOSS.key if has_loss else None
 
 
 def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
@@ -189,27 +183,24 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
     metric = primary(records)
     if metric is None:
         return {}
-    fulls = {record.batch_size: record.value(metric) for record in records if record.keeps_all}
-    fulls = {size: score for size, score in fulls.items() if score is not None}
+    fulls = {
+        record.batch_size: score
+        for record in records
+        if record.keeps_all and (score := record.value(metric)) is not None
+    }
     judged = {}
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
-        full = (
-            compared.full
-            if compared
-            else fulls.get(record.batch_size, next(iter(fulls.values()), None))
-        )
+        full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
+        full = compared.full if compared else full
         if score is None or not full:
             continue
         low, high = None, None
         if compared and not record.has_few_examples:
-            low, high = sorted(
-                _share(metric, full + end, full)
-                for end in (compared.delta_low, compared.delta_high)
-            )
-        judged[record.key] = Share(
-            metric, score, full, _share(metric, score, full), low, high, gate
-        )
+            ends = (compared.delta_low, compared.delta_high)
+            low, high = sorted(_share(metric, full + end, full) for end in ends)
+        share = _share(metric, score, full)
+        judged[record.key] = Share(metric, score, full, share, low, high, gate)
     return judged
 
 
@@ -217,9 +208,11 @@ def _share(metric: str, score: float, full: float) -> float:
     """Return the kept share of full's quality, within its range even if an interval of scores
     exceeds that of the metric.
     """
-    if metric not in LOWER_IS_BETTER:
-        return min(max(0.0, min(score, HIGHEST_SCORE) / full), MAX_SHARE)
-    return min(max(0.0, full / score), MAX_SHARE) if score > 0 else MAX_SHARE
+    if metric in LOWER_IS_BETTER:
+        share = full / score if score > 0 else MAX_SHARE
+    else:
+        share = min(score, HIGHEST_SCORE) / full
+    return min(max(0.0, share), MAX_SHARE)
 
 
 @dataclass(frozen=True)
@@ -233,7 +226,7 @@ class Difference:
 
     def verdict(self, bound: float = 0.0) -> str:
         """Judge the claim that the value is above a bound."""
-        return verdict(Interval(self.value, self.low, self.high), bound)
+        return verdict(self, bound)
 
     @property
     def is_same(self) -> bool:
@@ -272,18 +265,12 @@ class Scorer:
         task = new.config.get("task") or {}
         language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
         scoring = Scoring((spec.name,), language, task.get("tokenize"), task.get("stemmer", True))
-        references, sources = (
-            [reference for _, reference in shared],
-            [source for source, _ in shared],
-        )
-        difference = metrics.score(
-            scoring, Answers(texts, references, sources, others)
-        ).against_full[metric]
-        how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
-        return _better(
-            Difference(difference["delta"], difference["delta_low"], difference["delta_high"], how),
-            metric,
-        )
+        sources, references = map(list, zip(*shared, strict=True))
+        answers = Answers(texts, references, sources, others)
+        delta = metrics.score(scoring, answers).against_full[metric]
+        ends = delta["delta"], delta["delta_low"], delta["delta_high"]
+        how = f"paired bootstrap{f' over answers{on}' if on else ''}"
+        return _better(Difference(*ends, how), metric)
 
 
 @cache
@@ -292,7 +279,7 @@ def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
     return {(answer["source"], answer["reference"]): answer["hypothesis"] for answer in answers}
 
 
-def read_answers(folder: str, run_id: str) -> list[dict[str, Any]]:
+def read_answers(folder: str, run_id: str) -> list[Row]:
     """Read the stored answers of a run; return an empty list if there are none, with a warning if
     one is damaged.
     """
@@ -311,42 +298,32 @@ def from_records(new: Record, old: Record, metric: str) -> Difference:
     none.
     """
     value = float(new.value(metric)) - float(old.value(metric))
-    sides = [(record.vs_baseline.get(metric), float(record.value(metric))) for record in (new, old)]
-    errors = [
-        error for record in (new, old) if (error := _standard_error(record, metric)) is not None
-    ]
-    full, other_full = (compared.full if compared else score for compared, score in sides)
+    compared = [(record.vs_baseline.get(metric), record.value(metric)) for record in (new, old)]
+    full, other_full = (against.full if against else score for against, score in compared)
+    half, how = _half_width(new, old, metric), "from the rows' intervals"
+    if half is None or abs(full - other_full) > SAME_SCORE:
+        half, how = None, "no answers to the same examples"
     if new.has_few_examples or old.has_few_examples:
-        return _better(
-            Difference(value, None, None, f"fewer than {MIN_FOR_STARS} examples"), metric
-        )
-    if not errors or abs(full - other_full) > SAME_SCORE:
-        return _better(Difference(value, None, None, "no answers to the same examples"), metric)
-    half = Z * math.hypot(*errors)
-    return _better(
-        Difference(value, value - half, value + half, "from the rows' intervals"), metric
-    )
+        half, how = None, f"fewer than {MIN_FOR_STARS} examples"
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return _better(Difference(value, low, high, how), metric)
 
 
 def apart(record: Record, other: Record, metric: str) -> bool:
     """Return True if the interval of two records' difference excludes zero; both intervals count as
     independent.
     """
-    errors = [
-        error for side in (record, other) if (error := _standard_error(side, metric)) is not None
-    ]
-    scores = record.value(metric), other.value(metric)
-    return (
-        bool(errors) and None not in scores and abs(scores[0] - scores[1]) > Z * math.hypot(*errors)
-    )
+    half, scores = _half_width(record, other, metric), (record.value(metric), other.value(metric))
+    return half is not None and None not in scores and abs(scores[0] - scores[1]) > half
 
 
-def _standard_error(record: Record, metric: str) -> float | None:
-    """Return the standard error of a record's difference from the full model; None if the record
-    has no interval.
+def _half_width(new: Record, old: Record, metric: str) -> float | None:
+    """Return half the interval of two records' difference, from their intervals against the full
+    model; None if neither has one.
     """
-    compared = record.vs_baseline.get(metric)
-    return (compared.delta_high - compared.delta_low) / (2 * Z) if compared else None
+    compared = [record.vs_baseline.get(metric) for record in (new, old)]
+    halves = [(against.delta_high - against.delta_low) / 2 for against in compared if against]
+    return math.hypot(*halves) if halves else None
 
 
 def _better(difference: Difference, metric: str) -> Difference:
@@ -364,13 +341,11 @@ def speed_ratio(new: Record, old: Record) -> Difference | None:
     if new.measured_speedup is None or old.measured_speedup is None:
         return None
     value = new.measured_speedup / old.measured_speedup
-    errors = [error for record in (new, old) if (error := _log_error(record)) is not None]
-    if len(errors) < 2:
+    errors = [_log_error(record) for record in (new, old)]
+    if None in errors:
         return Difference(value, None, None, "too few timed pairs")
-    spread = Z * math.hypot(*errors)
-    return Difference(
-        value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals"
-    )
+    spread = math.exp(Z * math.hypot(*filter(None, errors)))
+    return Difference(value, value / spread, value * spread, "from the rows' intervals")
 
 
 def _log_error(record: Record) -> float | None:
@@ -380,9 +355,8 @@ def _log_error(record: Record) -> float | None:
     speedup, coverage = record.speedup, record.speedup_interval_coverage
     if speedup is None or speedup.low is None or speedup.high is None:
         return None
-    z = (
-        Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)
-    )  # None: 95% bootstrap of earlier versions
+    # without coverage: a 95% bootstrap of earlier versions
+    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
@@ -401,11 +375,10 @@ def within(ratio: Difference, tolerance: float) -> str:
     """
     if ratio.low is None or ratio.high is None:
         return TIE
-    room = -math.log(1 - tolerance)
-    low, high = math.log(ratio.low), math.log(ratio.high)
-    if -room <= low and high <= room:
+    least = 1 - tolerance
+    if least <= ratio.low and ratio.high <= 1 / least:
         return HOLDS
-    return FAILS if low > room or high < -room else TIE
+    return FAILS if ratio.low > 1 / least or ratio.high < least else TIE
 
 
 def sentence(record: Record) -> str:
@@ -414,21 +387,16 @@ def sentence(record: Record) -> str:
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    if record.keeps_all:
-        parts = [f"the full model runs {record.num_layers} layers"]
-    else:
-        kept, _, count = (record.layers or "").partition("/")
-        parts = [f"{record.label} keeps {kept} of {count} {UNIT_NAMES[record.unit or LAYER]}"]
+    kept, _, count = (record.layers or "").partition("/")
+    text = f"{record.label} keeps {kept} of {count} {UNIT_NAMES[record.unit or LAYER]}"
     facts = []
-    if record.speedup and not record.keeps_all:
-        value, low, high = record.speedup
-        facts.append(
-            f"{value:.2f}x as fast ({FEW_PAIRS if low is None else f'{low:.2f} to {high:.2f}'})"
-        )
-    metric = primary([record])
-    if metric:
-        facts.append(_score_text(record, metric))
-    return f"{parts[0]}{': ' if facts else ''}{', '.join(facts)}."
+    if record.keeps_all:
+        text = f"the full model runs {record.num_layers} layers"
+    elif record.speedup:
+        facts += [f"{record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
+    if metric := primary([record]):
+        facts += [_score_text(record, metric)]
+    return f"{text}{': ' if facts else ''}{', '.join(facts)}."
 
 
 def _score_text(record: Record, metric: str) -> str:
@@ -436,12 +404,7 @@ def _score_text(record: Record, metric: str) -> str:
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
     if compared is None:
         return text
+    judged = f"{'a' if record.is_significant(metric) else 'no'} significant difference"
     if record.has_few_examples or compared.p_value is None:
         judged = "too few examples for a test" if record.has_few_examples else "not tested"
-    else:
-        judged = (
-            "a significant difference"
-            if record.is_significant(metric)
-            else "no significant difference"
-        )
     return f"{text} instead of {compared.full:{form}} ({judged})"

@@ -16,8 +16,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.task import Example
 from ulskip_cli.corrections.patch import Patch
-from ulskip_cli.experiments.held_out import evaluated_examples, find_held_out
-from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
