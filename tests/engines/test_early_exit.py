@@ -224,5 +224,3 @@ def test_unsupported_options_are_refused_by_name(llama):
     ids, mask = batch()
     with pytest.raises(UsageError, match="num_beams=2"):
         exiting(llama, 0.5).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=2), 0))
-    with pytest.raises(UsageError, match=r"strategy\.threshold"):
-        early_exit.check(llama, exiting(llama, None).exits, GREEDY)

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
+from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -113,13 +114,14 @@ class Decoder:
         """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
         none supports it.
         """
-        if self.exits:
-            early_exit.check(self.model, self.exits, decoding)
-            return "early_exit", None
-        if decoding.draft_tokens:
-            speculative.check(self.model, decoding)
-            return "speculative", None
-        return self._asked.choose(self.model, decoding)
+        if not self.exits and not decoding.draft_tokens:
+            return self._asked.choose(self.model, decoding)
+        if reason := unsupported_reason(self.model, decoding):
+            asked = "strategy=early_exit" if self.exits else "decoding.draft_tokens"
+            raise UsageError(
+                f"{asked} is not supported with {reason}; use another model, option or strategy"
+            )
+        return "early_exit" if self.exits else "speculative", None
 
     @property
     def is_runtime(self) -> bool:

@@ -16,32 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession, unsupported_reason
+from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.engines.torch.static_cache import PositionsAndMasks
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.inference.timing import AccumulatingTimer
-
-
-def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Raise UsageError if early exit does not support a model, rule or option."""
-    if rule.threshold is None:
-        raise UsageError(
-            "expected strategy.threshold for strategy=early_exit, got none; calibrate with:"
-            " ulskip run"
-        )
-    if reason := unsupported_reason(model, decoding):
-        raise UsageError(
-            f"strategy=early_exit is not supported with {reason}; use another model, option or"
-            " strategy"
-        )
 
 
 class EarlyExitSession(ModelSession):

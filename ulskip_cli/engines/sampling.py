@@ -1,10 +1,12 @@
-"""Choose the next tokens from logits, greedily or by sampling."""
+"""Choose the next tokens from logits, greedily or by sampling, and check drafted tokens."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -92,3 +94,51 @@ class TokenSampler:
                 raise InvalidLogitsError("NaN or infinity in a decode step")
             return torch.from_numpy(best)
         return scores.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """The drafts of one check, equally many for each sequence."""
+
+    tokens: Tensor  # [batch, k]
+    # [batch, k, vocab_size], whose softmax drew the tokens; None: they were certain
+    scores: Tensor | None = None
+
+
+def verify_greedy(drafts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1].
+
+    Return tokens [batch, k + 1] and how many drafts are accepted, [batch]; tokens behind the one
+    that follows these drafts are not valid.
+    """
+    return chosen, _prefix_length(drafts == chosen[:, :-1])
+
+
+def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec.
+    2.3, arXiv:2211.17192); return the same as `verify_greedy`.
+
+    The tokens are distributed as if drawn from p, the distribution of the full model: p is the
+    softmax of `scores` [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of
+    their scores; a certain draft has q = 1.
+    """
+    ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
+    if drafts.scores is None:
+        q = functional.one_hot(ids, p.shape[-1]).to(p)
+    else:
+        q = torch.softmax(drafts.scores, dim=-1)
+    p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
+    accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
+    rows = torch.arange(len(ids), device=ids.device)
+    q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
+    p_next = p[rows, accepted]
+    rest = (p_next - q[rows, accepted]).clamp(min=0)
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_next)  # p = q up to rounding
+    tokens = torch.cat([ids, ids.new_empty(len(ids), 1)], dim=1)
+    tokens[rows, accepted] = torch.multinomial(rest, num_samples=1)[:, 0]
+    return tokens, accepted
+
+
+def _prefix_length(flags: Tensor) -> Tensor:
+    """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
+    return flags.long().cumprod(dim=1).sum(dim=1)

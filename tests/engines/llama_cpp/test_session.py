@@ -172,7 +172,7 @@ def test_other_architectures_are_refused(name):
 
 
 def test_a_folder_without_the_library_is_named(tmp_path):
-    code = "from ulskip_cli.engines.llama_cpp import library"
+    code = "from ulskip_cli.engines.llama_cpp import session"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "LLAMA_CPP_LIB_PATH": str(tmp_path)},

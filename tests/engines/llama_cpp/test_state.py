@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.engines.llama_cpp.state import with_layers
+from ulskip_cli.engines.llama_cpp.session import with_layers
 
 
 def serialized(layers, cells, transposed, streams=2, row=8):

@@ -1,4 +1,4 @@
-"""A compiled OpenVINO model with the KV cache of one batch."""
+"""A compiled OpenVINO model with the KV cache of one batch, and its masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +9,71 @@ import torch
 from openvino import properties
 from openvino.properties import hint
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.inference.shallow_view import new_cache
+
+# Of masks: finite in each inference precision, also where a row is padding only.
+HIDDEN = torch.finfo(torch.float16).min
+
+
+class Masks:
+    """The additive masks of a model's attention types, for prompts and steps."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._layers = model, len(new_cache(model).layers)
+        self.kinds = sorted(self._by_kind(torch.ones(1, 0, dtype=torch.long), 2))
+
+    def of_prompt(self, mask: Tensor) -> dict[str, Tensor]:
+        """Return the masks [batch, 1, prompt_len, prompt_len] of prompts with the padding mask
+        [batch, prompt_len].
+        """
+        padding = torch.zeros(mask.shape).masked_fill(mask == 0, HIDDEN)[:, None, None]
+        return {
+            kind: torch.minimum(causal, padding)
+            for kind, causal in self._by_kind(mask[:, :0], mask.shape[1]).items()
+        }
+
+    def of_steps(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
+        """Return the masks [batch, 1, steps, seen + steps] of steps; `mask` [batch, seen] is the
+        padding mask before them.
+        """
+        return self._by_kind(mask, steps)
+
+    def _by_kind(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
+        past = mask.shape[1]
+        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2 * self._layers)
+        masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
+        by_kind = (
+            {"mask": masks}
+            if isinstance(masks, Tensor)
+            else {f"mask.{kind}": tensor for kind, tensor in masks.items()}
+        )
+        return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
+
+
+def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache of keys, values, keys, values, ... by layer; also sliding layers keep all
+    positions.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(states[::2], states[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.layers.append(layer)
+    return cache
 
 
 class OpenVinoRequest:
     """A model on the CPU whose states are the keys and values of all earlier passes."""
 
-    def __init__(self, model: Path | openvino.Model, exact: bool) -> None:
+    def __init__(self, model: Path | openvino.Model, masks: Masks, exact: bool) -> None:
         """Compile a model; `exact` computes and caches in float32, else the precision is the
         default of the machine.
         """
+        self.masks = masks
         options: dict[Any, Any] = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.enable_cpu_pinning: False,  # several processes would share the same cores
