@@ -37,10 +37,10 @@ FEW = [
 def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if "model=smollm2-135m" in command:
         from ulskip_cli.core.errors import UsageError
-        from ulskip_cli.inference.smollm2_wheel import _wheel_folder
+        from ulskip_cli.inference.checkpoint import smollm2_wheel
 
         try:
-            _wheel_folder()
+            smollm2_wheel()
         except UsageError as error:
             pytest.skip(str(error))
     monkeypatch.chdir(tmp_path)

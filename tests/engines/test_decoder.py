@@ -6,7 +6,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.engines.torch import session
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, padded
@@ -35,42 +35,6 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     assert stopped.prompt_tokens == 10
     assert stopped.generated_tokens == sum(map(len, stopped.token_ids))
     assert stopped.decoded_tokens == stopped.generated_tokens - 2
-
-
-def test_a_forced_length_continues_past_eos(llama):
-    ids = random_ids(1, 6)
-    decoder = decoder_for(llama)
-    llama.generation_config.eos_token_id = decoder.generate(
-        ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)
-    ).token_ids[0][0]
-    assert (
-        len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0]) == 1
-    )
-    assert (
-        len(
-            decoder.generate(
-                ids, torch.ones_like(ids), DecodeContext(GREEDY, 0), forced_length=5
-            ).token_ids[0]
-        )
-        == 5
-    )
-
-
-def test_beams_count_their_prompt_once(llama):
-    ids = random_ids(2, 6)
-    output = decoder_for(llama).generate(
-        ids,
-        torch.ones_like(ids),
-        DecodeContext(DecodingConfig(name="b", num_beams=3, max_new_tokens=4), 0),
-    )
-    assert output.prompt_tokens == 12
-    assert len(output.token_ids) == 2
-
-
-def test_phases_are_timed_in_order(llama):
-    ids = random_ids(1, 6)
-    output = decoder_for(llama).generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0))
-    assert 0 < output.prefill_seconds <= output.first_token_seconds < output.total_seconds
 
 
 def test_kv_bytes_are_exact(llama):
@@ -131,16 +95,6 @@ def test_sampling_depends_on_the_seed(llama):
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
-def test_a_sampled_batch_does_not_depend_on_earlier_batches(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    sampled = DecodingConfig(name="s", do_sample=True, max_new_tokens=6)
-    context = DecodeContext(sampled, 0, seed=3)
-    batches = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
-    torch.manual_seed(99)
-    again = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
-    assert [output.token_ids for _, output in batches] == [output.token_ids for _, output in again]
-
-
 def test_beam_options_reach_transformers(llama):
     decoder = decoder_for(llama, "ratio=2")
     ids = torch.tensor([[5, 6, 7]])
@@ -184,12 +138,6 @@ def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenize
         len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0])
         == 8
     )
-
-
-def test_until_stop_cuts_at_the_first_stop_string():
-    assert until_stop("a STOP b END c", ["END", "STOP"]) == ("a ", True)
-    assert until_stop("abc", ["x"]) == ("abc", False)
-    assert until_stop("abc", []) == ("abc", False)
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):

@@ -7,7 +7,6 @@ from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import early_exit
@@ -113,19 +112,6 @@ def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
     assert output.exits.check_seconds > 0
 
 
-def test_a_threshold_that_is_always_reached_is_top_skip(model):
-    ids, mask = batch()
-    expected = static(model, "strategy=top_skip", "ratio=2").generate(
-        ids, mask, DecodeContext(GREEDY, 0)
-    )
-    for options in ({"min_exit": 3}, {"min_exit": 1, "every": 2, "confidence": "cosine"}):
-        output = exiting(
-            model, ALWAYS if "confidence" not in options else -2.0, **options
-        ).generate(ids, mask, DecodeContext(GREEDY, 0))
-        assert output.token_ids == expected.token_ids
-        assert output.exits.depths == {3: 3 * (LENGTH - 1)}
-
-
 @torch.no_grad()
 def median_threshold(model, kind, ids, mask):
     """Return a threshold that about half of the checks reach."""
@@ -189,27 +175,6 @@ def test_finished_sequences_do_not_delay_the_others(llama):
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
 
 
-def test_a_forced_length_continues_past_eos(llama):
-    ids, mask = batch()
-    free = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
-    llama.generation_config.eos_token_id = free.token_ids[0][3]
-    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0), forced_length=LENGTH)
-    assert [len(row) for row in output.token_ids] == [LENGTH] * 3
-    assert sum(output.exits.depths.values()) == 3 * (LENGTH - 1)
-
-
-def test_samples_without_exits_are_the_full_models(llama):
-    ids, mask = batch()
-    sampling = GREEDY.replace(do_sample=True, top_k=20)
-    expected = (
-        static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
-    )
-    assert (
-        exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
-        == expected
-    )
-
-
 def test_a_decoder_accepts_another_exit_rule(llama):
     ids, mask = batch()
     decoder = exiting(llama, NEVER)
@@ -218,9 +183,3 @@ def test_a_decoder_accepts_another_exit_rule(llama):
     assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {
         NUM_LAYERS: 3 * (LENGTH - 1)
     }
-
-
-def test_unsupported_options_are_refused_by_name(llama):
-    ids, mask = batch()
-    with pytest.raises(UsageError, match="num_beams=2"):
-        exiting(llama, 0.5).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=2), 0))

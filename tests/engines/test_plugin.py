@@ -145,17 +145,6 @@ def test_what_it_does_not_support_is_refused(need, ulskip):
     assert code == 2 and ("engine=acme" in err or "engine.weights" in err)
 
 
-@pytest.mark.usefixtures("acme")
-def test_lists_and_plans_know_it(ulskip):
-    from ulskip_cli.core.config_reference import describe_choices
-
-    assert "acme" in ulskip("config", "engine")[1]
-    assert describe_choices("engine")["acme"] == "an engine of Acme"  # shell completion shows these
-    assert ulskip("plan", "engine=acme", "ratio=2")[0] == 0
-    assert "acme_engine.session" not in sys.modules
-    assert formats_of("acme") == {"f32": (32, 32)}
-
-
 def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip):
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "acme" in err

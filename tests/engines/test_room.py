@@ -69,13 +69,6 @@ def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
     assert {(output.engine, output.linear_backend) for output in outputs} == {("roomy", "roomy")}
 
 
-def test_a_session_holds_no_batch_after_it():
-    decoder = decoder_for()
-    generate(decoder, 2, 10)
-    (session,) = decoder._sessions.values()
-    assert session.steps is None
-
-
 @pytest.mark.parametrize(("weights", "size"), [(None, 4.0), ("q4", 0.5)])
 def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(
     weights, size, monkeypatch

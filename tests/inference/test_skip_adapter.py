@@ -13,7 +13,6 @@ from reference import (
     random_ids,
     reference_greedy,
     reference_logits,
-    stack_of,
 )
 
 from ulskip_cli.core.config import compose
@@ -115,35 +114,6 @@ def test_each_stage_has_patches_of_its_own(model):
         assert_equal_or_near_tie(model, ids, mask, got, expected, stages, corrections)
 
 
-def beam_search(model, ids, kept, beams, steps, corrections):
-    """Search with the uncached reference for the best sequence of `steps` tokens after one
-    prompt.
-    """
-    found = [(0.0, ids)]
-    for _ in range(steps):
-        whole = torch.cat([one for _, one in found])
-        logits = reference_logits(
-            model, whole, torch.ones_like(whole), ids.shape[1], kept, **corrections
-        )[:, -1]
-        scores = logits.log_softmax(-1) + torch.tensor([score for score, _ in found])[:, None]
-        best = scores.flatten().topk(beams)
-        rows = [(at // scores.shape[1], at % scores.shape[1]) for at in best.indices.tolist()]
-        found = [
-            (score, torch.cat([whole[row : row + 1], torch.tensor([[token]])], 1))
-            for score, (row, token) in zip(best.values.tolist(), rows, strict=True)
-        ]
-    return found[0][1][0, ids.shape[1] :].tolist()
-
-
-@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
-def test_beam_search_equals_an_uncached_search(model, kind):
-    adapter, corrections = corrected(model, kind)
-    ids, mask = batch(False)
-    beams = DecodingConfig(name="b", num_beams=3, max_new_tokens=6)
-    got = tokens(decoder_for(model, adapter), ids[:2], mask[:2], beams)
-    assert got == [beam_search(model, ids[i : i + 1], KEPT, 3, 6, corrections) for i in range(2)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, kind):
     adapter, corrections = corrected(model, kind)
@@ -158,48 +128,6 @@ def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, 
         best = logits.topk(2).values
         chosen = logits[torch.arange(LENGTH), torch.tensor(row)]
         assert ((best[:, 0] - chosen) < 1e-3).all()
-
-
-@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
-def test_corrected_drafts_give_the_full_models_tokens(model, kind):
-    adapter, _ = corrected(model, kind)
-    ids, mask = batch(True)
-    expected = reference_greedy(model, ids, mask, EVERY, LENGTH).tolist()
-    drafted = DecodingConfig(max_new_tokens=LENGTH, draft_tokens=3)
-    assert_equal_or_near_tie(
-        model,
-        ids,
-        mask,
-        tokens(decoder_for(model, adapter), ids, mask, drafted),
-        expected,
-        EVERY,
-        {},
-    )
-
-
-def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
-    """Layers that add a constant are replaced exactly by the bias of a patch."""
-    constant = torch.randn(32, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        for i in (1, 4):
-            layer = stack_of(llama)[i]
-            for weight in layer.parameters():
-                weight.zero_()
-            layer.mlp.down_proj.bias = torch.nn.Parameter(constant.clone())
-    kept = (0, 2, 3, 5)
-    patch = {"linear.weight": torch.zeros(32, 32), "linear.bias": constant}
-    tensors = {
-        f"patch.0.{layer}.{name}": tensor for layer in (2, 5) for name, tensor in patch.items()
-    }
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
-    ids, mask = batch(True)
-    drafted = DecodingConfig(name="d", max_new_tokens=11, draft_tokens=4)
-    with_patches, without = (
-        decoder_for(llama, one, kept).generate(ids, mask, DecodeContext(drafted, 0)).drafts
-        for one in (adapter, None)
-    )
-    assert with_patches.accepted == with_patches.drafted > 0
-    assert without.accepted < without.drafted
 
 
 @pytest.mark.slow
@@ -282,11 +210,6 @@ def test_a_folder_without_an_adapter_is_refused_by_its_name(llama, tmp_path):
         SkipAdapter.load(tmp_path / "later")
 
 
-def test_other_layers_are_refused(llama):
-    with pytest.raises(UsageError, match=r"\(0, 5\)"):
-        corrected(llama, "full")[0].view(llama, (0, 5))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_another_shape_is_refused(llama, kind):
     other = transformers.LlamaForCausalLM(
@@ -294,19 +217,3 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     )
     with pytest.raises(UsageError):
         corrected(llama, kind)[0].view(other, KEPT)
-
-
-def test_an_adapter_of_another_depth_is_refused(llama):
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**{**NEW_STYLE, "num_hidden_layers": 7})
-    )
-    with pytest.raises(UsageError, match="7"):
-        corrected(llama, "full")[0].view(other, KEPT)
-
-
-def test_a_bfloat16_model_has_a_bfloat16_view(llama):
-    llama.to(torch.bfloat16)
-    for kind in KINDS:
-        view = corrected(llama, kind)[0].view(llama, KEPT)
-        assert {parameter.dtype for parameter in view.parameters()} == {torch.bfloat16}
-        assert torch.isfinite(view(random_ids(1, 4)).logits).all()

@@ -35,23 +35,6 @@ def test_stages_equal_the_uncached_reference(model):
     torch.testing.assert_close(short, expected[:, :2], rtol=1e-4, atol=1e-4)
 
 
-def test_two_passes_equal_decoding_step_by_step(model):
-    kept = (0, 2, 5)
-    prompt, response = random_ids(2, 7), random_ids(2, 5, seed=1)
-    view, mask = shallow_view.shallow_view(model, kept), torch.ones_like(prompt)
-    cache = shallow_view.new_cache(model)
-    steps = [shallow_view.forward_with_cache(model, prompt, mask, cache, last_only=True)]
-    shallow_view.prune_cache(cache, kept)
-    for i in range(4):
-        mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
-        steps.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
-    expected = response_losses(torch.cat(steps, 1), response)
-    logits = response_logits(
-        model, one_stage(view, kept), prompt, torch.ones_like(prompt), response
-    )
-    torch.testing.assert_close(response_losses(logits, response), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_padding_changes_no_loss(model):
     kept, view = (0, 2, 5), shallow_view.shallow_view(model, (0, 2, 5))
     prompt, response = random_ids(1, 4), random_ids(1, 3, seed=1)

@@ -89,20 +89,19 @@ class Decoder:
         sessions.
         """
         first, second = self.stages
-        moved = copy.copy(self)
-        moved.stages = (first, replace(second, first_step=first_step))
-        return moved
+        return self._with(stages=(first, replace(second, first_step=first_step)))
 
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with another engine; both decoders share views and sessions."""
-        changed = copy.copy(self)
-        changed._asked = engine_named(name)
-        return changed
+        return self._with(_asked=engine_named(name))
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
         """Return a decoder with another exit rule; both decoders share their sessions."""
+        return self._with(exits=rule)
+
+    def _with(self, **attributes: object) -> "Decoder":
         changed = copy.copy(self)
-        changed.exits = rule
+        vars(changed).update(attributes)
         return changed
 
     @functools.cached_property
@@ -301,26 +300,26 @@ def _stage_views(
             shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
         )
 
-    views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
-    stages = [
+    views = {
+        kept: view(kept) for kept in (prompt_layers, *(stage.kept_layers for stage in plan.stages))
+    }
+    stages = tuple(
         StageView(
             stage.first_step,
             views[stage.kept_layers],
             tuple(map(prompt_layers.index, plan.cached_layers(stage))),
         )
         for stage in plan.stages
-    ]
-    return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
+    )
+    return views[prompt_layers], stages
 
 
 def _check_memory(engine: Engine, views: Views) -> None:
     """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
-    models = [views.prompt_model, *(stage.view for stage in views.stages)]
-    needed = 0.0
-    for model in {id(model): model for model in models}.values():
-        bits = engine.formats[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
-        needed += sum(parameter.numel() for parameter in model.parameters()) * bits / 8
+    models = {views.prompt_model, *(stage.view for stage in views.stages)}
+    bits = engine.formats[engine.weights][0] if engine.weights else 8 * views.model.dtype.itemsize
+    needed = sum(weight.numel() for model in models for weight in model.parameters()) * bits / 8
     free = psutil.virtual_memory().available
     if needed > free:
         raise RunError(

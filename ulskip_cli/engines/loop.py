@@ -3,16 +3,13 @@ the clock.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
 from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.inference.timing import now
 
@@ -147,49 +144,3 @@ def _step(session: SteppingSession, index: int, tokens: Tensor, request: BatchRe
     if len(request.first_steps) > 1 and index in request.first_steps[1:]:
         session.switch(request.first_steps.index(index, 1))
     return session.step(tokens)
-
-
-Copy = TypeVar("Copy")
-
-
-class LibrarySession(SteppingSession, Generic[Copy]):
-    """A session with a copy of each stage's view in another library, and of the full model if that
-    encodes the prompts.
-
-    Keys and values move to a view from the full model, or from the view of the stage before.
-    """
-
-    def __init__(self, views: Views, weights: str | None, engine: str) -> None:
-        """Load the copies; raise UsageError if `weights`, the format, is None."""
-        if weights is None:
-            raise UsageError(
-                f"engine={engine} does not support weights in {views.model.dtype}; use"
-                " model.dtype=bfloat16"
-            )
-        self.weights, self.stages = weights, views.stages
-        self.views = [self.load(stage.view) for stage in self.stages]
-        self.view = self.views[0]  # of the current stage
-        encodes = views.prompt_model is self.stages[0].view
-        self.full = self.view if encodes else self.load(views.prompt_model)
-
-    @abstractmethod
-    def load(self, model: PreTrainedModel) -> Copy:
-        """Return a copy of a model in the library."""
-
-    @abstractmethod
-    def move(self, source: Copy, layers: Sequence[int]) -> None:
-        """Continue in `view`, with the keys and values of `layers` in another copy."""
-
-    def start(self) -> None:
-        """Continue the encoded prompts in the view of the first stage."""
-        self.view = self.views[0]
-        if self.full is not self.view:
-            self.move(self.full, self.stages[0].kept)
-
-    def switch(self, stage: int) -> None:
-        """Continue with the view of a later stage, which takes over the keys and values of its
-        layers.
-        """
-        self.view = self.views[stage]
-        before = self.stages[stage - 1].kept
-        self.move(self.views[stage - 1], [before.index(i) for i in self.stages[stage].kept])

@@ -1,15 +1,18 @@
-"""Choose the next tokens from logits, greedily or by sampling, and check drafted tokens."""
+"""Choose the next tokens from logits, greedily or by sampling; check drafts; score a part of the
+vocabulary.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -18,6 +21,7 @@ from transformers import (
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.inference import shallow_view
 
 
 class InvalidLogitsError(RunError):
@@ -142,3 +146,43 @@ def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
 def _prefix_length(flags: Tensor) -> Tensor:
     """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
     return flags.long().cumprod(dim=1).sum(dim=1)
+
+
+class DraftHead(nn.Module):
+    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens
+    get -inf.
+
+    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies,
+    and answers repeat tokens of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by
+    frequencies that are counted before.
+    """
+
+    def __init__(self, head: nn.Linear, size: int) -> None:
+        super().__init__()
+        self.weight, self.size = head.weight, size
+        self.first = nn.Linear(head.in_features, size, bias=False, device="meta")
+        self.first.weight = nn.Parameter(head.weight.detach()[:size], requires_grad=False)
+        self.begin(torch.empty(0, dtype=torch.long, device=head.weight.device))
+
+    def begin(self, ids: Tensor) -> None:
+        """Score the tokens `ids` [any shape] too."""
+        self._more_ids = torch.unique(ids[ids >= self.size])
+        self._more_weight = self.weight.detach()[self._more_ids]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., vocab_size] of `hidden` [..., hidden_size]."""
+        logits = hidden.new_full((*hidden.shape[:-1], len(self.weight)), -torch.inf)
+        logits[..., : self.size] = self.first(hidden)
+        logits[..., self._more_ids] = functional.linear(hidden, self._more_weight)
+        return logits
+
+
+def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
+    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if
+    its head is no plain layer or has a bias.
+    """
+    head = view.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None or size >= head.out_features:
+        return view
+    short = DraftHead(head, size)
+    return shallow_view.substituted(view, lambda module: short if module is head else None)

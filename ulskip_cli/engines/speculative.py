@@ -1,6 +1,4 @@
-"""Speculative decoding: drafters guess tokens, and the full model checks them in one forward
-pass.
-"""
+"""Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,8 +14,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
-from ulskip_cli.engines.draft_head import DraftHead, with_draft_head
-from ulskip_cli.engines.sampling import Drafts, TokenSampler, verify_greedy, verify_sampled
+from ulskip_cli.engines.sampling import (
+    DraftHead,
+    Drafts,
+    TokenSampler,
+    verify_greedy,
+    verify_sampled,
+    with_draft_head,
+)
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
@@ -115,9 +119,7 @@ class DraftLength:
         return count * self.draft_cost + self.check_costs[known - 1] * (count + 1) / known
 
     def next(self) -> int:
-        """Return the number of tokens to draft. If no drafts seem to pay, one is tried as long as
-        there is credit.
-        """
+        """Return the number of tokens to draft; one, on credit, if no drafts seem to pay."""
         if self.setting != AUTO:
             return int(self.setting)
         counts = range(1, len(self.check_costs))
@@ -128,9 +130,7 @@ class DraftLength:
         return best or len(allowed[:1])
 
     def update(self, accepted: int, drafted: int) -> None:
-        """Count a check, or a plain step as 0 of 0; drafts after the first rejected draft do not
-        count as tested.
-        """
+        """Count a check; drafts after the first rejected one are untested. Plain steps: 0 of 0."""
         if drafted:
             self._accepted = DECAY * self._accepted + accepted
             self._tested = DECAY * self._tested + min(accepted + 1, drafted)
@@ -192,17 +192,15 @@ class SpeculativeSession(ModelSession):
         ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
         drafters = self.drafters(request, sampler)
-        calls = [functools.partial(drafter.propose, ids, 1) for drafter in drafters]
-        for count in range(size):
-            drafts = Drafts(ids[:, -1:].expand(-1, count))
-            calls.append(functools.partial(self._verify, ids, drafts, sampler))
-        seconds = _shortest(calls, device)
-        checks = list(accumulate(seconds[len(drafters) :], max))
-        draft_costs, check_costs = (
-            [cost / checks[0] for cost in costs] for costs in (seconds[: len(drafters)], checks)
-        )
+        drafting = [functools.partial(drafter.propose, ids, 1) for drafter in drafters]
+        checked = [Drafts(ids[:, -1:].expand(-1, count)) for count in range(size)]
+        checks = [functools.partial(self._verify, ids, drafts, sampler) for drafts in checked]
+        seconds = _shortest([*drafting, *checks], device)
+        longest = list(accumulate(seconds[len(drafters) :], max))
+        costs = [check / longest[0] for check in longest]
         self._lengths[key] = [
-            DraftLength(decoding.draft_tokens, cost, check_costs) for cost in draft_costs
+            DraftLength(decoding.draft_tokens, cost / longest[0], costs)
+            for cost in seconds[: len(drafters)]
         ]
         self.finish()
         return now(device) - began
@@ -246,9 +244,8 @@ class SpeculativeSession(ModelSession):
                 length.update(gained - 1, drafted)
             self._stats += replace(stats, plain_steps=used[0].cost(drafted))
             after = torch.arange(gained, device=ids.device) >= ends[:, None]
-            current[:, at : at + gained] = tokens[:, :gained].masked_fill(
-                after, request.pad_token_id
-            )
+            tokens = tokens[:, :gained].masked_fill(after, request.pad_token_id)
+            current[:, at : at + gained] = tokens
             at, ended = at + gained, ends <= gained
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.engines.base import BatchRequest, Room, Views
-from ulskip_cli.engines.export import cached_export, exportable_tensors
-from ulskip_cli.engines.loop import LibrarySession
+from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
 

@@ -1,5 +1,5 @@
-"""Models as OpenVINO files whose requests contain the KV cache: tracing, states, and formats of the
-weights.
+"""Models as OpenVINO files, and requests that contain the KV cache: tracing, states, masks, and
+formats of the weights.
 """
 
 import contextlib
@@ -8,28 +8,30 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import torch
 import transformers
-from openvino import opset13
+from openvino import opset13, properties
 from openvino._offline_transformations import (
     apply_make_stateful_transformation,
     apply_moc_transformations,
 )
 from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.properties import hint
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.export import cached_export, exportable_tensors
-from ulskip_cli.engines.openvino.request import Masks, OpenVinoRequest, filled_cache
-from ulskip_cli.engines.torch import session
+from ulskip_cli.engines.library import cached_export, exportable_tensors
+from ulskip_cli.engines.torch import session, static_cache
 from ulskip_cli.engines.torch.static_cache import takes_positions
 from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache
 
@@ -37,6 +39,123 @@ ENGINE = "openvino"
 GROUP_SIZE = 64  # of int4; widths of small models are not multiples of 128
 _LARGEST_ERROR = 1e-3  # of a converted model's logits, relative to the largest logit
 _FORMAT = 2  # increase it if files of earlier versions must not be used
+
+
+# Of masks: finite in each inference precision, also where a row is padding only.
+HIDDEN = torch.finfo(torch.float16).min
+
+
+class Masks:
+    """The additive masks of a model's attention types, for prompts and steps."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._layers = model, len(new_cache(model).layers)
+        self.kinds = sorted(self.of_steps(torch.ones(1, 0, dtype=torch.long), 2))
+
+    def of_prompt(self, mask: Tensor) -> dict[str, Tensor]:
+        """Return the masks [batch, 1, prompt_len, prompt_len] of prompts with the padding mask
+        [batch, prompt_len].
+        """
+        padding = torch.zeros(mask.shape).masked_fill(mask == 0, HIDDEN)[:, None, None]
+        causal = self.of_steps(mask[:, :0], mask.shape[1])
+        return {kind: torch.minimum(tensor, padding) for kind, tensor in causal.items()}
+
+    def of_steps(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
+        """Return the masks [batch, 1, steps, seen + steps] of steps; `mask` [batch, seen] is the
+        padding mask before them.
+        """
+        past = mask.shape[1]
+        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2 * self._layers)
+        masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
+        by_kind = {"mask": masks} if isinstance(masks, Tensor) else masks
+        return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
+
+
+def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache of keys, values, keys, values, ... by layer; also sliding layers keep all
+    positions.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(states[::2], states[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.layers.append(layer)
+    return cache
+
+
+class OpenVinoRequest:
+    """A model on the CPU whose states are the keys and values of all earlier passes."""
+
+    def __init__(self, model: Path | openvino.Model, masks: Masks, exact: bool) -> None:
+        """Compile a model; `exact` computes and caches in float32, else the precision is the
+        default of the machine.
+        """
+        self.masks = masks
+        options: dict[Any, Any] = {
+            hint.performance_mode: hint.PerformanceMode.LATENCY,
+            hint.enable_cpu_pinning: False,  # several processes would share the same cores
+            properties.num_streams: 1,
+            properties.inference_num_threads: torch.get_num_threads(),
+        }
+        if exact:
+            options |= {
+                hint.inference_precision: openvino.Type.f32,
+                hint.kv_cache_precision: openvino.Type.f32,
+                hint.dynamic_quantization_group_size: 0,
+            }
+        core = openvino.Core()
+        model = core.read_model(model) if isinstance(model, Path) else model
+        shapes = [
+            node.get_output_partial_shape(0)
+            for node in model.get_ops()
+            if node.get_type_name() == "ReadValue"
+        ]
+        self._width: int = sum(shape[1].get_length() * shape[3].get_length() for shape in shapes)
+        self.compiled = core.compile_model(model, "CPU", options)
+        self._request = self.compiled.create_infer_request()
+
+    def clear(self) -> None:
+        """Forget all sequences.
+
+        A new request replaces the old one: after `reset_state`, and rows that ended in the batch
+        before, later batches of a rounded cache had NaN logits (openvino 2026.4).
+        """
+        self._request = self.compiled.create_infer_request()
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        masks: Mapping[str, Tensor],
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Append tokens [batch, new_len]; return the logits [batch, vocab_size] after them.
+
+        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the
+        sequences that continue.
+        """
+        rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+        outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs["logits"].copy())
+
+    def take_layers(self, other: "OpenVinoRequest", layers: Sequence[int]) -> None:
+        """Replace the keys and values of all layers by those of `layers` in another request."""
+        states = other._states()
+        for name, state in self._states().items():
+            kind, layer = name.split(".")
+            state.state = states[f"{kind}.{layers[int(layer)]}"].state
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of the keys and values of that many tokens in all sequences, without the
+        scales of rounded ones.
+        """
+        size: int = self.compiled.get_property(hint.kv_cache_precision).size
+        return num_tokens * self._width * size
+
+    def _states(self) -> dict[str, Any]:
+        return {state.name.split("new.")[0]: state for state in self._request.query_state()}
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
@@ -99,9 +218,7 @@ class _Traced(nn.Module):
         """Return the logits of the last position, and all keys and values by layer."""
         masks, past = dict(zip(self.kinds, rest, strict=False)), rest[len(self.kinds) :]
         cache = filled_cache(past)
-        mask = masks.get(
-            "mask", {kind.removeprefix("mask."): tensor for kind, tensor in masks.items()}
-        )
+        mask = masks.get("mask", masks)
         logits = self.model(
             input_ids=input_ids,
             attention_mask=mask,

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.engines.base import BatchRequest, Views
-from ulskip_cli.engines.loop import LibrarySession
-from ulskip_cli.engines.openvino.export import ENGINE, export
-from ulskip_cli.engines.openvino.request import Masks, OpenVinoRequest
+from ulskip_cli.engines.library import LibrarySession
+from ulskip_cli.engines.openvino.export import ENGINE, Masks, OpenVinoRequest, export
 
 MASKED_STEPS = 64  # steps whose masks are computed at once
 
