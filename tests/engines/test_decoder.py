@@ -1,24 +1,13 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, decoder_for, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
-from ulskip_cli.engines.torch import session
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
-
-
-def decoder_for(model, *overrides):
-    return Decoder(
-        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    )
 
 
 def test_counts_exclude_padding_and_tokens_after_eos(llama):
@@ -95,25 +84,9 @@ def test_sampling_depends_on_the_seed(llama):
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
-def test_beam_options_reach_transformers(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    ids = torch.tensor([[5, 6, 7]])
-    beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
-    banned = decoder.generate(ids, torch.ones_like(ids), DecodeContext(beam, 0)).token_ids[0][0]
-    without = DecodingConfig(
-        name="b", num_beams=3, max_new_tokens=8, generate_kwargs={"bad_words_ids": [[banned]]}
-    )
-    assert (
-        banned
-        not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
-    )
-
-
 def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = Decoder(
-        llama, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)), tokenizer
-    )
+    decoder = decoder_for(llama, "ratio=2", tokenizer=tokenizer)
     ids, mask = padded(
         tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True
     )
@@ -152,19 +125,6 @@ def test_tokens_are_reported_as_they_are_generated(llama):
     assert reports[-1] == (4, 32)
     assert reports[0] == (0, 2)
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
-
-
-def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
-    """The view of a hybrid may consist of attention layers only, which the engine on torch
-    supports.
-    """
-
-    def reason(model, decoding):
-        return "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
-
-    monkeypatch.setattr(session, "unsupported_reason", reason)
-    for overrides in (["strategy=full"], ["ratio=2"]):
-        assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
 
 
 def test_each_option_selects_an_engine_that_supports_it(llama):

@@ -3,33 +3,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, decoder_for, plan_for, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import early_exit
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.shallow_view import shallow_view
-from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 10
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
 NEVER, ALWAYS = 2.0, 0.0
 
 
-def static(model, *strategy):
-    return Decoder(
-        model,
-        make_plan(compose(strategy), ModelMetadata(model.config.num_hidden_layers, None, None)),
-    )
-
-
 def exiting(model, threshold, confidence="softmax_diff", **rule):
-    plan = make_plan(
-        compose(["strategy=full"]), ModelMetadata(model.config.num_hidden_layers, None, None)
-    )
+    plan = plan_for("strategy=full")
     exits = ExitRule(
         plan.num_layers, plan.num_layers, confidence, threshold, rule.pop("horizon", LENGTH), **rule
     )
@@ -106,7 +94,9 @@ def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
     assert output.engine == "early_exit"
     assert (
         output.token_ids
-        == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+        == decoder_for(model, "strategy=full")
+        .generate(ids, mask, DecodeContext(GREEDY, 0))
+        .token_ids
     )
     assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
     assert output.exits.check_seconds > 0
@@ -173,13 +163,3 @@ def test_finished_sequences_do_not_delay_the_others(llama):
         for i in range(3)
     ]
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
-
-
-def test_a_decoder_accepts_another_exit_rule(llama):
-    ids, mask = batch()
-    decoder = exiting(llama, NEVER)
-    lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
-    assert lower.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {1: 3 * (LENGTH - 1)}
-    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {
-        NUM_LAYERS: 3 * (LENGTH - 1)
-    }

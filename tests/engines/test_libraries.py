@@ -5,23 +5,24 @@ from itertools import product
 
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import library
 from ulskip_cli.engines.base import BatchRequest, Room, Views
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.tasks.encoding import EncodedExample
 
 LENGTH = 14
 GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
@@ -53,8 +54,8 @@ def engine(request):
 
 
 def decoder_for(model, overrides, engine="torch", **options):
-    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
-    return Decoder(model, plan, engine=engine_named(engine), **options)
+    used = engine_named(engine)
+    return reference.decoder_for(model, *overrides, ratio=3.5, engine=used, **options)
 
 
 def opened_for(engine, model, weights="f32", kept=(0, 3, 5)):
@@ -89,25 +90,16 @@ def test_tokens_equal_those_of_torch(engine, name, overrides):
                 assert is_near_tie(torchs.prompt_model, prompt, row, expected, kept)
     assert near_ties <= 1  # of 20 sequences
     assert seconds[0] > 0 and not any(seconds[1:])  # the views are loaded once
+    examples = [EncodedExample([5, 6, 7, 8], [9, 10, 11]), EncodedExample([5, 6], [9])]
+    torch_loss, loss = (
+        ReferenceLoss(examples, BatchSize(2), 0).of(decoder) for decoder in (torchs, ours)
+    )
+    assert loss == pytest.approx(torch_loss, rel=1e-4)
     if overrides == FRACTION:  # a moved switch uses the loaded views
         moved = [decoder.with_stage_switch(5) for decoder in (torchs, ours)]
         wanted, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)) for one in moved)
         assert got.token_ids == wanted.token_ids
         assert moved[1].build == ours.build is not None
-
-
-def test_losses_are_those_of_the_view(engine):
-    ours = decoder_for(build_model("llama"), ("ratio=2", "prompt_layers=kept"), engine)
-    (ids, mask), response = batch(True), random_ids(5, 4, seed=1)
-    with torch.inference_mode():
-        got = ours.losses(ids, mask, response)
-        whole, seen = torch.cat([ids, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
-        cache = shallow_view.new_cache(ours.view)
-        logits = shallow_view.forward_with_cache(ours.view, whole, seen, cache)
-    wanted = torch.nn.functional.cross_entropy(
-        logits[:, 8:-1].transpose(1, 2), response, reduction="none"
-    )
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_uses_the_same_random_numbers(engine):

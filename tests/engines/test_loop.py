@@ -3,15 +3,13 @@ from itertools import product
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, is_near_tie, reference_greedy
+from reference import NUM_LAYERS, batch, decoder_for, is_near_tie, plan_for, reference_greedy
 from transformers import MinNewTokensLengthLogitsProcessor
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
-from ulskip_cli.strategies.plan import Stage, make_plan
+from ulskip_cli.strategies.plan import Stage
 
 LENGTH, CPU = 14, torch.device("cpu")
 FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
@@ -23,18 +21,9 @@ DECODINGS = {
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 
 
-def decoder_for(model, *overrides):
-    return Decoder(
-        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    )
-
-
 def staged_decoder(model):
     """A decoder with four layers, three from the fourth decode step on, and two from the ninth."""
-    plan = make_plan(
-        compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]),
-        ModelMetadata(NUM_LAYERS, None, None),
-    )
+    plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]")
     return Decoder(
         model, replace(plan, stages=(*plan.stages, Stage(3, (0, 2, 5)), Stage(8, (0, 5))))
     )

@@ -117,16 +117,8 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run", "engine=acme", "strategy=skip_decode", "speed.enabled=false", *SMALL],
-        ["run", "baseline_engine=acme", "speed.new_tokens=4", *SMALL],
-        [
-            "bench",
-            "engine=acme",
-            "batch_size=1",
-            "speed.new_tokens=4",
-            "speed.prompt_tokens=8",
-            *SMALL[2:],
-        ],
+        ["run", "baseline_engine=acme", "strategy=skip_decode", "speed.new_tokens=4", *SMALL],
+        ["bench", "engine=acme", "batch_size=1", "speed.new_tokens=4", *SMALL[2:]],
     ],
 )
 def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):

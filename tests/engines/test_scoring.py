@@ -4,11 +4,9 @@ from typing import get_args
 
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, random_ids, reference_logits
+from reference import NUM_LAYERS, build_model, decoder_for, plan_for, random_ids, reference_logits
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.exit_rule import Confidence, ExitRule
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import (
     cosine,
@@ -21,7 +19,6 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 THRESHOLDS = {"softmax_diff": 0.12, "softmax_max": 0.25, "cosine": 0.85}
@@ -109,7 +106,7 @@ def test_padding_does_not_exceed_the_position_table():
     model = build_model("gpt2")
     assert model.config.n_positions == 128
     long, short = EncodedExample([5] * 120, [6] * 8), EncodedExample([7] * 20, [8] * 60)
-    decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    decoder = decoder_for(model, "ratio=2")
     alone = [ReferenceLoss([one], BatchSize(1), 0).of(decoder) for one in (long, short)]
     expected = (8 * alone[0] + 60 * alone[1]) / 68
     assert ReferenceLoss([long, short], BatchSize(2), 0).of(decoder) == pytest.approx(
@@ -122,7 +119,7 @@ def test_the_loss_is_the_mean_over_all_reference_tokens(llama, tokenizer, batch_
     texts = [("the cat", " der Hund"), ("a b c d", " im"), ("mat", " Haus im Haus")]
     llama.resize_token_embeddings(len(tokenizer))
     examples = [EncodedExample(*(tokenizer(text)["input_ids"] for text in pair)) for pair in texts]
-    plan = make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None))
+    plan = plan_for("ratio=2")
     total, count = 0.0, 0
     for one in examples:
         ids, start = torch.tensor([one.prompt_ids + one.response_ids]), len(one.prompt_ids)

@@ -3,19 +3,18 @@
 from itertools import product
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import batch, is_near_tie, random_ids, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import speculative
 from ulskip_cli.engines.base import DraftStats
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import Drafts, TokenSampler, verify_sampled, with_draft_head
 from ulskip_cli.engines.speculative import (
     CREDIT,
@@ -25,7 +24,6 @@ from ulskip_cli.engines.speculative import (
     DraftLength,
     NgramDrafter,
 )
-from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", max_new_tokens=LENGTH, draft_tokens=4)
@@ -45,11 +43,9 @@ def unsure_drafters():
 
 
 def decoder_for(model, kept=None):
-    depth = model.config.num_hidden_layers
-    schedule = (
-        ["strategy=full"] if kept is None else ["strategy=custom", f"strategy.layers={list(kept)}"]
-    )
-    return Decoder(model, make_plan(compose(schedule), ModelMetadata(depth, None, None)))
+    if kept is None:
+        return reference.decoder_for(model, "strategy=full")
+    return reference.decoder_for(model, "strategy=custom", f"strategy.layers={list(kept)}")
 
 
 def agreeing(model, kept):
@@ -114,17 +110,6 @@ def test_any_layers_can_draft(llama, kept):
     assert 0 < drafts.accepted < drafts.drafted
 
 
-def test_a_forced_length_continues_past_eos(llama):
-    decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
-    llama.generation_config.eos_token_id = decoder.generate(
-        ids, mask, DecodeContext(DRAFTED, 0)
-    ).token_ids[0][0]
-    for length in (1, 2, 3, 9):
-        forced = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0), forced_length=length)
-        assert forced.token_ids == by_generate(llama, ids, mask, forced_length=length)
-        assert {len(row) for row in forced.token_ids} == {length}
-
-
 def test_finished_sequences_do_not_delay_the_others(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(True)
@@ -139,27 +124,6 @@ def test_finished_sequences_do_not_delay_the_others(llama):
     assert rows == by_generate(llama, ids, mask)
     assert sizes[0] == 5
     assert sizes[-1] <= 2
-
-
-def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
-    """The view skips layers that compute nothing, so a pass over k drafts gains k + 1 tokens."""
-    with torch.no_grad():
-        for i in (1, 4):
-            for weight in stack_of(llama)[i].parameters():
-                weight.zero_()
-    ids, mask = batch(True)
-    drafts = (
-        decoder_for(llama, (0, 2, 3, 5))
-        .generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0))
-        .drafts
-    )
-    assert (drafts.passes, drafts.gained, drafts.drafted, drafts.accepted) == (
-        2,
-        10,
-        2 * 4 * 5,
-        2 * 4 * 5,
-    )
-    assert drafts.expected_speedup == pytest.approx(10 / drafts.plain_steps)
 
 
 def test_nothing_is_drafted_behind_an_improbable_draft(llama, monkeypatch):

@@ -1,6 +1,8 @@
 from dataclasses import replace
 
 import pytest
+import reference
+import tiny_configs
 import torch
 import transformers
 from reference import (
@@ -10,21 +12,19 @@ from reference import (
     OLD_STYLE,
     batch,
     build_model,
+    plan_for,
     random_ids,
     stack_of,
     without_parts,
 )
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 UNITS = ["attention", "mlp"]
@@ -60,14 +60,9 @@ def build(family, options):
     return getattr(transformers, f"{family}ForCausalLM")(config).eval()
 
 
-def plan_for(*overrides, depth=NUM_LAYERS):
-    return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None))
-
-
 def decoder_for(model, unit, kept=KEPT):
-    return Decoder(
-        model, plan_for("strategy=custom", f"strategy.layers={list(kept)}", f"strategy.unit={unit}")
-    )
+    layers = f"strategy.layers={list(kept)}"
+    return reference.decoder_for(model, "strategy=custom", layers, f"strategy.unit={unit}")
 
 
 def expected_tokens(model, ids, mask, kept, unit, **options):
@@ -175,17 +170,6 @@ def test_the_decode_loss_equals_the_uncached_reference(model, unit):
     assert loss == pytest.approx(total / 7, rel=1e-4)
 
 
-def test_only_kept_attentions_hold_keys_after_the_prompt(model):
-    ids, mask = batch(False)
-    outputs = {
-        unit: decoder_for(model, unit, (0, 2, 5)).generate(ids, mask, DecodeContext(GREEDY, 0))
-        for unit in UNITS
-    }
-    whole = decoder_for(model, "layer", (0, 2, 5)).generate(ids, mask, DecodeContext(GREEDY, 0))
-    assert outputs["attention"].kept_kv_bytes == whole.kept_kv_bytes < whole.prompt_kv_bytes
-    assert outputs["mlp"].kept_kv_bytes == outputs["mlp"].prompt_kv_bytes == whole.prompt_kv_bytes
-
-
 def test_a_view_shares_all_weights_and_leaves_the_model_alone(model):
     ids = random_ids(2, 9)
     before, own = model(ids).logits, {id(parameter) for parameter in model.parameters()}
@@ -207,21 +191,6 @@ REFUSED = {
         {**OLD_STYLE, "hidden_size": 32, "apply_residual_connection_post_layernorm": True},
     ),
     "a norm after the sum of both": ("BertGeneration", {**NEW_STYLE, "is_decoder": True}),
-    "a recurrent state": (
-        "Qwen3Next",
-        {
-            **NEW_STYLE,
-            "head_dim": 8,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-        },
-    ),
 }
 
 
@@ -234,6 +203,8 @@ def test_a_layer_that_does_more_than_add_its_parts_is_refused(name, unit):
     model = getattr(transformers, head)(getattr(transformers, f"{family}Config")(**options)).eval()
     with pytest.raises(NotApplicable, match=rf"strategy\.unit={unit} is not supported with {head}"):
         half_layers.half_view(model, (0, 2, 5), unit)
+    with pytest.raises(NotApplicable, match="recurrent state"):
+        half_layers.half_view(tiny_configs.build("bamba"), (0, 2, 5), unit)
 
 
 @pytest.mark.parametrize("unit", UNITS)

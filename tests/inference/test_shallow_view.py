@@ -59,18 +59,6 @@ def test_left_padding_changes_nothing(model):
     assert torch.equal(together, torch.cat([decode(model, kept, row) for row in rows]))
 
 
-def test_a_prompt_through_the_kept_layers_is_the_view_alone(model):
-    ids, kept = random_ids(1, 9), (0, 2, 5)
-    view = shallow_view.shallow_view(model, kept)
-    generator = shallow_view.two_phase(view, one_stage(view, (0, 1, 2)))
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, **GREEDY}
-    got, expected = (
-        generator.generate(input_ids=ids, **options),
-        view.generate(input_ids=ids, **options),
-    )
-    assert torch.equal(got, expected)
-
-
 def test_the_full_model_is_untouched(model):
     ids = random_ids(2, 9)
     before = model(ids).logits
@@ -104,18 +92,6 @@ def test_kv_bytes_fall_to_the_kept_share(model):
     windows = {getattr(layer, "sliding_window", None) for layer in seen["cache"].layers}
     if windows == {None}:
         assert seen["kept"] * NUM_LAYERS == seen["all"] * len(kept)
-
-
-def test_kept_sets_only_shrink(llama):
-    cache = shallow_view.new_cache(llama)
-    shallow_view.forward_with_cache(
-        llama, random_ids(1, 4), torch.ones(1, 4, dtype=torch.long), cache
-    )
-    shallow_view.prune_cache(cache, (0, 2, 4))
-    shallow_view.prune_cache(cache, (0, 4))
-    assert len(cache.layers) == 2
-    with pytest.raises(ValueError, match=r"\[2\]"):
-        shallow_view.prune_cache(cache, (0, 2, 4))
 
 
 def test_an_encoder_decoder_is_refused_by_name():

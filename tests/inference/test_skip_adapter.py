@@ -1,31 +1,30 @@
 from dataclasses import replace
 
 import pytest
+import reference
 import torch
 import transformers
 from reference import (
     NEW_STYLE,
     NUM_LAYERS,
     batch,
-    build_model,
     is_near_tie,
+    plan_for,
     random_corrections,
     random_ids,
     reference_greedy,
     reference_logits,
 )
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import response_logits
-from ulskip_cli.strategies.plan import Stage, make_plan
+from ulskip_cli.strategies.plan import Stage
 
 KINDS = ("low_rank", "full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
@@ -43,10 +42,7 @@ def corrected(model, kind, kept=KEPT, seed=0):
 
 def decoder_for(model, adapter, kept=KEPT, *overrides):
     layers = f"strategy.layers={list(kept)}"
-    plan = make_plan(
-        compose(["strategy=custom", layers, *overrides]), ModelMetadata(NUM_LAYERS, None, None)
-    )
-    return Decoder(model, plan, adapter=adapter)
+    return reference.decoder_for(model, "strategy=custom", layers, *overrides, adapter=adapter)
 
 
 def tokens(decoder, ids, mask, decoding=FAST, **options):
@@ -101,10 +97,7 @@ def test_each_stage_has_patches_of_its_own(model):
     corrections = {
         "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     }
-    plan = make_plan(
-        compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]),
-        ModelMetadata(NUM_LAYERS, None, None),
-    )
+    plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]")
     later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
     decoder = Decoder(model, replace(plan, stages=(*plan.stages, *later)), adapter=adapter)
     ids, mask = batch(True)
@@ -112,40 +105,6 @@ def test_each_stage_has_patches_of_its_own(model):
     for engine in ("torch", "transformers"):
         got = tokens(decoder.with_engine(engine), ids, mask)
         assert_equal_or_near_tie(model, ids, mask, got, expected, stages, corrections)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, kind):
-    adapter, corrections = corrected(model, kind)
-    decoder = decoder_for(model, adapter, KEPT, "prompt_layers=kept")
-    ids, mask = batch(False)
-    got = tokens(decoder, ids, mask)
-    for i, row in enumerate(got):
-        whole = torch.cat([ids[i], torch.tensor(row)])[None]
-        logits = reference_logits(model, whole, torch.ones_like(whole), 0, KEPT, **corrections)[
-            0, 8:-1
-        ]
-        best = logits.topk(2).values
-        chosen = logits[torch.arange(LENGTH), torch.tensor(row)]
-        assert ((best[:, 0] - chosen) < 1e-3).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "compile"), [("full", "on"), ("low_rank", "on"), ("folded", "on"), ("full", "layers")]
-)
-def test_compiled_steps_give_the_same_tokens(kind, compile):
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        pytest.skip(f"no C++ compiler: {error}")
-    model = build_model("llama")
-    decoder, (ids, mask) = decoder_for(model, corrected(model, kind)[0]), batch(True)
-    compiled = decoder.generate(ids, mask, DecodeContext(FAST.replace(compile=compile), 0))
-    assert compiled.compiled
-    assert compiled.token_ids == tokens(decoder.with_engine("transformers"), ids, mask)
 
 
 @pytest.mark.parametrize("kind", KINDS)

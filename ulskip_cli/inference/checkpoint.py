@@ -120,7 +120,7 @@ def trained_for(folder: Path) -> dict[str, Any] | None:
     """Return the strategy and the layers for which the weights in a folder were trained."""
     training = _training_in(folder)
     keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits"}
-    return training and training.model_dump(mode="json", include=keys)
+    return None if training is None else training.model_dump(mode="json", include=keys)
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:

@@ -123,8 +123,8 @@ def pick_device(name: str) -> torch.device:
     is not available.
     """
     if name == "auto":
-        available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        name = next((kind for kind, is_available in available.items() if is_available()), "cpu")
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

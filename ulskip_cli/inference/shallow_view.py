@@ -134,18 +134,7 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model that shares its parameters, and no module: a module that is replaced
     stays in the original.
     """
-    copies: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in copies:
-            children = {
-                name: copied(child) for name, child in module._modules.items() if child is not None
-            }
-            copies[id(module)] = _shell(module, children)
-            copies[id(module)]._parameters = dict(module._parameters)
-        return copies[id(module)]
-
-    return copied(model)
+    return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
 
 
 def as_subclass(
@@ -182,15 +171,8 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
     dropped before.
     """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
-    missing = sorted(set(kept) - set(held))
-    if missing:
-        raise ValueError(
-            f"expected kept layers that are still cached ({list(held)}), got {missing}; stages can"
-            " only drop layers"
-        )
-    cache.layers = [
-        cache.layers[held.index(layer)] for layer in kept
-    ]  # in place: `generate` keeps a reference to the cache
+    # in place: `generate` keeps a reference to the cache
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
     cache.kept_layers = tuple(kept)
 
 
@@ -327,31 +309,29 @@ def _forked(layer: Any) -> Any:
 
 
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    reason = architecture_support.unsupported_reason(model)
-    if reason is not None:
-        raise architecture_support.refusal(model, reason)
-    text_config = model.config.get_text_config(decoder=True)
+    """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
+    cannot be skipped.
+    """
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
     stacks = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers
+        if isinstance(module, nn.ModuleList) and len(module) == depth
     }
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    if len(outermost) != 1:
-        raise architecture_support.refusal(
-            model, f"expected one stack of decoder layers, got {len(outermost)}"
-        )
-    stack = stacks[outermost[0]]
-    extra = next(
-        (name for name in map(architecture_support.extra_layer_inputs, stack) if name), None
+    reason = architecture_support.unsupported_reason(model)
+    if reason is None and len(outermost) == 1:
+        stack = stacks[outermost[0]]
+        reason = architecture_support.dependent_layers(stack)
+        if reason is None:
+            return outermost[0], stack
+    raise UsageError(
+        f"{type(model).__name__} is not supported:"
+        f" {reason or f'expected one stack of decoder layers, got {len(outermost)}'};"
+        " docs/architectures.md lists supported models"
     )
-    if extra is not None:
-        raise architecture_support.refusal(
-            model, f"each layer reads a further output of the layer before it ({extra})"
-        )
-    return outermost[0], stack
 
 
 def _shell(
