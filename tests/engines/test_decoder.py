@@ -84,33 +84,18 @@ def test_sampling_depends_on_the_seed(llama):
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
-def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenizer):
+def test_a_stop_string_ends_an_answer(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
     decoder = decoder_for(llama, "ratio=2", tokenizer=tokenizer)
-    ids, mask = padded(
-        tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True
-    )
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
-    pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
+    prompts, pad = tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id
+    ids, mask = padded(prompts, pad, left=True)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids[0]
+    pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stop = pieces[at]
-    stopped = decoder.generate(
-        ids,
-        mask,
-        DecodeContext(
-            DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id
-        ),
-    )
-    text = tokenizer.decode(stopped.token_ids[0])
-    assert len(stopped.token_ids[0]) <= at + 1
-    assert stop in text
-    assert not stopped.hit_max_length[0]
-    assert free.token_ids[0][: len(stopped.token_ids[0])] == stopped.token_ids[0]
-    forced = DecodingConfig(name="g", stop=[stop])
-    assert (
-        len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0])
-        == 8
-    )
+    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad))
+    row = stopped.token_ids[0]
+    assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
+    assert pieces[at] in tokenizer.decode(row)
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):
@@ -127,22 +112,9 @@ def test_tokens_are_reported_as_they_are_generated(llama):
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
 
 
-def test_each_option_selects_an_engine_that_supports_it(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    ids = random_ids(1, 4)
-    beams = DecodingConfig(name="b", num_beams=2)
-    for decoding, asked, engine in (
-        (GREEDY, "auto", "torch"),
-        (GREEDY, "transformers", "transformers"),
-        (beams, "auto", "transformers"),
-    ):
-        chosen = decoder.with_engine(asked)
-        assert chosen.engine(decoding)[0] == engine
-        assert (
-            chosen.generate(
-                ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2
-            ).engine
-            == engine
-        )
+def test_an_engine_that_supports_the_options_is_chosen(llama):
+    decoder, beams = decoder_for(llama, "ratio=2"), GREEDY.replace(num_beams=2)
+    assert decoder.engine(GREEDY) == ("torch", None)
+    assert decoder.engine(beams) == ("transformers", "decoding.num_beams=2")
     with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
         decoder.with_engine("torch").engine(beams)

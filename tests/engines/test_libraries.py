@@ -102,15 +102,6 @@ def test_tokens_equal_those_of_torch(engine, name, overrides):
         assert moved[1].build == ours.build is not None
 
 
-def test_sampling_uses_the_same_random_numbers(engine):
-    model, (ids, mask) = build_model("llama"), batch(True)
-    sampled = DecodeContext(GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
-    ours, torchs = (decoder_for(model, ("ratio=2",), name) for name in (engine, "torch"))
-    assert ours.generate(ids, mask, sampled).token_ids == (
-        torchs.generate(ids, mask, sampled).token_ids
-    )
-
-
 @pytest.mark.parametrize("kind", ["folded", "lora"])
 def test_a_skip_adapter_is_merged(engine, kind):
     model, kept = build_model("llama"), (0, 2, 4)
@@ -197,16 +188,6 @@ def test_unsupported_models_are_refused(engine, name, reason):
     pytest.importorskip(engine, reason="the library is not installed")
     with pytest.raises(UsageError, match=rf"engine={engine} .*{reason}.*engine=torch"):
         opened_for(engine, build_model(name))
-
-
-def test_a_conversion_with_other_logits_is_refused(monkeypatch, tmp_path):
-    pytest.importorskip("openvino", reason="the library is not installed")
-    from ulskip_cli.engines.openvino import export
-
-    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(export, "_LARGEST_ERROR", 0.0)
-    with pytest.raises(UsageError, match="logits"):
-        opened_for("openvino", build_model("llama"))
 
 
 def test_another_version_of_llama_cpp_is_refused(monkeypatch):

@@ -54,14 +54,6 @@ def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(fi
     assert [rows[1] for rows in found] != [rows[2] for rows in found]
 
 
-def test_an_answer_contains_its_eos(file):
-    free = answers(file, samples=1)
-    ended = answers(file.with_name("ended.jsonl"), samples=1, eos=[row[0][2] for row in free])
-    assert any(len(row[0]) < LENGTH for row in ended)
-    for one, other in zip(ended, free, strict=True):
-        assert one[0] == other[0][: len(one[0])]
-
-
 def test_beams_decode_the_first_answer_alone(file):
     found = answers(file, num_beams=3, eos=7)
     greedy = answers(file, eos=7)
@@ -82,13 +74,6 @@ def test_stored_answers_are_not_generated_again(file, monkeypatch):
     forbid_generation(monkeypatch)
     assert answers(file) == found
     assert file.read_bytes() == stored
-
-
-def test_more_samples_keep_the_stored_ones(file):
-    first = answers(file, samples=1)
-    both = answers(file, samples=2)
-    assert [rows[:1] for rows in both] == first
-    assert both == answers(file.with_name("other.jsonl"), samples=2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.35, 0.77])

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -81,25 +80,6 @@ def test_every_token_is_predicted_at_its_exit_depth(llama, kind):
         at = inputs[3][:, step + 1].bool()
         expected = by_depth[int(depths[0, step])][:, step + 1]
         torch.testing.assert_close(logits[at, step + 1], expected[at], rtol=1e-4, atol=1e-4)
-
-
-def test_padding_delays_no_exit(llama):
-    rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", THRESHOLDS["softmax_max"], 4)
-    inputs = batch(2)  # the second response is shorter
-    depths = scored(llama, rule, inputs)[1]
-    alone = scored(llama, rule, [one[:1] for one in inputs])[1]
-    behind = ~inputs[3][1, 1:].bool()
-    assert behind.any()
-    assert (depths[0, behind] == alone[0, behind]).all()
-    assert (depths[0, behind] < NUM_LAYERS).any()
-
-
-def test_a_response_of_one_token_is_predicted_by_the_prompt(llama):
-    prompt, prompt_mask, response, mask = batch()
-    rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", 0.5, 4)
-    logits, depths = scored(llama, rule, (prompt, prompt_mask, response[:, :1], mask[:, :1]))
-    assert logits.shape[:2] == (3, 1) and depths.shape == (3, 0)
-    assert replace(rule, threshold=0.1).threshold_at(0) == pytest.approx(0.1)
 
 
 def test_padding_does_not_exceed_the_position_table():

@@ -158,24 +158,23 @@ class Repeating:
         return Drafts(ids[:, -1:].expand(-1, count))
 
 
+def tiny(seed, vocab_size, width, spread):
+    """Make a random model of 3 layers."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 3}
+    ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    shape = LlamaConfig(
+        vocab_size=vocab_size, num_attention_heads=2, initializer_range=spread, **sizes, **ends
+    )
+    return LlamaForCausalLM(shape).eval()
+
+
 @settings(max_examples=40)
 @given(
     data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12), size=st.integers(1, 4)
 )
 def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
-    torch.manual_seed(seed)
-    shape = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        initializer_range=0.8,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(shape).eval().double()
+    model = tiny(seed, vocab_size, 8, 0.8).double()
     model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
     ids = torch.randint(1, vocab_size, (size, 6))
     mask = torch.ones_like(ids)
@@ -224,26 +223,6 @@ SAMPLED = DecodingConfig(
 NEAR_SAMPLES = 0.08  # total variation distance; chance alone causes about 0.04 with 1,500 draws
 
 
-@pytest.fixture
-def small():
-    """A model with a vocabulary of 5 and 3 layers; skipping the middle one changes its
-    distribution.
-    """
-    torch.manual_seed(3)
-    shape = LlamaConfig(
-        vocab_size=5,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        initializer_range=0.4,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(shape).eval()
-
-
 def exact_shares(model, prompt):
     """Compute the full model's distribution of the second and third token after a prompt, [25]."""
     choose = TokenSampler(SAMPLED, 0, [], 0, torch.device("cpu"))
@@ -273,7 +252,8 @@ def frequencies(decoder, prompt, decoding, runs):
 
 
 @pytest.mark.slow
-def test_samples_are_distributed_as_the_full_models(small):
+def test_samples_are_distributed_as_the_full_models():
+    small = tiny(3, 5, 16, 0.4)  # skipping the middle layer changes its distribution
     prompt, decoder = [1, 4, 2], decoder_for(small, (0, 2))
     expected = exact_shares(small, prompt)
 

@@ -22,10 +22,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import half_layers, shallow_view
-from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.tasks.encoding import EncodedExample
 
 UNITS = ["attention", "mlp"]
 KEPT = (1, 3, 4)
@@ -150,24 +147,6 @@ def test_stages_drop_parts_and_keep_what_they_read(model, unit):
     for engine in ("torch", "transformers"):
         tokens = decoder.with_engine(engine).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
         assert_same(model, ids, mask, kept, unit, tokens, expected)
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_the_decode_loss_equals_the_uncached_reference(model, unit):
-    examples = [
-        EncodedExample([5, 6, 7, 8], [9, 10, 11, 12]),
-        EncodedExample([15, 16, 17, 18, 19], [20, 21, 22]),
-    ]
-    total = 0.0
-    for one in examples:
-        ids, start = torch.tensor([one.prompt_ids + one.response_ids]), len(one.prompt_ids)
-        with torch.no_grad(), without_parts(model, start, KEPT, unit):
-            logits = model(ids, use_cache=False).logits[0, start - 1 : -1]
-        total += torch.nn.functional.cross_entropy(
-            logits, torch.tensor(one.response_ids), reduction="sum"
-        ).item()
-    loss = ReferenceLoss(examples, BatchSize(2), 0).of(decoder_for(model, unit))
-    assert loss == pytest.approx(total / 7, rel=1e-4)
 
 
 def test_a_view_shares_all_weights_and_leaves_the_model_alone(model):

@@ -70,30 +70,6 @@ def test_the_full_model_is_untouched(model):
     ] == NUM_LAYERS - 1
 
 
-def test_kv_bytes_fall_to_the_kept_share(model):
-    ids, kept = random_ids(2, 9), (0, 2, 5)
-    seen = {}
-
-    def on_prefill(cache):
-        seen["all"], seen["kept"], seen["cache"] = (
-            shallow_view.kv_bytes(cache),
-            shallow_view.kv_bytes(cache, kept),
-            cache,
-        )
-
-    generator = shallow_view.two_phase(
-        model, one_stage(shallow_view.shallow_view(model, kept), kept), on_prefill
-    )
-    generator.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **GREEDY
-    )
-    assert seen["all"] > 0
-    assert shallow_view.kv_bytes(seen["cache"]) == seen["kept"]
-    windows = {getattr(layer, "sliding_window", None) for layer in seen["cache"].layers}
-    if windows == {None}:
-        assert seen["kept"] * NUM_LAYERS == seen["all"] * len(kept)
-
-
 def test_an_encoder_decoder_is_refused_by_name():
     config = transformers.T5Config(
         num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50
@@ -106,12 +82,6 @@ def test_a_replaced_forward_is_refused(llama):
     llama.model.forward = llama.model.forward
     with pytest.raises(UsageError, match=r"LlamaModel.*forward"):
         shallow_view.shallow_view(llama, (0, 5))
-
-
-@pytest.mark.parametrize("kept", [(), (0, 0), (3, 1), (0, NUM_LAYERS), (-1, 2)])
-def test_invalid_schedules_are_refused(llama, kept):
-    with pytest.raises(UsageError):
-        shallow_view.shallow_view(llama, kept)
 
 
 def test_compiled_code_stays_with_the_source(llama):

@@ -133,11 +133,9 @@ class Decoder:
         before the first batch.
         """
         session = self._sessions.get(self.asked_engine)
-        return (
-            {**session.describe(), "threads": torch.get_num_threads()}
-            if session and self.is_runtime
-            else None
-        )
+        if not session or not self.is_runtime:
+            return None
+        return {**session.describe(), "threads": torch.get_num_threads()}
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine
@@ -146,11 +144,9 @@ class Decoder:
         engine, _ = self.engine(decoding)
         if self.is_runtime:
             return LinearBackend(engine, f"the engine is {engine}")
-        return (
-            LinearBackend(TORCH, "the engine is transformers")
-            if engine == "transformers"
-            else self._linear_backend
-        )
+        if engine == "transformers":
+            return LinearBackend(TORCH, "the engine is transformers")
+        return self._linear_backend
 
     def generate(
         self,
@@ -177,7 +173,7 @@ class Decoder:
             length=length,
             forced=bool(forced_length),
             on_step=on_step,
-            first_steps=tuple(stage.first_step for stage in self.stages),
+            first_steps=self._first_steps,
             exits=self.exits,
         )
         name, _ = self.engine(decoding)
@@ -201,40 +197,34 @@ class Decoder:
         padded on the right.
         """
         batch, length = response_ids.shape
-        first_steps = tuple(stage.first_step for stage in self.stages)
-        request = BatchRequest(
-            input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps
-        )
+        steps = self._first_steps
+        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=steps)
         with torch.inference_mode():
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
+
+    @property
+    def _first_steps(self) -> tuple[int, ...]:
+        return tuple(stage.first_step for stage in self.stages)
 
     def _session(self, name: str, room: Room) -> tuple[Session, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its
         copy of the weights.
         """
-        engine = (
-            self._asked
-            if name == self._asked.name
-            else None
-            if name in _METHODS
-            else engine_named(name)
-        )
-        key = name, engine.weights if engine else None
+        is_asked = name == self._asked.name
+        key = name, self._asked.weights if is_asked else None
         if key in self._sessions and not self._sessions[key].fits(room):
             self._sessions.pop(key).close()  # frees its memory first
-        if key in self._sessions:
-            return self._sessions[key], 0.0
-        began = time.perf_counter()
-        if engine is None:
-            self._sessions[key] = _METHODS[name](self._views)
-        else:
-            if engine.is_runtime:
-                _check_memory(engine, self._views)
-            self._sessions[key] = engine.open(self._views, room)
-        return self._sessions[key], (
-            time.perf_counter() - began if engine and engine.is_runtime else 0.0
-        )
+        loads, began = False, time.perf_counter()
+        if key not in self._sessions:
+            if name in _METHODS:
+                self._sessions[key] = _METHODS[name](self._views)
+            else:
+                engine = self._asked if is_asked else engine_named(name)
+                if loads := engine.is_runtime:
+                    _check_memory(engine, self._views)
+                self._sessions[key] = engine.open(self._views, room)
+        return self._sessions[key], time.perf_counter() - began if loads else 0.0
 
 
 def generate_all(

@@ -155,7 +155,11 @@ def converted_wheel(name: str) -> Path:
     staging = folder.with_name(folder.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    read = AutoModelForCausalLM.from_pretrained(dtype=torch.bfloat16, **source)
+    read, loading_info = AutoModelForCausalLM.from_pretrained(
+        dtype=torch.bfloat16, output_loading_info=True, **source
+    )
+    if missing := loading_info["missing_keys"]:
+        raise UsageError(f"expected {sorted(missing)} in {file}, got other tensors")
     # The weights are dequantized, and save_pretrained refuses a quantized config.
     del read.config.quantization_config
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
