@@ -90,14 +90,14 @@ class _Training(_Before):
     exits: list[int] | None = None
 
 
-def _training_in(folder: Path) -> _Training | None:
-    file = folder / _TRAINING
+def _training_in(folder: str | Path) -> _Training | None:
+    file = Path(folder) / _TRAINING
     if not file.is_file():
         return None
     return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
 
 
-def training_note(folder: Path) -> str:
+def training_note(folder: str | Path) -> str:
     """Describe how the weights in a folder were trained for layer skipping, from training.json."""
     training = _training_in(folder)
     if training is None:
