@@ -52,8 +52,9 @@ class ReplayedSteps(ExitSteps):
     def __init__(self, policy, depths, *args):
         super().__init__(*args)
         self.policy, self.depths, self.step, self.stops = policy, depths, -1, False
+        start = self.positions.prompt_len
         for layer in self.cache.layers:
-            layer.keys[:, :, self._first :] = layer.values[:, :, self._first :] = 0
+            layer.keys[:, :, start:] = layer.values[:, :, start:] = 0
             layer.update = self.ending_with(layer.update)
 
     def ending_with(self, write):

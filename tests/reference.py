@@ -7,7 +7,11 @@ from contextlib import contextmanager
 import torch
 import transformers
 
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.strategies.plan import make_plan
 
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
@@ -193,6 +197,17 @@ def reference_greedy(model, ids, mask, kept, steps, **corrections):
         )
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids[:, prompt_len:]
+
+
+def plan_for(*overrides, depth=NUM_LAYERS, ratio=None):
+    """Make the plan of a configuration for a model of `depth` layers."""
+    return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None), ratio)
+
+
+def decoder_for(model, *overrides, ratio=None, **options):
+    """Return a decoder of a tiny model with the plan of a configuration."""
+    plan = plan_for(*overrides, depth=model.config.num_hidden_layers, ratio=ratio)
+    return Decoder(model, plan, **options)
 
 
 def one_stage(view, kept):

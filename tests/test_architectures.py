@@ -58,10 +58,6 @@ def test_the_page_is_made_from_the_stored_verdicts():
         assert name.replace("ForCausalLM", "") in page
 
 
-def test_verdicts_survive_storing():
-    assert architectures.read(architectures.to_json(VERDICTS.values())) == list(VERDICTS.values())
-
-
 def test_nothing_is_silently_wrong():
     outcomes = [verdict.outcome for verdict in VERDICTS.values()]
     assert WRONG not in outcomes and FAILS not in outcomes

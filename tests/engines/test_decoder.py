@@ -1,24 +1,13 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, decoder_for, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
-from ulskip_cli.engines.torch import session
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
-
-
-def decoder_for(model, *overrides):
-    return Decoder(
-        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    )
 
 
 def test_counts_exclude_padding_and_tokens_after_eos(llama):
@@ -35,42 +24,6 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     assert stopped.prompt_tokens == 10
     assert stopped.generated_tokens == sum(map(len, stopped.token_ids))
     assert stopped.decoded_tokens == stopped.generated_tokens - 2
-
-
-def test_a_forced_length_continues_past_eos(llama):
-    ids = random_ids(1, 6)
-    decoder = decoder_for(llama)
-    llama.generation_config.eos_token_id = decoder.generate(
-        ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)
-    ).token_ids[0][0]
-    assert (
-        len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0]) == 1
-    )
-    assert (
-        len(
-            decoder.generate(
-                ids, torch.ones_like(ids), DecodeContext(GREEDY, 0), forced_length=5
-            ).token_ids[0]
-        )
-        == 5
-    )
-
-
-def test_beams_count_their_prompt_once(llama):
-    ids = random_ids(2, 6)
-    output = decoder_for(llama).generate(
-        ids,
-        torch.ones_like(ids),
-        DecodeContext(DecodingConfig(name="b", num_beams=3, max_new_tokens=4), 0),
-    )
-    assert output.prompt_tokens == 12
-    assert len(output.token_ids) == 2
-
-
-def test_phases_are_timed_in_order(llama):
-    ids = random_ids(1, 6)
-    output = decoder_for(llama).generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0))
-    assert 0 < output.prefill_seconds <= output.first_token_seconds < output.total_seconds
 
 
 def test_kv_bytes_are_exact(llama):
@@ -131,65 +84,18 @@ def test_sampling_depends_on_the_seed(llama):
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
-def test_a_sampled_batch_does_not_depend_on_earlier_batches(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    sampled = DecodingConfig(name="s", do_sample=True, max_new_tokens=6)
-    context = DecodeContext(sampled, 0, seed=3)
-    batches = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
-    torch.manual_seed(99)
-    again = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
-    assert [output.token_ids for _, output in batches] == [output.token_ids for _, output in again]
-
-
-def test_beam_options_reach_transformers(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    ids = torch.tensor([[5, 6, 7]])
-    beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
-    banned = decoder.generate(ids, torch.ones_like(ids), DecodeContext(beam, 0)).token_ids[0][0]
-    without = DecodingConfig(
-        name="b", num_beams=3, max_new_tokens=8, generate_kwargs={"bad_words_ids": [[banned]]}
-    )
-    assert (
-        banned
-        not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
-    )
-
-
-def test_a_stop_string_ends_an_answer_and_padding_is_not_counted(llama, tokenizer):
+def test_a_stop_string_ends_an_answer(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = Decoder(
-        llama, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)), tokenizer
-    )
-    ids, mask = padded(
-        tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True
-    )
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
-    pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
+    decoder = decoder_for(llama, "ratio=2", tokenizer=tokenizer)
+    prompts, pad = tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id
+    ids, mask = padded(prompts, pad, left=True)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids[0]
+    pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stop = pieces[at]
-    stopped = decoder.generate(
-        ids,
-        mask,
-        DecodeContext(
-            DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id
-        ),
-    )
-    text = tokenizer.decode(stopped.token_ids[0])
-    assert len(stopped.token_ids[0]) <= at + 1
-    assert stop in text
-    assert not stopped.hit_max_length[0]
-    assert free.token_ids[0][: len(stopped.token_ids[0])] == stopped.token_ids[0]
-    forced = DecodingConfig(name="g", stop=[stop])
-    assert (
-        len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0])
-        == 8
-    )
-
-
-def test_until_stop_cuts_at_the_first_stop_string():
-    assert until_stop("a STOP b END c", ["END", "STOP"]) == ("a ", True)
-    assert until_stop("abc", ["x"]) == ("abc", False)
-    assert until_stop("abc", []) == ("abc", False)
+    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad))
+    row = stopped.token_ids[0]
+    assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
+    assert pieces[at] in tokenizer.decode(row)
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):
@@ -206,35 +112,9 @@ def test_tokens_are_reported_as_they_are_generated(llama):
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
 
 
-def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
-    """The view of a hybrid may consist of attention layers only, which the engine on torch
-    supports.
-    """
-
-    def reason(model, decoding):
-        return "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
-
-    monkeypatch.setattr(session, "unsupported_reason", reason)
-    for overrides in (["strategy=full"], ["ratio=2"]):
-        assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
-
-
-def test_each_option_selects_an_engine_that_supports_it(llama):
-    decoder = decoder_for(llama, "ratio=2")
-    ids = random_ids(1, 4)
-    beams = DecodingConfig(name="b", num_beams=2)
-    for decoding, asked, engine in (
-        (GREEDY, "auto", "torch"),
-        (GREEDY, "transformers", "transformers"),
-        (beams, "auto", "transformers"),
-    ):
-        chosen = decoder.with_engine(asked)
-        assert chosen.engine(decoding)[0] == engine
-        assert (
-            chosen.generate(
-                ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2
-            ).engine
-            == engine
-        )
+def test_an_engine_that_supports_the_options_is_chosen(llama):
+    decoder, beams = decoder_for(llama, "ratio=2"), GREEDY.replace(num_beams=2)
+    assert decoder.engine(GREEDY) == ("torch", None)
+    assert decoder.engine(beams) == ("transformers", "decoding.num_beams=2")
     with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
         decoder.with_engine("torch").engine(beams)

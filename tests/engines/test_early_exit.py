@@ -3,34 +3,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, decoder_for, plan_for, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import early_exit
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.shallow_view import shallow_view
-from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 10
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
 NEVER, ALWAYS = 2.0, 0.0
 
 
-def static(model, *strategy):
-    return Decoder(
-        model,
-        make_plan(compose(strategy), ModelMetadata(model.config.num_hidden_layers, None, None)),
-    )
-
-
 def exiting(model, threshold, confidence="softmax_diff", **rule):
-    plan = make_plan(
-        compose(["strategy=full"]), ModelMetadata(model.config.num_hidden_layers, None, None)
-    )
+    plan = plan_for("strategy=full")
     exits = ExitRule(
         plan.num_layers, plan.num_layers, confidence, threshold, rule.pop("horizon", LENGTH), **rule
     )
@@ -107,23 +94,12 @@ def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
     assert output.engine == "early_exit"
     assert (
         output.token_ids
-        == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+        == decoder_for(model, "strategy=full")
+        .generate(ids, mask, DecodeContext(GREEDY, 0))
+        .token_ids
     )
     assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
     assert output.exits.check_seconds > 0
-
-
-def test_a_threshold_that_is_always_reached_is_top_skip(model):
-    ids, mask = batch()
-    expected = static(model, "strategy=top_skip", "ratio=2").generate(
-        ids, mask, DecodeContext(GREEDY, 0)
-    )
-    for options in ({"min_exit": 3}, {"min_exit": 1, "every": 2, "confidence": "cosine"}):
-        output = exiting(
-            model, ALWAYS if "confidence" not in options else -2.0, **options
-        ).generate(ids, mask, DecodeContext(GREEDY, 0))
-        assert output.token_ids == expected.token_ids
-        assert output.exits.depths == {3: 3 * (LENGTH - 1)}
 
 
 @torch.no_grad()
@@ -150,13 +126,13 @@ def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
 def test_pending_tokens_of_several_depths_are_computed_later(llama):
     ids, mask = batch(1)
     seen = set()
-    for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
+    for threshold in (0.05, 0.2, 0.5):
         for every in (1, 2):
             decoder = exiting(llama, threshold, every=every, horizon=4)
             output = decoder.generate(
-                ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=30), 0)
+                ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=16), 0)
             )
-            tokens, depths = reference(llama, ids, mask, decoder.exits, 30)
+            tokens, depths = reference(llama, ids, mask, decoder.exits, 16)
             assert output.token_ids == tokens
             assert output.exits.depths == histogram(depths, 1)
             seen |= set(output.exits.depths)
@@ -187,42 +163,3 @@ def test_finished_sequences_do_not_delay_the_others(llama):
         for i in range(3)
     ]
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
-
-
-def test_a_forced_length_continues_past_eos(llama):
-    ids, mask = batch()
-    free = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
-    llama.generation_config.eos_token_id = free.token_ids[0][3]
-    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0), forced_length=LENGTH)
-    assert [len(row) for row in output.token_ids] == [LENGTH] * 3
-    assert sum(output.exits.depths.values()) == 3 * (LENGTH - 1)
-
-
-def test_samples_without_exits_are_the_full_models(llama):
-    ids, mask = batch()
-    sampling = GREEDY.replace(do_sample=True, top_k=20)
-    expected = (
-        static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
-    )
-    assert (
-        exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
-        == expected
-    )
-
-
-def test_a_decoder_accepts_another_exit_rule(llama):
-    ids, mask = batch()
-    decoder = exiting(llama, NEVER)
-    lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
-    assert lower.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {1: 3 * (LENGTH - 1)}
-    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {
-        NUM_LAYERS: 3 * (LENGTH - 1)
-    }
-
-
-def test_unsupported_options_are_refused_by_name(llama):
-    ids, mask = batch()
-    with pytest.raises(UsageError, match="num_beams=2"):
-        exiting(llama, 0.5).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=2), 0))
-    with pytest.raises(UsageError, match=r"strategy\.threshold"):
-        early_exit.check(llama, exiting(llama, None).exits, GREEDY)

@@ -54,14 +54,6 @@ def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(fi
     assert [rows[1] for rows in found] != [rows[2] for rows in found]
 
 
-def test_an_answer_contains_its_eos(file):
-    free = answers(file, samples=1)
-    ended = answers(file.with_name("ended.jsonl"), samples=1, eos=[row[0][2] for row in free])
-    assert any(len(row[0]) < LENGTH for row in ended)
-    for one, other in zip(ended, free, strict=True):
-        assert one[0] == other[0][: len(one[0])]
-
-
 def test_beams_decode_the_first_answer_alone(file):
     found = answers(file, num_beams=3, eos=7)
     greedy = answers(file, eos=7)
@@ -84,14 +76,7 @@ def test_stored_answers_are_not_generated_again(file, monkeypatch):
     assert file.read_bytes() == stored
 
 
-def test_more_samples_keep_the_stored_ones(file):
-    first = answers(file, samples=1)
-    both = answers(file, samples=2)
-    assert [rows[:1] for rows in both] == first
-    assert both == answers(file.with_name("other.jsonl"), samples=2)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.77, 0.95])
+@pytest.mark.parametrize("share", [0.0, 0.35, 0.77])
 def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share):
     found, whole = answers(file), file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
@@ -101,36 +86,8 @@ def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share):
     } == {0, 1}
 
 
-def test_the_seed_changes_sampled_answers_only(file):
-    one = answers(file, seed=1)
-    stored = file.read_text().splitlines()
-    other = answers(file, seed=2)
-    assert len(file.read_text().splitlines()) == len(stored) + len(PROMPTS)
-    assert [rows[0] for rows in one] == [rows[0] for rows in other]
-    assert [rows[1] for rows in one] != [rows[1] for rows in other]
-
-
-def test_fewer_prompts_in_another_order_use_the_stored_answers(file, monkeypatch):
-    found = answers(file)
-    forbid_generation(monkeypatch)
-    assert answers(file, prompts=PROMPTS[5::-1]) == found[5::-1]
-
-
-@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}, {"num_beams": 3}])
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}])
 def test_answers_of_other_settings_are_added_to_the_file(file, changes):
     found = answers(file)
     assert answers(file, **changes) == answers(file.with_name("other.jsonl"), **changes) != found
     assert answers(file) == found
-
-
-def test_answers_of_another_model_are_added_to_the_file(file):
-    found = answers(file)
-    others = generate_own_responses(
-        build_model("gpt2"),
-        PROMPTS,
-        OwnResponses(samples=2),
-        greedy_context(0, LENGTH, 1),
-        file,
-        NullProgress(),
-    )
-    assert others != found == answers(file)

@@ -2,18 +2,16 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import reference
 import torch
-from reference import NUM_LAYERS, build_model, random_ids
+from reference import build_model, random_ids
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import decoder as decoder_module
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch.session import TorchSession
-from ulskip_cli.strategies.plan import make_plan
 
 
 class Roomy(Engine):
@@ -40,8 +38,8 @@ class RoomySession(TorchSession):
 
 
 def decoder_for(weights=None):
-    plan = make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None))
-    return Decoder(build_model("llama"), plan, engine=Roomy(name="roomy", weights=weights))
+    engine = Roomy(name="roomy", weights=weights)
+    return reference.decoder_for(build_model("llama"), "ratio=2", engine=engine)
 
 
 def generate(decoder, batch_size, prompt_len, forced=4):
@@ -67,13 +65,6 @@ def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
     assert outputs[1].compile_seconds == 0
     assert RoomySession.closed == before + 1
     assert {(output.engine, output.linear_backend) for output in outputs} == {("roomy", "roomy")}
-
-
-def test_a_session_holds_no_batch_after_it():
-    decoder = decoder_for()
-    generate(decoder, 2, 10)
-    (session,) = decoder._sessions.values()
-    assert session.steps is None
 
 
 @pytest.mark.parametrize(("weights", "size"), [(None, 4.0), ("q4", 0.5)])

@@ -1,8 +1,6 @@
 import pytest
 import tiny_configs
 import torch
-from reference import build_model
-from transformers import DynamicCache
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import architecture_support, shallow_view
@@ -22,18 +20,6 @@ from ulskip_cli.inference import architecture_support, shallow_view
 def test_architectures_with_dependent_layers_are_refused_with_a_reason(model_type, reason):
     with pytest.raises(UsageError, match=reason):
         shallow_view.shallow_view(tiny_configs.build(model_type), (0, 5))
-
-
-def test_a_model_of_attention_layers_is_not_refused(llama):
-    assert architecture_support.unsupported_reason(llama) is None
-    assert (
-        architecture_support.missing_attention_layers(
-            shallow_view.new_cache(llama),
-            shallow_view.new_cache(shallow_view.shallow_view(llama, (0, 5))),
-            (0, 5),
-        )
-        is None
-    )
 
 
 def test_recurrent_layers_alone_do_not_count_positions():
@@ -57,18 +43,3 @@ def test_a_recurrent_model_reads_given_text_token_by_token():
         ]
     assert torch.allclose(got[0], expected[:, 4:], atol=1e-4)
     assert torch.equal(got[0], got[1])  # a fork does not change the first cache
-
-
-def test_states_count_as_bytes():
-    model = tiny_configs.build("mamba")
-    cache = shallow_view.new_cache(model)
-    assert shallow_view.kv_bytes(cache) == 0
-    shallow_view.forward_with_cache(
-        model, torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4), cache
-    )
-    held = [*cache.layers[0].conv_states.values(), *cache.layers[0].recurrent_states.values()]
-    assert shallow_view.kv_bytes(cache) == 6 * sum(tensor.nbytes for tensor in held) > 0
-
-
-def test_plain_caches_are_not_recurrent():
-    assert not architecture_support.is_recurrent(DynamicCache(config=build_model("mistral").config))

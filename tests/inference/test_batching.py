@@ -29,12 +29,6 @@ def test_an_out_of_memory_batch_is_halved_and_every_item_runs_once(error):
     assert (size.asked, size.used) == (8, 2)
 
 
-def test_a_batch_that_fits_is_not_halved():
-    size = BatchSize(4)
-    assert [len(batch) for batch, _ in in_batches(range(9), size, limited(4))] == [4, 4, 1]
-    assert size.used == 4
-
-
 def test_a_single_sequence_that_does_not_fit_is_a_run_error():
     with pytest.raises(RunError, match="batch size 1"):
         list(in_batches([1, 2], BatchSize(2), limited(0)))

@@ -1,10 +1,12 @@
 import pytest
+import tiny_configs
 import torch
 import transformers
-from reference import NUM_LAYERS, build_model, one_stage, random_ids, reference_greedy, stack_of
+from reference import NUM_LAYERS, one_stage, random_ids, reference_greedy, stack_of
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.shallow_config import shallow_config
 
 KEPT_SETS = [(0, 2, 5), (1, 3, 4), (3, 4, 5), (0, 1, 2), (5,)]
 GREEDY = {"do_sample": False, "use_cache": True, "pad_token_id": 0}
@@ -57,25 +59,6 @@ def test_left_padding_changes_nothing(model):
     assert torch.equal(together, torch.cat([decode(model, kept, row) for row in rows]))
 
 
-def test_chunked_prefill_changes_nothing(model):
-    ids = random_ids(2, 9)
-    assert torch.equal(
-        decode(model, (0, 3, 5), ids, prefill_chunk_size=4), decode(model, (0, 3, 5), ids)
-    )
-
-
-def test_a_prompt_through_the_kept_layers_is_the_view_alone(model):
-    ids, kept = random_ids(1, 9), (0, 2, 5)
-    view = shallow_view.shallow_view(model, kept)
-    generator = shallow_view.two_phase(view, one_stage(view, (0, 1, 2)))
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, **GREEDY}
-    got, expected = (
-        generator.generate(input_ids=ids, **options),
-        view.generate(input_ids=ids, **options),
-    )
-    assert torch.equal(got, expected)
-
-
 def test_the_full_model_is_untouched(model):
     ids = random_ids(2, 9)
     before = model(ids).logits
@@ -87,64 +70,6 @@ def test_the_full_model_is_untouched(model):
     ] == NUM_LAYERS - 1
 
 
-def test_the_full_model_is_untouched_after_an_error(llama):
-    ids = random_ids(1, 9)
-    before = llama(ids).logits
-
-    def fail(cache):
-        raise RuntimeError("on purpose")
-
-    generator = shallow_view.two_phase(
-        llama, one_stage(shallow_view.shallow_view(llama, (0, 5)), (0, 5)), fail
-    )
-    with pytest.raises(RuntimeError, match="on purpose"):
-        generator.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **GREEDY
-        )
-    assert torch.equal(llama(ids).logits, before)
-
-
-def test_kv_bytes_fall_to_the_kept_share(model):
-    ids, kept = random_ids(2, 9), (0, 2, 5)
-    seen = {}
-
-    def on_prefill(cache):
-        seen["all"], seen["kept"], seen["cache"] = (
-            shallow_view.kv_bytes(cache),
-            shallow_view.kv_bytes(cache, kept),
-            cache,
-        )
-
-    generator = shallow_view.two_phase(
-        model, one_stage(shallow_view.shallow_view(model, kept), kept), on_prefill
-    )
-    generator.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **GREEDY
-    )
-    assert seen["all"] > 0
-    assert shallow_view.kv_bytes(seen["cache"]) == seen["kept"]
-    windows = {getattr(layer, "sliding_window", None) for layer in seen["cache"].layers}
-    if windows == {None}:
-        assert seen["kept"] * NUM_LAYERS == seen["all"] * len(kept)
-
-
-def test_kept_sets_only_shrink(llama):
-    cache = shallow_view.new_cache(llama)
-    shallow_view.forward_with_cache(
-        llama, random_ids(1, 4), torch.ones(1, 4, dtype=torch.long), cache
-    )
-    shallow_view.prune_cache(cache, (0, 2, 4))
-    shallow_view.prune_cache(cache, (0, 4))
-    assert len(cache.layers) == 2
-    with pytest.raises(ValueError, match=r"\[2\]"):
-        shallow_view.prune_cache(cache, (0, 2, 4))
-
-
-def test_per_layer_lists_of_the_config_follow_the_kept_layers():
-    view = shallow_view.shallow_view(build_model("qwen2"), (0, 1, 5))
-    assert view.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
-
-
 def test_an_encoder_decoder_is_refused_by_name():
     config = transformers.T5Config(
         num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50
@@ -153,39 +78,10 @@ def test_an_encoder_decoder_is_refused_by_name():
         shallow_view.shallow_view(transformers.T5ForConditionalGeneration(config), (0, 2))
 
 
-def test_layers_that_share_keys_are_refused_by_name(llama):
-    llama.config.num_kv_shared_layers = 2
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*num_kv_shared_layers"):
-        shallow_view.shallow_view(llama, (0, 5))
-
-
-def test_two_stacks_are_refused_by_name(llama):
-    llama.second = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_LAYERS))
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*\b2\b"):
-        shallow_view.shallow_view(llama, (0, 5))
-
-
 def test_a_replaced_forward_is_refused(llama):
     llama.model.forward = llama.model.forward
     with pytest.raises(UsageError, match=r"LlamaModel.*forward"):
         shallow_view.shallow_view(llama, (0, 5))
-
-
-@pytest.mark.parametrize("kept", [(), (0, 0), (3, 1), (0, NUM_LAYERS), (-1, 2)])
-def test_invalid_schedules_are_refused(llama, kept):
-    with pytest.raises(UsageError):
-        shallow_view.shallow_view(llama, kept)
-
-
-def test_substituted_builds_a_second_model_over_the_other_parts(llama):
-    head = torch.nn.Linear(32, 7, bias=False)
-    other = shallow_view.substituted(
-        llama, lambda module: head if module is llama.lm_head else None
-    )
-    assert other.lm_head is head
-    assert other.model is llama.model
-    assert llama.lm_head is not head
-    assert shallow_view.substituted(llama, lambda module: None) is llama
 
 
 def test_compiled_code_stays_with_the_source(llama):
@@ -196,3 +92,22 @@ def test_compiled_code_stays_with_the_source(llama):
     view = shallow_view.shallow_view(llama, (0, 5))
     view(ids)
     assert "_compiled_call" not in view.__dict__
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key"),
+    [
+        ("qwen2", "layer_types"),
+        ("smollm3", "no_rope_layers"),
+        ("jamba", "layers_block_type"),  # computed from a period
+        ("bamba", "layers_block_type"),  # computed from indices
+    ],
+)
+def test_per_layer_lists_are_reduced_to_the_kept_layers(model_type, key):
+    source = tiny_configs.build_config(model_type)
+    before = list(getattr(source, key))
+    config = shallow_config(source, 6, (1, 2, 5))
+    assert getattr(config, key) == [before[i] for i in (1, 2, 5)]
+    assert len(config.layer_types) == config.num_hidden_layers == 3
+    assert getattr(source, key) == before
+    assert type(config).__name__ == type(source).__name__

@@ -1,32 +1,30 @@
 from dataclasses import replace
 
 import pytest
+import reference
 import torch
 import transformers
 from reference import (
     NEW_STYLE,
     NUM_LAYERS,
     batch,
-    build_model,
     is_near_tie,
+    plan_for,
     random_corrections,
     random_ids,
     reference_greedy,
     reference_logits,
-    stack_of,
 )
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import response_logits
-from ulskip_cli.strategies.plan import Stage, make_plan
+from ulskip_cli.strategies.plan import Stage
 
 KINDS = ("low_rank", "full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
@@ -44,10 +42,7 @@ def corrected(model, kind, kept=KEPT, seed=0):
 
 def decoder_for(model, adapter, kept=KEPT, *overrides):
     layers = f"strategy.layers={list(kept)}"
-    plan = make_plan(
-        compose(["strategy=custom", layers, *overrides]), ModelMetadata(NUM_LAYERS, None, None)
-    )
-    return Decoder(model, plan, adapter=adapter)
+    return reference.decoder_for(model, "strategy=custom", layers, *overrides, adapter=adapter)
 
 
 def tokens(decoder, ids, mask, decoding=FAST, **options):
@@ -102,10 +97,7 @@ def test_each_stage_has_patches_of_its_own(model):
     corrections = {
         "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     }
-    plan = make_plan(
-        compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]),
-        ModelMetadata(NUM_LAYERS, None, None),
-    )
+    plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]")
     later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
     decoder = Decoder(model, replace(plan, stages=(*plan.stages, *later)), adapter=adapter)
     ids, mask = batch(True)
@@ -113,111 +105,6 @@ def test_each_stage_has_patches_of_its_own(model):
     for engine in ("torch", "transformers"):
         got = tokens(decoder.with_engine(engine), ids, mask)
         assert_equal_or_near_tie(model, ids, mask, got, expected, stages, corrections)
-
-
-def beam_search(model, ids, kept, beams, steps, corrections):
-    """Search with the uncached reference for the best sequence of `steps` tokens after one
-    prompt.
-    """
-    found = [(0.0, ids)]
-    for _ in range(steps):
-        whole = torch.cat([one for _, one in found])
-        logits = reference_logits(
-            model, whole, torch.ones_like(whole), ids.shape[1], kept, **corrections
-        )[:, -1]
-        scores = logits.log_softmax(-1) + torch.tensor([score for score, _ in found])[:, None]
-        best = scores.flatten().topk(beams)
-        rows = [(at // scores.shape[1], at % scores.shape[1]) for at in best.indices.tolist()]
-        found = [
-            (score, torch.cat([whole[row : row + 1], torch.tensor([[token]])], 1))
-            for score, (row, token) in zip(best.values.tolist(), rows, strict=True)
-        ]
-    return found[0][1][0, ids.shape[1] :].tolist()
-
-
-@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
-def test_beam_search_equals_an_uncached_search(model, kind):
-    adapter, corrections = corrected(model, kind)
-    ids, mask = batch(False)
-    beams = DecodingConfig(name="b", num_beams=3, max_new_tokens=6)
-    got = tokens(decoder_for(model, adapter), ids[:2], mask[:2], beams)
-    assert got == [beam_search(model, ids[i : i + 1], KEPT, 3, 6, corrections) for i in range(2)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, kind):
-    adapter, corrections = corrected(model, kind)
-    decoder = decoder_for(model, adapter, KEPT, "prompt_layers=kept")
-    ids, mask = batch(False)
-    got = tokens(decoder, ids, mask)
-    for i, row in enumerate(got):
-        whole = torch.cat([ids[i], torch.tensor(row)])[None]
-        logits = reference_logits(model, whole, torch.ones_like(whole), 0, KEPT, **corrections)[
-            0, 8:-1
-        ]
-        best = logits.topk(2).values
-        chosen = logits[torch.arange(LENGTH), torch.tensor(row)]
-        assert ((best[:, 0] - chosen) < 1e-3).all()
-
-
-@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
-def test_corrected_drafts_give_the_full_models_tokens(model, kind):
-    adapter, _ = corrected(model, kind)
-    ids, mask = batch(True)
-    expected = reference_greedy(model, ids, mask, EVERY, LENGTH).tolist()
-    drafted = DecodingConfig(max_new_tokens=LENGTH, draft_tokens=3)
-    assert_equal_or_near_tie(
-        model,
-        ids,
-        mask,
-        tokens(decoder_for(model, adapter), ids, mask, drafted),
-        expected,
-        EVERY,
-        {},
-    )
-
-
-def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
-    """Layers that add a constant are replaced exactly by the bias of a patch."""
-    constant = torch.randn(32, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        for i in (1, 4):
-            layer = stack_of(llama)[i]
-            for weight in layer.parameters():
-                weight.zero_()
-            layer.mlp.down_proj.bias = torch.nn.Parameter(constant.clone())
-    kept = (0, 2, 3, 5)
-    patch = {"linear.weight": torch.zeros(32, 32), "linear.bias": constant}
-    tensors = {
-        f"patch.0.{layer}.{name}": tensor for layer in (2, 5) for name, tensor in patch.items()
-    }
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
-    ids, mask = batch(True)
-    drafted = DecodingConfig(name="d", max_new_tokens=11, draft_tokens=4)
-    with_patches, without = (
-        decoder_for(llama, one, kept).generate(ids, mask, DecodeContext(drafted, 0)).drafts
-        for one in (adapter, None)
-    )
-    assert with_patches.accepted == with_patches.drafted > 0
-    assert without.accepted < without.drafted
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "compile"), [("full", "on"), ("low_rank", "on"), ("folded", "on"), ("full", "layers")]
-)
-def test_compiled_steps_give_the_same_tokens(kind, compile):
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        pytest.skip(f"no C++ compiler: {error}")
-    model = build_model("llama")
-    decoder, (ids, mask) = decoder_for(model, corrected(model, kind)[0]), batch(True)
-    compiled = decoder.generate(ids, mask, DecodeContext(FAST.replace(compile=compile), 0))
-    assert compiled.compiled
-    assert compiled.token_ids == tokens(decoder.with_engine("transformers"), ids, mask)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -282,11 +169,6 @@ def test_a_folder_without_an_adapter_is_refused_by_its_name(llama, tmp_path):
         SkipAdapter.load(tmp_path / "later")
 
 
-def test_other_layers_are_refused(llama):
-    with pytest.raises(UsageError, match=r"\(0, 5\)"):
-        corrected(llama, "full")[0].view(llama, (0, 5))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_another_shape_is_refused(llama, kind):
     other = transformers.LlamaForCausalLM(
@@ -294,19 +176,3 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     )
     with pytest.raises(UsageError):
         corrected(llama, kind)[0].view(other, KEPT)
-
-
-def test_an_adapter_of_another_depth_is_refused(llama):
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**{**NEW_STYLE, "num_hidden_layers": 7})
-    )
-    with pytest.raises(UsageError, match="7"):
-        corrected(llama, "full")[0].view(other, KEPT)
-
-
-def test_a_bfloat16_model_has_a_bfloat16_view(llama):
-    llama.to(torch.bfloat16)
-    for kind in KINDS:
-        view = corrected(llama, kind)[0].view(llama, KEPT)
-        assert {parameter.dtype for parameter in view.parameters()} == {torch.bfloat16}
-        assert torch.isfinite(view(random_ids(1, 4)).logits).all()

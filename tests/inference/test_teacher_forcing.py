@@ -3,7 +3,6 @@ import torch
 from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
 
 KEPT_SETS = [tuple(range(NUM_LAYERS)), (0, 2, 5), (3, 4, 5)]
@@ -19,37 +18,6 @@ def test_two_passes_equal_the_uncached_reference(model, kept):
     ids = torch.cat([prompt, response], 1)
     expected = reference_logits(model, ids, torch.ones_like(ids), 7, kept)[:, 6:-1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_stages_equal_the_uncached_reference(model):
-    sets = {0: (0, 2, 3, 5), 1: (0, 2, 5), 3: (0, 5)}
-    prompt, response = random_ids(2, 7), random_ids(2, 6, seed=1)
-    stages = [
-        StageView(step, shallow_view.shallow_view(model, kept), kept) for step, kept in sets.items()
-    ]
-    logits = response_logits(model, stages, prompt, torch.ones_like(prompt), response)
-    ids = torch.cat([prompt, response], 1)
-    expected = reference_logits(model, ids, torch.ones_like(ids), 7, sets)[:, 6:-1]
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    short = response_logits(model, stages, prompt, torch.ones_like(prompt), response[:, :2])
-    torch.testing.assert_close(short, expected[:, :2], rtol=1e-4, atol=1e-4)
-
-
-def test_two_passes_equal_decoding_step_by_step(model):
-    kept = (0, 2, 5)
-    prompt, response = random_ids(2, 7), random_ids(2, 5, seed=1)
-    view, mask = shallow_view.shallow_view(model, kept), torch.ones_like(prompt)
-    cache = shallow_view.new_cache(model)
-    steps = [shallow_view.forward_with_cache(model, prompt, mask, cache, last_only=True)]
-    shallow_view.prune_cache(cache, kept)
-    for i in range(4):
-        mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
-        steps.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
-    expected = response_losses(torch.cat(steps, 1), response)
-    logits = response_logits(
-        model, one_stage(view, kept), prompt, torch.ones_like(prompt), response
-    )
-    torch.testing.assert_close(response_losses(logits, response), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_changes_no_loss(model):

@@ -16,7 +16,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.core.schedule import mean_kept
-from ulskip_cli.inference.loading import training_note
+from ulskip_cli.inference.checkpoint import training_note
 from ulskip_cli.strategies.training_schedules import schedules
 from ulskip_cli.training import run
 from ulskip_cli.training.run import train

@@ -6,17 +6,19 @@ import hashlib
 import json
 import math
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.options import load_json
+from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -37,6 +39,7 @@ TOKENIZER_FILES = (
 )
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
+Size = Annotated[int, Field(strict=True, ge=1)]
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -61,100 +64,71 @@ class ModelMetadata:
     )
 
 
+def _sized(*names: str) -> Any:
+    return Field(None, validation_alias=AliasChoices(*names))
+
+
+class _Sizes(Options):
+    """The sizes in a config.json; None means that the file does not state them."""
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=False)
+
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)] = Field(
+        validation_alias=AliasChoices("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    )
+    hidden_size: Size | None = _sized("hidden_size", "n_embd", "d_model")
+    vocab_size: Size | None = None
+    num_attention_heads: Size | None = _sized(
+        "num_attention_heads", "n_head", "num_heads", "n_heads"
+    )
+    # Some models have one value per layer.
+    num_key_value_heads: Size | list[Any] | None = None
+    head_dim: Size | list[Any] | None = None
+    intermediate_size: Size | list[Any] | None = _sized("intermediate_size", "n_inner")
+    max_position_embeddings: Size | None = _sized(
+        "max_position_embeddings", "n_positions", "max_seq_len"
+    )
+    multi_query: bool | None = None
+    kv_lora_rank: Any = None  # the cache contains latent vectors instead of keys and values
+    dtype: str | None = _sized("dtype", "torch_dtype")
+
+
+def _number(size: int | list[Any] | None) -> int | None:
+    return size if isinstance(size, int) else None
+
+
 def read_metadata(model: ModelConfig) -> ModelMetadata:
     """Read the metadata of a model; raise UsageError if the model's files are missing or
     unreadable.
     """
-    config_file = find_config(model)
-    sizes = read_sizes(config_file)
-    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype)
-    weights, total = _weights(model, config_file, sizes.num_layers, sizes.vocab_size or 0, width)
-    return ModelMetadata(
-        sizes.num_layers,
-        _kv_bytes_per_layer(sizes, width),
-        weights,
-        total,
-        *_workspace(sizes, width),
-        hidden_size=sizes.hidden_size,
-        vocab_size=sizes.vocab_size,
-        weight_bytes=width,
-        context=sizes.context,
-    )
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """The sizes in a config.json; None means that the file does not state one number."""
-
-    num_layers: int
-    hidden_size: int | None
-    vocab_size: int | None
-    num_heads: int | None
-    num_kv_heads: int | None
-    head_dim: int | None
-    intermediate_size: int | None
-    context: int | None
-    is_multi_query: bool
-    is_latent: bool  # the cache contains latent vectors instead of keys and values
-    dtype: str
-
-
-def read_sizes(config_file: Path) -> ModelSizes:
-    """Read the sizes in a config.json; raise UsageError with the key of a size that is no positive
-    whole number.
-    """
-    config = load_json(config_file, "the JSON config of a model")
+    file = find_config(model)
+    config = load_json(file, "the JSON config of a model")
     inner = config.get("text_config", {})
     if not isinstance(inner, dict):
-        raise UsageError(
-            f"expected text_config in {config_file} to be a JSON object, got"
-            f" {json.dumps(inner)[:60]}"
-        )
-    config = {**config, **inner}
-
-    def size(*keys: str) -> int | None:
-        key = next((key for key in keys if config.get(key) is not None), None)
-        value = None if key is None else config[key]
-        if value is None or (
-            isinstance(value, list) and len(keys) == 1
-        ):  # some models have one value per layer
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(
-                f"expected {key} in {config_file} to be a whole number >= 1, got"
-                f" {json.dumps(value)[:60]}"
-            )
-        return value
-
-    num_layers = size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if num_layers is None:
-        raise UsageError(
-            f"expected the config of a decoder-only model, got {config_file} without"
-            " num_hidden_layers; set model.path to a decoder-only model"
-        )
-    if num_layers > MAX_LAYERS:
-        raise UsageError(
-            f"expected at most {MAX_LAYERS} layers in {config_file}, got {num_layers}; correct"
-            " num_hidden_layers"
-        )
-    dtype = _first(config, "dtype", "torch_dtype") or "float32"
-    if not isinstance(dtype, str):
-        raise UsageError(
-            f"expected dtype in {config_file} to be a text such as bfloat16, got"
-            f" {json.dumps(dtype)[:60]}"
-        )
-    return ModelSizes(
+        raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")
+    sizes = parse(_Sizes, {**config, **inner}, file=file)
+    num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
+    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
+    weights, total = _weights(model, file, num_layers, vocab or 0, width)
+    kv_bytes = workspace = logits = None
+    heads = sizes.num_attention_heads
+    if heads and hidden and width and not sizes.kv_lora_rank:
+        kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
+        kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
+    if hidden and vocab and width:  # 4 hidden and 3 intermediate vectors, and logits
+        workspace = (4 * hidden + 3 * (_number(sizes.intermediate_size) or 4 * hidden)) * width
+        logits = vocab * (4 + width)
+    return ModelMetadata(
         num_layers,
-        hidden_size=size("hidden_size", "n_embd", "d_model"),
-        vocab_size=size("vocab_size"),
-        num_heads=size("num_attention_heads", "n_head", "num_heads", "n_heads"),
-        num_kv_heads=size("num_key_value_heads"),
-        head_dim=size("head_dim"),
-        intermediate_size=size("intermediate_size") or size("n_inner"),
-        context=size("max_position_embeddings", "n_positions", "max_seq_len"),
-        is_multi_query=bool(config.get("multi_query")),
-        is_latent=bool(config.get("kv_lora_rank")),
-        dtype=dtype,
+        kv_bytes,
+        weights,
+        total,
+        workspace,
+        logits,
+        hidden_size=hidden,
+        vocab_size=vocab,
+        weight_bytes=width,
+        context=sizes.max_position_embeddings,
     )
 
 
@@ -164,27 +138,19 @@ def _weights(
     if model.quantization:
         return None, None
     if config_file.parent == ASSETS / "shapes":
-        return _shape_weights(config_file.stem, num_layers, width)
+        shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
+        counts = shapes.get(config_file.stem)
+        if not counts or not width:
+            return None, None
+        head, total = counts["head"] * width, counts["total"] * width
+        parts = ((counts[part] * width,) * num_layers for part in ("layer", "attention", "mlp"))
+        layers, attention, mlp = parts
+        return WeightSizes(head, layers, attention=attention, mlp=mlp), total
     headers = {} if model.source == "random" else read_headers(config_file.parent)
     if not headers:
         return None, None
     total = sum(math.prod(shape) * width if width else size for shape, size in headers.values())
     return sort_weight_sizes(headers, num_layers, vocab_size), total
-
-
-def _shape_weights(
-    name: str, num_layers: int, width: int | None
-) -> tuple[WeightSizes | None, int | None]:
-    known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
-    if known is None or width is None:
-        return None, None
-    layers, attention, mlp = (
-        (known[key] * width,) * num_layers for key in ("layer", "attention", "mlp")
-    )
-    return (
-        WeightSizes(known["head"] * width, layers, attention=attention, mlp=mlp),
-        known["total"] * width,
-    )
 
 
 def find_config(model: ModelConfig) -> Path:
@@ -204,14 +170,8 @@ def find_config(model: ModelConfig) -> Path:
         return converted if converted.is_file() else ASSETS / "shapes" / f"{model.path}.json"
     if model.source == "random":
         shapes = {file.stem: file for file in sorted((ASSETS / "shapes").glob("*.json"))}
-        if model.path in shapes:
-            return shapes[model.path]
-        if path.is_file():
-            return path
-        if path.suffix == ".json":
-            raise UsageError(
-                f"expected a config file, got {path}, which does not exist; correct the path"
-            )
+        if model.path in shapes or path.is_file():
+            return shapes.get(model.path, path)
         if "/" not in model.path and not path.exists():
             raise unknown("model shape", model.path, shapes)
     if path.exists():
@@ -226,12 +186,12 @@ def find_adapter(model: ModelConfig) -> Path:
     name = str(model.adapter)
     folder = user_path(name, "model.adapter")
     if folder.exists():
-        if not (folder / "adapter_config.json").is_file():
+        file = folder / "adapter_config.json"
+        if not file.is_file():
             raise UsageError(
-                f"expected a PEFT adapter as model.adapter, got {folder} without"
-                " adapter_config.json"
+                f"expected a PEFT adapter as model.adapter, got {folder} without {file.name}"
             )
-        return folder / "adapter_config.json"
+        return file
     _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
     return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
@@ -243,30 +203,16 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
     tensors: dict[str, tuple[list[int], int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > file.stat().st_size:
-                    raise ValueError(
-                        "its header is truncated; it may be a git-lfs pointer, which `git lfs pull`"
-                        " replaces"
-                    )
-                header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                tensors[name] = (entry["shape"], end - begin)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            struct.error,
-        ) as error:
+            with safe_open(file, "numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                    tensor = opened.get_slice(name)
+                    bits = re.search(r"\d+", tensor.get_dtype())
+                    count = math.prod(tensor.get_shape())
+                    tensors[name] = tensor.get_shape(), count * int(bits[0] if bits else 8) // 8
+        except (OSError, SafetensorError) as error:
             raise UsageError(
                 f"expected {file} to be a safetensors file, got an error: {error}; download it"
-                " again"
+                " again; `git lfs pull` replaces a git-lfs pointer"
             ) from None
     return tensors
 
@@ -319,13 +265,10 @@ def _hub_commit(config_file: Path) -> str | None:
 
 
 def _config_in(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UsageError(
-            f"expected a model folder, got {folder}, which does not exist; correct the path"
-        )
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"expected a Hugging Face model folder, got {folder} without config.json")
-    return folder / "config.json"
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(f"expected a Hugging Face model folder with a config.json, got {folder}")
+    return file
 
 
 def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
@@ -348,27 +291,3 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
             f"expected {key} to be a local folder or an available hub id, got '{name}' ({reason}); "
             "give a local folder, or use model=tiny, which needs no network"
         ) from None
-
-
-def _kv_bytes_per_layer(sizes: ModelSizes, width: int | None) -> int | None:
-    """Return the KV cache bytes of one token in one layer, or None if the attention caches other
-    tensors.
-    """
-    if not sizes.num_heads or not sizes.hidden_size or not width or sizes.is_latent:
-        return None
-    kv_heads = 1 if sizes.is_multi_query else sizes.num_kv_heads or sizes.num_heads
-    return 2 * kv_heads * (sizes.head_dim or sizes.hidden_size // sizes.num_heads) * width
-
-
-def _workspace(sizes: ModelSizes, width: int | None) -> tuple[int | None, int | None]:
-    """Estimate workspace bytes: per prompt token (4 hidden and 3 intermediate vectors), and per
-    sequence (logits).
-    """
-    if not sizes.hidden_size or not sizes.vocab_size or not width:
-        return None, None
-    intermediate = sizes.intermediate_size or 4 * sizes.hidden_size
-    return (4 * sizes.hidden_size + 3 * intermediate) * width, sizes.vocab_size * (4 + width)
-
-
-def _first(config: dict[str, Any], *keys: str) -> Any:
-    return next((config[key] for key in keys if config.get(key) is not None), None)

@@ -3,13 +3,14 @@ every weight that it uses.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
 _ATTENTION = re.compile("attn|attention")
+Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
 
 
 @dataclass(frozen=True)
@@ -77,56 +78,45 @@ def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
 
 
 def sort_weight_sizes(
-    tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int
+    tensors: Mapping[str, Stored], num_layers: int, vocab_size: int
 ) -> WeightSizes | None:
     """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one
     stack has N layers.
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
-    stacks: dict[str, dict[int, dict[str, tuple[Sequence[int], int]]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    outside: dict[str, tuple[Sequence[int], int]] = {}
+    stacks: dict[str, dict[int, dict[str, Stored]]] = defaultdict(lambda: defaultdict(dict))
+    head = list[int]()
+    rest = 0
     for name, (shape, size) in tensors.items():
-        match = _LAYER.search(name)
-        if match:
+        if match := _LAYER.search(name):
             stacks[name[: match.start()]][int(match[1])][name[match.end() :]] = (shape, size)
-        else:
-            outside[name] = (shape, size)
+        elif len(shape) == 2 and vocab_size in shape:
+            head.append(size)
+        elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
+            rest += size
     full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
-    tables = [size for shape, size in outside.values() if len(shape) == 2 and vocab_size in shape]
-    if len(full) != 1 or not tables:
+    if len(full) != 1 or not head:
         return None
-    rest = sum(
-        size
-        for name, (shape, size) in outside.items()
-        if not (
-            len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP))
-        )
-    )
     layers = [full[0][i] for i in range(num_layers)]
-    parts = [_part_sizes(layer) for layer in layers]
-    known = all(attention and mlp for attention, mlp in parts)
+    attention, mlp = zip(*map(_part_sizes, layers), strict=True)
+    known = all(attention) and all(mlp)
     return WeightSizes(
-        head=min(tables) + rest,
+        head=min(head) + rest,
         layers=tuple(sum(size for _, size in layer.values()) for layer in layers),
-        attention=tuple(attention for attention, _ in parts) if known else (),
-        mlp=tuple(mlp for _, mlp in parts) if known else (),
+        attention=attention if known else (),
+        mlp=mlp if known else (),
     )
 
 
-def _part_sizes(layer: Mapping[str, tuple[Sequence[int], int]]) -> tuple[int, int]:
+def _part_sizes(layer: Mapping[str, Stored]) -> tuple[int, int]:
     """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that
     there is none.
     """
-    modules: dict[str, list[tuple[Sequence[int], int]]] = defaultdict(list)
-    for name, tensor in layer.items():
-        modules[name.partition(".")[0]].append(tensor)
-
-    def total(chosen: Iterable[str]) -> int:
-        return sum(size for name in chosen for _, size in modules[name])
-
-    parts = {name for name, held in modules.items() if any(len(shape) > 1 for shape, _ in held)}
-    attention = {name for name in parts if _ATTENTION.search(name)}
-    return total(attention), total(parts - attention)
+    modules = {name: name.partition(".")[0] for name in layer}
+    parts = {modules[name] for name, (shape, _) in layer.items() if len(shape) > 1}
+    sizes = Counter[bool]()
+    for name, (_, size) in layer.items():
+        if modules[name] in parts:
+            sizes[bool(_ATTENTION.search(modules[name]))] += size
+    return sizes[True], sizes[False]

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
+from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -88,20 +89,19 @@ class Decoder:
         sessions.
         """
         first, second = self.stages
-        moved = copy.copy(self)
-        moved.stages = (first, replace(second, first_step=first_step))
-        return moved
+        return self._with(stages=(first, replace(second, first_step=first_step)))
 
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with another engine; both decoders share views and sessions."""
-        changed = copy.copy(self)
-        changed._asked = engine_named(name)
-        return changed
+        return self._with(_asked=engine_named(name))
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
         """Return a decoder with another exit rule; both decoders share their sessions."""
+        return self._with(exits=rule)
+
+    def _with(self, **attributes: object) -> "Decoder":
         changed = copy.copy(self)
-        changed.exits = rule
+        vars(changed).update(attributes)
         return changed
 
     @functools.cached_property
@@ -113,13 +113,14 @@ class Decoder:
         """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
         none supports it.
         """
-        if self.exits:
-            early_exit.check(self.model, self.exits, decoding)
-            return "early_exit", None
-        if decoding.draft_tokens:
-            speculative.check(self.model, decoding)
-            return "speculative", None
-        return self._asked.choose(self.model, decoding)
+        if not self.exits and not decoding.draft_tokens:
+            return self._asked.choose(self.model, decoding)
+        if reason := unsupported_reason(self.model, decoding):
+            asked = "strategy=early_exit" if self.exits else "decoding.draft_tokens"
+            raise UsageError(
+                f"{asked} is not supported with {reason}; use another model, option or strategy"
+            )
+        return "early_exit" if self.exits else "speculative", None
 
     @property
     def is_runtime(self) -> bool:
@@ -132,11 +133,9 @@ class Decoder:
         before the first batch.
         """
         session = self._sessions.get(self.asked_engine)
-        return (
-            {**session.describe(), "threads": torch.get_num_threads()}
-            if session and self.is_runtime
-            else None
-        )
+        if not session or not self.is_runtime:
+            return None
+        return {**session.describe(), "threads": torch.get_num_threads()}
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine
@@ -145,11 +144,9 @@ class Decoder:
         engine, _ = self.engine(decoding)
         if self.is_runtime:
             return LinearBackend(engine, f"the engine is {engine}")
-        return (
-            LinearBackend(TORCH, "the engine is transformers")
-            if engine == "transformers"
-            else self._linear_backend
-        )
+        if engine == "transformers":
+            return LinearBackend(TORCH, "the engine is transformers")
+        return self._linear_backend
 
     def generate(
         self,
@@ -176,7 +173,7 @@ class Decoder:
             length=length,
             forced=bool(forced_length),
             on_step=on_step,
-            first_steps=tuple(stage.first_step for stage in self.stages),
+            first_steps=self._first_steps,
             exits=self.exits,
         )
         name, _ = self.engine(decoding)
@@ -200,40 +197,34 @@ class Decoder:
         padded on the right.
         """
         batch, length = response_ids.shape
-        first_steps = tuple(stage.first_step for stage in self.stages)
-        request = BatchRequest(
-            input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps
-        )
+        steps = self._first_steps
+        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=steps)
         with torch.inference_mode():
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
+
+    @property
+    def _first_steps(self) -> tuple[int, ...]:
+        return tuple(stage.first_step for stage in self.stages)
 
     def _session(self, name: str, room: Room) -> tuple[Session, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its
         copy of the weights.
         """
-        engine = (
-            self._asked
-            if name == self._asked.name
-            else None
-            if name in _METHODS
-            else engine_named(name)
-        )
-        key = name, engine.weights if engine else None
+        is_asked = name == self._asked.name
+        key = name, self._asked.weights if is_asked else None
         if key in self._sessions and not self._sessions[key].fits(room):
             self._sessions.pop(key).close()  # frees its memory first
-        if key in self._sessions:
-            return self._sessions[key], 0.0
-        began = time.perf_counter()
-        if engine is None:
-            self._sessions[key] = _METHODS[name](self._views)
-        else:
-            if engine.is_runtime:
-                _check_memory(engine, self._views)
-            self._sessions[key] = engine.open(self._views, room)
-        return self._sessions[key], (
-            time.perf_counter() - began if engine and engine.is_runtime else 0.0
-        )
+        loads, began = False, time.perf_counter()
+        if key not in self._sessions:
+            if name in _METHODS:
+                self._sessions[key] = _METHODS[name](self._views)
+            else:
+                engine = self._asked if is_asked else engine_named(name)
+                if loads := engine.is_runtime:
+                    _check_memory(engine, self._views)
+                self._sessions[key] = engine.open(self._views, room)
+        return self._sessions[key], time.perf_counter() - began if loads else 0.0
 
 
 def generate_all(
@@ -299,26 +290,26 @@ def _stage_views(
             shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
         )
 
-    views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
-    stages = [
+    views = {
+        kept: view(kept) for kept in (prompt_layers, *(stage.kept_layers for stage in plan.stages))
+    }
+    stages = tuple(
         StageView(
             stage.first_step,
             views[stage.kept_layers],
             tuple(map(prompt_layers.index, plan.cached_layers(stage))),
         )
         for stage in plan.stages
-    ]
-    return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
+    )
+    return views[prompt_layers], stages
 
 
 def _check_memory(engine: Engine, views: Views) -> None:
     """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
-    models = [views.prompt_model, *(stage.view for stage in views.stages)]
-    needed = 0.0
-    for model in {id(model): model for model in models}.values():
-        bits = engine.formats[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
-        needed += sum(parameter.numel() for parameter in model.parameters()) * bits / 8
+    models = {views.prompt_model, *(stage.view for stage in views.stages)}
+    bits = engine.formats[engine.weights][0] if engine.weights else 8 * views.model.dtype.itemsize
+    needed = sum(weight.numel() for model in models for weight in model.parameters()) * bits / 8
     free = psutil.virtual_memory().available
     if needed > free:
         raise RunError(

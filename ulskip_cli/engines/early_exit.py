@@ -8,6 +8,7 @@ all steps. The confidence measures are those of CALM (arXiv:2207.07061).
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,32 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession, unsupported_reason
+from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.engines.torch.static_cache import PositionsAndMasks
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.inference.timing import AccumulatingTimer
-
-
-def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Raise UsageError if early exit does not support a model, rule or option."""
-    if rule.threshold is None:
-        raise UsageError(
-            "expected strategy.threshold for strategy=early_exit, got none; calibrate with:"
-            " ulskip run"
-        )
-    if reason := unsupported_reason(model, decoding):
-        raise UsageError(
-            f"strategy=early_exit is not supported with {reason}; use another model, option or"
-            " strategy"
-        )
 
 
 class EarlyExitSession(ModelSession):
@@ -100,29 +85,25 @@ class ExitSteps:
             request.stop_token_ids, dtype=torch.long, device=mask.device
         )
         self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-        self._first = mask.shape[1]
         self._checks = frozenset(rule.checks)
         # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
         # These tokens directly precede the next token that reaches this depth, because they have no
         # keys in the layers above.
         self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
         self._check_timer = AccumulatingTimer(mask.device)
-        self._counts = dict.fromkeys(range(1, rule.num_layers + 1), 0)
+        self._counts = Counter[int]()
 
     @property
     def exits(self) -> ExitStats:
         """The exit depths so far."""
-        return ExitStats(
-            {depth: count for depth, count in self._counts.items() if count},
-            self._check_timer.seconds,
-        )
+        return ExitStats(+self._counts, self._check_timer.seconds)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
         at = self.ids.shape[1]
-        threshold = self.rule.threshold_at(at - 1 - self._first)
+        threshold = self.rule.threshold_at(at - 1 - self.positions.prompt_len)
         inputs = self._enter(at - 1)
         hidden, before = inputs.hidden, None
         for index in range(self.rule.num_layers):
@@ -162,13 +143,9 @@ class ExitSteps:
         reaches the threshold.
         """
         self._check_timer.begin()
-        logits: Tensor | None = None
-        if self.rule.confidence == "cosine":
-            first = hidden.new_full(hidden.shape[:1], -torch.inf)
-            confidence = first if before is None else cosine(hidden, before)[:, 0]
-        else:
-            logits = self.layerwise.logits(hidden)
-            confidence = LOGIT_CONFIDENCES[self.rule.confidence](logits)[:, 0]
+        kind = self.rule.confidence
+        logits = None if kind == "cosine" else self.layerwise.logits(hidden)
+        confidence = confidence_of(kind, hidden, before, logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
         if exits and logits is None:
             logits = self.layerwise.logits(hidden)
@@ -204,6 +181,20 @@ def cosine(hidden: Tensor, before: Tensor) -> Tensor:
 LOGIT_CONFIDENCES = {"softmax_diff": softmax_diff, "softmax_max": softmax_max}
 
 
+def confidence_of(
+    kind: str, hidden: Tensor, before: Tensor | None, logits: Tensor | None
+) -> Tensor:
+    """Return the confidence [batch, tokens] at a check; the states `before` are those at the
+    previous one. At the first check of `cosine`, it is -inf.
+    """
+    if kind != "cosine":
+        assert logits is not None
+        return LOGIT_CONFIDENCES[kind](logits)
+    if before is None:
+        return hidden.new_full(hidden.shape[:-1], -torch.inf)
+    return cosine(hidden, before)
+
+
 def hidden_states(
     model: PreTrainedModel,
     layerwise: LayerwiseModel,
@@ -220,50 +211,13 @@ def hidden_states(
     # One differentiable pass gives the states of all decode steps, because early exit reads only
     # keys of the full model.
     inputs = response_ids[:, :-1]
-    inputs_mask = (
-        torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
-    )
-    mask = torch.cat([prompt.mask, inputs_mask], dim=1)
+    mask = prompt.whole_mask(inputs, response_mask)
     cache = shallow_view.fork_cache(prompt.cache, range(len(layerwise.layers)))
     entry = layerwise.enter(inputs, cache, **shallow_view.placing(model, mask, inputs.shape[1]))
     hidden = entry.hidden
     for index in range(len(layerwise.layers)):
         hidden = layerwise.layer(index, hidden, entry)
         yield index + 1, hidden
-
-
-def confidences(
-    model: PreTrainedModel,
-    layerwise: LayerwiseModel,
-    rule: ExitRule,
-    prompt: EncodedPrompt,
-    response_ids: Tensor,
-    response_mask: Tensor,
-) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1,
-    vocab_size] of each check.
-
-    A batch exits together, so each sequence gets the lowest confidence of all unfinished sequences.
-    The confidence is None after the last layer and at the first check of `cosine`. `hidden_states`
-    describes the arguments.
-    """
-    before: Tensor | None = None
-    counts = response_mask[:, 1:].bool()
-    for depth, hidden in hidden_states(model, layerwise, prompt, response_ids, response_mask):
-        if depth not in rule.checks and depth != rule.num_layers:
-            continue
-        logits, confidence = layerwise.logits(hidden), None
-        if depth != rule.num_layers:
-            if rule.confidence != "cosine":
-                confidence = LOGIT_CONFIDENCES[rule.confidence](logits)
-            elif before is not None:
-                confidence = cosine(hidden, before)
-            before = hidden
-        if confidence is not None:
-            confidence = (
-                confidence.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(confidence)
-            )
-        yield depth, confidence, logits
 
 
 def exit_logits(
@@ -276,26 +230,26 @@ def exit_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1]
     of a response.
+
+    A batch exits together, so the lowest confidence of all unfinished sequences counts.
+    `hidden_states` describes the arguments.
     """
     steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
     if not steps:
         return prompt.first_logits, response_ids[:, :0]
-    threshold = torch.tensor(
-        [rule.threshold_at(step) for step in range(steps)], dtype=torch.float64
-    ).to(response_ids.device)
-    depths = torch.zeros_like(response_ids[:, 1:])
-    chosen: Tensor | None = None
-    for depth, confidence, logits in confidences(
-        model, layerwise, rule, prompt, response_ids, response_mask
-    ):
-        exits = depths == 0
+    thresholds = [rule.threshold_at(step) for step in range(steps)]
+    threshold = torch.tensor(thresholds, dtype=torch.float64, device=response_ids.device)
+    depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
+    chosen = before = None
+    for depth, hidden in hidden_states(model, layerwise, prompt, response_ids, response_mask):
+        if depth not in rule.checks and depth != rule.num_layers:
+            continue
+        logits, exits = layerwise.logits(hidden), depths == 0
         if depth != rule.num_layers:
-            exits = (
-                exits & (confidence.double() >= threshold)
-                if confidence is not None
-                else torch.zeros_like(exits)
-            )
-        depths = depths.masked_fill(exits, depth)
+            confidence = confidence_of(rule.confidence, hidden, before, logits)
+            lowest = confidence.masked_fill(ended, torch.inf).amin(dim=0)
+            exits = exits & (lowest.double() >= threshold)
+        before, depths = hidden, depths.masked_fill(exits, depth)
         chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
     assert chosen is not None
     return torch.cat([prompt.first_logits, chosen], dim=1), depths

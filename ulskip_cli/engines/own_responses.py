@@ -50,25 +50,17 @@ def generate_own_responses(
     report = progress.phase("own answers", len(prompts) * options.samples)
     order = longest_first(prompts)
     for sample, how in enumerate(contexts):
-        finished = next(
-            (i for i, at in enumerate(order) if (names[at], sample) not in stored), len(order)
-        )
+        is_stored = [(names[at], sample) in stored for at in order]
+        finished = [*is_stored, False].index(False)
+        # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
-            finished -= (
-                finished % BATCH_SIZE
-            )  # a batch that was stored in part is generated again, so that sampling repeats
-        for positions, output in generate_all(
-            decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished
-        ):
+            finished -= finished % BATCH_SIZE
+        size = BatchSize(BATCH_SIZE)
+        for positions, output in generate_all(decoder, prompts, how, size, skip=finished):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 stored[names[position], sample] = ids
-                row = {
-                    "prompt": names[position],
-                    "sample": sample,
-                    "token_ids": ids,
-                    "key": keys[sample],
-                }
-                append_line(file, json.dumps(row))
+                answer = {"prompt": names[position], "sample": sample, "token_ids": ids}
+                append_line(file, json.dumps({**answer, "key": keys[sample]}))
             report(
                 sum((name, number) in stored for name in names for number in range(options.samples))
             )

@@ -1,13 +1,18 @@
-"""Choose the next tokens from logits, greedily or by sampling."""
+"""Choose the next tokens from logits, greedily or by sampling; check drafts; score a part of the
+vocabulary.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -16,6 +21,7 @@ from transformers import (
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.inference import shallow_view
 
 
 class InvalidLogitsError(RunError):
@@ -92,3 +98,91 @@ class TokenSampler:
                 raise InvalidLogitsError("NaN or infinity in a decode step")
             return torch.from_numpy(best)
         return scores.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """The drafts of one check, equally many for each sequence."""
+
+    tokens: Tensor  # [batch, k]
+    # [batch, k, vocab_size], whose softmax drew the tokens; None: they were certain
+    scores: Tensor | None = None
+
+
+def verify_greedy(drafts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1].
+
+    Return tokens [batch, k + 1] and how many drafts are accepted, [batch]; tokens behind the one
+    that follows these drafts are not valid.
+    """
+    return chosen, _prefix_length(drafts == chosen[:, :-1])
+
+
+def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec.
+    2.3, arXiv:2211.17192); return the same as `verify_greedy`.
+
+    The tokens are distributed as if drawn from p, the distribution of the full model: p is the
+    softmax of `scores` [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of
+    their scores; a certain draft has q = 1.
+    """
+    ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
+    if drafts.scores is None:
+        q = functional.one_hot(ids, p.shape[-1]).to(p)
+    else:
+        q = torch.softmax(drafts.scores, dim=-1)
+    p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
+    accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
+    rows = torch.arange(len(ids), device=ids.device)
+    q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
+    p_next = p[rows, accepted]
+    rest = (p_next - q[rows, accepted]).clamp(min=0)
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_next)  # p = q up to rounding
+    tokens = torch.cat([ids, ids.new_empty(len(ids), 1)], dim=1)
+    tokens[rows, accepted] = torch.multinomial(rest, num_samples=1)[:, 0]
+    return tokens, accepted
+
+
+def _prefix_length(flags: Tensor) -> Tensor:
+    """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
+    return flags.long().cumprod(dim=1).sum(dim=1)
+
+
+class DraftHead(nn.Module):
+    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens
+    get -inf.
+
+    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies,
+    and answers repeat tokens of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by
+    frequencies that are counted before.
+    """
+
+    def __init__(self, head: nn.Linear, size: int) -> None:
+        super().__init__()
+        self.weight, self.size = head.weight, size
+        self.first = nn.Linear(head.in_features, size, bias=False, device="meta")
+        self.first.weight = nn.Parameter(head.weight.detach()[:size], requires_grad=False)
+        self.begin(torch.empty(0, dtype=torch.long, device=head.weight.device))
+
+    def begin(self, ids: Tensor) -> None:
+        """Score the tokens `ids` [any shape] too."""
+        self._more_ids = torch.unique(ids[ids >= self.size])
+        self._more_weight = self.weight.detach()[self._more_ids]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., vocab_size] of `hidden` [..., hidden_size]."""
+        logits = hidden.new_full((*hidden.shape[:-1], len(self.weight)), -torch.inf)
+        logits[..., : self.size] = self.first(hidden)
+        logits[..., self._more_ids] = functional.linear(hidden, self._more_weight)
+        return logits
+
+
+def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
+    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if
+    its head is no plain layer or has a bias.
+    """
+    head = view.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None or size >= head.out_features:
+        return view
+    short = DraftHead(head, size)
+    return shallow_view.substituted(view, lambda module: short if module is head else None)

@@ -51,35 +51,33 @@ class ReferenceLoss:
         return total / count
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        responses = padded(
-            [self.examples[i].response_ids for i in batch], self.pad_token_id, left=False
-        )
-        ids, mask = (tensor.to(decoder.device) for tensor in responses)
-        if decoder.is_runtime:
-            prompts = padded(
-                [self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True
+        examples = [self.examples[i] for i in batch]
+        prompts, responses = (
+            [tensor.to(decoder.device) for tensor in padded(rows, self.pad_token_id, left)]
+            for rows, left in (
+                ([example.prompt_ids for example in examples], True),
+                ([example.response_ids for example in examples], False),
             )
+        )
+        ids, mask = responses
+        if decoder.is_runtime:
             losses = decoder.losses(*prompts, ids)
-            return float((losses * mask).sum()), int(mask.sum())
-        with torch.inference_mode():
-            logits, depths = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
-            losses = response_losses(logits, ids)
-        if depths is not None:
-            self.exits += ExitStats(Counter(depths[mask[:, 1:].bool()].tolist()))
+        else:
+            with torch.inference_mode():
+                held = self._held.get(batch[0])
+                if held is None or len(held.mask) != len(batch):
+                    held = self._encode(decoder, batch[0], *prompts)
+                logits, depths = given_logits(decoder, held, ids, mask)
+                losses = response_losses(logits, ids)
+            if depths is not None:
+                self.exits += ExitStats(Counter(depths[mask[:, 1:].bool()].tolist()))
         return float((losses * mask).sum()), int(mask.sum())
 
-    def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
-            return self._held[batch[0]]
-        prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
-        encoded = encode_prompt(
-            decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts)
-        )
-        if (
-            sum(shallow_view.kv_bytes(prompt.cache) for prompt in (*self._held.values(), encoded))
-            <= self.held_bytes
-        ):
-            self._held[batch[0]] = encoded
+    def _encode(self, decoder: Decoder, first: int, ids: Tensor, mask: Tensor) -> EncodedPrompt:
+        encoded = encode_prompt(decoder.prompt_model, ids, mask)
+        caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
+        if sum(map(shallow_view.kv_bytes, caches)) <= self.held_bytes:
+            self._held[first] = encoded
         return encoded
 
 

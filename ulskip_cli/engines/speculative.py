@@ -1,206 +1,214 @@
-"""Speculative decoding: drafters guess tokens, and the full model verifies them in one forward
-pass.
-"""
+"""Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import numpy
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from numpy import ndarray
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
-from ulskip_cli.engines.draft_length import MAX_CHECK, DraftLength
-from ulskip_cli.engines.drafters import (
-    Drafter,
+from ulskip_cli.engines.sampling import (
+    DraftHead,
     Drafts,
-    LayerDrafter,
-    NgramDrafter,
-    draft_head_of,
+    TokenSampler,
+    verify_greedy,
+    verify_sampled,
     with_draft_head,
 )
-from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession, unsupported_reason
+from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.cost import draft_vocab_size
 
-MEASUREMENTS, MEASURED_SECONDS = (
-    5,
-    0.3,
-)  # the least of each cost, and of all together; the shortest of each cost counts
+MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
+# The least of each cost, and of all together; the shortest of each cost counts.
+MEASUREMENTS, MEASURED_SECONDS = 5, 0.3
+CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
+LONGEST = 3  # tokens that are looked up, at least two; a single one occurs too often
+MAX_MISSES, PAUSE = 2, 4  # fruitless look-ups in a row, and the tokens without look-ups that follow
+PRIOR_ACCEPTED, PRIOR_TESTED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
+DECAY = 0.9  # weight of earlier checks after each check
+CREDIT = 3.0  # plain steps that drafts may lose before they have to pay
+MARGIN = 0.015  # share of the time of plain steps that is spent on trying drafts that did not pay
 
 
-@dataclass(frozen=True)
-class DraftVerification:
-    """The result of checking k drafts of every sequence."""
+class NgramDrafter:
+    """Drafts what first followed the last two or three tokens in the prompt and the answer."""
 
-    tokens: Tensor  # [batch, k + 1]; valid up to tokens[i, accepted[i]], which the full model chose
-    accepted: Tensor  # [batch], from 0 to k
+    def __init__(self) -> None:
+        self._misses = self._drafted_at = self._resume_at = 0
+
+    def propose(self, ids: Tensor, count: int) -> Drafts:
+        """Return drafts if every sequence has some, because a batch advances together."""
+        at = ids.shape[1]
+        if self._drafted_at:  # one more token since then: none of the drafts was accepted
+            self._misses = self._misses + 1 if at == self._drafted_at + 1 else 0
+        self._drafted_at = 0
+        if self._misses == MAX_MISSES:
+            self._misses, self._resume_at = 0, at + PAUSE
+        if at < self._resume_at:
+            return Drafts(ids[:, :0])
+        rows = [_continuation(row, count) for row in ids.cpu().numpy()]
+        if count := min(map(len, rows)):
+            self._drafted_at = at
+        drafts = numpy.stack([row[:count] for row in rows])
+        return Drafts(torch.tensor(drafts, device=ids.device))
 
 
-def verify_greedy(drafts: Tensor, chosen: Tensor) -> DraftVerification:
-    """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1]."""
-    return DraftVerification(chosen, _prefix_length(drafts == chosen[:, :-1]))
+def _continuation(ids: ndarray, count: int) -> ndarray:
+    places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
+    for size in range(2, LONGEST + 1):
+        places = places[places >= size - 1]
+        places = places[ids[places - size + 1] == ids[-size]] if len(places) else places
+        if len(places):
+            start = int(places[0]) + 1
+    return ids[start : start + count]
 
 
-def verify_sampled(drafts: Drafts, scores: Tensor) -> DraftVerification:
-    """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec.
-    2.3, arXiv:2211.17192).
+class LayerDrafter:
+    """Decodes with a view of the model, on the full model's keys and values."""
 
-    The tokens are distributed as if drawn from p, the distribution of the full model: p is the
-    softmax of `scores` [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of
-    their scores; a certain draft has q = 1.
+    def __init__(
+        self, view: PreTrainedModel, kept: tuple[int, ...], steps: EagerSteps, sampler: TokenSampler
+    ) -> None:
+        self.view, self.steps, self.sampler = view, steps, sampler
+        self.cache = DynamicCache()  # verification overwrites what drafting wrote
+        self.cache.layers = [steps.cache.layers[i] for i in kept]
+
+    def propose(self, ids: Tensor, count: int) -> Drafts:
+        """Draft until `count` tokens are drafted or one sequence is unsure."""
+        at, drafted = ids.shape[1], list[Tensor]()
+        self.steps.rewind(at - 1)
+        while len(drafted) < count:
+            logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
+            scores = self.sampler.scores(ids, logits)
+            tokens = self.sampler.pick(scores)[:, None]
+            drafted.append(scores)
+            ids = torch.cat([ids, tokens], dim=1)
+            if len(drafted) < count:
+                chances = scores.gather(-1, tokens)[:, 0] - scores.logsumexp(dim=-1)
+                if float(chances.min().exp()) < CONFIDENCE:
+                    break
+        return Drafts(ids[:, at:], torch.stack(drafted, dim=1))
+
+
+class DraftLength:
+    """A fixed draft length, or for `auto` the one that gives the most tokens per second; 0 if no
+    drafts pay.
     """
-    ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
-    q = (
-        functional.one_hot(ids, p.shape[-1]).to(p)
-        if drafts.scores is None
-        else torch.softmax(drafts.scores, dim=-1)
-    )
-    p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
-    accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
-    rows = torch.arange(len(ids), device=ids.device)
-    q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
-    p_next = p[rows, accepted]
-    rest = (p_next - q[rows, accepted]).clamp(min=0)
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_next)  # p = q up to rounding
-    tokens = torch.cat([ids, ids.new_empty(len(ids), 1)], dim=1)
-    tokens[rows, accepted] = torch.multinomial(rest, num_samples=1)[:, 0]
-    return DraftVerification(tokens, accepted)
 
+    def __init__(self, setting: int | str, draft_cost: float, check_costs: Sequence[float]) -> None:
+        """The costs are times in plain steps: of one draft, and of checks of 1, 2, ... tokens."""
+        self.setting, self.draft_cost, self.check_costs = setting, draft_cost, check_costs
+        self._accepted, self._tested, self._credit = PRIOR_ACCEPTED, PRIOR_TESTED, CREDIT
 
-def _prefix_length(flags: Tensor) -> Tensor:
-    """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
-    return flags.long().cumprod(dim=1).sum(dim=1)
+    def cost(self, count: int) -> float:
+        """Return the time of `count` drafts and their check; larger checks than were measured cost
+        in proportion.
+        """
+        known = min(count + 1, len(self.check_costs))
+        return count * self.draft_cost + self.check_costs[known - 1] * (count + 1) / known
 
+    def next(self) -> int:
+        """Return the number of tokens to draft; one, on credit, if no drafts seem to pay."""
+        if self.setting != AUTO:
+            return int(self.setting)
+        counts = range(1, len(self.check_costs))
+        allowed = [count for count in counts if self.cost(count) - 1 <= self._credit]
+        # Tokens per check: (1 - a^(k+1)) / (1 - a), Sec. 3.1 of arXiv:2211.17192.
+        shares = [(self._accepted / self._tested) ** i for i in range(len(self.check_costs))]
+        best = max([0, *allowed], key=lambda count: sum(shares[: count + 1]) / self.cost(count))
+        return best or len(allowed[:1])
 
-def check(model: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Raise UsageError if drafting does not support a model or option."""
-    if reason := unsupported_reason(model, decoding):
-        raise UsageError(
-            f"decoding.draft_tokens={decoding.draft_tokens} is not supported with {reason}; use"
-            " decoding.draft_tokens=0"
-        )
+    def update(self, accepted: int, drafted: int) -> None:
+        """Count a check; drafts after the first rejected one are untested. Plain steps: 0 of 0."""
+        if drafted:
+            self._accepted = DECAY * self._accepted + accepted
+            self._tested = DECAY * self._tested + min(accepted + 1, drafted)
+        gained = (1 + MARGIN) * (accepted + 1) - self.cost(drafted)
+        self._credit = min(CREDIT, self._credit + gained)
 
 
 class SpeculativeSession(ModelSession):
-    """Lossless speculative decoding: the model verifies what n-grams or the view of the first stage
+    """Lossless speculative decoding: the model checks what n-grams or the view of the first stage
     draft.
     """
 
     def __init__(self, views: Views) -> None:
-        super().__init__(
-            views, views.model, range(shallow_view.num_layers(views.model))
-        )  # verification reads every layer
-        self._drafting: dict[
-            int, PreTrainedModel
-        ] = {}  # by the number of tokens that the head scores
-        self._lengths: dict[
-            tuple[Any, ...], list[DraftLength]
-        ] = {}  # of the drafters, by the shape and kind of drafting
-        self._stats = DraftStats()
+        depth = shallow_view.num_layers(views.model)
+        super().__init__(views, views.model, range(depth))  # a check reads every layer
+        self._drafting: dict[int, PreTrainedModel] = {}
+        self._lengths: dict[tuple[int, int, DecodingConfig], list[DraftLength]] = {}
 
     @functools.cached_property
-    def full(self) -> PreTrainedModel:
+    def decode_model(self) -> PreTrainedModel:
         """The full model with the weights of the linear backend."""
         return packed(self.views.model, self.views.linear_backend)
 
-    @property
-    def decode_model(self) -> nn.Module:
-        """The full model."""
-        model: nn.Module = self.full
-        return model
-
     def drafting(self, decoding: DecodingConfig) -> PreTrainedModel:
-        """Return the view that drafts, which shares the weights of the linear backend with the full
-        model.
-        """
-        vocab_size = self.views.model.config.get_text_config(decoder=True).vocab_size
-        size = draft_vocab_size(decoding, vocab_size)
+        """Return the view that drafts, which shares packed weights with the full model."""
+        text_config = self.views.model.config.get_text_config(decoder=True)
+        size = draft_vocab_size(decoding, text_config.vocab_size)
         if size not in self._drafting:
-            short = with_draft_head(self.views.stages[0].view, size)
-            self._drafting[size] = packed(short, self.views.linear_backend)
+            view = with_draft_head(self.views.stages[0].view, size)
+            self._drafting[size] = packed(view, self.views.linear_backend)
         return self._drafting[size]
 
     def drafters(
-        self, steps: EagerSteps, decoding: DecodingConfig, sampler: TokenSampler
-    ) -> list[Drafter]:
+        self, request: BatchRequest, sampler: TokenSampler
+    ) -> list[NgramDrafter | LayerDrafter]:
         """Return the drafters of a batch; the first that has a guess drafts."""
-        drafters: list[Drafter] = []
-        if decoding.draft != "layers":
+        drafters: list[NgramDrafter | LayerDrafter] = []
+        if request.decoding.draft != "layers":
             drafters.append(NgramDrafter())
-        if decoding.draft != "ngram":
-            drafters.append(
-                LayerDrafter(self.drafting(decoding), self.views.stages[0].kept, steps, sampler)
-            )
+        if request.decoding.draft != "ngram":
+            view = self.drafting(request.decoding)
+            head = view.get_output_embeddings()
+            if isinstance(head, DraftHead):
+                ends = request.input_ids.new_tensor(request.eos_token_ids)
+                head.begin(torch.cat([request.input_ids.flatten(), ends]))
+            drafters.append(LayerDrafter(view, self.views.stages[0].kept, self.steps, sampler))
         return drafters
 
     def prepare(self, request: BatchRequest) -> float:
         """Measure the costs of drafts and checks once for each batch size; the steps are never
         compiled.
         """
-        key, size, device = (
-            _drafting_kind(request),
-            min(MAX_CHECK, request.length - 1),
-            request.input_ids.device,
-        )
+        key, device = _drafting_kind(request), request.input_ids.device
+        _, size, decoding = key
         if key in self._lengths or not size:
             return 0.0
         began = now(device)
-        ids, mask = request.input_ids, request.attention_mask
-        cache = shallow_view.new_cache(self.prompt_model)
-        shallow_view.forward_with_cache(self.prompt_model, ids, mask, cache, last_only=True)
-        steps = self.make_steps(replace(request, length=size + 1), cache)
-        sampler = TokenSampler(request.decoding, ids.shape[1], (), 0, device)
-        ids, drafters = (
-            torch.cat([ids, ids[:, -1:]], dim=1),
-            self.drafters(steps, request.decoding, sampler),
-        )
-        checks = [Drafts(ids[:, -1:].expand(-1, count)) for count in range(size)]
-        seconds = _shortest(
-            [
-                *(functools.partial(drafter.propose, ids, 1) for drafter in drafters),
-                *(
-                    functools.partial(self._verify, ids, drafts, steps, sampler)
-                    for drafts in checks
-                ),
-            ],
-            device,
-        )
-        draft_seconds, check_seconds = seconds[: len(drafters)], seconds[len(drafters) :]
-        check_costs = [longest / check_seconds[0] for longest in accumulate(check_seconds, max)]
+        self.encode(replace(request, length=size + 1))
+        ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
+        sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
+        drafters = self.drafters(request, sampler)
+        drafting = [functools.partial(drafter.propose, ids, 1) for drafter in drafters]
+        checked = [Drafts(ids[:, -1:].expand(-1, count)) for count in range(size)]
+        checks = [functools.partial(self._verify, ids, drafts, sampler) for drafts in checked]
+        seconds = _shortest([*drafting, *checks], device)
+        longest = list(accumulate(seconds[len(drafters) :], max))
+        costs = [check / longest[0] for check in longest]
         self._lengths[key] = [
-            DraftLength(request.decoding.draft_tokens, cost / check_seconds[0], check_costs)
-            for cost in draft_seconds
+            DraftLength(decoding.draft_tokens, cost / longest[0], costs)
+            for cost in seconds[: len(drafters)]
         ]
+        self.finish()
         return now(device) - began
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
         """Return steps of the full model on the cache of a batch."""
-        head = (
-            None
-            if request.decoding.draft == "ngram"
-            else draft_head_of(self.drafting(request.decoding))
-        )
-        if head:
-            head.begin(
-                torch.cat(
-                    [
-                        request.input_ids.flatten(),
-                        request.input_ids.new_tensor(request.eos_token_ids),
-                    ]
-                )
-            )
-        return EagerSteps(self.full, cache, request.attention_mask, request.length, several=True)
+        mask, length = request.attention_mask, request.length
+        return EagerSteps(self.decode_model, cache, mask, length, several=True)
 
     def details(self) -> dict[str, Any]:
         """Return the linear backend and the counts of drafts."""
@@ -209,61 +217,58 @@ class SpeculativeSession(ModelSession):
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
         """Fill `ids` [batch, prompt_len + length] from the second new token on."""
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
-        at, steps, stops = prompt_len + 1, self.steps, set(request.stop_token_ids)
-        drafters = self.drafters(steps, request.decoding, sampler)
+        at, stops = prompt_len + 1, ids.new_tensor(request.stop_token_ids)
+        drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
         rows = torch.arange(len(ids), device=ids.device)  # the sequences that have not ended
-        current, ended = ids.clone(), [token in stops for token in ids[:, prompt_len].tolist()]
+        current, ended = ids.clone(), torch.isin(ids[:, prompt_len], stops)
         self._stats = DraftStats()
-        while at < total and not all(ended):
-            if any(ended):
+        while at < total and not ended.all():
+            if ended.any():
                 ids[rows] = current
-                alive = torch.tensor(
-                    [i for i, end in enumerate(ended) if not end], device=ids.device
-                )
+                alive = (~ended).nonzero()[:, 0]
                 rows = rows[alive]
                 current = ids[rows]
-                steps.drop_finished(alive)
-            drafts, used = _draft(drafters, lengths, current[:, :at], total - at - 1)
-            verification = self._verify(current[:, :at], drafts, steps, sampler)
-            counts, ends = _count_drafts(verification, stops)
-            drafted = drafts.tokens.shape[1]
+                self.steps.drop_finished(alive)
+            drafts, used = Drafts(current[:, :0]), lengths
+            for drafter, length in zip(drafters, lengths, strict=True):
+                if (count := min(length.next(), total - at - 1)) > 0:
+                    drafts = drafter.propose(current[:, :at], count)
+                if drafts.tokens.shape[1]:
+                    used = [length]
+                    break
+            tokens, accepted = self._verify(current[:, :at], drafts, sampler)
+            stats, ends = _count_drafts(tokens, accepted, stops)
+            drafted, gained = drafts.tokens.shape[1], stats.gained
             for length in used:
-                length.update(counts.gained - 1, drafted)
-            self._stats += replace(counts, plain_steps=used[0].cost(drafted) if used else 1.0)
-            current[:, at : at + counts.gained] = verification.tokens[:, : counts.gained]
-            ended = [end <= counts.gained for end in ends]
-            for row, end in enumerate(ends):
-                if end < counts.gained:
-                    current[row, at + end : at + counts.gained] = request.pad_token_id
-            at += counts.gained
+                length.update(gained - 1, drafted)
+            self._stats += replace(stats, plain_steps=used[0].cost(drafted))
+            after = torch.arange(gained, device=ids.device) >= ends[:, None]
+            tokens = tokens[:, :gained].masked_fill(after, request.pad_token_id)
+            current[:, at : at + gained] = tokens
+            at, ended = at + gained, ends <= gained
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))
         ids[rows] = current
 
-    def _verify(
-        self, ids: Tensor, drafts: Drafts, steps: EagerSteps, sampler: TokenSampler
-    ) -> DraftVerification:
+    def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
         """Check drafts after `ids` [batch, len] with the full model; without drafts, this is a
         plain step.
         """
         at, drafted = ids.shape[1], torch.cat([ids, drafts.tokens], dim=1)
-        steps.rewind(at - 1)
-        logits = steps.forward(drafted[:, at - 1 :], steps.view, steps.cache)
+        self.steps.rewind(at - 1)
+        logits = self.steps.forward(drafted[:, at - 1 :], self.steps.view, self.steps.cache)
         # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
         scores = [
             sampler.scores(drafted[:, : at + i], logits[:, i]) for i in range(logits.shape[1])
         ]
         if sampler.sample:
             return verify_sampled(drafts, torch.stack(scores, dim=1))
-        return verify_greedy(
-            drafts.tokens, torch.stack([sampler.pick(score) for score in scores], dim=1)
-        )
+        return verify_greedy(drafts.tokens, torch.stack([sampler.pick(s) for s in scores], dim=1))
 
 
-def _drafting_kind(request: BatchRequest) -> tuple[Any, ...]:
-    decoding, size = request.decoding, min(MAX_CHECK, request.length - 1)
-    return len(request.input_ids), size, decoding.draft, decoding.draft_tokens, decoding.draft_vocab
+def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:
+    return len(request.input_ids), min(MAX_CHECK, request.length - 1), request.decoding
 
 
 def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
@@ -278,35 +283,20 @@ def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> li
     return seconds
 
 
-def _draft(
-    drafters: Sequence[Drafter], lengths: Sequence[DraftLength], ids: Tensor, room: int
-) -> tuple[Drafts, Sequence[DraftLength]]:
-    """Return the drafts of the first drafter that has a guess, and its length; without any, no
-    drafts and all lengths.
-    """
-    for drafter, length in zip(
-        drafters, lengths, strict=False
-    ):  # no lengths for answers that are too short for drafts
-        count = min(length.next(), room)
-        drafts = drafter.propose(ids, count) if count > 0 else Drafts(ids[:, :0])
-        if drafts.tokens.shape[1]:
-            return drafts, [length]
-    return Drafts(ids[:, :0]), lengths
-
-
-def _count_drafts(verification: DraftVerification, stops: set[int]) -> tuple[DraftStats, list[int]]:
-    """Return the counts of one verification pass, and for each sequence the number of its tokens up
-    to and with EOS.
+def _count_drafts(tokens: Tensor, accepted: Tensor, stops: Tensor) -> tuple[DraftStats, Tensor]:
+    """Return the counts of one check, and for each sequence the number of its tokens up to and with
+    EOS.
 
     A batch advances by `gained` tokens, the smallest number of accepted drafts plus one. A sequence
-    that reaches EOS in this pass does not limit the others, and its drafts after EOS are not
+    that reaches EOS in this check does not limit the others, and its drafts after EOS are not
     counted. Its number is larger than all others if it does not reach EOS.
     """
-    most = verification.tokens.shape[1]
-    accepted, ends = verification.accepted.tolist(), []
-    for row, count in zip(verification.tokens.tolist(), accepted, strict=True):
-        ends.append(next((i + 1 for i in range(count + 1) if row[i] in stops), most + 1))
-    running = [count + 1 for count, end in zip(accepted, ends, strict=True) if end > most]
-    gained = min(running) if running else max(ends)
-    drafted = [min(end, most - 1) for end in ends]
-    return DraftStats(1, gained, sum(drafted), sum(map(min, accepted, drafted))), ends
+    most = tokens.shape[1]
+    numbers = torch.arange(1, most + 1, device=tokens.device)
+    is_end = torch.isin(tokens, stops) & (numbers <= accepted[:, None] + 1)
+    ends = numbers.expand_as(tokens).masked_fill(~is_end, most + 1).amin(dim=1)
+    running = accepted[ends > most]
+    gained = int(running.min()) + 1 if len(running) else int(ends.max())
+    drafted = ends.clamp(max=most - 1)
+    counted = int(drafted.sum()), int(accepted.minimum(drafted).sum())
+    return DraftStats(1, gained, *counted), ends

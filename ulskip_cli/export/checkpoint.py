@@ -20,7 +20,7 @@ from ulskip_cli.export.config import CONFIG, read_config, shallow_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.verify import verify_checkpoint
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.checkpoint_files import COMPANIONS, folder_of
+from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import LoadedModel, load
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference.model_comparison import first_difference, meta_model
+from ulskip_cli.inference.shallow_config import first_difference, meta_model
 
 CONFIG = "config.json"
 

@@ -3,13 +3,11 @@ docs/architectures.md).
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
-
-from ulskip_cli.core.errors import UsageError
 
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
@@ -76,20 +74,15 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-def refusal(model: PreTrainedModel, reason: str) -> UsageError:
-    """Return the error for an unsupported model."""
-    return UsageError(
-        f"{type(model).__name__} is not supported: {reason}; docs/architectures.md lists supported"
-        " models"
-    )
-
-
-def extra_layer_inputs(layer: nn.Module) -> str | None:
-    """Return the name of a layer's first argument, besides the hidden states, that earlier layers
-    compute; None without one.
+def dependent_layers(layers: Iterable[nn.Module]) -> str | None:
+    """Return a reason if layers take an argument, besides the hidden states, that earlier layers
+    compute; else None.
     """
-    names = inspect.signature(layer.forward).parameters
-    return next((name for name in names if name.startswith(_EXTRA_INPUTS)), None)
+    for layer in layers:
+        for name in inspect.signature(layer.forward).parameters:
+            if name.startswith(_EXTRA_INPUTS):
+                return f"each layer reads a further output of the layer before it ({name})"
+    return None
 
 
 def is_recurrent(cache: DynamicCache) -> bool:

@@ -26,16 +26,6 @@ class BatchSize:
     def __post_init__(self) -> None:
         self.used = self.used or self.asked
 
-    def halve(self, error: BaseException) -> None:
-        """Halve the size after an out-of-memory error; raise RunError if the size is already 1."""
-        if self.used == 1:
-            raise RunError(
-                "out of memory at batch size 1"
-                f" ({(str(error) or type(error).__name__).splitlines()[0][:120]}); use a smaller"
-                " model, model.dtype=bfloat16 or shorter prompts and answers"
-            ) from None
-        self.used = max(1, self.used // 2)
-
 
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
@@ -65,7 +55,13 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size.halve(error)
+            if size.used == 1:
+                reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+                raise RunError(
+                    f"out of memory at batch size 1 ({reason}); use a smaller model,"
+                    " model.dtype=bfloat16 or shorter prompts and answers"
+                ) from None
+            size.used //= 2
         release()  # outside the handler, because its traceback holds the tensors
 
 
@@ -73,14 +69,11 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tupl
     """Pad token ids on the left or right; return ids and attention mask, each [batch,
     longest_row].
     """
-    side, tensors = (
-        "left" if left else "right",
-        [torch.tensor(row, dtype=torch.long) for row in rows],
-    )
+    side = "left" if left else "right"
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
-    return ids, pad_sequence(
-        [torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side
-    )
+    ones = list(map(torch.ones_like, tensors))
+    return ids, pad_sequence(ones, batch_first=True, padding_side=side)
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

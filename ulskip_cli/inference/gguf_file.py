@@ -18,13 +18,6 @@ _MODEL_TYPES = ("llama", "mistral")
 _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
 TYPES = {torch.float32: _F32, torch.float16: _F16, torch.bfloat16: _BF16}
 DTYPES = {type_: dtype for dtype, type_ in TYPES.items()}
-_FILE_TYPES = {
-    _F32: gguf.LlamaFileType.ALL_F32,
-    _F16: gguf.LlamaFileType.MOSTLY_F16,
-    _BF16: gguf.LlamaFileType.MOSTLY_BF16,
-    Type.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
-    Type.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
-}
 # Formats by name: the types of matrices, and of embedding and head, which lose more by four bits.
 FORMATS = {
     "f32": (_F32, _F32),
@@ -44,7 +37,7 @@ class GgufTensors:
     matrices: Type | None = None  # None: the type of each tensor. Vectors are float32
     head: Type | None = None  # of embedding and head
 
-    def array(self, name: str) -> tuple[np.ndarray[Any, Any], Type]:
+    def array(self, name: str) -> tuple[np.ndarray, Type]:
         """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are
         unsigned integers.
         """
@@ -124,7 +117,8 @@ def write_model(
         bytes_by_type[stored_type] += array.nbytes
         writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, stored_type)
     ((main_type, _),) = bytes_by_type.most_common(1)
-    writer.add_file_type(_FILE_TYPES[main_type])
+    share = "ALL" if main_type is _F32 else "MOSTLY"
+    writer.add_file_type(gguf.LlamaFileType[f"{share}_{main_type.name}"])
     for write in (
         writer.write_header_to_file,
         writer.write_kv_data_to_file,

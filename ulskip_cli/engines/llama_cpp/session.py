@@ -1,49 +1,193 @@
-"""The session of llama.cpp: views as GGUF files, each with a context of its own.
-
-The keys and values of a view's layers move there from the full model, which encodes the prompts
-with prompt_layers=all, and from the view of the stage before.
+"""The session of llama.cpp: views as GGUF files, each with a context of its own, through the
+declarations of llama-cpp-python.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, c_uint8
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.engines.base import BatchRequest, Room, Views
-from ulskip_cli.engines.export import cached_export, exportable_tensors
-from ulskip_cli.engines.llama_cpp.library import LlamaContext, describe_library
-from ulskip_cli.engines.llama_cpp.state import with_layers
-from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
 
+try:
+    import llama_cpp
+except (AttributeError, OSError, RuntimeError) as error:
+    raise UsageError(
+        f"expected a library of llama.cpp, got the error '{error}'; "
+        "correct or unset LLAMA_CPP_LIB_PATH, or install llama-cpp-python again"
+    ) from None
+
 ENGINE = "llama_cpp"
 CAPACITY_STEP = 64  # tokens; contexts are allocated in these steps
+# llama-cpp-python prints errors of llama.cpp to stderr, which would break a display of progress.
+_SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
+llama_cpp.llama_log_set(_SILENT, None)
+llama_cpp.llama_backend_init()
 
 
-class LlamaCppSession(SteppingSession):
+class LlamaContext:
+    """A GGUF model in memory with the KV cache of several sequences."""
+
+    def __init__(self, file: Path, room: Room, exact: bool) -> None:
+        """Load a model with memory for the batches of `room`.
+
+        With `exact`, keys and values stay in float32, without the flash attention that rounds them.
+        """
+        self._context = self._model = None
+        model_options = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(file), model_options)
+        if not self._model:
+            raise RunError(f"llama.cpp could not load {file}; delete it and repeat the run")
+        self._num_layers: int = llama_cpp.llama_model_n_layer(self._model)
+        vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        rows = room.batch_size * room.num_tokens
+        options = llama_cpp.llama_context_default_params()
+        if {options.type_k, options.type_v} != {llama_cpp.GGML_TYPE_F16}:
+            raise UsageError(
+                f"expected the llama.cpp of llama-cpp-python {llama_cpp.__version__}, got another "
+                "version; correct or unset LLAMA_CPP_LIB_PATH"
+            )
+        options.n_ctx, options.n_batch, options.n_ubatch = rows, rows, min(rows, 512)
+        options.n_seq_max = room.batch_size
+        options.n_threads = options.n_threads_batch = torch.get_num_threads()
+        if exact:
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = llama_cpp.llama_init_from_model(self._model, options)
+        if not self._context:
+            size = f"{room.batch_size} x {room.num_tokens} tokens"
+            raise RunError(f"llama.cpp could not allocate {size}; use a smaller batch_size")
+        self._batch = llama_cpp.llama_batch_init(rows, 0, 1)
+        self._lengths = dict[int, int]()  # of the sequences, in tokens
+
+    def __del__(self) -> None:
+        if self._context:
+            llama_cpp.llama_batch_free(self._batch)
+            llama_cpp.llama_free(self._context)
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._lengths = {}
+
+    def append(self, tokens: Mapping[int, Sequence[int]]) -> Tensor:
+        """Append tokens to sequences by number.
+
+        Return the logits [sequences, vocab_size] after the last token of each. They are in
+        llama.cpp's buffer, which the next call overwrites.
+        """
+        batch, count = self._batch, 0
+        for sequence, appended in tokens.items():
+            begin = self._lengths.get(sequence, 0)
+            for position, token in enumerate(appended, begin):
+                batch.token[count], batch.pos[count] = token, position
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
+                batch.logits[count] = position == begin + len(appended) - 1
+                count += 1
+            self._lengths[sequence] = begin + len(appended)
+        batch.n_tokens = count
+        if code := llama_cpp.llama_decode(self._context, batch):
+            problem = f"llama.cpp could not decode {count} tokens (code {code})"
+            raise RunError(f"{problem}; use a smaller batch_size")
+        logits = llama_cpp.llama_get_logits(self._context)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, (len(tokens), self._vocab_size)))
+
+    def state_bytes(self, sequence: int) -> int:
+        """Return the size of the serialized keys and values of one sequence."""
+        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
+
+    def take(self, source: "LlamaContext", sequence: int, layers: Sequence[int]) -> None:
+        """Continue a sequence of another context, with the keys and values of `layers` there."""
+        data = np.empty(source.state_bytes(sequence), np.uint8)
+        pointer = data.ctypes.data_as(POINTER(c_uint8))
+        get_data, set_data = llama_cpp.llama_state_seq_get_data, llama_cpp.llama_state_seq_set_data
+        size = get_data(source._context, pointer, data.size, sequence)
+        part = with_layers(data[:size], layers, source._num_layers)
+        pointer = part.ctypes.data_as(POINTER(c_uint8))
+        if set_data(self._context, pointer, part.size, sequence) != part.size:
+            problem = "llama.cpp refused the keys and values of the kept layers"
+            raise RunError(f"{problem}; use prompt_layers=kept")
+        self._lengths[sequence] = source._lengths[sequence]
+
+
+def with_layers(state: ndarray, kept: Sequence[int], num_layers: int) -> ndarray:
+    """Return the serialized state of a sequence, [bytes], with only the layers `kept`.
+
+    The format is that of llama.cpp's KV cache: a header; for each stream its cells, then keys, then
+    values by layer. Raises RunError if the format does not describe every byte.
+    """
+    stream, parts = BytesIO(state.tobytes()), list[bytes]()
+
+    def read(size: int) -> bytes:
+        parts.append(stream.read(size))
+        if len(parts[-1]) < size:
+            raise ValueError
+        return parts[-1]
+
+    def number() -> int:
+        return int.from_bytes(read(4), "little")
+
+    def layer(num_cells: int, transposed: bool) -> bytes:
+        head = read(12)  # type, then the bytes of a row, or of an element and their number
+        size = int.from_bytes(head[4:], "little")
+        if transposed:
+            size = int.from_bytes(head[4:8], "little") * int.from_bytes(head[8:], "little")
+        return head + read(num_cells * size)
+
+    try:
+        read(8)  # magic number, sequence
+        for _ in range(number()):  # streams
+            num_cells = number()
+            for _ in range(num_cells):
+                read(4)  # position
+                read(4 * number())  # sequences
+            if num_cells:
+                transposed = bool(number())
+                if number() != num_layers:
+                    raise ValueError
+                parts[-1], end = len(kept).to_bytes(4, "little"), len(parts)
+                for by_column in (False, transposed):  # keys, values
+                    layers = [layer(num_cells, by_column) for _ in range(num_layers)]
+                    parts[end:] = [layers[index] for index in kept]
+                    end = len(parts)
+        if stream.read():
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise RunError(
+            "expected the format in which llama-cpp-python 0.3.36 serializes keys and values, got "
+            "another; use prompt_layers=kept, or install that version"
+        ) from None
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+class LlamaCppSession(LibrarySession[LlamaContext]):
     """The views of all stages in llama.cpp, and the full model if it encodes the prompts."""
 
     def __init__(self, views: Views, weights: str | None, room: Room) -> None:
-        self.weights = weights or default_weights(views.prompt_model)
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
-        self.stages = views.stages
-        self.views = [self._load(stage.view) for stage in self.stages]
-        encodes = views.prompt_model is self.stages[0].view
-        self.full = self.views[0] if encodes else self._load(views.prompt_model)
-        self._now = 0  # index of the current stage
+        names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+        super().__init__(views, weights or names.get(views.model.dtype), ENGINE)
 
-    def _load(self, model: PreTrainedModel) -> LlamaContext:
-        shape = self._room.batch_size, self._room.num_tokens
-        return LlamaContext(
-            write_gguf(model, self.weights), *shape, torch.get_num_threads(), self.weights == "f32"
-        )
+    def load(self, model: PreTrainedModel) -> LlamaContext:
+        """Load a model from its GGUF file."""
+        return LlamaContext(write_gguf(model, self.weights), self._room, self.weights == "f32")
 
     def fits(self, room: Room) -> bool:
         """Return True if the contexts are large enough."""
@@ -52,61 +196,44 @@ class LlamaCppSession(SteppingSession):
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
         prompts = unpadded(request.input_ids, request.attention_mask)
-        self._sequences, self._now = list(range(len(prompts))), 0
+        self._sequences = list(range(len(prompts)))
         self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))
-        if self.full is self.views[0]:
-            size = sum(self.full.state_bytes(sequence) for sequence in self._sequences)
-            self.kv_bytes = size, size
-        else:
-            self.kv_bytes = self._move(self.full, self.stages[0].kept)
-        return torch.from_numpy(logits)
-
-    def _move(self, source: LlamaContext, kept: Sequence[int]) -> tuple[int, int]:
-        """Move all sequences to the current view with the layers `kept` of `source`; return the
-        bytes there and here.
-        """
-        view, sizes = self.views[self._now], (0, 0)
-        view.clear()
-        for sequence in self._sequences:
-            state = source.state(sequence)
-            part = with_layers(state, kept, source.num_layers)
-            view.set_state(sequence, part, source.num_tokens(sequence))
-            sizes = sizes[0] + state.size, sizes[1] + part.size
-        return sizes
-
-    def switch(self, stage: int) -> None:
-        """Continue with the view of a later stage, which takes over the keys and values of its
-        layers.
-        """
-        before, self._now = self._now, stage
-        self._move(
-            self.views[before],
-            [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept],
+        self.start()
+        full, kept = (
+            sum(map(context.state_bytes, self._sequences)) for context in (self.full, self.view)
         )
+        self.kv_bytes = full, kept
+        return logits
+
+    def move(self, source: LlamaContext, layers: Sequence[int]) -> None:
+        """Continue all sequences in the current view, with `layers` of another context."""
+        self.view.clear()
+        for sequence in self._sequences:
+            self.view.take(source, sequence, layers)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        appended = dict(zip(self._sequences, tokens.tolist(), strict=True))
-        return torch.from_numpy(self.views[self._now].append(appended))
+        return self.view.append(dict(zip(self._sequences, tokens.tolist(), strict=True)))
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
         self._sequences = [self._sequences[i] for i in alive.tolist()]
 
     def describe(self) -> dict[str, Any]:
-        """Return the package, version and build of the library, and the format of the weights."""
-        return {**describe_library(), "weights": self.weights}
-
-
-def default_weights(model: PreTrainedModel) -> str:
-    """Return the format of a model's own weights."""
-    names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-    if model.dtype not in names:
-        raise UsageError(
-            f"engine=llama_cpp does not support weights in {model.dtype}; use model.dtype=bfloat16"
-        )
-    return names[model.dtype]
+        """Return the package, version and build options (e.g. AVX512) of the library, and the
+        format of the weights.
+        """
+        info = llama_cpp.llama_print_system_info().decode()
+        parts = [part.split(":")[-1] for part in info.replace("|", ",").split(",")]
+        options = [part.split("=") for part in parts if "=" in part]
+        own = "LLAMA_CPP_LIB_PATH" in os.environ
+        return {
+            "package": "LLAMA_CPP_LIB_PATH" if own else "llama-cpp-python",
+            "version": llama_cpp.llama_version().decode() if own else llama_cpp.__version__,
+            "build": [name.strip() for name, value in options if value.strip() == "1"],
+            "weights": self.weights,
+        }
 
 
 def write_gguf(model: PreTrainedModel, weights: str) -> Path:

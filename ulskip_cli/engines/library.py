@@ -1,0 +1,115 @@
+"""What engines of other libraries share: a session with a copy of each view, and the export of a
+view with its cache on disk.
+"""
+
+import hashlib
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ulskip_cli.core.cache import cache_dir
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.inference.gap_patch import GapPatch
+
+Copy = TypeVar("Copy")
+
+
+class LibrarySession(SteppingSession, Generic[Copy]):
+    """A session with a copy of each stage's view in another library, and of the full model if that
+    encodes the prompts.
+
+    Keys and values move to a view from the full model, or from the view of the stage before.
+    """
+
+    def __init__(self, views: Views, weights: str | None, engine: str) -> None:
+        """Load the copies; raise UsageError if `weights`, the format, is None."""
+        if weights is None:
+            raise UsageError(
+                f"engine={engine} does not support weights in {views.model.dtype}; use"
+                " model.dtype=bfloat16"
+            )
+        self.weights, self.stages = weights, views.stages
+        self.views = [self.load(stage.view) for stage in self.stages]
+        self.view = self.views[0]  # of the current stage
+        encodes = views.prompt_model is self.stages[0].view
+        self.full = self.view if encodes else self.load(views.prompt_model)
+
+    @abstractmethod
+    def load(self, model: PreTrainedModel) -> Copy:
+        """Return a copy of a model in the library."""
+
+    @abstractmethod
+    def move(self, source: Copy, layers: Sequence[int]) -> None:
+        """Continue in `view`, with the keys and values of `layers` in another copy."""
+
+    def start(self) -> None:
+        """Continue the encoded prompts in the view of the first stage."""
+        self.view = self.views[0]
+        if self.full is not self.view:
+            self.move(self.full, self.stages[0].kept)
+
+    def switch(self, stage: int) -> None:
+        """Continue with the view of a later stage, which takes over the keys and values of its
+        layers.
+        """
+        self.view = self.views[stage]
+        before = self.stages[stage - 1].kept
+        self.move(self.views[stage - 1], [before.index(i) for i in self.stages[stage].kept])
+
+
+def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
+    """Return the weights of a view by name, tied ones once; raise UsageError if the view has
+    patches that do not fold.
+    """
+    kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
+    if kinds:
+        raise UsageError(
+            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use"
+            " correction.kind=folded, or engine=torch"
+        )
+    tied = (
+        set(getattr(view, "_tied_weights_keys", None) or ())
+        if view.config.tie_word_embeddings
+        else set()
+    )
+    return {name: tensor for name, tensor in view.state_dict().items() if name not in tied}
+
+
+def cached_export(
+    engine: str,
+    tensors: Mapping[str, Tensor],
+    settings: Sequence[object],
+    suffix: str,
+    write: Callable[[Path], None],
+) -> Path:
+    """Return the file or folder that `write` makes from `tensors` and `settings`; an earlier one is
+    used again.
+
+    If `write` fails, nothing is left behind.
+    """
+    key = hashlib.blake2b(repr(list(settings)).encode(), digest_size=10)
+    for name, tensor in tensors.items():
+        key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        key.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    target = cache_dir() / "engines" / engine / f"{key.hexdigest()}{suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f"{target.name}.{time.time_ns()}.part")
+        try:
+            write(staging)
+            staging.replace(target)
+        finally:
+            if staging.is_dir():
+                shutil.rmtree(staging)
+            else:
+                staging.unlink(missing_ok=True)
+    return target

