@@ -109,7 +109,7 @@ def named_choices(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _print_command_keys(command: str, chosen: Mapping[str, str]) -> None:
     from ulskip_cli.core import config_reference as reference
 
-    defaults = {**reference.default_choices(reference.primary_of(command)), **chosen}
+    defaults = {**reference.implied_choices("", reference.primary_of(command)), **chosen}
     groups = {
         f"{group}=": _choices_line(group, defaults.get(group))
         for group in reference.groups_of(command)

@@ -15,9 +15,15 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from ulskip_cli.core.composition import CHOICES, choice_class, config_dir, read_choice
-from ulskip_cli.core.composition import group_choices as group_choices
-from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS
+from ulskip_cli.core.config import (
+    CHOICES,
+    GROUPS,
+    TRAINING_GROUPS,
+    choice_class,
+    group_choices,
+    implied_choices,
+    read_choice,
+)
 from ulskip_cli.core.config_schema import (
     Config,
     DecodingConfig,
@@ -89,38 +95,12 @@ def keys_of(
 def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
     files = group_choices(group, extra_dir)
-    if group == "experiment":
-        return {name: _first_comment(file) for name, file in files.items()}
     return {name: str(read_choice(group, name, extra_dir).get("description", "")) for name in files}
-
-
-def default_choices(primary: str) -> dict[str, str]:
-    """Return the choice of each config group that `configs/<primary>.yaml` selects by default."""
-    choices: dict[str, str] = {}
-    for entry in _primary_values(primary)["defaults"]:
-        if isinstance(entry, dict):
-            choices |= {
-                str(key).removeprefix("override /"): choice
-                for key, choice in entry.items()
-                if choice
-            }
-    return choices
 
 
 def default_choice(group: str) -> str | None:
     """Return the choice of a config group that is selected by default, or None for experiments."""
-    return {**default_choices("train"), **default_choices("config")}.get(group)
-
-
-def implied_choices(group: str, choice: str) -> dict[str, str]:
-    """Return the choices of other groups that a choice selects, such as the model of
-    `task=cnn_dm`.
-    """
-    entries = yaml.safe_load(group_choices(group)[choice].read_text("utf-8")).get("defaults", [])
-    overrides = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
-    return {
-        str(key).removeprefix("override /").partition("@")[0]: value for key, value in overrides
-    }
+    return {**implied_choices("", "train"), **implied_choices("", "config")}.get(group)
 
 
 def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
@@ -140,7 +120,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
     such as `speed.pairs`.
     """
     kind, groups = PRIMARY[primary]
-    keys = keys_of(kind, _primary_values(primary))
+    keys = keys_of(kind, read_choice("", primary))
     return [
         key
         for key in keys
@@ -167,25 +147,14 @@ def command_keys(
     """
     primary, groups = primary_of(command), groups_of(command)
     keys = [key for key in top_level_keys(primary) if command in key.commands]
-    for group, choice in {**default_choices(primary), **chosen}.items():
+    for group, choice in {**implied_choices("", primary), **chosen}.items():
         if group in groups:
             keys += group_keys(group, choice, extra_dir)
-    defaults = (
-        {"name": "lm_eval"}
-        if command == "lm-eval"
-        else _experiment_defaults("bench")
-        if command == "bench"
-        else {}
-    )
+    defaults = {"name": "lm_eval"} if command == "lm-eval" else {}
+    if command == "bench":
+        experiment = read_choice("experiment", "bench")
+        defaults = {**experiment, **experiment["sweep"]}
     return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
-
-
-def _experiment_defaults(experiment: str) -> dict[str, Any]:
-    """Return the keys that an experiment sets or sweeps, as the default of the command that it
-    belongs to.
-    """
-    values = yaml.safe_load(group_choices("experiment")[experiment].read_text("utf-8"))
-    return {**values, **values.get("sweep", {})}
 
 
 def primary_of(command: str) -> str:
@@ -231,6 +200,7 @@ def json_schema() -> dict[str, Any]:
         experiment["properties"][group] = {
             "anyOf": [references[(kind, "validation")] for kind in unique]
         }
+    experiment["properties"]["description"] = {"type": "string"}
     experiment["properties"]["train"] = references[(TrainOptions, "validation")]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -238,16 +208,6 @@ def json_schema() -> dict[str, Any]:
         **experiment,
         "$defs": definitions,
     }
-
-
-def _primary_values(primary: str) -> dict[str, Any]:
-    """Read `configs/<primary>.yaml`, merged over the primary files that it is based on."""
-    own: dict[str, Any] = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))
-    merged: dict[str, Any] = {}
-    for base in own["defaults"]:
-        if isinstance(base, str) and base in PRIMARY:
-            merged = _primary_values(base)
-    return {**merged, **own, "defaults": [*merged.get("defaults", []), *own["defaults"]]}
 
 
 def _commented(options: Options, indent: str) -> Iterator[str]:
@@ -296,13 +256,3 @@ def _comment(field: FieldInfo) -> str:
     return "; ".join(
         part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part
     )
-
-
-def _first_comment(file: Path) -> str:
-    """Return the first comment of an experiment that is not Hydra's package directive."""
-    lines = [
-        line.lstrip("# ").strip()
-        for line in file.read_text("utf-8").splitlines()
-        if line.startswith("#")
-    ]
-    return next((line for line in lines if not line.startswith("@")), "")

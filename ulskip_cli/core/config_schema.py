@@ -48,7 +48,9 @@ class DecodingConfig(Options):
     temperature: float = option(1.0, "temperature of sampling", gt=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
-    max_new_tokens: int = option(64, "maximum length of an answer, in tokens", ge=1)
+    max_new_tokens: int = option(
+        64, "maximum length of an answer in tokens, by default that of the task", ge=1
+    )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "layers", "off"] = option(
         "auto",
@@ -515,7 +517,11 @@ class TrainingConfig(Shared):
     correction: TrainedPatches = option(
         TrainedPatches(), "the patches of a skip adapter", commands="train"
     )
-    output: str = option(..., "folder of the trained model", commands="train")
+    output: str = option(
+        "runs/{model}-{strategy}",
+        "folder of the trained model; {model} and {strategy} are replaced by their names",
+        commands="train",
+    )
 
     def needs(self) -> frozenset[Need]:
         """Return what the training needs."""

@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
-PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "omegaconf", "sacrebleu", "numpy")
 
 
 def code() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.errors import UsageError, require_choice, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
 
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)
@@ -226,40 +226,26 @@ def misfit(
     came.
     """
     first = error.errors(include_url=False)[0]
-    place = f" in {file}" if file else ""
     path, owner, field = _locate(kind, first["loc"])
-    key, got = (
-        prefix + ".".join(path),
-        json.dumps(first["input"], default=str, ensure_ascii=False)[:80],
-    )
+    key = prefix + ".".join(path)
+    group = key.rpartition(".")[0]
+    what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
-        branch = key.rpartition(".")[0]
-        known = [
-            f"{branch}{'.' if branch else ''}{name}"
-            for name in owner.model_fields
-            if name != "name"
-        ]
-        return unknown("key", key + place, known)
+        known = [f"{group}.{name}".strip(".") for name in owner.model_fields if name != "name"]
+        advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists them"
+        return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
-        return UsageError(f"expected the key {key}{place}, got none; add it")
+        return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
     hint = field.annotation if field else None
-    choices = choices_of(hint)
-    if choices and all(
-        part is type(None) or get_origin(part) is Literal for part in _members(hint)
-    ):
-        try:
-            require_choice(key + place, str(first["input"])[:80], choices)
-        except UsageError as refusal:
-            return refusal
-    if first["type"] == "finite_number":
-        return UsageError(f"expected {key}{place} to be a finite number, got {first['input']}")
+    parts = [part for part in _members(hint) if part is not type(None)]
+    if parts and all(get_origin(part) is Literal for part in parts):
+        return unknown(what, first["input"], choices_of(hint))
+    got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     for name, sign in SIGNS.items():
-        if len(list(_members(hint))) - (type(None) in _members(hint)) == 1 and name in first.get(
-            "ctx", {}
-        ):
-            return UsageError(f"expected {key}{place} {sign} {first['ctx'][name]:g}, got {got}")
+        if len(parts) == 1 and name in first.get("ctx", {}):
+            return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
     expected = describe_type(hint) or "of the type that its class declares"
-    return UsageError(f"expected {key}{place} to be {expected}, got {got}")
+    return UsageError(f"expected {what} to be {expected}, got {got}")
 
 
 def _locate(
