@@ -1,9 +1,8 @@
-"""Configurations: overrides and the YAML files of config groups become one frozen, typed and checked
-object.
+"""Configurations: overrides and YAML files become one frozen, typed and checked object.
 
-`configs/<primary>.yaml` selects a file of each group in its `defaults`; a file may have bases in its
-group, and may select files of other groups. Files state only what differs from the defaults in the
-classes. Later values win: groups, the experiment, overrides.
+`configs/<primary>.yaml` selects a file of each group in its `defaults`. A file may have bases in
+its group, and may select files of other groups. Files state only what differs from the defaults in
+the classes. Later values win: groups, the experiment, overrides.
 """
 
 import functools
@@ -25,7 +24,7 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, Traini
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
-from ulskip_cli.core.options import Choice, parse
+from ulskip_cli.core.options import Choice, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
@@ -446,8 +445,18 @@ def _composed(
             for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
             if name in choice_class(read_choice(group, choice), group).model_fields
         ]
-        advice = f"{key} requires {group}={' or '.join(owners)}" if owners else str(error)
-        raise UnknownKey(advice, key) from None
+        sections = [
+            section
+            for section, field in kind.model_fields.items()
+            if key in getattr(options_in(field.annotation), "model_fields", ())
+        ]
+        if owners:
+            message = f"{key} requires {group}={' or '.join(owners)}"
+        elif sections:
+            message = f"unknown key '{key}'; did you mean '{sections[0]}.{key}'?"
+        else:
+            message = str(error)
+        raise UnknownKey(message, key) from None
 
 
 def _values(

@@ -181,6 +181,20 @@ class Shared(Options):
         commands=f"{_POINT} bench lm-eval train",
     )
 
+    def needs(self) -> frozenset[Need]:
+        """Return what model and strategy need."""
+        strategy, model = self.strategy, self.model
+        wanted = {
+            Need.EARLY_EXIT: strategy.exits_early,
+            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
+            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
+            Need.QUANTIZATION: bool(model.quantization),
+            Need.DEVICE_MAP: bool(model.device_map),
+            Need.PEFT_ADAPTER: bool(model.adapter),
+            Need.RANDOM_WEIGHTS: model.source == "random",
+        }
+        return frozenset(need for need, is_used in wanted.items() if is_used)
+
     def resolved(self) -> dict[str, Any]:
         """Return every value that configs/ID.yaml or a training.json stores."""
         return {
@@ -311,7 +325,7 @@ class Config(Shared):
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
         """
-        decoding, model, strategy = self.decoding, self.model, self.strategy
+        decoding, strategy = self.decoding, self.strategy
         wanted = {
             Need.BEAMS: decoding.num_beams > 1,
             Need.SAMPLING: decoding.do_sample,
@@ -319,46 +333,37 @@ class Config(Shared):
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
             Need.COMPILATION: decoding.compile in COMPILED,
             Need.DRAFTS: bool(decoding.draft_tokens),
-            Need.EARLY_EXIT: strategy.exits_early,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
-            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
-            Need.QUANTIZATION: bool(model.quantization),
-            Need.DEVICE_MAP: bool(model.device_map),
-            Need.PEFT_ADAPTER: bool(model.adapter),
-            Need.RANDOM_WEIGHTS: model.source == "random",
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
             Need.MEMORY_BUDGET: self.memory_budget is not None,
         }
-        return frozenset(need for need, used in wanted.items() if used) | self.correction.needs()
+        used = {need for need, is_used in wanted.items() if is_used}
+        return super().needs() | used | self.correction.needs()
 
     def _canonical(self) -> Self:
         """Return the configuration with those values at their defaults that this run does not
         use.
         """
-        defaults = {
-            key: type(self).model_fields[key].default
-            for key in ("ratio", "ratio_basis", "calibration")
+        unused_keys = [
+            *(() if self.strategy.follows_ratio else ("ratio", "ratio_basis")),
+            *(("prompt_layers",) if self.strategy.keeps_all else ()),
+            *(() if self.needs_held_out else ("calibration",)),
+            *(() if self.crosses_engines else ("baseline_engine",)),
+        ]
+        unused: dict[str, object] = {
+            key: type(self).model_fields[key].default for key in unused_keys
         }
-        unused: dict[str, Any] = {
+        unused |= {
             "strategy": self.strategy.canonical(),
             "correction": self.correction.canonical(),
         }
-        if not self.strategy.follows_ratio:
-            unused |= {"ratio": defaults["ratio"], "ratio_basis": defaults["ratio_basis"]}
-        if self.strategy.keeps_all:
-            unused["prompt_layers"] = "all"
-        if not self.needs_held_out:
-            unused["calibration"] = defaults["calibration"]
         if not self.decoding.draft_tokens:
             unused["decoding"] = self.decoding.replace(draft="layers", draft_vocab=0)
         elif not self.decoding.drafts_with_layers:
             unused["decoding"] = self.decoding.replace(draft_vocab=0)
-        if not self.crosses_engines:
-            unused["baseline_engine"] = None
         return self.replace(**unused)
 
 
@@ -522,16 +527,3 @@ class TrainingConfig(Shared):
         "folder of the trained model; {model} and {strategy} are replaced by their names",
         commands="train",
     )
-
-    def needs(self) -> frozenset[Need]:
-        """Return what the training needs."""
-        wanted = {
-            Need.EARLY_EXIT: self.strategy.exits_early,
-            Need.HALF_LAYERS: self.strategy.skipped_unit != LAYER,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept",
-            Need.QUANTIZATION: bool(self.model.quantization),
-            Need.DEVICE_MAP: bool(self.model.device_map),
-            Need.PEFT_ADAPTER: bool(self.model.adapter),
-            Need.RANDOM_WEIGHTS: self.model.source == "random",
-        }
-        return frozenset(need for need, used in wanted.items() if used)

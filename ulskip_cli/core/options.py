@@ -8,7 +8,7 @@ that users see.
 
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -21,7 +21,13 @@ from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)
 
-NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+NAMES: Mapping[object, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 MAPPING = "texts as keys with values, written {a: 1, b: 2}"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
@@ -58,14 +64,12 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _prepare(cls, value: Any, info: ValidationInfo) -> Any:
+    def _prepare(cls, value: object, info: ValidationInfo) -> object:
         """Make a list of a single value where a list is expected, and refuse true and false where a
         number is.
         """
-        kinds = set(_members(cls.model_fields[str(info.field_name)].annotation))
-        if any(get_origin(kind) is tuple for kind in kinds) and isinstance(
-            value, str | int | float
-        ):
+        kinds = {*_members(cls.model_fields[str(info.field_name)].annotation)}
+        if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
             return (value,)
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a number is expected")
@@ -141,19 +145,17 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
+        reason = "" if isinstance(values, dict) else "no JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        values, reason = {}, getattr(error, "strerror", None) or str(error)
+    if reason:
         raise UsageError(
             f"expected {path} to be {what}, got an error: {' '.join(reason.split())[:120]}"
-        ) from None
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"expected {path} to be {what}, a JSON object, got {json.dumps(values)[:60]}"
         )
-    return values
+    return dict(values)
 
 
-def describe_type(hint: Any) -> str:
+def describe_type(hint: object) -> str:
     """Name a type in plain words, or return an empty string for Any.
 
     >>> describe_type(int | None), describe_type(tuple[str, ...]), describe_type(Literal["a", "b"])
@@ -161,62 +163,50 @@ def describe_type(hint: Any) -> str:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        limits = [bound for field in arguments[1:] for bound in _bounds(field)]
-        return " ".join(
-            [describe_type(arguments[0]), *(f"{sign} {limit:g}" for sign, limit in limits)]
-        )
+        limits = [
+            f"{sign} {getattr(bound, name):g}"
+            for field in arguments[1:]
+            for bound in getattr(field, "metadata", ())
+            for name, sign in SIGNS.items()
+            if hasattr(bound, name)
+        ]
+        return " ".join([describe_type(arguments[0]), *limits])
     if origin in (Union, types.UnionType):
-        names = ["null" if part is type(None) else describe_type(part) for part in arguments]
-        return " or ".join(name for name in names if name)
+        return " or ".join(filter(None, map(describe_type, arguments)))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         element = describe_type(arguments[0])
-        if element in ("a number", "a whole number", "a text"):
+        if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
         return f"a list{f', each {element},' if element else ','} written [a,b]"
-    if origin is dict or (isinstance(hint, type) and issubclass(hint, Options)):
-        return MAPPING
-    return NAMES.get(hint, "")
+    return MAPPING if origin is dict or options_in(hint) else NAMES.get(hint, "")
 
 
-def choices_of(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: object) -> tuple[str, ...]:
     """Return the values of a type that allows only some texts, or nothing."""
-    return tuple(
-        str(value)
-        for part in _members(hint)
-        if get_origin(part) is Literal
-        for value in get_args(part)
-    )
+    parts = [part for part in _members(hint) if get_origin(part) is Literal]
+    return tuple(str(value) for part in parts for value in get_args(part))
 
 
-def options_in(hint: Any) -> "type[Options] | None":
+def options_in(hint: object) -> "type[Options] | None":
     """Return the class of options that a field holds, or None if it holds a plain value."""
     return _model_in(hint, Options)
 
 
-def _model_in(hint: Any, kind: type[Model]) -> type[Model] | None:
+def _model_in(hint: object, kind: type[Model]) -> type[Model] | None:
     return next(
         (part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None
     )
 
 
-def _members(hint: Any) -> Iterator[Any]:
-    """Yield the types of a union, or the type itself."""
+def _members(hint: object) -> list[object]:
+    """Return the types of a union, or the type itself."""
     if get_origin(hint) is Annotated:
-        yield from _members(get_args(hint)[0])
-    elif get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from _members(part)
-    else:
-        yield hint
-
-
-def _bounds(field: Any) -> Iterator[tuple[str, float]]:
-    for part in [field, *getattr(field, "metadata", ())]:
-        for name, sign in SIGNS.items():
-            if isinstance(limit := getattr(part, name, None), int | float):
-                yield sign, limit
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [member for part in get_args(hint) for member in _members(part)]
+    return [hint]
 
 
 def misfit(
@@ -232,7 +222,7 @@ def misfit(
     what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
         known = [f"{group}.{name}".strip(".") for name in owner.model_fields if name != "name"]
-        advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists them"
+        advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
         return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
         return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
@@ -241,6 +231,8 @@ def misfit(
     if parts and all(get_origin(part) is Literal for part in parts):
         return unknown(what, first["input"], choices_of(hint))
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
+    if field and not file and isinstance(field.default, int | float | str | None):
+        got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     for name, sign in SIGNS.items():
         if len(parts) == 1 and name in first.get("ctx", {}):
             return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
