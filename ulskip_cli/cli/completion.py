@@ -67,9 +67,9 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
     if name in groups:
         values = reference.describe_choices(name)
     elif name in keys:
-        default = [] if keys[name].default in (None, "", [], {}) else [str(keys[name].default)]
+        is_switch = keys[name].type == "true or false"
         listed = keys[name].choices or (
-            ("true", "false") if keys[name].type == "true or false" else ("", *default)
+            ("true", "false") if is_switch else ("", keys[name].default or "")
         )
         values = dict.fromkeys(map(str, listed), keys[name].meaning)
     else:

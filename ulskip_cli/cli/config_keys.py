@@ -104,7 +104,9 @@ def env(as_json: Json = False) -> None:
     from ulskip_cli.core import environment
 
     facts = {**environment.code(), **environment.machine()}
-    _print_facts(facts if as_json else {**facts, **facts.pop("packages")}, as_json)
+    if not as_json:
+        facts |= facts.pop("packages")
+    _print_facts(facts, as_json)
 
 
 def _list_group(group: str, config_dir: Path | None, as_json: bool) -> None:

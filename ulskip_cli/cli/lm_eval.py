@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -18,7 +18,7 @@ _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
 class CommandWithHarness(CommandWithKeys):
     """A command that leaves the words behind `--` to the parser of lm-evaluation-harness."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Parse the words before `--`, and keep those behind it."""
         from typer._click.exceptions import NoSuchOption
 

@@ -24,7 +24,7 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, Traini
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
-from ulskip_cli.core.options import Choice, options_in, parse
+from ulskip_cli.core.options import Choice, Table, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
@@ -50,7 +50,6 @@ _TOKEN = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|.", re.DOTALL)
 _WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z]\w*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
-Values = dict[str, Any]
 Composed = TypeVar("Composed", bound=Shared)
 
 
@@ -92,7 +91,7 @@ def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> T
     return config
 
 
-def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
+def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
@@ -106,7 +105,10 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def preset(
-    group: str, name: str, options: Mapping[str, Any] | None = None, extra_dir: Path | None = None
+    group: str,
+    name: str,
+    options: Mapping[str, object] | None = None,
+    extra_dir: Path | None = None,
 ) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
@@ -115,7 +117,7 @@ def preset(
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def stored_choice(group: str, values: Mapping[str, Any]) -> Any:
+def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     """Return the choice that a row stores by its name and the options that differ from the defaults
     of its class, which the preset names.
     """
@@ -123,13 +125,13 @@ def stored_choice(group: str, values: Mapping[str, Any]) -> Any:
     return make_choice({**values, "_target_": target}, group)
 
 
-def make_choice(node: Mapping[str, Any], group: str) -> Choice:
+def make_choice(node: Mapping[str, object], group: str) -> Choice:
     """Return the object that the values of a group describe."""
     values = {key: value for key, value in node.items() if key not in ("_target_", "description")}
     return parse(choice_class(node, group), values, f"{group}.")
 
 
-def changed_choice(choice: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+def changed_choice(choice: Choice, changes: Mapping[str, object], prefix: str) -> Any:
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """
@@ -183,7 +185,7 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
     }
 
 
-def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Values:
+def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
     """Read the YAML file of a choice, merged over its bases, the choices of the same group in its
     `defaults`.
     """
@@ -210,7 +212,7 @@ def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> d
     }
 
 
-def choice_class(node: Mapping[str, Any], group: str) -> type[Choice]:
+def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     """Import the class that a preset names in `_target_`; raise UsageError if there is no such
     class of the group.
 
@@ -235,7 +237,7 @@ def choice_class(node: Mapping[str, Any], group: str) -> type[Choice]:
 
 def _with_bases(
     group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...] = ()
-) -> Iterator[Values]:
+) -> Iterator[Table]:
     """Yield the values of a file after those of the files that it is based on."""
     file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
     if choice in inside:
@@ -266,7 +268,7 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
         return values
 
 
-def read_mapping(file: Path) -> Values:
+def read_mapping(file: Path) -> Table:
     """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or has
     no such form.
     """
@@ -284,7 +286,7 @@ def read_mapping(file: Path) -> Values:
 
 
 @functools.lru_cache(maxsize=256)
-def _read(file: Path, changed: int) -> Values:
+def _read(file: Path, changed: int) -> Table:
     """Read a YAML file once; callers must not change the values."""
     values = yaml.load(file.read_text("utf-8"), _StrictLoader)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -292,9 +294,9 @@ def _read(file: Path, changed: int) -> Values:
     return values
 
 
-def _merged(*layers: Mapping[str, Any]) -> Values:
+def _merged(*layers: Mapping[str, object]) -> Table:
     """Merge nested values; later ones win."""
-    merged: Values = {}
+    merged: Table = {}
     for layer in layers:
         for key, value in layer.items():
             old = merged.get(key)
@@ -318,7 +320,7 @@ class Override:
         """True if the value is several values, e.g. `2,3`, or a function that lists them."""
         return len(_split(self.text)) > 1 or bool(_FUNCTION.fullmatch(self.text))
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """Return the value: a number, a text, true or false, null, a list or a mapping."""
         try:
             value = _decoded(self.text)
@@ -400,7 +402,7 @@ def _decoded(text: str) -> Any:
     return decoded["value"]
 
 
-def _unescaped(value: Any) -> Any:
+def _unescaped(value: object) -> object:
     r"""Replace \n, \t and \\ in the texts of a value."""
     if isinstance(value, dict):
         return {key: _unescaped(part) for key, part in value.items()}
@@ -461,7 +463,7 @@ def _composed(
 
 def _values(
     primary: str, groups: Sequence[str], overrides: Sequence[Override], extra_dir: Path | None
-) -> Values:
+) -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")

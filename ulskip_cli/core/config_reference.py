@@ -8,7 +8,6 @@ for editors print it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -34,7 +33,7 @@ from ulskip_cli.core.config_schema import (
     TrainOptions,
     TuneConfig,
 )
-from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
+from ulskip_cli.core.options import Options, Table, choices_of, describe_type, notes_of, options_in
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
     "config": (Config, GROUPS),
@@ -61,13 +60,13 @@ class ConfigKey:
     meaning: str
     choices: tuple[str, ...]
     type: str
-    default: Any
+    default: object
     commands: tuple[str, ...] = ()
 
 
 def keys_of(
     kind: type[Options],
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
@@ -77,7 +76,7 @@ def keys_of(
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:
             continue
-        commands = tuple(notes_of(field).get("commands", ())) or inherited
+        commands = tuple(notes_of(field)["commands"]) or inherited
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
@@ -169,7 +168,7 @@ def to_commented_yaml(config: Shared) -> str:
     return "".join(_commented(config, ""))
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> Table:
     """Return a JSON schema for YAML files of experiments and presets, with which an editor
     completes and checks them.
     """
@@ -185,7 +184,7 @@ def json_schema() -> dict[str, Any]:
     references, schema = models_json_schema(
         [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
     )
-    definitions: dict[str, Any] = schema["$defs"]
+    definitions: Table = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)  # an experiment sets some keys only
         definition.setdefault("properties", {})["defaults"] = {
@@ -245,7 +244,7 @@ _CompactDumper.add_representer(
 )
 
 
-def _dump(values: Mapping[str, Any]) -> list[str]:
+def _dump(values: Mapping[str, object]) -> list[str]:
     text = yaml.dump(
         values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf")
     )

@@ -4,7 +4,7 @@ and bounds.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
 
@@ -13,7 +13,7 @@ from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Options, option
+from ulskip_cli.core.options import Options, Table, option
 from ulskip_cli.core.strategy import LAYER, Strategy
 from ulskip_cli.core.task import Task
 
@@ -57,9 +57,7 @@ class DecodingConfig(Options):
         "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
         " bench",
     )
-    generate_kwargs: dict[str, Any] | None = option(
-        None, "further arguments of transformers' generate"
-    )
+    generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
         0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
     )
@@ -114,7 +112,7 @@ class CalibrationConfig(Options):
 
     examples: int = option(64, "number of held-out examples", ge=1)
     offset: int = option(0, "number of held-out examples that are left out at the start", ge=0)
-    task: dict[str, Any] | None = option(
+    task: Table | None = option(
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )
 
@@ -131,7 +129,7 @@ class LauncherConfig(Options):
     )
     max_retries: int = option(2, "number of retries of a point whose worker died", ge=0)
     executor: str = option("auto", "submitit's executor")
-    options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
+    options: Table | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
 
 
@@ -174,7 +172,7 @@ class Shared(Options):
         identity=False,
         commands=f"{_POINT} bench lm-eval train",
     )
-    tracker_options: dict[str, Any] | None = option(
+    tracker_options: Table | None = option(
         None,
         "project of the tracker and options passed on to it",
         identity=False,
@@ -195,7 +193,7 @@ class Shared(Options):
         }
         return frozenset(need for need, is_used in wanted.items() if is_used)
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
         return {
             key: value
@@ -261,7 +259,7 @@ class Config(Shared):
         identity=False,
         commands="plan",
     )
-    sweep: dict[str, Any] = option({}, "keys and values of a sweep's grid", identity=False)
+    sweep: Table = option({}, "keys and values of a sweep's grid", identity=False)
     alternatives: AlternativesConfig = option(
         AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
     )
@@ -294,7 +292,7 @@ class Config(Shared):
         values = [DEFAULTS, self.recorded()]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Table:
         """Return what a row stores: the values that differ from their defaults, change results and
         are used.
         """
@@ -503,14 +501,14 @@ class TrainOptions(Options):
     reversed_share: float = option(
         0.0, "share of translation pairs also trained in the other direction", ge=0, le=1
     )
-    validation: dict[str, Any] | None = option(
+    validation: Table | None = option(
         None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
     )
     held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
     evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
     save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)
     log_every: int = option(50, "steps between log lines", ge=1, identity=False)
-    training_args: dict[str, Any] | None = option(None, "further TrainingArguments of transformers")
+    training_args: Table | None = option(None, "further TrainingArguments of transformers")
 
 
 class TrainingConfig(Shared):

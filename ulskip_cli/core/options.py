@@ -18,6 +18,7 @@ from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
 
+Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,14 +42,14 @@ def option(
     `commands` names the commands that read it, if they are not those of the section that it is in.
     `identity=False` marks an option that changes no result, so that results do not depend on it.
     """
-    notes: dict[str, Any] = {"commands": commands.split(), "identity": identity}
+    notes: Table = {"commands": commands.split(), "identity": identity}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
 
 
-def notes_of(field: FieldInfo) -> Mapping[str, Any]:
+def notes_of(field: FieldInfo) -> Table:
     """Return what `option` noted of a field: `commands` and `identity`."""
-    extra = field.json_schema_extra
-    return extra.get("ulskip", {}) if isinstance(extra, dict) else {}  # type: ignore[return-value]
+    extra: Table = field.json_schema_extra or {}  # type: ignore[assignment]
+    return extra.get("ulskip", {"commands": [], "identity": True})  # type: ignore[no-any-return]
 
 
 class Options(BaseModel):
@@ -75,21 +76,21 @@ class Options(BaseModel):
             raise ValueError("a number is expected")
         return value
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Return a copy with other values, which the caller has checked."""
         return self.model_copy(update=changes)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Table:
         """Return every value, JSON-ready."""
         return self.model_dump(mode="json")
 
-    def changed(self, only_results: bool = False) -> dict[str, Any]:
+    def changed(self, only_results: bool = False) -> Table:
         """Return the values that differ from the defaults, JSON-ready; `only_results` leaves out
         those that change no result.
         """
-        values: dict[str, Any] = {}
+        values: Table = {}
         for name, field in type(self).model_fields.items():
-            if only_results and not notes_of(field).get("identity", True):
+            if only_results and not notes_of(field)["identity"]:
                 continue
             value = getattr(self, name)
             if isinstance(value, Options):
@@ -105,13 +106,13 @@ class Choice(Options):
 
     name: str = option("", "name of the preset")
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Table:
         """Return the options that differ from their defaults, without the name."""
         return {
             key: value for key, value in self.changed().items() if key not in ("name", "_target_")
         }
 
-    def changed(self, only_results: bool = False) -> dict[str, Any]:
+    def changed(self, only_results: bool = False) -> Table:
         """Return the changed values with the name, and with the class if it is not one of
         ulskip.
         """
@@ -125,7 +126,7 @@ class Choice(Options):
 
 
 def parse(
-    kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file: Path | None = None
+    kind: type[Parsed], values: Mapping[str, object], prefix: str = "", file: Path | None = None
 ) -> Parsed:
     """Return the object that values describe; raise UsageError with the key of the first value that
     does not fit.
@@ -139,7 +140,7 @@ def parse(
         raise misfit(kind, error, prefix, file) from None
 
 
-def load_json(path: Path, what: str) -> dict[str, Any]:
+def load_json(path: Path, what: str) -> Table:
     """Read the JSON object in a file; raise UsageError if the file is unreadable or contains no
     JSON object.
     """
@@ -241,7 +242,7 @@ def misfit(
 
 
 def _locate(
-    kind: type[BaseModel], location: Iterable[Any]
+    kind: type[BaseModel], location: Iterable[object]
 ) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
     """Return the names on the way to a value, the class that declares it, and its field (None if
     there is no such field).
