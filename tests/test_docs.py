@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ulskip_cli.core.config import compose, compose_training
 
@@ -38,23 +37,6 @@ def test_links_resolve(page):
     assert not broken
 
 
-def test_the_navigation_names_every_page_once():
-    def files(node):
-        return (
-            [node]
-            if isinstance(node, str)
-            else [
-                file
-                for one in (node.values() if isinstance(node, dict) else node)
-                for file in files(one)
-            ]
-        )
-
-    named = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
-    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
-    assert sorted(named) == sorted([*pages, "keys.md"])  # which docs/site_hooks.py prints
-
-
 @pytest.mark.slow
 def test_the_examples_use_known_keys_and_values():
     pages = [page.read_text("utf-8") for page in PAGES]
@@ -70,7 +52,7 @@ def test_the_examples_use_known_keys_and_values():
     for command in commands:
         name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
         keys = [word for word in words if "=" in word and not word.startswith("-")]
-        if name in ("sweep", "bench"):  # one value of each; Hydra's functions are left out
+        if name in ("sweep", "bench"):  # one value of each; functions are left out
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
             assert compose(keys), command

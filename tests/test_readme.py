@@ -56,38 +56,11 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results").is_dir() == (runs or command[0] in ("score", "report"))
 
 
-def test_the_first_commands_are_targets():
-    targets = (ROOT / "Makefile").read_text()
-    first = re.findall(r"^make (\S+)", BLOCKS[0], re.MULTILINE)
-    assert first == ["demo", "check"]
-    for target in first:
-        assert re.search(rf"^{target}:.*## ", targets, re.MULTILINE)
-    assert "ulskip run task=wmt ratio=2.0" in targets
-
-
-def test_the_readme_is_short_and_has_ten_commands():
-    assert len(README.splitlines()) <= 150
-    assert len(COMMANDS) == 10
-
-
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
 def test_tables_equal_their_files(page):
     text = page.read_text("utf-8")
     assert readme.fill_tables(text) == text
     assert len(readme.BLOCK.findall(text)) == text.count("<!-- table:")
-
-
-def test_readme_and_speed_page_have_tables():
-    files = {
-        page.name: [block[1] for block in readme.BLOCK.findall(page.read_text("utf-8"))]
-        for page in readme.pages()
-    }
-    assert files["README.md"] == ["results/demo/table.md", "results/multi30k/summary.md"]
-    assert files["speed.md"] == [
-        "results/engines/bench.md",
-        "results/latency/engines-smollm2/bench.md",
-        "benchmarks/results/decode-smollm2-135m.md",
-    ]
 
 
 def test_a_marker_selects_columns_and_keeps_the_provenance():

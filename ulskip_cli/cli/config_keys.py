@@ -15,7 +15,7 @@ from ulskip_cli.cli.completion import complete_config_name
 from ulskip_cli.cli.options import ConfigDir, Json
 
 if TYPE_CHECKING:
-    from typer._click import HelpFormatter
+    from typer._click import Context, HelpFormatter
 
 Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
@@ -23,14 +23,14 @@ Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 class CommandWithKeys(TyperCommand):
     """A command whose `--help` lists its configuration keys below its options."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Keep the words of the command line for `--help`, which is printed before they are
         parsed.
         """
         ctx.meta["words"] = list(args)
         return super().parse_args(ctx, args)
 
-    def format_help(self, ctx: typer.Context, formatter: "HelpFormatter") -> None:
+    def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         """Print usage, options and keys, with the keys of those choices that the command line
         names.
         """

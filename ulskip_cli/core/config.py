@@ -300,8 +300,9 @@ def _merged(*layers: Mapping[str, object]) -> Table:
     for layer in layers:
         for key, value in layer.items():
             old = merged.get(key)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            merged[key] = _merged(old, value) if both else value
+            if isinstance(old, dict) and isinstance(value, dict):
+                value = _merged(old, value)
+            merged[key] = value
     return merged
 
 
@@ -483,8 +484,8 @@ def _values(
         for override in overrides
         if override.key_or_group in groups
     }
-    asked = given
-    if experiment := given.pop("experiment", None):
+    asked, experiment = given, given.pop("experiment", "")
+    if experiment:
         asked = {**implied_choices("experiment", experiment, extra_dir), **given}
     if any(override.key_or_group == "model.path" for override in overrides) and (
         "model" not in asked
@@ -503,9 +504,10 @@ def _values(
     for override in overrides:
         if override.key_or_group not in groups:
             value = override.value()
-            for part in reversed(override.key_or_group.split(".")):
+            first, *inner = override.key_or_group.split(".")
+            for part in reversed(inner):
                 value = {part: value}
-            values = _merged(values, value)
+            values = _merged(values, {first: value})
     for group in chosen:
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
@@ -517,13 +519,13 @@ def _values(
     return values
 
 
-def _choice_name(override: Override, extra_dir: Path | None) -> str | None:
+def _choice_name(override: Override, extra_dir: Path | None) -> str:
     """Return the name of the file that an override chooses; hyphens and underscores are the same.
-    `experiment=null` chooses none.
+    `experiment=null` is empty.
     """
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:
-        return None
+        return ""
     known = group_choices(group, extra_dir)
     folded = {name.replace("-", "_"): name for name in known}
     name = folded.get(str(value).replace("-", "_"))
