@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ulskip_cli.core.config import compose, compose_training
 
@@ -75,7 +74,7 @@ def test_the_examples_use_known_keys_and_values():
     for command in commands:
         name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
         keys = [word for word in words if "=" in word and not word.startswith("-")]
-        if name in ("sweep", "bench"):  # one value of each; Hydra's functions are left out
+        if name in ("sweep", "bench"):  # one value of each; functions are left out
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
             assert compose(keys), command

@@ -39,10 +39,3 @@ def test_the_default_command_of_the_image_is_valid(capsys):
     assert (entrypoint, command[0]) == (["ulskip"], "run")
     assert invoke([*command, "--print-config"]) == 0
     assert "ratio: 2.0" in capsys.readouterr().out
-
-
-def test_ci_runs_the_script():
-    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
-    steps = workflow["jobs"]["check"]["steps"]
-    (script,) = [step["run"] for step in steps if "run" in step]
-    assert (ROOT / script).is_file()

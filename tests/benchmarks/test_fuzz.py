@@ -1,4 +1,4 @@
-"""A hundred cases of benchmarks/fuzz.py, fixed by their seed, and its judgement of cases."""
+"""Fifty cases of benchmarks/fuzz.py, fixed by their seed, and its judgement of cases."""
 
 import fuzz
 import pytest
@@ -6,10 +6,10 @@ from fuzz import Ending, problems
 from fuzz_cases import Case, lines
 from fuzz_inputs import damaged_inputs
 
-SEED, LINES, INPUTS = 1, 80, 20
+SEED, LINES, INPUTS = 1, 40, 10
 
 
-def test_a_hundred_cases_end_as_they_should():
+def test_fifty_cases_end_as_they_should():
     with fuzz.runner() as own:
         cases = [
             *fuzz.draw(lines(), LINES, SEED),
@@ -21,7 +21,7 @@ def test_a_hundred_cases_end_as_they_should():
         for case, ending in zip(cases, endings, strict=True)
     ]
     assert len(found) == LINES + INPUTS
-    assert [one for one in found if one[0]] == []
+    assert [case for case in found if case[0]] == []
     assert {ending.code for ending in endings} >= {0, 2}
 
 
@@ -62,7 +62,3 @@ def test_a_case_that_hangs_or_dies_is_a_finding_and_the_next_case_runs(monkeypat
         assert own.run(Case(("plan", "model=tiny"))).code is None
         monkeypatch.setattr(fuzz, "SECONDS", 30.0)
         assert own.run(Case(("--version",))).code == 0
-
-
-def test_a_seed_gives_the_same_cases_again():
-    assert fuzz.draw(lines(), 5, 7) == fuzz.draw(lines(), 5, 7) != fuzz.draw(lines(), 5, 8)

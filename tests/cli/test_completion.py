@@ -1,8 +1,4 @@
-import os
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -55,24 +51,3 @@ def test_a_unique_key_completes_with_its_value(monkeypatch, capsys):
         "prompt_layers=all",
         "prompt_layers=kept",
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_a_shell_has_no_errors(shell, tmp_path):
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
-    code = f"from ulskip_cli.cli.app import invoke; invoke(['--show-completion', '{shell}'])"
-    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
-    )
-    script = run.stdout
-    (tmp_path / "script").write_text(script)
-    assert "ULSKIP_COMPLETE" in script.upper()
-    assert (
-        subprocess.run(
-            [shell, "-n", str(tmp_path / "script")], capture_output=True, check=False
-        ).returncode
-        == 0
-    )

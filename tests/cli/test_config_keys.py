@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from ulskip_cli.core import config_reference as reference
+from ulskip_cli.core.config import group_choices
 
-COMMANDS = ("run", "sweep", "tune", "bench", "plan", "export", "lm-eval", "train")
+COMMANDS = ("run", "tune", "bench", "export", "lm-eval", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -21,21 +22,13 @@ def test_help_lists_options_groups_and_keys(ulskip, command):
     assert all(f"{group}=" in out for group in reference.groups_of(command))
 
 
-def test_help_lists_the_keys_that_a_command_reads(ulskip):
-    assert "task.pair" in ulskip("run", "--help")[1]
-    assert "task.pair" not in ulskip("bench", "--help")[1]
-    assert "train.learning_rate" in ulskip("train", "--help")[1]
-    assert "memory_budget" in ulskip("plan", "--help")[1]
-    assert " batch_size" in ulskip("lm-eval", "--help")[1]
-
-
 @pytest.mark.parametrize("group", reference.ALL_GROUPS)
 def test_config_describes_the_choices_of_a_group(ulskip, group):
     code, out, _ = ulskip("config", group)
     assert code == 0
-    assert all(f"{group}={choice}" in out for choice in reference.group_choices(group))
+    assert all(f"{group}={choice}" in out for choice in group_choices(group))
     told = json.loads(ulskip("config", group, "--json")[1])
-    assert told.keys() == reference.group_choices(group).keys()
+    assert told.keys() == group_choices(group).keys()
 
 
 def test_config_lists_groups_and_other_keys(ulskip):
@@ -85,27 +78,10 @@ def test_every_command_prints_its_configuration(ulskip, command):
     assert "# " in out
 
 
-def test_a_sweep_prints_the_configuration_of_its_first_point(ulskip):
-    out = ulskip("sweep", "--print-config", "strategy=top_skip,unified", "ratio=2,3")[1]
-    assert "4 points" in out.splitlines()[0]
-    assert yaml.safe_load(out)["strategy"]["name"] == "top_skip"
-
-
 def test_help_shows_the_keys_of_the_named_choices(ulskip):
     out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
     assert "task.prompt_key" in out and "strategy.confidence" in out and "task.pair" not in out
     assert "default: smollm2-135m" in out  # the model that task=jsonl selects
-
-
-def test_the_defaults_of_bench_in_help_are_those_of_its_experiment(ulskip):
-    from omegaconf import OmegaConf
-
-    preset = OmegaConf.load(reference.group_choices("experiment")["bench"])
-    expected = {"name": preset.name, **preset.sweep}
-    keys = expected.keys() - set(reference.ALL_GROUPS)
-    shown = {key.name: key.default for key in reference.command_keys("bench", {})}
-    assert {"name", "ratio"} <= keys
-    assert {name: shown[name] for name in keys} == {name: expected[name] for name in keys}
 
 
 def test_the_schema_is_json(ulskip):

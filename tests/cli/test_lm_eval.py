@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 pytest.importorskip("lm_eval")
@@ -9,20 +6,14 @@ from ulskip_cli.cli import lm_eval as command_module
 
 BAD = [
     ([], "--tasks"),
-    (["--"], "--tasks"),
     (["ratoi=2", "--", "--tasks", "x"], "ratio"),
     (["ratio=9", "--", "--tasks", "x"], "6"),
     (["limit=3", "--", "--tasks", "x"], "--limit"),
     (["--tasks", "x"], "behind `--`"),
     (["--", "--tasks", "x", "--ratio", "2"], "--ratio 2"),
     (["--", "--tasks", "x", "--limit", "few"], "--limit"),
-    (["--", "--tasks", "x", "--limit", "0"], "--limit"),
-    (["--", "--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot"),
-    (["--", "--tasks", "x", "--seed", "1,2"], "--seed"),
     (["--", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),
     (["--", "--tasks", "x", "--samples", "{0}"], "--samples"),
-    (["--", "--tasks", "x", "--samples", "nowhere.json"], "nowhere.json"),
-    (["--", "--tasks", "x", "--cache_requests", "maybe"], "maybe"),
     (["--", "--tasks", "x", "--fewshot_as_multiturn"], "apply_chat_template"),
     (["--", "--config", "nowhere.yaml"], "nowhere.yaml"),
 ]
@@ -67,20 +58,3 @@ def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
     monkeypatch.setattr(command_module, "find_spec", lambda name: None)
     code, _, err = ulskip("lm-eval", "model=tiny", "--", "--tasks", "x")
     assert (code, "ulskip[lm-eval]" in err) == (2, True)
-
-
-def imported(*arguments):
-    """Return which of torch and lm_eval a command line imports."""
-    code = (
-        f"import sys; from ulskip_cli.cli.app import invoke; invoke({list(arguments)!r}); "
-        "print(*{'torch', 'lm_eval'} & sys.modules.keys())"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, check=True, text=True)
-    return done.stdout.splitlines()[-1]
-
-
-def test_help_imports_neither_torch_nor_the_harness_and_bad_options_no_torch():
-    assert imported("--help") == imported("lm-eval", "--help") == ""
-    assert imported("lm-eval", "model=tiny", "--", "--tasks", "x", "--seed", "one") == "lm_eval"
-    assert imported("lm-eval", "model=tiny", "--", "--tasks", "x", "--limit", "0") == "lm_eval"

@@ -3,7 +3,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.cli.plan import KEPT, plan_lines, ranges, ruler, strip
+from ulskip_cli.cli.plan import KEPT, plan_lines, strip
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.weight_sizes import WeightSizes
@@ -54,15 +54,3 @@ def test_exits_are_shown_instead_of_a_schedule():
 @given(st.sets(st.integers(0, 40)))
 def test_a_strip_shows_exactly_the_kept_layers(kept):
     assert {i for i, cell in enumerate(strip(41, sorted(kept))) if cell == KEPT} == kept
-
-
-@given(st.integers(1, 120))
-def test_ruler_marks_are_below_their_layers(num_layers):
-    text = ruler(num_layers, every=5)
-    for i in range(0, num_layers, 5):
-        assert text[i:].startswith(str(i))
-
-
-def test_ranges_join_neighbours():
-    assert ranges((0, 1, 4)) == "0, 1, 4"
-    assert ranges(()) == ""

@@ -27,8 +27,3 @@ def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, accep
         else pytest.raises(UsageError, match="set ULSKIP_CACHE")
     ):
         assert cache_dir() == tmp_path / "cache"
-
-
-def test_a_new_cache_is_private(tmp_path, monkeypatch):
-    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "a" / "cache"))
-    assert stat.S_IMODE(cache_dir().stat().st_mode) == 0o700

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.composition import CHOICES, choice_class, group_choices, read_choice
+from ulskip_cli.core.config import CHOICES, choice_class, group_choices, read_choice
 from ulskip_cli.core.config_reference import keys_of
 from ulskip_cli.core.config_schema import DEFAULTS, Config, TrainingConfig, TuneConfig
 

@@ -1,17 +1,11 @@
 import pytest
 
-from ulskip_cli.core.errors import UsageError, one_line, require_choice, unknown
+from ulskip_cli.core.errors import one_line, unknown
 
 
 def test_a_near_name_is_suggested():
     assert "did you mean 'full'?" in str(unknown("strategy", "ful", ["full", "unified"]))
     assert "did you mean" not in str(unknown("strategy", "zzz", ["full", "unified"]))
-
-
-def test_one_of_returns_or_refuses():
-    assert require_choice("x", "a", ["a", "b"]) == "a"
-    with pytest.raises(UsageError, match="unknown x 'c'"):
-        require_choice("x", "c", ["a", "b"])
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "x " * 2500, f"{'/x' * 2500} is no folder"])

@@ -96,14 +96,6 @@ def test_a_calibrated_option_must_exist():
             calibrated = ("nothing",)
 
 
-def test_a_calibrated_option_has_no_default():
-    with pytest.raises(TypeError, match="last"):
-
-        class Broken(Strategy):
-            last: int = option(3, "the last layer")
-            calibrated = ("last",)
-
-
 def test_a_calibrated_strategy_defines_calibrate():
     with pytest.raises(TypeError, match="calibrate"):
 

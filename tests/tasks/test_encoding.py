@@ -75,13 +75,6 @@ def test_a_long_source_is_truncated_and_the_instruction_never(tokenizer, context
         assert len(one.prompt_ids) > context - 4 - 16  # and as many as fit
 
 
-def test_a_source_without_spaces_is_truncated_between_characters(tokenizer):
-    example = Example("0", "x" * 50, "y")
-    (one,) = encode(PromptFormatter(PLAIN), tokenizer, [example], 40, 4, True)
-    assert one.truncated
-    assert len(one.prompt_ids) == 36
-
-
 def test_a_prompt_that_may_not_be_truncated_is_refused_with_its_length(tokenizer):
     with pytest.raises(UsageError, match=r"example 7: .*\d+ tokens and 4 new .* 20"):
         encode(PromptFormatter(PLAIN), tokenizer, [WORDS], 20, 4, False)

@@ -1,57 +1,96 @@
+import gzip
+import hashlib
 import json
 
 import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.jsonl import Jsonl
+from ulskip_cli.tasks.jsonl import SAMPLES, CnnDm, Jsonl
+
+SAMPLE_SHA256 = "8886677757f9f903c440fa4a0e781bd33a18946448eeccc229dfb5b96d210366"
+ARTICLES = [
+    {"id": "a", "article": "It rained all day in Bonn.", "highlights": "Rain in Bonn .\nAll day ."},
+    {"id": "b", "article": "x", "highlights": "y"},
+]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / "mine.jsonl"
     rows = [
         {"prompt": "2 + 2 =", "reference": "4"},
         {"prompt": "3 + 3 =", "reference": "6", "id": "six"},
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return written(tmp_path / "mine.jsonl", rows)
+
+
+@pytest.fixture
+def articles(tmp_path):
+    return written(tmp_path / "articles.jsonl", ARTICLES)
 
 
 def test_a_users_own_task(file):
-    overrides = [
-        "task=jsonl",
-        f"task.file={file}",
-        "task.metrics=[exact_match,chrf]",
-        "task.first_line=true",
-    ]
-    task = compose(overrides).task
+    overrides = ["task.metrics=[exact_match,chrf]", "task.first_line=true"]
+    task = compose(["task=jsonl", f"task.file={file}", *overrides]).task
     examples = task.examples()
     assert [example.id for example in examples] == ["0", "six"]
     assert task.template_for(False).prompt(examples[0]) == "2 + 2 ="
     assert task.template_for(False).response(examples[0]) == " 4"
-    assert task.template_for(True).prompt(examples[0]) == "2 + 2 ="
     assert task.hypothesis(" 4\n3 + 3") == "4"
+    assert Jsonl(file=file).hypothesis(" a\nb ") == "a\nb"
     assert task.scoring().metrics == ("exact_match", "chrf")
     assert (task.data, task.may_truncate_source) == ("mine.jsonl", False)
 
 
-def test_the_whole_output_is_the_answer_by_default(file):
-    assert Jsonl(file=str(file)).hypothesis(" a\nb ") == "a\nb"
+def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
+    written(tmp_path / "test.jsonl", [{"q": "a", "a": "b"}])
+    task = Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a")
+    assert task.examples()[0].reference == "b"
 
 
-def test_other_keys_and_a_folder(tmp_path):
-    (tmp_path / "test.jsonl").write_text('{"q": "a", "a": "b"}\n')
-    assert (
-        Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a").examples()[0].reference
-        == "b"
-    )
+def test_the_sample_is_frozen():
+    assert hashlib.sha256(SAMPLES["sample"].read_bytes()).hexdigest() == SAMPLE_SHA256
+    examples = CnnDm().examples()
+    assert len({example.id for example in examples}) == len(examples) >= 30
+    held_out = CnnDm().held_out()
+    assert held_out and not {*held_out.examples()} & {*examples}
 
 
-def test_bad_settings_are_refused(file):
-    with pytest.raises(UsageError, match=r"task\.file="):
-        Jsonl().examples()
-    with pytest.raises(UsageError, match=r"task\.file="):
-        Jsonl(file=str(file), dataset="a/b").examples()
+def test_articles_are_read_truncated_and_scored(articles, tmp_path):
+    assert CnnDm(file=articles).examples()[0].source == ARTICLES[0]["article"]
+    packed = tmp_path / "articles.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "articles.jsonl").read_bytes()))
+    assert CnnDm(file=str(packed)).examples() == CnnDm(file=articles).examples()
+    chosen = compose(["task=cnn_dm", f"task.file={articles}", "task.max_article_words=2"])
+    task, example = chosen.task, chosen.task.examples()[0]
+    assert (chosen.model.name, chosen.decoding.max_new_tokens) == ("smollm2-135m", 128)
+    assert task.template_for(False).prompt(example) == "It rained\nSummarize the article above:"
+    assert task.template_for(False).response(example) == " Rain in Bonn .\nAll day ."
+    assert task.hypothesis(" Two\nlines \n") == "Two\nlines"
+    assert (task.scoring().metrics, task.may_truncate_source) == (("rouge",), True)
+    assert task.data == "articles.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Jsonl(), r"task\.file=.*neither"),
+        (Jsonl(file="a", dataset="a/b"), r"task\.file=.*both"),
+        (CnnDm(file="nowhere.jsonl"), r"nowhere\.jsonl"),
+        (CnnDm(file="a", dataset="a/b"), "both"),
+        (CnnDm(dataset="cnn"), r"'cnn'.*task\.file"),
+    ],
+)
+def test_bad_settings_are_refused(task, message):
+    with pytest.raises(UsageError, match=message):
+        task.examples()
+
+
+def test_other_keys_are_named(file):
     with pytest.raises(UsageError, match=r"row 1: .*q and reference.*prompt, reference"):
-        Jsonl(file=str(file), prompt_key="q").examples()
+        Jsonl(file=file, prompt_key="q").examples()

@@ -5,6 +5,7 @@ Nothing here imports torch, so that help, plans and usage errors are fast.
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,7 +16,6 @@ from ulskip_cli import __version__
 from ulskip_cli.cli import (
     config_keys,
     export,
-    lists,
     lm_eval,
     plan,
     report,
@@ -47,10 +47,10 @@ for function in (
     score.score,
     report.report,
     config_keys.config,
-    lists.models,
-    lists.tasks,
-    lists.strategies,
-    lists.env,
+    config_keys.models,
+    config_keys.tasks,
+    config_keys.strategies,
+    config_keys.env,
 ):
     app.command()(function)
 
@@ -85,45 +85,49 @@ def invoke(arguments: Sequence[str]) -> int:
     except (UsageError, RunError) as error:
         return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except typer.TyperException as error:
-        return _complain(error.format_message().rstrip(".") + _advice(error), error.exit_code)
+        return _complain(_explained(error, arguments), error.exit_code)
     except KeyboardInterrupt:
         return _complain(interruption.MESSAGE, interruption.exit_code())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if os.environ.get("ULSKIP_DEBUG"):
-            raise
-        if error.filename is None:  # of a connection or a library
-            return _unforeseen(error)
-        return _complain(
-            f"cannot read or write {error.filename} ({error.strerror}); use a path that is"
-            " accessible",
-            1,
-        )
     except Exception as error:
         if interruption.received():
             return _complain(interruption.MESSAGE, interruption.exit_code())
         if os.environ.get("ULSKIP_DEBUG"):
             raise
-        return _unforeseen(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            return _complain(
+                f"cannot read or write {error.filename} ({error.strerror}); use a path that is"
+                " accessible",
+                1,
+            )
+        first = str(error).strip().split("\n")[0][:300]  # OSErrors of connections, too
+        return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 
 
-def _unforeseen(error: Exception) -> int:
-    first = str(error).strip().split("\n")[0][:300]
-    return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
+def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """Return the message of an error in the command line, with what to write instead."""
+    message, first = error.format_message().rstrip("."), arguments[0] if arguments else ""
+    if message.startswith("No such command"):
+        if "=" in first:
+            return f"expected a command, got '{first[:80]}'; write e.g. ulskip run {first[:80]}"
+        near = re.search(r"Did you mean ('.+')", message)
+        advice = f"did you mean {near[1]}?" if near else "`ulskip --help` lists the commands"
+        return f"unknown command '{first[:80]}'; {advice}"
+    if not message.startswith("No such option"):
+        return message
+    option = str(getattr(error, "option_name", ""))
+    key, problem = option.lstrip("-").replace("-", "_"), f"unknown option {option[:80]};"
+    if option == first:
+        return f"{problem} write options after the command, e.g. ulskip run {option[:80]}"
+    from ulskip_cli.core.config import GROUPS
+    from ulskip_cli.core.config_schema import TrainingConfig, TuneConfig
 
-
-def _advice(error: Exception) -> str:
-    """Suggest `limit=` for --limit, and the list of commands for an unknown command."""
-    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
-    from ulskip_cli.core.config_schema import Config
-
-    if name in Config.model_fields:
-        return f"; keys of the configuration have no dashes: {name}=<value>"
-    if str(error).startswith("No such command") and "Did you mean" not in str(error):
-        return "; `ulskip --help` lists the commands"
-    return ""
+    if key.partition(".")[0] in {*TuneConfig.model_fields, *TrainingConfig.model_fields, *GROUPS}:
+        return f"{problem} keys have no dashes, write {key}=VALUE"
+    near = re.search(r"Possible options: ([^)]+)", message)
+    return f"{problem} {f'did you mean {near[1]}?' if near else '`--help` lists the options'}"
 
 
 @app.callback(invoke_without_command=True)
@@ -141,7 +145,3 @@ def _complain(message: str, code: int) -> int:
         return code
     print(f"ulskip: {one_line(message)}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    main()

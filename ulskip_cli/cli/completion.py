@@ -43,12 +43,12 @@ def install_bash_completion() -> None:
 
 def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
     """Return the overrides that a command accepts and that begin with `incomplete`."""
-    from ulskip_cli.cli.config_keys import named_choices
+    from ulskip_cli.cli.key_panels import named_choices
     from ulskip_cli.core import config_reference as reference
 
     command = str(context.command.name)
     groups = reference.groups_of(command)
-    chosen = dict(named_choices(context.params.get("overrides") or ()))
+    chosen = named_choices(context.params.get("overrides") or ())
     name, equals, value = incomplete.partition("=")
     keys = {key.name: key for key in reference.command_keys(command, chosen)}
     if not equals:
@@ -67,9 +67,9 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
     if name in groups:
         values = reference.describe_choices(name)
     elif name in keys:
-        default = [] if keys[name].default in (None, "", [], {}) else [str(keys[name].default)]
+        is_switch = keys[name].type == "true or false"
         listed = keys[name].choices or (
-            ("true", "false") if keys[name].type == "true or false" else ("", *default)
+            ("true", "false") if is_switch else ("", keys[name].default or "")
         )
         values = dict.fromkeys(map(str, listed), keys[name].meaning)
     else:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -12,13 +12,16 @@ from ulskip_cli.cli.options import Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented
 from ulskip_cli.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from typer._click import Context
+
 _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
 
 
 class CommandWithHarness(CommandWithKeys):
     """A command that leaves the words behind `--` to the parser of lm-evaluation-harness."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Parse the words before `--`, and keep those behind it."""
         from typer._click.exceptions import NoSuchOption
 

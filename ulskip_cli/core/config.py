@@ -1,34 +1,54 @@
-"""Configurations: overrides become one frozen, typed and checked object."""
+"""Configurations: overrides and YAML files become one frozen, typed and checked object.
 
-from collections.abc import Mapping, Sequence
+`configs/<primary>.yaml` selects a file of each group in its `defaults`. A file may have bases in
+its group, and may select files of other groups. Files state only what differs from the defaults in
+the classes. Later values win: groups, the experiment, overrides.
+"""
+
+import functools
+import itertools
+import json
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.composition import (
-    CHOICES,
-    choice_class,
-    compose_values,
-    read_choice,
-    refuse_renamed,
-)
-from ulskip_cli.core.composition import config_dir as config_dir
-from ulskip_cli.core.composition import group_choices as group_choices
-from ulskip_cli.core.composition import parse_overrides as parse_overrides
 from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, TrainingConfig, TuneConfig
-from ulskip_cli.core.engines import Engine, engine_named
-from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.core.options import Choice, parse
+from ulskip_cli.core.correction import Correction
+from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
+from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
+from ulskip_cli.core.options import Choice, Table, options_in, parse
+from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
-_NOT_OPTIONS = ("_target_", "description")
+CHOICES: dict[str, type[Choice]] = {
+    "task": Task,
+    "strategy": Strategy,
+    "correction": Correction,
+    "engine": Engine,
+}
+MAX_VALUES = 1000  # of one key in a sweep
+_INSTEAD = {
+    "model": "; for another model give model.path=<hub id or folder>",
+    "task": "; for your own examples give task=jsonl task.file=<file>",
+}
+_TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+_OVERRIDE = re.compile(r"\+{0,2}(\w[\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_FUNCTION = re.compile(r"(range|choice|glob)\((.*)\)", re.DOTALL)
+_TOKEN = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|.", re.DOTALL)
+_WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z]\w*")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
 Composed = TypeVar("Composed", bound=Shared)
 
@@ -56,6 +76,8 @@ def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None)
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
     config = _composed("train", TrainingConfig, TRAINING_GROUPS, overrides, extra_dir)
+    output = config.output.replace("{model}", config.model.name)
+    config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
     return config
 
@@ -69,55 +91,47 @@ def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> T
     return config
 
 
-def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
+def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
-    refuse_renamed(f"decoding.{key}" for key in values)
-    other = ("name", "draft_tokens", "draft", "draft_vocab")
+    drafts = ("name", "draft_tokens", "draft", "draft_vocab")
+    known = [name for name in DecodingConfig.model_fields if name not in drafts]
     for key in values:
-        require_choice(
-            "decoding option",
-            key,
-            [name for name in DecodingConfig.model_fields if name not in other],
-        )
+        require_choice("decoding option", key, known)
     config = parse(DecodingConfig, values, "decoding.")
     check_decoding(config)
     return config
 
 
 def preset(
-    group: str, name: str, options: Mapping[str, Any] | None = None, extra_dir: Path | None = None
+    group: str,
+    name: str,
+    options: Mapping[str, object] | None = None,
+    extra_dir: Path | None = None,
 ) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
-    require_choice(group, name, group_choices(group, extra_dir))
     chosen = read_choice(group, name, extra_dir)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def stored_choice(group: str, values: Mapping[str, Any]) -> Any:
+def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     """Return the choice that a row stores by its name and the options that differ from the defaults
-    of its class.
-
-    The class comes from the preset and not from the row.
+    of its class, which the preset names.
     """
-    name = str(values.get("name"))
-    require_choice(group, name, group_choices(group))
-    options = {key: value for key, value in values.items() if key not in _NOT_OPTIONS}
-    return parse(choice_class(read_choice(group, name), group), options, f"{group}.")
+    target = read_choice(group, str(values.get("name")))["_target_"]
+    return make_choice({**values, "_target_": target}, group)
 
 
-def make_choice(node: Mapping[str, Any], group: str, prefix: str | None = None) -> Choice:
-    """Return the object that the values of a group describe; `prefix` stands before the key in
-    messages.
-    """
-    values = {key: value for key, value in node.items() if key not in _NOT_OPTIONS}
-    return parse(choice_class(node, group), values, f"{group}." if prefix is None else prefix)
+def make_choice(node: Mapping[str, object], group: str) -> Choice:
+    """Return the object that the values of a group describe."""
+    values = {key: value for key, value in node.items() if key not in ("_target_", "description")}
+    return parse(choice_class(node, group), values, f"{group}.")
 
 
-def changed_choice(choice: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+def changed_choice(choice: Choice, changes: Mapping[str, object], prefix: str) -> Any:
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """
@@ -132,7 +146,7 @@ def baseline_config(config: Config) -> Config:
         strategy=preset("strategy", "full"),
         correction=preset("correction", "none"),
         model=config.baseline_model or config.model,
-        engine=baseline_engine(config),
+        engine=engine_named(config.baseline_engine) if config.baseline_engine else config.engine,
         decoding=config.decoding.without_drafts(),
         ratio=1.0,
         ratio_basis="layers",
@@ -143,14 +157,274 @@ def baseline_config(config: Config) -> Config:
     )
 
 
-def baseline_engine(config: Config) -> Engine:
-    """Return the engine of the baseline."""
-    return engine_named(config.baseline_engine) if config.baseline_engine else config.engine
-
-
 def to_yaml(config: Shared) -> str:
     """Return the configuration as YAML, in the form that results folders store."""
     return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+
+
+# Files
+
+
+def config_dir() -> Path:
+    """Return the folder of the shipped configs: inside an installed wheel, or beside the package in
+    a checkout.
+    """
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
+    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
+    in the user's folder. The group "" has the primary files.
+    """
+    if extra_dir is not None and not extra_dir.is_dir():
+        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
+    folders = [config_dir(), *plugin_config_dirs(), *([extra_dir] if extra_dir else [])]
+    return {
+        path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
+    }
+
+
+def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
+    """Read the YAML file of a choice, merged over its bases, the choices of the same group in its
+    `defaults`.
+    """
+    files = group_choices(group, extra_dir)
+    values = _merged(*_with_bases(group, choice, files))
+    values.pop("defaults", None)
+    missing = [key for key in ("_target_", "name") if key not in values]
+    if group in CHOICES and missing:
+        raise UsageError(f"expected the key {missing[0]} in {files[choice]}, got none; add it")
+    return values
+
+
+def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, str]:
+    """Return the choices of other groups that a choice selects, such as the model of
+    `task=cnn_dm`.
+    """
+    return {
+        key: name
+        for values in _with_bases(group, choice, group_choices(group, extra_dir))
+        for entry in values.get("defaults", ())
+        if isinstance(entry, dict)
+        for key, name in entry.items()
+        if name
+    }
+
+
+def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
+    """Import the class that a preset names in `_target_`; raise UsageError if there is no such
+    class of the group.
+
+    Only YAML files name classes, because the import of a class runs its module.
+    """
+    target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
+    try:
+        kind = pkgutil.resolve_name(target)
+    except Exception as error:  # the module is the user's own and may fail in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(
+            f"{what}: cannot import the class {target} of _target_ ({reason})"
+        ) from None
+    base = CHOICES[group]
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise UsageError(
+            f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__},"
+            f" got {target}"
+        )
+    return kind
+
+
+def _with_bases(
+    group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...] = ()
+) -> Iterator[Table]:
+    """Yield the values of a file after those of the files that it is based on."""
+    file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
+    if choice in inside:
+        raise UsageError(
+            f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}"
+        )
+    values = read_mapping(file)
+    defaults, name = values.get("defaults", []), values.get("name", "")
+    if not isinstance(defaults, list) or not isinstance(name, str):
+        raise UsageError(f"expected a list as defaults and a text as name in {file}")
+    for entry in defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _with_bases(group, entry, files, (*inside, choice))
+    yield values
+
+
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """A loader that refuses duplicate keys, of which YAML would silently use the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.MarkedYAMLError(
+                problem=f"duplicate key {twice[0]}", problem_mark=node.start_mark
+            )
+        values: dict[object, object] = super().construct_mapping(node, deep)
+        return values
+
+
+def read_mapping(file: Path) -> Table:
+    """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or has
+    no such form.
+    """
+    try:
+        return _read(file, file.stat().st_mtime_ns)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = str(error.problem)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        line, reason = "", getattr(error, "strerror", None) or str(error)
+    raise UsageError(
+        f"expected lines of the form `key: value` in {file}{line}, got an error:"
+        f" {' '.join(reason.split())[:120]}"
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _read(file: Path, changed: int) -> Table:
+    """Read a YAML file once; callers must not change the values."""
+    values = yaml.load(file.read_text("utf-8"), _StrictLoader)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(str(values)[:80])
+    return values
+
+
+def _merged(*layers: Mapping[str, object]) -> Table:
+    """Merge nested values; later ones win."""
+    merged: Table = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            if isinstance(old, dict) and isinstance(value, dict):
+                value = _merged(old, value)
+            merged[key] = value
+    return merged
+
+
+# Overrides
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `key=value` of a command line, whose value may list several for a sweep."""
+
+    key_or_group: str
+    input_line: str
+    text: str
+
+    def is_sweep_override(self) -> bool:
+        """True if the value is several values, e.g. `2,3`, or a function that lists them."""
+        return len(_split(self.text)) > 1 or bool(_FUNCTION.fullmatch(self.text))
+
+    def value(self) -> object:
+        """Return the value: a number, a text, true or false, null, a list or a mapping."""
+        try:
+            value = _decoded(self.text)
+        except ValueError:
+            raise UsageError(
+                f"expected {self.key_or_group} to be a value, got '{self.input_line[:80]}'; quote a"
+                f" text with special characters, e.g. '{self.key_or_group}=\"TEXT\"'"
+            ) from None
+        return _unescaped(value) if f"{self.key_or_group}.".startswith(_TEXT_KEYS) else value
+
+    def values(self, extra_dir: Path | None = None) -> list[str]:
+        """Return the texts of all values; at most one more than `MAX_VALUES`."""
+        function = _FUNCTION.fullmatch(self.text)
+        parts = _split(function[2] if function else self.text)
+        if not function or function[1] == "choice":
+            return parts
+        if function[1] == "range":
+            with_end = [_decoded(part) for part in parts]
+            if len(parts) in (2, 3) and all(isinstance(part, int | float) for part in with_end):
+                start, stop, step = (*with_end, 1)[:3]
+                if step:
+                    steps = itertools.islice(itertools.count(), MAX_VALUES + 1)
+                    listed = itertools.takewhile(
+                        lambda value: (stop - value) * step > 0,
+                        (start + i * step for i in steps),
+                    )
+                    return [f"{value:.12g}" for value in listed]
+        elif self.key_or_group in GROUPS:
+            names = group_choices(self.key_or_group, extra_dir)
+            chosen = [name for name in names if any(fnmatch(name, part) for part in parts)]
+            if chosen:
+                return chosen
+        raise UsageError(
+            "expected values, range(START,STOP,STEP), or glob(PATTERN) of a config group, e.g."
+            f" ratio=2,3, got '{self.input_line}'"
+        )
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse `key=value` overrides, whose values may list several for a sweep."""
+    parsed = []
+    for text in overrides:
+        match = _OVERRIDE.fullmatch(text)
+        if match is None:
+            raise UsageError(f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}")
+        parsed.append(Override(match[1], text, match[2].strip()))
+    return parsed
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at the commas outside quotes and brackets."""
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        if token == "," and not depth:
+            parts.append("")
+            continue
+        depth += (token in "[{(") - (token in "]})")
+        parts[-1] += token
+    return [part.strip() for part in parts]
+
+
+def _decoded(text: str) -> Any:
+    """Return the value of a text in OmegaConf's grammar; raise ValueError if there is none."""
+    if not text or _WORD.fullmatch(text):
+        return text
+    if _NUMBER.fullmatch(text):
+        return json.loads(text)
+    if "${" in text:
+        raise ValueError(text)
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.create({"text": text, "value": "${oc.decode:${.text}}"})
+        decoded = OmegaConf.to_container(values, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ValueError(text) from error
+    assert isinstance(decoded, dict)
+    return decoded["value"]
+
+
+def _unescaped(value: object) -> object:
+    r"""Replace \n, \t and \\ in the texts of a value."""
+    if isinstance(value, dict):
+        return {key: _unescaped(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return list(map(_unescaped, value))
+    if isinstance(value, str):
+        return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], value)
+    return value
+
+
+def _spelled_as_key(text: str) -> str:
+    """Suggest `task=wmt` for `wmt` or `--task=wmt`, or else give an example."""
+    word = text.lstrip("-+")
+    groups = [path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word]
+    if groups:
+        return f"did you mean {groups[0]}={word}?"
+    if _OVERRIDE.fullmatch(word):
+        return f"write {word}"
+    if word.strip("=") in {*Config.model_fields, *TrainingConfig.model_fields, ""}:
+        return f"write {word.strip('=') or 'key'}=VALUE without spaces around ="
+    return "an example is task=wmt ratio=2.0"
 
 
 def _composed(
@@ -160,19 +434,102 @@ def _composed(
     overrides: Sequence[str],
     extra_dir: Path | None,
 ) -> Composed:
-    composed = compose_values(primary, kind, groups, overrides, extra_dir)
+    parsed = parse_overrides(overrides)
+    keys = [override.key_or_group for override in parsed]
     try:
-        OmegaConf.resolve(composed)
-    except OmegaConfBaseException as error:
-        raise UsageError(
-            f"{str(error).splitlines()[0]}; ${{...}} must contain the name of an existing key"
-        ) from None
-    if missing := OmegaConf.missing_keys(composed):
-        example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""
-        raise UsageError(f"expected a value for {', '.join(sorted(missing))}{example}")
-    values: dict[str, Any] = OmegaConf.to_container(composed)  # type: ignore[assignment]
-    for group in CHOICES.keys() & set(groups) & values.keys():
-        values[group] = make_choice(values[group], group)
-    for group in values.keys() & set(groups) - CHOICES.keys():
-        values[group].pop("description", None)
-    return parse(kind, values)
+        return parse(kind, _values(primary, groups, parsed, extra_dir))
+    except UnknownKey as error:
+        group, _, name = error.key.partition(".")
+        key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
+        if key is None:  # a key of a file
+            raise UsageError(str(error)) from None
+        owners = [
+            choice
+            for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
+            if name in choice_class(read_choice(group, choice), group).model_fields
+        ]
+        sections = [
+            section
+            for section, field in kind.model_fields.items()
+            if key in getattr(options_in(field.annotation), "model_fields", ())
+        ]
+        if owners:
+            message = f"{key} requires {group}={' or '.join(owners)}"
+        elif sections:
+            message = f"unknown key '{key}'; did you mean '{sections[0]}.{key}'?"
+        else:
+            message = str(error)
+        raise UnknownKey(message, key) from None
+
+
+def _values(
+    primary: str, groups: Sequence[str], overrides: Sequence[Override], extra_dir: Path | None
+) -> Table:
+    """Return the values of the chosen files and of the overrides, with the choices as objects."""
+    for override in overrides:
+        key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
+        if override.is_sweep_override():
+            line = override.input_line
+            raise UsageError(
+                f"expected one value, got '{line}'; write a list as {line.replace('=', '=[', 1)}],"
+                f" a decimal number with a point, a grid as `ulskip sweep {line}`"
+            )
+        if group in groups and name in ("_target_", "name"):
+            raise UsageError(
+                f"{key} is not supported as an override, because it belongs to the file of {group};"
+                f" use {group}=NAME"
+            )
+    given = {
+        override.key_or_group: _choice_name(override, extra_dir)
+        for override in overrides
+        if override.key_or_group in groups
+    }
+    asked, experiment = given, given.pop("experiment", "")
+    if experiment:
+        asked = {**implied_choices("experiment", experiment, extra_dir), **given}
+    if any(override.key_or_group == "model.path" for override in overrides) and (
+        "model" not in asked
+        or ("model" not in given and read_choice("model", asked["model"])["source"] != "random")
+    ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
+        asked = {**asked, "model": "hf"}
+    chosen = {**implied_choices("", primary), **asked}
+    for group, name in list(chosen.items()):
+        chosen |= implied_choices(group, name, extra_dir)
+    chosen |= asked
+    values = _merged(
+        read_choice("", primary),
+        {group: read_choice(group, name, extra_dir) for group, name in chosen.items()},
+        read_choice("experiment", experiment, extra_dir) if experiment else {},
+    )
+    for override in overrides:
+        if override.key_or_group not in groups:
+            value = override.value()
+            first, *inner = override.key_or_group.split(".")
+            for part in reversed(inner):
+                value = {part: value}
+            values = _merged(values, {first: value})
+    for group in chosen:
+        if group in CHOICES:
+            values[group] = make_choice(values[group], group)
+        else:
+            values[group].pop("description", None)
+    values.pop("description", None)
+    if "decoding" in groups:
+        values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
+    return values
+
+
+def _choice_name(override: Override, extra_dir: Path | None) -> str:
+    """Return the name of the file that an override chooses; hyphens and underscores are the same.
+    `experiment=null` is empty.
+    """
+    group, value = override.key_or_group, override.value()
+    if group == "experiment" and value is None:
+        return ""
+    known = group_choices(group, extra_dir)
+    folded = {name.replace("-", "_"): name for name in known}
+    name = folded.get(str(value).replace("-", "_"))
+    if name is None:
+        advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
+        raise unknown(group, value, known, advice)
+    return name

@@ -8,16 +8,21 @@ for editors print it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from ulskip_cli.core.composition import CHOICES, choice_class, config_dir, read_choice
-from ulskip_cli.core.composition import group_choices as group_choices
-from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS
+from ulskip_cli.core.config import (
+    CHOICES,
+    GROUPS,
+    TRAINING_GROUPS,
+    choice_class,
+    group_choices,
+    implied_choices,
+    read_choice,
+)
 from ulskip_cli.core.config_schema import (
     Config,
     DecodingConfig,
@@ -28,7 +33,7 @@ from ulskip_cli.core.config_schema import (
     TrainOptions,
     TuneConfig,
 )
-from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
+from ulskip_cli.core.options import Options, Table, choices_of, describe_type, notes_of, options_in
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
     "config": (Config, GROUPS),
@@ -55,13 +60,13 @@ class ConfigKey:
     meaning: str
     choices: tuple[str, ...]
     type: str
-    default: Any
+    default: object
     commands: tuple[str, ...] = ()
 
 
 def keys_of(
     kind: type[Options],
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
@@ -71,7 +76,7 @@ def keys_of(
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:
             continue
-        commands = tuple(notes_of(field).get("commands", ())) or inherited
+        commands = tuple(notes_of(field)["commands"]) or inherited
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
@@ -89,38 +94,12 @@ def keys_of(
 def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
     files = group_choices(group, extra_dir)
-    if group == "experiment":
-        return {name: _first_comment(file) for name, file in files.items()}
     return {name: str(read_choice(group, name, extra_dir).get("description", "")) for name in files}
-
-
-def default_choices(primary: str) -> dict[str, str]:
-    """Return the choice of each config group that `configs/<primary>.yaml` selects by default."""
-    choices: dict[str, str] = {}
-    for entry in _primary_values(primary)["defaults"]:
-        if isinstance(entry, dict):
-            choices |= {
-                str(key).removeprefix("override /"): choice
-                for key, choice in entry.items()
-                if choice
-            }
-    return choices
 
 
 def default_choice(group: str) -> str | None:
     """Return the choice of a config group that is selected by default, or None for experiments."""
-    return {**default_choices("train"), **default_choices("config")}.get(group)
-
-
-def implied_choices(group: str, choice: str) -> dict[str, str]:
-    """Return the choices of other groups that a choice selects, such as the model of
-    `task=cnn_dm`.
-    """
-    entries = yaml.safe_load(group_choices(group)[choice].read_text("utf-8")).get("defaults", [])
-    overrides = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
-    return {
-        str(key).removeprefix("override /").partition("@")[0]: value for key, value in overrides
-    }
+    return {**implied_choices("", "train"), **implied_choices("", "config")}.get(group)
 
 
 def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
@@ -140,7 +119,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
     such as `speed.pairs`.
     """
     kind, groups = PRIMARY[primary]
-    keys = keys_of(kind, _primary_values(primary))
+    keys = keys_of(kind, read_choice("", primary))
     return [
         key
         for key in keys
@@ -167,25 +146,14 @@ def command_keys(
     """
     primary, groups = primary_of(command), groups_of(command)
     keys = [key for key in top_level_keys(primary) if command in key.commands]
-    for group, choice in {**default_choices(primary), **chosen}.items():
+    for group, choice in {**implied_choices("", primary), **chosen}.items():
         if group in groups:
             keys += group_keys(group, choice, extra_dir)
-    defaults = (
-        {"name": "lm_eval"}
-        if command == "lm-eval"
-        else _experiment_defaults("bench")
-        if command == "bench"
-        else {}
-    )
+    defaults = {"name": "lm_eval"} if command == "lm-eval" else {}
+    if command == "bench":
+        experiment = read_choice("experiment", "bench")
+        defaults = {**experiment, **experiment["sweep"]}
     return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
-
-
-def _experiment_defaults(experiment: str) -> dict[str, Any]:
-    """Return the keys that an experiment sets or sweeps, as the default of the command that it
-    belongs to.
-    """
-    values = yaml.safe_load(group_choices("experiment")[experiment].read_text("utf-8"))
-    return {**values, **values.get("sweep", {})}
 
 
 def primary_of(command: str) -> str:
@@ -200,7 +168,7 @@ def to_commented_yaml(config: Shared) -> str:
     return "".join(_commented(config, ""))
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> Table:
     """Return a JSON schema for YAML files of experiments and presets, with which an editor
     completes and checks them.
     """
@@ -216,7 +184,7 @@ def json_schema() -> dict[str, Any]:
     references, schema = models_json_schema(
         [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
     )
-    definitions: dict[str, Any] = schema["$defs"]
+    definitions: Table = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)  # an experiment sets some keys only
         definition.setdefault("properties", {})["defaults"] = {
@@ -231,6 +199,7 @@ def json_schema() -> dict[str, Any]:
         experiment["properties"][group] = {
             "anyOf": [references[(kind, "validation")] for kind in unique]
         }
+    experiment["properties"]["description"] = {"type": "string"}
     experiment["properties"]["train"] = references[(TrainOptions, "validation")]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -238,16 +207,6 @@ def json_schema() -> dict[str, Any]:
         **experiment,
         "$defs": definitions,
     }
-
-
-def _primary_values(primary: str) -> dict[str, Any]:
-    """Read `configs/<primary>.yaml`, merged over the primary files that it is based on."""
-    own: dict[str, Any] = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))
-    merged: dict[str, Any] = {}
-    for base in own["defaults"]:
-        if isinstance(base, str) and base in PRIMARY:
-            merged = _primary_values(base)
-    return {**merged, **own, "defaults": [*merged.get("defaults", []), *own["defaults"]]}
 
 
 def _commented(options: Options, indent: str) -> Iterator[str]:
@@ -285,7 +244,7 @@ _CompactDumper.add_representer(
 )
 
 
-def _dump(values: Mapping[str, Any]) -> list[str]:
+def _dump(values: Mapping[str, object]) -> list[str]:
     text = yaml.dump(
         values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf")
     )
@@ -296,13 +255,3 @@ def _comment(field: FieldInfo) -> str:
     return "; ".join(
         part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part
     )
-
-
-def _first_comment(file: Path) -> str:
-    """Return the first comment of an experiment that is not Hydra's package directive."""
-    lines = [
-        line.lstrip("# ").strip()
-        for line in file.read_text("utf-8").splitlines()
-        if line.startswith("#")
-    ]
-    return next((line for line in lines if not line.startswith("@")), "")

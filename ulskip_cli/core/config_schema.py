@@ -4,7 +4,7 @@ and bounds.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
 
@@ -13,7 +13,7 @@ from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Options, option
+from ulskip_cli.core.options import Options, Table, option
 from ulskip_cli.core.strategy import LAYER, Strategy
 from ulskip_cli.core.task import Task
 
@@ -48,16 +48,16 @@ class DecodingConfig(Options):
     temperature: float = option(1.0, "temperature of sampling", gt=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
-    max_new_tokens: int = option(64, "maximum length of an answer, in tokens", ge=1)
+    max_new_tokens: int = option(
+        64, "maximum length of an answer in tokens, by default that of the task", ge=1
+    )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "layers", "off"] = option(
         "auto",
         "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
         " bench",
     )
-    generate_kwargs: dict[str, Any] | None = option(
-        None, "further arguments of transformers' generate"
-    )
+    generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
         0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
     )
@@ -112,7 +112,7 @@ class CalibrationConfig(Options):
 
     examples: int = option(64, "number of held-out examples", ge=1)
     offset: int = option(0, "number of held-out examples that are left out at the start", ge=0)
-    task: dict[str, Any] | None = option(
+    task: Table | None = option(
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )
 
@@ -129,7 +129,7 @@ class LauncherConfig(Options):
     )
     max_retries: int = option(2, "number of retries of a point whose worker died", ge=0)
     executor: str = option("auto", "submitit's executor")
-    options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
+    options: Table | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
 
 
@@ -172,14 +172,28 @@ class Shared(Options):
         identity=False,
         commands=f"{_POINT} bench lm-eval train",
     )
-    tracker_options: dict[str, Any] | None = option(
+    tracker_options: Table | None = option(
         None,
         "project of the tracker and options passed on to it",
         identity=False,
         commands=f"{_POINT} bench lm-eval train",
     )
 
-    def resolved(self) -> dict[str, Any]:
+    def needs(self) -> frozenset[Need]:
+        """Return what model and strategy need."""
+        strategy, model = self.strategy, self.model
+        wanted = {
+            Need.EARLY_EXIT: strategy.exits_early,
+            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
+            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
+            Need.QUANTIZATION: bool(model.quantization),
+            Need.DEVICE_MAP: bool(model.device_map),
+            Need.PEFT_ADAPTER: bool(model.adapter),
+            Need.RANDOM_WEIGHTS: model.source == "random",
+        }
+        return frozenset(need for need, is_used in wanted.items() if is_used)
+
+    def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
         return {
             key: value
@@ -245,7 +259,7 @@ class Config(Shared):
         identity=False,
         commands="plan",
     )
-    sweep: dict[str, Any] = option({}, "keys and values of a sweep's grid", identity=False)
+    sweep: Table = option({}, "keys and values of a sweep's grid", identity=False)
     alternatives: AlternativesConfig = option(
         AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
     )
@@ -278,7 +292,7 @@ class Config(Shared):
         values = [DEFAULTS, self.recorded()]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Table:
         """Return what a row stores: the values that differ from their defaults, change results and
         are used.
         """
@@ -309,7 +323,7 @@ class Config(Shared):
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
         """
-        decoding, model, strategy = self.decoding, self.model, self.strategy
+        decoding, strategy = self.decoding, self.strategy
         wanted = {
             Need.BEAMS: decoding.num_beams > 1,
             Need.SAMPLING: decoding.do_sample,
@@ -317,46 +331,37 @@ class Config(Shared):
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
             Need.COMPILATION: decoding.compile in COMPILED,
             Need.DRAFTS: bool(decoding.draft_tokens),
-            Need.EARLY_EXIT: strategy.exits_early,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
-            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
-            Need.QUANTIZATION: bool(model.quantization),
-            Need.DEVICE_MAP: bool(model.device_map),
-            Need.PEFT_ADAPTER: bool(model.adapter),
-            Need.RANDOM_WEIGHTS: model.source == "random",
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
             Need.MEMORY_BUDGET: self.memory_budget is not None,
         }
-        return frozenset(need for need, used in wanted.items() if used) | self.correction.needs()
+        used = {need for need, is_used in wanted.items() if is_used}
+        return super().needs() | used | self.correction.needs()
 
     def _canonical(self) -> Self:
         """Return the configuration with those values at their defaults that this run does not
         use.
         """
-        defaults = {
-            key: type(self).model_fields[key].default
-            for key in ("ratio", "ratio_basis", "calibration")
+        unused_keys = [
+            *(() if self.strategy.follows_ratio else ("ratio", "ratio_basis")),
+            *(("prompt_layers",) if self.strategy.keeps_all else ()),
+            *(() if self.needs_held_out else ("calibration",)),
+            *(() if self.crosses_engines else ("baseline_engine",)),
+        ]
+        unused: dict[str, object] = {
+            key: type(self).model_fields[key].default for key in unused_keys
         }
-        unused: dict[str, Any] = {
+        unused |= {
             "strategy": self.strategy.canonical(),
             "correction": self.correction.canonical(),
         }
-        if not self.strategy.follows_ratio:
-            unused |= {"ratio": defaults["ratio"], "ratio_basis": defaults["ratio_basis"]}
-        if self.strategy.keeps_all:
-            unused["prompt_layers"] = "all"
-        if not self.needs_held_out:
-            unused["calibration"] = defaults["calibration"]
         if not self.decoding.draft_tokens:
             unused["decoding"] = self.decoding.replace(draft="layers", draft_vocab=0)
         elif not self.decoding.drafts_with_layers:
             unused["decoding"] = self.decoding.replace(draft_vocab=0)
-        if not self.crosses_engines:
-            unused["baseline_engine"] = None
         return self.replace(**unused)
 
 
@@ -496,14 +501,14 @@ class TrainOptions(Options):
     reversed_share: float = option(
         0.0, "share of translation pairs also trained in the other direction", ge=0, le=1
     )
-    validation: dict[str, Any] | None = option(
+    validation: Table | None = option(
         None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
     )
     held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
     evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
     save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)
     log_every: int = option(50, "steps between log lines", ge=1, identity=False)
-    training_args: dict[str, Any] | None = option(None, "further TrainingArguments of transformers")
+    training_args: Table | None = option(None, "further TrainingArguments of transformers")
 
 
 class TrainingConfig(Shared):
@@ -515,17 +520,8 @@ class TrainingConfig(Shared):
     correction: TrainedPatches = option(
         TrainedPatches(), "the patches of a skip adapter", commands="train"
     )
-    output: str = option(..., "folder of the trained model", commands="train")
-
-    def needs(self) -> frozenset[Need]:
-        """Return what the training needs."""
-        wanted = {
-            Need.EARLY_EXIT: self.strategy.exits_early,
-            Need.HALF_LAYERS: self.strategy.skipped_unit != LAYER,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept",
-            Need.QUANTIZATION: bool(self.model.quantization),
-            Need.DEVICE_MAP: bool(self.model.device_map),
-            Need.PEFT_ADAPTER: bool(self.model.adapter),
-            Need.RANDOM_WEIGHTS: self.model.source == "random",
-        }
-        return frozenset(need for need, used in wanted.items() if used)
+    output: str = option(
+        "runs/{model}-{strategy}",
+        "folder of the trained model; {model} and {strategy} are replaced by their names",
+        commands="train",
+    )

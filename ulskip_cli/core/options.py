@@ -8,7 +8,7 @@ that users see.
 
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -16,12 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.errors import UsageError, require_choice, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
 
+Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)
 
-NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+NAMES: Mapping[object, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 MAPPING = "texts as keys with values, written {a: 1, b: 2}"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
@@ -35,14 +42,14 @@ def option(
     `commands` names the commands that read it, if they are not those of the section that it is in.
     `identity=False` marks an option that changes no result, so that results do not depend on it.
     """
-    notes: dict[str, Any] = {"commands": commands.split(), "identity": identity}
+    notes: Table = {"commands": commands.split(), "identity": identity}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
 
 
-def notes_of(field: FieldInfo) -> Mapping[str, Any]:
+def notes_of(field: FieldInfo) -> Table:
     """Return what `option` noted of a field: `commands` and `identity`."""
-    extra = field.json_schema_extra
-    return extra.get("ulskip", {}) if isinstance(extra, dict) else {}  # type: ignore[return-value]
+    extra: Table = field.json_schema_extra or {}  # type: ignore[assignment]
+    return extra.get("ulskip", {"commands": [], "identity": True})  # type: ignore[no-any-return]
 
 
 class Options(BaseModel):
@@ -58,34 +65,32 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _prepare(cls, value: Any, info: ValidationInfo) -> Any:
+    def _prepare(cls, value: object, info: ValidationInfo) -> object:
         """Make a list of a single value where a list is expected, and refuse true and false where a
         number is.
         """
-        kinds = set(_members(cls.model_fields[str(info.field_name)].annotation))
-        if any(get_origin(kind) is tuple for kind in kinds) and isinstance(
-            value, str | int | float
-        ):
+        kinds = {*_members(cls.model_fields[str(info.field_name)].annotation)}
+        if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
             return (value,)
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a number is expected")
         return value
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Return a copy with other values, which the caller has checked."""
         return self.model_copy(update=changes)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Table:
         """Return every value, JSON-ready."""
         return self.model_dump(mode="json")
 
-    def changed(self, only_results: bool = False) -> dict[str, Any]:
+    def changed(self, only_results: bool = False) -> Table:
         """Return the values that differ from the defaults, JSON-ready; `only_results` leaves out
         those that change no result.
         """
-        values: dict[str, Any] = {}
+        values: Table = {}
         for name, field in type(self).model_fields.items():
-            if only_results and not notes_of(field).get("identity", True):
+            if only_results and not notes_of(field)["identity"]:
                 continue
             value = getattr(self, name)
             if isinstance(value, Options):
@@ -101,13 +106,13 @@ class Choice(Options):
 
     name: str = option("", "name of the preset")
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Table:
         """Return the options that differ from their defaults, without the name."""
         return {
             key: value for key, value in self.changed().items() if key not in ("name", "_target_")
         }
 
-    def changed(self, only_results: bool = False) -> dict[str, Any]:
+    def changed(self, only_results: bool = False) -> Table:
         """Return the changed values with the name, and with the class if it is not one of
         ulskip.
         """
@@ -121,7 +126,7 @@ class Choice(Options):
 
 
 def parse(
-    kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file: Path | None = None
+    kind: type[Parsed], values: Mapping[str, object], prefix: str = "", file: Path | None = None
 ) -> Parsed:
     """Return the object that values describe; raise UsageError with the key of the first value that
     does not fit.
@@ -135,25 +140,23 @@ def parse(
         raise misfit(kind, error, prefix, file) from None
 
 
-def load_json(path: Path, what: str) -> dict[str, Any]:
+def load_json(path: Path, what: str) -> Table:
     """Read the JSON object in a file; raise UsageError if the file is unreadable or contains no
     JSON object.
     """
     try:
         values = json.loads(path.read_text("utf-8"))
+        reason = "" if isinstance(values, dict) else "no JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        values, reason = {}, getattr(error, "strerror", None) or str(error)
+    if reason:
         raise UsageError(
             f"expected {path} to be {what}, got an error: {' '.join(reason.split())[:120]}"
-        ) from None
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"expected {path} to be {what}, a JSON object, got {json.dumps(values)[:60]}"
         )
-    return values
+    return dict(values)
 
 
-def describe_type(hint: Any) -> str:
+def describe_type(hint: object) -> str:
     """Name a type in plain words, or return an empty string for Any.
 
     >>> describe_type(int | None), describe_type(tuple[str, ...]), describe_type(Literal["a", "b"])
@@ -161,62 +164,50 @@ def describe_type(hint: Any) -> str:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        limits = [bound for field in arguments[1:] for bound in _bounds(field)]
-        return " ".join(
-            [describe_type(arguments[0]), *(f"{sign} {limit:g}" for sign, limit in limits)]
-        )
+        limits = [
+            f"{sign} {getattr(bound, name):g}"
+            for field in arguments[1:]
+            for bound in getattr(field, "metadata", ())
+            for name, sign in SIGNS.items()
+            if hasattr(bound, name)
+        ]
+        return " ".join([describe_type(arguments[0]), *limits])
     if origin in (Union, types.UnionType):
-        names = ["null" if part is type(None) else describe_type(part) for part in arguments]
-        return " or ".join(name for name in names if name)
+        return " or ".join(filter(None, map(describe_type, arguments)))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         element = describe_type(arguments[0])
-        if element in ("a number", "a whole number", "a text"):
+        if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
         return f"a list{f', each {element},' if element else ','} written [a,b]"
-    if origin is dict or (isinstance(hint, type) and issubclass(hint, Options)):
-        return MAPPING
-    return NAMES.get(hint, "")
+    return MAPPING if origin is dict or options_in(hint) else NAMES.get(hint, "")
 
 
-def choices_of(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: object) -> tuple[str, ...]:
     """Return the values of a type that allows only some texts, or nothing."""
-    return tuple(
-        str(value)
-        for part in _members(hint)
-        if get_origin(part) is Literal
-        for value in get_args(part)
-    )
+    parts = [part for part in _members(hint) if get_origin(part) is Literal]
+    return tuple(str(value) for part in parts for value in get_args(part))
 
 
-def options_in(hint: Any) -> "type[Options] | None":
+def options_in(hint: object) -> "type[Options] | None":
     """Return the class of options that a field holds, or None if it holds a plain value."""
     return _model_in(hint, Options)
 
 
-def _model_in(hint: Any, kind: type[Model]) -> type[Model] | None:
+def _model_in(hint: object, kind: type[Model]) -> type[Model] | None:
     return next(
         (part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None
     )
 
 
-def _members(hint: Any) -> Iterator[Any]:
-    """Yield the types of a union, or the type itself."""
+def _members(hint: object) -> list[object]:
+    """Return the types of a union, or the type itself."""
     if get_origin(hint) is Annotated:
-        yield from _members(get_args(hint)[0])
-    elif get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from _members(part)
-    else:
-        yield hint
-
-
-def _bounds(field: Any) -> Iterator[tuple[str, float]]:
-    for part in [field, *getattr(field, "metadata", ())]:
-        for name, sign in SIGNS.items():
-            if isinstance(limit := getattr(part, name, None), int | float):
-                yield sign, limit
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [member for part in get_args(hint) for member in _members(part)]
+    return [hint]
 
 
 def misfit(
@@ -226,44 +217,32 @@ def misfit(
     came.
     """
     first = error.errors(include_url=False)[0]
-    place = f" in {file}" if file else ""
     path, owner, field = _locate(kind, first["loc"])
-    key, got = (
-        prefix + ".".join(path),
-        json.dumps(first["input"], default=str, ensure_ascii=False)[:80],
-    )
+    key = prefix + ".".join(path)
+    group = key.rpartition(".")[0]
+    what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
-        branch = key.rpartition(".")[0]
-        known = [
-            f"{branch}{'.' if branch else ''}{name}"
-            for name in owner.model_fields
-            if name != "name"
-        ]
-        return unknown("key", key + place, known)
+        known = [f"{group}.{name}".strip(".") for name in owner.model_fields if name != "name"]
+        advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
+        return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
-        return UsageError(f"expected the key {key}{place}, got none; add it")
+        return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
     hint = field.annotation if field else None
-    choices = choices_of(hint)
-    if choices and all(
-        part is type(None) or get_origin(part) is Literal for part in _members(hint)
-    ):
-        try:
-            require_choice(key + place, str(first["input"])[:80], choices)
-        except UsageError as refusal:
-            return refusal
-    if first["type"] == "finite_number":
-        return UsageError(f"expected {key}{place} to be a finite number, got {first['input']}")
+    parts = [part for part in _members(hint) if part is not type(None)]
+    if parts and all(get_origin(part) is Literal for part in parts):
+        return unknown(what, first["input"], choices_of(hint))
+    got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
+    if field and not file and isinstance(field.default, int | float | str | None):
+        got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     for name, sign in SIGNS.items():
-        if len(list(_members(hint))) - (type(None) in _members(hint)) == 1 and name in first.get(
-            "ctx", {}
-        ):
-            return UsageError(f"expected {key}{place} {sign} {first['ctx'][name]:g}, got {got}")
+        if len(parts) == 1 and name in first.get("ctx", {}):
+            return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
     expected = describe_type(hint) or "of the type that its class declares"
-    return UsageError(f"expected {key}{place} to be {expected}, got {got}")
+    return UsageError(f"expected {what} to be {expected}, got {got}")
 
 
 def _locate(
-    kind: type[BaseModel], location: Iterable[Any]
+    kind: type[BaseModel], location: Iterable[object]
 ) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
     """Return the names on the way to a value, the class that declares it, and its field (None if
     there is no such field).

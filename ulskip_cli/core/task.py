@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.options import Choice, option
 
 AUTO = "auto"
+CHAT = "chat"
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,17 @@ class Scoring:
 
     metrics: tuple[str, ...]  # names in `tasks.metrics.METRICS`
     target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
-    tokenize: str | None = (
-        None  # name of a sacrebleu tokenizer, instead of the one for the language
-    )
+    tokenize: str | None = None  # a sacrebleu tokenizer instead of the one for the language
     stemmer: bool = True  # for ROUGE
-    comet_model: str = (
-        "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
-    )
-    bertscore_model: str | None = (
-        None  # hub id or folder of a model; None: bert-score's default for the language
-    )
+    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id, or the path of a checkpoint
+    bertscore_model: str | None = None  # hub id or folder; None: the default for the language
 
 
 class Task(Choice):
-    """Examples, the prompts made from the examples, and the metrics that score the answers."""
+    """Examples, the prompts made from the examples, and the metrics that score the answers.
+
+    A subclass defines `examples` and `data`.
+    """
 
     subset: str | None = option(None, "subset of the dataset; null: its only subset")
     split: str = option("test", "split of the dataset, such as train, validation or test")
@@ -72,6 +70,11 @@ class Task(Choice):
     metrics: tuple[str, ...] = option(
         ("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
     )
+    tokenize: str | None = option(
+        None, "sacrebleu's tokenizer for BLEU; null: its default for the answers' language"
+    )
+    stemmer: bool = option(True, "compare word stems in ROUGE")
+    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
     bertscore_model: str | None = option(
         None, "hub id or folder of BERTScore's model; null: the default for the language"
     )
@@ -89,11 +92,11 @@ class Task(Choice):
     )
 
     @property
-    @abstractmethod
     def may_truncate_source(self) -> bool:
         """True if the end of a source may be dropped so that the prompt fits the model's
         context.
         """
+        return False
 
     @property
     @abstractmethod
@@ -110,17 +113,57 @@ class Task(Choice):
         """
         return None
 
-    @abstractmethod
+    def template_fields(self) -> Mapping[str, str]:
+        """Return the task's own fields in templates."""
+        return {}
+
     def template_for(self, has_chat: bool) -> Template:
-        """Return the template for a model with or without a chat template."""
+        """Return the template for a model with or without a chat template; raise UsageError if it
+        is invalid.
+        """
+        formats, name = self.templates, self.template
+        default = CHAT if has_chat and CHAT in formats else next(iter(formats), AUTO)
+        chosen = (
+            default if name == AUTO else require_choice("task.template", name, [AUTO, *formats])
+        )
+        if chosen == CHAT and not has_chat:
+            others = ", ".join(key for key in formats if key != CHAT)
+            raise UsageError(
+                "task.template=chat: the model's tokenizer has no chat template; use"
+                f" {others} or auto"
+            )
+        texts = dict(formats.get(chosen, {}))
+        for key, text, field_name in (
+            ("prompt", self.prompt, "{source}"),
+            ("response", self.response, "{reference}"),
+        ):
+            texts[key] = texts.get(key, "") if text is None else text
+            if field_name not in texts[key]:
+                raise UsageError(
+                    f"expected {field_name} in task.{key} or task.templates.{chosen}.{key}, got"
+                    f" {texts[key][:80]!r}"
+                )
+        return Template(texts["prompt"], texts["response"], chosen == CHAT, self.template_fields())
 
-    @abstractmethod
     def hypothesis(self, text: str) -> str:
-        """Extract the answer from a model's output."""
+        """Extract the answer from a model's output: by default the whole output."""
+        return text.strip()
 
-    @abstractmethod
+    @property
+    def answer_language(self) -> str | None:
+        """ISO 639-1 code of the answers' language; None if unknown."""
+        return None
+
     def scoring(self) -> Scoring:
         """Return the metrics and their settings."""
+        return Scoring(
+            self.metrics,
+            self.answer_language,
+            self.tokenize,
+            self.stemmer,
+            self.comet_model,
+            self.bertscore_model,
+        )
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

@@ -2,8 +2,6 @@
 are in `capabilities.py`.
 """
 
-from pathlib import Path
-
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import (
@@ -11,7 +9,6 @@ from ulskip_cli.core.config_schema import (
     Config,
     DecodingConfig,
     TrainingConfig,
-    TrainOptions,
 )
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
@@ -25,6 +22,8 @@ ADAPTER_KEYS = (
     "on_policy",
 )  # of train, for train.method=adapter alone
 
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
+
 
 def check_run(config: Config, command: str) -> None:
     """Raise UsageError for values that another value makes invalid, or NotApplicable for needs that
@@ -32,6 +31,7 @@ def check_run(config: Config, command: str) -> None:
     """
     check_decoding(config.decoding)
     check_installed(config.tracker)
+    _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, command)
     config.engine.check(needs)
@@ -39,20 +39,26 @@ def check_run(config: Config, command: str) -> None:
 
 def check_decoding(decoding: DecodingConfig) -> None:
     """Raise UsageError for options of sampling without sampling."""
-    for key in ("temperature", "top_p", "top_k"):
-        if (
-            getattr(decoding, key) != DecodingConfig.model_fields[key].default
-            and not decoding.do_sample
-        ):
-            raise UsageError(
-                f"decoding.{key} requires sampling; add decoding.do_sample=true or use"
-                " decoding=sample"
-            )
+    changed = decoding.changed().keys() & {"temperature", "top_p", "top_k"}
+    if changed and not decoding.do_sample:
+        raise UsageError(
+            f"decoding.{min(changed)} requires sampling; add decoding.do_sample=true or use"
+            " decoding=sample"
+        )
+
+
+def _check_device(device: str) -> None:
+    if device.partition(":")[0] not in DEVICES:
+        raise UsageError(
+            f"expected model.device to be {', '.join(DEVICES)} or cuda:NUMBER, got '{device[:80]}';"
+            " use model.device=auto"
+        )
 
 
 def check_training(config: TrainingConfig) -> None:
     """Raise UsageError for values of a training that another value makes invalid."""
     check_installed(config.tracker)
+    _check_device(config.model.device)
     capabilities.check(config.needs(), "train")
     train = config.train
     if not train.ce_weight + train.full_weight + train.distill_weight:
@@ -72,11 +78,7 @@ def check_training(config: TrainingConfig) -> None:
         return
     if not train.lora.rank:
         raise UsageError("train.lora.rank=0 trains nothing without patches; use train.lora.rank=16")
-    changed = [
-        f"train.{key}"
-        for key in ADAPTER_KEYS
-        if getattr(train, key) != TrainOptions.model_fields[key].default
-    ]
+    changed = [f"train.{key}" for key in train.changed() if key in ADAPTER_KEYS]
     changed += [f"correction.{key}" for key in config.correction.changed()]
     if changed:
         raise UsageError(
@@ -109,7 +111,8 @@ def _check_adapter_training(config: TrainingConfig) -> None:
         ),
         f"train.start={train.start}, which is no folder with adapter.json; "
         "use train.start=patch, zero or such a folder": (
-            train.start not in STARTS and not _is_adapter(user_path(train.start, "train.start"))
+            train.start not in STARTS
+            and not (user_path(train.start, "train.start") / "adapter.json").is_file()
         ),
         "correction.kind=folded and train.start=zero; use train.start=patch": (
             kind == "folded" and train.start == "zero"
@@ -122,7 +125,3 @@ def _check_adapter_training(config: TrainingConfig) -> None:
         raise UsageError(
             f"correction.kind={kind} with train.lora.rank=0 trains nothing; use train.lora.rank=16"
         )
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter.json").is_file()

@@ -16,7 +16,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
-from ulskip_cli.tasks.metrics.bootstrap import mean_interval
+from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED
 
 Interval = tuple[float, float, float]  # value, lower and upper end
 
@@ -96,3 +96,12 @@ def compare(full: Tensor, own: Tensor, mask: Tensor) -> tuple[float, float]:
         own.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="sum"
     )
     return float(same), float(divergence)
+
+
+def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Interval:
+    """Compute the mean over all positions of answers with these sums and numbers of positions, with
+    a 95% interval that draws answers.
+    """
+    drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -4,6 +4,7 @@ the model's context.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -130,9 +131,8 @@ def encode(
                     " the prompt, lower decoding.max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
-            encoded[i] = replace(
-                formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True
-            )
+            (short,) = formatter.tokenize(tokenizer, [formatter.format(shorter)])
+            encoded[i] = replace(short, truncated=True)
         max_response_tokens = context - len(encoded[i].prompt_ids)
         if len(encoded[i].response_ids) > max_response_tokens:
             kept = encoded[i].response_ids[:max_response_tokens]
@@ -150,18 +150,12 @@ def truncate_source(
     instruction alone is too long.
     """
 
-    def fits(candidate: Example) -> bool:
-        (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])
-        return len(encoded.prompt_ids) <= max_prompt_tokens
+    def is_too_long(length: int) -> bool:
+        shorter = formatter.format(_with_source_prefix(example, length))
+        return len(formatter.tokenize(tokenizer, [shorter])[0].prompt_ids) > max_prompt_tokens
 
-    if fits(example):
-        return example
-    longest, too_long = 0, len(example.source)  # in characters
-    while too_long - longest > 1:
-        middle = (longest + too_long) // 2
-        longest, too_long = (
-            (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
-        )
+    lengths = range(1, len(example.source) + 1)  # in characters
+    longest = bisect.bisect_left(lengths, True, key=is_too_long)
     if not longest:
         raise UsageError(
             f"example {example.id}: the prompt without the source exceeds the"
@@ -175,21 +169,17 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask
     hides padding.
     """
-    return next(
-        (
-            int(token_id)
-            for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id)
-            if token_id is not None
-        ),
-        0,
-    )
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return int(pad if pad is not None else eos or 0)
 
 
 def _with_source_prefix(example: Example, length: int) -> Example:
     """Keep the first `length` characters of the source, up to the last whole word if there are
     spaces.
     """
+    if length == len(example.source):
+        return example
     prefix = example.source[:length]
-    if length < len(example.source) and not example.source[length].isspace() and " " in prefix:
+    if not example.source[length].isspace() and " " in prefix:
         prefix = prefix.rsplit(None, 1)[0]
     return replace(example, source=prefix.rstrip())

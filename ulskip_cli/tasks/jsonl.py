@@ -1,46 +1,43 @@
-"""A user's own task: prompts and references from a file or dataset, and metrics chosen by name."""
+"""Tasks whose examples are rows of a JSONL file or a dataset: a user's own task, and the
+summarization of news articles.
+"""
 
+from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
-from ulskip_cli.core.task import Example, Scoring, Task, Template
-from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_jsonl
-from ulskip_cli.tasks.prompts import choose_template
+from ulskip_cli.core.task import Example, Task
+from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
+
+ASSETS = Path(__file__).parent.parent / "assets"
+SAMPLES = {
+    "sample": ASSETS / "cnn_dm_sample.jsonl",
+    "held_out": ASSETS / "cnn_dm_held_out.jsonl",
+}  # bundled, by dataset
+CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
-class Jsonl(Task):
-    """Prompts and references from a JSONL file or a dataset."""
+class RowsTask(Task):
+    """Sources and references under two keys of a file's or a dataset's rows."""
 
     file: str | None = option(
-        None, "file with one JSON object per line, plain or .gz; null: use task.dataset"
+        None, "file with one JSON object per line, plain or .gz, instead of task.dataset"
     )
-    dataset: str | None = option(None, "hub id or folder of a dataset; null: use task.file")
-    prompt_key: str = option("prompt", "key or column of the prompt")
-    reference_key: str = option("reference", "key or column of the reference answer")
-    cut_source: bool = option(
-        False, "truncate prompts that exceed the model's context; false: refuse them"
-    )
-    first_line: bool = option(False, "use only the first line of the output as the answer")
-    target_language: str | None = option(
-        None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore"
-    )
-    tokenize: str | None = option(
-        None, "sacrebleu's tokenizer for BLEU; null: its default for target_language"
-    )
-    stemmer: bool = option(True, "compare word stems in ROUGE")
-    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
-
-    @property
-    def may_truncate_source(self) -> bool:
-        """True if the option `cut_source` allows truncation of the source."""
-        return self.cut_source
+    dataset: str | None = option(None, "hub id or folder of a dataset, instead of task.file")
 
     @property
     def data(self) -> str:
         """Name of the file or the dataset."""
         return Path(self.file).name if self.file else str(self.dataset)
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[str, str]:
+        """Keys of source and reference in a row."""
 
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
@@ -50,31 +47,97 @@ class Jsonl(Task):
                 "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"
                 f" folder>, got {given}"
             )
-        origin = str(user_path(self.file, "task.file") if self.file else self.dataset)
-        rows = (
-            read_jsonl(Path(origin))
-            if self.file
-            else load_dataset_rows(origin, self.subset, self.split)
+        if self.file:
+            path = user_path(self.file, "task.file")
+            return examples_from_rows(read_jsonl(path), *self.keys, str(path))
+        name = str(self.dataset)
+        if not is_dataset(name):
+            raise UsageError(
+                f"expected task.dataset to be a hub id (owner/name) or a folder, got '{name}'; for"
+                " a file use task.file=<jsonl>"
+            )
+        return examples_from_rows(
+            load_dataset_rows(name, self.subset, self.split), *self.keys, name
         )
-        return examples_from_rows(rows, self.prompt_key, self.reference_key, origin)
 
-    def template_for(self, has_chat: bool) -> Template:
-        """Return the template, by default the prompt itself."""
-        return choose_template(
-            self.templates, self.template, has_chat, self.prompt, self.response, {}
-        )
+
+class Jsonl(RowsTask):
+    """Prompts and references from a JSONL file or a dataset."""
+
+    prompt_key: str = option("prompt", "key or column of the prompt")
+    reference_key: str = option("reference", "key or column of the reference answer")
+    cut_source: bool = option(
+        False, "truncate prompts that exceed the model's context; false: refuse them"
+    )
+    first_line: bool = option(False, "use only the first line of the output as the answer")
+    target_language: str | None = option(
+        None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore"
+    )
+
+    @property
+    def may_truncate_source(self) -> bool:
+        """True if the option `cut_source` allows truncation of the source."""
+        return self.cut_source
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Keys of source and reference in a row."""
+        return self.prompt_key, self.reference_key
+
+    @property
+    def answer_language(self) -> str | None:
+        """ISO 639-1 code of the answers' language; None if unknown."""
+        return self.target_language
 
     def hypothesis(self, text: str) -> str:
         """Return the output or its first line."""
         return text.strip().split("\n")[0].strip() if self.first_line else text.strip()
 
-    def scoring(self) -> Scoring:
-        """Return the configured metrics."""
-        return Scoring(
-            self.metrics,
-            self.target_language,
-            self.tokenize,
-            self.stemmer,
-            self.comet_model,
-            self.bertscore_model,
+
+class CnnDm(RowsTask):
+    """News articles to summarize, with their highlights as references."""
+
+    dataset: str = option(
+        "sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder"
+    )
+    split: str = option("validation", "split of the dataset, such as train, validation or test")
+    article_key: str = option("article", "key or column of the article")
+    highlights_key: str = option(
+        "highlights", "key or column of the highlights, the reference summary"
+    )
+    max_article_words: int | None = option(
+        None, "words to which articles are truncated; null: only to fit the model's context", ge=1
+    )
+
+    @property
+    def may_truncate_source(self) -> bool:
+        """True, because a news article has its most important facts first."""
+        return True
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Keys of article and highlights in a row."""
+        return self.article_key, self.highlights_key
+
+    def examples(self) -> list[Example]:
+        """Return all articles in the order of the data."""
+        sample = SAMPLES.get(self.dataset)
+        task = RowsTask.examples
+        if sample:
+            examples = task(self.replace(file=self.file or str(sample), dataset=None))
+        elif self.dataset == "cnn_dailymail":
+            name, subset = CNN_DAILYMAIL
+            examples = task(self.replace(dataset=name, subset=self.subset or subset))
+        else:
+            examples = task(self)
+        words = self.max_article_words
+        return [
+            replace(example, source=" ".join(example.source.split()[:words])) if words else example
+            for example in examples
+        ]
+
+    def held_out(self) -> Self | None:
+        """Return the bundled held-out articles; None if the data is not the bundled sample."""
+        return (
+            self.replace(dataset="held_out") if self.dataset == "sample" and not self.file else None
         )

@@ -12,13 +12,11 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.task import Example
 
-MAX_UNPACKED = (
-    2**30
-)  # bytes of a gzipped file; a small file can unpack to more than fits into memory
+Row = dict[str, Any]  # of a user's file or dataset
 
 
 def examples_from_rows(
-    rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str
+    rows: Sequence[Row], source_key: str, reference_key: str, origin: str
 ) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
     source or reference.
@@ -43,11 +41,12 @@ def examples_from_rows(
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, unreadable or
-    too large when unpacked.
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, or
+    unreadable.
     """
     try:
-        raw = _unpacked(file) if file.suffix == ".gz" else file.read_bytes()
+        packed = file.read_bytes()
+        raw = gzip.decompress(packed) if file.suffix == ".gz" else packed
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise UsageError(f"expected a file at {file}, got none; check the path") from None
@@ -55,32 +54,18 @@ def read_text(file: Path) -> str:
         raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
 
 
-def _unpacked(file: Path) -> bytes:
-    with gzip.open(file) as stream:
-        content = stream.read(MAX_UNPACKED + 1)
-    if len(content) > MAX_UNPACKED:
-        raise UsageError(
-            f"expected at most {MAX_UNPACKED / 2**20:,.0f} MiB in {file}, got more; unpack the file"
-            " if you trust it"
-        )
-    return content
-
-
 def read_lines(file: Path) -> list[str]:
     """Read a text file with one segment per line; raise UsageError for an empty file or an empty
     line.
     """
-    text = read_text(file)
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if not lines:
-        raise UsageError(f"expected one sentence per line in {file}, got an empty file")
-    blank = next((i for i, line in enumerate(lines) if not line.strip()), None)
-    if blank is not None:
-        raise UsageError(f"{file}, line {blank + 1}: expected a sentence, got an empty line")
+    lines = read_text(file).removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise UsageError(f"{file}, line {number}: expected a sentence, got an empty line")
     return lines
 
 
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
+def read_jsonl(file: Path) -> list[Row]:
     """Read a file of JSON objects like `read_objects`; raise UsageError also for a file without
     objects.
     """
@@ -90,7 +75,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     return objects
 
 
-def read_objects(file: Path) -> list[dict[str, Any]]:
+def read_objects(file: Path) -> list[Row]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise
     UsageError for other lines.
     """
@@ -115,7 +100,7 @@ def is_dataset(name: str) -> bool:
 
 def load_dataset_rows(
     name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Load a split of a hub dataset or folder. Without `subset`, use the first existing default
     subset, or the only subset.
     """
@@ -124,31 +109,19 @@ def load_dataset_rows(
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     folder = user_path(name, "task.dataset")
-    is_local = folder.is_dir()
+    source = str(folder) if folder.is_dir() else name
     try:
-        if not is_local:
+        if not folder.is_dir():
             environment.check_hub_reachable()
-        source = str(folder) if is_local else name
-        chosen = subset or _choose_subset(
-            datasets.get_dataset_config_names(source), default_subsets, name
-        )
-        rows = datasets.load_dataset(source, chosen, split=split)
-    except UsageError:
-        raise
+        available = datasets.get_dataset_config_names(source)
+        known = [default for default in default_subsets if default in available]
+        if not (subset or known) and len(available) > 1:
+            raise UsageError(f"set task.subset to one of {', '.join(available)[:300]}")
+        chosen = subset or next(iter([*known, *available]), None)
+        return list(datasets.load_dataset(source, chosen, split=split))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise UsageError(
             f"cannot read dataset '{name}' ({reason}); check task.split and task.subset, or use a"
             " local folder or files"
         ) from None
-    return list(rows)
-
-
-def _choose_subset(available: Sequence[str], defaults: Sequence[str], name: str) -> str | None:
-    matching = [subset for subset in defaults if subset in available]
-    if matching or len(available) < 2:
-        return matching[0] if matching else next(iter(available), None)
-    raise UsageError(
-        f"dataset '{name}' has several subsets; set task.subset to one of"
-        f" {', '.join(available)[:300]}"
-    )

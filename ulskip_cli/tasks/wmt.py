@@ -8,14 +8,27 @@ from pydantic import model_validator
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
-from ulskip_cli.core.task import Example, Scoring, Task, Template
-from ulskip_cli.tasks.languages import LANGUAGES
+from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_lines
-from ulskip_cli.tasks.prompts import choose_template
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
+# English names by ISO 639-1 code, for prompts: languages of WMT and the larger ones of FLORES.
+_NAMES = """
+af Afrikaans, am Amharic, ar Arabic, az Azerbaijani, be Belarusian, bg Bulgarian, bn Bengali, bs
+Bosnian, ca Catalan, cs Czech, cy Welsh, da Danish, de German, el Greek, en English, es Spanish,
+et Estonian, eu Basque, fa Persian, fi Finnish, fr French, ga Irish, gl Galician, gu Gujarati,
+ha Hausa, he Hebrew, hi Hindi, hr Croatian, hu Hungarian, hy Armenian, id Indonesian, ig Igbo,
+is Icelandic, it Italian, iu Inuktitut, ja Japanese, ka Georgian, kk Kazakh, km Khmer, kn
+Kannada, ko Korean, liv Livonian, lo Lao, lt Lithuanian, lv Latvian, mk Macedonian, ml
+Malayalam, mn Mongolian, mr Marathi, ms Malay, mt Maltese, my Burmese, nb Norwegian Bokmål, ne
+Nepali, nl Dutch, no Norwegian, pa Punjabi, pl Polish, ps Pashto, pt Portuguese, ro Romanian, ru
+Russian, sah Sakha, si Sinhala, sk Slovak, sl Slovenian, so Somali, sq Albanian, sr Serbian, sv
+Swedish, sw Swahili, ta Tamil, te Telugu, th Thai, tl Tagalog, tr Turkish, uk Ukrainian, ur
+Urdu, uz Uzbek, vi Vietnamese, xh Xhosa, yo Yoruba, zh Chinese, zu Zulu
+"""
+LANGUAGES = dict(entry.split(maxsplit=1) for entry in " ".join(_NAMES.split()).split(", "))
 
 
 class Wmt(Task):
@@ -51,10 +64,6 @@ class Wmt(Task):
     metrics: tuple[str, ...] = option(
         ("bleu", "chrf"), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
     )
-    tokenize: str | None = option(
-        None, "sacrebleu's tokenizer for BLEU; null: its default for the target language"
-    )
-    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,11 +94,6 @@ class Wmt(Task):
                 f" task.dataset={self.dataset}"
             )
         return self
-
-    @property
-    def may_truncate_source(self) -> bool:
-        """False, because a truncated sentence has another translation."""
-        return False
 
     @property
     def data(self) -> str:
@@ -146,28 +150,22 @@ class Wmt(Task):
             reference_key=self.source_key,
         )
 
-    def template_for(self, has_chat: bool) -> Template:
-        """Return the translation template for this language pair."""
+    def template_fields(self) -> dict[str, str]:
+        """Return the names of the languages."""
         source, target = self.languages
-        fields = {
+        return {
             "source_language": self.source_language or LANGUAGES[source],
             "target_language": self.target_language or LANGUAGES[target],
         }
-        return choose_template(
-            self.templates, self.template, has_chat, self.prompt, self.response, fields
-        )
 
     def hypothesis(self, text: str) -> str:
         """Return the first line of the output, since every segment is one line."""
         return text.strip().split("\n")[0].strip()
 
-    def scoring(self) -> Scoring:
-        """Return the configured metrics, BLEU and chrF by default."""
-        models: dict[str, Any] = {
-            "comet_model": self.comet_model,
-            "bertscore_model": self.bertscore_model,
-        }
-        return Scoring(self.metrics, self.languages[1], self.tokenize, **models)
+    @property
+    def answer_language(self) -> str:
+        """ISO 639-1 code of the target language."""
+        return self.languages[1]
 
 
 def _download(test_set: str, pair: str) -> list[Path]:

@@ -3,12 +3,10 @@
 import contextlib
 import math
 from collections.abc import Container, Sequence
-from fnmatch import fnmatch
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from ulskip_cli.core.config import GROUPS, compose_unvalidated, group_choices, parse_overrides
+from ulskip_cli.core.config import GROUPS, compose_unvalidated, parse_overrides
 from ulskip_cli.core.config_schema import AlternativesConfig, Config
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.validation import check_run
@@ -23,7 +21,7 @@ def points(
 ) -> list[Config]:
     """Return the configurations of a grid in the order of the overrides, without duplicates.
 
-    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
+    An override may list values: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
     they name no experiment, `preset` is used. Without a preset, the default experiment is used if
     every override has a single value.
     """
@@ -54,7 +52,7 @@ def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> li
         if override.key_or_group == "experiment" and override.is_sweep_override():
             return [
                 [*overrides[:i], f"experiment={name}", *overrides[i + 1 :]]
-                for name in _values(override, extra_dir)
+                for name in override.values(extra_dir)
             ]
     return [list(overrides)]
 
@@ -72,7 +70,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
         if not override.is_sweep_override()
     ]
     axes = {
-        override.key_or_group: _values(override, extra_dir)
+        override.key_or_group: override.values(extra_dir)
         for override in parsed
         if override.is_sweep_override()
     }
@@ -80,7 +78,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
     presets = {key: text for key, text in grid.items() if key not in given}
     axes |= {
-        key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
+        key: parse_overrides([f"{key}={text}"])[0].values(extra_dir)
         for key, text in presets.items()
     }
     count = math.prod(map(len, axes.values()))
@@ -141,37 +139,3 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
         return overrides
     same = keys <= {"name", "results_dir"}  # other overrides change the experiment
     return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
-
-
-def _values(override: Any, extra_dir: Path | None) -> list[str]:
-    from hydra.core.override_parser.types import Glob
-    from hydra.errors import HydraException
-
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    value = override.value()
-    if isinstance(value, Glob):
-        if override.key_or_group not in GROUPS:
-            raise UsageError(
-                f"glob(...) is supported only for a config group ({', '.join(GROUPS)}), not for"
-                f" {override.key_or_group}; list values, e.g. {override.key_or_group}=A,B"
-            )
-        names = group_choices(override.key_or_group, extra_dir)
-        wanted = [
-            name for name in names if any(fnmatch(name, pattern) for pattern in value.include)
-        ]
-        chosen = [
-            name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)
-        ]
-        if not chosen:
-            raise UsageError(
-                f"expected a pattern that matches one of {', '.join(names)}, got"
-                f" '{override.input_line}'"
-            )
-        return chosen
-    try:
-        return [str(text) for text in islice(override.sweep_string_iterator(), MAX_POINTS + 1)]
-    except (HydraException, ValueError):
-        raise UsageError(
-            f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'"
-        ) from None

@@ -1,16 +1,55 @@
 """Metrics that score a model's answers, in one registry, `METRICS`, which reports use too.
 
-Start with `scores.py`, then `match.py`, the shortest metric; a new metric takes such a module, its
-test and an entry here. The package imports only `ulskip_cli.core`, and torch or transformers only
-inside functions.
+Start with `scores.py`, then `overlap.py`; a new metric takes such a class, its test and an entry
+here. A metric's module is imported when the metric is made.
 """
 
-from collections.abc import Iterable, Sequence
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics import match, neural, summarization, translation
-from ulskip_cli.tasks.metrics.scores import Answers, Metric, MetricSpec, RowKey, Scores
+from ulskip_cli.tasks.metrics.scores import Answers, Metric, Scores
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """One number that a metric adds to a row, and how reports show it."""
+
+    key: str
+    title: str  # in text and plots
+    short_title: str = ""  # of a table column; empty: `title`
+    number_format: str = ".1f"
+    lower_is_better: bool = False
+    leaves: int = 0  # order of removal of its column on a narrow terminal; 0: never
+
+    @property
+    def column_title(self) -> str:
+        """Title of the table column that shows the number."""
+        return self.short_title or self.title
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One entry in the registry of metrics."""
+
+    name: str  # in `task.metrics`
+    module: str  # with a function of this name, which makes the metric from `Scoring`
+    row_keys: tuple[RowKey, ...]
+    primary_key: str = ""  # decides in comparisons; empty: the first row key
+    is_neural: bool = False  # needs a separate model, which a report does not load
+
+    @property
+    def primary(self) -> str:
+        """Row key of the number by which reports compare points."""
+        return self.primary_key or self.row_keys[0].key
+
+    def make(self, scoring: Scoring) -> Metric:
+        """Make the metric with the settings of a task."""
+        metric: Metric = pkgutil.resolve_name(f"{__name__}.{self.module}:{self.name}")(scoring)
+        return metric
+
 
 ROUGE_KEYS = (
     RowKey("rouge1", "ROUGE-1", "R-1"),
@@ -19,36 +58,19 @@ ROUGE_KEYS = (
     RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", leaves=12),
 )
 _REGISTRY = (
-    MetricSpec("bleu", translation.bleu, (RowKey("bleu", "BLEU"),)),
-    MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF", leaves=13),)),
-    MetricSpec("ter", translation.ter, (RowKey("ter", "TER", lower_is_better=True),)),
-    MetricSpec(
-        "rouge",
-        lambda scoring: summarization.Rouge(scoring.stemmer),
-        ROUGE_KEYS,
-        primary_key="rougeL",
-    ),
-    MetricSpec(
-        "exact_match",
-        lambda scoring: match.ExactMatch(),
-        (RowKey("exact_match", "exact match", "exact"),),
-    ),
-    MetricSpec(
-        "comet",
-        lambda scoring: neural.Comet(scoring.comet_model),
-        (RowKey("comet", "COMET"),),
-        is_neural=True,
-    ),
-    MetricSpec("bertscore", neural.bertscore, (RowKey("bertscore", "BERTScore"),), is_neural=True),
+    MetricSpec("bleu", "translation", (RowKey("bleu", "BLEU"),)),
+    MetricSpec("chrf", "translation", (RowKey("chrf", "chrF", leaves=13),)),
+    MetricSpec("ter", "translation", (RowKey("ter", "TER", lower_is_better=True),)),
+    MetricSpec("rouge", "overlap", ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec("exact_match", "overlap", (RowKey("exact_match", "exact match", "exact"),)),
+    MetricSpec("comet", "neural", (RowKey("comet", "COMET"),), is_neural=True),
+    MetricSpec("bertscore", "neural", (RowKey("bertscore", "BERTScore"),), is_neural=True),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
 # metric.
 DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
-_ROW_KEYS = {
-    row_key.key: row_key
-    for row_key in (*(key for spec in _REGISTRY for key in spec.row_keys), DECODE_LOSS)
-}
+_ROW_KEYS = {row_key.key: row_key for spec in _REGISTRY for row_key in spec.row_keys}
 _SPEC_BY_ROW_KEY = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
 
 
@@ -69,7 +91,7 @@ def row_key(key: str) -> RowKey:
     """Return how reports show the number under a row key: title, number format, and whether lower
     values are better.
     """
-    return _ROW_KEYS[key]
+    return DECODE_LOSS if key == DECODE_LOSS.key else _ROW_KEYS[key]
 
 
 def metric_of(key: str) -> MetricSpec | None:
@@ -98,13 +120,9 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
 
 def score(scoring: Scoring, answers: Answers) -> Scores:
     """Score answers with all of a task's metrics."""
-    return merge(metric.score(answers) for metric in make_metrics(scoring))
-
-
-def merge(scores: Iterable[Scores]) -> Scores:
-    """Merge the scores of several metrics into one."""
     merged = Scores({}, {}, {})
-    for part in scores:
+    for metric in make_metrics(scoring):
+        part = metric.score(answers)
         merged.values.update(part.values)
         merged.signatures.update(part.signatures)
         merged.against_full.update(part.against_full)

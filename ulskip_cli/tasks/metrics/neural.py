@@ -1,24 +1,30 @@
 """COMET and BERTScore, which score with a neural model and are installed separately."""
 
+from __future__ import annotations
+
+import functools
 import importlib.util
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics.bootstrap import compare
-from ulskip_cli.tasks.metrics.scores import Answers, Scores
+from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
+
+if TYPE_CHECKING:
+    from bert_score import BERTScorer
+
+    from ulskip_cli.tasks.metrics.scores import Segments
 
 BATCH_SIZE = 16
 UNLIMITED = 100_000  # tokens; some tokenizers have a maximum length that overflows a C integer
@@ -26,12 +32,16 @@ COMET_COMMAND = "comet-score"
 
 
 @dataclass(frozen=True)
-class Comet:
+class Comet(SegmentMetric):
     """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs
     an older transformers.
     """
 
     model: str  # hub id or path of a checkpoint
+
+    def signature(self) -> str:
+        """The model."""
+        return f"COMET {self.model}"
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the command is not on the PATH."""
@@ -42,73 +52,51 @@ class Comet:
                 " inject unbabel-comet 'setuptools<81'"
             )
 
-    def score(self, answers: Answers) -> Scores:
-        """Compute the mean and its paired comparison with the full model."""
-        self.check()
-        systems = [answers.hypotheses, *([answers.full] if answers.full is not None else [])]
-        own, *full = self._segments(answers, systems)
-        return _scores("comet", own, full[0] if full else None, f"COMET {self.model}")
-
-    def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Score all systems in one call of the command."""
         import torch
 
+        local = user_path(self.model, "a metric's model")
         with tempfile.TemporaryDirectory() as folder:
-
-            def write(name: str, texts: list[str]) -> str:
-                (Path(folder) / name).write_text(
-                    "".join(f"{' '.join(text.split())}\n" for text in texts), "utf-8"
-                )
-                return name
-
-            files = [write(f"system{i}", texts) for i, texts in enumerate(systems)]
-            sources, references = (
-                write("source", answers.sources),
-                write("reference", answers.references),
-            )
-            local = user_path(self.model, "a metric's model")
-            options = {
-                "--model": str(local.resolve()) if local.is_file() else self.model,
-                "--batch_size": str(BATCH_SIZE),
-                "--gpus": str(int(torch.cuda.is_available())),
-                "--to_json": "scores.json",
-            }
+            names = [f"system{i}" for i in range(len(systems))]
+            texts = [answers.sources, answers.references, *systems]
+            for name, lines in zip(("source", "reference", *names), texts, strict=True):
+                text = "".join(f"{' '.join(line.split())}\n" for line in lines)
+                (Path(folder) / name).write_text(text, "utf-8")
+            model = str(local.resolve()) if local.is_file() else self.model
             command = [
-                COMET_COMMAND,
-                "-s",
-                sources,
-                "-r",
-                references,
-                "-t",
-                *files,
-                "--quiet",
-                "--only_system",
+                *(COMET_COMMAND, "-s", "source", "-r", "reference", "-t", *names),
+                *("--quiet", "--only_system", "--model", model, "--batch_size", str(BATCH_SIZE)),
+                *("--gpus", str(int(torch.cuda.is_available())), "--to_json", "scores.json"),
             ]
-            command += [argument for option in options.items() for argument in option]
             process = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, check=False
             )
             output = Path(folder) / "scores.json"
             if process.returncode or not output.is_file():
-                raise _scoring_error(
-                    "comet",
-                    self.model,
-                    (process.stderr.strip() or process.stdout.strip()).split("\n")[-1],
-                )
+                reason = process.stderr.strip() or process.stdout.strip()
+                raise _scoring_error("comet", self.model, reason.split("\n")[-1])
             scored = json.loads(output.read_text("utf-8"))
         return [
-            100 * np.array([segment["COMET"] for segment in scored[name]], dtype=np.float64)
-            for name in files
+            {"comet": 100 * np.array([segment["COMET"] for segment in scored[name]])}
+            for name in names
         ]
 
 
 @dataclass(frozen=True)
-class BertScore:
+class BertScore(SegmentMetric):
     """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean
     over segments, times 100.
     """
 
     model: str | None  # hub id or folder; None: bert-score's default for the language
     language: str
+
+    def signature(self) -> str:
+        """The model, its layer and the versions of packages."""
+        return f"BERTScore F1 {self._scorer.hash}"
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if bert-score is not installed."""
@@ -118,53 +106,46 @@ class BertScore:
                 " or pip install bert-score"
             )
 
-    def score(self, answers: Answers) -> Scores:
-        """Compute the mean and its paired comparison with the full model."""
-        self.check()
+    @functools.cached_property
+    def _scorer(self) -> BERTScorer:
         from bert_score import BERTScorer
         from transformers import AutoConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if (
-            self.model
-            and self.model.startswith((".", "/", "~"))
-            and not user_path(self.model, "a metric's model").exists()
-        ):
-            raise UsageError(
-                f"expected task.bertscore_model to be a hub id or a folder, got {self.model}, which"
-                " does not exist"
-            )
+        depth = None  # bert-score has a default layer for known models
+        if self.model and Path(self.model).exists():
+            depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
+        with environment.offline_if_hub_unreachable():
+            scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
+        length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
+        scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)
+        return scorer
 
-        def segments(hypotheses: list[str]) -> NDArray[np.float64]:
-            _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
-            return 100 * np.asarray(f1, dtype=np.float64)
-
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Score the systems one after another."""
         try:
-            depth = None  # bert-score has a default layer for known models
-            if self.model and Path(self.model).exists():
-                depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
-            with environment.offline_if_hub_unreachable():
-                scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
-            length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
-            scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)
-            own, full = segments(answers.hypotheses), answers.full and segments(answers.full)
+            scored = [
+                self._scorer.score(texts, answers.references, batch_size=BATCH_SIZE)
+                for texts in systems
+            ]
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
-            raise _scoring_error(
-                "bertscore", self.model or f"the default for '{self.language}'", reason
-            ) from None
-        return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
+            model = self.model or f"the default for '{self.language}'"
+            raise _scoring_error("bertscore", model, reason) from None
+        return [{"bertscore": 100 * np.asarray(f1, dtype=np.float64)} for _, _, f1 in scored]
+
+
+def comet(scoring: Scoring) -> Comet:
+    """Make COMET with the model of the task."""
+    return Comet(scoring.comet_model)
 
 
 def bertscore(scoring: Scoring) -> BertScore:
     """Make BERTScore for the target language, or for English if the task names no language."""
     return BertScore(scoring.bertscore_model, scoring.target_language or "en")
-
-
-def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> Scores:
-    compared = {} if full is None else {name: compare(own, full)}
-    return Scores({name: float(own.mean())}, {name: signature}, compared)
 
 
 def _scoring_error(metric: str, model: str, reason: str) -> RunError:

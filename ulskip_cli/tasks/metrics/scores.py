@@ -1,10 +1,22 @@
-"""Input and output of metrics, and the interface that every metric implements."""
+"""Input and output of metrics, the interface that every metric implements, and a base for metrics
+that are means over segments.
+"""
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ulskip_cli.core.task import Scoring
+from ulskip_cli.core.task import Scoring as Scoring
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Segments = NDArray[np.float64]  # one value for each answer
+
+NUM_RESAMPLES = 1000
+SEED = 12345
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Scores:
         default_factory=dict
     )  # settings of the scorer, which make a value reproducible
     # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
-    against_full: dict[str, dict[str, Any]] = field(default_factory=dict)
+    against_full: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Metric(Protocol):
@@ -41,34 +53,48 @@ class Metric(Protocol):
         """Score all answers."""
 
 
-@dataclass(frozen=True)
-class RowKey:
-    """One number that a metric adds to a row, and how reports show it."""
+class SegmentMetric:
+    """A metric that is the mean of one value for each answer, compared by a paired bootstrap."""
 
-    key: str
-    title: str  # in text and plots
-    short_title: str = ""  # of a table column; empty: `title`
-    number_format: str = ".1f"
-    lower_is_better: bool = False
-    leaves: int = 0  # order of removal of its column on a narrow terminal; 0: never
+    @abstractmethod
+    def signature(self) -> str:
+        """Return the settings of the scorer."""
 
-    @property
-    def column_title(self) -> str:
-        """Title of the table column that shows the number."""
-        return self.short_title or self.title
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Accept any references."""
+
+    @abstractmethod
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> "list[Mapping[str, Segments]]":
+        """Return the values of the hypotheses of each system by row key."""
+
+    def score(self, answers: Answers) -> Scores:
+        """Compute the means and their comparison with the full model."""
+        self.check(answers.references)
+        systems = [answers.hypotheses, *([] if answers.full is None else [answers.full])]
+        measured, *full = self.segments(systems, answers)
+        return Scores(
+            {key: float(values.mean()) for key, values in measured.items()},
+            dict.fromkeys(measured, self.signature()),
+            {key: compare(measured[key], full[0][key]) for key in measured if full},
+        )
 
 
-@dataclass(frozen=True)
-class MetricSpec:
-    """One entry in the registry of metrics."""
+def compare(measured: "Segments", full: "Segments") -> dict[str, float]:
+    """Compute the difference of two systems' means over segments, with a 95% interval and a
+    two-sided p-value, in which the sample itself is one of the resamples.
+    """
+    import numpy as np
 
-    name: str  # in `task.metrics`
-    make: Callable[[Scoring], Metric]
-    row_keys: tuple[RowKey, ...]
-    primary_key: str = ""  # decides in comparisons; empty: the first row key
-    is_neural: bool = False  # needs a separate model, which a report does not load
-
-    @property
-    def primary(self) -> str:
-        """Row key of the number by which reports compare points."""
-        return self.primary_key or self.row_keys[0].key
+    drawn = np.random.default_rng(SEED).integers(len(measured), size=(NUM_RESAMPLES, len(measured)))
+    differences = (measured - full)[drawn].mean(axis=1)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
+    return {
+        "full": float(full.mean()),
+        "delta": float((measured - full).mean()),
+        "delta_low": float(low),
+        "delta_high": float(high),
+        "p_value": min(1.0, 2 * float(beyond + 1) / (NUM_RESAMPLES + 1)),
+    }

@@ -5,7 +5,6 @@ bootstrap.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sacrebleu.metrics.base import Metric as SacrebleuMetric
@@ -15,13 +14,9 @@ from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics.bootstrap import NUM_RESAMPLES, SEED
-from ulskip_cli.tasks.metrics.scores import Answers, Scores
+from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Scores
 
-EXTRAS = {
-    "ja": "ja",
-    "ko": "ko",
-}  # sacrebleu extra that the tokenizer of a target language requires
+EXTRAS = ("ja", "ko")  # target languages whose tokenizer is an extra of sacrebleu
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,9 @@ def bleu(scoring: Scoring) -> Sacrebleu:
             f" '{tokenize}'"
         )
     return Sacrebleu(
-        "bleu", lambda: BLEU(tokenize=tokenize, trg_lang=language), EXTRAS.get(language)
+        "bleu",
+        lambda: BLEU(tokenize=tokenize, trg_lang=language),
+        language if language in EXTRAS else None,
     )
 
 
@@ -88,7 +85,7 @@ def ter(scoring: Scoring) -> Sacrebleu:
     return Sacrebleu("ter", lambda: TER(normalized=asian, asian_support=asian))
 
 
-def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
+def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, float]:
     """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores, 95%
     interval and p-value.
 

@@ -1,0 +1,120 @@
+"""Metrics of each answer that count equal words: ROUGE and exact match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
+
+if TYPE_CHECKING:
+    from ulskip_cli.tasks.metrics.scores import Segments
+
+ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+_ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
+
+
+class ExactMatch(SegmentMetric):
+    """Percentage of hypotheses that equal the reference, ignoring case and differences in white
+    space.
+    """
+
+    def signature(self) -> str:
+        """What is ignored."""
+        return "case and white space folded"
+
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Return 100 for every match and 0 for every other answer."""
+        references = list(map(fold, answers.references))
+        return [
+            {"exact_match": 100.0 * (np.array(list(map(fold, texts))) == np.array(references))}
+            for texts in systems
+        ]
+
+
+@dataclass(frozen=True)
+class Rouge(SegmentMetric):
+    """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
+
+    ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences,
+    references are not.
+    """
+
+    stemmer: bool
+
+    def signature(self) -> str:
+        """The settings of the scorer."""
+        return (
+            f"rouge-score F-measure, stemmer={'yes' if self.stemmer else 'no'}, sentences split at"
+            " line breaks or sentence ends"
+        )
+
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops
+        all other characters.
+        """
+        unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
+        if unreadable is not None:
+            raise UsageError(
+                "metric rouge requires Latin letters or digits, got the reference"
+                f" {unreadable[:40]!r}; task.metrics=[chrf] scores any script"
+            )
+
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Return the F-measures of all summaries in percent by kind of ROUGE."""
+        from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
+
+        scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=self.stemmer)
+        scored = [
+            [
+                scorer.score(reference, one_sentence_per_line(text))
+                for text, reference in zip(texts, answers.references, strict=True)
+            ]
+            for texts in systems
+        ]
+        return [
+            {
+                kind: np.array([100 * scores[kind].fmeasure for scores in rows])
+                for kind in ROUGE_KINDS
+            }
+            for rows in scored
+        ]
+
+
+def exact_match(scoring: Scoring) -> ExactMatch:
+    """Make exact match, which has no settings."""
+    return ExactMatch()
+
+
+def rouge(scoring: Scoring) -> Rouge:
+    """Make ROUGE with or without the stemmer."""
+    return Rouge(scoring.stemmer)
+
+
+def fold(text: str) -> str:
+    """Normalize case and white space.
+
+    >>> fold("  New   York")
+    'new york'
+    """
+    return " ".join(text.split()).casefold()
+
+
+def one_sentence_per_line(text: str) -> str:
+    """Split a summary without line breaks into one sentence per line.
+
+    >>> one_sentence_per_line("It rained. Nobody came.").split(chr(10))
+    ['It rained.', 'Nobody came.']
+    """
+    return text if "\n" in text.strip() else _SENTENCE_END.sub("\n", text.strip())
