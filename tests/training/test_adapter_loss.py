@@ -16,7 +16,7 @@ from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
 from ulskip_cli.training import frozen_outputs
@@ -120,6 +120,36 @@ def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(ll
     expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
     loss = made(llama, adapter)(**inputs, stages=stages)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("draft_length", [1, 3])
+@pytest.mark.parametrize("max_bytes", [PLENTY, 0])
+def test_drafts_read_the_full_models_keys_and_values_before_them(llama, draft_length, max_bytes):
+    adapter, inputs = random_adapter(llama), batch()
+    weights = LossWeights(cross_entropy=0.0, distill=0.5, total_variation=2.0)
+    module = made(llama, adapter, weights, max_bytes=max_bytes)
+    module.draft_length = draft_length
+    view = adapter.view(llama, KEPT)
+    ids, labels = inputs["response_ids"], inputs["labels"]
+    expected = torch.zeros(())
+    for row in range(len(ids)):
+        prompt, mask = inputs["prompt_ids"][row : row + 1], inputs["prompt_mask"][row : row + 1]
+        prompt = prompt[mask.bool()][None]
+        for at in range(int((labels[row] != IGNORED_LABEL).sum()) - 1):
+            start = at - at % draft_length  # drafting begins behind a check
+            known = torch.cat([prompt, ids[row : row + 1, :start]], 1)
+            cache = encode_prompt(llama, known, torch.ones_like(known)).cache
+            full = torch.cat([prompt, ids[row : row + 1, : at + 1]], 1)
+            target = llama(full).logits[0, -1].softmax(-1)
+            prune_cache(cache, KEPT)
+            drafted = ids[row : row + 1, start : at + 1]
+            logits = forward_with_cache(view, drafted, torch.ones_like(full), cache)[0, -1]
+            draft = logits.softmax(-1)
+            expected = expected + 0.5 * (target * (target / draft).log()).sum()
+            expected = expected + 2 * (1 - torch.minimum(target, draft).sum())
+    for _ in range(2):
+        loss = module(**inputs, stages=through(KEPT))["loss"] * (labels != IGNORED_LABEL).sum()
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def trained(module, inputs, kept, steps=8, rate=3e-3):
@@ -310,7 +340,7 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
             frozen_outputs, "encode_prompt", lambda *args: pytest.fail("encoded again")
         )
         monkeypatch.setattr(
-            type(other.outputs), "states", lambda *args: pytest.fail("computed again")
+            type(other.outputs), "responses", lambda *args: pytest.fail("computed again")
         )
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
 

@@ -23,6 +23,8 @@ ADAPTER_KEYS = (
     "own",
     "prompt_share",
     "on_policy",
+    "tv_weight",
+    "draft_length",
 )  # of train, for train.method=adapter alone
 
 
@@ -55,7 +57,7 @@ def check_training(config: TrainingConfig) -> None:
     check_installed(config.tracker)
     capabilities.check(config.needs(), "train")
     train = config.train
-    if not train.ce_weight + train.full_weight + train.distill_weight:
+    if not train.ce_weight + train.full_weight + train.distill_weight + train.tv_weight:
         raise UsageError(
             "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all"
         )
@@ -110,6 +112,9 @@ def _check_adapter_training(config: TrainingConfig) -> None:
         f"train.start={train.start}, which is no folder with adapter.json; "
         "use train.start=patch, zero or such a folder": (
             train.start not in STARTS and not _is_adapter(user_path(train.start, "train.start"))
+        ),
+        "train.draft_length and train.on_policy; use train.on_policy=0": (
+            train.draft_length > 0 and train.on_policy > 0
         ),
         "correction.kind=folded and train.start=zero; use train.start=patch": (
             kind == "folded" and train.start == "zero"

@@ -24,7 +24,7 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
-from ulskip_cli.training.frozen_outputs import FrozenOutputs
+from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
 
 _ADAPTER = "default"  # peft's name of the adapter
@@ -43,9 +43,10 @@ class AdapterLoss(TwoPassLoss):
         weights: LossWeights,
         max_bytes: int,
         on_policy: bool = False,
+        draft_length: int = 0,
     ) -> None:
         """Make trainable views of the sets of `start`, which has a patch at every gap. The model is
-        frozen, but not changed.
+        frozen, but not changed. With a `draft_length`, the views draft that many tokens at a time.
 
         Only `on_policy` steps need every layer of the prompts that are kept.
         """
@@ -53,8 +54,13 @@ class AdapterLoss(TwoPassLoss):
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
-        self.start = start
+        self.start, self.draft_length = start, draft_length
         self.outputs = FrozenOutputs(model, max_bytes, None if on_policy else layers)
+        if draft_length and not self.outputs.has_free_masks:
+            raise UsageError(
+                f"train.draft_length is not supported with {type(model).__name__}, whose attention"
+                " depends on more than a mask and positions; use train.draft_length=0"
+            )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
@@ -88,35 +94,45 @@ class AdapterLoss(TwoPassLoss):
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
-        frozen = self.outputs.of(batch, with_states=weights.distill > 0)
-        logits = self.adapted_logits(batch, stages, frozen.repeated())
+        distills = weights.distill + weights.total_variation > 0
+        frozen = self.outputs.of(batch, with_states=distills or self.draft_length > 0)
+        if self.draft_length and frozen.states is not None:
+            logits = self._draft_logits(batch, stages[0].kept_layers, frozen)
+        else:
+            logits = self.adapted_logits(batch, stages, frozen.repeated())
         loss = logits.new_zeros((), dtype=torch.float32)
         if weights.cross_entropy:
             loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
-        if weights.distill and frozen.states is not None:
-            loss = loss + weights.distill * self._divergence(frozen.states, logits, batch)
+        if distills and frozen.states is not None:
+            loss = loss + self._divergence(frozen.states, logits, batch)
         return loss
 
     def on_policy_loss(self, batch: LossBatch, stages: tuple[Stage, ...], seed: int) -> Tensor:
         """Compute the mean divergence from the full model on continuations that the adapted views
         sample themselves.
         """
-        prompt = self.outputs.of(batch, with_states=self.weights.distill > 0).repeated()
+        prompt = self.outputs.of(batch, with_states=True).repeated()
         sampled = self._continue(batch, prompt, stages, seed)
         logits = self.adapted_logits(sampled, stages, prompt)
-        states = self.outputs.states(prompt, sampled)
+        states = self.outputs.responses(prompt, sampled)[0]
         return self._divergence(states, logits, sampled) / sampled.is_labelled.sum()
 
     def _divergence(self, states: Tensor, logits: Tensor, batch: LossBatch) -> Tensor:
-        """Return the KL divergence from the full model's predictions to `logits`, summed over the
-        positions of `states`.
+        """Return the weighted distance of `logits` from the full model's predictions, summed over
+        the positions of `states`: KL divergence, and total variation, which is the share of
+        sampled drafts that the full model refuses (arXiv:2211.17192).
         """
         student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
         with torch.no_grad():
             teacher = torch.log_softmax(
                 self.outputs.layerwise.logits(states[None])[0].float(), dim=-1
             )
-        return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+        kl = nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+        loss = self.weights.distill * kl
+        if self.weights.total_variation:
+            variation = (student.exp() - teacher.exp()).abs().sum() / 2
+            loss = loss + self.weights.total_variation * variation
+        return loss
 
     @torch.no_grad()
     def _continue(
@@ -171,6 +187,43 @@ class AdapterLoss(TwoPassLoss):
         return predict_response(
             self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled
         )
+
+    def _draft_logits(self, batch: LossBatch, kept: tuple[int, ...], frozen: FrozenBatch) -> Tensor:
+        """Return the logits [batch, response_len, vocab_size] of drafts.
+
+        As in decoding, a view reads the full model's keys and values of the tokens before its
+        drafts, and its own keys and values of the drafts alone.
+        """
+        assert frozen.response is not None
+        prompt = frozen.repeated()
+        cache = shallow_view.fork_cache(prompt.cache, kept)
+        for index, layer in zip(kept, cache.layers, strict=True):
+            keys, values = (part[self.outputs.layers.index(index)] for part in frozen.response)
+            layer.keys = torch.cat([layer.keys, keys], dim=2)
+            layer.values = torch.cat([layer.values, values], dim=2)
+        inputs = batch.response_ids[:, :-1]
+        count = inputs.shape[1]
+        at = torch.arange(count, device=inputs.device)
+        start = (at - at % self.draft_length)[:, None]  # of the drafts to which a token belongs
+        known, drafted = at < start, (at >= start) & (at <= at[:, None])
+        seen = torch.cat(
+            [
+                prompt.mask.bool()[:, None].expand(-1, count, -1),
+                torch.cat([known, drafted], dim=1).expand(len(inputs), -1, -1),
+            ],
+            dim=2,
+        )[:, None]  # [batch, 1, count, prompt_len + 2 count]
+        dtype = self._frozen[0].dtype
+        logits = self._view(kept)(
+            input_ids=inputs,
+            attention_mask=torch.zeros(seen.shape, dtype=dtype, device=inputs.device).masked_fill(
+                ~seen, torch.finfo(dtype).min
+            ),
+            position_ids=prompt.mask.sum(1, keepdim=True) + at,
+            cache=cache,
+            use_cache=True,
+        ).logits
+        return torch.cat([prompt.first_logits, logits], dim=1)
 
     def stage_views(self, stages: tuple[Stage, ...]) -> list[StageView]:
         """Return the adapted views of a schedule, on a cache of the prompt with every cached

@@ -4,6 +4,7 @@ encoded once and kept.
 
 import copy
 import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
@@ -32,6 +32,8 @@ class FrozenBatch:
     rows: Tensor  # [batch], the prompt of each response
     # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
     states: Tensor | None
+    # keys and values [layers, batch, heads, response_len - 1, head_size] of the responses
+    response: tuple[Tensor, Tensor] | None = None
 
     def repeated(self) -> EncodedPrompt:
         """Return the prompt of every response."""
@@ -61,7 +63,8 @@ class FrozenOutputs:
         self.layers = tuple(range(shallow_view.num_layers(model)) if layers is None else layers)
         self.layerwise = LayerwiseModel(model)
         self._prompts: dict[bytes, EncodedPrompt] = {}  # each without padding, by its token ids
-        self._states: dict[bytes, Tensor] = {}  # by the token ids of prompt and response
+        # states, keys and values, by the token ids of prompt and response
+        self._responses: dict[bytes, tuple[Tensor, ...]] = {}
         self.free_bytes = max_bytes
 
     @torch.no_grad()
@@ -97,12 +100,12 @@ class FrozenOutputs:
                 self._keep(self._prompts, key, _row(shorter, *place))
                 for key, place in prompts.items()
             ]
-            if frozen.states is not None:
-                states = torch.split(
-                    frozen.states, [max(0, len(response) - 1) for _, response in chunk]
-                )
-                for row, state in enumerate(states):
-                    self._keep(self._states, _response_key(keys[row], batch, row), state.clone())
+            if frozen.states is not None and frozen.response is not None:
+                lengths = [max(0, len(response) - 1) for _, response in chunk]
+                for row, state in enumerate(torch.split(frozen.states, lengths)):
+                    key, count = _response_key(keys[row], batch, row), lengths[row]
+                    held = [part[:, row : row + 1, :, :count].clone() for part in frozen.response]
+                    self._keep(self._responses, key, (state.clone(), *held))
             if not all(kept):
                 return
             done += len(chunk)
@@ -121,13 +124,20 @@ class FrozenOutputs:
         keys = _prompt_keys(batch)
         rows, first = _without_repetitions(keys)
         prompts = [self._prompt(keys[i], batch.prompt_ids[i], batch.prompt_mask[i]) for i in first]
-        states = None
-        if with_states and batch.response_ids.shape[1] > 1:
-            states = torch.cat(
-                [self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)]
-            )
         joined = _joined([_with_layers(prompt, self.layers) for prompt in prompts])
-        return FrozenBatch(joined, torch.tensor(rows, device=batch.prompt_ids.device), states)
+        frozen = FrozenBatch(joined, torch.tensor(rows, device=batch.prompt_ids.device), None)
+        count = batch.response_ids.shape[1] - 1
+        if not with_states or not count:
+            return frozen
+        states, keys_, values = zip(
+            *(self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)),
+            strict=True,
+        )
+        response = tuple(
+            torch.cat([functional.pad(x, (0, 0, 0, count - x.shape[3])) for x in parts], dim=1)
+            for parts in (keys_, values)
+        )
+        return replace(frozen, states=torch.cat(states), response=(response[0], response[1]))
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its
@@ -141,13 +151,21 @@ class FrozenOutputs:
         )
         if not with_states or batch.response_ids.shape[1] == 1:
             return frozen
-        return replace(frozen, states=self.states(frozen.repeated(), batch))
+        states, *response = self.responses(frozen.repeated(), batch)
+        return replace(frozen, states=states, response=tuple(response) or None)
 
     @functools.cached_property
     def _separable(self) -> bool:
         """True if a batch of sequences can be put together from their keys and values."""
         return all(
             type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers
+        )
+
+    @property
+    def has_free_masks(self) -> bool:
+        """True if a position can attend to any chosen positions of the cache."""
+        return (
+            self._separable and "position_ids" in inspect.signature(self.model.forward).parameters
         )
 
     def _prompt(self, key: bytes, ids: Tensor, mask: Tensor) -> EncodedPrompt:
@@ -164,26 +182,28 @@ class FrozenOutputs:
 
     def _response(
         self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int
-    ) -> Tensor:
-        """Return the states [positions, hidden_size] of one response."""
+    ) -> tuple[Tensor, ...]:
+        """Return the states, keys and values of one response."""
         key = _response_key(prompt_key, batch, row)
-        if key not in self._states:
+        if key not in self._responses:
             if len(prompt.cache.layers) < shallow_view.num_layers(self.model):
                 prompt = self._encode(batch.prompt_ids[row], batch.prompt_mask[row])
             ids, labels = _response_of(batch, row)
             single = LossBatch(
                 ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None]
             )
-            states = self.states(prompt, single)
-            self._keep(self._states, key, states)
-            return states
-        return self._states[key]
+            response = self.responses(prompt, single)
+            self._keep(self._responses, key, response)
+            return response
+        return self._responses[key]
 
-    def _keep(self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | Tensor) -> bool:
+    def _keep(
+        self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | tuple[Tensor, ...]
+    ) -> bool:
         """Keep a value if there is memory for it; return False if there is none."""
         size = (
-            value.nbytes
-            if isinstance(value, Tensor)
+            sum(tensor.nbytes for tensor in value)
+            if isinstance(value, tuple)
             else value.first_logits.nbytes + shallow_view.kv_bytes(value.cache)
         )
         if key not in kept and size <= self.free_bytes:
@@ -192,15 +212,27 @@ class FrozenOutputs:
         return key in kept
 
     @torch.no_grad()
-    def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
+    def responses(self, prompt: EncodedPrompt, batch: LossBatch) -> tuple[Tensor, ...]:
         """Return the states [positions, hidden_size] behind the last layer that predict the
-        labelled tokens but the first.
+        labelled tokens but the first, and the responses' keys and values in `layers`.
+
+        Without plain keys and values, only the states.
         """
-        every = hidden_states(
-            self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled
-        )
-        last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
-        return last[batch.is_labelled[:, 1:]]
+        model, labelled = self.model, batch.is_labelled
+        inputs = batch.response_ids[:, :-1]
+        mask = torch.cat([prompt.mask, labelled[:, :-1].to(prompt.mask)], dim=1)
+        cache = shallow_view.fork_cache(prompt.cache, range(len(self.layerwise.layers)))
+        options = shallow_view.placing(model, mask, inputs.shape[1])
+        entry = self.layerwise.enter(inputs, cache, **options)
+        hidden = entry.hidden
+        for index in range(len(self.layerwise.layers)):
+            hidden = self.layerwise.layer(index, hidden, entry)
+        states = hidden[labelled[:, 1:]]
+        if not self._separable:
+            return (states,)
+        start, layers = prompt.mask.shape[1], [cache.layers[i] for i in self.layers]
+        keys = torch.stack([layer.keys[:, :, start:] for layer in layers])
+        return states, keys, torch.stack([layer.values[:, :, start:] for layer in layers])
 
 
 def _prompt_keys(batch: LossBatch) -> list[bytes]:

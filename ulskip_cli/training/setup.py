@@ -222,17 +222,21 @@ def build_adapter_loss(
         )
     else:
         start = zero_adapter(model, kept_sets, PatchShape(patches.kind, patches.rank))
-    weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
+    weights = LossWeights(
+        train.ce_weight, distill=train.distill_weight, total_variation=train.tv_weight
+    )
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     # Of the first LoRA matrices; sampled answers change the random state, stored ones do not.
     set_seed(config.seed)
-    module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.on_policy > 0)
+    module = AdapterLoss(
+        model, start, train.lora, weights, max_bytes, train.on_policy > 0, train.draft_length
+    )
     if _num_visits(train, len(data.train)) >= len(data.train):
         report = progress.phase("encode prompts and responses", len(data.train))
         with torch.autocast(
             model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST
         ):
-            module.outputs.prepare(data.train.pairs, weights.distill > 0, report)
+            module.outputs.prepare(data.train.pairs, True, report)
     return module
 
 

@@ -29,6 +29,7 @@ class LossWeights:
     full: float = 0.0
     distill: float = 0.0
     label_smoothing: float = 0.0
+    total_variation: float = 0.0
 
 
 class TwoPassLoss(nn.Module):
