@@ -447,7 +447,7 @@ class TrainOptions(Options):
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
     tv_weight: float = option(
         0.0,
-        "weight of the total variation distance from the full model, for a skip adapter that drafts",
+        "weight of the total variation distance of a skip adapter from the full model",
         ge=0,
     )
     draft_length: int = option(
@@ -470,14 +470,11 @@ class TrainOptions(Options):
         "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter",
     )
     responses: Literal["reference", "own", "both"] = option(
-        "reference", "responses to train a skip adapter on"
+        "reference", "responses to train on: references, own answers of the full model, or both"
     )
     own: OwnResponses = option(OwnResponses(), "own answers")
     prompt_share: float = option(
         0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1
-    )
-    on_policy: float = option(
-        0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1
     )
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", gt=0)

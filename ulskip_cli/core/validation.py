@@ -17,15 +17,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
-ADAPTER_KEYS = (
-    "start",
-    "responses",
-    "own",
-    "prompt_share",
-    "on_policy",
-    "tv_weight",
-    "draft_length",
-)  # of train, for train.method=adapter alone
+ADAPTER_KEYS = ("start", "tv_weight", "draft_length")  # of train, for train.method=adapter alone
 
 
 def check_run(config: Config, command: str) -> None:
@@ -69,6 +61,8 @@ def check_training(config: TrainingConfig) -> None:
         )
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
+    if train.responses != "reference" and config.model.source == "random":
+        raise UsageError("model=random has no answers of its own; use train.responses=reference")
     if train.method == "adapter":
         _check_adapter_training(config)
         return
@@ -112,9 +106,6 @@ def _check_adapter_training(config: TrainingConfig) -> None:
         f"train.start={train.start}, which is no folder with adapter.json; "
         "use train.start=patch, zero or such a folder": (
             train.start not in STARTS and not _is_adapter(user_path(train.start, "train.start"))
-        ),
-        "train.draft_length and train.on_policy; use train.on_policy=0": (
-            train.draft_length > 0 and train.on_policy > 0
         ),
         "correction.kind=folded and train.start=zero; use train.start=patch": (
             kind == "folded" and train.start == "zero"

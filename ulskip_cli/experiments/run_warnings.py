@@ -37,6 +37,10 @@ def adjustments(config: Config, record: Record) -> list[str]:
     """
     lines = _disturbance(record)
     strategy = record.strategy
+    if config.correction.label == "adapter" and config.strategy.name == "full":
+        lines.append(
+            f"correction=adapter has no effect with strategy={strategy}, which skips no layers"
+        )
     lines += _truncations(record)
     used = {"evaluation": record.evaluated_batch_size, "timing": record.timed_batch_size}
     for what, size in used.items():

@@ -5,6 +5,7 @@ An adapter contains gap patches, which `patch_fit.py` computes or training makes
 on kept layers.
 """
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -55,45 +56,28 @@ class SkipAdapter:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
         layers or an unfit model.
         """
-        if kept not in self.kept_sets:
-            raise UsageError(
-                f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use"
-                " another adapter"
-            )
         num_layers = shallow_view.num_layers(model)
-        if num_layers != self.num_layers:
+        if kept not in self.kept_sets or num_layers != self.num_layers:
             raise UsageError(
-                f"expected a skip adapter of a model with {num_layers} layers, got one for"
-                f" {self.num_layers}; use the adapter's own model"
+                f"expected a skip adapter for layers {kept} of {num_layers}, got one for"
+                f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
         width = model.config.get_text_config(decoder=True).hidden_size
-        patches, changes = (
-            self.by_layer(f"patch.{self.kept_sets.index(kept)}."),
-            self.linear_changes(kept),
-        )
+        patches = self.by_layer(f"patch.{self.kept_sets.index(kept)}.")
+        changes = self.linear_changes(kept)
+
+        def patch(layer: int, device: torch.device) -> nn.Module | None:
+            if layer not in patches:
+                return None
+            made = GapPatch.from_tensors(patches[layer]).to(device, model.dtype)
+            made(torch.zeros(width, dtype=model.dtype, device=device))  # fails for another width
+            return made.requires_grad_(False).eval()
 
         def adapt(place: int, layer: nn.Module) -> nn.Module:
             device = next(layer.parameters()).device
-
-            def patch(at: int) -> nn.Module | None:
-                if at not in patches:
-                    return None
-                made = (
-                    GapPatch.from_tensors(patches[at])
-                    .to(device, model.dtype)
-                    .requires_grad_(False)
-                    .eval()
-                )
-                made(
-                    torch.zeros(width, dtype=model.dtype, device=device)
-                )  # raises RuntimeError if the widths differ
-                return made
-
-            last = place == len(kept) - 1
+            last = patch(num_layers, device) if place == len(kept) - 1 else None
             changed = with_linears(layer, changes[kept[place]])
-            return patched_layer(
-                changed, patch(kept[place]), patch(self.num_layers) if last else None
-            )
+            return patched_layer(changed, patch(kept[place], device), last)
 
         try:
             with torch.no_grad():
@@ -110,32 +94,34 @@ class SkipAdapter:
             name: tensor.detach().float().cpu().contiguous()
             for name, tensor in self.tensors.items()
         }
-        staged = folder / f".{WEIGHTS}.part"
-        save_file(tensors, staged, metadata={"format": "pt"})
-        staged.chmod(
-            folder.stat().st_mode & 0o666
-        )  # safetensors makes its files readable only by their owner
-        staged.replace(folder / WEIGHTS)
+        data = save(tensors, metadata={"format": "pt"})
+        write_atomic(folder / WEIGHTS, data)
         record = {
             "format": FORMAT,
             "num_layers": self.num_layers,
             "kept_sets": self.kept_sets,
+            "sha256": hashlib.sha256(data).hexdigest(),
             **self.record,
         }
         write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SkipAdapter":
-        """Read an adapter; raise UsageError if the folder holds none."""
+        """Read an adapter; raise UsageError if the folder holds none, or its tensors have changed
+        since they were saved.
+        """
         try:
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            tensors = load_file(folder / WEIGHTS)
-            kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
+            data = (folder / WEIGHTS).read_bytes()
+            if record.pop("sha256", "") not in ("", hashlib.sha256(data).hexdigest()):
+                raise ValueError(f"{WEIGHTS} is not the file that {RECORD} belongs to")
+            tensors = load(data)
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} has the type {tensor.dtype}, not a float")
             if record.pop("format") != FORMAT:
-                raise UsageError(
-                    f"expected the skip adapter {folder} to have format {FORMAT}; use another"
-                    " version of ulskip"
-                )
+                raise ValueError(f"its format is not {FORMAT}")
+            kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
@@ -195,10 +181,8 @@ def zero_adapter(
     model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
 ) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
-    num_layers, hidden_size = (
-        shallow_view.num_layers(model),
-        model.config.get_text_config(decoder=True).hidden_size,
-    )
+    num_layers = shallow_view.num_layers(model)
+    hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
         for layer in gaps(kept, num_layers) if shape.kind in KINDS else ():
