@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ulskip_cli.core.config import compose, compose_training
 

@@ -13,9 +13,16 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.loading import load
-from ulskip_cli.training.data import TokenPairs, collator_for, load_training_texts
+from ulskip_cli.tasks.encoding import pad_token_id
+from ulskip_cli.training.data import (
+    PairCollator,
+    TokenizedData,
+    TokenPairs,
+    load_training_texts,
+    tokenized,
+)
+from ulskip_cli.training.trainer import validation_losses
 from ulskip_cli.training.two_pass_loss import TwoPassLoss
-from ulskip_cli.training.validation import validation_loss
 
 
 def main() -> None:
@@ -27,11 +34,11 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("results/multi30k/pairs.json"))
     parser.add_argument("--limit", type=int, default=200)
     args = parser.parse_args()
-    data = args.work / "data"
+    folder = args.work / "data"
     files = [
         "task.dataset=files",
-        f"task.source_file={data}/val.de",
-        f"task.reference_file={data}/val.en",
+        f"task.source_file={folder}/val.de",
+        f"task.reference_file={folder}/val.en",
     ]
     config = compose_training(
         [
@@ -43,13 +50,12 @@ def main() -> None:
     )
     loaded = load(config.model)
     texts = load_training_texts(config, loaded.tokenizer)
-    pairs = TokenPairs(loaded.tokenizer, texts.train, texts.formatter, None)
-    module, collator = TwoPassLoss(loaded.model), collator_for(loaded.tokenizer)
+    pairs = TokenPairs(tokenized(loaded.tokenizer, texts.train, texts.formatter), None)
+    data = TokenizedData(pairs, pairs, PairCollator(pad_token_id(loaded.tokenizer)))
     depth = loaded.metadata.num_layers
-    losses = {
-        kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64)
-        for kept in combinations(range(depth), 2)
-    }
+    schedules = {str(kept): (Stage(0, kept),) for kept in combinations(range(depth), 2)}
+    found = validation_losses(TwoPassLoss(loaded.model), schedules, data, 64)
+    losses = {kept: found[str(kept)] for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]
     write_atomic(

@@ -113,20 +113,13 @@ def train(work: Path, only: str) -> None:
     # The same with cross-entropy on the references beside the divergence from the full model.
     mixed = ["train.responses=reference", "train.max_steps=59", "train.ce_weight=1"]
     trainings |= {f"adapter-{count}-mixed": (count, mixed) for count in (24, 20)}
-    # 30 further steps on the stored own answers, or on continuations that the adapter samples.
-    for name, share in (
-        ("adapter-20-own-further", 0),
-        ("adapter-20-own-on_policy", 1),
-        ("adapter-24-own-on_policy", 1),
-    ):
-        start, _, _ = name.rpartition("-")
-        more = [
-            "train.responses=own",
-            "train.max_steps=30",
-            f"train.start={work}/{start}",
-            f"train.on_policy={share}",
-        ]
-        trainings[name] = (int(name.split("-")[1]), more)
+    # 30 further steps on the stored own answers.
+    more = [
+        "train.responses=own",
+        "train.max_steps=30",
+        f"train.start={work}/adapter-20-own",
+    ]
+    trainings["adapter-20-own-further"] = (20, more)
     for name, (count, more) in trainings.items():
         if not only or name in only.split(","):
             call(

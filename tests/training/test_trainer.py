@@ -6,33 +6,22 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
+from ulskip_cli.core import tracking
 from ulskip_cli.core.config import compose_training
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.training.run import train
-from ulskip_cli.training.trainer import training_arguments
+from ulskip_cli.training.trainer import MuonWithAdamW, tracker_arguments, training_arguments
 
 
-def test_an_argument_that_trainer_does_not_know_is_named(tmp_path):
+def test_an_argument_that_trainer_does_not_know_is_named():
+    config = compose_training(["train.training_args={learning_speed:1}"])
     with pytest.raises(UsageError, match="learning_speed"):
-        training_arguments(
-            compose_training(["train.training_args={learning_speed:1}"]), tmp_path, False, {}
-        )
-
-
-def test_settings_arrive(tmp_path):
-    made = training_arguments(compose_training(["train=paper"]), tmp_path, False, {})
-    assert (made.learning_rate, made.num_train_epochs, made.gradient_accumulation_steps) == (
-        2e-5,
-        2,
-        16,
-    )
-    assert (made.warmup_steps, made.lr_scheduler_type, made.per_device_train_batch_size) == (
-        0.03,
-        "cosine",
-        1,
-    )
+        training_arguments(config, "id")
 
 
 @pytest.mark.slow
@@ -72,3 +61,115 @@ def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     assert any(not torch.equal(before[name], pairs[0][name]) for name in before)
     for name in before:
         torch.testing.assert_close(pairs[0][name], pairs[1][name], rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def overrides(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_is_installed", lambda package: True)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    quick = ["limit=16", "train.batch_size=4", "train.log_every=1", "train.held_out=4"]
+    steps = ["train.max_steps=2", "train.save_every=1", "train.evaluate_every=2"]
+    folders = [f"model.path={model_folder}", "model.dtype=float32", f"output={tmp_path / 'out'}"]
+    return [*folders, *quick, *steps]
+
+
+class FakeTracker(TrainerCallback):
+    """Takes the place of transformers' callback for wandb, and keeps what it would log."""
+
+    calls = []  # noqa: RUF012
+    error = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        print("noise")
+        self.calls.append((args.run_name, args.to_dict()))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.calls.append((state.global_step, set(logs)))
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", FakeTracker)
+    monkeypatch.setattr(FakeTracker, "calls", [])
+    return FakeTracker
+
+
+def test_settings_losses_and_validations_are_logged(overrides, fake, capsys):
+    record = train(compose_training([*overrides, "tracker=wandb"]), NullProgress())
+    (name, settings), *logs = fake.calls
+    assert name == f"out-{record.identity}" and "tracker" not in record.config
+    assert settings["strategy.name"] == "unified" and settings["learning_rate"] > 0
+    assert [step for step, keys in logs if "loss" in keys] == [1, 2]
+    assert [step for step, keys in logs if "eval_loss_2x" in keys] == [2]
+    out, err = capsys.readouterr()
+    assert not out and "noise" in err
+
+
+def test_a_tracker_that_fails_ends_the_training_in_one_line(overrides, fake, monkeypatch):
+    error = type("CommError", (Exception,), {"__module__": "wandb.errors"})("no network")
+    monkeypatch.setattr(fake, "error", error)
+    with pytest.raises(RunError, match=r"tracker=wandb failed \(no network\).*tracker=none"):
+        train(compose_training([*overrides, "tracker=wandb"]), NullProgress())
+    assert train(compose_training(overrides), NullProgress()).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("tracker", "variable", "value"),
+    [
+        ("wandb", "WANDB_PROJECT", "mine"),
+        ("mlflow", "MLFLOW_EXPERIMENT_NAME", "mine"),
+        ("tensorboard", "TENSORBOARD_LOGGING_DIR", "out/tensorboard/mine"),
+    ],
+)
+def test_the_project_reaches_every_tracker(overrides, tmp_path, tracker, variable, value):
+    options = [f"tracker={tracker}", "tracker_options={project: mine}"]
+    arguments = tracker_arguments(compose_training([*overrides, *options]), "id")
+    assert arguments == {"report_to": tracker, "run_name": "out-id", "project": "mine"}
+    assert os.environ[variable] in (value, str(tmp_path / value))
+    unknown = compose_training([*overrides, options[0], "tracker_options={group: a}"])
+    with pytest.raises(UsageError, match="group"):
+        training_arguments(unknown, "id")
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
+def stepped(model, optimizers, steps):
+    for _ in range(steps):
+        model(torch.tensor([0, 3, 5])).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def muon(model):
+    return MuonWithAdamW(model, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98))
+
+
+def test_muon_is_for_matrices_and_survives_saving():
+    whole, halves, reference = tiny(), tiny(), tiny()
+    matrices = [reference[1].weight, reference[3].weight]
+    others = [p for p in reference.parameters() if not any(p is m for m in matrices)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.01, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    expected = stepped(reference, optimizers, 4)
+    first = muon(halves)
+    stepped(halves, [first], 2)
+    second = muon(halves)
+    second.load_state_dict(first.state_dict())
+    for ours, resumed, theirs in zip(
+        stepped(whole, [muon(whole)], 4), stepped(halves, [second], 2), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+        assert torch.equal(ours, resumed)
+    for group in second.param_groups:  # a schedule reaches both optimizers
+        group["lr"] = 0.0
+    before = [parameter.detach().clone() for parameter in halves.parameters()]
+    assert all(map(torch.equal, before, stepped(halves, [second], 1)))

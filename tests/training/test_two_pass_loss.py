@@ -9,9 +9,11 @@ from torch.nn import functional
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout, divergence
+from ulskip_cli.training.data import LossBatch
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
 
 EVERY = tuple(range(NUM_LAYERS))
+EXITS = (1, 3, 4, NUM_LAYERS)
 KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
 
 
@@ -30,8 +32,8 @@ def through(kept):
 
 
 def stepwise_losses(model, kept, inputs):
-    """Cross-entropy of every response token when each is decoded from a pruned cache, one step at a
-    time.
+    """Cross-entropy [batch, response_len] when each token is decoded from a pruned cache, one step
+    at a time.
     """
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
     cache, mask, response = (
@@ -80,16 +82,6 @@ def test_with_stages_it_is_that_of_an_uncached_reference(model):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_with_the_prompt_through_the_kept_layers_it_is_the_shallow_models_own_loss(model):
-    inputs, kept = batch(), (0, 2, 5)
-    inputs["prompt_mask"][:] = 1
-    ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
-    logits = reference_logits(model, ids, torch.ones_like(ids), 0, kept)[:, 6:-1]
-    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
-    loss = TwoPassLoss(model, prompt_layers="kept").eval()(**inputs, stages=through(kept))["loss"]
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_its_parts_add_up(llama):
     inputs, kept = batch(), (0, 2, 5)
     module = TwoPassLoss(llama).eval()
@@ -128,23 +120,6 @@ def test_distillation_moves_the_student_alone(llama):
         torch.testing.assert_close(own, explicit)
 
 
-def test_an_initial_teacher_is_neither_trained_nor_saved(llama):
-    teacher = copy.deepcopy(llama).requires_grad_(False)
-    module = TwoPassLoss(llama, weights=LossWeights(distill=1.0), teacher=teacher)
-    assert {id(p) for p in module.parameters()} == {id(p) for p in llama.parameters()}
-    assert len(module.state_dict()) == len(list(llama.parameters()))
-    before = module(**batch(), stages=through(EVERY))["loss"]
-    with torch.no_grad():
-        llama.lm_head.weight.mul_(1.5)
-    plain = TwoPassLoss(llama).eval()(**batch(), stages=through(EVERY))["loss"]
-    assert (
-        module(**batch(), stages=through(EVERY))["loss"] > plain
-    )  # the teacher stayed, so a divergence appeared
-    torch.testing.assert_close(
-        before, TwoPassLoss(teacher).eval()(**batch(), stages=through(EVERY))["loss"]
-    )
-
-
 def test_the_mean_is_over_all_tokens_of_a_step(llama):
     module, inputs = TwoPassLoss(llama).eval(), batch()
     parts = [
@@ -157,16 +132,6 @@ def test_the_mean_is_over_all_tokens_of_a_step(llama):
     torch.testing.assert_close(
         split, module(**inputs, stages=through((0, 5)))["loss"], rtol=1e-5, atol=1e-6
     )
-
-
-def test_views_follow_train_and_eval(llama):
-    module = TwoPassLoss(llama)
-    module(**batch(), stages=through((0, 2, 5)))
-    view = module._views[(0, 2, 5)]
-    module.eval()
-    assert not any(part.training for part in view.modules())
-    module.train()
-    assert all(part.training for part in view.modules())
 
 
 def test_dropout_acts_in_training_only_and_in_views_too(model):
@@ -222,8 +187,44 @@ def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
     assert losses[0] > 0.01
 
 
-def test_equal_predictions_do_not_diverge():
-    logits = torch.randn(2, 3, 11)
-    labels = torch.tensor([[1, 2, -100], [3, -100, -100]])
-    assert divergence(logits, logits, labels).item() == pytest.approx(0.0, abs=1e-6)
-    assert divergence(logits, logits.flip(-1), labels).item() > 0.1
+def exit_losses(model, inputs, exits=EXITS):
+    return dict(TwoPassLoss(model, exits=exits).exit_losses(LossBatch(**inputs)))
+
+
+def stepwise_exit(model, depth, inputs):
+    labelled = inputs["labels"] != -100
+    return stepwise_losses(model, tuple(range(depth)), inputs)[labelled].sum()
+
+
+def test_the_loss_of_every_exit_is_that_of_decoding_through_so_many_layers(model):
+    inputs = batch()
+    losses = exit_losses(model, inputs)
+    assert tuple(losses) == EXITS
+    for depth, loss in losses.items():
+        torch.testing.assert_close(loss, stepwise_exit(model, depth, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_response_of_one_token_is_the_prompts_own(llama):
+    inputs = batch()
+    inputs = {**inputs, "response_ids": inputs["response_ids"][:, :1]}
+    inputs["labels"] = inputs["response_ids"]
+    losses = exit_losses(llama, inputs)
+    assert set(losses) == set(EXITS)
+    torch.testing.assert_close(losses[1], stepwise_exit(llama, 1, inputs))
+    torch.testing.assert_close(losses[1], losses[NUM_LAYERS])
+
+
+def test_deep_exits_weigh_more_and_gradients_are_those_of_plain_loops(llama):
+    inputs, gradients, totals = batch(), [], []
+    count = (inputs["labels"] != -100).sum()
+    for total in (
+        lambda: TwoPassLoss(llama, exits=EXITS)(**inputs)["loss"] * count,
+        lambda: sum(depth * stepwise_exit(llama, depth, inputs) for depth in EXITS) / sum(EXITS),
+    ):
+        llama.zero_grad()
+        totals.append(total())
+        totals[-1].backward()
+        gradients.append([parameter.grad.clone() for parameter in llama.parameters()])
+    torch.testing.assert_close(*totals, rtol=1e-4, atol=1e-4)
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)

@@ -1,6 +1,5 @@
 """`ulskip train`."""
 
-import contextlib
 import json
 import os
 
@@ -31,17 +30,10 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     output = user_path(chosen.output, "output")
-    is_new = not output.exists()
-    try:
-        with ProgressBars(enabled=first) as bars:
-            from ulskip_cli.training.run import train as run_training
+    with ProgressBars(enabled=first) as bars:
+        from ulskip_cli.training.run import train as run_training
 
-            record = run_training(chosen, bars).plain()
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                output.rmdir()  # fails, as it should, if something was written
-        raise
+        record = run_training(chosen, bars).plain()
     if not first:
         return
     from ulskip_cli.report.plots import learning_curve
@@ -52,5 +44,5 @@ def train(
         return
     from ulskip_cli.report.training import training_lines
 
-    for line in training_lines(record, output):
+    for line in training_lines(record, output, overrides or []):
         print(line)

@@ -450,6 +450,17 @@ class TrainOptions(Options):
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
     full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
+    tv_weight: float = option(
+        0.0,
+        "weight of the total variation distance of a skip adapter from the full model",
+        ge=0,
+    )
+    draft_length: int = option(
+        0,
+        "tokens per check of a skip adapter that drafts, whose earlier tokens have the full model's"
+        " keys and values; 0: it decodes alone",
+        ge=0,
+    )
     teacher: Literal["self", "initial"] = option(
         "self", "full-depth model to distill from: self as trained so far, or initial"
     )
@@ -464,14 +475,11 @@ class TrainOptions(Options):
         "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter",
     )
     responses: Literal["reference", "own", "both"] = option(
-        "reference", "responses to train a skip adapter on"
+        "reference", "responses to train on: references, own answers of the full model, or both"
     )
     own: OwnResponses = option(OwnResponses(), "own answers")
     prompt_share: float = option(
         0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1
-    )
-    on_policy: float = option(
-        0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1
     )
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", gt=0)

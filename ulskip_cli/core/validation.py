@@ -14,13 +14,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
-ADAPTER_KEYS = (
-    "start",
-    "responses",
-    "own",
-    "prompt_share",
-    "on_policy",
-)  # of train, for train.method=adapter alone
+ADAPTER_KEYS = ("start", "tv_weight", "draft_length")  # of train, for train.method=adapter alone
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
 
@@ -61,7 +55,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_device(config.model.device)
     capabilities.check(config.needs(), "train")
     train = config.train
-    if not train.ce_weight + train.full_weight + train.distill_weight:
+    if not train.ce_weight + train.full_weight + train.distill_weight + train.tv_weight:
         raise UsageError(
             "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all"
         )
@@ -73,6 +67,8 @@ def check_training(config: TrainingConfig) -> None:
         )
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
+    if train.responses != "reference" and config.model.source == "random":
+        raise UsageError("model=random has no answers of its own; use train.responses=reference")
     if train.method == "adapter":
         _check_adapter_training(config)
         return

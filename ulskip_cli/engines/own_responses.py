@@ -55,15 +55,18 @@ def generate_own_responses(
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
             finished -= finished % BATCH_SIZE
+
+        def on_tokens(done: int, tokens: int, sample: int = sample) -> None:
+            report(sample * len(prompts) + done, f"{tokens} tokens")
+
         size = BatchSize(BATCH_SIZE)
-        for positions, output in generate_all(decoder, prompts, how, size, skip=finished):
+        for positions, output in generate_all(
+            decoder, prompts, how, size, on_tokens, skip=finished
+        ):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 stored[names[position], sample] = ids
                 answer = {"prompt": names[position], "sample": sample, "token_ids": ids}
                 append_line(file, json.dumps({**answer, "key": keys[sample]}))
-            report(
-                sum((name, number) in stored for name in names for number in range(options.samples))
-            )
     answers = [[stored[name, sample] for sample in range(options.samples)] for name in names]
     if not any(answer for several in answers for answer in several):
         raise UsageError(

@@ -51,6 +51,8 @@ def adjustments(config: Config, record: Record) -> Iterator[str]:
             " machine was busy when this program started; the timed pairs had it alone and would"
             " have been faster, so start the run again"
         )
+    if config.correction.label == "adapter" and record.keeps_all:
+        yield "correction=adapter has no effect with strategy=full, which skips no layers"
     if record.num_truncated_sources:
         yield (
             f"{record.num_truncated_sources} of {record.num_examples} sources were truncated to fit"

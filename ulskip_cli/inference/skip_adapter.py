@@ -5,6 +5,7 @@ An adapter contains gap patches, which `patch_fit.py` computes or training makes
 on kept layers.
 """
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -58,28 +59,25 @@ class SkipAdapter:
         num_layers = shallow_view.num_layers(model)
         if kept not in self.kept_sets or num_layers != self.num_layers:
             raise UsageError(
-                f"expected {self.num_layers} layers and one of the sets of kept layers"
-                f" {self.kept_sets} of the skip adapter, got {num_layers} and {kept}; use another"
-                " adapter"
+                f"expected a skip adapter for layers {kept} of {num_layers}, got one for"
+                f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
-        index, width = self.kept_sets.index(kept), model.config.get_text_config(True).hidden_size
-        patches, folds = self.by_layer(f"patch.{index}."), self.by_layer(f"fold.{index}.")
-        lora = self.by_layer("lora.")
+        width = model.config.get_text_config(decoder=True).hidden_size
+        patches = self.by_layer(f"patch.{self.kept_sets.index(kept)}.")
+        changes = self.linear_changes(kept)
 
-        def patch(at: int, layer: nn.Module) -> nn.Module | None:
-            if at not in patches:
+        def patch(layer: int, device: torch.device) -> nn.Module | None:
+            if layer not in patches:
                 return None
-            device = next(layer.parameters()).device
-            made = GapPatch.from_tensors(patches[at]).to(device, model.dtype).requires_grad_(False)
-            # raises RuntimeError if the widths differ
-            made(torch.zeros(width, dtype=model.dtype, device=device))
-            return made.eval()
+            made = GapPatch.from_tensors(patches[layer]).to(device, model.dtype)
+            made(torch.zeros(width, dtype=model.dtype, device=device))  # fails for another width
+            return made.requires_grad_(False).eval()
 
         def adapt(place: int, layer: nn.Module) -> nn.Module:
-            at, is_last = kept[place], place == len(kept) - 1
-            changes = {**lora.get(at, {}), **folds.get(at, {})}
-            after = patch(self.num_layers, layer) if is_last else None
-            return patched_layer(with_linears(layer, by_module(changes)), patch(at, layer), after)
+            device = next(layer.parameters()).device
+            last = patch(num_layers, device) if place == len(kept) - 1 else None
+            changed = with_linears(layer, changes[kept[place]])
+            return patched_layer(changed, patch(kept[place], device), last)
 
         try:
             with torch.no_grad():
@@ -91,34 +89,53 @@ class SkipAdapter:
 
     def save(self, folder: Path) -> None:
         """Write the folder; the record is last, so that a folder with a record is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: tensor.detach().float().cpu().contiguous()
             for name, tensor in self.tensors.items()
         }
-        write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+        data = save(tensors, metadata={"format": "pt"})
+        write_atomic(folder / WEIGHTS, data)
         record = {
             "format": FORMAT,
             "num_layers": self.num_layers,
             "kept_sets": self.kept_sets,
+            "sha256": hashlib.sha256(data).hexdigest(),
             **self.record,
         }
         write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SkipAdapter":
-        """Read an adapter; raise UsageError if the folder holds none."""
+        """Read an adapter; raise UsageError if the folder holds none, or its tensors have changed
+        since they were saved.
+        """
         try:
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            tensors = load_file(folder / WEIGHTS)
+            data = (folder / WEIGHTS).read_bytes()
+            if record.pop("sha256", "") not in ("", hashlib.sha256(data).hexdigest()):
+                raise ValueError(f"{WEIGHTS} is not the file that {RECORD} belongs to")
+            tensors = load(data)
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} has the type {tensor.dtype}, not a float")
+            if record.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
             kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
-            if (made := record.pop("format")) != FORMAT:
-                raise ValueError(f"its format is {made}, not {FORMAT}")
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise UsageError(
-                f"expected a skip adapter in {folder}, got an error: {str(error)[:160]}; make one"
-                " with `ulskip train train=adapter`"
+                f"expected a skip adapter in {folder}, got an error: {reason}; make one with"
+                " `ulskip train train=adapter`"
             ) from None
+
+    def linear_changes(self, kept: tuple[int, ...]) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by
+        layer and module.
+        """
+        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{self.kept_sets.index(kept)}.")
+        return {layer: by_module({**lora.get(layer, {}), **folds.get(layer, {})}) for layer in kept}
 
     def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
         """Return the tensors whose name begins with `prefix`, by layer and by the rest of their
@@ -166,12 +183,11 @@ def zero_adapter(
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
-    tensors = {
-        f"patch.{index}.{layer}.{name}": tensor
-        for index, kept in enumerate(kept_sets if shape.kind in KINDS else ())
-        for layer in gaps(kept, num_layers)
-        for name, tensor in GapPatch(shape.kind, hidden_size, shape.rank).state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for index, kept in enumerate(kept_sets):
+        for layer in gaps(kept, num_layers) if shape.kind in KINDS else ():
+            state = GapPatch(shape.kind, hidden_size, shape.rank).state_dict()
+            tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
@@ -201,11 +217,11 @@ def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) 
     """
     if not changes:
         return layer
-    replaced: dict[nn.Module, nn.Module] = {}
+    replaced: dict[int, nn.Module] = {}
     for path, parts in changes.items():
         module = layer.get_submodule(path)
-        replaced[module] = changed_linear(module, parts)
-    return shallow_view.substituted(layer, replaced.get)
+        replaced[id(module)] = changed_linear(module, parts)
+    return shallow_view.substituted(layer, lambda module: replaced.get(id(module)))
 
 
 def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
@@ -219,22 +235,45 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
             " and no model.quantization"
         )
     source: Any = module
-    transposed = type(module) is Conv1D  # [in, out]
-    weight = source.weight.detach()
+    transposed = type(module) is Conv1D
+    weight = changed_weight(source.weight.detach(), parts, transposed)
+    bias = changed_bias(None if source.bias is None else source.bias.detach(), parts, weight.dtype)
+    inputs, outputs = weight.shape if transposed else weight.shape[::-1]
+    with torch.device("meta"):
+        changed: nn.Module = (
+            Conv1D(outputs, inputs)
+            if transposed
+            else nn.Linear(inputs, outputs, bias=bias is not None)
+        )
+    changed.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        changed.bias = nn.Parameter(bias, requires_grad=False)
+    return changed
+
+
+def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool) -> Tensor:
+    """Return a weight [out, in], or [in, out] if `transposed` as in Conv1D, with a fold and LoRA
+    added in float32.
+    """
     # The copy is aligned in memory, and the bits of a product can depend on that: an export must
     # equal the view.
     wide = (weight.t() if transposed else weight).to(torch.float32, copy=True)
-    bias = None if source.bias is None else source.bias.detach().to(torch.float32, copy=True)
     if "weight" in parts:
-        fold = parts["weight"].to(wide)
-        wide, bias = wide + fold.t() @ wide, None if bias is None else bias + bias @ fold
+        wide = wide + parts["weight"].to(wide).t() @ wide
     if "A" in parts:
         wide = wide + parts["B"].to(wide) @ parts["A"].to(wide)
+    return (wide.t() if transposed else wide).to(weight.dtype).contiguous()
+
+
+def changed_bias(
+    bias: Tensor | None, parts: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor | None:
+    """Return a bias [out] with a fold added in float32; None if neither the module nor the fold has
+    a bias.
+    """
+    wide = None if bias is None else bias.to(torch.float32, copy=True)
+    if wide is not None and "weight" in parts:
+        wide = wide + wide @ parts["weight"].to(wide)
     if "bias" in parts:
-        bias = parts["bias"].to(wide) + (0 if bias is None else bias)
-    changed = {"weight": (wide.t() if transposed else wide).contiguous(), "bias": bias}
-    parameters = {
-        name: None if tensor is None else nn.Parameter(tensor.to(weight.dtype), requires_grad=False)
-        for name, tensor in changed.items()
-    }
-    return shallow_view.with_attributes(module, lambda part: {"_parameters": parameters})
+        wide = parts["bias"].float() if wide is None else wide + parts["bias"].to(wide)
+    return wide if wide is None else wide.to(dtype)

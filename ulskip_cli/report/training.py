@@ -1,13 +1,13 @@
 """The summary of a training run."""
 
-import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.experiments.record import Row
 
 
-def training_lines(record: Row, output: Path) -> list[str]:
+def training_lines(record: Row, output: Path, overrides: Sequence[str] = ()) -> list[str]:
     """Return the lines of the summary: steps, losses, and the command to run next."""
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
@@ -25,32 +25,21 @@ def training_lines(record: Row, output: Path) -> list[str]:
         losses = record["learning_curve"][-1]["validation_loss"]
         shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
-    return [
-        *lines,
-        (
-            f"written to {output}/; next:"
-            f" {shlex.join(['ulskip', 'run', *next_overrides(record, output)])}"
-        ),
-    ]
+    command = shlex.join(["ulskip", "run", *next_overrides(record, output, overrides)])
+    return [*lines, f"written to {output}/; next: {command}"]
 
 
-def next_overrides(record: Row, output: Path) -> list[str]:
-    """Return the overrides with which `ulskip run` uses a trained model or skip adapter."""
-    config = record.get("config", {})
-    if config.get("train", {}).get("method") != "adapter":
-        return [f"model.path={output}"]
-    model, strategy, ratio = config["model"], record["strategy"], record["ratios"][0]
-    layers = json.dumps(record["kept_layers"][f"{ratio:g}"], separators=(",", ":"))
-    fixed = [f"strategy.layers={layers}"] if strategy in ("custom", "search") else []
-    named = f"model.path={model['path']}" if model["source"] == "hf" else f"model={model['name']}"
-    return [
-        named,
-        "correction=adapter",
-        f"correction.path={output}",
-        f"strategy={strategy}",
-        *fixed,
-        f"ratio={ratio:g}",
-    ]
+def next_overrides(record: Row, output: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: those of
+    the training for task, layers and number of examples, and the first ratio.
+    """
+    is_adapter = record.get("config", {}).get("train", {}).get("method") == "adapter"
+    result = [] if is_adapter else [f"model.path={output}"]
+    groups = ["task", "strategy", "limit", *(["model"] if is_adapter else [])]
+    result += [text for text in overrides if text.partition("=")[0].partition(".")[0] in groups]
+    ratios = [ratio for ratio in record.get("ratios", ()) if ratio != 1]
+    result += [f"ratio={ratio:g}" for ratio in ratios[:1]]
+    return [*result, "correction=adapter", f"correction.path={output}"] if is_adapter else result
 
 
 def curve_label(key: str) -> str:

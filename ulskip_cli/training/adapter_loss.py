@@ -6,8 +6,7 @@ computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
-from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
-from ulskip_cli.training.frozen_outputs import FrozenOutputs
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
+from ulskip_cli.training.data import LossBatch
+from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, divergence
 
 _ADAPTER = "default"  # peft's name of the adapter
 
@@ -42,19 +41,22 @@ class AdapterLoss(TwoPassLoss):
         lora: LoraOptions,
         weights: LossWeights,
         max_bytes: int,
-        on_policy: bool = False,
+        draft_length: int = 0,
     ) -> None:
         """Make trainable views of the sets of `start`, which has a patch at every gap. The model is
-        frozen, but not changed.
-
-        Only `on_policy` steps need every layer of the prompts that are kept.
+        frozen, but not changed. With a `draft_length`, the views draft that many tokens at a time.
         """
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
-        self.start = start
-        self.outputs = FrozenOutputs(model, max_bytes, None if on_policy else layers)
+        self.start, self.draft_length = start, draft_length
+        self.outputs = FrozenOutputs(model, max_bytes, layers)
+        if draft_length and not self.outputs.has_free_masks:
+            raise UsageError(
+                f"train.draft_length is not supported with {type(model).__name__}, whose attention"
+                " depends on more than a mask and positions; use train.draft_length=0"
+            )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
@@ -73,123 +75,69 @@ class AdapterLoss(TwoPassLoss):
                     start.tensors[f"lora.{layer}.{name}.B"] / module.scaling[_ADAPTER]
                 )
 
-    def forward(
-        self, *args: Any, on_policy_seed: int | None = None, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Return the mean `loss` of a batch, a scalar; with a seed, on continuations that the
-        adapted views sample.
-        """
-        if on_policy_seed is None:
-            return super().forward(*args, **kwargs)
-        names = [field.name for field in fields(LossBatch)]
-        batch = LossBatch(**{name: kwargs[name] for name in names})
-        return {"loss": self.on_policy_loss(batch, kwargs["stages"], on_policy_seed)}
-
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
-        frozen = self.outputs.of(batch, with_states=weights.distill > 0)
-        logits = self.adapted_logits(batch, stages, frozen.repeated())
+        distills = weights.distill + weights.total_variation > 0
+        frozen = self.outputs.of(batch, with_states=distills or self.draft_length > 0)
+        drafts = self.draft_length and frozen.states is not None
+        logits = (
+            self._draft_logits(batch, stages[0].kept_layers, frozen)
+            if drafts and stages[0].kept_layers != self.all_layers
+            else self._view_logits(batch, stages, frozen.prompt)
+        )
         loss = logits.new_zeros((), dtype=torch.float32)
         if weights.cross_entropy:
             loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
-        if weights.distill and frozen.states is not None:
-            loss = loss + weights.distill * self._divergence(frozen.states, logits, batch)
+        if distills and frozen.states is not None:
+            with torch.no_grad():
+                target = self.outputs.layerwise.logits(frozen.states[None])[0]
+            student = logits[:, 1:][batch.is_labelled[:, 1:]]
+            loss = loss + divergence(target, student, weights.distill, weights.total_variation)
         return loss
 
-    def on_policy_loss(self, batch: LossBatch, stages: tuple[Stage, ...], seed: int) -> Tensor:
-        """Compute the mean divergence from the full model on continuations that the adapted views
-        sample themselves.
-        """
-        prompt = self.outputs.of(batch, with_states=self.weights.distill > 0).repeated()
-        sampled = self._continue(batch, prompt, stages, seed)
-        logits = self.adapted_logits(sampled, stages, prompt)
-        states = self.outputs.states(prompt, sampled)
-        return self._divergence(states, logits, sampled) / sampled.is_labelled.sum()
-
-    def _divergence(self, states: Tensor, logits: Tensor, batch: LossBatch) -> Tensor:
-        """Return the KL divergence from the full model's predictions to `logits`, summed over the
-        positions of `states`.
-        """
-        student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
-        with torch.no_grad():
-            teacher = torch.log_softmax(
-                self.outputs.layerwise.logits(states[None])[0].float(), dim=-1
-            )
-        return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
-
-    @torch.no_grad()
-    def _continue(
-        self, batch: LossBatch, prompt: EncodedPrompt, stages: tuple[Stage, ...], seed: int
-    ) -> LossBatch:
-        """Sample a continuation of every prompt, as long as the longest response of the batch."""
-        generator = torch.Generator(batch.prompt_ids.device).manual_seed(seed)
-        eos = self._frozen[0].generation_config.eos_token_id
-        ends = torch.tensor(
-            [] if eos is None else eos, dtype=torch.long, device=batch.prompt_ids.device
-        ).flatten()
-        views = self.stage_views(stages)
-        cache, view, mask = (
-            shallow_view.fork_cache(prompt.cache, views[0].kept),
-            views[0].view,
-            prompt.mask,
-        )
-        logits, tokens, labels = prompt.first_logits[:, -1], [], []
-        done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-        for step in range(batch.response_ids.shape[1]):
-            token = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
-            tokens.append(token)
-            labels.append(token.masked_fill(done[:, None], IGNORED_LABEL))
-            done |= torch.isin(token[:, 0], ends)
-            if done.all():
-                break
-            for stage in views[1:]:
-                if stage.first_step == step:
-                    shallow_view.prune_cache(cache, stage.kept)
-                    view = stage.view
-            mask = torch.cat([mask, torch.ones_like(token)], 1)
-            logits = shallow_view.forward_with_cache(view, token, mask, cache)[:, -1]
-        return LossBatch(
-            batch.prompt_ids, batch.prompt_mask, torch.cat(tokens, 1), torch.cat(labels, 1)
-        )
-
-    def adapted_logits(
+    def _view_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt
     ) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has
-        every kept layer.
-        """
-        everything = self.all_layers
-        if all(stage.kept_layers == everything for stage in stages):
-            full = encode_prompt(self._frozen[0], batch.prompt_ids, batch.prompt_mask)
-            return predict_response(
-                [StageView(0, self._frozen[0], everything)],
-                full,
-                batch.response_ids,
-                batch.is_labelled,
-            )
-        return predict_response(
-            self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled
-        )
-
-    def stage_views(self, stages: tuple[Stage, ...]) -> list[StageView]:
-        """Return the adapted views of a schedule, on a cache of the prompt with every cached
-        layer.
-        """
-        return [
+        """Return the logits [batch, response_len, vocab_size] of views that decode alone."""
+        if all(stage.kept_layers == self.all_layers for stage in stages):
+            return self._full_logits(self._frozen[0], batch)
+        views = [
             StageView(stage.first_step, self._view(stage.kept_layers), stage.kept_layers)
             for stage in stages
         ]
+        return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
-    def plain(self) -> "AdapterLoss":
-        """Return the module that measures validation losses: the cross-entropy alone, in evaluation
-        mode.
+    def _draft_logits(self, batch: LossBatch, kept: tuple[int, ...], frozen: FrozenBatch) -> Tensor:
+        """Return the logits [batch, response_len, vocab_size] of drafts.
+
+        As in decoding, a view reads the full model's keys and values of the tokens before its
+        drafts, and its own keys and values of the drafts alone.
         """
-        plain = object.__new__(AdapterLoss)
-        plain.__dict__ = {**self.__dict__, "weights": LossWeights()}
-        return plain.eval()
+        prompt, known = frozen.prompt, frozen.response
+        cache = shallow_view.fork_cache(prompt.cache, kept)
+        for layer, cached in zip(kept, cache.layers, strict=True):
+            place = 2 * self.outputs.layers.index(layer)
+            cached.update(known[place], known[place + 1])
+        inputs = batch.response_ids[:, :-1]
+        count = inputs.shape[1]
+        at = torch.arange(count, device=inputs.device)
+        start = (at - at % self.draft_length)[:, None]  # of the drafts to which a token belongs
+        drafted = (at >= start) & (at <= at[:, None])
+        response = torch.cat([at < start, drafted], dim=1).expand(len(inputs), -1, -1)
+        seen = torch.cat([prompt.mask.bool()[:, None].expand(-1, count, -1), response], dim=2)
+        mask = prompt.first_logits.new_zeros(seen.shape)
+        mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        logits = self._view(kept)(
+            input_ids=inputs,
+            attention_mask=mask[:, None],  # [batch, 1, count, prompt_len + 2 count]
+            position_ids=prompt.mask.sum(1, keepdim=True) + at,
+            cache=cache,
+            use_cache=True,
+        ).logits
+        return torch.cat([prompt.first_logits, logits], dim=1)
 
-    def adapter(self, record: dict[str, Any]) -> SkipAdapter:
+    def adapter(self, record: Mapping[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
         tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")

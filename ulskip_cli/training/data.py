@@ -1,12 +1,11 @@
 """Load training texts, tokenize and batch them, and order the examples of an epoch."""
 
-import copy
 import hashlib
 import json
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -18,8 +17,9 @@ from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, pad_token_id, truncate_source
+from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, truncate_source
 
+Pair = tuple[list[int], list[int]]  # token ids of prompt and response
 IGNORED_LABEL = -100
 _TOKENIZE_AT_ONCE = 1000
 
@@ -98,45 +98,29 @@ def train_tokenizer(
     )
 
 
-class TokenPairs(Dataset[dict[str, Any]]):
-    """Prompts and responses as token ids with EOS; `num_too_long` counts the examples dropped for
-    exceeding `max_length`.
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[TextPair],
+    formatter: PromptFormatter,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Pair]:
+    """Return prompts and responses as token ids, with EOS."""
+    pairs = list[Pair]()
+    for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
+        chunk = formatter.tokenize(tokenizer, texts[start : start + _TOKENIZE_AT_ONCE])
+        pairs += [(example.prompt_ids, example.response_ids) for example in chunk]
+        on_progress(len(pairs))
+    return pairs
+
+
+class TokenPairs(Dataset[dict[str, list[int]]]):
+    """Prompts and responses as token ids; `num_too_long` counts the examples dropped for exceeding
+    `max_length`.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[TextPair],
-        formatter: PromptFormatter,
-        max_length: int | None,
-        on_progress: Callable[[int], None] = lambda done: None,
-    ) -> None:
-        encoded: list[tuple[list[int], list[int]]] = []
-        for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-            chunk = texts[start : start + _TOKENIZE_AT_ONCE]
-            encoded += [
-                (example.prompt_ids, example.response_ids)
-                for example in formatter.tokenize(tokenizer, chunk)
-            ]
-            on_progress(start + len(chunk))
-        self._set_pairs(encoded, max_length)
-
-    def with_pairs(
-        self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
-    ) -> "TokenPairs":
-        """Return other pairs of token ids as a dataset, without those that are too long."""
-        copied = copy.copy(self)
-        copied._set_pairs(pairs, max_length)
-        return copied
-
-    def _set_pairs(
-        self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None
-    ) -> None:
-        self.pairs = [
-            pair
-            for pair in pairs
-            if max_length is None or len(pair[0]) + len(pair[1]) <= max_length
-        ]
+    def __init__(self, pairs: Sequence[Pair], max_length: int | None) -> None:
+        limit = max_length or math.inf
+        self.pairs = [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= limit]
         self.num_too_long = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise UsageError(
@@ -147,7 +131,7 @@ class TokenPairs(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
         prompt, response = self.pairs[index]
         return {"prompt": prompt, "response": response}
 
@@ -181,7 +165,7 @@ class PairCollator:
 
     pad_token_id: int
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the
         tensors as keyword arguments.
         """
@@ -197,11 +181,6 @@ class PairCollator:
             "response_ids": response_ids,
             "labels": response_ids.masked_fill(mask == 0, IGNORED_LABEL),
         }
-
-
-def collator_for(tokenizer: PreTrainedTokenizerBase) -> PairCollator:
-    """Make a collator that pads with the tokenizer's padding token."""
-    return PairCollator(pad_token_id(tokenizer))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 encoded once and kept.
 """
 
-import copy
 import functools
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,37 +14,28 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
-from ulskip_cli.training.data import LossBatch, PairCollator
+from ulskip_cli.training.data import LossBatch, Pair, PairCollator
 
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
+
+# Of one sequence without padding: logits [1, 1, vocab_size] of a prompt, or states
+# [positions, hidden_size] of a response; then keys and values [1, heads, length, head_size] of
+# each layer
+Outputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class FrozenBatch:
     """The outputs of the frozen model for one batch; training does not change them."""
 
-    prompt: EncodedPrompt  # the prompts without repetitions
-    rows: Tensor  # [batch], the prompt of each response
+    prompt: EncodedPrompt
     # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
-    states: Tensor | None
-
-    def repeated(self) -> EncodedPrompt:
-        """Return the prompt of every response."""
-        return repeat_prompt(self.prompt, self.rows)
-
-
-def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
-    """Return an encoded prompt with the sequences `rows` [batch]; the cache of `prompt` is not
-    changed.
-    """
-    held = getattr(prompt.cache, "kept_layers", tuple(range(len(prompt.cache.layers))))
-    cache = shallow_view.fork_cache(prompt.cache, held)
-    cache.batch_select_indices(rows)
-    return EncodedPrompt(prompt.first_logits[rows], cache, prompt.mask[rows])
+    states: Tensor | None = None
+    # keys and values [batch, heads, response_len - 1, head_size] of the responses, by layer
+    response: Sequence[Tensor] = ()
 
 
 class FrozenOutputs:
@@ -53,24 +43,15 @@ class FrozenOutputs:
     `max_bytes` are kept.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int] | None = None
-    ) -> None:
-        """Make an empty store; outputs have the keys and values of `layers`, by default of all."""
-        self.model = model
-        self.layers = tuple(range(shallow_view.num_layers(model)) if layers is None else layers)
+    def __init__(self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int]) -> None:
+        """Make an empty store of outputs with the keys and values of `layers`."""
+        self.model, self.layers, self.free_bytes = model, layers, max_bytes
         self.layerwise = LayerwiseModel(model)
-        self._prompts: dict[bytes, EncodedPrompt] = {}  # each without padding, by its token ids
-        self._states: dict[bytes, Tensor] = {}  # by the token ids of prompt and response
-        self.free_bytes = max_bytes
+        # by the token ids of a prompt, or of a prompt and a response
+        self._kept: dict[tuple[bytes, ...], Outputs] = {}
 
     @torch.no_grad()
-    def prepare(
-        self,
-        pairs: Sequence[tuple[list[int], list[int]]],
-        with_states: bool,
-        report: ReportProgress,
-    ) -> None:
+    def prepare(self, pairs: Sequence[Pair], report: ReportProgress) -> None:
         """Compute the outputs for pairs of prompt and response in large batches while there is
         memory; `of` does the rest.
 
@@ -81,67 +62,41 @@ class FrozenOutputs:
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done][0]))]
             examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
-            batch = LossBatch(
-                **{
-                    name: tensor.to(self.model.device)
-                    for name, tensor in PairCollator(0)(examples).items()
-                }
-            )
-            frozen, keys = self._together(batch, with_states), _prompt_keys(batch)
-            prompts = {
-                key: (int(row), len(prompt))
-                for key, row, (prompt, _) in zip(keys, frozen.rows, chunk, strict=True)
-            }
-            shorter = _with_layers(frozen.prompt, self.layers)
-            kept = [
-                self._keep(self._prompts, key, _row(shorter, *place))
-                for key, place in prompts.items()
-            ]
-            if frozen.states is not None:
-                states = torch.split(
-                    frozen.states, [max(0, len(response) - 1) for _, response in chunk]
-                )
-                for row, state in enumerate(states):
-                    self._keep(self._states, _response_key(keys[row], batch, row), state.clone())
-            if not all(kept):
+            tensors = PairCollator(0)(examples)
+            batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
+            if not self._keep(batch, self._together(batch, with_states=True)):
                 return
             done += len(chunk)
             report(done)
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for the states that predict the
+        """Return the outputs for a batch; `with_states` asks for the states, keys and values of the
         response.
 
         Prompts and responses that are not kept run one by one, so that their outputs do not depend
         on the batches, which a resumed training makes anew.
         """
+        with_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
             return self._together(batch, with_states)
-        keys = _prompt_keys(batch)
-        rows, first = _without_repetitions(keys)
-        prompts = [self._prompt(keys[i], batch.prompt_ids[i], batch.prompt_mask[i]) for i in first]
-        states = None
-        if with_states and batch.response_ids.shape[1] > 1:
-            states = torch.cat(
-                [self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)]
-            )
-        joined = _joined([_with_layers(prompt, self.layers) for prompt in prompts])
-        return FrozenBatch(joined, torch.tensor(rows, device=batch.prompt_ids.device), states)
+        rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
+        logits, *prompt = _joined([prompt for prompt, _ in rows], left=True)
+        cache = shallow_view.fork_cache(shallow_view.new_cache(self.model), self.layers)
+        for layer, keys, values in zip(cache.layers, prompt[::2], prompt[1::2], strict=True):
+            layer.update(keys, values)
+        encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
+        if not with_states:
+            return FrozenBatch(encoded)
+        states, *response = _joined([response for _, response in rows], left=False)
+        return FrozenBatch(encoded, states, response)
 
-    def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Compute the outputs for a batch in one pass over its prompts and one over its
-        responses.
-        """
-        rows, first = _without_repetitions(_prompt_keys(batch))
-        frozen = FrozenBatch(
-            encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first]),
-            torch.tensor(rows, device=batch.prompt_ids.device),
-            None,
+    @property
+    def has_free_masks(self) -> bool:
+        """True if a position can attend to any chosen positions of the cache."""
+        return (
+            self._separable and "position_ids" in inspect.signature(self.model.forward).parameters
         )
-        if not with_states or batch.response_ids.shape[1] == 1:
-            return frozen
-        return replace(frozen, states=self.states(frozen.repeated(), batch))
 
     @functools.cached_property
     def _separable(self) -> bool:
@@ -150,140 +105,96 @@ class FrozenOutputs:
             type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers
         )
 
-    def _prompt(self, key: bytes, ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        """Return one encoded prompt without padding, with the kept layers at least."""
-        if key in self._prompts:
-            return self._prompts[key]
-        prompt = self._encode(ids, mask)
-        self._keep(self._prompts, key, prompt)
-        return prompt
+    def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
+        """Return the outputs of a batch of one prompt and response."""
+        prompt_key, response_key = _keys(batch)
+        prompt, response = self._kept.get(prompt_key), self._kept.get(response_key, ())
+        if prompt is None or (with_states and not response):
+            frozen = self._together(batch, with_states)
+            self._keep(batch, frozen)
+            prompt, response = self._split(frozen, batch)[0]
+        return prompt, response
 
-    def _encode(self, ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        unpadded = ids[mask.bool()][None]
-        return encode_prompt(self.model, unpadded, torch.ones_like(unpadded))
+    def _keep(self, batch: LossBatch, frozen: FrozenBatch) -> bool:
+        """Keep the outputs of a batch while there is memory; return False if a prompt has none."""
+        rows = self._split(frozen, batch)
+        for row, outputs in enumerate(rows):
+            for key, tensors in zip(_keys(_row_of(batch, row)), outputs, strict=True):
+                size = sum(tensor.nbytes for tensor in tensors)
+                if key not in self._kept and tensors and size <= self.free_bytes:
+                    self._kept[key] = tuple(tensor.clone() for tensor in tensors)
+                    self.free_bytes -= size
+        return all(_keys(_row_of(batch, row))[0] in self._kept for row in range(len(rows)))
 
-    def _response(
-        self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int
-    ) -> Tensor:
-        """Return the states [positions, hidden_size] of one response."""
-        key = _response_key(prompt_key, batch, row)
-        if key not in self._states:
-            if len(prompt.cache.layers) < shallow_view.num_layers(self.model):
-                prompt = self._encode(batch.prompt_ids[row], batch.prompt_mask[row])
-            ids, labels = _response_of(batch, row)
-            single = LossBatch(
-                ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None]
-            )
-            states = self.states(prompt, single)
-            self._keep(self._states, key, states)
-            return states
-        return self._states[key]
+    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> list[tuple[Outputs, Outputs]]:
+        """Return the outputs of each prompt and response without padding."""
+        rows, at = list[tuple[Outputs, Outputs]](), 0
+        layers = [frozen.prompt.cache.layers[i] for i in self.layers]
+        longest = batch.prompt_ids.shape[1]
+        for row, labelled in enumerate(batch.is_labelled):
+            start, count = longest - int(batch.prompt_mask[row].sum()), int(labelled[1:].sum())
+            one = slice(row, row + 1)
+            prompt = [x[one, :, start:longest] for y in layers for x in (y.keys, y.values)]
+            response: Outputs = ()
+            if frozen.states is not None:
+                known = [x[one, :, : max(count, 1)] for x in frozen.response]
+                response = (frozen.states[at : at + count], *known)
+            rows.append(((frozen.prompt.first_logits[one], *prompt), response))
+            at += count
+        return rows
 
-    def _keep(self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | Tensor) -> bool:
-        """Keep a value if there is memory for it; return False if there is none."""
-        size = (
-            value.nbytes
-            if isinstance(value, Tensor)
-            else value.first_logits.nbytes + shallow_view.kv_bytes(value.cache)
-        )
-        if key not in kept and size <= self.free_bytes:
-            kept[key] = value
-            self.free_bytes -= size
-        return key in kept
-
-    @torch.no_grad()
-    def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
-        """Return the states [positions, hidden_size] behind the last layer that predict the
-        labelled tokens but the first.
+    def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
+        """Compute the outputs for a batch in one pass over its prompts and one over its
+        responses.
         """
-        every = hidden_states(
-            self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled
-        )
-        last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
-        return last[batch.is_labelled[:, 1:]]
+        both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
+        distinct, rows = both.unique(dim=0, return_inverse=True)
+        encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
+        encoded.cache.batch_select_indices(rows)
+        logits, mask = encoded.first_logits[rows], batch.prompt_mask
+        prompt = EncodedPrompt(logits, encoded.cache, mask)
+        if not with_states:
+            return FrozenBatch(prompt)
+        layers, labelled = range(len(self.layerwise.layers)), batch.is_labelled
+        inputs = batch.response_ids[:, :-1]
+        mask = torch.cat([mask, labelled[:, :-1].to(mask)], dim=1)
+        cache = shallow_view.fork_cache(prompt.cache, layers)
+        options = shallow_view.placing(self.model, mask, inputs.shape[1])
+        entry = self.layerwise.enter(inputs, cache, **options)
+        hidden = entry.hidden
+        for layer in layers:
+            hidden = self.layerwise.layer(layer, hidden, entry)
+        response = list[Tensor]()
+        if self._separable:
+            start = batch.prompt_ids.shape[1]
+            kept = [cache.layers[i] for i in self.layers]
+            response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
+        return FrozenBatch(prompt, hidden[labelled[:, 1:]], response)
 
 
-def _prompt_keys(batch: LossBatch) -> list[bytes]:
-    return [
-        _bytes(ids[mask.bool()])
-        for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)
-    ]
-
-
-def _response_key(prompt_key: bytes, batch: LossBatch, row: int) -> bytes:
-    return prompt_key + _bytes(torch.cat(_response_of(batch, row)))
-
-
-def _response_of(batch: LossBatch, row: int) -> tuple[Tensor, Tensor]:
-    """Return the token ids and labels of one response without padding, each [response_len]."""
-    labelled = batch.is_labelled[row].nonzero()
-    length = int(labelled[-1]) + 1 if len(labelled) else 1
-    return batch.response_ids[row, :length], batch.labels[row, :length]
-
-
-def _without_repetitions(keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Return for every key the number of its first occurrence among the distinct ones, and the
-    positions of these.
-    """
-    first = {key: keys.index(key) for key in keys}
-    number = {key: i for i, key in enumerate(first)}
-    return [number[key] for key in keys], list(first.values())
-
-
-def _bytes(ids: Tensor) -> bytes:
-    return bytes(ids.cpu().contiguous().numpy().tobytes())
-
-
-def _with_layers(prompt: EncodedPrompt, layers: Sequence[int]) -> EncodedPrompt:
-    """Return a prompt with the keys and values of `layers` alone; it shares their tensors."""
-    return replace(prompt, cache=shallow_view.fork_cache(prompt.cache, layers))
-
-
-def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
-    """Return one batch of several sequences, padded on the left."""
-    longest = max(prompt.mask.shape[1] for prompt in prompts)
-    missing = [longest - prompt.mask.shape[1] for prompt in prompts]
-    cache = copy.copy(prompts[0].cache)
-    cache.layers = []
-    for layers in zip(*(prompt.cache.layers for prompt in prompts), strict=True):
-        padded = [
-            [functional.pad(value, (0, 0, count, 0)) for value in _values(layer)]
-            for layer, count in zip(layers, missing, strict=True)
-        ]
-        cache.layers.append(
-            _with_values(layers[0], *(torch.cat(parts) for parts in zip(*padded, strict=True)))
-        )
-    mask = torch.cat(
-        [
-            functional.pad(prompt.mask, (count, 0))
-            for prompt, count in zip(prompts, missing, strict=True)
-        ]
-    )
-    return EncodedPrompt(torch.cat([prompt.first_logits for prompt in prompts]), cache, mask)
-
-
-def _row(prompt: EncodedPrompt, row: int, length: int) -> EncodedPrompt:
-    """Return a copy of one prompt of `length` tokens without its padding."""
-    cache = copy.copy(prompt.cache)
-    parts = [
-        [value[row : row + 1, :, -length:].clone() for value in _values(layer)]
-        for layer in cache.layers
-    ]
-    cache.layers = [
-        _with_values(layer, *part) for layer, part in zip(cache.layers, parts, strict=True)
-    ]
-    return EncodedPrompt(
-        prompt.first_logits[row : row + 1].clone(),
-        cache,
-        prompt.mask[row : row + 1, -length:].clone(),
+def _row_of(batch: LossBatch, row: int) -> LossBatch:
+    """Return one row of a batch without padding, with at least two response tokens."""
+    prompt, one = batch.prompt_mask[row].bool(), slice(row, row + 1)
+    count = max(2, int(batch.is_labelled[row].sum()))
+    ids = batch.prompt_ids[one, prompt]
+    return LossBatch(
+        ids, torch.ones_like(ids), batch.response_ids[one, :count], batch.labels[one, :count]
     )
 
 
-def _values(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.keys, layer.values
+def _keys(batch: LossBatch) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Return the keys of the prompt and the response of a batch of one row."""
+    prompt, response = (x.cpu().numpy().tobytes() for x in (batch.prompt_ids, batch.labels))
+    return (prompt,), (prompt, response)
 
 
-def _with_values(layer: Any, keys: Tensor, values: Tensor) -> Any:
-    changed = copy.copy(layer)
-    changed.keys, changed.values = keys, values
-    return changed
+def _joined(sequences: Sequence[Outputs], left: bool) -> list[Tensor]:
+    """Return the outputs of several sequences as one batch, with keys and values padded."""
+    longest = max(outputs[1].shape[2] for outputs in sequences)
+    joined = [torch.cat([outputs[0] for outputs in sequences])]
+    for parts in zip(*(outputs[1:] for outputs in sequences), strict=True):
+        missing = [longest - part.shape[2] for part in parts]
+        pads = [(0, 0, count, 0) if left else (0, 0, 0, count) for count in missing]
+        padded = [functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)]
+        joined.append(torch.cat(padded))
+    return joined

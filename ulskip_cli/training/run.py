@@ -3,17 +3,20 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import set_seed
+from safetensors import SafetensorError, safe_open
+from torch.nn import Module
+from transformers import TrainerState
+from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
@@ -21,17 +24,60 @@ from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
-from ulskip_cli.core.options import load_json, parse
+from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
-from ulskip_cli.training.record import RECORD_FILE, TrainedStage, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
-from ulskip_cli.training.tracking import tracker_arguments
 from ulskip_cli.training.trainer import SkipTrainer
+
+RECORD_FILE = "training.json"  # beside the weights
+
+
+class CurvePoint(Options):
+    """The validation losses at one step of a training run."""
+
+    step: int
+    # nats per token, by target ratio (`2x`) or by exit depth (`6`)
+    validation_loss: dict[str, float]
+
+
+class TrainedStage(Options):
+    """The layers of later decode steps."""
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+class TrainingRecord(Options):
+    """The settings, data and results of a training run."""
+
+    strategy: str
+    ratios: tuple[float, ...]
+    kept_layers: dict[str, tuple[int, ...]]  # the layers of the first decode steps, by ratio
+    later_stages: dict[str, tuple[TrainedStage, ...]]  # by ratio
+    kept_counts: tuple[int, ...]  # all that were trained, descending
+    exits: tuple[int, ...] = ()
+    prompt_layers: str
+    steps: int
+    epochs: float
+    examples: int
+    left_out: int  # examples longer than `train.max_length`
+    validation_examples: int
+    data_sha256: str
+    seed: int
+    train_loss: float | None = None  # the last logged one
+    learning_curve: tuple[CurvePoint, ...]
+    # record of the training that the initial weights come from, shortened
+    based_on: dict[str, Any] | None
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    identity: str  # a hash of everything that decides the weights
+    seconds: float  # wall time since the training was started or resumed
+    resumed: bool
+    data: dict[str, Any] | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
 
 def train(
@@ -47,23 +93,17 @@ def train(
     texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
-    if finished:
-        shutil.rmtree(
-            output / "checkpoints", ignore_errors=True
-        )  # a killed process may have left them
+    if finished:  # a killed process may have left its checkpoints
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
         progress.phase("already finished, nothing to train", 1)
         return finished
-    checkpoints, tracker = output / "checkpoints", tracker_arguments(config, identity)
+    checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
     setup = prepare_training(config, texts, progress)
     try:
-        trainer = SkipTrainer(setup, checkpoints, progress, tracker)
-    except (
-        ValueError,
-        RuntimeError,
-        ImportError,
-    ) as error:  # a tracker that is unknown or not installed
+        trainer = SkipTrainer(setup, progress, identity)
+    except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
@@ -91,9 +131,7 @@ def train(
             f" {output}"
         )
     if trainer.is_world_process_zero():
-        with enough_space(
-            output, sum(p.numel() * p.element_size() for p in setup.module.parameters())
-        ):
+        with enough_space(output, checkpoint_bytes(setup.module)):
             _save(setup, output, record)
     return record
 
@@ -112,68 +150,48 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     instead of their paths.
     """
     values = config.changed(only_results=True)
-    values = {
-        key: value
-        for key, value in values.items()
-        if key not in ("output", "task", "limit", "offset")
-    }
+    for key in ("output", "task", "limit", "offset"):
+        values.pop(key, None)
     values["model"].pop("path")
     text = json.dumps([DEFAULTS, values, texts.sha256, fingerprint(config.model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training run if the run is complete; otherwise make the output
-    folder and return None.
+    """Return the record of this training run if it is complete, and None if it may begin or go on
+    in the output folder.
     """
-    advice = f"set another output=DIR, or delete {output}"
-    if (output / RECORD_FILE).is_file():
-        values = load_json(output / RECORD_FILE, "a training record")
-        if values.get("identity") != identity:
-            raise UsageError(
-                f"output={output} contains a training run with other settings or data; {advice}"
-            )
-        return parse(TrainingRecord, values, file=output / RECORD_FILE)
-    begun = output / "checkpoints" / "identity"
-    if begun.is_file():
-        if begun.read_bytes() != identity.encode():
-            raise UsageError(
-                f"output={output} contains an unfinished training run with other settings or data;"
-                f" {advice}"
-            )
-    elif output.exists() and not output.is_dir():
-        raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
-    elif (
-        os.environ.get("RANK", "0") == "0"
-        and output.exists()
-        and not all(_is_own_beginning(file) for file in output.iterdir())
-    ):  # other ranks may start after rank 0 has written its first file
+    checkpoints = output / "checkpoints"
+    stored, begun, values = output / RECORD_FILE, checkpoints / "identity", {}
+    if stored.is_file():
+        values = load_json(stored, "a training record")
+        known = values.get("identity") == identity
+    elif begun.is_file():
+        known = begun.read_bytes() == identity.encode()
+    else:  # a killed run, or another rank, may have left its answers and a temporary file
+        names = {file.name for file in output.iterdir()} if output.is_dir() else set()
+        known = names <= {OWN_RESPONSES, "checkpoints"} and not any(checkpoints.glob("[!.]*"))
+        known &= output.is_dir() or not output.exists()
+    if not known:
         raise UsageError(
-            f"expected output={output} to be empty or to contain a training run, got other files;"
-            f" {advice}"
+            f"output={output} contains other files, or a finished or unfinished training run with"
+            f" other settings or data; set another output=DIR, or delete {output}"
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to output={output} ({error.strerror}); set another output=DIR"
-        ) from None
-    return None
-
-
-def _is_own_beginning(file: Path) -> bool:
-    """Return True for what a training that was killed before it wrote its identity leaves in its
-    output folder.
-    """
-    if file.name == "checkpoints" and file.is_dir():
-        return all(entry.name.startswith(".identity.") for entry in file.iterdir())
-    return file.name == OWN_RESPONSES
+    return parse(TrainingRecord, values, file=stored) if values else None
 
 
 def _make_record(
     setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
 ) -> TrainingRecord:
     config, schedules, state = setup.config, setup.schedules, trainer.state
+    counts = {len(stage.kept_layers) for stages in schedules.values() for stage in stages}
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    curve: dict[int, CurvePoint] = {}  # of several evaluations at a step, the last counts
+    for entry in state.log_history:
+        found = {key: round(x, 4) for key, x in entry.items() if key.startswith("eval_loss_")}
+        named = {key.removeprefix("eval_loss_"): loss for key, loss in found.items()}
+        if named:
+            curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=named)
     return TrainingRecord(
         strategy=config.strategy.name,
         ratios=tuple(schedules),
@@ -182,12 +200,7 @@ def _make_record(
             f"{ratio:g}": tuple(TrainedStage(**asdict(stage)) for stage in stages[1:])
             for ratio, stages in schedules.items()
         },
-        kept_counts=tuple(
-            sorted(
-                {len(stage.kept_layers) for stages in schedules.values() for stage in stages},
-                reverse=True,
-            )
-        ),
+        kept_counts=tuple(sorted(counts, reverse=True)),
         exits=setup.module.exits,
         prompt_layers=config.prompt_layers,
         steps=state.global_step,
@@ -197,10 +210,8 @@ def _make_record(
         validation_examples=len(setup.texts.validation),
         data_sha256=setup.texts.sha256,
         seed=config.seed,
-        train_loss=next(
-            (entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None
-        ),
-        learning_curve=trainer.learning_curve(),
+        train_loss=losses[-1] if losses else None,
+        learning_curve=tuple(curve.values()),
         based_on=setup.source.based_on,
         config=config.resolved(),
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
@@ -215,56 +226,74 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     record is complete.
     """
     if isinstance(setup.module, AdapterLoss):
-        _save_adapter(setup, setup.module, output, record)
-        return
-    trained: Any = setup.module.model
-    model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
-    dtype_name = setup.config.model.dtype
-    dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
-    model.config.use_cache = True
-    model.to(dtype).save_pretrained(output)
-    setup.source.tokenizer.save_pretrained(output)
-    for file in output.glob(
-        "*.safetensors"
-    ):  # safetensors makes its files readable only by their owner
-        file.chmod((output / "config.json").stat().st_mode)
-    _finish(output, record)
-
-
-def _save_adapter(
-    setup: TrainingSetup, module: AdapterLoss, output: Path, record: TrainingRecord
-) -> None:
-    """Save the adapter's tensors and its record, then the training's record."""
-    model, train, patches = setup.config.model, setup.config.train, setup.config.correction
-    base = {"model": model.label, "fingerprint": fingerprint(model)}
-    kept = {
-        f"{ratio:g}": [stage.kept_layers for stage in stages]
-        for ratio, stages in setup.schedules.items()
-    }
-    module.adapter(
-        {
-            "base": base,
-            "kind": patches.kind,
-            "rank": patches.rank if patches.kind == "low_rank" else None,
-            "strategy": record.strategy,
-            "ratios": kept,
-            "lora_rank": train.lora.rank,
-            "training": {
-                "steps": record.steps,
-                "examples": record.examples,
-                "tokens": sum(setup.data.train.response_lengths()),
-                "responses": train.responses,
-                "start": train.start,
-                "on_policy": train.on_policy,
-                "identity": record.identity,
-            },
-        }
-    ).save(output)
-    _finish(output, record)
-
-
-def _finish(output: Path, record: TrainingRecord) -> None:
-    write_atomic(
-        output / RECORD_FILE, json.dumps(record.plain(), indent=1, ensure_ascii=False) + "\n"
-    )
+        setup.module.adapter(_adapter_record(setup, record)).save(output)
+    else:
+        trained: Any = setup.module.model
+        model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+        dtype_name = setup.config.model.dtype
+        dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
+        model.config.use_cache = True
+        model.to(dtype).save_pretrained(output)
+        setup.source.tokenizer.save_pretrained(output)
+        for file in output.glob("*.safetensors"):  # which only their owner may read otherwise
+            file.chmod((output / "config.json").stat().st_mode)
+    text = json.dumps(record.plain(), indent=1, ensure_ascii=False)
+    write_atomic(output / RECORD_FILE, text + "\n")
     shutil.rmtree(output / "checkpoints")
+
+
+def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, object]:
+    """Return what adapter.json says of a training."""
+    model, train, patches = setup.config.model, setup.config.train, setup.config.correction
+    return {
+        "base": {"model": model.label, "fingerprint": fingerprint(model)},
+        "kind": patches.kind,
+        "rank": patches.rank if patches.kind == "low_rank" else None,
+        "strategy": record.strategy,
+        "ratios": {
+            f"{ratio:g}": [stage.kept_layers for stage in stages]
+            for ratio, stages in setup.schedules.items()
+        },
+        "lora_rank": train.lora.rank,
+        "training": {
+            "steps": record.steps,
+            "examples": record.examples,
+            "tokens": sum(setup.data.train.response_lengths()),
+            "responses": train.responses,
+            "start": train.start,
+            "draft_length": train.draft_length,
+            "identity": record.identity,
+        },
+    }
+
+
+def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
+    """Return the newest readable checkpoint, or None; newer ones that cannot be read are removed.
+
+    A killed process leaves a cut-off checkpoint, and a crash of the machine leaves damaged files.
+    """
+    while newest := get_last_checkpoint(folder):
+        if _is_readable(Path(newest)):
+            return str(newest)
+        progress.phase(f"remove the unreadable {newest}", 1)
+        shutil.rmtree(newest)
+    return None
+
+
+def checkpoint_bytes(module: Module) -> int:
+    """Return the bytes of a checkpoint: the weights, and two moments of every trained weight."""
+    return sum(
+        p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters()
+    )
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    try:  # Trainer writes its state last
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        weights = list(checkpoint.glob("*.safetensors"))
+        for file in weights:
+            safe_open(file, "pt").keys()  # type: ignore[no-untyped-call]
+        archives = map(zipfile.ZipFile, checkpoint.glob("*.pt*"))
+        return bool(weights) and all(archive.testzip() is None for archive in archives)
+    except (FileNotFoundError, ValueError, TypeError, SafetensorError, zipfile.BadZipFile):
+        return False

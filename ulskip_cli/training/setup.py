@@ -3,7 +3,7 @@ loss module.
 """
 
 import copy
-import os
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,13 @@ from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import (
+    Pair,
+    PairCollator,
+    SimilarLengthSampler,
     TokenizedData,
     TokenPairs,
     TrainingTexts,
-    collator_for,
+    tokenized,
     train_tokenizer,
 )
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
@@ -79,15 +82,15 @@ def prepare_training(
     depth = shallow_view.num_layers(source.model)
     on_progress = progress.phase("tokenize", len(texts.train))
     max_length = config.train.max_length
-    train = TokenPairs(source.tokenizer, texts.train, texts.formatter, max_length, on_progress)
+    pairs = tokenized(source.tokenizer, texts.train, texts.formatter, on_progress)
+    train = TokenPairs(pairs, max_length)
     stages_by_ratio = schedules(config, depth, train.response_lengths())
-    held_out = texts.validation
-    validation = (
-        TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
-    )
-    if config.train.method == "adapter":
-        train = adapter_responses(config, source, train, progress)
-    data = TokenizedData(train, validation, collator_for(source.tokenizer))
+    validation = None
+    if texts.validation:
+        pairs = tokenized(source.tokenizer, texts.validation, texts.formatter)
+        validation = TokenPairs(pairs, max_length)
+    train = with_responses(config, source, train, progress)
+    data = TokenizedData(train, validation, PairCollator(pad_token_id(source.tokenizer)))
     if config.train.method == "adapter":
         module: TwoPassLoss = build_adapter_loss(
             config, source.model, data, stages_by_ratio, progress
@@ -114,10 +117,11 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         )
         source = SourceModel(model, tokenizer, None)
     else:
-        dtype = (
-            "float32" if config.train.method == "full" else config.model.dtype
-        )  # adapters are always float32
-        device = config.model.device if config.train.method == "adapter" else "cpu"
+        # adapters are always float32
+        dtype = "float32" if config.train.method == "full" else config.model.dtype
+        # Trainer moves the model to its device, but answers and patches are computed before.
+        computes = config.train.method == "adapter" or config.train.responses != "reference"
+        device = config.model.device if computes else "cpu"
         loaded = loading.load(config.model.replace(dtype=dtype, device=device))
         assert loaded.tokenizer is not None
         source = SourceModel(
@@ -134,41 +138,33 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
     return source
 
 
-def adapter_responses(
+def with_responses(
     config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
 ) -> TokenPairs:
-    """Return the prompts of `references` with the responses that `train.responses` names, of two or
-    more tokens.
-    """
-    responses = [
-        [response] if config.train.responses != "own" else [] for _, response in references.pairs
-    ]
-    if config.train.responses != "reference":
-        length = config.train.own.max_new_tokens or config.task.max_new_tokens
-        file = user_path(
-            config.train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file"
-        )
+    """Return the prompts of `references` with the responses that `train.responses` names."""
+    train, prompts = config.train, [prompt for prompt, _ in references.pairs]
+    if train.method != "adapter" and train.responses == "reference" and not train.prompt_share:
+        return references
+    pairs: list[Pair] = list(references.pairs)
+    if train.responses != "reference":
+        length = train.own.max_new_tokens or config.task.max_new_tokens
+        file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
-        prompts = [prompt for prompt, _ in references.pairs]
-        answers = generate_own_responses(
-            source.model, prompts, config.train.own, context, file, progress
-        )
-        responses = [[*known, *more] for known, more in zip(responses, answers, strict=True)]
-    pairs = [
-        (prompt, response)
-        for (prompt, _), several in zip(references.pairs, responses, strict=True)
-        for response in several
-    ]
-    for prompt, _ in references.pairs if config.train.prompt_share else ():
-        cut = max(1, round(len(prompt) * (1 - config.train.prompt_share)))
+        answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
+        set_seed(config.seed)  # sampled answers change the random state, stored ones do not
+        pairs = []
+        for pair, several in zip(references.pairs, answers, strict=True):
+            pairs += [pair] if train.responses == "both" else []
+            pairs += [(pair[0], answer) for answer in several]
+    for prompt in prompts if train.prompt_share else ():
+        cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
         pairs.append((prompt[:cut], prompt[cut:]))
-    usable = [pair for pair in pairs if len(pair[1]) > 1]  # the full model predicts the first token
+    # The full model predicts the first token, so an adapter learns from the others.
+    shortest = 2 if train.method == "adapter" else 1
+    usable = [pair for pair in pairs if len(pair[1]) >= shortest]
     if not usable:
-        raise UsageError(
-            "expected responses of at least two tokens to train a skip adapter, got none; use other"
-            " data"
-        )
-    return references.with_pairs(usable, config.train.max_length)
+        raise UsageError(f"expected responses of at least {shortest} tokens, got none")
+    return TokenPairs(usable, train.max_length)
 
 
 def trained_start(
@@ -181,19 +177,14 @@ def trained_start(
     """
     read_record(folder, config.model)
     start = SkipAdapter.load(folder)
-    asked = {
-        "kept_sets": tuple(kept_sets),
-        "kind": config.correction.kind,
-        "lora_rank": config.train.lora.rank,
-    }
-    found = {"kept_sets": start.kept_sets, "kind": start.record.get("kind")}
-    found["lora_rank"] = start.record.get("lora_rank", config.train.lora.rank)
-    for key, value in asked.items():
-        if found[key] != value:
-            raise UsageError(
-                f"expected train.start={folder} to have {key} {value}, got {found[key]}; use the"
-                " settings of its training"
-            )
+    rank, record = config.train.lora.rank, start.record
+    asked = (tuple(kept_sets), config.correction.kind, rank)
+    found = (start.kept_sets, record.get("kind"), record.get("lora_rank", rank))
+    if found != asked:
+        raise UsageError(
+            f"expected train.start={folder} to have layers, kind and LoRA rank {asked}, got"
+            f" {found}; use the settings of its training"
+        )
     return start
 
 
@@ -213,36 +204,34 @@ def build_adapter_loss(
     if train.start not in STARTS:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif train.start == "patch" and patches.kind != "none":
-        progress.phase("fit patches", 0)
         chosen = random.Random(config.seed).sample(
             data.train.pairs, min(patches.examples, len(data.train))
         )
+        report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         examples = [EncodedExample(prompt, response) for prompt, response in chosen]
         fitter = PatchFitter(model, examples, data.collator.pad_token_id)
-        start = combined(
-            [fitter.fit(kept, PatchOptions(patches.kind, patches.rank)) for kept in kept_sets]
-        )
+        options, fitted = PatchOptions(patches.kind, patches.rank), list[SkipAdapter]()
+        for kept in kept_sets:
+            fitted.append(fitter.fit(kept, options))
+            report(len(fitted))
+        start = combined(fitted)
     else:
         start = zero_adapter(model, kept_sets, PatchShape(patches.kind, patches.rank))
-    weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
+    weights = LossWeights(
+        train.ce_weight, distill=train.distill_weight, total_variation=train.tv_weight
+    )
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
-    # Of the first LoRA matrices; sampled answers change the random state, stored ones do not.
-    set_seed(config.seed)
-    module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.on_policy > 0)
-    if _num_visits(train, len(data.train)) >= len(data.train):
-        report = progress.phase("encode prompts and responses", len(data.train))
-        with torch.autocast(
-            model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST
-        ):
-            module.outputs.prepare(data.train.pairs, weights.distill > 0, report)
+    set_seed(config.seed)  # of the first LoRA matrices
+    module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.draft_length)
+    batch = train.batch_size * train.gradient_accumulation_steps
+    visits = train.max_steps * batch if train.max_steps else train.epochs * len(data.train)
+    order = SimilarLengthSampler(data.train.response_lengths(), train.batch_size, config.seed)
+    pairs = [data.train.pairs[i] for i in list(order)[: math.ceil(visits)]]
+    autocast = {"dtype": AUTOCAST.get(train.precision), "enabled": train.precision in AUTOCAST}
+    with torch.autocast(model.device.type, **autocast):
+        report = progress.phase("encode prompts and responses", len(pairs))
+        module.outputs.prepare(pairs, report)
     return module
-
-
-def _num_visits(train: TrainOptions, num_examples: int) -> int:
-    """Return how many examples one process trains on, with repetitions."""
-    if train.max_steps is None:
-        return int(train.epochs * num_examples) // int(os.environ.get("WORLD_SIZE", "1"))
-    return train.max_steps * train.batch_size * train.gradient_accumulation_steps
 
 
 def build_loss(

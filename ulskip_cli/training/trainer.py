@@ -2,31 +2,36 @@
 learning curve.
 """
 
-import json
+import os
 import random
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.core.tracking import flatten
+from ulskip_cli.core.tracking import PROJECT, flatten
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.data import SimilarLengthSampler
-from ulskip_cli.training.muon import MuonFactory
-from ulskip_cli.training.preflight import check_trainer_arguments
-from ulskip_cli.training.record import CurvePoint
+from ulskip_cli.training.data import LossBatch, SimilarLengthSampler, TokenizedData
+from ulskip_cli.training.preflight import trainer_arguments
 from ulskip_cli.training.setup import TrainingSetup
-from ulskip_cli.training.two_pass_loss import TwoPassLoss
-from ulskip_cli.training.validation import exit_validation_losses, validation_loss
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
@@ -35,43 +40,28 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         setup: TrainingSetup,
-        folder: Path,
         progress: ProgressCallback,
-        tracker: Mapping[str, Any],
+        identity: str,
     ) -> None:
-        """Prepare a training in a folder; `tracker` are the arguments that log it."""
+        """Prepare a training; `identity` names it in trackers."""
         self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
-        options = setup.config.train
         evaluates = setup.data.validation is not None
-        muon = (
-            MuonFactory,
-            {
-                "lr": options.learning_rate,
-                "weight_decay": options.weight_decay,
-                "betas": (0.9, 0.98),
-            },
-        )
         super().__init__(
             model=setup.module,
-            args=training_arguments(setup.config, folder, evaluates, tracker),
+            args=training_arguments(setup.config, identity),
             data_collator=setup.data.collator,
             train_dataset=setup.data.train,
             eval_dataset=setup.data.validation,
-            optimizer_cls_and_kwargs=muon if options.optimizer == "muon" else None,
-            callbacks=[TrainingMonitor(progress, folder / "log.jsonl", evaluates)],
+            callbacks=[TrainingMonitor(progress, evaluates)],
         )
         self.remove_callback(PrinterCallback)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: object, inputs: Mapping[str, Tensor], *args: object, **kwargs: object
+    ) -> object:
         """Compute the loss under the schedule of this step."""
-        step, train = self.state.global_step, self.config.train
-        inputs = {**inputs, "stages": self.draw_schedule(step)}
-        if (
-            train.method == "adapter"
-            and random.Random(f"{self.config.seed} {step} on policy").random() < train.on_policy
-        ):
-            inputs["on_policy_seed"] = self.config.seed * 1_000_003 + step
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        stages = self.draw_schedule(self.state.global_step)
+        return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def draw_schedule(self, step: int) -> tuple[Stage, ...]:
         """Draw the schedule of a step from only the seed and the step, so that all processes and
@@ -80,46 +70,22 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth)
         or exit depth (`6`).
         """
-        module, validation = self.model, self.data.validation
-        assert isinstance(module, TwoPassLoss) and validation is not None
+        module = self.model
+        compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
+        named = {f"{ratio:g}x": compared[ratio] for ratio in sorted(compared)}
         batch_size = self.args.per_device_train_batch_size
-        if module.exits:
-            at_exits = exit_validation_losses(module, validation, self.data.collator, batch_size)
-            losses = {
-                f"eval_loss_{depth}": at_exits[depth] for depth in sorted(at_exits, reverse=True)
-            }
-        else:
-            compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
-            losses = {
-                f"eval_loss_{ratio:g}x": validation_loss(
-                    module, compared[ratio], validation, self.data.collator, batch_size
-                )
-                for ratio in sorted(compared)
-            }
+        found = validation_losses(module, named, self.data, batch_size)
+        order = named if not module.exits else sorted(found, key=int, reverse=True)
+        losses = {f"eval_loss_{name}": found[name] for name in order}
         self.log(losses)
         self.control.should_evaluate = False  # or Trainer evaluates the last step again
         return losses
 
-    def learning_curve(self) -> tuple[CurvePoint, ...]:
-        """Return the evaluations so far, one per step; of several evaluations at a step, the last
-        counts.
-        """
-        curve: dict[int, CurvePoint] = {}
-        for entry in self.state.log_history:
-            losses = {
-                key.removeprefix("eval_loss_"): round(value, 4)
-                for key, value in entry.items()
-                if "eval_loss_" in key
-            }
-            if losses:
-                curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses)
-        return tuple(curve.values())
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         train, batch_size = self.data.train, self.args.per_device_train_batch_size
         # A step of a skip adapter costs the response alone, because the outputs for prompts are
         # kept.
@@ -128,45 +94,39 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         )
         return SimilarLengthSampler(lengths, batch_size, self.config.seed)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, *args: object, **kwargs: object) -> object:
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
-        if getattr(self, "optimizer", None) is None and isinstance(self.model, AdapterLoss):
-            train, module = self.config.train, self.model
+        train, module = self.config.train, self.model
+        options = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+        if self.optimizer is None and train.optimizer == "muon":
+            self.optimizer = MuonWithAdamW(module, **options, betas=(0.9, 0.98))
+        elif self.optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
             known = {id(patch) for patch in patches}
-            rest = [
-                parameter
-                for parameter in module.parameters()
-                if parameter.requires_grad and id(parameter) not in known
-            ]
-            groups = [
-                {"params": rest, "lr": train.learning_rate},
-                {"params": patches, "lr": self.config.correction.learning_rate},
-            ]
-            groups = [group for group in groups if group["params"]]
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=train.learning_rate, weight_decay=train.weight_decay
-            )
+            lora = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
+            rates = ((lora, train.learning_rate), (patches, self.config.correction.learning_rate))
+            groups = [{"params": params, "lr": rate} for params, rate in rates if params]
+            self.optimizer = AdamW(groups, **options)
         return super().create_optimizer(*args, **kwargs)
 
 
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
-    """A callback that shows the progress and writes the log."""
+    """A callback that shows the progress, and logs and evaluates the last step."""
 
-    def __init__(self, progress: ProgressCallback, log: Path, evaluates: bool) -> None:
-        """Append lines to the file `log`; a resumed training run writes some steps a second
-        time.
-        """
-        self._progress, self._log, self._loss = progress, log, ""
-        self._evaluates = evaluates
+    def __init__(self, progress: ProgressCallback, evaluates: bool) -> None:
+        self._progress, self._evaluates, self._loss = progress, evaluates, ""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Start the progress bar at the first step of this process."""
         resumed = f", resumed at step {state.global_step}" if state.global_step else ""
         self._on_progress = self._progress.phase(f"train{resumed}", state.max_steps)
         self._on_progress(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Advance the progress bar, log also at checkpoints, and log and evaluate at the last step.
 
         A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one
@@ -177,66 +137,141 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         control.should_log |= control.should_save or is_last
         control.should_evaluate |= is_last and self._evaluates
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Append Trainer's values at this step to the log file, as one line."""
-        if "loss" in (logs or {}):
-            self._loss = f"loss {float(logs['loss']):.4g}"
-        if state.is_world_process_zero:
-            append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
+    def on_log(
+        self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Show the loss beside the progress."""
+        if "loss" in state.log_history[-1]:
+            self._loss = f"loss {float(state.log_history[-1]['loss']):.4g}"
 
 
 class LoggedArguments(TrainingArguments):  # type: ignore[misc]
     """Arguments of Trainer that a tracker stores together with the settings of ulskip."""
 
-    settings: Mapping[str, Any]  # with dotted keys
+    settings: Mapping[str, object]  # with dotted keys
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return all arguments and settings."""
         return {**super().to_dict(), **self.settings}
 
 
-def training_arguments(
-    config: TrainingConfig, folder: Path, evaluates: bool, tracker: Mapping[str, Any]
-) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or
-    it is unsupported.
+def training_arguments(config: TrainingConfig, identity: str) -> TrainingArguments:
+    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses
+    one.
     """
-    train, extra = config.train, dict(config.train.training_args or {})
-    check_trainer_arguments(extra)
-    values: dict[str, Any] = {
-        **tracker,
-        "save_total_limit": 2,
-        "output_dir": str(folder),
-        "seed": config.seed,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "log_level": "error",
-        "num_train_epochs": train.epochs,
-        "max_steps": train.max_steps or -1,
-        "per_device_train_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.scheduler,
-        "warmup_steps": train.warmup,  # below 1 it is a share of the steps
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "bf16": train.precision == "bf16",
-        "fp16": train.precision == "fp16",
-        "eval_strategy": "steps" if evaluates and train.evaluate_every else "no",
-        "eval_steps": train.evaluate_every,
-        "save_steps": train.save_every,
-        "logging_steps": train.log_every,
-        "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": loading.pick_device(config.model.device).type == "cpu",
-        "ddp_find_unused_parameters": config.prompt_layers == "kept",
-        **extra,
-    }
     try:
-        made = LoggedArguments(**values)
+        made = LoggedArguments(
+            **{
+                "dataloader_pin_memory": torch.cuda.is_available(),
+                "use_cpu": loading.pick_device(config.model.device).type == "cpu",
+                **tracker_arguments(config, identity),
+                **trainer_arguments(config),
+            }
+        )
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     made.settings = dict(flatten(config.resolved()))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made
+
+
+def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object]:
+    """Return arguments of Trainer, and set the environment variables that the tracker reads."""
+    output, tracker = Path(config.output).expanduser(), config.tracker
+    options = {"project": PROJECT, "run_name": f"{output.name}-{identity}"}
+    options |= config.tracker_options or {}
+    project = options["project"]
+    variables: dict[str, dict[str, object]] = {
+        "wandb": {
+            "WANDB_PROJECT": project,
+            "WANDB_DIR": output,  # holds the id of an interrupted run
+            "WANDB_RESUME": "auto",
+            "WANDB_SILENT": "true",  # it prints to standard output when Python exits
+        },
+        "mlflow": {"MLFLOW_EXPERIMENT_NAME": project},
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": output / "tensorboard" / project},
+    }
+    os.environ.update({key: str(value) for key, value in variables.get(tracker, {}).items()})
+    return {"report_to": tracker, **options}
+
+
+def validation_losses(
+    module: TwoPassLoss,
+    schedules: Mapping[str, tuple[Stage, ...]],
+    data: TokenizedData,
+    batch_size: int,
+) -> dict[str, float]:
+    """Return the mean cross-entropy of all response tokens in nats under each schedule, or at each
+    exit depth, if every token exits there; without smoothing or distillation.
+    """
+    assert data.validation is not None
+    pairs, totals, count = data.validation, defaultdict[str, float](float), 0
+    weights, module.weights = module.eval().weights, LossWeights()
+    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            tensors = data.collator([pairs[i] for i in order[start : start + batch_size]])
+            batch = LossBatch(**{key: x.to(module.base.device) for key, x in tensors.items()})
+            if module.exits:
+                for depth, loss in module.exit_losses(batch):
+                    totals[str(depth)] += loss.item()
+            for name, stages in {} if module.exits else schedules.items():
+                totals[name] += module.schedule_loss(batch, stages).item()
+            count += int(batch.is_labelled.sum())
+    module.train().weights = weights
+    return {name: total / count for name, total in totals.items()}
+
+
+class MuonWithAdamW(Optimizer):
+    """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle
+    them as one optimizer.
+    """
+
+    def __init__(
+        self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
+    ) -> None:
+        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head
+        and vectors to AdamW.
+        """
+        embeddings = {
+            id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+        }
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        matrices = [
+            p
+            for n, p in trained.items()
+            if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n
+        ]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in trained.values() if id(p) not in chosen]
+        self._optimizers: list[Optimizer] = []
+        if others:
+            self._optimizers.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
+        if matrices:
+            self._optimizers.append(
+                Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        super().__init__(groups, {})
+        self._share_groups_and_state()
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step with both optimizers."""
+        for optimizer in self._optimizers:
+            optimizer.step(closure)
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Load the state of both optimizers."""
+        super().load_state_dict(state_dict)
+        self._share_groups_and_state()
+
+    def _share_groups_and_state(self) -> None:
+        """Let both optimizers use this optimizer's groups and state, because schedulers change only
+        this optimizer.
+        """
+        start = 0
+        for optimizer in self._optimizers:
+            optimizer.param_groups = self.param_groups[start : start + len(optimizer.param_groups)]
+            optimizer.state = self.state
+            start += len(optimizer.param_groups)

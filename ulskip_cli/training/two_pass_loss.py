@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
-from ulskip_cli.training.exit_loss import depth_weighted_mean, exit_losses
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LossWeights:
     full: float = 0.0
     distill: float = 0.0
     label_smoothing: float = 0.0
+    total_variation: float = 0.0
 
 
 class TwoPassLoss(nn.Module):
@@ -100,16 +102,8 @@ class TwoPassLoss(nn.Module):
             if self.exits
             else self.schedule_loss(batch, stages)
         )
-        return {
-            "loss": (
-                total
-                / (
-                    num_items_in_batch
-                    if num_items_in_batch is not None
-                    else batch.is_labelled.sum()
-                )
-            )
-        }
+        count = batch.is_labelled.sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / count}
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -130,16 +124,36 @@ class TwoPassLoss(nn.Module):
             if weights.full:
                 loss = loss + weights.full * self._cross_entropy(full, batch.labels)
         if weights.distill and target is not None:
-            loss = loss + weights.distill * divergence(target, logits, batch.labels)
+            chosen = batch.is_labelled
+            loss = loss + divergence(target[chosen], logits[chosen], weights.distill)
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
-        """Yield the depth of every exit, and the cross-entropy of the batch at this exit (summed,
-        in nats).
+        """Yield the depth of every exit, and the cross-entropy of the batch if all tokens exit
+        there, summed in nats (CALM, Schuster et al. 2022, arXiv:2207.07061).
+
+        Prompt and response run through every layer, so all keys and values equal the full model's.
+        Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
         if not self._layerwise:
             self._layerwise.append(LayerwiseModel(self.base))
-        return exit_losses(self.base, self._layerwise[0], self.exits, batch, self._cross_entropy)
+        model, layerwise = self.base, self._layerwise[0]
+        prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
+        first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
+        if batch.response_ids.shape[1] == 1:
+            yield from ((depth, first) for depth in sorted(self.exits))
+            return
+
+        def loss_at(hidden: Tensor) -> Tensor:
+            return self._cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
+
+        states = hidden_states(model, layerwise, prompt, batch.response_ids, batch.is_labelled)
+        for depth, hidden in states:
+            if depth in self.exits and torch.is_grad_enabled():
+                loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
+                yield depth, first + loss
+            elif depth in self.exits:
+                yield depth, first + loss_at(hidden)
 
     def train(self, mode: bool = True) -> "TwoPassLoss":
         """Set the training or evaluation mode of the model and its views."""
@@ -148,7 +162,7 @@ class TwoPassLoss(nn.Module):
             view.train(mode)
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Any]:  # type: ignore[override]
         """Return the trained tensors by their names in this module."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {
@@ -172,12 +186,6 @@ class TwoPassLoss(nn.Module):
                 f" {result.unexpected_keys}"
             )
         return result
-
-    def plain(self) -> "TwoPassLoss":
-        """Return the module that measures validation losses: the cross-entropy alone, in evaluation
-        mode.
-        """
-        return TwoPassLoss(self.model, self.prompt_layers, exits=self.exits).eval()
 
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
         if kept == self.all_layers:
@@ -233,15 +241,29 @@ class TwoPassLoss(nn.Module):
         )
 
 
-def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return KL(target || logits) in nats, summed over the labelled positions; both are [batch,
-    response_len, vocab_size].
+def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
+    """Average the losses of all exits with weights in proportion to their depth, so that deep exits
+    stay accurate.
+
+    >>> float(depth_weighted_mean(iter([(1, torch.tensor(4.0)), (3, torch.tensor(8.0))])))
+    7.0
     """
-    labelled = labels != IGNORED_LABEL
-    teacher, student = (
-        functional.log_softmax(tensor[labelled].float(), dim=-1) for tensor in (target, logits)
-    )
-    return functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    weighted, total = torch.zeros(()), 0
+    for depth, loss in losses:
+        weighted, total = weighted.to(loss.device) + depth * loss, total + depth
+    return weighted / total
+
+
+def divergence(target: Tensor, logits: Tensor, kl: float, variation: float = 0.0) -> Tensor:
+    """Return the weighted distance of predictions from `target`, both [positions, vocab_size],
+    summed over the positions: KL(target || logits) in nats, and total variation, which is the share
+    of sampled drafts that the target refuses (arXiv:2211.17192).
+    """
+    teacher, student = (functional.log_softmax(x.float(), dim=-1) for x in (target, logits))
+    loss = kl * functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    if variation:
+        loss = loss + variation * (student.exp() - teacher.exp()).abs().sum() / 2
+    return loss
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
