@@ -75,8 +75,8 @@ def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp
     code, out, _ = report(folder, "--html", "--no-plots")
     text = (folder / "report" / "report.md").read_text()
     assert code == 0 and out.index("Best of each model and target") < out.index("predicted")
-    assert "| m | 2x | unified · m · wmt · de-en · greedy | 1.80 | 96.7% | passes |" in text
-    assert "| n | 2x | top_skip · n · wmt · de-en · greedy | 1.80 | 66.7% | below |" in text
+    assert "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 96.7% | passes |" in text
+    assert "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 66.7% | below |" in text
     page = (folder / "report" / "report.html").read_text()
     assert page.index('id="best-of-each-model-and-target"') < page.index('id="summary"')
     assert "no point" not in text and ">none<" not in page

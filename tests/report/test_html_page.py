@@ -77,7 +77,7 @@ def test_points_without_a_result_are_shown_as_such(tmp_path):
     shown = {line["strategy"]: line for line in cells(text)}
     assert [shown[name]["measured"] for name in ("early_exit", "skip_decode")] == ["N/A", "failed"]
     assert '<span title="early_exit decodes one sequence at a time">N/A</span>' in text
-    assert shown["early_exit"]["layers"] == "–"
+    assert shown["early_exit"]["layers"] == "N/A"
 
 
 def test_comparisons_and_settings_to_filter_by_are_on_the_page(tmp_path):

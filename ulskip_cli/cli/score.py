@@ -45,8 +45,8 @@ def score(
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
         scores = rescore.score_file(file, extra, language)
-        lines = "\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items())
-        print(json.dumps(asdict(scores)) if as_json else lines)
+        text = "\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items())
+        print(json.dumps(asdict(scores)) if as_json else text)
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables

@@ -81,7 +81,8 @@ def serving_page(plan: Plan, has_adapter: bool = False) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
     template = jinja2.Template(text, keep_trailing_newline=True)
-    return template.render(plan=plan, has_adapter=has_adapter)
+    page: str = template.render(plan=plan, has_adapter=has_adapter)
+    return page
 
 
 def source_license(folder: Path) -> str | None:

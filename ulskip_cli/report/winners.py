@@ -99,39 +99,36 @@ def winners(group: Group, gate: float) -> list[Winner]:
 
 def overview(groups: Sequence[Group], gate: float) -> Section:
     """Make the table with the best point of every model and target: the fastest that surely passes
-    the gate, or else the one with the best quality.
+    the gate, or else, of those faster than full, the one with the best quality.
     """
-    best: dict[tuple[str, float], tuple[Record, Share, str]] = {}
-
-    def rank(record: Record, share: Share) -> tuple[bool, float]:
-        passes = share.can_win and (record.measured_speedup or 0.0) > 1
-        return passes, record.measured_speedup or 0.0 if passes else share.share
-
+    best: dict[tuple[str, float], tuple[tuple[bool, bool, float], list[str]]] = {}
     for group in groups:
-        for key, share in shares(group.records, gate).items():
-            record = next(record for record in group.records if record.key == key)
-            point = str(record.model), record.target_speedup or 0.0
-            if not record.keeps_all and (
-                point not in best or rank(record, share) > rank(*best[point][:2])
-            ):
-                best[point] = record, share, f"{group.approach(record)} · {group.label}"
-    lines = [
-        [
-            model,
-            f"{target:g}x" if target else MISSING,
-            name,
-            f"{record.measured_speedup:.2f}" if record.measured_speedup else MISSING,
-            f"{share.share:.1%}",
-            share.word,
-        ]
-        for (model, target), (record, share, name) in sorted(best.items(), key=lambda item: item[0])
-    ]
-    heads = ("model", "target", "best point", "measured", "of full", f"keeps {gate:.0%}")
+        judged = shares(group.records, gate)
+        for record in group.done:
+            share = judged.get(record.key)
+            if share and not record.keeps_all:
+                speedup, target = record.measured_speedup or 0.0, record.target_speedup or 0.0
+                passes = share.can_win and speedup > 1
+                rank = passes, speedup > 1, speedup if passes else share.share
+                cells = [
+                    str(record.model),
+                    f"{target:g}x" if target else MISSING,
+                    group.approach(record),
+                    group.label,
+                    f"{speedup:.2f}" if speedup else MISSING,
+                    f"{share.share:.1%}",
+                    share.word,
+                ]
+                point = cells[0], target
+                best[point] = max(best.get(point, (rank, cells)), (rank, cells))
+    heads = [Head(name) for name in ("model", "target", "best point")]
+    heads += [Head("setting", 1), Head("measured"), Head("of full"), Head(f"keeps {gate:.0%}")]
     note = (
-        "The fastest point that surely passes the quality gate and is faster than full, or else the"
-        " one with the best quality. A question mark: the interval includes the gate."
+        "The fastest point that surely passes the quality gate, or else the best quality of the"
+        " points that are faster than full. A question mark: the interval includes the gate."
     )
-    return Section("Best of each model and target", list(map(Head, heads)), lines, note, words=3)
+    cells_by_point = [best[point][1] for point in sorted(best)]
+    return Section("Best of each model and target", heads, cells_by_point, note, words=4)
 
 
 def lead(records: Sequence[Record]) -> list[str]:

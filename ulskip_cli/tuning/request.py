@@ -23,8 +23,8 @@ _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config
 # They change no earlier step, so that finished steps are used again.
 _NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
 # Every candidate sets its own.
-_FIXED = ("strategy", "ratio", "ratio_basis", "offset", "baseline", "speed.enabled")
-_FIXED += ("baseline_engine", "baseline_model")
+_BASELINE = ("baseline", "baseline_engine", "baseline_model")
+_FIXED = ("strategy", "ratio", "ratio_basis", "offset", "speed.enabled", *_BASELINE)
 
 
 @dataclass(frozen=True)
