@@ -376,19 +376,22 @@ def _exits(groups: Sequence[Group]) -> Drawn | None:
 
 
 def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
-    schedules: dict[tuple[str, int], Record] = {}
+    schedules: dict[tuple[object, ...], tuple[str, Record]] = {}
     for group in groups:
         for row in sorted(group.done, key=lambda row: (row.target_speedup or 0, row.strategy)):
             if row.kept_layers:
                 target = f" {row.target_speedup:g}x" if row.target_speedup else ""
-                schedules.setdefault((f"{group.approach(row)}{target}", row.num_layers or 0), row)
-    shown = list(schedules.items())[:MAX_SCHEDULES]
+                name = f"{group.approach(row)}{target}"
+                drawn = name, row.num_layers, row.kept_layers
+                schedules.setdefault(drawn, (name, row))
+    shown = list(schedules.values())[:MAX_SCHEDULES]
     if not shown:
         return None
-    depths = {depth for (_, depth), _ in shown}
-    names = [f"{name} of {depth}" if len(depths) > 1 else name for (name, depth), _ in shown]
+    depths = {row.num_layers or 0 for _, row in shown}
+    names = [f"{name} of {row.num_layers}" if len(depths) > 1 else name for name, row in shown]
     figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))
-    for y, ((_, depth), row) in enumerate(shown):
+    for y, (_, row) in enumerate(shown):
+        depth = row.num_layers or 0
         fills: list[tuple[str, float]] = [(FAINT, 0.18)] * depth
         for layer in row.kept_layers or ():
             fills[layer] = strategy_colour(row.strategy), 1.0 if layer in row.last_stage else 0.45
