@@ -117,8 +117,8 @@ def page(found: list[Frontier], folder: Path) -> str:
                 parts.append(
                     f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)"
                 )
-        parts.append(provenance([point.record for point in one.points]))
-    return "\n\n".join(parts) + "\n"
+    parts.append(provenance([point.record for one in found for point in one.points]))
+    return "\n\n".join(parts).rstrip() + "\n"
 
 
 def main() -> None:

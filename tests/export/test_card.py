@@ -1,12 +1,10 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.experiments.record import read
-from ulskip_cli.export.card import CardFacts, matching_records, model_card, source_license
+from ulskip_cli.export.card import matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
@@ -78,72 +76,14 @@ def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
         {"engine": "llama_cpp", "engine_weights": "q4_0"},
         {"engine": "openvino", "engine_weights": None},
         {"status": "failed"},
-        {"status": "n/a"},
+        {"config": {"model": {"path": "other"}}},
+        {"config": {"model": {"dtype": "bfloat16"}}},
         {"later_stages": [{"first_step": 3, "kept_layers": [0, 11]}]},
     ],
     ids=str,
 )
 def test_rows_of_another_schedule_do_not_count(tmp_path, config, row, change):
     assert found(tmp_path, config, {**row, **change}) == []
-
-
-def test_rows_that_were_timed_against_another_model_or_engine_do_not_count(tmp_path, config, row):
-    others = {"other": "transformers", "same": "torch"}
-    rows = [
-        {
-            **row,
-            "id": name,
-            "task": name,
-            "engine": "torch",
-            "config": {**row["config"], "baseline_engine": engine},
-        }
-        for name, engine in others.items()
-    ]
-    assert found(tmp_path, config, *rows) == ["same"]
-
-
-def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
-    plan = make_plan(config, read_metadata(config.model))
-    point = SimpleNamespace(
-        config=config,
-        plan=plan,
-        model_name="tiny",
-        is_pair=False,
-        results="results",
-        dtype=None,
-        made_by="a command",
-    )
-    timed = {
-        "measured_speedup": 1.8,
-        "measured_speedup_low": 1.7,
-        "measured_speedup_high": 1.9,
-        "dtype": "float32",
-        "model": "m",
-    }
-    rows = [
-        read(json.dumps({**row, **timed, "speedup_interval_coverage": coverage}))
-        for coverage in (0.75, 0.984375, None)
-    ]
-    text = str(model_card(point, CardFacts(1, 1, "none", TRAINING, True, None, None, rows)))
-    assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == [
-        "1.70-1.90 (75%)",
-        "1.70-1.90",
-        "1.70-1.90",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")],
-)
-def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
-    changed = {**row["config"], "model": {**row["config"].get("model", {}), key: value}}
-    assert found(tmp_path, config, {**row, "config": changed}) == []
-
-
-def test_a_missing_folder_has_no_rows(tmp_path, config):
-    plan = make_plan(config, read_metadata(config.model))
-    assert matching_records(tmp_path / "nowhere", config.model, plan, TRAINING) == []
 
 
 @pytest.mark.parametrize(
@@ -161,9 +101,3 @@ def test_the_license_comes_from_the_sources_card(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "README.md").write_text(text, "latin-1")
     assert source_license(tmp_path) == expected
-
-
-@pytest.mark.parametrize("path", ["~nosuchuser/x", "a\0b", "", "x" * 5000])
-def test_a_row_with_an_impossible_path_does_not_count(tmp_path, config, row, path):
-    changed = {**row["config"], "model": {**row["config"].get("model", {}), "path": path}}
-    assert found(tmp_path, config, {**row, "config": changed}) == []

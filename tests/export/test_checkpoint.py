@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from safetensors.torch import load_file, save_file
 from tiny_configs import build_config
 
-from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
@@ -98,26 +96,12 @@ def test_the_text_part_of_a_larger_model_is_exported_as_a_causal_lm(saved, tmp_p
     ]
 
 
-def test_shards_have_an_index_and_stay_within_their_size(saved, tmp_path):
-    export(saved(build_model("llama")), tmp_path / "out", "prompt_layers=kept", shard_size="20KB")
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert len(files) > 1
-    total = 0
-    for file in files:
-        tensors = load_file(file)
-        sizes = [tensor.nbytes for tensor in tensors.values()]
-        assert all(index["weight_map"][name] == file.name for name in tensors)
-        assert sum(sizes) <= 20_000 or len(sizes) == 1
-        total += sum(sizes)
-    assert index["metadata"]["total_size"] == total
-
-
 def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp_path):
     to = tmp_path / "out"
     record = export(model_folder, to, "prompt_layers=kept", "model.dtype=bfloat16")
     tensors = load_file(to / "model.safetensors")
     assert "lm_head.weight" not in tensors
+    assert "Training of the weights: not recorded." in (to / "README.md").read_text()
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert json.loads((to / "config.json").read_text())["dtype"] == "bfloat16"
     assert "bit-identical" in record["checked"]
@@ -161,24 +145,6 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
         PairExport.read(tmp_path / "alone")
 
 
-def test_the_card_shows_the_rows_of_the_results_folder(model_folder, tmp_path):
-    quick = [
-        "limit=3",
-        "decoding.max_new_tokens=4",
-        "speed.pairs=2",
-        "speed.warmup=0",
-        "speed.new_tokens=3",
-    ]
-    point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
-    assert invoke(["run", *point, *quick]) == 0
-    record = run_export(point, None, ExportRequest(tmp_path / "out"))
-    (row,) = record["results"]
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"`{row}`" in card
-    assert "0, 3, 5 of 0 to 5" in card
-    assert "presumably without skipping" in card
-
-
 def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
     export(model_folder, tmp_path / "one", "prompt_layers=kept")
     again = [
@@ -217,15 +183,6 @@ def test_an_export_that_differs_from_the_view_is_deleted(model_folder, tmp_path)
     assert "--no-check" in record["checked"]
 
 
-@pytest.mark.usefixtures("wrong_weights")
-def test_a_failed_export_keeps_an_existing_empty_folder(model_folder, tmp_path):
-    (tmp_path / "mine").mkdir()
-    for to in ("mine", "new"):
-        with pytest.raises(RunError, match="--no-check"):
-            export(model_folder, tmp_path / to, "prompt_layers=kept")
-        assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
-
-
 def test_logits_are_not_compared_without_enough_memory(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     record = export(model_folder, tmp_path / "out", "prompt_layers=kept")
@@ -234,89 +191,6 @@ def test_logits_are_not_compared_without_enough_memory(model_folder, tmp_path, m
         "bit-identical"
         in export(model_folder, tmp_path / "out", "prompt_layers=kept", check=True)["checked"]
     )
-
-
-@pytest.mark.parametrize(("form", "words"), [("hf", "bit-identical"), ("gguf", "tensors")])
-def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
-    from peft import LoraConfig, get_peft_model
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft reads deprecated attributes
-        lora = LoraConfig(
-            r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
-        get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    record = export(
-        model_folder, tmp_path / "out", f"model.adapter={tmp_path / 'adapter'}", format=form
-    )
-    assert words in record["checked"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "match"),
-    [
-        (["model.quantization=torchao-int8"], r"model\.quantization"),
-        (["decoding=self_speculative"], "draft_tokens=0"),
-        (["correction=patch"], "correction=none"),
-        (["strategy.layers=[0,9]"], "between 0 and 5"),
-    ],
-)
-def test_unsupported_requests_are_refused(model_folder, tmp_path, overrides, match):
-    with pytest.raises(UsageError, match=match):
-        export(model_folder, tmp_path / "out", *overrides)
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(model_folder, source)
-    config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="gptq"):
-        export(source, tmp_path / "out")
-
-
-def test_a_broken_training_record_is_refused_before_weights_are_written(
-    model_folder, tmp_path, monkeypatch
-):
-    source = tmp_path / "source"
-    shutil.copytree(model_folder, source)
-    (source / "training.json").write_text('{"strategy": "unified"}')
-    monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", None)
-    with pytest.raises(UsageError, match=r"steps.*training\.json"):
-        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
-
-
-def test_a_config_that_transformers_refuses_is_named_with_its_key(model_folder, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(model_folder, source)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "mlp_bias": "x"}))
-    with pytest.raises(UsageError, match=r"config\.json.*mlp_bias.*'x'"):
-        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
-
-
-@pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_a_missing_tensor_is_named_also_without_the_comparison(model_folder, tmp_path, form):
-    source, name = tmp_path / "source", "model.layers.3.mlp.up_proj.weight"
-    shutil.copytree(model_folder, source)
-    tensors = load_file(source / "model.safetensors")
-    del tensors[name]
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=name) as caught:
-        export(source, tmp_path / "out", "prompt_layers=kept", check=False, format=form)
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_random_weights_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="pretrained"):
-        run_export(
-            ["model=random", "model.path=llama-12x128"], None, ExportRequest(tmp_path / "out")
-        )
 
 
 def test_custom_code_is_copied_only_if_it_is_trusted(model_folder, tmp_path):

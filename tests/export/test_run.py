@@ -1,9 +1,76 @@
 import json
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.export.request import FORMATS, ExportRequest, resolve
+from ulskip_cli.export.run import layer_ranges, mergekit_recipe, schedule_file
+
+STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ratio_basis=latency"],
+        ["strategy=early_exit", "strategy.threshold=0.5"],
+        ["strategy=search"],
+        ["strategy=skip_decode"],
+    ],
+    ids=" ".join,
+)
+def test_layers_that_depend_on_a_run_are_refused_in_every_format(tmp_path, overrides):
+    for form in FORMATS:
+        with pytest.raises(NotApplicable, match=f"--format {form}"):
+            resolve(overrides, None, ExportRequest(tmp_path / "out", form))
+
+
+@pytest.mark.parametrize("overrides", [STAGES, ["strategy.unit=attention"]], ids=" ".join)
+def test_only_a_schedule_describes_stages_and_parts_of_layers(tmp_path, overrides):
+    made = schedule_file(resolved(tmp_path / "out", "schedule", *overrides))
+    assert made.later_stages or made.unit == "attention"
+    for form in ("hf", "gguf", "mergekit"):
+        with pytest.raises(NotApplicable, match=f"--format {form}"):
+            resolve(overrides, None, ExportRequest(tmp_path / "out", form))
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+def test_runs_cover_the_kept_layers(kept):
+    found = layer_ranges(sorted(kept))
+    assert [i for begin, end in found for i in range(begin, end)] == sorted(kept)
+    assert all(end < begin for (_, end), (begin, _) in pairwise(found))
+
+
+def resolved(to, form, *overrides):
+    return resolve(overrides, None, ExportRequest(to, form))
+
+
+def test_a_merge_recipe_names_slices(tmp_path):
+    point = resolved(tmp_path, "mergekit", "strategy=custom", "strategy.layers=[0,1,5,11]")
+    recipe = yaml.safe_load(mergekit_recipe(point))
+    assert [one["sources"][0]["layer_range"] for one in recipe["slices"]] == [
+        [0, 2],
+        [5, 6],
+        [11, 12],
+    ]
+    assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
+
+
+def test_a_schedule_file_contains_strategy_and_command(tmp_path):
+    made = schedule_file(resolved(tmp_path, "schedule", "ratio=3"))
+    assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
+    assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
+    assert made.made_by.endswith("ulskip export ratio=3")
+    assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(
+        shlex.quote("name='a;b'")
+    )
 
 
 def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
@@ -23,6 +90,14 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     )
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
     assert not (to / "prefill").exists()
+
+
+@pytest.mark.parametrize("kind", ["full", "folded", "low_rank"])
+def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_path, kind):
+    patch = ["correction=patch", f"correction.kind={kind}"]
+    code, out, err = ulskip("export", "ratio=3", *patch, "--format", "schedule", "--to", tmp_path)
+    assert code == 0 and f"without the correction ({kind}" in out, err
+    assert json.loads((tmp_path / "schedule.json").read_text())["kept_layers"] == [0, 4, 7, 11]
 
 
 def test_a_schedule_and_a_recipe_are_files(ulskip, tmp_path):

@@ -1,15 +1,12 @@
 import csv
 import io
-import json
 import subprocess
 import sys
 
 import pytest
-from report_rows import not_applicable, small_sweep, write_folder
+from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
-from ulskip_cli.cli.app import invoke
-
-FILES = ["report.md", "long.csv", "long.tex", "table4.csv", "table4.tex"]
+FILES = {"report.md", "long.csv", "long.tex", "table4.csv", "table4.tex", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}
 
 
@@ -20,20 +17,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def report(capsys, tmp_path):
-    def call(*arguments):
-        code = invoke(["report", *map(str, arguments), f"--results-dir={tmp_path}"])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def report(ulskip, tmp_path):
+    return lambda *arguments: ulskip("report", *arguments, f"--results-dir={tmp_path}")
 
 
-def test_tables_and_pictures_are_written_and_shown(report, folder):
-    code, out, err = report(folder)
+def test_tables_plots_and_a_page_are_written_and_shown(report, folder):
+    code, out, err = report(folder, "--html")
     assert (code, err) == (0, "")
-    assert "fastest at batch 1: unified 2x, 1.80x" in out
-    assert "N/A" in out
+    assert "fastest at batch 1: unified 2x, 1.80x" in out and "N/A" in out
     assert f"written to {folder / 'report'}/" in out
     written = {file.name for file in (folder / "report").iterdir()}
     assert {*FILES, "quality.png", "quality.svg", "layers.svg"} <= written
@@ -45,109 +36,97 @@ def test_tables_and_pictures_are_written_and_shown(report, folder):
         "failed (skip_decode)",
     ):
         assert part in text
+    assert "Best of each model" not in text and "## Warnings" not in text
 
 
-@pytest.mark.parametrize("width", ["80", "120"])
-@pytest.mark.parametrize("layout", ["table4", "long"])
-def test_no_table_is_wider_than_the_terminal(report, folder, monkeypatch, width, layout):
-    monkeypatch.setattr("ulskip_cli.report.build.NO_TERMINAL", int(width))
-    _, out, _ = report(folder, "--layout", layout, "--compare", "paper", "--no-plots")
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_table_is_wider_than_the_terminal(report, folder, monkeypatch, width):
+    monkeypatch.setattr("ulskip_cli.report.build.NO_TERMINAL", width)
+    _, out, _ = report(folder, "--compare", "paper", "--no-plots")
     lines = [line for line in out.splitlines() if not line.startswith("written to")]
-    assert max(map(len, lines)) <= int(width)
-    assert "…" not in out
+    assert max(map(len, lines)) <= width and "…" not in out
+    assert "21.23" in out and "one A100-80G" in " ".join(out.split())
 
 
 def test_a_format_is_printed_and_nothing_written(report, folder):
     code, out, _ = report(folder, "--format", "csv")
     lines = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0
-    assert [line["approach"] for line in lines][:2] == ["full", "early_exit"]
+    assert code == 0 and [line["approach"] for line in lines][:2] == ["full", "early_exit"]
     assert report(folder, "--format", "markdown")[1].startswith("| target | approach |")
-    assert report(folder, "--format", "latex", "--layout", "long")[1].startswith(r"\begin{table}")
-    assert "kept_layers" in report(folder, "--format", "csv", "--layout", "long")[1]
+    assert report(folder, "--format", "latex")[1].startswith(r"\begin{table}")
     assert not (folder / "report").exists()
 
 
 def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_path):
-    other = write_folder(tmp_path / "y", small_sweep(unified_2=20.5), ANSWERS)
-    code, out, _ = report("--compare", folder, other, "--json", "--no-plots")
-    told = json.loads(out)
+    second = write_folder(tmp_path / "y", small_sweep(unified_2=20.5), ANSWERS)
+    code, out, _ = report(second, "--compare", folder, "--no-plots")
+    assert code == 0 and "does not hold" in out
+    assert f"## Comparison with {folder}" in (second / "report" / "report.md").read_text()
+    unified_2, unified_3 = small_sweep()[2:4], small_sweep()[4:6]  # at batches 1 and 8
+    old = write_folder(tmp_path / "old", [unified_2[0], unified_3[1]])
+    new = write_folder(tmp_path / "new", [unified_2[1], unified_3[0]])
+    code, _, err = report(new, "--compare", old)
+    assert code == 2 and "got none" in err and str(old) in err
+
+
+def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp_path):
+    other = [row.replace(id=f"{row.id}-n", model="n") for row in small_sweep(unified_2=10.0)]
+    folder = write_folder(tmp_path / "x", [*small_sweep(), *other])
+    code, out, _ = report(folder, "--html", "--no-plots")
+    text = (folder / "report" / "report.md").read_text()
+    assert code == 0 and out.index("Best of each model and target") < out.index("predicted")
+    assert "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 96.7% | passes |" in text
+    assert "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 66.7% | below |" in text
+    page = (folder / "report" / "report.html").read_text()
+    assert page.index('id="best-of-each-model-and-target"') < page.index('id="summary"')
+    assert "no point" not in text and ">none<" not in page
+    assert text.count("ulskip 0 at abc") == 1
+    assert "weights of m trained with skipping, weights of n trained with skipping" in text
+
+
+def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
+    busy = "other processes used {} CPUs"
+    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1, "p_value": 0.9}
+    rows = [
+        sweep_row("full").replace(bleu=4.0),
+        sweep_row(bleu=4.0, vs_baseline={"bleu": low}, warnings=[f"unified: {busy.format(1.5)}"]),
+        sweep_row(target=3.0, warnings=[f"unified: {busy.format(0.7)}"]),
+    ]
+    folder = write_folder(tmp_path / "x", rows)
+    code, out, _ = report(folder, "--html", "--no-plots")
+    shown = " ".join(out.split())
+    files = [(folder / "report" / name).read_text() for name in ("report.md", "report.html")]
     assert code == 0
-    assert told["folders"] == [str(other)]
-    assert {"old_bleu", "new_bleu", "quality", "speedup_ratio"} <= set(told["comparison"][0])
-    pair = next(pair for pair in told["comparison"] if pair["new_id"] == "unified-2-1")
-    assert (pair["keeps_quality"], pair["is_faster"], pair["as_before"]) == (
-        "does not hold",
-        "holds",
-        "holds",
-    )
-    _, out, _ = report(other, "--compare", folder, "--no-plots")
-    assert "does not hold" in out
-    assert f"## Comparison with {folder}" in (other / "report" / "report.md").read_text()
-
-
-def test_the_paper_stands_beside_ours(report, folder):
-    _, out, _ = report(folder, "--compare", "paper", "--no-plots")
-    assert "21.23" in out
-    assert "one A100-80G" in " ".join(out.split())
-    told = json.loads(report(folder, "--compare", "paper", "--no-plots", "--json")[1])
-    assert any(line.get("paper BLEU") == "21.23" for line in told["paper"][0])
+    for text in (shown, *files):
+        assert (
+            f"{busy.format(1.5)} (2 points, with other numbers)" in text and "BLEU of 4.0" in text
+        )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["nowhere"], "got 'nowhere'"),
         (["--gate", "2"], "--gate"),
         (["--tolerance", "1"], "--tolerance"),
-        (["--examples", "-1"], "--examples"),
         (["--format", "latx"], "did you mean 'latex'"),
-        (["--layout", "wide"], "unknown layout"),
         (["--compare", "nowhere"], "got 'nowhere'"),
+        (["--output", "x/runs.jsonl"], "--output=FOLDER"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(report, folder, arguments, told):
+def test_bad_requests_are_refused_in_a_line(report, folder, monkeypatch, arguments, words):
+    monkeypatch.chdir(folder.parent)
     code, out, err = report(*arguments)
-    assert (code, out) == (2, "")
-    assert err.startswith("ulskip: ")
-    assert err.count("\n") == 1
-    assert told in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("ulskip: ") and words in err
 
 
-def test_a_folder_for_files_that_is_none_is_said(report, folder):
-    code, _, err = report(folder, "--output", str(folder / "runs.jsonl"))
-    assert (code, err.count("\n")) == (2, 1)
-    assert "--output=FOLDER" in err
-
-
-def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
-    one, two = small_sweep()[2:4], small_sweep()[4:6]  # unified at 2x and at 3x, batches 1 and 8
-    old, new = (
-        write_folder(tmp_path / name, [*rows])
-        for name, rows in (("old", [one[0], two[1]]), ("new", [one[1], two[0]]))
-    )
-    code, _, err = report(new, "--compare", old, "--no-plots")
-    assert code == 2
-    assert "got none" in err and str(old) in err
-
-
-def test_torch_stays_out(folder):
+def test_a_report_loads_no_torch_and_other_commands_no_pandas(folder):
     script = (
         "import sys; from ulskip_cli.cli.app import invoke;"
+        "invoke(['--help']); assert 'pandas' not in sys.modules;"
         f"code = invoke(['report', {str(folder)!r}, '--html', '--compare', {str(folder)!r}]);"
         "sys.exit(code or [name for name in ('torch', 'transformers') if name in sys.modules] or 0)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "ratio=2"]])
-def test_commands_without_tables_do_not_load_pandas(arguments):
-    code = (
-        f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r});"
-        " sys.exit('pandas' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr

@@ -2,9 +2,14 @@ import html
 import json
 import re
 
-from report_rows import not_applicable, small_sweep, write_folder
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
+from ulskip_cli.report import html_page
 from ulskip_cli.report.build import Options, Report, write
+from ulskip_cli.report.rows import grouped, read_records
 
 EVIL = "</script><script>alert('x')</script> <!-- \"quoted\" & \u2028"
 
@@ -16,24 +21,20 @@ def page(tmp_path, rows, answers=None, **options):
 
 
 def embedded(text):
-    return json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    )
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found[1])
 
 
 def cells(text):
-    """The text of every cell of the table of points, by the column's key, a dict a row."""
+    """Return the text of every cell of the table of points, by the column's key, a dict a row."""
     table = re.search(r'<table id="table">.*?</table>', text, re.DOTALL)[0]
-    keys = re.findall(r'data-key="([^"]+)"', table)
-    rows = re.findall(r"<tr style=.*?</tr>", table, re.DOTALL)
-    columns = (
-        [
-            html.unescape(re.sub(r"<[^>]+>", "", cell))
-            for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)
-        ]
-        for row in rows
-    )
-    return [dict(zip([*keys, "answers"], own, strict=False)) for own in columns]
+    keys = [*re.findall(r'data-key="([^"]+)"', table), "answers"]
+    lines = []
+    for row in re.findall(r"<tr style=.*?</tr>", table, re.DOTALL):
+        texts = re.findall(r"<td.*?</td>", row, re.DOTALL)
+        plain = [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in texts]
+        lines.append(dict(zip(keys, plain, strict=False)))
+    return lines
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
@@ -42,63 +43,129 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     assert not re.search(r"""(?:src|href)=["'](?!#|data:image/svg\+xml;base64,)""", text)
     assert not re.search(r"@import|url\(", text)
     assert "{{" not in text and "{%" not in text
-    assert text.count("<img ") >= 3
+    widths = re.findall(r'<figure style="flex: ([\d.]+) 1 (\d+)px"><img ', text)
+    assert len(widths) >= 3
+    assert all(int(width) == pytest.approx(300 * float(aspect), abs=2) for aspect, width in widths)
 
 
 def test_texts_cannot_leave_their_element(tmp_path):
     rows = [row.replace(model=EVIL, strategy_options={"a": EVIL}) for row in small_sweep()]
-    rows = [
-        *rows,
-        *(row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows),
-        not_applicable().replace(reason=EVIL),
-    ]
+    rows += [row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows]
+    rows.append(not_applicable().replace(reason=EVIL))
     text = page(tmp_path, rows, {"unified-2-1": [EVIL], "full-1-1": ["plain"]}, plots=False)
-    assert "<script>alert" not in text
-    assert text.count("</script>") == 2
+    assert "<script>alert" not in text and text.count("</script>") == 2
     assert 'value="</' not in text and '"quoted" &' not in text
     assert EVIL in embedded(text)["texts"]
 
 
 def test_rows_and_answers_are_embedded_by_position(tmp_path):
-    text = page(
-        tmp_path, small_sweep(), {"unified-2-1": ["a", "b"], "full-1-1": ["a", "c"]}, plots=False
-    )
+    stored = {"unified-2-1": ["a", "b"], "full-1-1": ["a", "c"]}
+    text = page(tmp_path, small_sweep(), stored, plots=False)
     (only,) = embedded(text)["sets"]
     lines = cells(text)
     for run in only["runs"]:
         line = lines[run["row"]]
         assert line["answers"] == "read"
-        assert (line["strategy"], line["batch_size"]) in {("unified", "1"), ("full", "1")}
+        assert (line["strategy"], line["batch size"]) in {("unified", "1"), ("full", "1")}
         assert lines[only["runs"][run["baseline"]]["row"]]["strategy"] == "full"
     assert sum(line["answers"] == "read" for line in lines) == 2
 
 
-def test_points_that_came_to_nothing_are_shown_as_such(tmp_path):
-    text = page(
-        tmp_path,
-        [*small_sweep(), not_applicable(), not_applicable("skip_decode", status="failed")],
-        plots=False,
-    )
+def test_points_without_a_result_are_shown_as_such(tmp_path):
+    rows = [*small_sweep(), not_applicable(), not_applicable("skip_decode", status="failed")]
+    text = page(tmp_path, rows, plots=False)
     shown = {line["strategy"]: line for line in cells(text)}
     assert [shown[name]["measured"] for name in ("early_exit", "skip_decode")] == ["N/A", "failed"]
-    assert "reason" not in shown["early_exit"]
     assert '<span title="early_exit decodes one sequence at a time">N/A</span>' in text
-    assert shown["early_exit"]["layers"] == "–"
+    assert shown["early_exit"]["layers"] == "N/A"
 
 
-def test_comparisons_stand_on_the_page(tmp_path):
-    text = page(tmp_path, small_sweep(), plots=False, against="paper")
-    assert 'id="comparison-with-the-paper"' in text
+def test_comparisons_and_settings_to_filter_by_are_on_the_page(tmp_path):
     old = write_folder(tmp_path / "old", small_sweep(unified_2=20.0))
-    text = page(tmp_path, small_sweep(), plots=False, against=str(old))
+    few = [row.replace(num_examples=4, id=f"{row.id}-few") for row in small_sweep()]
+    text = page(tmp_path, [*small_sweep(), *few], plots=False, against=str(old))
     assert '<span class="tag good">holds</span>' in text
+    assert {line["examples"] for line in cells(text)} == {"4", "20"}
+    assert re.findall(r'name="examples" value="(\d+)"', text) == ["4", "20"]
 
 
-def test_whole_numbers_stay_whole_and_are_offered_as_filters(tmp_path):
+def test_a_share_above_the_gate_is_not_red_and_one_point_is_singular(tmp_path):
+    text = page(tmp_path, [sweep_row(bleu=31.0)], plots=False)
+    assert "103.3%" in text and "meter bad" not in text
+    assert ">1 point<" in text and "1 points" not in text
+    assert "meter bad" in page(tmp_path / "y", [sweep_row(bleu=20.0)], plots=False)
+
+
+def test_the_colour_of_a_winner_needs_a_speedup_surely_above_1(tmp_path):
+    sure, unsure = (
+        page(tmp_path / str(speedup), [sweep_row("full"), sweep_row(bleu=30.0, speedup=speedup)])
+        for speedup in (1.5, 1.01)
+    )
+    assert '<span class="tag good">winner' in sure
+    assert "winner</span>" not in unsure and 'class="tag tie"' in unsure
+
+
+def collected(tmp_path, stored, most=200, rows=None):
+    rows = read_records([write_folder(tmp_path / "x", rows or small_sweep(), stored)])
+    return html_page.collect(grouped(rows), rows, most)
+
+
+def test_texts_are_kept_once_and_named_by_position(tmp_path):
+    found = collected(tmp_path, {"unified-2-1": ["a", "b"], "unified-3-1": ["a", "a"]})
+    (only,) = found.sets
+    answers = [[found.texts[i] for i in run.outputs] for run in only.runs]
+    assert answers == [["a", "b"], ["a", "a"]]
+    assert [run.label for run in only.runs] == ["unified 2x", "unified 3x"]
+    assert len(set(found.texts)) == len(found.texts)
+    assert found.texts[only.examples[1]["source"]] == "Satz 1"
+
+
+def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
+    assert "4 of 9 examples" in collected(tmp_path, {"unified-2-1": ["a"] * 9}, most=4).note
+    assert collected(tmp_path / "none", {}).sets == []
+    assert collected(tmp_path / "zero", {"unified-2-1": ["a"]}, most=0).sets == []
+    unlike = collected(tmp_path / "unlike", {"unified-2-1": ["a", "b"], "unified-3-1": ["a"]})
+    assert len(unlike.sets[0].runs) == 1  # the other run answered other examples
+    monkeypatch.setattr(html_page, "MAX_RUNS", 2)
+    rows = small_sweep()
+    found = collected(tmp_path / "most", {row.id: ["a"] for row in rows}, rows=rows)
+    assert {rows[run.row].batch_size for run in found.sets[0].runs} == {1}
+    assert "answers of 2 of 10 points" in found.note
+
+
+@pytest.mark.parametrize(
+    ("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])]
+)
+def test_full_and_unified_are_picked_at_first_or_all_without_unified(tmp_path, strategy, others):
     rows = [
-        *small_sweep(),
-        *(row.replace(num_examples=4, id=row.id + "-few") for row in small_sweep()),
+        row.replace(strategy=row.strategy.replace("unified", strategy)) for row in small_sweep()
     ]
-    text = page(tmp_path, rows, plots=False)
-    assert {line["num_examples"] for line in cells(text)} == {"4", "20"}
-    assert re.findall(r'name="num_examples" value="(\d+)"', text) == ["4", "20"]
+    (only,) = collected(tmp_path, {row.id: ["a"] for row in rows}, rows=rows).sets
+    names = ("full", f"{strategy} 2x", f"{strategy} 3x", *others)
+    labels = sorted(only.runs[i].label for i in only.picked)
+    assert labels == sorted(f"{name} · batch 1" for name in names)
+
+
+def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):
+    stored = {"full-1-1": ["one full answer"], "unified-2-1": ["one other answer"]}
+    found = collected(tmp_path, stored)
+    (only,) = found.sets
+    full, other = (run.outputs[0] for run in only.runs)
+    reference = only.examples[0]["reference"]
+    assert set(found.changes) == {f"{reference},{full}", f"{reference},{other}", f"{full},{other}"}
+    assert found.changes[f"{full},{other}"] == [67, 3, 6, 7, 6, 0, 0]
+
+
+texts = st.text(st.sampled_from("ab, \n\u00e9\u4e2d\U0001f600"), max_size=25)
+
+
+@given(texts, texts)
+def test_the_lengths_of_a_comparison_make_up_both_texts(base, text):
+    percent, *lengths = html_page.compare_texts(base, text)
+    assert 0 <= percent <= 100
+    assert sum(lengths[0::3]) + sum(lengths[1::3]) == len(base)
+    assert sum(lengths[0::3]) + sum(lengths[2::3]) == len(text)
+    i = j = 0
+    for equal, missing, added in zip(lengths[0::3], lengths[1::3], lengths[2::3], strict=True):
+        assert base[i : i + equal].split() == text[j : j + equal].split()
+        i, j = i + equal + missing, j + equal + added

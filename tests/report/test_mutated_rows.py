@@ -25,12 +25,7 @@ VALUES = [
     *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000, "a[/b]"),
     *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}, {"9" * 5000: 1}),
 ]
-FORMATS = [
-    ["--no-plots"],
-    ["--html", "--no-plots"],
-    ["--format", "csv", "--layout", "long"],
-    ["--format", "latex"],
-]
+FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--format", "csv"], ["--format", "latex"]]
 
 
 def some_rows(folder):
@@ -72,7 +67,7 @@ def mutations(draw):
     return rows
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(rows=mutations(), form=st.sampled_from(FORMATS))
 def test_a_changed_value_is_reported_or_refused(tmp_path_factory, monkeypatch_session, rows, form):
     folder = tmp_path_factory.mktemp("mutated") / "x"
@@ -92,71 +87,48 @@ def monkeypatch_session():
 UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
 
 
-@pytest.mark.parametrize(
-    "form",
-    [[], ["--layout", "long"], ["--html"], *FORMATS[2:], ["--format", "markdown"]],
-    ids=" ".join,
-)
 @pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
-def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, form, folder):
+def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, folder):
     rows = some_rows(folder)
-    texts = (
-        "model",
-        "strategy",
-        "task",
-        "dataset",
-        "pair",
-        "decoding",
-        "device",
-        "dtype",
-        "engine",
-        "training",
-        "prompt_layers",
-    )
+    keys = ("model", "strategy", "task", "dataset", "pair", "decoding", "dtype", "engine")
     for i, row in enumerate(rows):
-        row |= {key: f"{i}{UNSAFE}|{row[key]}" for key in texts if isinstance(row.get(key), str)}
+        row |= {key: f"{i}{UNSAFE}|{row[key]}" for key in keys if isinstance(row.get(key), str)}
         row["environment"] = {**row["environment"], "ulskip": UNSAFE, "processor": UNSAFE}
     rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = ulskip("report", tmp_path, "--no-plots", *form)
-    assert code == 0, err
+    outputs = []
+    for form in (["--html", "--no-plots"], ["--format", "csv"], ["--format", "markdown"]):
+        code, out, err = ulskip("report", tmp_path, *form)
+        assert code == 0, err
+        outputs.append(out)
     write_tables(ResultsFolder(tmp_path))
     if folder.startswith("latency"):
         write_bench_report(ResultsFolder(tmp_path))
-    texts = [
-        out,
-        *(
-            file.read_text()
-            for file in tmp_path.rglob("*.*")
-            if file.suffix in (".md", ".csv", ".tex", ".html")
-        ),
-    ]
-    assert not {one for one in UNSAFE if one != "\n" and not one.isprintable()} & set(
-        "".join(texts)
-    )
+    written = [file for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".html")]
+    unsafe = {char for char in UNSAFE if char != "\n" and not char.isprintable()}
+    assert not unsafe & set("".join([*outputs, *(file.read_text() for file in written)]))
     for table in (tmp_path / "table.md").read_text().split("\n\n"):
-        assert (
-            len(
-                {
-                    len(re.findall(r"(?<!\\)\|", line))
-                    for line in table.splitlines()
-                    if line.startswith("|")
-                }
-            )
-            <= 1
-        )
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
 
 
-def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("measured_speedup", "fast", '"fast"'),
+        ("vs_baseline", {"\x1b]0;x\x07": "x"}, "vs_baseline"),
+        ("exit_depths", {"9" * 5000: 1}, "exit_depths"),
+    ],
+)
+def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip, key, value, words):
     rows = some_rows("lossless/tiny")
-    rows[2]["measured_speedup"] = "fast"
+    rows[2][key] = value
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = ulskip("report", tmp_path, "--format", "csv", "--layout", "long")
-    assert (code, len(out.splitlines())) == (0, len(rows))
-    assert all(
-        text in err
-        for text in (str(tmp_path / "runs.jsonl"), "line 3", "measured_speedup", '"fast"')
-    )
+    code, _, err = ulskip("report", tmp_path, "--no-plots")
+    lines = (tmp_path / "report" / "long.csv").read_text().splitlines()
+    assert (code, len(lines)) == (0, len(rows))
+    named = (str(tmp_path / "runs.jsonl"), "line 3", key, words)
+    assert all(text in err for text in named) and "\x1b" not in err
 
 
 def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
@@ -170,19 +142,3 @@ def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
     assert code == 0, err
     assert f"written to {folder}/report/" in out.replace("\n", "")
     assert any("$\\foo{$" in file.read_text() for file in (folder / "report").glob("*.svg"))
-
-
-def test_a_refused_key_cannot_control_the_terminal(tmp_path, ulskip):
-    rows = some_rows("demo")
-    rows[0]["vs_baseline"] = {"\x1b]0;x\x07": "x"}
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, _, err = ulskip("report", tmp_path, "--no-plots")
-    assert code == 0 and "line 1" in err and "\x1b" not in err
-
-
-def test_a_number_of_layers_has_few_digits(tmp_path, ulskip):
-    rows = some_rows("demo")
-    rows[0]["exit_depths"] = {"9" * 5000: 1}
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, _, err = ulskip("report", tmp_path, "--no-plots")
-    assert code == 0 and "exit_depths" in err

@@ -1,12 +1,8 @@
-import base64
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row
 
-from ulskip_cli.core import files
-from ulskip_cli.core.errors import StorageError
 from ulskip_cli.report import plot_style
 from ulskip_cli.report.plots import (
     learning_curve,
@@ -49,24 +45,11 @@ def test_a_sweep_has_its_plots(draw, tmp_path):
     assert ">unified 3x</text>" in found["layers"]
 
 
-def test_a_plot_can_stand_within_a_page_and_is_the_same_every_time(tmp_path):
-    first, again = (save_plots(grouped(small_sweep()), 0.9, tmp_path / name)[0] for name in "ab")
-    kind, _, content = first.data_uri.partition(",")
-    assert kind == "data:image/svg+xml;base64"
-    assert base64.b64decode(content) == first.files[1].read_bytes() == again.files[1].read_bytes()
-
-
 def test_exit_depths_are_drawn_where_there_are_some(draw):
     row = sweep_row("early_exit", exit_depths={"2": 30, "4": 60, "6": 10})
     text = draw([sweep_row("full"), row])["exits"]
     assert "mean 3.6" in text
     assert "early_exit 2x, batch 1" in text
-
-
-def test_stages_are_drawn_with_the_layers_that_leave(draw):
-    row = sweep_row("skip_decode", later_stages=[{"first_step": 4, "kept_layers": [0, 5]}])
-    assert row.last_stage == {0, 5}
-    assert "layers" in draw([row])
 
 
 def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
@@ -78,30 +61,15 @@ def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path):
-    rows = [
-        sweep_row("full"),
-        sweep_row(),
-        sweep_row(target=3.0),
-        sweep_row("custom", target_speedup=None),
-    ]
+@pytest.mark.parametrize("kind", ["measured", "predicted"])
+def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path, kind):
+    ends = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
+    row = sweep_row(**dict.fromkeys(ends)) if kind == "predicted" else sweep_row()
+    rows = [sweep_row("full"), row, row.replace(id="c", strategy="custom", target_speedup=None)]
     png, svg = save_quality(rows, tmp_path / "plots" / "quality", "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
-    for text in (
-        "unified",
-        "custom",
-        "measured decode speedup, batch size 1",
-        "a title",
-        "3 layers",
-    ):
+    for text in ("custom", f"{kind} decode speedup, batch size 1", "a title", "3 layers"):
         assert f">{text}</text>" in svg.read_text("utf-8")
-    unmeasured = {
-        "measured_speedup": None,
-        "measured_speedup_low": None,
-        "measured_speedup_high": None,
-    }
-    _, svg = save_quality([sweep_row("full"), sweep_row(**unmeasured)], tmp_path / "predicted")
-    assert ">predicted decode speedup, batch size 1</text>" in svg.read_text("utf-8")
 
 
 @pytest.mark.parametrize(("across", "marks"), [(False, ["v", "^"]), (True, ["<", ">"])])
@@ -145,14 +113,10 @@ def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
     assert save_predictions(rows[-1:], tmp_path / "none", ["torch"]) == []
 
 
-def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(StorageError):
-        save_quality(small_sweep(), tmp_path / "quality")
-    assert not list(tmp_path.iterdir())
+def test_a_strategy_without_an_entry_has_a_colour_of_its_own():
+    names = [*plot_style.COLOURS, *(f"mine_{i}" for i in range(50)), "unified + full patch"]
+    assert len(set(map(plot_style.strategy_colour, names))) == len(names)
+    assert plot_style.strategy_colour("mine_1") == "#cb637b"
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 5), st.floats(0, 50)), min_size=1, max_size=20))
@@ -166,10 +130,3 @@ def test_the_front_is_what_nothing_beats(points):
         assert not any(
             fast >= one[0] and good >= one[1] and (fast, good) != one for fast, good in points
         )
-
-
-def test_of_a_loss_the_lowest_is_the_best():
-    assert pareto_front([(1.0, 2.0), (2.0, 3.0), (1.5, 4.0)], lower_is_better=True) == [
-        (1.0, 2.0),
-        (2.0, 3.0),
-    ]

@@ -71,12 +71,7 @@ def test_records_that_differ_in_strategy_target_and_batch_alone_are_one_group():
             "engine llama_cpp · engine weights q4_0",
         ),
         ({"config": {"ratio": 2.0, "offset": 100}}, "offset 100"),
-        ({"config": {"ratio": 2.0, "baseline_engine": "torch"}}, "baseline engine torch"),
         ({"config": {"ratio": 2.0, "speed": {"pairs": 3}}}, "speed pairs 3"),
-        (
-            {"config": {"ratio": 2.0, "decoding": {"max_new_tokens": 4}}},
-            "decoding max new tokens 4",
-        ),
         ({"config": {"ratio": 2.0, "of_tomorrow": 4}}, "of tomorrow 4"),
         ({"config": {"ratio": 2.0, "engine": {"threads": 4}}}, "engine threads 4"),
     ],

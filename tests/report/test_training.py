@@ -1,7 +1,5 @@
-import json
 from pathlib import Path
 
-import ulskip_cli
 from ulskip_cli.report.training import training_lines
 
 
@@ -35,16 +33,3 @@ def test_a_training_in_a_few_lines():
         )
         == 2
     )
-
-
-def test_a_curve_that_is_keyed_by_depth_stays_readable():
-    """Earlier trainings are keyed by the number of layers, as the record of the bundled model
-    is.
-    """
-    record = json.loads(
-        (Path(ulskip_cli.__file__).parent / "assets" / "tiny" / "training.json").read_text()
-    )
-    (line,) = [
-        line for line in training_lines(record, Path("x")) if line.startswith("validation loss")
-    ]
-    assert "12 layers" in line and "2 layers" in line

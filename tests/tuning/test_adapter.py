@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.training import trainer
 from ulskip_cli.tuning import adapter
 from ulskip_cli.tuning.request import divide, training_examples
 from ulskip_cli.tuning.trials import Trials
@@ -124,32 +123,10 @@ def test_a_worse_adapter_is_left_out_and_named(tune, monkeypatch, ulskip):
     assert "skip_adapter" not in found["candidate"] and len(found["trials"]) == 3
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_choice(
-    tune, tmp_path, monkeypatch, rows_of
-):
-    compute, ran = trainer.SkipTrainer.compute_loss, []
-
-    def interrupted(self, *args, **kwargs):
-        ran.append(self.state.global_step)
-        if ran == [0, 1]:
-            raise KeyboardInterrupt
-        return compute(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.SkipTrainer, "compute_loss", interrupted)
-    assert tune(*TRAIN)[0] == 130
-    code, found, err = tune(*TRAIN)
-    assert code == 0, err
-    assert ran == [0, 1, 1, 2]
-    record = json.loads((tmp_path / found["adapter"]["folder"] / "training.json").read_text())
-    assert record["resumed"] and record["steps"] == 3
-    rows = rows_of()
-    assert tune(*TRAIN)[1]["row"]["id"] == found["row"]["id"] and rows_of() == rows
-
-
 def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch):
     code, found, err = tune("speedup=1.5", "adapter=auto", "budget=0.5")
-    assert code == 0, err
-    assert "60 seconds" in found["adapter"]["refused"] and "left out: trained adapter" in err
+    assert code == 0 and "60 seconds" in found["adapter"]["refused"], err
+    assert "left out: trained adapter" in err
     monkeypatch.setattr(adapter, "MIN_SECONDS", 1e-3)
     code, found, err = tune("speedup=1.5", "adapter=always", "budget=0.01")
     assert code == 0 and found["adapter"]["steps"] == 1, err
@@ -161,14 +138,6 @@ def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch
     assert not Path(timed[0].output).exists() and Path(timed[1].output).is_dir()
     assert tune("speedup=1.5", "adapter=auto", "budget=2")[1]["adapter"] == found["adapter"]
     assert len(timed) == 2
-
-
-def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
-    code, found, err = tune(*TRAIN, "prompt_layers=kept")
-    assert code == 0, err
-    assert "prompt_layers=kept" in found["adapter"]["refused"]
-    (line,) = [line for line in err.splitlines() if "left out: trained adapter" in line]
-    assert "prompt_layers=kept" in line
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from report_rows import sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.search import decide
-from ulskip_cli.tuning.step_log import StepLog
+from ulskip_cli.tuning.trials import StepLog
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -26,14 +26,9 @@ def row(folder, name, share):
     return sweep_row(id=name, folder=str(folder), **scores)
 
 
-def test_a_surely_better_metric_beats_a_lower_loss(tmp_path):
-    rows = [row(tmp_path, "a", 0.5), row(tmp_path, "b", 0.9), row(tmp_path, "c", 0.2)]
-    assert decide(rows) == 1
-
-
-def test_the_loss_decides_where_the_metric_is_a_tie(tmp_path):
-    rows = [row(tmp_path, "a", 0.5), row(tmp_path, "b", 0.5)]
-    assert decide(rows) == 0 and decide(rows[:1]) == 0
+@pytest.mark.parametrize(("shares", "best"), [((0.5, 0.9, 0.2), 1), ((0.5, 0.5), 0), ((0.5,), 0)])
+def test_a_surely_better_metric_beats_a_lower_loss(tmp_path, shares, best):
+    assert decide([row(tmp_path, f"r{i}", share) for i, share in enumerate(shares)]) == best
 
 
 def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
@@ -44,10 +39,8 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
     assert found["row"]["num_examples"] == found["num_choice"] == 8
     assert {len(one["kept_layers"]) for one in found["trials"]} >= {8}
     assert (tmp_path / "out" / "ulskip_export.json").is_file()
-    stored = json.loads(
-        (tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json").read_text()
-    )
-    assert stored["run"] == found["run"]
+    stored = tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json"
+    assert json.loads(stored.read_text())["run"] == found["run"]
     rows = rows_of()
     assert tune("speedup=1.5")[1]["kept_layers"] == kept and rows_of() == rows
     code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")

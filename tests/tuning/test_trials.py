@@ -1,18 +1,7 @@
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tuning.trials import Trial
-
-
-def test_a_trial_survives_its_log(tmp_path):
-    trial = Trial(
-        candidate="unified",
-        kept_layers=(0, 3),
-        loss=1.5,
-        patch="0123456789ab",
-        adapter=str(tmp_path / "key-adapter" / "one"),
-    )
-    assert Trial.from_step(trial.as_step(), tmp_path / "key.jsonl") == trial
+from ulskip_cli.tuning.trials import StepLog, Trial
 
 
 @pytest.mark.parametrize(
@@ -25,13 +14,49 @@ def test_a_trial_survives_its_log(tmp_path):
         ("loss", None),
     ],
 )
-def test_a_trial_that_names_another_folder_is_refused(tmp_path, key, value):
-    step = {
-        "candidate": "unified",
-        "kept_layers": [0, 3],
-        "loss": 1.5,
-        "patch": None,
-        "adapter": None,
-    }
-    with pytest.raises(UsageError, match=f"expected {key}"):
-        Trial.from_step({**step, key: value}, tmp_path / "key.jsonl")
+def test_a_trial_survives_its_log_unless_it_names_another_folder(tmp_path, key, value):
+    trial = Trial(
+        candidate="unified",
+        kept_layers=(0, 3),
+        loss=1.5,
+        patch="0123456789ab",
+        adapter=str(tmp_path / "key-adapter" / "one"),
+    )
+    log = tmp_path / "key.jsonl"
+    assert Trial.from_step(trial.plain(), log) == trial
+    with pytest.raises(UsageError, match=key):
+        Trial.from_step({**trial.plain(), key: value}, log)
+
+
+def test_a_finished_step_does_not_run_again(tmp_path):
+    path, runs = tmp_path / "deep" / "log.jsonl", []
+
+    def step(value):
+        runs.append(value)
+        return value
+
+    log = StepLog(path)
+    assert [log.once("a", lambda i=i: step(i)) for i in (1, 3)] == [1, 1]
+    assert log.once("b", lambda: step({"c": [2]})) == {"c": [2]}
+    again = StepLog(path)
+    assert [again.once("a", lambda: step(4)), again.once("b", lambda: step(5))] == [1, {"c": [2]}]
+    assert runs == [1, {"c": [2]}]
+
+
+def test_a_step_that_a_crash_cut_runs_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = StepLog(path)
+    log.once("a", lambda: 1)
+    log.once("b", lambda: 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:-7])
+    again = StepLog(path)
+    assert (again.once("a", lambda: 7), again.once("b", lambda: 8)) == (1, 8)
+    assert (StepLog(path).once("a", lambda: 9), StepLog(path).once("b", lambda: 9)) == (1, 8)
+
+
+def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": "a", "value": {"refused": "no\\u001b[2J"}, "seconds": 600.0}\n')
+    assert 10 <= StepLog(path).minutes < 11
+    assert StepLog(path).once("a", dict) == {"refused": "no\\x1b[2J"}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, Json
+from ulskip_cli.cli.options import PATH
 
 
 def report(
@@ -26,15 +26,9 @@ def report(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="terminal, or markdown, csv or latex: print and write no files."
+            "--format", help="terminal, or markdown, csv or latex: print one table, write no files."
         ),
     ] = "terminal",
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout: table4 (one line per target and approach) or long (one per point)."
-        ),
-    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(**PATH, help="Folder for the files. Default: report/ in the results folder."),
@@ -42,36 +36,25 @@ def report(
     plots: Annotated[bool, typer.Option(help="Draw the plots.")] = True,
     gate: Annotated[
         float,
-        typer.Option(help="Quality gate: share of the full model's quality that a winner keeps."),
+        typer.Option(
+            min=0.01, max=1, help="Quality gate: share of full's quality that a winner keeps."
+        ),
     ] = 0.9,
     tolerance: Annotated[
         float,
-        typer.Option(help="Relative difference allowed between two measurements of a speedup."),
+        typer.Option(
+            min=0.01, max=0.99, help="Relative difference allowed between two measured speedups."
+        ),
     ] = 0.15,
     examples: Annotated[
-        int, typer.Option(help="Number of examples per data set on the page.")
+        int, typer.Option(min=0, help="Number of examples per data set on the page.")
     ] = 200,
     results_dir: Annotated[
         Path, typer.Option(**PATH, help="Folder that holds the results folders.")
     ] = Path("results"),
-    as_json: Json = False,
 ) -> None:
     """Write tables, plots and a page from stored rows; `--compare A B` compares folder B with A."""
-    from ulskip_cli.report import build
+    from ulskip_cli.report.build import Options, run
 
-    build.run(
-        build.Options(
-            folders or (),
-            compare,
-            form,
-            layout,
-            output,
-            html,
-            plots,
-            gate,
-            tolerance,
-            examples,
-            as_json,
-            results_dir,
-        )
-    )
+    options = (compare, form, output, html, plots, gate, tolerance, examples, results_dir)
+    run(Options(folders or (), *options))

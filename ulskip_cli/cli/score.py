@@ -45,24 +45,22 @@ def score(
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
         scores = rescore.score_file(file, extra, language)
-        print(
-            json.dumps(asdict(scores))
-            if as_json
-            else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items())
-        )
+        text = "\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items())
+        print(json.dumps(asdict(scores)) if as_json else text)
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
 
-    runs = rescore.find_runs(target, results_dir)
     scored = []
     with ProgressBars() as bars:
+        runs = rescore.find_runs(target, results_dir)
         report_progress = bars.phase("score", len(runs))
         for folder, record in runs:
             scored.append(rescore.rescore(folder, record, extra))
             scored[-1].save()
             report_progress(len(scored))
-    for folder in {str(run.folder.path): run.folder for run in scored}.values():
+    folders = {str(run.folder.path): run.folder for run in scored}
+    for folder in folders.values():
         tables.write_tables(folder)
     records = [run.record for run in scored]
     if as_json:
@@ -72,19 +70,14 @@ def score(
     console = make_console()
     for table in tables.terminal(True)(records, console.width):
         console.print(table)
-    for rescored in scored:
-        for key, (before, now) in rescored.changed.items():
-            console.print(
-                f"{rescored.record.id}: {key} was {before:.4f}, is {now:.4f}",
-                style="yellow",
-                markup=False,
-                highlight=False,
-            )
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
-    console.print(
-        f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores",
-        highlight=False,
-    )
-    for path in dict.fromkeys(run.folder.path for run in scored if run.added or run.changed):
-        console.print(f"written to {path}/", markup=False, highlight=False, soft_wrap=True)
+    lines = [
+        f"{run.record.id}: {key} was {before:.4f}, is {now:.4f}"
+        for run in scored
+        for key, (before, now) in run.changed.items()
+    ]
+    lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
+    lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

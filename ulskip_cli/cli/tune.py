@@ -47,7 +47,6 @@ def tune(
         staging.check_target(to, is_folder=True)
     folder = ResultsFolder.of(request.config)
     folder.check_writable()
-    from ulskip_cli.tuning.output import export_result, store
     from ulskip_cli.tuning.search import Tuning
 
     try:
@@ -55,8 +54,8 @@ def tune(
             result = Tuning(request, bars, _display).run()
     finally:
         folder.remove_if_empty()
-    store(result)
-    written = export_result(result, to, config_dir) if to is not None else []
+    result.store()
+    written = result.export(to, config_dir) if to is not None else []
     if as_json:
         print(
             json.dumps(

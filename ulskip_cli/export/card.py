@@ -3,9 +3,8 @@ templates. Imports no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
@@ -16,7 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import parse
-from ulskip_cli.experiments.record import MISSING, Record
+from ulskip_cli.experiments.record import MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.report.rows import displayed
@@ -28,14 +27,8 @@ CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
 # Settings that decide weights, layers and corrections, which an export compares themselves.
 _MADE_BY = ("folder", "model", "correction", "calibration")
-_WEIGHTS = (
-    "source",
-    "path",
-    "revision",
-    "adapter",
-    "quantization",
-    "dtype",
-)  # options of a model that choose its weights
+# Options of a model that choose its weights.
+_WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")
 
 
 @dataclass(frozen=True)
@@ -46,66 +39,49 @@ class CardFacts:
     total_bytes: int
     checked: str  # the checks of the export and their result
     training: str  # the training of the source's weights, as in a row
-    trained_for_these: (
-        bool | None
-    )  # True if the weights were trained with exactly these layers; None: unknown
+    trained_for_these: bool | None  # whether the weights were trained with exactly these layers
     quantization: str | None  # earlier quantization of the source's weights
     license: str | None  # of the source, from its own card
     records: Sequence[Record]  # results of this schedule of this model
-    skip_adapter: dict[str, Any] | None = (
-        None  # the entry in a row of the skip adapter that is merged into the layers
-    )
+    skip_adapter: Row | None = None  # the entry in a row of the adapter merged into the layers
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     """Return the model card of an export, with its metadata."""
-    model = point.config.model
+    model, adapter = point.config.model, facts.skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
-    base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         license=facts.license,
-        base_model=base,
-        tags=tags,
+        base_model=[point.model_name] if is_hub else None,
+        tags=["ulskip", "layer-skipping"],
     )
-    values: dict[str, Any] = {
-        "point": point,
-        "plan": point.plan,
-        "facts": facts,
-        "revision": model.revision,
-    }
-    values["facts"] = replace(facts, training=escape_markdown(facts.training))
-    values |= {
-        "rows": list(map(_cells, facts.records)),
-        "provenance": escape_markdown(provenance(facts.records)),
-    }
-    values |= {
-        "serving": SERVING,
-        "prefill": PREFILL,
-        "correction": _correction(facts.skip_adapter),
-    }
+    parts = ["folded patches"] * (adapter.get("kind") == "folded")
+    parts += [f"LoRA of rank {rank}" for rank in [adapter.get("lora_rank")] if rank]
+    is_known = not facts.training.startswith("not stated")
     card: ModelCard = ModelCard.from_template(
-        data, template_path=str(_TEMPLATES / "card.md"), **values
+        data,
+        template_path=str(_TEMPLATES / "card.md"),
+        point=point,
+        plan=point.plan,
+        facts=facts,
+        training=escape_markdown(facts.training) if is_known else "not recorded",
+        revision=model.revision,
+        rows=list(map(_cells, facts.records)),
+        provenance=escape_markdown(provenance(facts.records)),
+        serving=SERVING,
+        prefill=PREFILL,
+        correction=" and ".join(parts) or "no patches",
     )
     return card
-
-
-def _correction(skip_adapter: dict[str, Any] | None) -> str:
-    entry = skip_adapter or {}
-    lora = entry.get("lora_rank")
-    parts = ["folded patches"] * (entry.get("kind") == "folded") + [f"LoRA of rank {lora}"] * bool(
-        lora
-    )
-    return " and ".join(parts) or "no patches"
 
 
 def serving_page(plan: Plan, has_adapter: bool = False) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
-    page: str = jinja2.Template(text, keep_trailing_newline=True).render(
-        plan=plan, has_adapter=has_adapter
-    )
+    template = jinja2.Template(text, keep_trailing_newline=True)
+    page: str = template.render(plan=plan, has_adapter=has_adapter)
     return page
 
 
@@ -123,11 +99,7 @@ def source_license(folder: Path) -> str | None:
 
 
 def matching_records(
-    folder: Path,
-    model: ModelConfig,
-    plan: Plan,
-    training: str,
-    skip_adapter: dict[str, Any] | None = None,
+    folder: Path, model: ModelConfig, plan: Plan, training: str, skip_adapter: Row | None = None
 ) -> list[Record]:
     """Return the newest record with this model, schedule and skip adapter for each setting and
     machine.
@@ -135,24 +107,18 @@ def matching_records(
     `folder` may contain one experiment or several, or not exist. `training` describes how the
     weights were trained.
     """
+    files = [folder / "runs.jsonl", *folder.glob("*/runs.jsonl")]
+    records = [
+        displayed(record, file.parent)
+        for file in files
+        for record in ResultsFolder(file.parent).records()
+    ]
     newest: dict[str, Record] = {}
-    folders = [
-        file.parent for file in (folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl")))
-    ]
-    matching = [
-        displayed(record, path)
-        for path in folders
-        for record in ResultsFolder(path).records()
-        if record.is_done
-    ]
-    for record in sorted(matching, key=lambda record: str(record.finished_at)):
+    for record in sorted(records, key=lambda record: str(record.finished_at)):
         if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter):
-            settings = {
-                key: value
-                for key, value in record.settings().items()
-                if key.partition(".")[0] not in _MADE_BY
-            }
-            newest[f"{settings} {record.environment and record.environment.machine}"] = record
+            settings = record.settings().items()
+            kept = [item for item in settings if item[0].partition(".")[0] not in _MADE_BY]
+            newest[f"{kept} {record.environment and record.environment.machine}"] = record
     return sorted(
         newest.values(),
         key=lambda record: (str(record.task), str(record.dataset), record.batch_size),
@@ -164,32 +130,20 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> b
         measured = parse(ModelConfig, record.config.get("model") or {})
     except UsageError:
         return False
-    other_baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
-    expected = {
-        "num_layers": plan.num_layers,
-        "kept_layers": plan.kept_layers,
-        "prompt_layers": plan.prompt_layers,
-    }
-    has_formats = record.engine and copies_weights(
-        record.engine
-    )  # it computes with a copy of the weights
+    baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
+    layers = record.num_layers, record.kept_layers, record.prompt_layers, record.training
+    varies = record.later_stages or record.exit_depths or record.draft_tokens or record.unit
+    copies = record.engine and copies_weights(record.engine)  # it may compute in another format
     return (
-        all(_same(key, getattr(measured, key), getattr(model, key)) for key in _WEIGHTS)
-        and all(
-            record.value(key) == value for key, value in {**expected, "training": training}.items()
-        )
-        and not (
-            record.later_stages
-            or record.exit_depths
-            or record.draft_tokens
-            or record.unit
-            or has_formats
-        )
-        and other_baseline in (None, record.engine)
+        record.is_done
+        and layers == (plan.num_layers, plan.kept_layers, plan.prompt_layers, training)
+        and not (varies or copies)
+        and baseline in (None, record.engine)
+        and all(_same(key, getattr(measured, key), getattr(model, key)) for key in _WEIGHTS)
     )
 
 
-def _is_corrected(record: Record, skip_adapter: dict[str, Any] | None) -> bool:
+def _is_corrected(record: Record, skip_adapter: Row | None) -> bool:
     """Return True if a record was measured with an adapter, also if its run fitted it as
     `correction=patch`.
     """
@@ -200,7 +154,7 @@ def _is_corrected(record: Record, skip_adapter: dict[str, Any] | None) -> bool:
     return "base" in shared and all(used[key] == skip_adapter[key] for key in shared)
 
 
-def _same(key: str, measured: Any, exported: Any) -> bool:
+def _same(key: str, measured: object, exported: object) -> bool:
     if measured == exported or key != "path":
         return bool(measured == exported)
     try:  # two paths are equal if they point to the same file
@@ -215,24 +169,20 @@ def _cells(record: Record) -> list[str]:
     for key in (*metric_keys(), DECODE_LOSS.key):
         if record.value(key) is not None:
             compared, form = record.vs_baseline.get(key), row_key(key).number_format
-            quality.append(
-                f"{key} {record.value(key):{form}}"
-                + (f" (full {compared.full:{form}})" if compared else "")
-            )
-    coverage = (
-        f" ({record.speedup_interval_coverage:.0%})"
-        if record.speedup and record.speedup.low is None
-        else ""
-    )
-    rate = record.decode_tokens_per_second
+            full = f" (full {compared.full:{form}})" if compared else ""
+            quality.append(f"{key} {record.value(key):{form}}{full}")
+    interval = (record.interval or MISSING).replace(" to ", "-")
+    if record.speedup and record.speedup.low is None:
+        interval += f" ({record.speedup_interval_coverage:.0%})"
+    rate, speedup = record.decode_tokens_per_second, record.measured_speedup
     cells = [
         " ".join(filter(None, (record.task, record.pair, record.dataset))) or "random prompts",
         str(record.num_examples or MISSING),
         str(record.decoding),
         str(record.batch_size),
         ", ".join(quality) or MISSING,
-        MISSING if record.measured_speedup is None else f"{record.measured_speedup:.2f}",
-        f"{(record.interval or MISSING).replace(' to ', '-')}{coverage}",
+        MISSING if speedup is None else f"{speedup:.2f}",
+        interval,
         MISSING if rate is None else f"{rate:.0f}",
         f"`{record.id}`",
     ]

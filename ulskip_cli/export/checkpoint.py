@@ -1,31 +1,50 @@
 """Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and
 model card.
+
+Only the class, the dtype and entries about layers differ from the source's config.json, so programs
+that read the source can read the export. Some models cannot be described this way: GPT-2 can scale
+the attention of a layer by its index. Therefore the model of the new config is built on the meta
+device and compared with the view module by module, and the written folder is loaded and compared
+with the view by logits.
 """
 
+import copy
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+import psutil
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export import card, recipe, staging
-from ulskip_cli.export.config import CONFIG, read_config, shallow_config
+from ulskip_cli.export import card, run, staging
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.export.verify import verify_checkpoint
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import LoadedModel, load
+from ulskip_cli.inference.shallow_config import first_difference, meta_model
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 
+CONFIG = "config.json"
 RECORD_VERSION = 1
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
+DELETED = "the export was deleted; --no-check exports without this comparison"
+_MAX_SHARE_OF_FREE_MEMORY = 0.7
 _SAMPLE_BYTES = 1024
 
 
@@ -37,7 +56,7 @@ class KeptLayers:
     source_config: PreTrainedConfig
     loaded: LoadedModel
     view: PreTrainedModel
-    config: dict[str, Any]  # the config.json of the view
+    config: Row  # the config.json of the view
     skip_adapter: Row | None  # the entry in a row of the skip adapter that changes the view
 
 
@@ -45,11 +64,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
     it.
     """
-    model, kept, trusted = (
-        point.config.model,
-        point.plan.kept_layers,
-        point.config.model.trust_remote_code,
-    )
+    model, kept = point.config.model, point.plan.kept_layers
     progress.phase("load the model", 0)
     source = folder_of(model)
     if point.to.resolve() == source.resolve():
@@ -57,7 +72,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             f"expected --to outside the exported model, got the model's folder {point.to}; use"
             " another folder"
         )
-    source_config = read_config(source, trusted)
+    source_config = _read_config(source, model.trust_remote_code)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
@@ -65,12 +80,9 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             "expected a model that fits into memory, got weights that"
             f" model.device_map={model.device_map} offloads; use --format mergekit"
         )
-    view = (
-        shallow_view.shallow_view(loaded.model, kept)
-        if adapter is None
-        else adapter.view(loaded.model, kept)
-    )
-    config = shallow_config(source_config, source, view, kept, trusted)
+    make_view = adapter.view if adapter else shallow_view.shallow_view
+    view = make_view(loaded.model, kept)
+    config = _shallow_config(source_config, source, view, kept, model.trust_remote_code)
     return KeptLayers(source, source_config, loaded, view, config, entry)
 
 
@@ -84,64 +96,67 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     plan, model = point.plan, point.config.model
     with staging.staged(point.to, is_folder=True) as folder:
         exported = load_kept(point, progress)
-        full, notes = exported.loaded.model, exported.loaded.notes
+        source, loaded, skip_adapter = exported.source, exported.loaded, exported.skip_adapter
         progress.phase(f"write {plan.num_kept} layers", 0)
-        _write_model(point, exported.source, exported.view, exported.config, folder)
+        _write_model(point, source, exported.view, exported.config, folder)
+        models = {"decode": folder}
         if point.is_pair:
-            every = range(plan.num_layers)
-            config = shallow_config(
-                exported.source_config, exported.source, full, every, model.trust_remote_code
-            )
+            every, trusted = range(plan.num_layers), model.trust_remote_code
+            config = _shallow_config(exported.source_config, source, loaded.model, every, trusted)
             progress.phase(f"write {plan.num_layers} layers", 0)
-            _write_model(point, exported.source, full, config, folder / card.PREFILL)
-            (folder / card.SERVING).write_text(
-                card.serving_page(plan, exported.skip_adapter is not None), "utf-8"
-            )
-        (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
-        parameters = list(exported.view.parameters())  # tied ones once
+            models["prefill"] = folder / card.PREFILL
+            _write_model(point, source, loaded.model, config, models["prefill"])
+            page = card.serving_page(plan, skip_adapter is not None)
+            (folder / card.SERVING).write_text(page, "utf-8")
+        (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
+        parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
+        training = notes["training"]
         facts = card.CardFacts(
             parameters=sum(parameter.numel() for parameter in parameters),
             total_bytes=sum(parameter.nbytes for parameter in parameters),
-            checked=verify_checkpoint(point, exported.view, folder, progress),
-            training=notes["training"],
+            checked=_verify(point, exported.view, folder, progress),
+            training=training,
             trained_for_these=is_trained_for(notes["trained_for"], plan),
             quantization=notes["quantization"],
-            license=card.source_license(exported.source),
-            records=card.matching_records(
-                point.results, model, plan, notes["training"], exported.skip_adapter
-            ),
-            skip_adapter=exported.skip_adapter,
+            license=card.source_license(source),
+            records=card.matching_records(point.results, model, plan, training, skip_adapter),
+            skip_adapter=skip_adapter,
         )
         card.model_card(point, facts).save(folder / card.CARD)
-        record = _record(point, facts, folder)
-        (folder / staging.RECORD).write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
-    return {**record, "to": str(point.to)}
+        record = {
+            "record_version": RECORD_VERSION,
+            "made_by": point.made_by,
+            "model": {**model.plain(), "fingerprint": fingerprint(model)},
+            "skip_adapter": point.skip_adapter,
+            "strategy": plan.strategy,
+            "num_layers": plan.num_layers,
+            "kept_layers": list(plan.kept_layers),
+            "prompt_layers": plan.prompt_layers,
+            "prefill": card.PREFILL if point.is_pair else None,
+            "weights_digest": {role: weights_digest(part) for role, part in models.items()},
+            "parameters": facts.parameters,
+            "total_bytes": facts.total_bytes,
+            "checked": facts.checked,
+            "training": facts.training,
+            "results": [row.id for row in facts.records],
+        }
+        return {**staging.write_record(folder, record), "to": str(point.to)}
 
 
 def _write_model(
-    point: ResolvedExport,
-    source: Path,
-    model: PreTrainedModel,
-    config: dict[str, Any],
-    folder: Path,
+    point: ResolvedExport, source: Path, model: PreTrainedModel, config: Row, folder: Path
 ) -> None:
     """Save a model with a given config.json and the other files of its source."""
     model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
-    for file in folder.glob(
-        "*.safetensors"
-    ):  # safetensors creates files that only their owner can read
+    for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for pattern in (
-        *COMPANIONS,
-        *(["*.py"] if point.config.model.trust_remote_code else []),
-    ):  # trusted code only
+    code = ["*.py"] if point.config.model.trust_remote_code else []  # trusted code only
+    for pattern in (*COMPANIONS, *code):
         for file in filter(Path.is_file, source.glob(pattern)):
-            copy = folder / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def weights_digest(folder: Path) -> str:
@@ -155,44 +170,171 @@ def weights_digest(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            for name, entry in json.loads(stream.read(size)).items():
-                if name != "__metadata__":
-                    start, end = entry["data_offsets"]
-                    stream.seek(8 + size + start)
-                    tensors.append(
-                        (
-                            name,
-                            entry["dtype"],
-                            entry["shape"],
-                            stream.read(min(end - start, _SAMPLE_BYTES)).hex(),
-                        )
-                    )
+            entries = json.loads(stream.read(size))
+            entries.pop("__metadata__", None)
+            for name, entry in entries.items():
+                start, end = entry["data_offsets"]
+                stream.seek(8 + size + start)
+                first = stream.read(min(end - start, _SAMPLE_BYTES)).hex()
+                tensors.append((name, entry["dtype"], entry["shape"], first))
     return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
 
 
-def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
-    plan, model = point.plan, point.config.model
-    models = {"decode": folder, "prefill": folder / card.PREFILL}
-    return {
-        "record_version": RECORD_VERSION,
-        "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": fingerprint(model)},
-        "skip_adapter": point.skip_adapter,
-        "strategy": plan.strategy,
-        "num_layers": plan.num_layers,
-        "kept_layers": list(plan.kept_layers),
-        "prompt_layers": plan.prompt_layers,
-        "prefill": card.PREFILL if point.is_pair else None,
-        "weights_digest": {
-            role: weights_digest(part) for role, part in models.items() if part.is_dir()
-        },
-        "parameters": facts.parameters,
-        "total_bytes": facts.total_bytes,
-        "checked": facts.checked,
-        "training": facts.training,
-        "results": [record.id for record in facts.records],
-        # A later export may replace these files only.
-        "files": sorted(
-            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-        ),
-    }
+def _verify(
+    point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
+) -> str:
+    """Compare an exported folder with the view if request and memory allow it; describe the
+    checks.
+    """
+    structure = "the config describes the modules, tensor shapes and settings of the kept layers"
+    if point.check is False:
+        return f"{structure}; logits were not compared (--no-check)"
+    needed = sum(parameter.nbytes for parameter in view.parameters())
+    room = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+    if point.check is None and needed >= room:
+        return (
+            f"{structure}; logits were not compared, because model and export do not fit into"
+            " memory together"
+        )
+    progress.phase("compare with the model", 1)
+    trusted = point.config.model.trust_remote_code
+    positions, tokens = _compare(view, folder, trusted)
+    return (
+        f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens}"
+        " greedy tokens are bit-identical to those of the source with these"
+        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
+    )
+
+
+def _compare(view: PreTrainedModel, folder: Path, trust_remote_code: bool) -> tuple[int, int]:
+    """Compare an export with the view; raise RunError if a logit or a token differs.
+
+    Return the numbers of compared positions and tokens.
+    """
+    exported, loading = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+    )
+    if loading["missing_keys"]:
+        raise RunError(
+            f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor;"
+            f" {DELETED}"
+        )
+    models = (view, exported.eval().to(shallow_view.input_device(view)))
+    input_ids, attention_mask = random_prompts(view)
+    with torch.inference_mode():
+        logits = [
+            model(input_ids=input_ids, attention_mask=attention_mask).logits for model in models
+        ]
+        tokens = [_greedy_tokens(model, input_ids, attention_mask) for model in models]
+    difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
+    if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
+        raise RunError(
+            "expected the export to give the logits of the kept layers, got a difference of"
+            f" {difference:.3g}; {DELETED}"
+        )
+    return int(attention_mask.sum()), tokens[0].numel()
+
+
+def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return random token ids and their mask, both [prompts, prompt_len]; the last prompt is padded
+    on the left.
+    """
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    input_ids = torch.randint(
+        vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1)
+    )
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[-1, : PROMPT_TOKENS // 3] = 0
+    device = shallow_view.input_device(model)
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return greedy tokens [prompts, new_tokens]; generation continues after EOS."""
+    config = GenerationConfig(
+        max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50
+    )
+    output: Tensor = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=config
+    )
+    return output[:, input_ids.shape[1] :]
+
+
+def _shallow_config(
+    source: PreTrainedConfig,
+    folder: Path,
+    view: PreTrainedModel,
+    kept: Sequence[int],
+    trust_remote_code: bool = False,
+) -> Row:
+    """Return the config.json of a view of the kept layers of a checkpoint.
+
+    `source` is the config of the checkpoint in `folder`. Raises UsageError if no config can
+    describe the view: its layers, or the weights that a skip adapter has changed.
+    """
+    values: Row = json.loads((folder / CONFIG).read_text("utf-8"))
+    num_layers = source.get_text_config(decoder=True).num_hidden_layers
+    _shorten(values, source, view.config, num_layers, kept)
+    values["architectures"] = [type(view).__name__]  # it may be a part of the source's
+    values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix(
+        "torch."
+    )
+    rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
+    if difference := first_difference(view, rebuilt):
+        raise UsageError(
+            f"{type(view).__name__} is not supported: no config describes {len(kept)} of its"
+            f" {num_layers} layers ({difference}); use --format schedule"
+        )
+    return values
+
+
+def _read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return a checkpoint's config; raise UsageError if it cannot be read or the weights are
+    quantized.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # each config class of transformers checks its values in its own way
+        advice = "use another model"
+        if "trust_remote_code" in str(error):
+            advice = "model.trust_remote_code=true runs its code"
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"transformers cannot read {folder / CONFIG} ({reason}); {advice}"
+        ) from None
+    if quantization := getattr(config, "quantization_config", None):
+        raise UsageError(
+            f"expected a checkpoint without quantization, got {quantization.get('quant_method')} in"
+            f" {folder}; export the original checkpoint"
+        )
+    return config
+
+
+def _shorten(
+    values: Row,
+    source: PreTrainedConfig,
+    view: PreTrainedConfig,
+    num_layers: int,
+    kept: Sequence[int],
+) -> None:
+    """Change `values` in place: set the number of layers, and shorten every list with one entry per
+    layer.
+    """
+    text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
+    nested = next(
+        (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
+    )
+    text = values if nested is None else values.setdefault(nested, {})
+    count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    for key in {count, "num_hidden_layers"} & text.keys() or {count}:
+        text[key] = len(kept)
+    for key, value in text.items():
+        if "layer" in key and isinstance(value, list) and len(value) == num_layers:
+            text[key] = [value[i] for i in kept]
+    derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
+    for key, value in vars(text_view).items():  # the config class derives lists from the count
+        is_list = "layer" in key and isinstance(value, (list, tuple))
+        if is_list and list(getattr(derived, key, None) or ()) != list(value):
+            text[key] = list(value)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import torch
@@ -20,10 +19,9 @@ from transformers import (
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export.checkpoint import load_kept
+from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
-from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_reason, write_model
 
 _LOGIT_TOLERANCE = (
@@ -82,7 +80,7 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     """Compare the file with the view, converted to float32; describe the result, or raise RunError
     if they differ.
     """
-    options: dict[str, Any] = {"gguf_file": file.name}
+    options = {"gguf_file": file.name}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, **options
@@ -124,13 +122,12 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     )
 
 
-def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
+def pre_tokenizer_name(spec: Row | None) -> str:
     """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if
     there is no name.
     """
-    parts: list[dict[str, Any]] = (
-        spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
-    )
+    spec = spec or {}
+    parts = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"

@@ -17,10 +17,8 @@ from ulskip_cli.strategies.memory import parse_bytes
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-MERGEABLE = (
-    "folded",
-    "none",
-)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
+# Kinds of patches that a model without ulskip can contain; LoRA is merged too.
+MERGEABLE = ("folded", "none")
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
 
 
@@ -32,9 +30,7 @@ class ExportRequest:
     format: str = "hf"  # one of FORMATS
     results: Path | None = None  # the results folder for the model card; None: `results_dir`
     shard_size: str = "5GB"  # maximal size of a weights file
-    check: bool | None = (
-        None  # compare the export with the kept layers; None: if both fit into memory
-    )
+    check: bool | None = None  # compare with the kept layers; None: if both fit into memory
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,8 @@ class ResolvedExport:
     max_shard_bytes: int
     check: bool | None
     made_by: str  # version and command
-    skip_adapter: str | None = (
-        None  # the folder of the skip adapter that is merged into the kept layers
-    )
+    skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
+    omitted: str  # the correction that a schedule does not contain
 
     @property
     def model_name(self) -> str:
@@ -89,10 +84,13 @@ def resolve(
         raise UsageError(
             "--format gguf requires the package gguf, which is not installed; run: pip install gguf"
         )
-    plan = exportable_plan(config, request.format)
-    skip_adapter = (
-        None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
-    )
+    omitted = ""
+    if request.format == "schedule":  # it contains layers alone
+        omitted = config.correction.label
+        config = config.replace(correction=configuration.preset("correction", "none"))
+    plan = make_plan(config, read_metadata(config.model))
+    capabilities.check(needs(config, plan), f"export --format {request.format}")
+    skip_adapter = _mergeable_adapter(config, plan, request.format)
     made_by = f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}"
     results = request.results or Path(config.results_dir)
     return ResolvedExport(
@@ -105,14 +103,8 @@ def resolve(
         request.check,
         made_by,
         skip_adapter,
+        omitted,
     )
-
-
-def exportable_plan(config: Config, as_format: str = "schedule") -> Plan:
-    """Make the plan of a configuration; raise UsageError if a format cannot describe its layers."""
-    plan = make_plan(config, read_metadata(config.model))
-    capabilities.check(needs(config, plan), f"export --format {as_format}")
-    return plan
 
 
 def _target(request: ExportRequest) -> Path:

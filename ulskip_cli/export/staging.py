@@ -3,34 +3,27 @@ Imports no torch.
 """
 
 import contextlib
-import glob
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.record import Row
 
 RECORD = "ulskip_export.json"
-_SCRATCH_SUFFIX = ".ulskip-part"
 _MARK = b"ulskip"
 _HEAD_BYTES = 65536
 
 
 def check_target(target: Path, is_folder: bool) -> None:
     """Raise UsageError if a target contains anything but an earlier export."""
-    if target.absolute() == target.absolute().parent:
-        raise UsageError(f"expected a new folder for --to, got {target}; use another path")
-    if is_folder and target.is_dir():
+    if target.is_dir() != is_folder and target.exists():
+        kinds = ("folder", "file") if is_folder else ("file", "folder")
+        raise UsageError(f"expected a {kinds[0]} for --to, got the {kinds[1]} {target}")
+    if target.is_dir():
         _check_contents(target)
-    elif is_folder and target.exists():
-        raise UsageError(f"expected a folder for --to, got the file {target}; use another path")
-    elif target.is_dir():
-        raise UsageError(f"expected a file for --to, got the folder {target}; add a file name")
     elif target.exists():
         with target.open("rb") as stream:
             if _MARK not in stream.read(_HEAD_BYTES):
@@ -50,21 +43,13 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
     """
     check_target(target, is_folder)
     target = target.absolute()
-    for abandoned in target.parent.glob(
-        f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"
-    ):  # left by killed exports
-        owner = abandoned.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
-        if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
-            shutil.rmtree(abandoned, ignore_errors=True)
     made = [parent for parent in target.parents if not parent.exists()]
     scratch: Path | None = None
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            suffix = f".{os.getpid()}{_SCRATCH_SUFFIX}"
-            scratch = Path(
-                tempfile.mkdtemp(suffix, f".{target.name}.", target.parent)
-            )  # new, and writable by this user only
+            # A new folder, writable by this user only.
+            scratch = Path(tempfile.mkdtemp(".ulskip-part", f".{target.name}.", target.parent))
             staging = scratch / target.name
             if is_folder:
                 staging.mkdir()
@@ -82,22 +67,25 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def write_record(folder: Path, record: Row) -> Row:
+    """Write the record of an export with the files that a later export may replace."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    record = {**record, "files": files}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / RECORD).write_text(f"{text}\n", "utf-8")
+    return record
+
+
 def _check_contents(folder: Path) -> None:
-    contents = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    if not contents:
-        return
-    try:
-        known = set(json.loads((folder / RECORD).read_text("utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"expected a new folder or an earlier export for --to, got {folder}; use another path"
-        ) from None
-    others = sorted(contents - known - {RECORD})
-    if others:
-        raise UsageError(
-            f"expected only an earlier export in --to {folder}, got also {others[0]}; move that"
-            " file, or use another path"
-        )
+    known: set[str] = set()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = {RECORD, *json.loads((folder / RECORD).read_text("utf-8"))["files"]}
+    for path in folder.rglob("*"):
+        if not path.is_dir() and str(path.relative_to(folder)) not in known:
+            raise UsageError(
+                f"expected a new folder or an earlier export for --to, got {folder} with"
+                f" {path.name}; use another path"
+            )
 
 
 def _replace(target: Path, staging: Path) -> None:

@@ -1,15 +1,12 @@
-"""The command `ulskip report`: read, group and judge rows; write tables, plots and a page. No model
-is loaded.
+"""The command `ulskip report`: read, group and judge rows; show them, and write tables, plots and
+a page. No model is loaded.
 """
 
-import gc
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,19 +14,27 @@ from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, Scorer, shares
-from ulskip_cli.report import answers, compare, paper, screen, tables
+from ulskip_cli.report import compare, paper, tables
 from ulskip_cli.report.frontier import frontiers
-from ulskip_cli.report.html_page import Page
+from ulskip_cli.report.html_page import MAX_EXAMPLES, render
 from ulskip_cli.report.plots import save_plots
-from ulskip_cli.report.rows import Group, done, find_folders, grouped, ordered, read_records
+from ulskip_cli.report.rows import (
+    Group,
+    find_folders,
+    grouped,
+    ordered,
+    read_records,
+    warnings,
+)
 from ulskip_cli.report.tables import Section
-from ulskip_cli.report.winners import Winner, winners
+from ulskip_cli.report.winners import Winner, overview, winners
 
-FOLDER = "report"
 NO_TERMINAL = 100  # columns of output into a file or a pipe
 FORMATS = ("terminal", "markdown", "csv", "latex")
-LAYOUTS = ("table4", "long")
 PAPER = "paper"
+MAX_LINES = 60  # of a table on a terminal; files have all lines
+MAX_SETTINGS = 6
+MAX_NAMES = 4  # of points that tie
 
 
 @dataclass(frozen=True)
@@ -39,83 +44,35 @@ class Options:
     folders: Sequence[Path] = ()  # results folders; empty: all under `results_dir`
     against: str | None = None  # `paper`, or a folder of results to compare with
     form: str = "terminal"  # every other format is printed and no file is written
-    layout: str | None = None  # layout of the printed table; None: table 4
     output: Path | None = None  # where files go; None: `report/` within the folder
     page: bool = False
     plots: bool = True
     gate: float = GATE
     tolerance: float = compare.TOLERANCE
-    most: int = answers.MAX_EXAMPLES  # examples on the page
-    as_json: bool = False
+    most: int = MAX_EXAMPLES  # examples on the page
     results_dir: Path = Path("results")
 
-    def check(self) -> None:
-        """Raise UsageError for unknown names and for numbers out of range."""
-        require_choice("format", self.form, FORMATS)
-        if self.layout is not None:
-            require_choice("layout", self.layout, LAYOUTS)
-        if not 0 < self.gate <= 1:
-            raise UsageError(
-                f"expected --gate to be above 0 and at most 1, got {self.gate:g}; use --gate=0.9"
-                " for 90% of full"
-            )
-        if not 0 < self.tolerance < 1:
-            raise UsageError(
-                f"expected --tolerance between 0 and 1, got {self.tolerance:g}; use"
-                " --tolerance=0.15 for 15%"
-            )
-        if self.most < 0:
-            raise UsageError(
-                f"expected --examples to be 0 or more, got {self.most}; use --examples=0 for none"
-            )
 
-
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """The rows of a report with their groups, winners and comparison."""
+    """The rows of a report with their groups."""
 
     options: Options
     paths: list[Path]
     records: list[Record]
     groups: list[Group]
-    winners: dict[str, list[Winner]]
-    sections: list[Section] = field(default_factory=list)
-    comparison: compare.Comparison | None = None
 
     @classmethod
     def of(cls, options: Options) -> "Report":
-        """Read the rows, choose winners, and make the comparison that the options request."""
-        options.check()
+        """Read and group the rows."""
+        require_choice("format", options.form, FORMATS)
         paths = find_folders(options.folders, options.results_dir)
         records = ordered(read_records(paths))
-        groups = grouped(records)
-        by_label = {group.label: winners(group, options.gate) for group in groups}
-        for group in groups:
-            for caveat in sorted(
-                {share.caveat for share in shares(group.records, options.gate).values()} - {""}
-            ):
-                print(
-                    f"ulskip: {group.label}: {caveat}; use a stronger model or another metric",
-                    file=sys.stderr,
-                )
-        made = cls(
-            options,
-            paths,
-            records,
-            groups,
-            {label: chosen for label, chosen in by_label.items() if chosen},
-        )
-        for frontier in frontiers(records):
-            made.sections += frontier.sections()
-        if options.against == PAPER:
-            made.sections += paper.beside_paper(groups, options.gate)
-        elif options.against:
-            made._against(Path(options.against))
-        return made
+        return cls(options, paths, records, grouped(records))
 
     @cached_property
     def table4(self) -> list[Section]:
-        """The report's rows in the layout of the paper's table 4."""
+        """The rows in the layout of the paper's table 4."""
         return paper.table4(self.records)
 
     @cached_property
@@ -123,131 +80,160 @@ class Report:
         """The long table, one line per row."""
         return tables.long_section(self.records)
 
-    def _against(self, path: Path) -> None:
-        old = read_records(find_folders([path], self.options.results_dir))
-        options = self.options
-        self.comparison = compare.compare(
-            self.records, old, Scorer(), options.tolerance, options.gate
-        )
-        if not self.comparison.pairs:
-            names = ", ".join(f"'{folder}'" for folder in self.paths[:3]) + (
-                " and others" if len(self.paths) > 3 else ""
-            )
-            raise UsageError(
-                f"expected points that '{path}' and {names} both contain, got none; compare runs of"
-                " one task"
-            )
-        self.sections.append(compare.comparison_section(f"Comparison with {path}", self.comparison))
+    @cached_property
+    def overview(self) -> list[Section]:
+        """The best point of each model and target, if the rows have several settings."""
+        section = overview(self.groups, self.options.gate)
+        return [section] if len(self.groups) > 1 and section.cells else []
 
-    def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
-        """Return the report as plain values."""
-        values: dict[str, Any] = {
-            "folders": list(map(str, self.paths)),
-            "rows": len(self.records),
-            "done": len(done(self.records)),
-            "gate": self.options.gate,
-            "winners": {
-                label: [winner.as_dict() for winner in chosen]
-                for label, chosen in self.winners.items()
-            },
+    @cached_property
+    def winners(self) -> dict[str, list[Winner]]:
+        """The winners of each setting; of several settings, those that have some."""
+        by_label = {group.label: winners(group, self.options.gate) for group in self.groups}
+        if len(self.groups) > 1:
+            by_label = {
+                label: [winner for winner in found if winner.records]
+                for label, found in by_label.items()
+            }
+        return {label: found for label, found in by_label.items() if found}
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """The warnings of the runs, and of scores that say little."""
+        caveats = {
+            f"{group.label}: {share.caveat}; use a stronger model or another metric": None
+            for group in self.groups
+            for share in shares(group.records).values()
+            if share.caveat
         }
-        if self.options.against == PAPER:
-            values["paper"] = [section.lines() for section in self.sections]
-        if self.comparison:
-            values["comparison"] = [pair.as_dict() for pair in self.comparison.pairs]
-        return {**values, "files": list(map(str, written))}
+        return [*caveats, *warnings(self.records)]
 
-    def text(self, form: str, layout: str) -> str:
-        """Return the complete table of a layout in an output format."""
-        if layout == "table4":
-            return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](
-                self.table4
-            )
-        if form == "csv":
-            return tables.to_csv(self.records)
-        if form == "latex":
-            return tables.latex(
-                replace(self.long, title=self.long.title or "All points", note=""), "long"
-            )
-        notes = (self.long.note, tables.provenance(self.records))
-        return tables.escape_markdown(
-            "\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n"
+    @cached_property
+    def sections(self) -> list[Section]:
+        """Further tables: frontiers, and the comparison that the options request."""
+        options, against = self.options, self.options.against
+        found = [section for front in frontiers(self.records) for section in front.sections()]
+        if against == PAPER:
+            found += paper.beside_paper(self.groups)
+        elif against:
+            old = read_records(find_folders([Path(against)], options.results_dir))
+            judge = (options.tolerance, options.gate)
+            compared = compare.compare(self.records, old, Scorer(), *judge)
+            if not compared.pairs:
+                names = ", ".join(f"'{path}'" for path in self.paths[:3])
+                raise UsageError(
+                    f"expected points that '{against}' and {names} both contain, got none; compare"
+                    " runs of one task"
+                )
+            found.append(compare.comparison_section(f"Comparison with {against}", compared))
+        return found
+
+    def winners_title(self, label: str) -> str:
+        """Return the heading of a setting's winners."""
+        return f"Winners{f', {label}' if len(self.groups) > 1 else ''}"
+
+    def texts(self) -> dict[str, str]:
+        """Return the content of all text files by name."""
+        long = tables.latex(
+            replace(self.long, title=self.long.title or "All points", note=""), "long"
         )
+        return {
+            "report.md": self.markdown(),
+            "long.csv": tables.to_csv(self.records),
+            "long.tex": f"{tables.LATEX_HEADER}\n{long}",
+            "table4.csv": paper.to_csv(self.table4),
+            "table4.tex": f"{tables.LATEX_HEADER}\n{paper.latex(self.table4)}",
+        }
 
     def markdown(self) -> str:
         """Return the text of report.md."""
-        title, table4 = f"# {self.long.title}".rstrip(), paper.markdown(self.table4).strip()
-        parts = [title, "## Layout of the paper's table 4", table4]
-        for label, chosen in self.winners.items():
-            parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            parts.append(
+        parts = [f"# {self.long.title}".rstrip()]
+        for section in self.overview:
+            parts += [f"## {section.title}", tables.markdown(section), section.note]
+        parts += ["## Layout of the paper's table 4", paper.markdown(self.table4).strip()]
+        for label, found in self.winners.items():
+            parts += [
+                f"## {self.winners_title(label)}",
                 f"Winners are chosen among points that keep {self.options.gate:.0%} of full's"
-                " quality by their whole interval."
-            )
-            parts.append("\n".join(f"- {winner.line()}" for winner in chosen))
+                " quality by their whole interval.",
+                "\n".join(f"- {winner.line()}" for winner in found),
+            ]
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
-        parts += [
-            "## All points",
-            tables.markdown(self.long),
-            self.long.note,
-            tables.provenance(self.records),
-        ]
-        return tables.escape_markdown("\n\n".join(part for part in parts if part) + "\n")
+        if self.warnings:
+            parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
+        parts += ["## All points", tables.markdown(self.long), self.long.note]
+        parts.append(tables.provenance(self.records))
+        return tables.escape_markdown("\n\n".join(filter(None, parts)) + "\n")
 
 
 def run(options: Options) -> None:
-    """Make a report and show it. Garbage collection is off: it finds little to free and takes a
-    sixth of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        _run(options)
-    finally:
-        if was_enabled:
-            gc.enable()
+    """Make a report and show it."""
+    report = Report.of(options)
+    if options.form == "terminal":
+        show(report, write(report), Console(width=None if sys.stdout.isatty() else NO_TERMINAL))
+    else:
+        forms = {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}
+        print(forms[options.form](report.table4), end="")
 
 
-def _run(options: Options) -> None:
-    made = Report.of(options)
-    if options.form != "terminal" and not options.as_json:
-        print(made.text(options.form, options.layout or "table4"), end="")
-        return
-    written = write(made)
-    if options.as_json:
-        print(json.dumps(made.as_dict(written), ensure_ascii=False))
-        return
-    screen.show(made, Console(width=None if sys.stdout.isatty() else NO_TERMINAL), written)
-
-
-def write(made: Report) -> list[Path]:
+def write(report: Report) -> list[Path]:
     """Write all files of a report and return their paths."""
-    options = made.options
-    folder = (
-        options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
-    )
+    options, paths, texts = report.options, report.paths, report.texts()
+    folder = options.output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
         raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
-    texts = {
-        "report.md": made.markdown(),
-        "long.csv": made.text("csv", "long"),
-        "long.tex": f"{tables.LATEX_HEADER}\n{made.text('latex', 'long')}",
-        "table4.csv": made.text("csv", "table4"),
-        "table4.tex": f"{tables.LATEX_HEADER}\n{made.text('latex', 'table4')}",
-    }
+    plots = save_plots(report.groups, options.gate, folder) if options.plots else []
+    if options.page:
+        texts["report.html"] = render(report, plots)
     for name, text in texts.items():
         write_atomic(folder / name, text)
-    plots = save_plots(made.groups, options.gate, folder) if options.plots else []
-    written = [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
-    if options.page:
-        stored = answers.collect(made.groups, made.records, options.most)
-        page = Page(
-            made.groups, made.records, options.gate, made.winners, plots, stored, made.sections
-        )
-        write_atomic(folder / "report.html", page.html())
-        written.append(folder / "report.html")
-    return written
+    return [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
+
+
+def show(report: Report, written: Sequence[Path], console: Console) -> None:
+    """Show a report on a terminal: table 4, the winners, other tables and warnings."""
+
+    def tell(text: str, style: str = "", wrap: bool = True) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrap)
+
+    def more(count: int, what: str, file: str) -> None:
+        if count > 0:
+            tell(f"{file} has {count} more {what}")
+
+    def draw(section: Section, file: str, most: int = MAX_LINES) -> None:
+        shown = replace(section, cells=section.cells[: max(0, most)])
+        if shown.cells:
+            console.print(tables.draw(shown, console.width, file))
+
+    for section in report.overview:
+        draw(section, "report.md")
+    left = MAX_LINES
+    for section in report.table4:
+        draw(section, "table4.csv", left)
+        left -= len(section.cells)
+    tell(paper.NOTE, "italic")
+    more(-left, "lines", "table4.csv")
+    for label, found in list(report.winners.items())[:MAX_SETTINGS]:
+        gate = f"{report.options.gate:.0%}"
+        title = report.winners_title(label)
+        tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
+        for winner in found:
+            tell(f"  {winner.line(MAX_NAMES)}")
+        tell("")
+    more(len(report.winners) - MAX_SETTINGS, "settings with winners", "report.md")
+    for section in report.sections:
+        draw(section, "report.md")
+        more(len(section.cells) - MAX_LINES, "lines", "report.md")
+    for warning in report.warnings:
+        tell(f"warning: {warning}", "yellow")
+    folder = written[0].parent
+    page = (
+        f"open {folder / 'report.html'}"
+        if report.options.page
+        else "add --html for a page with examples"
+    )
+    tell(f"written to {folder}/; {page}", wrap=False)

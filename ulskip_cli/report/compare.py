@@ -1,13 +1,11 @@
 """Comparison of two results folders, point by point, with a verdict for every difference."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ulskip_cli.experiments.record import MISSING, Record
 from ulskip_cli.experiments.statistics import (
     FAILS,
-    GATE,
     HOLDS,
     TIE,
     TITLES,
@@ -40,8 +38,7 @@ class Pair:
 
     old: Record
     new: Record
-    name: str
-    metric: str | None
+    metric: str
     quality: Difference | None  # new minus old; positive is better
     speedup: Difference | None  # new divided by old
     tolerance: float
@@ -64,45 +61,14 @@ class Pair:
     @property
     def is_faster(self) -> str:
         """The claim that the new side decodes faster than its full model."""
-        return (
-            verdict(self.new.speedup, 1.0)
-            if self.new.speedup and not self.new.keeps_all
-            else MISSING
-        )
+        speedup = None if self.new.keeps_all else self.new.speedup
+        return verdict(speedup, 1.0) if speedup else MISSING
 
     @property
     def keeps(self) -> str:
         """The claim that the new side keeps the gate's share of its full model's quality."""
-        share = next(iter(shares([self.new], self.gate).values()), None)
+        share = shares([self.new], self.gate).get(self.new.key)
         return share.verdict if share and not self.new.keeps_all else MISSING
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the pair as plain values."""
-        keys = [
-            *([self.metric] if self.metric else []),
-            "measured_speedup",
-            "total_tokens_per_second",
-        ]
-        return {
-            "approach": self.name,
-            **{
-                key: self.new.value(key)
-                for key in ("strategy", "strategy_options", "target_speedup", "batch_size")
-            },
-            "old_id": self.old.id,
-            "new_id": self.new.id,
-            **{
-                f"{side}_{key}": row.value(key)
-                for key in keys
-                for side, row in (("old", self.old), ("new", self.new))
-            },
-            "metric": self.metric,
-            "quality": self.quality and asdict(self.quality),
-            "speedup_ratio": self.speedup and asdict(self.speedup),
-            "keeps_quality": self.keeps,
-            "is_faster": self.is_faster,
-            "as_before": self.verdict,
-        }
 
 
 @dataclass(frozen=True)
@@ -115,6 +81,8 @@ class Comparison:
     only_old: int
     only_new: int
     differs: list[str]  # settings in which the sides share no value
+    tolerance: float
+    gate: float
 
 
 def compare(
@@ -125,96 +93,94 @@ def compare(
     Two points match if they agree in every setting, except settings in which the two sides share no
     value, as two seeds.
     """
-    new, old = done(new), done(old)
-    table = settings_table([*new, *old]).drop(columns=["folder"])
-    now, before = table.iloc[: len(new)], table.iloc[len(new) :].reset_index(drop=True)
-    known = [(key, {*now[key]} - {UNKNOWN}, {*before[key]} - {UNKNOWN}) for key in table]
-    differs = [key for key, mine, theirs in known if mine and theirs and not mine & theirs]
-    keys = [key for key in table if key not in differs]
-    matched: dict[tuple[str, ...], list[Record | None]] = {}
-    for side, (frame, records) in enumerate(((now, new), (before, old))):
-        for line, record in zip(
-            frame[keys].itertuples(index=False, name=None), records, strict=True
-        ):
-            matched.setdefault(line, [None, None])[side] = record
-    both = [(later, earlier) for later, earlier in matched.values() if later and earlier]
-    judge = (tolerance, gate)
-    pairs = [
-        _pair(later, earlier, scorer if i < MAX_BOOTSTRAPS else None, judge)
-        for i, (later, earlier) in enumerate(both)
+    sides = [done(new), done(old)]
+    table = settings_table([*sides[0], *sides[1]]).drop(columns=["folder"])
+    tables = [table.iloc[: len(sides[0])], table.iloc[len(sides[0]) :]]
+    known = {key: [{*side[key]} - {UNKNOWN} for side in tables] for key in table}
+    differs = [
+        key for key, (mine, theirs) in known.items() if mine and theirs and not mine & theirs
     ]
-    sides = [
-        sum(record is not None for record in (pair[side] for pair in matched.values()))
-        for side in (0, 1)
-    ]
-    return Comparison(pairs, sides[1] - len(both), sides[0] - len(both), differs)
-
-
-def _pair(new: Record, old: Record, scorer: Scorer | None, judge: tuple[float, float]) -> Pair:
-    metric = primary([new, old])
-    quality = None
-    if metric is not None and new.value(metric) is not None and old.value(metric) is not None:
-        quality = scorer.difference(new, old, metric) if scorer else from_records(new, old, metric)
-    return Pair(old, new, new.label, metric, quality, speed_ratio(new, old), *judge)
+    lines = [list(map(tuple, side.drop(columns=differs).to_numpy())) for side in tables]
+    now, before = (
+        dict(zip(keys, side, strict=True)) for keys, side in zip(lines, sides, strict=True)
+    )
+    pairs: list[Pair] = []
+    for key in filter(before.__contains__, now):
+        mine, theirs = now[key], before[key]
+        metric, quality = primary([mine, theirs]) or "", None
+        if mine.value(metric) is not None and theirs.value(metric) is not None:
+            judge = scorer.difference if len(pairs) < MAX_BOOTSTRAPS else from_records
+            quality = judge(mine, theirs, metric)
+        ratio = speed_ratio(mine, theirs)
+        pairs.append(Pair(theirs, mine, metric, quality, ratio, tolerance, gate))
+    unmatched = len(before) - len(pairs), len(now) - len(pairs)
+    return Comparison(pairs, *unmatched, differs, tolerance, gate)
 
 
 def comparison_section(title: str, comparison: Comparison) -> Section:
     """Make the table of a comparison, one line per point."""
-    tolerance, gate = next(
-        ((pair.tolerance, pair.gate) for pair in comparison.pairs), (TOLERANCE, GATE)
-    )
     names = {TITLES[pair.metric] for pair in comparison.pairs if pair.metric}
     name = names.pop() if len(names) == 1 else "quality"
-    shown = [
-        (Head("approach"), lambda pair: pair.name),
-        (Head("target"), lambda pair: _number(pair.new.target_speedup, ".4g")),
+
+    def sides(head: str, leaves: Sequence[int], key: str, form: str) -> list[Shown]:
+        """Make the columns of a value of both sides; without a key, of the metric."""
+        return [
+            (
+                Head(f"{head}\nold", leaves[0]),
+                lambda pair: _cell(pair.old, key or pair.metric, form),
+            ),
+            (
+                Head(f"{head}\nnew", leaves[1]),
+                lambda pair: _cell(pair.new, key or pair.metric, form),
+            ),
+        ]
+
+    shown: list[Shown] = [
+        (Head("approach"), lambda pair: pair.new.label),
+        (Head("target"), lambda pair: _cell(pair.new, "target_speedup", ".4g")),
         (Head("batch"), lambda pair: str(pair.new.batch_size)),
-        (Head(f"{name}\nold", 7), lambda pair: _number(pair.old.value(pair.metric or ""), ".2f")),
-        (Head(f"{name}\nnew"), lambda pair: _number(pair.new.value(pair.metric or ""), ".2f")),
+        *sides(name, (7, 0), "", ".2f"),
         (Head("minus\nold"), lambda pair: _figure(pair.quality, "+.2f", 0.0)),
         (Head("minus old,\n95%", 3), lambda pair: _ends(pair.quality, "+.2f")),
-        (Head("speedup\nold", 6), lambda pair: _number(pair.old.measured_speedup, ".2f")),
-        (Head("speedup\nnew"), lambda pair: _number(pair.new.measured_speedup, ".2f")),
+        *sides("speedup", (6, 0), "measured_speedup", ".2f"),
         (Head("over\nold"), lambda pair: _figure(pair.speedup, ".2f", 1.0)),
         (Head("over old,\n95%", 4), lambda pair: _ends(pair.speedup, ".2f")),
-        (Head("tok/s\nold", 2), lambda pair: _number(pair.old.total_tokens_per_second, ".0f")),
-        (Head("tok/s\nnew", 1), lambda pair: _number(pair.new.total_tokens_per_second, ".0f")),
+        *sides("tok/s", (2, 1), "total_tokens_per_second", ".0f"),
         (Head("tok/s\nover old", 5), _rate),
-        (Head(f"keeps\n{gate:.0%}"), lambda pair: pair.keeps),
+        (Head(f"keeps\n{comparison.gate:.0%}"), lambda pair: pair.keeps),
         (Head("faster\nthan full"), lambda pair: pair.is_faster),
         (Head("as\nbefore"), lambda pair: pair.verdict),
     ]
-    notes = [NOTE, f"As before: the same answers, and a speedup within {tolerance:.0%}"]
+    allowed = f"{comparison.tolerance:.0%}"
+    notes = [NOTE, f"As before: the same answers, and a speedup within {allowed}"]
     if comparison.differs:
-        notes.append(
-            "The sides differ in"
-            f" {', '.join(dict.fromkeys(map(setting_title, comparison.differs)))}"
-        )
-    sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
-    notes += [f"Points only on the {side} side: {count}" for count, side in sides if count]
+        titles = dict.fromkeys(map(setting_title, comparison.differs))
+        notes.append(f"The sides differ in {', '.join(titles)}")
+    counts = {"old": comparison.only_old, "new": comparison.only_new}
+    notes += [f"Points only on the {side} side: {count}" for side, count in counts.items() if count]
     return Section.of(title, comparison.pairs, shown, sentences(notes), words=1)
 
 
-def _number(value: float | None, form: str) -> str:
+Shown = tuple[Head, Callable[[Pair], str]]
+
+
+def _cell(record: Record, key: str, form: str) -> str:
+    value = record.value(key)
     return MISSING if value is None else format(value, form)
 
 
 def _rate(pair: Pair) -> str:
     before, now = pair.old.total_tokens_per_second, pair.new.total_tokens_per_second
-    return _number(now / before if before and now else None, ".2f")
+    return f"{now / before:.2f}" if before and now else MISSING
 
 
 def _figure(difference: Difference | None, form: str, bound: float) -> str:
-    return (
-        MISSING
-        if difference is None
-        else f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
-    )
+    if difference is None:
+        return MISSING
+    return f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
 
 
 def _ends(difference: Difference | None, form: str) -> str:
-    return (
-        MISSING
-        if difference is None or difference.low is None
-        else f"{difference.low:{form}} to {difference.high:{form}}"
-    )
+    if difference is None or difference.low is None:
+        return MISSING
+    return f"{difference.low:{form}} to {difference.high:{form}}"

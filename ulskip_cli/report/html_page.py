@@ -1,106 +1,33 @@
-"""The report as one HTML file that needs no network: winners, points, plots and answers side by
-side.
+"""The report as one HTML file that needs no network: winners, points, plots, and the stored answers
+of runs side by side.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ulskip_cli.experiments.record import MISSING, Column, Record, columns
-from ulskip_cli.experiments.statistics import Share, shares
+from ulskip_cli.experiments.record import ABSENT, MISSING, Record
+from ulskip_cli.experiments.statistics import Share, read_answers, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.answers import Answers
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
-from ulskip_cli.report.rows import Group, setting_text, setting_title, varying
-from ulskip_cli.report.tables import Section
-from ulskip_cli.report.winners import Winner
-from ulskip_cli.tasks.metrics import metric_of, row_key
+from ulskip_cli.report.rows import Group
+from ulskip_cli.report.tables import Head, Section, Shown, column
 
+if TYPE_CHECKING:
+    from ulskip_cli.report.build import Report
+
+MAX_EXAMPLES = 200  # per data set
+MAX_RUNS = 48  # per data set
+MAX_PICKED = 12  # runs selected at first
+DATA_SET = ("task", "dataset", "pair")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
 NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
-
-
-@dataclass(frozen=True)
-class Page:
-    """The content of a page."""
-
-    groups: Sequence[Group]
-    records: Sequence[Record]  # in the order that the table has at first
-    gate: float  # share of the full model's quality
-    winners: Mapping[str, Sequence[Winner]]  # by the label of a setting
-    plots: Sequence[SavedPlot]
-    answers: Answers
-    sections: Sequence[Section] = ()  # further tables
-
-    def html(self) -> str:
-        """Render the whole file."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("ulskip_cli", "assets/report"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.policies["json.dumps_kwargs"] = {
-            "ensure_ascii": False,
-            "separators": (",", ":"),
-            "allow_nan": False,
-        }
-        environment.filters["minus"] = real_minus
-        judged = {
-            share.title
-            for group in self.groups
-            for share in shares(group.records, self.gate).values()
-        }
-        shown, rows = points(self.groups, self.records, self.gate)
-        return environment.get_template("page.html").render(
-            page=self,
-            zip=zip,
-            colour_of=strategy_colour,
-            heading=tables.title(self.records) or "Skipped layers",
-            folders=sorted({record.folder for record in self.records}),
-            finished=max(
-                (record.finished_at for record in self.records if record.finished_at), default=""
-            ),
-            columns=shown,
-            rows=rows,
-            readable={run["row"] for data_set in self.answers.sets for run in data_set["runs"]},
-            metric=judged.pop() if len(judged) == 1 else "primary metric" if judged else None,
-            notes=tables.explanations(self.records),
-            provenance=[line for line in tables.provenance(self.records).split("  \n") if line],
-        )
-
-
-@dataclass(frozen=True)
-class Field:
-    """A column of the table of points."""
-
-    key: str  # its name in the page's address
-    title: str
-    kind: str  # of cell in the template: text, number, interval, score, share, gate or layers
-    value: Callable[[Record], Any]  # a number, a text, a tuple (sorted by its first item), or None
-    tip: str = ""  # explanation of the title
-    form: str = ".2f"  # format of its numbers
-    facet: bool = False  # the page offers its values as a filter
-
-    def order(self, value: Any) -> str:
-        """Return the text by which the page sorts and filters a cell."""
-        first = value[0] if isinstance(value, tuple) else value
-        return (
-            ""
-            if first is None
-            else f"{first:.10g}"
-            if isinstance(first, (int, float))
-            else str(first)
-        )
-
-    def show(self, value: float) -> str:
-        """Format a number for the page."""
-        return real_minus(format(value, self.form)) if math.isfinite(value) else MISSING
+# A Chinese or Japanese character, a word, or a sign.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
 
 
 def real_minus(text: str) -> str:
@@ -112,190 +39,237 @@ def real_minus(text: str) -> str:
     return NEGATIVE.sub("−", text)
 
 
-def points(
-    groups: Sequence[Group], records: Sequence[Record], gate: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the columns of the table of points (with the values to filter by), and the lines of
-    the table.
-    """
-    judged: dict[tuple[str, str], Share] = {}
-    labels: dict[tuple[str, str], str] = {}
-    for group in groups:
-        judged |= shares(group.records, gate)
-        labels |= {record.key: group.approach(record) for record in group.records}
-    fields = _fields(records, judged)
-    lines = [[field.value(record) for field in fields] for record in records]
-    shown = [
-        i
-        for i, field in enumerate(fields)
-        if field.key in ("strategy", "target_speedup", "batch_size")
-        or any(line[i] is not None for line in lines)
-    ]
-    heads = []
-    for i in shown:
-        values = {line[i] for line in lines} - {None} if fields[i].facet else set()
-        heads.append(
-            {"field": fields[i], "values": [fields[i].order(value) for value in sorted(values)]}
-        )
-    drawn = []
-    for record, line in zip(records, lines, strict=True):
-        passes = record.keeps_all or (record.key in judged and judged[record.key].can_win)
-        missing = None if record.is_done else (record.absent, record.reason or "no reason given")
-        look = {
-            "label": labels.get(record.key, record.strategy),
-            "colour": strategy_colour(record.strategy),
-        }
-        drawn.append(
-            {**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]}
-        )
-    return heads, drawn
+def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
+    """Return the page of a report."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-
-def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) -> list[Field]:
-    """Return the columns of the page: the settings, the columns of the record's fields, and the
-    share of full's quality.
-    """
-
-    def share(record: Record) -> tuple[Any, ...] | None:
-        own = judged.get(record.key)
-        return (own.share, own.low, own.high, own.can_win) if own else None
-
-    def gated(record: Record) -> str | None:
-        return judged[record.key].word if record.key in judged and not record.keeps_all else None
-
-    engines = {
-        (record.strategy, record.decoding, record.engine) for record in records if record.engine
+    environment = Environment(
+        loader=PackageLoader("ulskip_cli", "assets/report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "ensure_ascii": False,
+        "separators": (",", ":"),
+        "allow_nan": False,
     }
-    elsewhere = {"batch_size", "strategy", "correction", "ratio"}
-    if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
-        elsewhere.add("engine")  # strategy and decoding determine it
-    fields = [
-        Field("strategy", "strategy", "text", lambda record: record.strategy_name, facet=True),
-        Field(
-            "target_speedup",
-            "target",
-            "number",
-            lambda r: r.target_speedup,
-            "requested speedup",
-            ".10g",
-            facet=True,
-        ),
-        Field(
-            "batch_size",
-            "batch",
-            "number",
-            lambda record: record.batch_size,
-            "batch size",
-            ".10g",
-            facet=True,
-        ),
-        *(_setting(records, key) for key in varying(records, but=elsewhere)),
-    ]
-    keys = {field.key for field in fields}
-    for key, column in columns():
-        if key not in keys:
-            keys.add(key)
-            fields.append(_field(key, column))
-    quality = [
-        Field(
-            "share",
-            "of full",
-            "share",
-            share,
-            "share of the full model's primary metric that the point keeps",
-            ".1%",
-        ),
-        Field(
-            "gate",
-            "gate",
-            "gate",
-            gated,
-            "quality gate; ? marks an interval that includes the gate",
-        ),
-    ]
-    at = next(i for i, field in enumerate(fields) if field.key == "decode_loss")
-    return [*fields[:at], *quality, *fields[at:]]
-
-
-def _field(key: str, column: Column) -> Field:
-    """Make the column of a field; layers, intervals and scores are drawn in their own way."""
-    if key == "kept_layers":
-        return Field(
-            "layers",
-            "kept layers",
-            "layers",
-            _kept,
-            "first layer on the left; pale layers do not run for every token",
-        )
-    if key == "measured_speedup":
-        return Field(
-            "measured",
-            "measured",
-            "interval",
-            _measured,
-            "measured decode speedup over the full model, with its interval",
-        )
-    if metric_of(key):
-        return Field(
-            key,
-            column.head,
-            "score",
-            partial(_score, key=key),
-            column.tip,
-            row_key(key).number_format,
-        )
-    return Field(
-        key,
-        column.head,
-        "number",
-        column.show or (lambda record: record.value(key)),
-        column.tip,
-        column.form,
+    environment.filters["minus"] = real_minus
+    environment.filters["order"] = order
+    groups, records, gate = report.groups, report.records, report.options.gate
+    judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}
+    labels = {record.key: group.approach(record) for group in groups for record in group.records}
+    titles = sorted({share.title for share in judged.values()})
+    answers = collect(groups, records, report.options.most)
+    table = _points(records, judged)
+    names = {"strategy", "target", *(head.text for head, _ in tables.settings(records))}
+    values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
+    facets = {
+        head.text: sorted({order(text) for text in texts} - {""}, key=_as_number)
+        for head, texts in values
+        if head.text in names
+    }
+    return environment.get_template("page.html").render(
+        report=report,
+        plots=plots,
+        answers=asdict(answers),
+        gate=f"{gate:.0%}",
+        colour_of=strategy_colour,
+        heading=tables.title(records) or "Skipped layers",
+        folders=sorted({record.folder for record in records}),
+        finished=max((record.finished_at or "" for record in records), default=""),
+        table=table,
+        facets=facets,
+        rows=[(record, labels[record.key], judged.get(record.key)) for record in records],
+        readable={run.row for data_set in answers.sets for run in data_set.runs},
+        metric=" or ".join(titles) if len(titles) < 2 else "primary metric",
+        notes=tables.explanations(records),
+        provenance=list(filter(None, tables.provenance(records).split("  \n"))),
     )
 
 
-def _score(record: Record, key: str) -> tuple[Any, ...] | None:
-    score = record.value(key)
-    return None if score is None else (score, record.is_significant(key))
+def _points(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) -> Section:
+    """Make the long table with the share of the full model's quality and the quality gate."""
+
+    def share(record: Record) -> str:
+        kept = judged.get(record.key)
+        return f"{kept.share:.1%}" if kept else MISSING
+
+    def gate(record: Record) -> str:
+        kept = None if record.keeps_all else judged.get(record.key)
+        return kept.word if kept else MISSING
+
+    columns = tables.long_columns(records)
+    quality: list[Shown] = [(Head("of full"), share), (Head("keeps gate"), gate)]
+    titles = [head.title for head, _ in columns]
+    at = titles.index(column("decode_loss")[0].title)
+    return Section.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 
-def _measured(record: Record) -> tuple[Any, ...] | None:
-    ends = (record.measured_speedup, record.measured_speedup_low, record.measured_speedup_high)
-    return None if ends[0] is None else ends
+def order(text: str) -> str:
+    """Return the text by which the page sorts and filters a cell: its number, or else its words.
 
-
-def _setting(records: Sequence[Record], key: str) -> Field:
-    """Make the column of a setting in which records differ: numbers if all values are numbers,
-    otherwise words.
+    >>> order("1.80"), order("96.7%"), order("top_skip"), order("–")
+    ('1.8', '96.7', 'top_skip', '')
     """
-    known = [value for record in records if (value := record.settings().get(key)) is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        return Field(
-            key,
-            setting_title(key),
-            "number",
-            lambda record: record.settings().get(key),
-            form=".10g",
-            facet=True,
-        )
-
-    def words(record: Record) -> str | None:
-        text = setting_text(record, key)
-        return None if text == MISSING else text
-
-    return Field(key, setting_title(key), "text", words, facet=True)
+    number = NUMBER.match(text)
+    if number:
+        return f"{float(number[0]):.10g}"
+    return "" if text in (MISSING, *ABSENT.values()) else text
 
 
-def _kept(record: Record) -> tuple[Any, ...] | None:
-    if not record.kept_layers or not record.num_layers:
-        return None
-    last, kept = record.last_stage, record.kept_layers
-    skipped = [layer for layer in range(record.num_layers) if layer not in kept]
-    always, sometimes = (
-        [layer for layer in kept if (layer in last) is there] for there in (True, False)
-    )
-    return (
-        len(kept),
-        record.num_layers,
-        {"always": always, "sometimes": sometimes, "never": skipped},
-    )
+def _as_number(text: str) -> tuple[float, str]:
+    return (float(text), "") if NUMBER.fullmatch(text) else (0.0, text)
+
+
+@dataclass
+class Run:
+    """The answers of one run."""
+
+    row: int  # its index among the rows of the page
+    label: str
+    colour: str
+    outputs: list[int]  # positions of the answers among all texts
+    flags: dict[int, list[str]]  # of answers, e.g. that they repeat
+    baseline: int | None = None  # index of the full model's run
+
+
+@dataclass
+class DataSet:
+    """The examples of one data set and the runs on them."""
+
+    label: str
+    stored: int  # examples, of which the page shows some
+    examples: list[dict[str, int | str]]  # id, and positions of source and reference
+    runs: list[Run]
+    picked: list[int]  # runs that are selected at first
+
+
+@dataclass
+class Answers:
+    """The stored answers that a page shows."""
+
+    note: str  # a sentence on how many of the stored answers are included
+    sets: list[DataSet] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # every text once
+    # result of `compare_texts` by "base,text", for texts that differ
+    changes: dict[str, list[int]] = field(default_factory=dict)
+
+
+def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES) -> Answers:
+    """Read the answers to the first `most` examples of each data set; runs refer to rows by their
+    index in `rows`.
+    """
+    if most == 0:
+        return Answers("The page has no answers, because --examples is 0.")
+    names = {
+        row.key: group.called(row)
+        if row.target_speedup and not row.keeps_all
+        else group.approach(row)
+        for group in groups
+        for row in group.records
+    }
+    stored: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if (Path(row.folder) / "generations" / f"{row.id}.jsonl").is_file():
+            stored[" · ".join(str(row.value(key)) for key in DATA_SET if row.value(key))].append(i)
+    if not stored:
+        return Answers("The results folders hold no answers: they have no generations/.")
+    texts: dict[str, int] = {}
+    sets = []
+    notes = []
+    for label, indices in stored.items():
+        chosen = sorted(sorted(indices, key=lambda i: (rows[i].batch_size, i))[:MAX_RUNS])
+        data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts, most)
+        counts = f"{len(data_set.examples)} of {data_set.stored} examples"
+        notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
+        sets += [data_set] if data_set.runs else []
+    every = list(texts)
+    return Answers("; ".join(notes) + ".", sets, every, _changes(sets, every))
+
+
+def _data_set(
+    label: str,
+    rows: Mapping[int, Record],
+    names: Mapping[tuple[str, str], str],
+    texts: dict[str, int],
+    most: int,
+) -> DataSet:
+    """Return the examples of one data set and the runs on them; runs that answered other examples
+    are left out.
+    """
+
+    def position(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    made = DataSet(label, 0, [], [], [])
+    sources: list[str] = []
+    for i, row in rows.items():
+        answers = read_answers(row.folder, row.id)
+        shown = answers[:most]
+        if not made.examples:
+            made.stored, sources = len(answers), [answer["source"] for answer in shown]
+            for answer in shown:
+                example = {key: position(answer[key]) for key in ("source", "reference")}
+                made.examples.append({"id": str(answer.get("id", "")), **example})
+        if shown and [answer["source"] for answer in shown] == sources:
+            outputs = [position(answer["hypothesis"]) for answer in shown]
+            flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}
+            colour = strategy_colour(row.label)
+            made.runs.append(Run(i, names[row.key], colour, outputs, flags))
+    ran = [rows[run.row] for run in made.runs]
+    first: dict[str, int] = {}  # of every label the run with the smallest batch
+    for k in sorted(range(len(ran)), key=lambda k: ran[k].batch_size):
+        first.setdefault(made.runs[k].label, k)
+    main = [k for k in first.values() if ran[k].strategy in ("full", "unified")]
+    has_unified = any(ran[k].strategy == "unified" for k in main)
+    made.picked = sorted(main if has_unified else first.values())[:MAX_PICKED]
+    labels = [run.label for run in made.runs]
+    for run, row in zip(made.runs, ran, strict=True):
+        if labels.count(run.label) > 1:
+            run.label += f" · batch {row.batch_size}"
+        fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
+        wanted = row.baseline_id or row.id
+        run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
+    return made
+
+
+def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
+    """Compare every answer with its reference and with the full model's answer."""
+    changes: dict[str, list[int]] = {}
+    for data_set in sets:
+        references = [int(example["reference"]) for example in data_set.examples]
+        for run in data_set.runs:
+            fulls = references if run.baseline is None else data_set.runs[run.baseline].outputs
+            for bases in (references, fulls):
+                for base, text in zip(bases, run.outputs, strict=True):
+                    if base != text and (key := f"{base},{text}") not in changes:
+                        changes[key] = compare_texts(texts[base], texts[text])
+    return changes
+
+
+def compare_texts(base: str, text: str) -> list[int]:
+    """Return the percentage of equal words, then triples of character counts: in both, only in
+    `base`, only in `text`.
+
+    >>> compare_texts("a b c", "a c")
+    [80, 1, 3, 1, 1, 0, 0]
+    """
+    ours, theirs = (list(WORD.finditer(whole)) for whole in (base, text))
+    matcher = SequenceMatcher(None, [word[0] for word in ours], [word[0] for word in theirs])
+    lengths: list[int] = []
+    i = j = equal = 0  # where both texts are, and the equal characters since the last difference
+    for block in matcher.get_matching_blocks():
+        for k in range(block.size):
+            (start, end), (other, other_end) = ours[block.a + k].span(), theirs[block.b + k].span()
+            if k == 0 or start - i != other - j:  # a difference ends here, if only of spaces
+                if start > i or other > j:
+                    lengths += [equal, start - i, other - j]
+                    equal = 0
+                equal += end - start
+            else:
+                equal += end - i
+            i, j = end, other_end
+    lengths += [equal, len(base) - i, len(text) - j]
+    return [round(100 * matcher.ratio()), *lengths]

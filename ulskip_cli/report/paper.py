@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import MISSING, Column, Record, cell
@@ -56,67 +55,49 @@ NOTE = (
 )
 
 
-Line = tuple[
-    float, str, dict[int, Record]
-]  # a target and an approach with its records by batch size
+# A target and an approach with its records by batch size.
+Line = tuple[float, str, dict[int, Record]]
+Cell = tuple[Head, Callable[[Line], str]]
 
 
 def table4(records: Sequence[Record]) -> list[Section]:
     """Arrange records with a target speedup as in table 4: one table per setting, one line per
     target and approach.
     """
-    return [
-        _table4(group)
-        for group in grouped([record for record in records if record.target_speedup is not None])
-    ]
+    return list(map(_table4, grouped([record for record in records if record.target_speedup])))
 
 
 def _table4(group: Group) -> Section:
+    def first(key: str, column: Column | None = None, title: str = "", leaves: int = 0) -> Cell:
+        """Show the finished record with the smallest batch size."""
+        head, show = tables.column(key) if column is None else tables.shown(key, column)
+
+        def text(line: Line) -> str:
+            records = done(line[2].values()) or line[2].values()
+            return show(min(records, key=lambda record: record.batch_size))
+
+        return Head(title or head.text, leaves), text
+
+    def of_batch(line: Line, size: int) -> str:
+        return cell(line[2][size], "pairs", rate) if size in line[2] else MISSING
+
     metric = primary(group.records)
-    lines = [(target, approach, records) for (target, approach), records in group.points().items()]
-    is_timed = any(record.tokens_per_second() is not None for record in group.records)
     rate = Column("", ".0f", lambda record: record.tokens_per_second())
     full_rate = Column("", ".0f", lambda record: record.tokens_per_second("full"))
-    shown: list[tuple[Head, Callable[[Line], str]]] = [
+    shown: list[Cell] = [
         (Head("target"), lambda line: f"{line[0]:g}x"),
         (Head("approach"), lambda line: line[1]),
-        (Head("layers"), _of_first("kept_layers", tables.column("kept_layers")[1])),
-        *(
-            [
-                (
-                    Head(TITLES[metric]),
-                    _of_first(metric, partial(cell, key=metric, column=Column("", ".2f"))),
-                )
-            ]
-            if metric
-            else []
-        ),
-        (Head("predicted", 1), _of_first("", tables.column("predicted_speedup")[1])),
-        (Head("measured"), _of_first("", tables.column("measured_speedup")[1])),
+        first("kept_layers"),
+        *([first(metric, Column(TITLES[metric], ".2f"))] if metric else []),
+        first("predicted_speedup", leaves=1),
+        first("measured_speedup"),
     ]
-    if is_timed:
-        shown.append(
-            (Head("full\ntok/s", 2), _of_first("", partial(cell, key="pairs", column=full_rate)))
-        )
-        shown += [
-            (Head(f"tok/s,\nbatch {size}"), partial(_of_batch, size=size, column=rate))
-            for size in group.batches
-        ]
+    if any(record.tokens_per_second() is not None for record in group.records):
+        shown.append(first("pairs", full_rate, "full\ntok/s", 2))
+        for size in group.batches:
+            shown.append((Head(f"tok/s,\nbatch {size}"), partial(of_batch, size=size)))
+    lines = [(target, approach, records) for (target, approach), records in group.points().items()]
     return Section.of(group.label, lines, shown)
-
-
-def _of_first(key: str, show: Callable[[Record], str]) -> Callable[[Line], str]:
-    """Make cells for the finished record with the smallest batch size."""
-
-    def text(line: Line) -> str:
-        records = done(line[2].values()) or list(line[2].values())
-        return show(min(records, key=lambda record: record.batch_size))
-
-    return text
-
-
-def _of_batch(line: Line, size: int, column: Column) -> str:
-    return cell(line[2][size], "pairs", column) if size in line[2] else MISSING
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -131,9 +112,8 @@ def to_csv(sections: Sequence[Section]) -> str:
     shown.
     """
     lines = [{"setting": section.title, **line} for section in sections for line in section.lines()]
-    return tables.csv_text(
-        lines, list(dict.fromkeys(["setting", *(key for line in lines for key in line)]))
-    )
+    heads = dict.fromkeys(["setting", *(head for line in lines for head in line)])
+    return tables.csv_text(lines, list(heads))
 
 
 def latex(sections: Sequence[Section]) -> str:
@@ -167,25 +147,23 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
     return [file, *save_quality(drawn, folder.path / "quality", tables.title(drawn))]
 
 
-def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
+def beside_paper(groups: Sequence[Group]) -> list[Section]:
     """Make one table per timed setting with the paper's and the measured values; the last table's
     note has the caveat.
     """
-    made = []
-    for group in groups:
-        if any(record.total_tokens_per_second for record in group.done):
-            title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
-            facts = [record.environment for record in group.done if record.environment]
-            machines = dict.fromkeys(
-                str(f.accelerator or f"{f.processor}, {f.threads} threads") for f in facts
-            )
-            note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
-            names = {record.key: group.approach(record) for record in group.records}
-            made.append(_beside(title, {"ours": group.records}, names, note))
-    return [
-        *made[:-1],
-        *(replace(section, note=f"{section.note} {CAVEAT}") for section in made[-1:]),
-    ]
+    timed = [group for group in groups if any(row.total_tokens_per_second for row in group.done)]
+    sections = []
+    for group in timed:
+        title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
+        facts = [record.environment for record in group.done if record.environment]
+        machines = dict.fromkeys(
+            fact.accelerator or f"{fact.processor}, {fact.threads} threads" for fact in facts
+        )
+        note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
+        names = {record.key: group.approach(record) for record in group.records}
+        note += f" {CAVEAT}" * (group is timed[-1])
+        sections.append(_beside(title, {"ours": group.records}, names, note))
+    return sections
 
 
 def comparable(records: Sequence[Record]) -> list[Record]:
@@ -221,73 +199,57 @@ def _beside(
     (full_bleu, *full_rates), lines = TABLE_4[1, "full"], []
     for (target, approach), (bleu, *rates) in TABLE_4.items():
         for size, rate, full_rate in zip(BATCHES, rates, full_rates, strict=True):
-            line: dict[str, Any] = {
-                "target": f"{target:g}x",
-                "approach": approach,
-                "batch": str(size),
-            }
+            line = {"target": f"{target:g}x", "approach": approach, "batch": str(size)}
             line |= {"paper\nBLEU": f"{bleu:.2f}", "paper\nof full": f"{bleu / full_bleu:.0%}"}
-            known = rate is not None and full_rate is not None
-            line |= (
-                {"paper\ntok/s": f"{rate:.0f}", "paper\nx": f"{rate / full_rate:.2f}"}
-                if rate and full_rate
-                else NOT_RUN
-            )
+            line |= NOT_RUN
+            if rate and full_rate:
+                line |= {"paper\ntok/s": str(rate), "paper\nx": f"{rate / full_rate:.2f}"}
+            ours: dict[str, str] = {}
             for side, records in sides.items():
-                line |= _ours(
-                    side,
-                    [record for record in records if record.batch_size == size],
-                    (target, approach),
-                    names,
-                )
-            if any(key.startswith(f"{side}\n") for key in line for side in sides) or known:
-                lines.append(line)
-    heads = list(dict.fromkeys(key for line in lines for key in line))
-    has_scores = any(head.endswith("of full") and not head.startswith("paper") for head in heads)
-    heads = [head for head in heads if has_scores or head not in ("paper\nBLEU", "paper\nof full")]
-    return Section.of(
-        title, lines, [(Head(head), partial(_text, key=head)) for head in heads], note, words=2
-    )
+                same = [record for record in records if record.batch_size == size]
+                cells = _ours(same, (target, approach), names)
+                ours |= {f"{side}\n{key}": text for key, text in cells.items()}
+            if ours or rate:
+                lines.append(line | ours)
+    heads = dict.fromkeys(key for line in lines for key in line)
+    if not any(f"{side}\nof full" in heads for side in sides):
+        heads.pop("paper\nBLEU", None)
+        heads.pop("paper\nof full", None)
 
+    def text(line: Mapping[str, str], key: str) -> str:
+        return line.get(key, MISSING)
 
-def _text(line: Mapping[str, str], key: str) -> str:
-    return line.get(key, MISSING)
+    return Section.of(title, lines, [(Head(key), partial(text, key=key)) for key in heads], note)
 
 
 def _ours(
-    side: str,
-    records: Sequence[Record],
-    point: tuple[float, str],
-    names: Mapping[tuple[str, str], str],
+    records: Sequence[Record], point: tuple[float, str], names: Mapping[tuple[str, str], str]
 ) -> dict[str, str]:
-    """Return a side's cells for a target and approach at one batch size; empty if no record
-    measured them.
+    """Return the cells of one side for a target and approach among records of one batch size;
+    empty if no record measured them.
     """
     timed_full = [record.full.total_tokens_per_second for record in records if record.full]
     if point[1] == "full" and timed_full:
-        return {f"{side}\ntok/s": f"{median(timed_full):.0f}", f"{side}\nx": "1.00"}
-    own = next(
-        (record for record in records if (record.target_speedup, names[record.key]) == point), None
-    )
-    if own is None:
+        return {"tok/s": f"{median(timed_full):.0f}", "x": "1.00"}
+    named = {(record.target_speedup, names[record.key]): record for record in reversed(records)}
+    record = named.get(point)
+    if record is None:
         return {}
-    fulls = [
-        record.total_tokens_per_second
-        for record in records
-        if record.keeps_all and record.total_tokens_per_second
-    ]
-    rate, times = own.total_tokens_per_second, own.end_to_end_speedup
-    if own.keeps_all:
+    fulls = [full.total_tokens_per_second for full in records if full.keeps_all]
+    rate, times = record.total_tokens_per_second, record.end_to_end_speedup
+    full_rate = next(filter(None, fulls), None)
+    if record.keeps_all:
         times = 1.0 if rate else None
-    elif times is None and rate and fulls:
-        times = rate / fulls[0]
-    cells = {
-        "tok/s": None if rate is None else f"{rate:.0f}",
-        "x": None if times is None else f"{times:.2f}",
+    elif times is None and rate and full_rate:
+        times = rate / full_rate
+    metric, share = primary([record]), shares(records).get(record.key)
+    values = {
+        "tok/s": (rate, ".0f"),
+        "x": (times, ".2f"),
+        **({TITLES[metric]: (record.value(metric), ".2f")} if metric else {}),
+        **({"of full": (share.share, ".0%")} if share else {}),
     }
-    metric, share = primary([own]), shares(records).get(own.key)
-    if metric and own.value(metric) is not None:
-        cells |= {TITLES[metric]: f"{own.value(metric):.2f}"}
-    if share:
-        cells |= {"of full": f"{share.share:.0%}"}
-    return {f"{side}\n{key}": text or own.absent for key, text in cells.items()}
+    return {
+        key: record.absent if value is None else format(value, form)
+        for key, (value, form) in values.items()
+    }

@@ -1,14 +1,20 @@
 """Style of all plots: colours, panels, axis limits, legends, and the saving of figures."""
 
 import base64
+import colorsys
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ulskip_cli.core.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, FAINT = "#24303c", "#8a97a5"  # text and axes; grids and reference lines
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
@@ -24,7 +30,6 @@ COLOURS = {
     "search": "#3d9ca8",
     "custom": "#8c6d46",
 }
-OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies that users add
 MARKERS = "osD^vP*X"
 MAX_TITLE = 58  # characters over half a figure
 _STYLE: Any = {
@@ -55,11 +60,11 @@ _STYLE: Any = {
 }
 
 
-@dataclass(frozen=True)
-class SavedPlot:
+class SavedPlot(NamedTuple):
     """A plot that is written to disk."""
 
     caption: str  # what the plot shows
+    aspect: float  # width over height
     files: list[Path]  # the PNG and the SVG
 
     @property
@@ -69,20 +74,23 @@ class SavedPlot:
 
 
 def strategy_colour(strategy: str) -> str:
-    """Return the colour of a strategy, the same in every plot."""
-    return COLOURS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
+    """Return the colour of a strategy, the same in every plot; the name of a strategy without an
+    entry in COLOURS decides its hue.
+    """
+    number = zlib.crc32(strategy.encode())
+    hue, shade = number % 4093 / 4093, number % 31 / 31
+    levels = colorsys.hls_to_rgb(hue, 0.35 + 0.25 * shade, 0.5)
+    return COLOURS.get(strategy, "#" + "".join(f"{round(255 * level):02x}" for level in levels))
 
 
-@contextmanager
-def applied() -> Iterator[None]:
+def applied() -> AbstractContextManager[None]:
     """Apply the style of all plots within a `with` block."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        yield
+    return matplotlib.rc_context(_STYLE)
 
 
-def save_figure(figure: Any, path: Path) -> list[Path]:
+def save_figure(figure: "Figure", path: Path) -> list[Path]:
     """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no
     suffix.
     """
@@ -98,7 +106,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
 
 def panels(
     count: int, width: float, height: float, columns: int = 2, **options: Any
-) -> tuple[Any, list[Any]]:
+) -> "tuple[Figure, list[Axes]]":
     """Return a figure and its axes; each panel has the given size in inches."""
     from matplotlib.figure import Figure
 
@@ -111,32 +119,30 @@ def panels(
     return figure, axes[:count]
 
 
-def legend_below(figure: Any, handles: dict[str, Any]) -> None:
+def legend_below(figure: "Figure", handles: "Mapping[str, Artist]") -> None:
     """Add one legend below all panels; `handles` maps labels to plotted artists."""
     if handles:
         columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
         figure.legend(
-            handles.values(),
-            handles.keys(),
+            list(handles.values()),
+            list(handles),
             loc="outside lower center",
             ncols=columns,
             handlelength=1.6,
         )
 
 
-def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+def limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
     """Set the limits of both axes from the points only, so that one wide interval does not crush
     the plot.
     """
-    for values, limit in zip(
-        zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True
-    ):
+    for name, values in zip(("xlim", "ylim"), zip(*points, strict=True), strict=True):
         margin = 0.1 * (max(values) - min(values)) or 0.1
-        limit(min(values) - margin, max(values) + margin)
+        axes.set(**{name: (min(values) - margin, max(values) + margin)})
 
 
 def draw_interval(
-    axes: Any,
+    axes: "Axes",
     point: tuple[float, float],
     ends: tuple[float, float],
     colour: str,
@@ -145,32 +151,23 @@ def draw_interval(
     """Draw a vertical interval (horizontal with `across`) through a point; an arrowhead marks an
     end beyond the axis.
     """
-    lowest, highest = axes.get_xlim() if across else axes.get_ylim()
-    low, high = max(ends[0], lowest), min(ends[1], highest)
-    look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
-    (axes.hlines if across else axes.vlines)(point[1] if across else point[0], low, high, **look)
-    for end, marker, goes_on in (
-        (low, "<v"[not across], low > ends[0]),
-        (high, ">^"[not across], high < ends[1]),
-    ):
-        if goes_on:
-            at = ([end], [point[1]]) if across else ([point[0]], [end])
-            axes.plot(
-                *at, marker, color=colour, markersize=5, clip_on=False, scalex=False, scaley=False
-            )
+    limits = axes.get_xlim() if across else axes.get_ylim()
+    inside = max(ends[0], limits[0]), min(ends[1], limits[1])
+    draw = axes.hlines if across else axes.vlines
+    draw(point[across], *inside, color=colour, linewidth=1.1, alpha=0.8)
+    for end, whole, marker in zip(inside, ends, "<>" if across else "v^", strict=True):
+        if end != whole:
+            at = (end, point[1]) if across else (point[0], end)
+            look: dict[str, Any] = {"markersize": 5, "scalex": False, "scaley": False}
+            axes.plot(*at, marker, color=colour, clip_on=False, **look)
 
 
 def annotate(
-    axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any
+    axes: "Axes", text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> None:
     """Write a small text beside a point; `offset` is in typographic points."""
-    axes.annotate(
-        text,
-        point,
-        xytext=offset,
-        textcoords="offset points",
-        **{"color": INK, "fontsize": 8, **options},
-    )
+    look = {"textcoords": "offset points", "color": INK, "fontsize": 8, **look}
+    axes.annotate(text, point, xytext=offset, **look)
 
 
 def shortened(title: str, most: int = MAX_TITLE) -> str:

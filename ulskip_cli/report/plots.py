@@ -2,11 +2,10 @@
 layers, learning curves.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, primary
@@ -21,8 +20,14 @@ from ulskip_cli.report.plot_style import (
     save_figure,
     strategy_colour,
 )
-from ulskip_cli.report.rows import Group
+from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.training import curve_label
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MAX_PANELS = 4
 MAX_POINTS = 120  # per panel
@@ -31,35 +36,39 @@ MAX_SCHEDULES = 24
 # inches; three side by side are as wide as one large panel, so that all plots have type of one size
 PANEL_WIDTH = 2.3
 BARS = "Bars are confidence intervals; an arrowhead marks an interval that goes beyond the plot."
-_Plot = tuple[str, Any]  # caption and figure
+Drawn = tuple[str, "Figure"]  # caption and figure
+Shown = Sequence[tuple[Group, Sequence[Record]]]  # groups with the records that a plot shows
 
 
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
     """Draw and save every plot that has rows; `gate` is the share of the full model's quality at
     which a line is drawn.
     """
+    saved = []
     with plot_style.applied():
-        drawn = {
+        plots = {
             "quality": _quality(groups, gate),
             "targets": _targets(groups),
             "throughput": _throughput(groups),
+            "exits": _exits(groups),
+            "layers": _kept_layers(groups),
         }
-        drawn |= {"exits": _exits(groups), "layers": _kept_layers(groups)}
-        return [
-            SavedPlot(plot[0], save_figure(plot[1], folder / name))
-            for name, plot in drawn.items()
-            if plot
-        ]
+        for name, plot in plots.items():
+            if plot:
+                caption, figure = plot
+                width, height = figure.get_size_inches()
+                saved.append(SavedPlot(caption, width / height, save_figure(figure, folder / name)))
+    return saved
 
 
 def save_quality(rows: Sequence[Record], path: Path, title: str = "") -> list[Path]:
     """Plot quality against measured speedup, or predicted speedup if none was measured; write no
     file without quality.
     """
+    if primary(rows) == "decode_loss":
+        return []
     with plot_style.applied():
-        plot = (
-            None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
-        )
+        plot = _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
@@ -69,36 +78,24 @@ def save_predictions(
     """Plot measured against predicted speedup, one colour per label; write no file without
     predictions.
     """
-    drawn = [
-        (row, label)
-        for row, label in zip(rows, labels, strict=True)
-        if row.value("predicted_speedup") is not None
-    ]
+    drawn = [pair for pair in zip(rows, labels, strict=True) if pair[0].predicted_speedup]
     if not drawn:
         return []
-    highest = max(
-        max(row.value("predicted_speedup"), row.value("measured_speedup")) for row, _ in drawn
-    )
-    batches = sorted({row.batch_size for row, _ in drawn})
+    speedups = [row.measured_speedup or 1.0 for row, _ in drawn]
+    highest = max(*speedups, *(row.predicted_speedup or 1.0 for row, _ in drawn))
     names = list(dict.fromkeys(label for _, label in drawn))
-    series = sorted({(row.batch_size, label) for row, label in drawn})
+    series = sorted(collected(drawn, lambda pair: (pair[0].batch_size, pair[1])).items())
+    markers = _markers(batch for (batch, _), _ in series)
     with plot_style.applied():
         figure, (axes,) = plot_style.panels(1, 6.4, 4.8)
-        lowest = min(1.0, *(row.value("measured_speedup") for row, _ in drawn))
-        plot_style.limit_to(axes, [(lowest, lowest), (highest, highest)])
-        for i, (batch, label) in enumerate(series):
-            points = [row for row, name in drawn if (row.batch_size, name) == (batch, label)]
-            aside = (
-                (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)
-            )  # equal predictions are drawn side by side
-            marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
-            xs, ys = (
-                [row.value("predicted_speedup") + aside for row in points],
-                [row.value("measured_speedup") for row in points],
-            )
-            axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
-            for x, y, row in zip(xs, ys, points, strict=True):
-                draw_interval(axes, (x, y), _interval(row), colour)
+        plot_style.limit_to(axes, [(min(1.0, *speedups),) * 2, (highest, highest)])
+        for i, ((batch, label), pairs) in enumerate(series):
+            # equal predictions are drawn side by side
+            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)
+            points = [((row.predicted_speedup or 1.0) + aside, row) for row, _ in pairs]
+            colour = f"C{names.index(label)}"
+            line = _draw_measured(axes, points, marker=markers[batch], color=colour)
+            line.set_label(f"{label}, batch {batch}")
         axes.plot([1, highest], [1, highest], color=FAINT, linestyle="--", linewidth=1)
         axes.set(
             xlabel="predicted decode speedup, by bytes of weights",
@@ -119,12 +116,10 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
     with plot_style.applied():
         figure, (axes,) = plot_style.panels(1, 6.4, 4.2)
         for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
-            points = [
-                (point["step"], point["validation_loss"][key])
-                for point in curve
-                if key in point["validation_loss"]
-            ]
-            axes.plot(*zip(*points, strict=True), marker=".", label=curve_label(key))
+            points = [point for point in curve if key in point["validation_loss"]]
+            losses = [point["validation_loss"][key] for point in points]
+            steps = [point["step"] for point in points]
+            axes.plot(steps, losses, marker=".", label=curve_label(key))
         axes.set(xlabel="step", ylabel="validation loss, nats per token")
         axes.legend()
         return save_figure(figure, path)
@@ -137,71 +132,68 @@ def pareto_front(
     slowest first.
     """
     sign = -1 if lower_is_better else 1
-    best, front = -math.inf, []
+    front: list[tuple[float, float]] = []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
-        if sign * value > best:
-            best = sign * value
+        if not front or sign * value > sign * front[-1][1]:
             front.append((speed, value))
     return front[::-1]
 
 
-def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
+def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
+    """Draw a Pareto front as a broad grey band."""
+    xs, ys = zip(*front, strict=True)
+    (band,) = axes.plot(xs, ys, color=FAINT, linewidth=6, alpha=0.3, zorder=1)
+    band.set_solid_capstyle("round")
+    return band
+
+
+def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
     figure, panels = _panel_per_group([(group, _scored(group)) for group in groups])
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes, group, rows in panels:
         metric = str(primary(group.records))
         full = _draw_full(axes, group, metric, gate)
+        points = [*((_speedup(row), row.value(metric)) for row in rows), *full]
         at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
-        plot_style.limit_to(
-            axes, [*((_speedup(row), row.value(metric)) for row in rows), *full, *at_gate]
-        )
-        axes.set_ylim(
-            bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1])
-        )  # no score is below 0
-        front = pareto_front(
-            [*((_speedup(row), row.value(metric)) for row in rows), *full],
-            metric in LOWER_IS_BETTER,
-        )
+        plot_style.limit_to(axes, [*points, *at_gate])
+        low, high = axes.get_ylim()
+        axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
+        front = pareto_front(points, metric in LOWER_IS_BETTER)
         if len(front) > 1:
-            look = {
-                "color": FAINT,
-                "linewidth": 6,
-                "alpha": 0.3,
-                "zorder": 1,
-                "solid_capstyle": "round",
-            }
-            handles.setdefault("Pareto front", axes.plot(*zip(*front, strict=True), **look)[0])
-        for strategy in dict.fromkeys(row.label for row in rows):
-            drawn = sorted((row for row in rows if row.label == strategy), key=_speedup)
-            handles.setdefault(strategy, _draw_strategy(axes, drawn, metric, strategy))
+            handles.setdefault("Pareto front", draw_front(axes, front))
+        for label, drawn in collected(rows, lambda row: row.label).items():
+            handles.setdefault(label, _draw_strategy(axes, sorted(drawn, key=_speedup), metric))
         for row in rows if len(rows) <= MAX_LABELS else ():
-            label = (
-                f"{row.value('target_speedup'):g}x"
-                if row.value("target_speedup")
-                else f"{len(row.kept_layers or ())} layers"
-            )
+            target, count = row.target_speedup, len(row.kept_layers or ())
+            label = f"{target:g}x" if target else f"{count} layers"
             annotate(axes, label, (_speedup(row), row.value(metric)), (5, 5))
         kind = "predicted" if rows[0].measured_speedup is None else "measured"
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
         )
-    plot_style.legend_below(figure, handles)
     caption = (
         f"Quality against decode speedup. {BARS} The grey band is the Pareto front: no point beats"
         " it in both."
     )
-    return (caption, figure) if panels else None
+    return _with_legend(caption, figure, handles)
+
+
+def _with_legend(
+    caption: str, figure: "Figure | None", handles: "dict[str, Artist]"
+) -> Drawn | None:
+    if figure is None:
+        return None
+    plot_style.legend_below(figure, handles)
+    return caption, figure
 
 
 def _speedup(row: Record) -> float:
-    return float(
-        row.value("measured_speedup") or row.value("predicted_speedup") or row.value("layer_ratio")
-    )
+    return row.measured_speedup or row.predicted_speedup or row.layer_ratio or 1.0
 
 
 def _interval(row: Record) -> tuple[float, float]:
-    middle = row.value("measured_speedup")
-    return row.value("measured_speedup_low") or middle, row.value("measured_speedup_high") or middle
+    middle = row.measured_speedup or 1.0
+    return row.measured_speedup_low or middle, row.measured_speedup_high or middle
 
 
 def _scored(group: Group) -> list[Record]:
@@ -209,44 +201,43 @@ def _scored(group: Group) -> list[Record]:
     other rows have one.
     """
     metric = primary(group.records)
-    rows = [
-        row for row in group.done if not row.keeps_all and metric and row.value(metric) is not None
-    ]
-    rows = [row for row in rows if row.value("measured_speedup") is not None] or rows
+    rows = [row for row in group.done if not row.keeps_all and row.value(metric or "") is not None]
+    rows = [row for row in rows if row.measured_speedup is not None] or rows
     smallest = min((row.batch_size for row in rows), default=None)
     return [row for row in rows if row.batch_size == smallest]
 
 
 def _panel_per_group(
-    groups: Sequence[tuple[Group, list[Record]]],
-) -> tuple[Any, list[tuple[Any, Group, list[Record]]]]:
+    groups: Shown,
+) -> "tuple[Figure | None, list[tuple[Axes, Group, Sequence[Record]]]]":
     """Return a figure with one panel for each of the largest groups; of too many rows, only every
     n-th row is drawn.
     """
-    ranked = sorted(
-        (i for i, (_, rows) in enumerate(groups) if rows), key=lambda i: -len(groups[i][1])
-    )[:MAX_PANELS]
-    if not ranked:
+    ranked = sorted(range(len(groups)), key=lambda i: -len(groups[i][1]))[:MAX_PANELS]
+    kept = [groups[i] for i in sorted(ranked) if groups[i][1]]
+    if not kept:
         return None, []
-    figure, each = plot_style.panels(len(ranked), 6.6 if len(ranked) == 1 else 4.8, 4.2)
-    shown = [(axes, *groups[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
-    for axes, group, _ in shown:
-        axes.set_title(
-            plot_style.shortened(group.label, plot_style.MAX_TITLE + 22 * (len(shown) == 1))
-        )
+    width, most = (
+        (6.6, plot_style.MAX_TITLE + 22) if len(kept) == 1 else (4.8, plot_style.MAX_TITLE)
+    )
+    figure, each = plot_style.panels(len(kept), width, 4.2)
+    for axes, (group, _) in zip(each, kept, strict=True):
+        axes.set_title(plot_style.shortened(group.label, most))
     return figure, [
-        (axes, group, rows[:: -(-len(rows) // MAX_POINTS)]) for axes, group, rows in shown
+        (axes, group, rows[:: -(-len(rows) // MAX_POINTS)])
+        for axes, (group, rows) in zip(each, kept, strict=True)
     ]
 
 
-def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
+def _draw_full(axes: "Axes", group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
     """Draw the full model and the quality gate; return the full model's point, or an empty list
     without a full row.
     """
-    row = next((row for row in group.done if row.keeps_all and row.value(metric) is not None), None)
-    if row is None:
+    scores = [row.value(metric) for row in group.done if row.keeps_all]
+    value = next((score for score in scores if score is not None), None)
+    if value is None:
         return []
-    colour, value = strategy_colour("full"), row.value(metric)
+    colour = strategy_colour("full")
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
     annotate(axes, "full", (1, value), (4, 4))
@@ -257,203 +248,159 @@ def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[
     return [(1.0, value)]
 
 
-def _draw_strategy(axes: Any, rows: Sequence[Record], metric: str, strategy: str) -> Any:
+def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Line2D":
     """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
-    xs, ys, colour = (
-        [_speedup(row) for row in rows],
-        [row.value(metric) for row in rows],
-        strategy_colour(strategy),
-    )
-    joined = len(rows) <= MAX_LABELS and len({row.value("target_speedup") for row in rows}) == len(
-        rows
-    )
-    (drawn,) = axes.plot(
-        xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3
-    )
+    colour, targets = strategy_colour(rows[0].label), {row.target_speedup for row in rows}
+    xs, ys = [_speedup(row) for row in rows], [row.value(metric) for row in rows]
+    form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
+    (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
     for x, y, row in zip(xs, ys, rows, strict=True):
-        if row.value("measured_speedup_low") is not None:
+        if row.measured_speedup_low is not None:
             draw_interval(axes, (x, y), _interval(row), colour, across=True)
         if difference := row.vs_baseline.get(metric):
-            ends = (
-                max(0.0, difference.full + difference.delta_low),
-                difference.full + difference.delta_high,
+            low, high = (
+                difference.full + delta for delta in (difference.delta_low, difference.delta_high)
             )
-            draw_interval(axes, (x, y), ends, colour)
+            draw_interval(axes, (x, y), (max(0.0, low), high), colour)
     return drawn
 
 
-def _targets(groups: Sequence[Group]) -> _Plot | None:
-    timed = [
-        [row for row in group.done if row.value("measured_speedup") is not None] for group in groups
-    ]
+def _markers(batches: Iterable[int]) -> dict[int, str]:
+    return dict(zip(sorted(set(batches)), cycle(MARKERS), strict=False))
+
+
+def _draw_measured(axes: "Axes", points: Sequence[tuple[float, Record]], **look: Any) -> "Line2D":
+    """Draw measured speedups with intervals at the given positions."""
+    ys = [row.measured_speedup or 1.0 for _, row in points]
+    (line,) = axes.plot([x for x, _ in points], ys, linestyle="none", **look)
+    for (x, row), y in zip(points, ys, strict=True):
+        draw_interval(axes, (x, y), _interval(row), look["color"])
+    return line
+
+
+def _targets(groups: Sequence[Group]) -> Drawn | None:
     asked = [
-        [row for row in rows if not row.keeps_all and row.value("target_speedup")] for rows in timed
+        [row for row in group.done if row.measured_speedup and row.target_speedup]
+        for group in groups
     ]
-    figure, panels = _panel_per_group(list(zip(groups, asked, strict=True)))
-    handles: dict[str, Any] = {}
+    skipping = [[row for row in rows if not row.keeps_all] for rows in asked]
+    figure, panels = _panel_per_group(list(zip(groups, skipping, strict=True)))
+    handles: dict[str, Artist] = {}
     for axes, _, rows in panels:
-        targets = sorted({row.value("target_speedup") for row in rows})
-        batches = sorted({row.batch_size for row in rows})
-        series = sorted({(row.label, row.batch_size) for row in rows})
-        known: list[tuple[float, float]] = []
+        targets = sorted({row.target_speedup or 1.0 for row in rows})
+        series = sorted(collected(rows, lambda row: (row.label, row.batch_size)).items())
+        markers = _markers(row.batch_size for row in rows)
         ends = [1, targets[-1]]
-        values = [row.value("measured_speedup") for row in rows] + [
-            row.value("predicted_speedup") for row in rows if row.value("predicted_speedup")
-        ]
-        plot_style.limit_to(axes, [(ends[0], min(values)), (ends[1] + 0.1, max(values))])
+        values = [row.measured_speedup or 1.0 for row in rows]
+        values += [row.predicted_speedup for row in rows if row.predicted_speedup]
+        plot_style.limit_to(axes, [(1, min(values)), (ends[1] + 0.1, max(values))])
         step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
-        for i, (strategy, batch) in enumerate(series):
-            points = [row for row in rows if (row.label, row.batch_size) == (strategy, batch)]
-            xs = [
-                row.value("target_speedup") + (i - (len(series) - 1) / 2) * step for row in points
-            ]
-            marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
-            axes.plot(
-                xs,
-                [row.value("measured_speedup") for row in points],
-                marker,
-                markersize=4,
-                color=colour,
-            )
-            for x, row in zip(xs, points, strict=True):
-                draw_interval(axes, (x, row.value("measured_speedup")), _interval(row), colour)
-            handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
-            known += [
-                (x, row.value("predicted_speedup"))
-                for x, row in zip(xs, points, strict=True)
-                if row.value("predicted_speedup")
-            ]
-        for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
-            handles.setdefault(
-                f"batch {batch}", axes.plot([], [], marker, markersize=4, color=INK)[0]
-            )
-        if known:
-            ticks = axes.scatter(
-                *zip(*known, strict=True), marker="_", color=INK, s=40, linewidth=1, zorder=4
-            )
+        at: list[tuple[float, Record]] = []
+        for i, ((label, batch), same) in enumerate(series):
+            aside, colour = (i - (len(series) - 1) / 2) * step, strategy_colour(label)
+            points = [((row.target_speedup or 1.0) + aside, row) for row in same]
+            _draw_measured(axes, points, marker=markers[batch], color=colour, markersize=4)
+            handles.setdefault(label, axes.plot([], [], "s", markersize=6, color=colour)[0])
+            at += [(x, row) for x, row in points if row.predicted_speedup]
+        for batch, marker in markers.items() if len(markers) > 1 else ():
+            (key,) = axes.plot([], [], marker, markersize=4, color=INK)
+            handles.setdefault(f"batch {batch}", key)
+        if at:
+            xs, ys = [x for x, _ in at], [row.predicted_speedup or 1.0 for _, row in at]
+            ticks = axes.scatter(xs, ys, marker="_", color=INK, s=40, linewidth=1, zorder=4)
             handles.setdefault("predicted", ticks)
-        handles.setdefault(
-            "equal to the target",
-            axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)[0],
-        )
+        (line,) = axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)
+        handles.setdefault("equal to the target", line)
         axes.set_xticks(targets, [f"{target:g}x" for target in targets])
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
-    plot_style.legend_below(figure, handles)
-    return (f"Measured decode speedup against the target. {BARS}", figure) if panels else None
+    return _with_legend(f"Measured decode speedup against the target. {BARS}", figure, handles)
 
 
-def _throughput(groups: Sequence[Group]) -> _Plot | None:
+def _throughput(groups: Sequence[Group]) -> Drawn | None:
     measured = [
         (group, [row for row in group.done if row.total_tokens_per_second]) for group in groups
     ]
-    measured = [
-        (group, rows) for group, rows in measured if len({row.batch_size for row in rows}) > 1
-    ]
-    group, rows = max(measured, key=lambda item: len(item[1]), default=(None, []))
+    measured = [pair for pair in measured if len({row.batch_size for row in pair[1]}) > 1]
+    group, rows = max(measured, key=lambda pair: len(pair[1]), default=(None, []))
     targets = sorted(
-        {
-            row.value("target_speedup")
-            for row in rows
-            if row.value("target_speedup") and not row.keeps_all
-        }
+        {row.target_speedup for row in rows if row.target_speedup and not row.keeps_all}
     )
     if group is None or not targets:
         return None
     targets = targets[:: -(-len(targets) // 6)]
     figure, each = plot_style.panels(len(targets), PANEL_WIDTH, 2.8, columns=3, sharey=True)
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes, target in zip(each, targets, strict=True):
-        drawn = [row for row in rows if row.keeps_all or row.value("target_speedup") == target]
-        for strategy in sorted(
-            {row.label for row in drawn}, key=lambda name: (name != "full", name)
-        ):
-            by_batch = {
-                row.batch_size: row.total_tokens_per_second
-                for row in drawn
-                if row.label == strategy
-            }
-            look = {
-                "marker": "o",
-                "markersize": 4,
-                "linewidth": 1.3,
-                "linestyle": "--" if strategy == "full" else "-",
-            }
-            (line,) = axes.plot(
-                *zip(*sorted(by_batch.items()), strict=True),
-                color=strategy_colour(strategy),
-                **look,
-            )
-            handles.setdefault(strategy, line)
+        shown = [row for row in rows if row.keeps_all or row.target_speedup == target]
+        lines = collected(shown, lambda row: row.label)
+        for label in sorted(lines, key=lambda label: (label != "full", label)):
+            by_size = {row.batch_size: row.total_tokens_per_second or 0.0 for row in lines[label]}
+            sizes = sorted(by_size)
+            (line,) = axes.plot(sizes, [by_size[size] for size in sizes], marker="o", markersize=4)
+            line.set(linestyle="--" if label == "full" else "-", linewidth=1.3)
+            line.set_color(strategy_colour(label))
+            handles.setdefault(label, line)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(group.batches, [str(size) for size in group.batches])
+        axes.set_xticks(group.batches, list(map(str, group.batches)))
         axes.minorticks_off()
         axes.set(title=f"{target:g}x", xlabel="batch size")
     each[0].set_ylim(bottom=0)  # all panels share the axis
     each[0].set_ylabel("tokens/s, prompt included")
     figure.suptitle(plot_style.shortened(group.label), x=0.01, ha="left", fontsize=10)
-    plot_style.legend_below(figure, handles)
-    return (
-        (
-            "Tokens per second by batch size, one panel per target. Prompt and generated tokens"
-            " count, as in the paper."
-        ),
-        figure,
+    caption = (
+        "Tokens per second by batch size, one panel per target. Prompt and generated tokens"
+        " count, as in the paper."
     )
+    return _with_legend(caption, figure, handles)
 
 
-def _exits(groups: Sequence[Group]) -> _Plot | None:
-    rows = [(group, row) for group in groups for row in group.done if row.value("exit_depths")][:6]
+def _exits(groups: Sequence[Group]) -> Drawn | None:
+    rows = [(group, row) for group in groups for row in group.done if row.exit_depths][:6]
     if not rows:
         return None
     figure, each = plot_style.panels(len(rows), PANEL_WIDTH, 2.4, columns=3)
     for axes, (group, row) in zip(each, rows, strict=True):
-        counts = {int(depth): count for depth, count in row.value("exit_depths").items()}
+        counts = {int(depth): count for depth, count in (row.exit_depths or {}).items()}
         total = sum(counts.values()) or 1
         mean = sum(depth * count for depth, count in counts.items()) / total
         shares = [count / total for count in counts.values()]
         axes.bar(list(counts), shares, color=strategy_colour(row.strategy), width=0.85)
         axes.axvline(mean, color=INK, linestyle="--", linewidth=1)
         annotate(axes, f"mean {mean:.1f}", (mean, 1), (4, -10), xycoords=("data", "axes fraction"))
-        axes.set(xlim=(0.3, row.value("num_layers") + 0.7), xlabel="layers run")
-        axes.set_title(f"{group.called(row)}, batch {row.value('batch_size')}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlim=(0.3, (row.num_layers or 0) + 0.7), xlabel="layers run")
+        axes.set_title(f"{group.called(row)}, batch {row.batch_size}")
+        axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     each[0].set_ylabel("share of tokens")
     return "Exit depths of early exit: how many layers each decoded token ran.", figure
 
 
-def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
-    schedules: dict[tuple[str, int], Record] = {}
+def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
+    schedules: dict[tuple[object, ...], tuple[str, Record]] = {}
     for group in groups:
-        for row in sorted(
-            group.done, key=lambda row: (row.value("target_speedup") or 0, row.strategy)
-        ):
-            if row.value("kept_layers"):
-                target = f" {row.value('target_speedup'):g}x" if row.value("target_speedup") else ""
-                schedules.setdefault(
-                    (f"{group.approach(row)}{target}", row.value("num_layers")), row
-                )
-    if not schedules:
+        for row in sorted(group.done, key=lambda row: (row.target_speedup or 0, row.strategy)):
+            if row.kept_layers:
+                target = f" {row.target_speedup:g}x" if row.target_speedup else ""
+                name = f"{group.approach(row)}{target}"
+                drawn = name, row.num_layers, row.kept_layers
+                schedules.setdefault(drawn, (name, row))
+    shown = list(schedules.values())[:MAX_SCHEDULES]
+    if not shown:
         return None
-    shown = list(schedules.items())[:MAX_SCHEDULES]
-    depths = {depth for (_, depth), _ in shown}
-    names = [f"{name} of {depth}" if len(depths) > 1 else name for (name, depth), _ in shown]
+    depths = {row.num_layers or 0 for _, row in shown}
+    names = [f"{name} of {row.num_layers}" if len(depths) > 1 else name for name, row in shown]
     figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))
-    for y, ((_, depth), row) in enumerate(shown):
-        last, colour = row.last_stage, strategy_colour(row.strategy)
-        kept = {
-            layer: (colour, 1.0 if layer in last else 0.45) for layer in row.value("kept_layers")
-        }
-        fills = [kept.get(layer, (FAINT, 0.18)) for layer in range(depth)]
-        axes.broken_barh(
-            [(layer - 0.43, 0.86) for layer in range(depth)], (y - 0.36, 0.72), facecolors=fills
-        )
+    for y, (_, row) in enumerate(shown):
+        depth = row.num_layers or 0
+        fills: list[tuple[str, float]] = [(FAINT, 0.18)] * depth
+        for layer in row.kept_layers or ():
+            fills[layer] = strategy_colour(row.strategy), 1.0 if layer in row.last_stage else 0.45
+        bars = [(layer - 0.43, 0.86) for layer in range(depth)]
+        axes.broken_barh(bars, (y - 0.36, 0.72), facecolors=fills)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.6, max(depths) - 0.4), xlabel="layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    paler = any(len(row.last_stage) < len(row.value("kept_layers")) for _, row in shown)
-    return (
-        f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}.",
-        figure,
-    )
+    paler = any(len(row.last_stage) < len(row.kept_layers or ()) for _, row in shown)
+    caption = f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}."
+    return caption, figure

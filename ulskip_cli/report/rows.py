@@ -5,11 +5,11 @@ setting.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pandas as pd
 
@@ -23,14 +23,12 @@ FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
 MAX_REASONS = 5
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
-LINES = (
-    "strategy",
-    "correction",
-    "ratio",
-    "batch_size",
-)  # parts in which the lines of one table differ
+LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
 UNKNOWN = "\0"  # placeholder for a setting that a record did not use
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -52,41 +50,22 @@ class Group:
 
     @cached_property
     def _approaches(self) -> dict[tuple[str, str], str]:
-        """The names of the records' strategies, which also differ where only an option of strategy
-        or correction does.
+        """The labels of the records, with the options of strategy and correction in which records
+        of one strategy differ at the same target and batch size.
         """
-        names: dict[tuple[str, str], list[str]] = {}
-        by_strategy = _collected(self.records, lambda record: record.strategy)
-        for records in by_strategy.values():
-            options = [
-                {k: v for k, v in record.strategy_options.items() if k != "unit"}
-                for record in records
-            ]
-            several = len(set(map(str, options))) > 1
-            for record, values in zip(records, options, strict=True):
-                names[record.key] = [
-                    record.strategy_name,
-                    *(map(str, values.values()) if several else ()),
-                ]
-                if record.correction:
-                    names[record.key].append(f"+ {record.correction.label}")
-        for records in by_strategy.values():
-            lines = _collected(
-                records,
-                lambda record: (*names[record.key], record.target_speedup, record.batch_size),
+        names = {record.key: [record.label] for record in self.records}
+        for records in collected(self.records, lambda record: record.strategy).values():
+            lines = collected(
+                records, lambda record: (record.label, record.target_speedup, record.batch_size)
             )
-            frames = [settings_table(same) for same in lines.values() if len(same) > 1]
-            parts = LINES[:2]  # the others have columns of their own
-            keys = [
-                key
-                for table in frames
+            keys = {
+                key: None
+                for table in map(settings_table, lines.values())
                 for key in table
-                if key.partition(".")[0] in parts and table[key].nunique() > 1
-            ]
-            for key in dict.fromkeys(keys):
-                for record in records:
-                    if (text := _option_text(record.settings().get(key))) is not None:
-                        names[record.key].append(text)
+                if key.partition(".")[0] in LINES[:2] and table[key].nunique() > 1
+            }
+            for record in records:
+                names[record.key] += filter(None, (_option_text(record, key) for key in keys))
         return {key: " ".join(parts) for key, parts in names.items()}
 
     def approach(self, record: Record) -> str:
@@ -103,34 +82,24 @@ class Group:
 
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
         """Return the last record of every target, approach and batch size, in the order of the
-        paper's table 4.
+        paper's table 4: by target, then by strategy with unified last.
         """
         points: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
-        records = [
-            (point_order((record.target_speedup, record.strategy)), record)
-            for record in self.records
-            if record.target_speedup
-        ]
-        for _, record in sorted(records, key=lambda item: item[0]):
-            assert record.target_speedup is not None
-            points[record.target_speedup, self.approach(record)][record.batch_size] = record
+        asked = [(record.target_speedup, record) for record in self.records]
+        for target, record in sorted(
+            ((target, record) for target, record in asked if target),
+            key=lambda item: (item[0], item[1].strategy == "unified", item[1].strategy),
+        ):
+            points[target, self.approach(record)][record.batch_size] = record
         return points
 
 
-def _option_text(option: Any) -> str | None:
+def _option_text(record: Record, key: str) -> str:
     """Return an option as part of a name; paths are named by their last part."""
-    if option is None:
-        return None
+    option = record.settings().get(key)
     if isinstance(option, list) and all(isinstance(item, str) for item in option):
         return ", ".join(Path(item).name for item in option)
-    return Path(option).name if isinstance(option, str) else str(option)
-
-
-def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
-    """Return the sort key of a target and approach: sort by target, then by name with unified
-    last.
-    """
-    return point[0], point[1] == "unified", point[1]
+    return Path(option).name if isinstance(option, str) else "" if option is None else str(option)
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
@@ -140,28 +109,12 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
     folders: dict[Path, None] = {}
     for path in named or [results_dir]:
         folder = path.parent if path.name == FILE else path
-        below = (
-            [folder]
-            if (folder / FILE).is_file()
-            else sorted(file.parent for file in folder.glob(f"*/{FILE}"))
-        )
+        below = [folder] * (folder / FILE).is_file() or _inside(folder)
         if not below:
+            known = ", ".join(map(str, _inside(results_dir)[:MAX_FOLDERS_NAMED]))
+            hint = f"known: {known}" if known else "make one with `ulskip sweep`"
             if (folder / "generations").is_dir():
-                raise UsageError(
-                    f"expected finished points in '{path}', got none; repeat the run's command to"
-                    " resume it"
-                )
-            known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
-            more = (
-                f" and {len(known) - MAX_FOLDERS_NAMED} more"
-                if len(known) > MAX_FOLDERS_NAMED
-                else ""
-            )
-            hint = (
-                f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}"
-                if known
-                else "make one with `ulskip sweep`"
-            )
+                hint = "repeat the run's command to resume it"
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
                 f" '{path}'; {hint}"
@@ -173,6 +126,10 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
                 f"expected a folder with a printable name, got '{printable(str(path))}'; rename it"
             )
     return list(folders)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob(f"*/{FILE}"))
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
@@ -217,20 +174,30 @@ def reasons(records: Iterable[Record]) -> list[str]:
     """List the reasons why points have no result, with strategies; reasons that differ only in `got
     NUMBER` are merged.
     """
-    by_reason: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     first: dict[str, str] = {}
+    strategies: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for record in records:
         if not record.is_done:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
-            by_reason[record.absent, reason][record.strategy] = None
-    lines = [
-        f"{word} ({', '.join(strategies)}): {reason}"
-        for (word, reason), strategies in by_reason.items()
-    ]
+            strategies[record.absent, reason][record.strategy] = None
+    lines = [f"{word} ({', '.join(names)}): {text}" for (word, text), names in strategies.items()]
+    more = len(lines) - MAX_REASONS
+    return [*lines[:MAX_REASONS], *[f"and {more} more reasons"] * (more > 0)]
+
+
+def warnings(records: Iterable[Record]) -> list[str]:
+    """List the warnings of runs; warnings that differ only in the strategy and in numbers are
+    merged and counted.
+    """
+    texts: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for text in record.warnings:
+            plain = text.removeprefix(f"{record.strategy}: ")
+            texts[re.sub(r"\d+(\.\d+)?", "", plain)].append(plain)
     return [
-        *lines[:MAX_REASONS],
-        *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS),
+        f"{same[0]}{f' ({len(same)} points, with other numbers)' if len(same) > 1 else ''}"
+        for same in texts.values()
     ]
 
 
@@ -251,33 +218,32 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
     its name, is not listed again.
     """
     table = settings_table(records)
-    varied: dict[str, pd.Series] = {}
+    varied: list[str] = []
     for key in table:
-        if key.partition(".")[0] in but:
-            continue
+        part = key.partition(".")[0]
         known = table[key][table[key] != UNKNOWN]
-        if known.nunique() < 2:
+        if part in but or known.nunique() < 2:
             continue
         if "." in key:
             choices = pd.Series([record.choice(key) for record in records])[known.index]
             if known.groupby(choices).nunique().max() < 2:
                 continue
         is_shown = any(
-            _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0])
-            for other, shown in varied.items()
+            _follows(table[key], table[shown], part == shown.partition(".")[0].partition("_")[0])
+            for shown in varied
         )
         if key in SETTING_FIELDS or not is_shown:
-            varied[key] = table[key]
-    return list(varied)
+            varied.append(key)
+    return varied
 
 
-def _follows(values: pd.Series, shown: pd.Series, own: bool) -> bool:
-    """Return True if values follow from shown ones, and unless those name the group's `own` choice,
-    the reverse too.
+def _follows(values: pd.Series, shown: pd.Series, names_choice: bool) -> bool:
+    """Return True if values follow from shown ones and, unless those name the choice of the same
+    group, the reverse too.
     """
     pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
-    pairs = pairs[(pairs["shown"] != UNKNOWN) & (pairs["values"] != UNKNOWN)]
-    return bool(pairs["shown"].is_unique and (own or pairs["values"].is_unique))
+    pairs = pairs[(pairs != UNKNOWN).all(axis="columns")]
+    return bool(pairs["shown"].is_unique and (names_choice or pairs["values"].is_unique))
 
 
 def settings_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -285,46 +251,39 @@ def settings_table(records: Sequence[Record]) -> pd.DataFrame:
     the default.
     """
     settings = [record.settings() for record in records]
-    keys = dict.fromkeys(key for values in settings for key in values)
+    keys = list(dict.fromkeys(key for values in settings for key in values))
     lines = [
         [str(values.get(key, default_of(key))) if record.knows(key) else UNKNOWN for key in keys]
         for record, values in zip(records, settings, strict=True)
     ]
-    return pd.DataFrame(lines, columns=list(keys), dtype=object)
+    return pd.DataFrame(lines, columns=keys, dtype=object)
 
 
 @cache
-def default_of(key: str) -> Any:
-    """Return the default of a setting, or `DEFAULT`."""
+def default_of(key: str) -> object:
+    """Return the default of a setting, None for one that runs find out, or `DEFAULT`."""
     part, _, rest = key.partition(".")
     field = Config.model_fields.get(part)
-    if field is None:
-        return None  # found out by the run
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    if not rest:
+    default = None
+    if field and not field.is_required():
+        default = field.get_default(call_default_factory=True)
+    if not field or not rest:
         return default
-    known = getattr(type(default), "model_fields", {}).get(rest)
-    return (
-        known.get_default(call_default_factory=True)
-        if known and not known.is_required()
-        else DEFAULT
-    )
+    option = getattr(type(default), "model_fields", {}).get(rest)
+    if option is None or option.is_required():
+        return DEFAULT
+    return option.get_default(call_default_factory=True)
 
 
 def setting_text(record: Record, key: str) -> str:
     """Return the value of a setting as words, or a dash if the record has none or did not use
     it.
     """
-    value = (
-        record.settings().get(key, default_of(key))
-        if record.knows(key) or key in SETTING_FIELDS
-        else None
-    )
-    if value == DEFAULT:
-        return MISSING
+    used = record.knows(key) or key in SETTING_FIELDS
+    value = record.settings().get(key, default_of(key)) if used else None
     if isinstance(value, dict):
         return " ".join(map(str, value.values())) or MISSING
-    return MISSING if value is None else str(value)
+    return MISSING if value in (None, DEFAULT) else str(value)
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
@@ -339,23 +298,18 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     table = settings_table(records)
     keys = [key for key in table if key.partition(".")[0] not in LINES]
     keys = [key for key in keys if table[key][table[key] != UNKNOWN].nunique() > 1]
-    lines = list(map(tuple, table[keys].itertuples(index=False, name=None)))
+    lines = [tuple(line) for line in table[keys].to_numpy()]
     group_of = _assigned(list(dict.fromkeys(lines)))
-    members = _collected(list(enumerate(records)), lambda item: group_of[lines[item[0]]])
-    firsts = [pairs[0][1] for pairs in members.values()]
+    members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
     named = [key for key in varying(records, but=LINES) if key not in NAMES]
     groups = []
-    for indexed, first in zip(members.values(), firsts, strict=True):
-        best = next(
-            (record for _, record in indexed if record.is_done and record.baseline_id), first
-        )
+    for pairs in members.values():
+        same = [record for _, record in pairs]
+        best = next((record for record in done(same) if record.baseline_id), same[0])
         labels = [str(best.value(key)) for key in NAMES if best.value(key) is not None]
-        labels += [
-            f"{setting_title(key)} {text}"
-            for key in named
-            if (text := setting_text(best, key)) != MISSING
-        ]
-        groups.append(Group(" · ".join(labels), [record for _, record in indexed]))
+        texts = {key: setting_text(best, key) for key in named}
+        labels += [f"{setting_title(key)} {text}" for key, text in texts.items() if text != MISSING]
+        groups.append(Group(" · ".join(labels), same))
     return groups
 
 
@@ -363,24 +317,20 @@ def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[s
     """Map every line of settings to a group: a complete one to itself, an incomplete one to the
     first that agrees.
     """
-    groups = [line for line in lines if UNKNOWN not in line]
-    group_of = {line: line for line in groups}
-    for line in sorted(
-        set(lines) - set(groups), key=lambda line: (line.count(UNKNOWN), lines.index(line))
-    ):
+    group_of: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for line in sorted(lines, key=lambda line: line.count(UNKNOWN)):
         agreeing = (
             group
-            for group in groups
+            for group in dict.fromkeys(group_of.values())
             if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True))
         )
-        group_of[line] = next(agreeing, line)
-        if group_of[line] is line:
-            groups.append(line)
+        group_of[line] = next(agreeing, line) if UNKNOWN in line else line
     return group_of
 
 
-def _collected(items: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
-    collected: dict[Any, list[Any]] = defaultdict(list)
+def collected(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return lists of items by key, in order of first appearance."""
+    lists: dict[Key, list[Item]] = defaultdict(list)
     for item in items:
-        collected[key(item)].append(item)
-    return collected
+        lists[key(item)].append(item)
+    return lists

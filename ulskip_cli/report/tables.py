@@ -3,11 +3,11 @@ per record.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -27,6 +27,7 @@ from ulskip_cli.experiments.record import (
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import primary, shares
+from ulskip_cli.report.plot_style import shortened
 from ulskip_cli.report.rows import (
     LINES,
     NAMES,
@@ -51,21 +52,23 @@ MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
     " pairs."
 )
-_LATEX_NAMES = {
-    "\\": "textbackslash",
-    "~": "textasciitilde",
-    "^": "textasciicircum",
-    "<": "textless",
-    ">": "textgreater",
-}
 _LATEX = str.maketrans(
-    {char: f"\\{char}" for char in "&%$#_{}"}
-    | {
-        char: f"\\{name}{{}}"
-        for char, name in (_LATEX_NAMES | {"·": "textperiodcentered", "…": "ldots"}).items()
+    {
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "·": r"\textperiodcentered{}",
+        "…": r"\ldots{}",
+        "–": "--",
+        "*": r"\textsuperscript{*}",
     }
-    | {"–": "--", "*": r"\textsuperscript{*}"}
 )
+
+
+Line = TypeVar("Line")
 
 
 class Head(NamedTuple):
@@ -100,38 +103,35 @@ class Section:
     @property
     def num_words(self) -> int:
         """The number of columns that are aligned left."""
-        return len(self.heads) if self.sentences else self.words
+        return len(self.heads) if self.sentences else min(self.words, len(self.heads))
 
-    def frame(self, escape: Callable[[str], str] = str) -> pd.DataFrame:
-        """Return the table as a data frame of texts."""
-        lines = [list(map(escape, line)) for line in self.cells]
-        return pd.DataFrame(lines, columns=[escape(head.text) for head in self.heads], dtype=object)
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as a data frame of texts."""
+        return pd.DataFrame(self.cells, columns=[head.text for head in self.heads], dtype=object)
 
     def lines(self) -> list[dict[str, str]]:
         """Return the table as plain values."""
-        return [
-            {head.text: text for head, text in zip(self.heads, line, strict=True)}
-            for line in self.cells
-        ]
+        lines: list[dict[str, str]] = self.frame.to_dict("records")
+        return lines
 
     @classmethod
     def of(
         cls,
         title: str,
-        lines: Sequence[Any],
-        shown: Sequence[tuple[Head, Callable[[Any], str]]],
+        lines: Sequence[Line],
+        shown: "Sequence[tuple[Head, Callable[[Line], str]]]",
         note: str = "",
         words: int = 2,
     ) -> "Section":
         """Make a table of a head and a cell for each column; columns in which no line has a value
         are left out.
         """
+        empty = {MISSING, *ABSENT.values()}
         texts = [(head, [show(line) for line in lines]) for head, show in shown]
-        texts = [
-            (head, column) for head, column in texts if set(column) - {MISSING, *ABSENT.values()}
-        ]
-        cells = [list(line) for line in zip(*(column for _, column in texts), strict=True)]
-        return cls(title, [head for head, _ in texts], cells, note, words)
+        texts = [(head, cells) for head, cells in texts if set(cells) - empty]
+        rows = [list(line) for line in zip(*(cells for _, cells in texts), strict=True)]
+        return cls(title, [head for head, _ in texts], rows, note, words)
 
 
 Shown = tuple[Head, Callable[[Record], str]]
@@ -157,9 +157,14 @@ def long_section(records: Sequence[Record]) -> Section:
     record has a value.
     """
     records = ordered(records)
-    measured = [shown(key, column) for key, column in columns()]
-    table = [*measured[:1], *_settings(records), *measured[1:], *_harness(records)]
-    return Section.of(title(records), records, table, footnote(records), words=1)
+    note = sentences(explanations(records))
+    return Section.of(title(records), records, long_columns(records), note, words=1)
+
+
+def long_columns(records: Sequence[Record]) -> list[Shown]:
+    """Return the columns of the long table: the strategy, settings, and measured values."""
+    strategy, *measured = (shown(key, column) for key, column in columns())
+    return [strategy, *settings(records), *measured, *_harness(records)]
 
 
 def short_section(records: Sequence[Record]) -> Section:
@@ -174,7 +179,7 @@ def short_section(records: Sequence[Record]) -> Section:
         Head("of\nfull"),
         lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING,
     )
-    table = [*measured[:1], *_settings(records), *measured[1:-1], share, measured[-1]]
+    table = [*measured[:1], *settings(records), *measured[1:-1], share, measured[-1]]
     note = sentences(
         [STARS] if any(record.is_significant(metric or "") for record in records) else []
     )
@@ -191,9 +196,9 @@ def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
     ]
 
 
-def _settings(records: Sequence[Record]) -> list[Shown]:
-    """Make the columns of the settings in which records differ, and of the options in which those
-    of one name do.
+def settings(records: Sequence[Record]) -> list[Shown]:
+    """Return the columns of the settings in which records differ, and of the options in which
+    those of one label do.
     """
     named: dict[str, list[Record]] = {}
     for record in records:
@@ -255,25 +260,20 @@ def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Tab
         title=escape_markup(section.title),
         caption=escape_markup(note),
         title_style="bold",
+        title_justify="left",
+        caption_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, int(roomy), 0, 0),
     )
-    table.padding = (0, int(roomy), 0, 0)
-    table.title_justify = table.caption_justify = "left"
+    most = 10_000 if section.sentences else MAX_CELL
     for i in kept:
-        side: Literal["left", "right"] = "left" if i < section.num_words else "right"
         table.add_column(
-            escape_markup(section.heads[i].title), justify=side, no_wrap=not section.sentences
+            escape_markup(section.heads[i].title),
+            justify="left" if i < section.num_words else "right",
+            no_wrap=not section.sentences,
         )
     for line in section.cells:
-        cells = (
-            (
-                line[i]
-                if section.sentences or len(line[i]) <= MAX_CELL
-                else f"…{line[i][1 - MAX_CELL :]}"
-            )
-            for i in kept
-        )
-        table.add_row(*map(escape_markup, cells))
+        table.add_row(*(escape_markup(shortened(line[i], most)) for i in kept))
     return table
 
 
@@ -281,10 +281,13 @@ def markdown(section: Section) -> str:
     """Write a table in Markdown, without heading and note; cells are not padded, so that one new
     value changes one line.
     """
-    frame = section.frame(lambda text: text.replace("|", r"\|").replace("<", "&lt;"))
-    rule = ["---"] * section.num_words + ["---:"] * (len(section.heads) - section.num_words)
-    lines = [list(frame), rule[: len(section.heads)], *frame.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rule = ["---"] * section.num_words
+    rule += ["---:"] * (len(section.heads) - section.num_words)
+    heads, *cells = (
+        [text.replace("|", r"\|").replace("<", "&lt;") for text in line]
+        for line in ([head.text for head in section.heads], *section.cells)
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
 
 
 def escape_markdown(text: str) -> str:
@@ -299,23 +302,18 @@ def escape_markdown(text: str) -> str:
 
 def latex(section: Section, label: str) -> str:
     """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
-    caption = escape_latex(
-        sentences([section.title, section.note]) if section.note else section.title
-    )
     is_long = len(section.cells) > MAX_LATEX_LINES
-    text = (
-        section.frame(escape_latex)
-        .style.hide(axis="index")
-        .to_latex(
-            column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
-            hrules=True,
-            caption=caption,
-            label=f"tab:{label}",
-            environment="longtable" if is_long else None,
-            position_float=None if is_long else "centering",
-        )
+    caption = sentences([section.title, section.note]) if section.note else section.title
+    table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")
+    text: str = table.to_latex(
+        column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
+        hrules=True,
+        caption=escape_latex(caption),
+        label=f"tab:{label}",
+        environment="longtable" if is_long else None,
+        position_float=None if is_long else "centering",
     )
-    return str(text)
+    return text
 
 
 def escape_latex(text: str) -> str:
@@ -346,20 +344,20 @@ def to_csv(records: Sequence[Record]) -> str:
     return csv_text(lines, [*(key for key in order if key in plain), *sorted(plain - set(order))])
 
 
-def csv_text(lines: Sequence[dict[str, Any]], heads: Sequence[str]) -> str:
+def csv_text(lines: Sequence[Mapping[str, object]], heads: Sequence[str]) -> str:
     """Write lines as CSV; a quote begins a text that a spreadsheet would run as a formula."""
     plain = [{head: _without_formula(line.get(head)) for head in heads} for line in lines]
-    frame = pd.DataFrame(plain, columns=list(heads), dtype=object).rename(columns=_without_formula)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    frame = pd.DataFrame(plain, columns=list(heads), dtype=object)
+    text: str = frame.rename(columns=_without_formula).to_csv(index=False, lineterminator="\n")
+    return text
 
 
-def _without_formula(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
+def _without_formula(value: object) -> object:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
     return value
 
 
@@ -389,54 +387,50 @@ def title(records: Sequence[Record]) -> str:
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """State the code, the machine and the weights of the records, one line per distinct
-    combination.
+    """State the code, the machine and the weights of the records, one line per machine and
+    versions of packages, with all commits and weights.
     """
+    used: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for record in ordered(records):
+        if facts := record.environment:
+            commit = (facts.git_commit or "no commit")[:10] + " (modified)" * bool(facts.git_dirty)
+            chip = f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
+            packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
+            line = f"{packages}; {facts.accelerator or chip}, {record.dtype}"
+            commits, trained = used.setdefault(line, ({}, {}))
+            commits[f"{facts.ulskip} at {commit}"] = trained[weights(record)] = None
     return "  \n".join(
-        dict.fromkeys(_provenance(record) for record in ordered(records) if record.environment)
+        f"ulskip {', '.join(commits)}; {line}; {', '.join(trained)}."
+        for line, (commits, trained) in used.items()
     )
 
 
-def _provenance(record: Record) -> str:
-    facts = record.environment
-    assert facts is not None
-    commit = (facts.git_commit or "no commit")[:10] + (" (modified)" if facts.git_dirty else "")
-    processor = (
-        facts.accelerator or f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
-    )
-    packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
-    weights = f"weights of {record.model} trained {record.training}"
-    return f"ulskip {facts.ulskip} at {commit}, {packages}; {processor}, {record.dtype}; {weights}."
+def weights(record: Record) -> str:
+    """Name the weights of a record, and state their training if it is known."""
+    known = record.training and not record.training.startswith("not stated")
+    return f"weights of {record.model}" + (f" trained {record.training}" if known else "")
 
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
     timed = [record for record in records if record.measured_speedup is not None]
+    counts = sorted({record.num_pairs for record in timed if record.num_pairs})
+    pairs = f"{' or '.join(map(str, counts))} pairs" if counts else "the pairs"
+    coverages = [record.speedup_interval_coverage for record in timed]
+    known = [coverage for coverage in coverages if coverage is not None]
     notes: list[str] = []
-    counts = {record.num_pairs for record in timed if record.num_pairs}
-    pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
-    coverages = [
-        record.speedup_interval_coverage
-        for record in timed
-        if record.speedup_interval_coverage is not None
-    ]
-    if coverages:
+    if known:
         notes.append(
             f"Interval: order statistics of {pairs}; it contains the median with at least"
-            f" {min(coverages):.1%} probability."
+            f" {min(known):.1%} probability."
         )
-    if len(coverages) < len(timed):
-        older = "Interval of rows from earlier versions" if coverages else "Interval"
+    if None in coverages:
+        older = "Interval of rows from earlier versions" if known else "Interval"
         notes.append(
             f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median"
             " in about 90% of cases."
         )
     return notes
-
-
-def footnote(records: Sequence[Record]) -> str:
-    """Return the notes of the long table as one paragraph."""
-    return sentences(explanations(records))
 
 
 def explanations(records: Sequence[Record]) -> list[str]:

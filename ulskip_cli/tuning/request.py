@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
@@ -20,21 +19,11 @@ from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
-_NOT_IN_KEY = (
-    "budget",
-    "adapter",
-    "adapter_steps",
-)  # they change no earlier step, so that these are used again
-_FIXED = (
-    "strategy",
-    "ratio",
-    "ratio_basis",
-    "offset",
-    "baseline",
-    "baseline_engine",
-    "baseline_model",
-    "speed.enabled",
-)  # every candidate sets its own
+# They change no earlier step, so that finished steps are used again.
+_NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
+# Every candidate sets its own.
+_BASELINE = ("baseline", "baseline_engine", "baseline_model")
+_FIXED = ("strategy", "ratio", "ratio_basis", "offset", "speed.enabled", *_BASELINE)
 
 
 @dataclass(frozen=True)
@@ -58,9 +47,7 @@ class TuneRequest:
     config: TuneConfig
     overrides: tuple[str, ...]  # of the command line
     candidates: tuple[Candidate, ...]
-    refused: tuple[
-        str, ...
-    ]  # candidates that do not run with this model or engine, each with its reason
+    refused: tuple[str, ...]  # candidates that cannot run here, each with its reason
     split: "Split"
     num_layers: int
     key: str  # hash of everything that decides the result
@@ -104,10 +91,9 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
         raise UsageError(
             f"expected speedup=S or quality=Q, got {got}; e.g. speedup=1.5, or quality=0.95"
         )
-    for text in overrides:
-        if (key := text.partition("=")[0].lstrip("+~")).partition(".")[
-            0
-        ] == "strategy" or key in _FIXED:
+    keys = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
+    for key in keys.values():
+        if key.partition(".")[0] == "strategy" or key in _FIXED:
             raise UsageError(
                 f"{key} is not supported by ulskip tune, which chooses it; list candidates=[...]"
                 " instead"
@@ -132,13 +118,10 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
             limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0
         )
     )
+    not_kept = (*_OWN_KEYS, "correction")
     return TuneRequest(
         config=config,
-        overrides=tuple(
-            text
-            for text in overrides
-            if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")
-        ),
+        overrides=tuple(text for text in keys if keys[text].partition(".")[0] not in not_kept),
         candidates=tuple(candidates),
         refused=tuple(refused),
         split=split,
@@ -209,9 +192,8 @@ def training_examples(split: Split) -> list[Example]:
     """
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
-    held = find_held_out(
-        _fitted(split.final.replace(calibration=calibration.replace(examples=most)))
-    )
+    wanted = split.final.replace(calibration=calibration.replace(examples=most))
+    held = find_held_out(_fitted(wanted))
     used = {
         _text(example)
         for side in (split.choice, split.final)
@@ -240,25 +222,23 @@ def _candidate(
 ) -> Candidate:
     words = text.split()
     keys = [word.partition("=")[0] for word in words]
-    if "strategy" not in keys or any(
-        key.partition(".")[0] not in ("strategy", "correction") for key in keys
-    ):
+    parts = {key.partition(".")[0] for key in keys}
+    if "strategy" not in keys or parts - {"strategy", "correction"}:
         raise UsageError(
             "expected candidates with strategy=NAME and keys of strategy and correction, got"
             f" '{text[:80]}'; e.g. candidates=['strategy=search strategy.budget=20'], and other"
             " keys beside candidates"
         )
-    if (
-        f"correction={config.correction.name}" not in words and "correction" in keys
-    ):  # another one has other options
+    if "correction" in keys and f"correction={config.correction.name}" not in words:
+        # Another correction has other options.
         overrides = [word for word in overrides if not word.startswith("correction.")]
     composed = configuration.compose_tuning([*overrides, *words], extra_dir)
     correction = composed.correction
-    chosen = any(word.startswith("correction.kind=") for word in (*overrides, *words))
-    if isinstance(correction, Patch) and not chosen and Need.PATCHES not in config.engine.supports:
+    is_set = any(word.startswith("correction.kind=") for word in (*overrides, *words))
+    if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
         correction = correction.replace(kind="folded")
     label = " ".join(word.removeprefix("strategy=").removeprefix("strategy.") for word in words)
-    if correction.label and "correction" not in " ".join(keys):
+    if correction.label and "correction" not in parts:
         label = f"{label} + {correction.label} patch"
     return Candidate(label, split.choice.replace(strategy=composed.strategy, correction=correction))
 
@@ -278,18 +258,3 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
         [_text(example) for example in held.examples] if held else [],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def describe(request: TuneRequest) -> dict[str, Any]:
-    """Return the request as the record of a tuning stores it."""
-    config = request.config
-    return {
-        "key": request.key,
-        "speedup": config.speedup,
-        "quality": config.quality,
-        "model": config.model.label,
-        "task": config.task.name,
-        "num_choice": request.split.num_choice,
-        "num_final": request.split.num_final,
-        "refused": list(request.refused),
-    }

@@ -1,21 +1,26 @@
-"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, and
-the command to run it.
+"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, the
+command to run it, its record in the results folder, and its export.
 """
 
+import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.experiments.record import Record
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
-from ulskip_cli.export.recipe import layer_ranges
-from ulskip_cli.export.request import MERGEABLE
-from ulskip_cli.tuning.request import TuneRequest, describe
+from ulskip_cli.export import run, staging
+from ulskip_cli.export.request import MERGEABLE, ExportRequest, resolve
+from ulskip_cli.report.rows import warnings
+from ulskip_cli.tuning.request import TuneRequest
 from ulskip_cli.tuning.trials import Chosen, Trial
+
+ADAPTER = "skip_adapter"  # folder in an export
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,7 @@ class TuneResult:
     chosen: Chosen
     record: Record  # on the examples that chose nothing
     trials: tuple[Trial, ...]
-    training: (
-        dict[str, Any] | None
-    )  # of a skip adapter: its folder and size, or `refused` with the reason
+    training: Row | None  # of a skip adapter: its folder and size, or `refused` with the reason
     minutes: float
 
     @property
@@ -37,11 +40,15 @@ class TuneResult:
         return self.chosen.trial
 
     @property
+    def _results(self) -> Path:
+        return ResultsFolder.of(self.request.config).path
+
+    @property
     def skip_adapter(self) -> Path | None:
         """The folder of the chosen patches or trained adapter; None without corrections."""
-        results = ResultsFolder.of(self.request.config)
-        patches = results.path / "calibrations" / self.trial.patch if self.trial.patch else None
-        return Path(self.trial.adapter) if self.trial.adapter else patches
+        if self.trial.adapter:
+            return Path(self.trial.adapter)
+        return self._results / "calibrations" / self.trial.patch if self.trial.patch else None
 
     @property
     def run_overrides(self) -> list[str]:
@@ -57,10 +64,11 @@ class TuneResult:
         """The overrides that export the chosen layers, without the engine and the decoding, which
         an export does not use.
         """
+        unused = ("engine", "decoding")
         return [
             text
             for text in self.run_overrides
-            if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")
+            if text.partition("=")[0].partition(".")[0] not in unused
         ]
 
     @property
@@ -68,60 +76,95 @@ class TuneResult:
         """The kind of the patches, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
 
-    def meets_wish(self) -> bool:
-        """True if the speedup or the share of the score, as measured at the end, reaches the
-        wish.
-        """
-        config = self.request.config
-        if config.speedup:
-            return (self.record.measured_speedup or 0.0) >= config.speedup
-        return share_of(self.record) >= (config.quality or 0.0)
-
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
-        judged = judge(self.record, self.request.config.quality or 1.0)
+        request, record = self.request, self.record
+        config = request.config
+        judged = judge(record, config.quality or 1.0)
+        met = judged.passes
+        if config.speedup:
+            met = (record.measured_speedup or 0.0) >= config.speedup
         return {
-            **describe(self.request),
+            "key": request.key,
+            "speedup": config.speedup,
+            "quality": config.quality,
+            "model": config.model.label,
+            "task": config.task.name,
+            "num_choice": request.split.num_choice,
+            "num_final": request.split.num_final,
+            "refused": list(request.refused),
             "kept_layers": list(self.trial.kept_layers),
             "candidate": self.trial.candidate,
             "patch": self.trial.patch,
-            "adapter": (
-                self.training and {**self.training, "chosen": self.trial.adapter is not None}
-            ),
-            "meets_wish": self.meets_wish(),
+            "adapter": self.training and {**self.training, "chosen": bool(self.trial.adapter)},
+            "meets_wish": met,
             "share": judged.share,
             "share_low": judged.low,
             "share_high": judged.high,
             "run": self.run_overrides,
-            "row": self.record.to_row(),
+            "row": record.to_row(),
             "choice_row_id": self.chosen.record.id,
             "trials": [trial.plain() for trial in self.trials],
             "minutes": round(self.minutes, 1),
         }
 
-    def lines(self) -> list[str]:
-        """Return the result in a sentence and five lines, and another one with a command to export
-        it.
+    def store(self) -> None:
+        """Write the record to `results/NAME/tuning/KEY.json`."""
+        text = json.dumps(self.as_json(), indent=1, ensure_ascii=False)
+        write_atomic(self._results / "tuning" / f"{self.request.key}.json", f"{text}\n")
+
+    def export(self, to: Path, config_dir: Path | None) -> list[str]:
+        """Export the chosen layers to a folder, and return lines that describe it.
+
+        Patches that an ordinary checkpoint can contain are merged into one; otherwise the folder
+        holds the schedule and the skip adapter, which ulskip applies to the unchanged model.
         """
-        config, record = self.request.config, self.record
+        if self.patch_kind in MERGEABLE:
+            wanted = ExportRequest(to, results=self._results)
+            return run.summary(run.export(self.export_overrides, config_dir, wanted))
+        assert self.skip_adapter is not None
+        schedule = ExportRequest(to / run.SCHEDULE, "schedule")
+        point = resolve(self.export_overrides, config_dir, schedule)
+        with staging.staged(to, is_folder=True) as folder:
+            (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
+            (folder / ADAPTER).mkdir()
+            for file in self.skip_adapter.glob("adapter.*"):
+                shutil.copy(file, folder / ADAPTER)
+            kept = list(self.trial.kept_layers)
+            staging.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
+        custom = ["strategy=custom", f"strategy.file={to / run.SCHEDULE}"]
+        adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
+        command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])
+        return [
+            f"wrote the schedule and its skip adapter to {to}; the model's weights stay where they"
+            " are",
+            f"next: {command}",
+        ]
+
+    def lines(self) -> list[str]:
+        """Return the result in a sentence and six lines, and the warnings of its run."""
+        config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
-        layers = f"{len(self.trial.kept_layers)} of {self.request.num_layers}"
-        skipped = spans(sorted(set(range(self.request.num_layers)) - set(self.trial.kept_layers)))
-        run = ["ulskip", "run", *self.run_overrides]
+        skipped = spans(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
+        wish, key = config.quality or 1.0, "quality"
+        low, value, high = judged.low, judged.share, judged.high
+        if config.speedup and record.speedup:
+            wish, key = config.speedup, "speedup"
+            value, low, high = record.speedup
         export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [
             sentence(record),
-            f"layers:   {layers}, without {skipped} ({self.trial.candidate}{self._trained()})",
+            f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
+            f" ({trial.candidate}{self._trained()})",
             f"speed:    {speedup_text(record)} over the full model",
-            (
-                f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
-                f" {judged.text()}, on {record.num_examples} examples that chose nothing"
-            ),
-            f"sure:     {self._sure(judged)}",
-            f"run:      {shlex.join(run)}",
+            f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
+            f" {judged.text()}, on {record.num_examples} examples that chose nothing",
+            f"sure:     {key}={wish:g} is {verdict(wish, value, low, high)}",
+            f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
+            *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 
     def _trained(self) -> str:
@@ -131,19 +174,8 @@ class TuneResult:
         if self.training is None or "refused" in self.training:
             return ""
         size = f"{self.training['steps']} steps on {self.training['examples']} examples"
-        return (
-            f": {size}" if self.trial.adapter else f"; an adapter trained for {size} is no better"
-        )
-
-    def _sure(self, judged: Share) -> str:
-        config, speedup = self.request.config, self.record.speedup
-        if config.speedup and speedup:
-            wish, key = config.speedup, "speedup"
-            value, low, high = speedup
-        else:
-            wish, key = config.quality or 1.0, "quality"
-            low, value, high = judged.low, judged.share, judged.high
-        return f"{key}={wish:g} is {verdict(wish, value, low, high)}"
+        better = self.trial.adapter is not None
+        return f": {size}" if better else f"; an adapter trained for {size} is no better"
 
 
 def verdict(wish: float, value: float, low: float | None, high: float | None) -> str:
@@ -153,10 +185,9 @@ def verdict(wish: float, value: float, low: float | None, high: float | None) ->
     ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
     """
     if value < wish:
-        return (
-            "missed, but the interval includes it"
-            if high is not None and high >= wish
-            else "missed; this is the nearest"
+        includes = high is not None and high >= wish
+        return "missed" + (
+            ", but the interval includes it" if includes else "; this is the nearest"
         )
     if low is None:
         return "met, without an interval: too few examples or timed pairs"
@@ -176,18 +207,11 @@ def judge(record: Record, gate: float) -> Share:
     return share
 
 
-def share_of(record: Record) -> float:
-    """Return the share of the full model's score that a record keeps."""
-    return judge(record, 1.0).share
-
-
 def spans(layers: Sequence[int]) -> str:
     """Format at least one layer number as ranges.
 
     >>> spans([1, 2, 3, 7, 9, 10])
     '1-3, 7, 9-10'
     """
-    return ", ".join(
-        f"{start}-{end - 1}" if end - start > 1 else str(start)
-        for start, end in layer_ranges(layers)
-    )
+    ranges = ((start, end - 1) for start, end in run.layer_ranges(layers))
+    return ", ".join(f"{start}-{end}" if end > start else str(start) for start, end in ranges)

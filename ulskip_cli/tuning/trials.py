@@ -1,22 +1,26 @@
 """Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the
-examples that choose.
+examples that choose; and the log of the finished steps of a tuning.
 """
 
+import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.files import append_line, read_jsonl
 from ulskip_cli.core.options import Options, parse
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.tuning.request import Candidate
@@ -35,27 +39,19 @@ class Trial(Options):
     adapter: str | None = None  # the folder of its trained skip adapter
 
     @classmethod
-    def from_step(cls, value: Mapping[str, Any], log: Path) -> Self:
+    def from_step(cls, value: Row, log: Path) -> Self:
         """Read a trial that a log of steps stores; raise UsageError if it names other folders than
         a tuning with this log.
         """
         trial = parse(cls, value, file=log)
-        if trial.patch is not None and not _PATCH_ID.fullmatch(trial.patch):
-            raise UsageError(
-                f"expected patch in {log} to be 12 hexadecimal digits, got {trial.patch[:80]!r};"
-                " remove the file"
-            )
         adapters = log.with_name(f"{log.stem}-adapter").resolve()
-        if trial.adapter is not None and Path(trial.adapter).resolve().parent != adapters:
+        is_patch = trial.patch is None or _PATCH_ID.fullmatch(trial.patch)
+        if not is_patch or (trial.adapter and Path(trial.adapter).resolve().parent != adapters):
             raise UsageError(
-                f"expected adapter in {log} to be inside {adapters}, got {trial.adapter[:80]!r};"
-                " remove the file"
+                f"expected patch and adapter in {log} to be those of a tuning, got"
+                f" {f'{trial.patch} and {trial.adapter}'[:120]!r}; remove the file"
             )
         return trial
-
-    def as_step(self) -> dict[str, Any]:
-        """Return the trial as a stored step."""
-        return self.plain()
 
 
 @dataclass(frozen=True)
@@ -98,16 +94,15 @@ class Trials:
         loss = self._loss.of(
             decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples))
         )
-        patch, adapter = (
-            (run.found.patch or {}).get("id"),
-            (run.found.skip_adapter or {}).get("path"),
-        )
-        layers = run.plan.kept_layers
         return Trial(
-            candidate=candidate.label, kept_layers=layers, loss=loss, patch=patch, adapter=adapter
+            candidate=candidate.label,
+            kept_layers=run.plan.kept_layers,
+            loss=loss,
+            patch=(run.found.patch or {}).get("id"),
+            adapter=(run.found.skip_adapter or {}).get("path"),
         )
 
-    def speedups(self, config: Config, wanted: float) -> dict[str, Any]:
+    def speedups(self, config: Config, wanted: float) -> dict[str, float]:
         """Return the speedup at every number of layers, by a line fitted to timed depths and
         corrected by timed pairs.
         """
@@ -140,3 +135,38 @@ def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
     """
     enough = [int(count) for count, speedup in speedups.items() if speedup >= NEAR * wanted]
     return max(enough, default=min(map(int, speedups)))
+
+
+class StepLog:
+    """Stores the value of every finished step under its name, one JSON line each, with its
+    seconds, so that the same command continues after an interruption.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the steps that earlier processes finished; a damaged line counts as a step that is
+        missing.
+        """
+        self.path = path
+        steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
+        self._values = {step["step"]: all_printable(step["value"]) for step in steps}
+        earlier: dict[str, float] = {step["step"]: step["seconds"] for step in steps}
+        self._began = time.monotonic() - sum(earlier.values())
+
+    def once(self, step: str, run: Callable[[], Any]) -> Any:
+        """Return the stored value of a step, or run the step and store the JSON-ready value that it
+        returns.
+        """
+        if step not in self._values:
+            began = time.monotonic()
+            self._values[step] = run()
+            seconds = round(time.monotonic() - began, 1)
+            line = {"step": step, "value": self._values[step], "seconds": seconds}
+            append_line(self.path, json.dumps(line, ensure_ascii=False))
+        return self._values[step]
+
+    @property
+    def minutes(self) -> float:
+        """The minutes that the tuning has taken, with those of the steps that earlier processes
+        finished.
+        """
+        return (time.monotonic() - self._began) / 60

@@ -42,7 +42,7 @@ function drawPoints() {
   for (const head of heads)
     head.setAttribute("aria-sort", head.dataset.key !== key ? "none" : sign < 0 ? "descending" : "ascending");
   byId("table").tBodies[0].replaceChildren(...found.slice(0, limit));
-  byId("count").textContent = found.length === rows.length ? `${rows.length} points` : `${found.length} of ${rows.length} points`;
+  byId("count").textContent = `${found.length === rows.length ? "" : `${found.length} of `}${rows.length} point${rows.length === 1 ? "" : "s"}`;
   byId("more").hidden = found.length <= limit;
   byId("more").textContent = `Show ${Math.min(STEP, found.length - limit)} more of ${found.length - limit}`;
 }
