@@ -2,8 +2,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-
 from ulskip_cli.cli.sweep_display import SweepDisplay
+
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.record import read
 

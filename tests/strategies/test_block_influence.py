@@ -1,10 +1,10 @@
 import pytest
+from ulskip_cli.strategies.block_influence import BlockInfluence
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.schedule import even
-from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.plan import make_plan
 
 

@@ -1,9 +1,9 @@
 import pytest
+from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.custom import Custom
-from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 
 def written(folder, kept=(0, 3), **fields):

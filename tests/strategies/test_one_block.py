@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulskip_cli.strategies.one_block import OneBlock, first_layers
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
-from ulskip_cli.strategies.one_block import OneBlock, first_layers
 
 
 class HeldOut:

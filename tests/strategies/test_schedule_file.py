@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from ulskip_cli.strategies.schedule_file import FORMAT, ScheduleFile, read
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.schedule_file import FORMAT, ScheduleFile, read
 
 ONE = ScheduleFile(
     num_layers=12,

@@ -3,11 +3,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulskip_cli.strategies.one_block import without_block
 
 from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
-from ulskip_cli.strategies.one_block import without_block
 from ulskip_cli.strategies.search import Search, swaps
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from ulskip_cli.core.model_metadata import find_config
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.strategies.schedule_file import ScheduleFile, ScheduleStage
+from ulskip_cli.strategies.custom import ScheduleFile, ScheduleStage
 
 SCHEDULE = "schedule.json"
 
