@@ -206,7 +206,7 @@ def run_points(points: Sequence[ResolvedPoint], session: Session) -> SweepOutcom
             if len(points) > 1:
                 session.progress.point(number, len(points))
             try:
-                outcome.add(run_point(point, session))
+                outcome.records |= {record.id: record for record in run_point(point, session)}
             except Exception as error:
                 if len(points) == 1 or isinstance(error, StorageError):
                     raise

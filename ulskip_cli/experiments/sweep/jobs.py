@@ -218,12 +218,6 @@ class SweepOutcome:
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Add the records of a point; a repeated record moves to the end."""
-        for record in records:
-            self.records.pop(record.id, None)
-            self.records[record.id] = record
-
     def as_json(self) -> Row:
         """Return the object that `--json` prints: the row of a single point, or all rows and
         failures.
