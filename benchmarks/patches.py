@@ -33,8 +33,8 @@ from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter
-from ulskip_cli.strategies.one_block import first_layers, spread, without_block
 from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.search import first_layers, spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 REPORTED, CHOOSING = 20, 20

@@ -18,7 +18,7 @@ invalid request raises `ulskip_cli.core.errors.UsageError` with a one-line reaso
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, SupportsFloat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ class Answer:
 
 
 def kept_layers(
-    num_layers: int, ratio: float, strategy: str = "unified", **options: Any
+    num_layers: int, ratio: float, strategy: str = "unified", **options: object
 ) -> tuple[int, ...]:
     """Return the layers that a decode step keeps, as ascending numbers from 0. Imports no torch.
 
@@ -117,7 +117,7 @@ def generate(
     unit: "Unit" = "layer",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
-    **decoding: Any,
+    **decoding: object,
 ) -> list[Answer]:
     """Answer prompts: all layers encode each prompt and choose the first token, the kept layers
     decode the others.
@@ -158,18 +158,8 @@ def generate(
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
-    if isinstance(prompts, str):
-        raise UsageError(
-            f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list:"
-            " [prompt]"
-        )
-    prompts = list(prompts)
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise UsageError(
-                f"expected prompts[{i}] to be a string, got {str(prompt)[:40]!r}; decode token ids"
-                " first"
-            )
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
@@ -182,21 +172,22 @@ def generate(
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
-    adapter = (
-        SkipAdapter.load(Path(skip_adapter).expanduser())
-        if isinstance(skip_adapter, str | Path)
-        else skip_adapter
-    )
+    if isinstance(skip_adapter, str | Path):
+        skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
+    if kept is None and skip_adapter and len(skip_adapter.kept_sets) > 1:
+        raise UsageError(
+            "expected kept= with layers of the skip adapter, which has several sets; use one of"
+            f" {skip_adapter.kept_sets}"
+        )
     if kept is None:
-        kept = range(depth) if adapter is None else _only_set(adapter)
+        kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
     kept = [_whole(layer, "a layer in kept") for layer in kept]
-    decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers, unit), tokenizer, adapter)
+    plan = Plan.from_layers(depth, kept, prompt_layers, unit)
+    decoder = Decoder(model, plan, tokenizer, skip_adapter)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:
-        at = ids.index([])
         raise UsageError(
-            f"expected prompts of at least one token, got {prompts[at]!r} as prompts[{at}]; leave"
-            " it out"
+            f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"
         )
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
@@ -211,25 +202,14 @@ def generate(
     return [answers[i] for i in range(len(ids))]
 
 
-def _whole(value: Any, name: str) -> int:
+def _whole(value: object, name: str) -> int:
     """Return a whole number, also one of numpy or PyTorch; raise UsageError for any other value."""
     from ulskip_cli.core.errors import UsageError
 
     try:
-        return operator.index(value)
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
-
-
-def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:
-    from ulskip_cli.core.errors import UsageError
-
-    if len(adapter.kept_sets) > 1:
-        raise UsageError(
-            "expected kept= with layers of the skip adapter, which has several sets; use one of"
-            f" {adapter.kept_sets}"
-        )
-    return adapter.kept_sets[0]
 
 
 def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
@@ -256,14 +236,9 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
     from ulskip_cli.experiments.results import ResultsFolder
 
     point = resolve(config.compose(overrides, command="run"))
-    from ulskip_cli.experiments.runner import Session, run_point
+    from ulskip_cli.experiments.runner import Session, run_points
     from ulskip_cli.report import tables
 
-    folder = ResultsFolder.of(point.config)
-    folder.check_writable()
-    try:
-        records = run_point(point, session or Session())
-    finally:
-        folder.remove_if_empty()
-    tables.write_tables(folder)
-    return records
+    outcome = run_points([point], session or Session())
+    tables.write_tables(ResultsFolder.of(point.config))
+    return list(outcome.records.values())

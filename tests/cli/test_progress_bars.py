@@ -1,27 +1,37 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
 from ulskip_cli.cli import progress_bars
-from ulskip_cli.cli.progress_bars import ProgressBars
+from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.record import read
+from ulskip_cli.experiments.results import ResultsFolder
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
 
 
 def test_without_a_terminal_each_phase_is_one_line(capsys):
     with ProgressBars() as bars:
         bars.point(1, 3)
-        step = bars.phase("unified: generate", 4)
-        step(2)
+        report = bars.phase("unified: generate", 4)
+        for done in range(5):
+            report(done)
         bars.phase("write", 0)(1)
-        bars.phase("unified: decode loss", 4)
-    out = capsys.readouterr()
-    assert out.out == ""
-    assert out.err.splitlines() == ["[1/3] unified: generate (4)", "[1/3] unified: decode loss (4)"]
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()) == ("", ["[1/3] unified: generate (4)"])
 
 
-def test_tokens_per_second_stand_beside_the_bar(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("COLUMNS", "120")
+def test_tokens_per_second_stand_beside_the_bar(terminal, capsys):
     with ProgressBars() as bars:
-        step = bars.phase("unified: generate", 4)
-        step(1, "88 tok/s")
-        step(4, "99 tok/s")
+        report = bars.phase("unified: generate", 4)
+        report(1, "88 tok/s")
+        report(4, "99 tok/s")
     assert "99 tok/s" in capsys.readouterr().err
 
 
@@ -31,20 +41,47 @@ def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_o
     now = 0.0
     monkeypatch.setattr(progress_bars.time, "monotonic", lambda: now)
     with ProgressBars() as bars:
-        step = bars.phase("train, resumed at step 100", 1100)
-        step(100)
+        report = bars.phase("train, resumed at step 100", 1100)
+        report(100)
         for done in range(101, 400):
             now += 0.5
-            step(done, f"loss {done / 100}")
+            report(done, f"loss {done / 100}")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train, resumed at step 100 (1100)"
     assert len(lines) == 5  # 150 seconds with a line every 30
-    assert "160 of 1100, loss 1.6, 2/s, 7:50 left" in lines[1]
+    assert "160 of 1100, loss 1.6, 2/s, 0:07:50 left" in lines[1]
 
 
-def test_a_short_phase_writes_no_further_line(capsys):
-    with ProgressBars() as bars:
-        step = bars.phase("train", 100)
-        for done in range(101):
-            step(done)
-    assert capsys.readouterr().err.splitlines() == ["train (100)"]
+def record(**values):
+    return read(json.dumps({"id": "a", "strategy": "s", "batch_size": 1, **values}))
+
+
+def show_sweep(tmp_path, written):
+    config = compose([f"results_dir={tmp_path}"])
+    jobs = [SimpleNamespace(id=name, label=f"unified {name}", config=config) for name in "abc"]
+    ResultsFolder.of(config).append(record())
+    with SweepDisplay(jobs, written.append) as display:
+        display.job_settled(jobs[0], record(), is_new=False)
+        display.phase("unified: generate", 4)(4, "9 tok/s")
+        timed = {"measured_speedup": 1.5, "bleu": 20.0, "wall_seconds": 2.0}
+        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5}
+        display.job_settled(jobs[1], record(**timed), is_new=True)
+        display.note("worker 1 died")
+        display.job_settled(jobs[2], record(status="failed", reason="no"), is_new=True)
+
+
+def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
+    written = []
+    show_sweep(tmp_path, written)
+    assert capsys.readouterr().err.splitlines() == [
+        "[2/3] unified: generate (4)",
+        "[2/3] unified b: done, 2.0 s, 1.50x, BLEU 20.0",
+        "worker 1 died",
+        "[3/3] unified c: failed: no",
+    ]
+    assert len(written) == 2  # with the first new row and at the end, but not with every row
+
+
+def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, terminal, capsys):
+    show_sweep(tmp_path, [])
+    err = capsys.readouterr().err
+    assert all(text in err for text in ("3/3", "2 done, 1 failed", "worker 1 died"))

@@ -43,16 +43,3 @@ def test_options_that_cannot_be_are_refused_by_their_key(options):
     (key,) = options
     with pytest.raises(UsageError, match=rf"correction\.{key}"):
         preset("correction", "patch", options)
-
-
-def test_every_strategy_that_skips_layers_may_be_patched():
-    for strategy in (
-        "unified",
-        "top_skip",
-        "block_influence",
-        "one_block",
-        "search",
-        "skip_decode",
-    ):
-        assert compose([f"strategy={strategy}", "correction=patch"]).needs_held_out
-    assert not compose(["strategy=unified"]).needs_held_out

@@ -71,8 +71,8 @@ class Bench:
     def run_each(self, *configs):
         """Return the rows of configurations that are one grid."""
         points = [resolve_benchmark(config) for config in configs]
-        benchmarks = benchmark.Benchmarks(points, self.session)
-        return [benchmarks.run_point(point)[0].to_row() for point in points]
+        benchmarks = benchmark.Benchmarks(points)
+        return [benchmarks.run_point(point, self.session)[0].to_row() for point in points]
 
 
 @pytest.fixture
@@ -252,10 +252,10 @@ def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch
 
     monkeypatch.setattr(benchmark, "prepare_run", prepare)
     points = [resolve_benchmark(point(f"engine={name}")) for name in ("torch", "transformers")]
-    benchmarks = benchmark.Benchmarks(points, bench.session)
-    assert benchmarks.run_point(points[0])[0].engine == "torch"
+    benchmarks = benchmark.Benchmarks(points)
+    assert benchmarks.run_point(points[0], bench.session)[0].engine == "torch"
     with pytest.raises(RunError, match="no"):
-        benchmarks.run_point(points[1])
+        benchmarks.run_point(points[1], bench.session)
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypatch):

@@ -5,7 +5,6 @@ import pytest
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments.evaluate import generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import time_pairs
 
@@ -44,13 +43,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
         time_pairs(decoder, decoder, workload, config, NullProgress()).timing().timed_batch_size
         == 1
     )
-
-
-def test_a_compilation_during_the_warm_up_is_counted(point, monkeypatch):
-    seconds = iter([2.5])
-    monkeypatch.setattr(TorchSession, "prepare", lambda engine, request: next(seconds, 0.0))
-    answers = generate_answers(*point("batch_size=2"), NullProgress())
-    assert sum(output.compile_seconds for output in answers.outputs) == 2.5
 
 
 def test_truncated_sources_are_counted(point, tmp_path):

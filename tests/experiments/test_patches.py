@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from reference import NEW_STYLE
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config import compose
@@ -84,42 +83,6 @@ def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(confi
     )
 
 
-def test_every_stage_of_skip_decode_has_its_patches(config):
-    row = run(
-        config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "correction=patch")
-    )[-1]
-    assert row["correction"]["kind"] == "full" and row["decode_loss"] > 0
-
-
-def test_patches_of_the_bundled_model_lower_the_loss_at_an_untrained_ratio(tmp_path):
-    common = [
-        "model=tiny",
-        "strategy=top_skip",
-        "ratio=1.5",
-        "limit=8",
-        "decoding.max_new_tokens=4",
-        "speed.enabled=false",
-        "calibration.examples=32",
-        f"results_dir={tmp_path}",
-        "baseline=false",
-    ]
-    session = Session()
-    plain, patched = (
-        run(compose([*common, *more]), session)[-1] for more in ([], ["correction=patch"])
-    )
-    assert patched["decode_loss"] < plain["decode_loss"]
-
-
-def test_random_weights_without_text_are_refused_in_one_line(ulskip, tmp_path):
-    (tmp_path / "shape.json").write_text(json.dumps({"model_type": "llama", **NEW_STYLE}))
-    model = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
-    code, _, err = ulskip(
-        "run", *model, "correction=patch", "ratio=2", "limit=2", f"results_dir={tmp_path}"
-    )
-    assert code == 2
-    assert "correction=patch" in err.strip().splitlines()[-1] and "Traceback" not in err
-
-
 @pytest.fixture
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
@@ -133,21 +96,6 @@ def adapter(config, tmp_path):
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
     return tmp_path / "adapter"
-
-
-def test_a_skip_adapter_is_named_by_a_string_or_a_list(config, adapter):
-    one, other = (
-        config("ratio=2", "correction=adapter", f"correction.path={adapter}"),
-        config("ratio=2", "correction=adapter", f"correction.path=[{adapter}]"),
-    )
-    assert one.correction.path == other.correction.path == (str(adapter),)
-    full, row = run(one)
-    assert (row["correction"]["path"], row["correction"]["kind"]) == (str(adapter), "full")
-    stored = load_file(adapter / "adapter.safetensors")
-    assert row["correction"]["bytes"] == sum(tensor.nbytes for tensor in stored.values())
-    assert "correction" not in full
-    plain = run(config("ratio=2"))[-1]
-    assert "correction" not in plain and plain["decode_loss"] != row["decode_loss"]
 
 
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
@@ -165,27 +113,6 @@ def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adap
         for name in ("plain", "corrected")
     ]
     assert texts[0] == texts[1]
-
-
-def test_the_adapter_of_the_plans_layers_is_chosen(config, adapter, tmp_path):
-    other = tmp_path / "other"
-    record = json.loads((adapter / "adapter.json").read_text())
-    other.mkdir()
-    (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]]}))
-    (other / "adapter.safetensors").write_bytes((adapter / "adapter.safetensors").read_bytes())
-    row = run(config("ratio=2", "correction=adapter", f"correction.path=[{other},{adapter}]"))[-1]
-    assert row["correction"]["path"] == str(adapter)
-
-
-def test_adapters_with_patches_of_several_kinds_are_refused(config, adapter, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    record = json.loads((adapter / "adapter.json").read_text())
-    (other / "adapter.json").write_text(
-        json.dumps({**record, "kept_sets": [[0, 5]], "kind": "low_rank", "rank": 2})
-    )
-    with pytest.raises(UsageError, match=r"correction\.path"):
-        resolve(config("ratio=2", "correction=adapter", f"correction.path=[{adapter},{other}]"))
 
 
 def test_a_search_with_patches_depends_on_their_fit(config):
@@ -218,13 +145,3 @@ def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
                 f"correction.path={adapter}",
             )
         )
-
-
-def test_a_record_without_its_keys_is_refused(config, adapter):
-    record = json.loads((adapter / "adapter.json").read_text())
-    for key in ("base", "kept_sets", "kind"):
-        (adapter / "adapter.json").write_text(
-            json.dumps({name: value for name, value in record.items() if name != key})
-        )
-        with pytest.raises(UsageError, match=r"correction\.path"):
-            run(config("ratio=2", "correction=adapter", f"correction.path={adapter}"))

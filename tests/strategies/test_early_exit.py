@@ -64,9 +64,3 @@ def test_a_depth_that_jumps_over_the_target_gives_the_nearest():
         12, 6, Smooth(lambda threshold: 5.5 if threshold < 0.7 else 8.0)
     )
     assert found.notes["mean_kept_layers"] == 5.5 and found.options["horizon"] == 4
-
-
-def test_at_the_full_depth_nothing_is_measured():
-    held_out = Smooth(lambda threshold: 12.0)
-    assert EarlyExit().calibrate(12, 12, held_out).options["threshold"] > 1
-    assert not held_out.tried

@@ -55,17 +55,6 @@ def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, pro
     assert memory.max_batch >= max(1, memory.full_max_batch)
 
 
-def test_beams_take_their_multiple():
-    one, four = (
-        planned(
-            compose([f"memory_budget={10_000 + 40 * 48_050}", f"decoding.num_beams={n}", *LONG]),
-            SIZES,
-        )
-        for n in (1, 4)
-    )
-    assert (one.full_max_batch, four.full_max_batch) == (40, 10)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -6,7 +6,6 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.core.strategy import UNITS
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import memory_plan
 from ulskip_cli.strategies.plan import make_plan
@@ -58,27 +57,6 @@ def test_a_draft_reads_a_part_of_the_head():
     assert make_plan(compose(drafted), METADATA).draft_cost is None
 
 
-def test_drafts_come_from_one_set_of_layers():
-    with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
-        make_plan(
-            compose(["decoding=self_speculative", "strategy=skip_decode", "strategy.horizon=10"]),
-            METADATA,
-        )
-
-
-def test_found_layers_are_kept_or_refused_whatever_the_ratio_means():
-    found = ["strategy=search", "strategy.layers=[0,1,6,11]", "ratio=2"]
-    assert make_plan(compose([*found, "ratio_basis=cost"]), METADATA).kept_layers == (0, 1, 6, 11)
-    with pytest.raises(UsageError, match=r"\b6 of 12 layers.*strategy\.layers"):
-        make_plan(compose(found), METADATA)
-
-
-def test_cost_keeps_fewer_layers_where_the_head_is_heavy():
-    plan = make_plan(compose(["ratio=2", "ratio_basis=cost"]), METADATA)
-    assert len(plan.kept_layers) == 4
-    assert plan.predicted_speedup >= 2
-
-
 def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
     options = ["ratio=2", "ratio_basis=latency", "speed.new_tokens=21"]
     plan = make_plan(compose(options), METADATA, 4.7)
@@ -100,21 +78,6 @@ def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
     )
 
 
-def test_full_ignores_the_ratio():
-    plan = make_plan(
-        compose(["strategy=full", "ratio=99", "ratio_basis=cost", "prompt_layers=kept"]), METADATA
-    )
-    assert plan.keeps_all
-    assert (plan.target_speedup, plan.prompt_layers) == (1.0, "all")
-
-
-def test_custom_has_no_target():
-    assert (
-        make_plan(compose(["strategy=custom", "strategy.layers=[0,5,11]"]), METADATA).target_speedup
-        is None
-    )
-
-
 def test_unbalanced_schedules_are_warned_about():
     metadata = ModelMetadata(32, None, None)
     assert (
@@ -129,11 +92,6 @@ def test_unknown_stays_unknown():
     plan = make_plan(compose(["ratio_basis=cost"]), ModelMetadata(12, None, None))
     assert (plan.predicted_speedup, plan.kv_bytes_per_token) == (None, None)
     assert "ratio_basis" in plan.warnings[0]
-
-
-def test_out_of_reach_names_the_highest_ratio():
-    with pytest.raises(UsageError, match=r"ratio <= 6$"):
-        make_plan(compose(["ratio=6.5"]), METADATA)
 
 
 def test_stages_only_shrink_and_tell_their_mean_depth():
@@ -195,11 +153,6 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
         make_plan(compose([*options, "ratio=4"]), METADATA)
 
 
-def test_early_exit_at_the_full_depth_leaves_nowhere():
-    plan = make_plan(compose(["strategy=early_exit", "ratio=1"]), METADATA)
-    assert plan.exits is None and plan.keeps_all
-
-
 HALVES = replace(
     METADATA,
     weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12),
@@ -246,13 +199,3 @@ def test_a_memory_plan_counts_the_keys_of_kept_attentions():
         )
     )
     assert full == mlp and attention == pytest.approx(2 * full, rel=0.01)
-
-
-def test_an_unknown_unit_is_refused():
-    with pytest.raises(UsageError, match=r"strategy\.unit"):
-        compose(["strategy=top_skip", "strategy.unit=head"])
-
-
-def test_a_unit_changes_the_identity():
-    overrides = ["strategy=custom", "strategy.layers=[0,5]"]
-    assert len({compose([*overrides, f"strategy.unit={unit}"]).identity for unit in UNITS}) == 3

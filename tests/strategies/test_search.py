@@ -4,74 +4,123 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.config import preset
+from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.schedule import even
-from ulskip_cli.strategies.one_block import without_block
-from ulskip_cli.strategies.search import Search, swaps
+from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.search import (
+    BlockInfluence,
+    OneBlock,
+    Search,
+    first_layers,
+    swaps,
+    without_block,
+)
 
 
 class Landscape:
     """A loss that a given set of layers has lowest."""
 
-    def __init__(self, best):
-        self.best, self.asked, self.told = set(best), [], []
-        self.corrects = False
+    def __init__(self, best, corrects=False):
+        self.best, self.asked, self.corrects = set(best), [], corrects
 
     def decode_loss(self, kept):
         self.asked.append(tuple(kept))
         return float(len(self.best - set(kept)))
 
     def tell(self, done, total):
-        self.told.append((done, total))
+        assert done <= total
+
+    def block_influence(self):
+        return [0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.5]
 
 
-def test_it_goes_from_even_spacing_to_the_best_set_and_keeps_the_path():
-    seen = Landscape((0, 1, 2, 3))
-    found = Search(budget=200).calibrate(8, 4, seen)
-    assert found.options == {"layers": [0, 1, 2, 3]}
-    assert seen.asked[0] == even(8, 4)
+class OneMinimum(Landscape):
+    """A loss with its minimum at one block."""
+
+    def decode_loss(self, kept):
+        super().decode_loss(kept)
+        (best,) = self.best
+        return abs(next(i for i in range(len(kept) + 1) if i not in kept) - best)
+
+
+def test_the_layers_of_the_highest_influence_stay_and_of_equal_ones_the_lower():
+    strategy = BlockInfluence(scores=[0.5, 0.1, 0.1, 0.9])
+    assert [strategy.kept_layers(4, count) for count in (2, 3)] == [(0, 3), (0, 1, 3)]
+    with pytest.raises(UsageError, match=r"\b5 .*strategy\.scores.*\b4\b"):
+        strategy.kept_layers(5, 2)
+    found = BlockInfluence().calibrate(8, 2, Landscape(())).options
+    assert BlockInfluence(**found).kept_layers(8, 2) == (0, 1)
+
+
+def test_a_plan_before_calibration_warns_and_shows_even_spacing():
+    config = compose(["strategy=block_influence"])
+    plan = make_plan(config, read_metadata(config.model))
+    (warning,) = plan.warnings
+    assert plan.kept_layers == even(12, 6) and BlockInfluence.stand_in in warning
+
+
+@given(st.integers(3, 30), st.data())
+def test_a_skipped_block_lies_between_the_first_and_the_last_layer(num_layers, data):
+    num_kept = data.draw(st.integers(2, num_layers - 1))
+    for first in first_layers(num_layers, num_kept):
+        kept = OneBlock(first=first).kept_layers(num_layers, num_kept)
+        skipped = sorted(set(range(num_layers)) - set(kept))
+        assert len(kept) == num_kept and {0, num_layers - 1} <= set(kept)
+        assert skipped == list(range(first, first + num_layers - num_kept))
+
+
+@given(st.integers(4, 30), st.data())
+def test_the_best_block_is_found_within_the_budget(num_layers, data):
+    num_kept = data.draw(st.integers(2, num_layers - 1))
+    best = data.draw(st.sampled_from(first_layers(num_layers, num_kept)))
+    budget = data.draw(st.integers(1, 12))
+    held_out = OneMinimum([best])
+    found = OneBlock(budget=budget).calibrate(num_layers, num_kept, held_out)
+    assert len(held_out.asked) == len(set(held_out.asked)) == min(budget, num_kept - 1)
+    if budget == 12:
+        assert abs(found.options["first"] - best) <= (0 if num_kept <= 13 else 1)
+
+
+def test_a_block_beyond_the_last_layer_is_refused_and_all_layers_can_be_kept():
+    assert OneBlock().kept_layers(6, 6) == even(6, 6)
+    with pytest.raises(UsageError, match=r"strategy\.first.*1 and 3"):
+        OneBlock(first=4).kept_layers(6, 4)
+
+
+def test_a_search_goes_from_even_spacing_to_the_best_set_and_keeps_the_path():
+    landscape = Landscape((0, 1, 2, 3))
+    found = Search(budget=200).calibrate(8, 4, landscape)
+    assert found.options == {"layers": [0, 1, 2, 3]} and landscape.asked[0] == even(8, 4)
     losses = [step["loss"] for step in found.notes["path"]]
     assert losses == sorted(losses, reverse=True) and losses[-1] == 0
-    assert found.notes["tried"] == len(seen.asked) == len(seen.told)
+    assert found.notes["tried"] == len(landscape.asked)
 
 
 @given(st.integers(1, 30), st.integers(0, 5))
-def test_the_budget_is_kept_and_nothing_is_tried_twice(budget, seed):
-    seen = Landscape((0, 1, 2, 3))
-    found = Search(budget=budget, seed=seed).calibrate(10, 4, seen)
-    assert len(seen.asked) == len(set(seen.asked)) <= budget
-    assert Landscape((0, 1, 2, 3)).decode_loss(found.options["layers"]) == min(
-        map(Landscape((0, 1, 2, 3)).decode_loss, seen.asked)
-    )
-
-
-def test_a_seed_decides_the_order():
-    paths = []
-    for seed in (1, 1, 2):
-        seen = Landscape((1, 2, 4, 7))
-        Search(budget=20, seed=seed).calibrate(12, 4, seen)
-        paths.append(seen.asked)
-    assert paths[0] == paths[1] != paths[2]
+def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, seed):
+    landscapes = [Landscape((0, 1, 2, 3)) for _ in range(2)]
+    first, _ = (Search(budget=budget, seed=seed).calibrate(10, 4, seen) for seen in landscapes)
+    asked = landscapes[0].asked
+    assert len(asked) == len(set(asked)) <= budget and asked == landscapes[1].asked
+    losses = [landscapes[0].decode_loss(layers) for layers in [first.options["layers"], *asked]]
+    assert losses[0] == min(losses)
 
 
 @given(st.integers(3, 12), st.data())
 def test_swaps_exchange_one_layer_near_ones_first(num_layers, data):
-    kept = sorted(
-        data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=num_layers - 1))
-    )
-    found = swaps(kept, num_layers, random.Random(1))
-    assert len(found) == len(kept) * (num_layers - len(kept))
-    distances = []
-    for one in found:
-        (out,), (into,) = set(kept) - set(one), set(one) - set(kept)
-        distances.append(abs(out - into))
+    layers = st.integers(0, num_layers - 1)
+    kept = sorted(data.draw(st.sets(layers, min_size=1, max_size=num_layers - 1)))
+    swapped = swaps(kept, num_layers, random.Random(1))
+    assert len(swapped) == len(kept) * (num_layers - len(kept))
+    pairs = [(set(kept) - set(layers), set(layers) - set(kept)) for layers in swapped]
+    distances = [abs(out - into) for (out,), (into,) in pairs]
     assert distances == sorted(distances)
 
 
-def test_what_was_found_is_kept_and_no_other_count():
+def test_found_layers_are_for_one_count():
     strategy = Search(layers=[0, 1, 5])
-    assert strategy.is_calibrated and strategy.num_kept(6, 2.0) == 3
     assert (strategy.kept_layers(6, 3), Search().kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
     with pytest.raises(UsageError, match=r"\b4 of 6 layers.*strategy\.layers"):
         strategy.kept_layers(6, 4)
@@ -79,22 +128,9 @@ def test_what_was_found_is_kept_and_no_other_count():
         preset("strategy", "search", {"budget": 0})
 
 
-class Patched(Landscape):
-    """A landscape with patches and known influence; without patches every schedule would be equally
-    bad.
-    """
-
-    def __init__(self, best):
-        super().__init__(best)
-        self.corrects = True
-
-    def block_influence(self):
-        return [0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.5]
-
-
 def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():
-    seen = Patched((0, 1, 6, 7))
-    found = Search(budget=20).calibrate(8, 4, seen)
+    landscape = Landscape((0, 1, 6, 7), corrects=True)
+    found = Search(budget=20).calibrate(8, 4, landscape)
     assert found.options == {"layers": [0, 1, 6, 7]}
     starts = [(0, 1, 2, 7), *(without_block(8, 4, first) for first in (1, 2, 3)), even(8, 4)]
-    assert seen.asked[: len(set(starts))] == list(dict.fromkeys(starts))
+    assert landscape.asked[: len(set(starts))] == list(dict.fromkeys(starts))

@@ -1,7 +1,5 @@
 import pytest
 
-from ulskip_cli.core.config import preset
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.static import BottomSkip, Full, TopSkip, Unified
 
 
@@ -26,8 +24,3 @@ def test_only_even_forgives_float_division():
     assert 10 / ratio < 7
     assert Unified(spacing="even").num_kept(10, ratio) == 7
     assert Unified(spacing="reference").num_kept(10, ratio) == 6
-
-
-def test_an_unknown_spacing_names_the_nearest():
-    with pytest.raises(UsageError, match=r"strategy\.spacing.*'even'"):
-        preset("strategy", "unified", {"spacing": "evn"})

@@ -21,7 +21,6 @@ from ulskip_cli.cli import (
     report,
     run,
     score,
-    sweep,
     train,
     tune,
 )
@@ -40,7 +39,7 @@ app = typer.Typer(
         " keys."
     ),
 )
-for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
+for command in (run.run, run.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
 for function in (

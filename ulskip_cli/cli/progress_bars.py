@@ -1,14 +1,18 @@
-"""Progress bars on standard error."""
+"""Progress on standard error: bars on a terminal, or else lines."""
 
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -16,35 +20,40 @@ from rich.progress import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.printable import printable
-from ulskip_cli.core.progress import NullProgress, ReportProgress, clock, throttled
+from ulskip_cli.core.progress import NullProgress, ReportProgress
 
-LINE_SECONDS = 30.0
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.record import Record
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import Job
+
+REFRESH_SECONDS = 0.2  # at least, between two changes of a bar
+LINE_SECONDS = 30.0  # between two lines of a phase
+TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class ProgressBars:
-    """Shows each phase as a bar, or as one line if standard error is not a terminal; a new phase
+    """Shows each phase as a bar, or as lines if standard error is not a terminal; a new phase
     completes the last bar.
     """
 
-    def __init__(self, enabled: bool = True, clocks: bool = True) -> None:
-        """Show only notes unless `enabled`; with `clocks`, each bar shows the elapsed and the
-        remaining time.
-        """
+    def __init__(self, enabled: bool = True) -> None:
+        """Show only notes unless `enabled`."""
         self.console = Console(stderr=True)
-        self.is_drawn = enabled and self.console.is_terminal
-        self._has_lines = enabled and not self.is_drawn
-        times = (TimeElapsedColumn(), TimeRemainingColumn()) if clocks else ()
-        label, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
+        self._enabled = enabled
+        self._is_drawn = enabled and self.console.is_terminal
         self.bars = Progress(
-            label,
+            TextColumn("{task.description:<28}"),
             BarColumn(30),
             MofNCompleteColumn(),
-            *times,
-            note,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
-            disable=not self.is_drawn,
+            disable=not self._is_drawn,
         )
         self._prefix = ""
+        self._task: TaskID | None = None  # the bar of the running phase
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -57,7 +66,7 @@ class ProgressBars:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._finish_last()
+            self._end_phase()
         self.bars.stop()
 
     def point(self, number: int, total: int) -> None:
@@ -71,50 +80,105 @@ class ProgressBars:
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
         interruption.check()
-        self._finish_last()
-        if total and self._has_lines:
-            self.note(f"{self._prefix}{label} ({total})")
-        if total and self._has_lines:
-            return self._lines(f"{self._prefix}{label}", total)
-        if not total or not self.is_drawn:
+        self._end_phase()
+        if not total or not self._enabled:
             return NullProgress().phase(label, total)
-        task = self.bars.add_task(
-            f"{self._prefix}{label}".replace("[", r"\["), total=total, note=""
-        )
-        return throttled(
-            total, lambda done, note: self.bars.update(task, completed=done, note=note)
-        )
-
-    def _lines(self, label: str, total: int) -> ReportProgress:
-        """Write a line with the rate and the time left every LINE_SECONDS, for output that goes
-        into a file.
-        """
+        label = self._prefix + label
         first, began = None, time.monotonic()
-        written_at = began
+        if self._is_drawn:
+            task = self._task = self.bars.add_task(label.replace("[", r"\["), total=total, note="")
+            shown_at = began - REFRESH_SECONDS
+        else:
+            self.note(f"{label} ({total})")
+            shown_at = began
 
         def report(done: int, note: str = "") -> None:
-            nonlocal first, began, written_at
+            nonlocal first, began, shown_at
             now = time.monotonic()
             if first is None:  # a resumed phase does not begin at 0
                 first, began = done, now
-            if now - written_at >= LINE_SECONDS and first < done < total:
-                written_at = now
+            if self._is_drawn and (done == total or now - shown_at >= REFRESH_SECONDS):
+                self.bars.update(task, completed=done, note=note)
+                shown_at = now
+            elif not self._is_drawn and now - shown_at >= LINE_SECONDS and first < done < total:
                 rate = (done - first) / (now - began)
-                parts = [
-                    f"{done} of {total}",
-                    note,
-                    f"{rate:.3g}/s",
-                    f"{clock((total - done) / rate)} left",
-                ]
-                self.note(f"{label}: {', '.join(part for part in parts if part)}")
+                left = timedelta(seconds=round((total - done) / rate))
+                parts = [f"{done} of {total}", note, f"{rate:.3g}/s", f"{left} left"]
+                self.note(f"{label}: {', '.join(filter(None, parts))}")
+                shown_at = now
 
         return report
 
-    def clear(self) -> None:
-        """Remove all bars."""
-        for task in self.bars.task_ids:
-            self.bars.remove_task(task)
+    def _end_phase(self) -> None:
+        if self._task is not None:
+            self.bars.update(self._task, completed=self.bars.tasks[-1].total)
 
-    def _finish_last(self) -> None:
-        if self.bars.tasks:
-            self.bars.update(self.bars.tasks[-1].id, completed=self.bars.tasks[-1].total)
+
+class SweepDisplay(ProgressBars):
+    """Shows a sweep: a bar of its jobs, the phase of the running job, and a line for each new
+    result.
+    """
+
+    def __init__(
+        self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]"
+    ) -> None:
+        """Display these jobs; `write_tables` is called at intervals while rows come, and at the
+        end.
+        """
+        super().__init__()
+        self._config, self._write_tables = jobs[0].config, write_tables
+        self._written_at = float("-inf")
+        self._total, self._states = len(jobs), Counter[str]()
+        self._sweep = self.bars.add_task("points", total=self._total, note="")
+        self.point(1, self._total)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self._write()
+
+    def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
+        """Count a job as settled, and show a new result."""
+        self._end_phase()
+        self._states[record.status] += 1
+        settled = self._states.total()
+        counts = ", ".join(f"{count} {state}" for state, count in self._states.items())
+        self.bars.update(self._sweep, completed=settled, note=counts)
+        if is_new:
+            self.note(f"[{settled}/{self._total}] {job.label}: {_outcome(record)}")
+            if time.monotonic() - self._written_at >= TABLE_SECONDS:
+                self._write()
+        self.point(min(self._total, settled + 1), self._total)
+
+    def _write(self) -> None:
+        from ulskip_cli.experiments.results import ResultsFolder
+
+        folder = ResultsFolder.of(self._config)
+        if folder.records():
+            self._write_tables(folder)
+        self._written_at = time.monotonic()
+
+    def _end_phase(self) -> None:
+        if self._task is not None:
+            self.bars.remove_task(self._task)
+        self._task = None
+
+
+def _outcome(record: "Record") -> str:
+    if not record.is_done:
+        return f"{record.status}: {record.reason}"
+    from ulskip_cli.experiments.statistics import TITLES, primary
+
+    parts = [record.status]
+    if record.wall_seconds:
+        parts.append(f"{record.wall_seconds:.1f} s")
+    if speedup := record.measured_speedup or record.predicted_speedup:
+        parts.append(f"{speedup:.2f}x")
+    if metric := primary([record]):
+        parts.append(f"{TITLES[metric]} {record.value(metric):.1f}")
+    return ", ".join(parts)

@@ -1,13 +1,27 @@
-"""`ulskip run`, which measures one point, and `ulskip bench`, which times a grid of points."""
+"""`ulskip run` measures one point, `ulskip sweep` a grid of points, resumable, and `ulskip bench`
+times a grid.
+"""
 
-from typing import TYPE_CHECKING
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
-from ulskip_cli.cli.show import print_commented, show_outcome
+from ulskip_cli.cli.show import make_console, print_commented, show_outcome
+from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.preflight import ResolvedPoint
-    from ulskip_cli.experiments.record import Record
+    from ulskip_cli.experiments.sweep.jobs import Job
 
 
 def run(
@@ -31,22 +45,14 @@ def run(
     point = resolve(chosen)  # before slower imports, so that usage errors answer at once
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.runner import Session, run_points
     from ulskip_cli.experiments.statistics import sentence
-    from ulskip_cli.experiments.sweep.outcome import run_each
     from ulskip_cli.report import tables
 
-    folder = ResultsFolder.of(chosen)
     with ProgressBars() as bars:
-        from ulskip_cli.experiments.runner import Session, run_point
-
-        session = Session(bars)
-
-        def run_one(point: "ResolvedPoint") -> "list[Record]":
-            records = run_point(point, session)
-            tables.write_tables(folder)
-            return records
-
-        outcome = run_each([point], run_one, bars)
+        outcome = run_points([point], Session(bars))
+    folder = ResultsFolder.of(chosen)
+    tables.write_tables(folder)
     show_outcome(
         outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json
     )
@@ -63,28 +69,126 @@ def bench(
 
     Points are measured again on every call.
     """
-    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.preflight import Resolver, resolve_benchmark
-    from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.outcome import run_each
 
-    grid = points(overrides or [], config_dir, preset="bench")
+    left_out: list[str] = []
+    grid = points(overrides or [], config_dir, "bench", left_out.append)
     if print_config:
         print_commented(*grid)
         return
     resolver = Resolver()
     resolved = [resolve_benchmark(point, resolver) for point in grid]
-    folder = ResultsFolder.of(resolved[-1].config)
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.benchmark import Benchmarks
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.runner import Session, run_points
+    from ulskip_cli.report import benchmark, tables
+
     with ProgressBars() as bars:
-        from ulskip_cli.experiments.benchmark import Benchmarks
-        from ulskip_cli.experiments.runner import Session
-
-        outcome = run_each(resolved, Benchmarks(resolved, Session(bars)).run_point, bars)
-    from ulskip_cli.report import benchmark as report
-    from ulskip_cli.report import tables
-
+        outcome = run_points(resolved, Session(bars), Benchmarks(resolved).run_point)
+        for line in left_out:
+            bars.note(line)
+    folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         tables.write_tables(folder)
-        report.write_bench_report(folder)
-    show_outcome(outcome, folder, report.terminal, report.lead, as_json)
+        benchmark.write_bench_report(folder)
+    show_outcome(outcome, folder, benchmark.terminal, benchmark.lead, as_json)
+
+
+def sweep(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    wide: Wide = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")
+    ] = False,
+    print_config: PrintConfig = False,
+    since: Annotated[
+        int | None,
+        typer.Option("--since", hidden=True, help="Rows that were there before, of a worker."),
+    ] = None,
+) -> None:
+    """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
+
+    After an interruption or a failure, the same command runs the remaining points.
+    """
+    from ulskip_cli.experiments.sweep.grid import points
+    from ulskip_cli.experiments.sweep.jobs import make_jobs
+
+    left_out: list[str] = []
+    grid = points(overrides or [], config_dir, note=left_out.append)
+    if print_config:
+        print_commented(*grid)
+        return
+    jobs = make_jobs(grid)
+    if dry_run:
+        _show_dry_run(jobs, force, left_out, as_json)
+        return
+    from ulskip_cli.cli.progress_bars import SweepDisplay
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
+    from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
+    from ulskip_cli.report import tables, winners
+
+    words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+    words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
+    if os.environ.get(END_WITH_STDIN):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    write = tables.write_tables if since is None else lambda folder: None
+    with SweepDisplay(jobs, write) as display:
+        outcome = run_sweep(jobs, SweepOptions(force, fail_fast, since, words), display)
+        for line in left_out:
+            display.note(line)
+    if since is not None:
+        return
+    folder = ResultsFolder.of(jobs[0].config)
+    if len(jobs) > 1 and folder.records():
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(folder)
+    show_outcome(outcome, folder, tables.terminal(wide), winners.lead, as_json)
+
+
+def _end_with_stdin() -> None:
+    """End this worker when its standard input is closed, because the process that started it has
+    ended.
+    """
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _show_dry_run(
+    jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
+) -> None:
+    """Print the points of a sweep with their states, and the alternatives that are left out."""
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import SweepStatus
+
+    config = jobs[0].config
+    status = SweepStatus(ResultsFolder.of(config), config.launcher.name, force, quick=True)
+    states = [(job, *status.describe(job)) for job in jobs]
+    counts = Counter(state for _, state, _ in states)
+    if as_json:
+        rows = [
+            {"id": job.id, "label": job.label, "state": state, "note": note}
+            for job, state, note in states
+        ]
+        listed = {"points": rows, "counts": counts, "left_out": left_out}
+        print(json.dumps(listed, ensure_ascii=False))
+        return
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("point", "id", "state", ""):
+        table.add_column(name, no_wrap=bool(name))
+    for job, state, note in states:
+        table.add_row(escape(job.label), job.id, state, escape(printable(note)))
+    console = make_console()
+    console.print(table)
+    parts = ", ".join(f"{count} {state}" for state, count in counts.items())
+    for line in (f"{len(jobs)} points: {parts}", *left_out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

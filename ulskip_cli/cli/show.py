@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.outcome import SweepOutcome
+    from ulskip_cli.experiments.sweep.jobs import SweepOutcome
 
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 

@@ -12,7 +12,7 @@ from ulskip_cli.cli.show import make_console, print_commented
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ulskip_cli.cli.sweep_display import SweepDisplay
+    from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.sweep.jobs import Job
 
 
@@ -69,7 +69,7 @@ def tune(
 
 
 def _display(jobs: "Sequence[Job]") -> "SweepDisplay":
-    from ulskip_cli.cli.sweep_display import SweepDisplay
+    from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.report import tables
 
     return SweepDisplay(jobs, tables.write_tables)

@@ -1,20 +1,17 @@
-"""Configurations: overrides and YAML files become one frozen, typed and checked object.
+"""Configurations: Hydra composes overrides and YAML files, and they become one frozen, typed and
+checked object.
 
 `configs/<primary>.yaml` selects a file of each group in its `defaults`. A file may have bases in
 its group, and may select files of other groups. Files state only what differs from the defaults in
-the classes. Later values win: groups, the experiment, overrides.
+the classes.
 """
 
 import functools
-import itertools
-import json
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -29,6 +26,10 @@ from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
 GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 CHOICES: dict[str, type[Choice]] = {
@@ -37,7 +38,6 @@ CHOICES: dict[str, type[Choice]] = {
     "correction": Correction,
     "engine": Engine,
 }
-MAX_VALUES = 1000  # of one key in a sweep
 _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
@@ -45,10 +45,6 @@ _INSTEAD = {
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 _OVERRIDE = re.compile(r"\+{0,2}(\w[\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
-_FUNCTION = re.compile(r"(range|choice|glob)\((.*)\)", re.DOTALL)
-_TOKEN = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|.", re.DOTALL)
-_WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z]\w*")
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
 Composed = TypeVar("Composed", bound=Shared)
 
@@ -203,7 +199,7 @@ def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> d
     `task=cnn_dm`.
     """
     return {
-        key: name
+        key.removeprefix("override /").partition("@")[0]: name
         for values in _with_bases(group, choice, group_choices(group, extra_dir))
         for entry in values.get("defaults", ())
         if isinstance(entry, dict)
@@ -309,98 +305,23 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 # Overrides
 
 
-@dataclass(frozen=True)
-class Override:
-    """One `key=value` of a command line, whose value may list several for a sweep."""
+def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
+    """Parse `key=value` overrides, whose values may list several for a sweep, with Hydra's
+    parser.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    key_or_group: str
-    input_line: str
-    text: str
-
-    def is_sweep_override(self) -> bool:
-        """True if the value is several values, e.g. `2,3`, or a function that lists them."""
-        return len(_split(self.text)) > 1 or bool(_FUNCTION.fullmatch(self.text))
-
-    def value(self) -> object:
-        """Return the value: a number, a text, true or false, null, a list or a mapping."""
-        try:
-            value = _decoded(self.text)
-        except ValueError:
-            raise UsageError(
-                f"expected {self.key_or_group} to be a value, got '{self.input_line[:80]}'; quote a"
-                f" text with special characters, e.g. '{self.key_or_group}=\"TEXT\"'"
-            ) from None
-        return _unescaped(value) if f"{self.key_or_group}.".startswith(_TEXT_KEYS) else value
-
-    def values(self, extra_dir: Path | None = None) -> list[str]:
-        """Return the texts of all values; at most one more than `MAX_VALUES`."""
-        function = _FUNCTION.fullmatch(self.text)
-        parts = _split(function[2] if function else self.text)
-        if not function or function[1] == "choice":
-            return parts
-        if function[1] == "range":
-            with_end = [_decoded(part) for part in parts]
-            if len(parts) in (2, 3) and all(isinstance(part, int | float) for part in with_end):
-                start, stop, step = (*with_end, 1)[:3]
-                if step:
-                    steps = itertools.islice(itertools.count(), MAX_VALUES + 1)
-                    listed = itertools.takewhile(
-                        lambda value: (stop - value) * step > 0,
-                        (start + i * step for i in steps),
-                    )
-                    return [f"{value:.12g}" for value in listed]
-        elif self.key_or_group in GROUPS:
-            names = group_choices(self.key_or_group, extra_dir)
-            chosen = [name for name in names if any(fnmatch(name, part) for part in parts)]
-            if chosen:
-                return chosen
-        raise UsageError(
-            "expected values, range(START,STOP,STEP), or glob(PATTERN) of a config group, e.g."
-            f" ratio=2,3, got '{self.input_line}'"
-        )
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse `key=value` overrides, whose values may list several for a sweep."""
-    parsed = []
+    parser, parsed = OverridesParser.create(), []
     for text in overrides:
-        match = _OVERRIDE.fullmatch(text)
-        if match is None:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            override = None
+        if override is None or override.is_delete() or override.package:
             raise UsageError(f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}")
-        parsed.append(Override(match[1], text, match[2].strip()))
+        parsed.append(override)
     return parsed
-
-
-def _split(text: str) -> list[str]:
-    """Split a text at the commas outside quotes and brackets."""
-    parts, depth = [""], 0
-    for token in _TOKEN.findall(text):
-        if token == "," and not depth:
-            parts.append("")
-            continue
-        depth += (token in "[{(") - (token in "]})")
-        parts[-1] += token
-    return [part.strip() for part in parts]
-
-
-def _decoded(text: str) -> Any:
-    """Return the value of a text in OmegaConf's grammar; raise ValueError if there is none."""
-    if not text or _WORD.fullmatch(text):
-        return text
-    if _NUMBER.fullmatch(text):
-        return json.loads(text)
-    if "${" in text:
-        raise ValueError(text)
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values = OmegaConf.create({"text": text, "value": "${oc.decode:${.text}}"})
-        decoded = OmegaConf.to_container(values, resolve=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(text) from error
-    assert isinstance(decoded, dict)
-    return decoded["value"]
 
 
 def _unescaped(value: object) -> object:
@@ -463,13 +384,13 @@ def _composed(
 
 
 def _values(
-    primary: str, groups: Sequence[str], overrides: Sequence[Override], extra_dir: Path | None
+    primary: str, groups: Sequence[str], overrides: "Sequence[Override]", extra_dir: Path | None
 ) -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
         if override.is_sweep_override():
-            line = override.input_line
+            line = str(override.input_line)
             raise UsageError(
                 f"expected one value, got '{line}'; write a list as {line.replace('=', '=[', 1)}],"
                 f" a decimal number with a point, a grid as `ulskip sweep {line}`"
@@ -484,31 +405,24 @@ def _values(
         for override in overrides
         if override.key_or_group in groups
     }
-    asked, experiment = given, given.pop("experiment", "")
-    if experiment:
-        asked = {**implied_choices("experiment", experiment, extra_dir), **given}
+    choices = {group: name for group, name in given.items() if name}
+    for group, name in choices.items():
+        read_choice(group, name, extra_dir)  # names what is wrong in a file
+    values = _hydra_composed(primary, choices, extra_dir)
     if any(override.key_or_group == "model.path" for override in overrides) and (
-        "model" not in asked
-        or ("model" not in given and read_choice("model", asked["model"])["source"] != "random")
+        "model" not in given and values["model"]["source"] != "random"
     ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        asked = {**asked, "model": "hf"}
-    chosen = {**implied_choices("", primary), **asked}
-    for group, name in list(chosen.items()):
-        chosen |= implied_choices(group, name, extra_dir)
-    chosen |= asked
-    values = _merged(
-        read_choice("", primary),
-        {group: read_choice(group, name, extra_dir) for group, name in chosen.items()},
-        read_choice("experiment", experiment, extra_dir) if experiment else {},
-    )
+        values = _hydra_composed(primary, {**choices, "model": "hf"}, extra_dir)
     for override in overrides:
         if override.key_or_group not in groups:
-            value = override.value()
+            value: object = override.value()
+            if f"{override.key_or_group}.".startswith(_TEXT_KEYS):
+                value = _unescaped(value)
             first, *inner = override.key_or_group.split(".")
             for part in reversed(inner):
                 value = {part: value}
             values = _merged(values, {first: value})
-    for group in chosen:
+    for group in values.keys() & set(groups):
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
         else:
@@ -519,7 +433,37 @@ def _values(
     return values
 
 
-def _choice_name(override: Override, extra_dir: Path | None) -> str:
+def _hydra_composed(primary: str, choices: Mapping[str, str], extra_dir: Path | None) -> Table:
+    """Return the values of the primary file with these choices of groups."""
+    from omegaconf import OmegaConf
+
+    folders = (*plugin_config_dirs(), *([extra_dir] if extra_dir else []))
+    files = sorted(file for folder in (config_dir(), *folders) for file in folder.rglob("*.yaml"))
+    stamps = tuple((file, file.stat().st_mtime_ns) for file in files)
+    texts = tuple(f"{group}={name}" for group, name in choices.items())
+    composed = OmegaConf.to_container(_hydra_compose(primary, texts, folders, stamps))
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+@functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s; the points of a grid have few choices
+def _hydra_compose(
+    primary: str, choices: tuple[str, ...], folders: tuple[Path, ...], stamps: object
+) -> "DictConfig":
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    added = ",".join(f"file://{folder.resolve()}" for folder in folders)
+    search = [f"hydra.searchpath=[{added}]"] if added else []
+    try:
+        with initialize_config_dir(str(config_dir().resolve()), version_base=None):
+            return compose(primary, [*choices, *search])
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+
+
+def _choice_name(override: "Override", extra_dir: Path | None) -> str:
     """Return the name of the file that an override chooses; hyphens and underscores are the same.
     `experiment=null` is empty.
     """

@@ -16,7 +16,7 @@ from typing import Any
 __version__ = "0.2.0"
 Facts = dict[str, Any]  # by the keys of a row's `environment`
 MACHINE = ("processor", "instruction_set", "accelerator")
-PACKAGES = ("torch", "transformers", "tokenizers", "omegaconf", "sacrebleu", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 
 
 def code() -> Facts:

@@ -61,10 +61,7 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
             f"expected a model with at least {MIN_LAYERS} decoder layers, got {num_layers}; use"
             " another model"
         )
-    if not math.isfinite(target_speedup) or target_speedup < 1:
-        raise UsageError(
-            f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them"
-        )
+    check_target(target_speedup)
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
         raise NotApplicable(
@@ -72,6 +69,14 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
             f" {MIN_KEPT} are kept; use ratio <= {num_layers / MIN_KEPT:g}"
         )
     return count
+
+
+def check_target(target_speedup: float) -> None:
+    """Raise UsageError unless a target speedup is a number from 1 on."""
+    if not math.isfinite(target_speedup) or target_speedup < 1:
+        raise UsageError(
+            f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them"
+        )
 
 
 def even(num_layers: int, num_kept: int) -> tuple[int, ...]:

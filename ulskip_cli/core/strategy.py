@@ -5,13 +5,14 @@ without torch.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.schedule import Stage
 
+OptionValues = Mapping[str, object]
 Unit = Literal["layer", "attention", "mlp"]
 LAYER: Unit = "layer"
 ATTENTION: Unit = "attention"
@@ -39,7 +40,7 @@ class HeldOutMeasurements(Protocol):
         place.
         """
 
-    def mean_depth(self, options: Mapping[str, Any]) -> float:
+    def mean_depth(self, options: OptionValues) -> float:
         """Generate answers with these strategy options and return the mean number of layers per
         decode step.
         """
@@ -56,8 +57,8 @@ class HeldOutMeasurements(Protocol):
 class CalibrationResult:
     """Option values that a calibration found, and its details for the row."""
 
-    options: dict[str, Any]  # values for the calibrated options
-    notes: dict[str, Any] = field(default_factory=dict)
+    options: OptionValues  # values for the calibrated options
+    notes: OptionValues = field(default_factory=dict)
 
 
 class Strategy(Choice):
@@ -70,25 +71,22 @@ class Strategy(Choice):
 
     follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
     keeps_all: ClassVar[bool] = False  # the full model, the baseline of all comparisons
-    calibrated: ClassVar[
-        tuple[str, ...]
-    ] = ()  # options, null by default, that a run measures while they are null
+    spreads_layers: ClassVar[bool] = False  # a plan warns of one long block of skipped layers
+    # options, null by default, that a run measures while they are null
+    calibrated: ClassVar[tuple[str, ...]] = ()
     # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`,
     # `batch_size`. A strategy that names fewer repeats fewer calibrations.
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        for key in cls.calibrated:
-            if key not in cls.model_fields or cls.model_fields[key].default is not None:
-                raise TypeError(
-                    f"expected {key}, which {cls.__name__}.calibrated names, to be an option with"
-                    " default None"
-                )
-        if cls.calibrated and cls.calibrate is Strategy.calibrate:
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        unset = {name for name, field in cls.model_fields.items() if field.default is None}
+        is_missing = cls.calibrated and cls.calibrate is Strategy.calibrate
+        if is_missing or not unset.issuperset(cls.calibrated):
             raise TypeError(
-                f"expected {cls.__name__} to define calibrate, because it names calibrated options"
+                f"expected {cls.__name__} to define calibrate, and {', '.join(cls.calibrated)} as"
+                " options with default None"
             )
 
     @property

@@ -43,21 +43,20 @@ class Benchmarks:
     same rounds, because the speed of a machine changes within minutes.
     """
 
-    def __init__(self, points: Sequence[ResolvedPoint], session: Session) -> None:
-        self._session = session
+    def __init__(self, points: Sequence[ResolvedPoint]) -> None:
         self._groups: dict[str, list[ResolvedPoint]] = {}
         self._tried: set[str] = set()
         self._timed: dict[str, _Timed] = {}
         for point in points:
             self._groups.setdefault(_without_engine(point.config), []).append(point)
 
-    def run_point(self, point: ResolvedPoint) -> list[Record]:
+    def run_point(self, point: ResolvedPoint, session: Session) -> list[Record]:
         """Store and return the record of a point; it is timed now, or was with an earlier point."""
         if point.run_id not in self._timed:
-            self._time(point)
+            self._time(point, session)
         timed = self._timed.pop(point.run_id)
         config, plan = point.config, timed.run.plan
-        self._session.progress.phase("write", 0)
+        session.progress.phase("write", 0)
         record = make_record(timed.run, timed.pair.strategy, None, timed.pairs, None)
         seconds = time.monotonic() - timed.run.started_at
         record = record.join(_describe(timed), wall_seconds=seconds)
@@ -65,7 +64,7 @@ class Benchmarks:
         ResultsFolder.of(config).save(config, record, None)
         return [record]
 
-    def _time(self, point: ResolvedPoint) -> None:
+    def _time(self, point: ResolvedPoint, session: Session) -> None:
         """Time a point with all of its group that were not tried, or with the first if memory does
         not hold them.
         """
@@ -78,11 +77,11 @@ class Benchmarks:
         ready = []
         for other in group:
             try:
-                ready.append(self._warm_up(other))
+                ready.append(_warm_up(other, session))
             except Exception:  # is raised again when its turn comes
                 if other is point:
                     raise
-        session, speed = self._session, ready[0].run.timed.speed
+        speed = ready[0].run.timed.speed
         device = ready[0].run.loaded.model.device
         rounds = speed.replace(warmup=0, new_tokens=ready[0].run.plan.timed_tokens)
         report = session.progress.phase(f"{len(ready)} engines in rounds", speed.pairs)
@@ -97,30 +96,6 @@ class Benchmarks:
             )
             self._timed[timed.run.point.run_id] = replace(timed, pairs=pairs)
 
-    def _warm_up(self, point: ResolvedPoint) -> "_Timed":
-        """Prepare a point and run both sides, with compiled layers if decoding.compile=auto can use
-        them and the model supports them.
-        """
-        loaded = self._session.load(point.config.model, point.config.seed)
-        compiled = with_compiled_layers(point.config, loaded)
-        try:
-            return self._run_once(point, compiled)
-        except RunError:
-            if compiled is point.config:
-                raise
-        return self._run_once(point, point.config)
-
-    def _run_once(self, point: ResolvedPoint, config: Config) -> "_Timed":
-        run = prepare_run(point, self._session, config)
-        torch.manual_seed(config.seed)
-        full, decoder = make_decoders(run, self._session)
-        speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
-        once = config.replace(speed=speed.replace(pairs=0, warmup=max(1, speed.warmup)))
-        pairs = time_pairs(full, decoder, run.workload, once, self._session.progress)
-        batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
-        context = DecodeContext(config.decoding, run.workload.pad_token_id, config.seed)
-        return _Timed(run, Pair(full, decoder, batches, context), pairs)
-
 
 @dataclass(frozen=True)
 class _Timed:
@@ -129,6 +104,32 @@ class _Timed:
     run: PreparedRun
     pair: Pair
     pairs: TimedPairs
+
+
+def _warm_up(point: ResolvedPoint, session: Session) -> _Timed:
+    """Prepare a point and run both sides, with compiled layers if decoding.compile=auto can use
+    them and the model supports them.
+    """
+    loaded = session.load(point.config.model, point.config.seed)
+    compiled = with_compiled_layers(point.config, loaded)
+    try:
+        return _run_once(point, session, compiled)
+    except RunError:
+        if compiled is point.config:
+            raise
+    return _run_once(point, session, point.config)
+
+
+def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
+    run = prepare_run(point, session, config)
+    torch.manual_seed(config.seed)
+    full, decoder = make_decoders(run, session)
+    speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
+    once = config.replace(speed=speed.replace(pairs=0, warmup=max(1, speed.warmup)))
+    pairs = time_pairs(full, decoder, run.workload, once, session.progress)
+    batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
+    context = DecodeContext(config.decoding, run.workload.pad_token_id, config.seed)
+    return _Timed(run, Pair(full, decoder, batches, context), pairs)
 
 
 def _without_engine(config: Config) -> str:

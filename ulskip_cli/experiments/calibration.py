@@ -1,28 +1,30 @@
-"""Measure on held-out examples the option values that a strategy requires, and store them for later
-runs.
+"""Measure on held-out examples what a run needs, and store it in the results folder for later runs:
+the option values of a calibrated strategy, and the patches of a plan as a skip adapter.
 """
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ulskip_cli.core.config import baseline_config, changed_choice, preset
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config import baseline_config, changed_choice
+from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.strategy import LAYER, Strategy
-from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.core.strategy import OptionValues, Strategy
+from ulskip_cli.corrections.adapter import RECORD
+from ulskip_cli.corrections.patch import Patch
+from ulskip_cli.engines.base import BatchOutput, ExitStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES, LOSS_BATCH, patch_options
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
@@ -30,10 +32,20 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
+from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, timing_adapter
+from ulskip_cli.strategies.custom import ScheduleFile
 from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.strategies.schedule_file import ScheduleFile
+from ulskip_cli.tasks.encoding import EncodedExample
 
 SEARCH_RIDGE = 0.1  # of the patches in a search
+RIDGES = (0.03, 0.1, 0.3, 1.0)
+CHOICE_SHARE = 5  # one example in five chooses the ridge
+MAX_SAMPLES = 32  # own answers per prompt
+ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
+OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
+LOSS_BATCH = 16  # examples per batch
+KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
 @dataclass
@@ -44,38 +56,57 @@ class HeldOutEvaluator:
     loaded: LoadedModel
     workload: Workload
     progress: ProgressCallback
-    _losses: dict[bool, ReferenceLoss] = field(default_factory=dict)
+    _loss: ReferenceLoss | None = None
+    _fitter: PatchFitter | None = None
     _exiting: Decoder | None = None
-    _patching: tuple[PatchFitter, ReferenceLoss] | None = None
+
+    @property
+    def encoded(self) -> list[EncodedExample]:
+        """The examples as token ids."""
+        return list(self.workload.encoded or [])
 
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's
         decoding settings.
         """
-        baseline = baseline_config(self.config)
-        decoder = Decoder(
-            self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer
-        )
-        report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
-        lengths = [0] * len(self.workload.prompts)
-        size = BatchSize(self.config.batch_size)
-        context = DecodeContext(baseline.decoding, self.workload.pad_token_id, self.config.seed)
-        for positions, output in generate_all(
-            decoder, self.workload.prompts, context, size, lambda done, _: report(done)
-        ):
+        baseline, prompts = baseline_config(self.config), self.workload.prompts
+        plan = make_plan(baseline, self.loaded.metadata)
+        decoder = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
+        report = self.progress.phase("calibrate: answers", len(prompts))
+        lengths, done = [0] * len(prompts), 0
+        for positions, output in self._outputs(decoder, baseline):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 lengths[position] = len(ids)
+            done += len(positions)
+            report(done)
         return lengths
+
+    def mean_depth(self, options: OptionValues) -> float:
+        """Return the mean exit depth over generated answers, with the run's decoding settings and
+        batch size.
+        """
+        strategy = changed_choice(self.config.strategy, options, "strategy.")
+        plan = make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
+        assert plan.exits is not None
+        if self._exiting is None:
+            self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
+        total = ExitStats()
+        for _, output in self._outputs(self._exiting.with_exit_rule(plan.exits), self.config):
+            total += output.exits or ExitStats()
+        return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
+
+    def _outputs(
+        self, decoder: Decoder, config: Config
+    ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
+        context = DecodeContext(config.decoding, self.workload.pad_token_id, config.seed)
+        return generate_all(decoder, self.workload.prompts, context, BatchSize(config.batch_size))
 
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
-        texts = [
-            example.prompt_ids + example.response_ids for example in self.workload.encoded or []
-        ]
+        texts = [example.prompt_ids + example.response_ids for example in self.encoded]
         report = self.progress.phase("calibrate: influence", len(texts))
-        return block_influence(
-            self.loaded.model, texts, LOSS_BATCH, report, self.config.strategy.skipped_unit
-        )
+        unit = self.config.strategy.skipped_unit
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit)
 
     @property
     def corrects(self) -> bool:
@@ -89,58 +120,16 @@ class HeldOutEvaluator:
         With correction=patch it is that of half of the references, with patches fitted on the other
         half.
         """
+        config, encoded, adapter = self.config, self.encoded, None
         if self.corrects:
-            return self._patched_decode_loss(kept_layers)
-        plan = self._plan(kept_layers)
-        decoder = Decoder(self.loaded.model, plan)
-        shared = plan.prompt_layers == "all"
-        if not shared or shared not in self._losses:
-            self._losses[shared] = ReferenceLoss(
-                self.workload.encoded or [],
-                BatchSize(LOSS_BATCH),
-                self.workload.pad_token_id,
-                KEPT_PROMPT_BYTES if shared else 0,
-            )
-        return self._losses[shared].of(decoder)
-
-    def _patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
-        plan = self._plan(kept_layers)
-        encoded, pad = self.workload.encoded or [], self.workload.pad_token_id
-        if self._patching is None:
-            loss = ReferenceLoss(encoded[::2], BatchSize(LOSS_BATCH), pad, KEPT_PROMPT_BYTES)
-            fitted_on = encoded[1::2] or encoded
-            self._patching = (
-                PatchFitter(self.loaded.model, fitted_on, pad, plan.prompt_layers, LOSS_BATCH),
-                loss,
-            )
-        fitter, loss = self._patching
-        adapter = fitter.fit(plan.kept_layers, patch_options(self.config, SEARCH_RIDGE))
-        return loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
-
-    def _plan(self, kept_layers: Sequence[int]) -> Plan:
-        strategy = custom(kept_layers, self.config.strategy.skipped_unit)
-        return make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
-
-    def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Return the mean exit depth over generated answers, with the run's decoding settings and
-        batch size.
-        """
-        config = self.config.replace(
-            strategy=changed_choice(self.config.strategy, options, "strategy.")
-        )
-        plan = make_plan(config, self.loaded.metadata)
-        assert plan.exits is not None
-        if self._exiting is None:
-            self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        decoder, size, total = (
-            self._exiting.with_exit_rule(plan.exits),
-            BatchSize(config.batch_size),
-            ExitStats(),
-        )
-        context = DecodeContext(config.decoding, self.workload.pad_token_id, config.seed)
-        for _, output in generate_all(decoder, self.workload.prompts, context, size):
-            total += output.exits or ExitStats()
-        return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
+            if self._fitter is None:
+                self._fitter = self.fitter(encoded[1::2] or encoded)
+            adapter = self._fitter.fit(kept_layers, _patch_options(config, SEARCH_RIDGE))
+        if self._loss is None:
+            self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
+        unit, num_layers = config.strategy.skipped_unit, self.loaded.metadata.num_layers
+        plan = Plan.from_layers(num_layers, kept_layers, config.prompt_layers, unit)
+        return self._loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
@@ -148,11 +137,15 @@ class HeldOutEvaluator:
             self._report_search = self.progress.phase("calibrate: search", total)
         self._report_search(done)
 
+    def fitter(self, examples: Sequence[EncodedExample]) -> PatchFitter:
+        """Return a fitter of patches on these examples."""
+        pad, prompt_layers = self.workload.pad_token_id, self.config.prompt_layers
+        return PatchFitter(self.loaded.model, examples, pad, prompt_layers, LOSS_BATCH)
 
-def custom(kept_layers: Sequence[int], unit: str = LAYER) -> Strategy:
-    """Return the strategy of a list of layers that keep a unit."""
-    strategy: Strategy = preset("strategy", "custom", {"layers": list(kept_layers), "unit": unit})
-    return strategy
+    def reference_loss(self, examples: Sequence[EncodedExample]) -> ReferenceLoss:
+        """Return the decode loss of these examples under schedules to come."""
+        held = KEPT_PROMPT_BYTES if self.config.prompt_layers == "all" else 0
+        return ReferenceLoss(examples, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
 
 
 def calibrate_strategy(
@@ -165,22 +158,31 @@ def calibrate_strategy(
     `workload`, the held-out examples. `workload` is None if there are no held-out examples or no
     tokenizer.
     """
-    strategy = config.strategy
+    strategy, num_layers = config.strategy, loaded.metadata.num_layers
     if workload is None or strategy.is_calibrated:
         return config, None
-    num_layers, num_kept = (
-        loaded.metadata.num_layers,
-        make_plan(config, loaded.metadata).target_kept,
+    num_kept = make_plan(config, loaded.metadata).target_kept
+    depends = {
+        "num_kept": num_kept,
+        "decoding": config.decoding.changed(only_results=True),
+        "batch_size": config.batch_size,
+    }
+    key = _hash(
+        strategy.changed(),
+        config.correction.canonical().changed(),
+        config.model.changed(only_results=True),
+        fingerprint(config.model),
+        {name: depends[name] for name in strategy.calibrated_for},
+        config.prompt_layers,
+        _token_ids(workload),
     )
-    key = _key(config, num_kept, workload)
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
-    stored = _stored(path, strategy)
-    if stored is None:
+    stored = read_object(path) or {}
+    if not _fits(stored.get("options"), strategy):
         began = time.monotonic()
         torch.manual_seed(config.seed)
-        calibrated = strategy.calibrate(
-            num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress)
-        )
+        evaluator = HeldOutEvaluator(config, loaded, workload, progress)
+        calibrated = strategy.calibrate(num_layers, num_kept, evaluator)
         stored = {
             "id": key,
             "strategy": strategy.name,
@@ -193,32 +195,13 @@ def calibrate_strategy(
             "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
-    found_config = config.replace(strategy=changed_choice(strategy, stored["options"], "strategy."))
-    plan = make_plan(found_config, loaded.metadata)
+    config = config.replace(strategy=changed_choice(strategy, stored["options"], "strategy."))
+    plan = make_plan(config, loaded.metadata)
     if plan.exits or plan.later_stages:  # no fixed set of layers, which a schedule file requires
-        return found_config, stored
+        return config, stored
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
-    write_atomic(path.with_name(shared), _schedule(config, plan).to_json())
-    return found_config, {**stored, "schedule": shared}
-
-
-def _stored(path: Path, strategy: Strategy) -> Row | None:
-    """Return the calibration in a file, or None if it has values for other options than those
-    without a value.
-    """
-    stored = read_object(path) or {}
-    options = stored.get("options")
-    if not isinstance(options, dict) or not all(
-        key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
-        for key, value in options.items()
-    ):
-        return None
-    return stored
-
-
-def _schedule(config: Config, plan: Plan) -> ScheduleFile:
-    return ScheduleFile(
-        num_layers=plan.num_layers,
+    schedule = ScheduleFile(
+        num_layers=num_layers,
         kept_layers=plan.kept_layers,
         strategy=plan.strategy,
         strategy_options=config.strategy.options(),
@@ -229,23 +212,162 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
         made_by=f"ulskip {__version__}: calibration on held-out examples",
         unit=plan.unit,
     )
+    write_atomic(path.with_name(shared), schedule.to_json())
+    return config, {**stored, "schedule": shared}
 
 
-def _key(config: Config, num_kept: int, workload: Workload) -> str:
-    """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
-    decoding = config.decoding.changed(only_results=True)
-    depends: dict[str, Any] = {
-        "num_kept": num_kept,
-        "decoding": decoding,
-        "batch_size": config.batch_size,
-    }
-    parts = [
-        config.strategy.changed(),
-        config.correction.canonical().changed(),
+def _fits(options: object, strategy: Strategy) -> bool:
+    """True if stored options are values of those that the strategy lacks, or its own."""
+    return isinstance(options, dict) and all(
+        key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
+        for key, value in options.items()
+    )
+
+
+def calibrate_patches(
+    config: Config,
+    loaded: LoadedModel,
+    held_out: Workload | None,
+    plan: Plan,
+    progress: ProgressCallback,
+) -> tuple[SkipAdapter | None, Row | None]:
+    """Return the patches of a plan with their record, or None without patches; measure them if they
+    are not stored.
+    """
+    if not config.correction.is_fitted or plan.keeps_all:
+        return None, None
+    # preflight refuses random weights and tasks without examples
+    assert held_out is not None
+    key = _hash(
         config.model.changed(only_results=True),
         fingerprint(config.model),
-        {name: depends[name] for name in config.strategy.calibrated_for},
+        config.correction.canonical().changed(),
+        plan.skipping_sets,
         config.prompt_layers,
-        [(example.prompt_ids, example.response_ids) for example in workload.encoded or []],
-    ]
+        [config.decoding.max_new_tokens, config.seed],  # of own answers
+        _token_ids(held_out),
+    )
+    folder = ResultsFolder.of(config).path / "calibrations" / key
+    if not (folder / RECORD).is_file():
+        began, patch = time.monotonic(), config.correction
+        assert isinstance(patch, Patch)
+        evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
+        examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
+        adapter, notes = _fit_patches(evaluator, plan, examples)
+        numbers = sum(tensor.numel() for tensor in adapter.tensors.values())
+        biases = [tensor for name, tensor in adapter.tensors.items() if name.endswith("bias")]
+        record = {
+            "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
+            "kind": patch.kind,
+            "rank": patch.rank if patch.kind == "low_rank" else None,
+            "strategy": plan.strategy,
+            "prompt_layers": plan.prompt_layers,
+            **notes,
+            "responses": patch.responses,
+            "bias": any(bool(tensor.any()) for tensor in biases),
+            "bytes": numbers * loaded.model.dtype.itemsize if patch.kind != "folded" else 0,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        replace(adapter, record=record).save(folder)
+    stored = SkipAdapter.load(folder)
+    return stored, {"id": key, **stored.record}
+
+
+def zero_patches(
+    config: Config, loaded: LoadedModel, plan: Plan
+) -> tuple[SkipAdapter | None, Row | None]:
+    """Return patches of zeros with their record, or None without patches. Their values cost no time
+    in a benchmark.
+    """
+    if not config.correction.is_fitted or plan.keeps_all:
+        return None, None
+    shape = config.correction.patches(config.model)
+    rank = shape.rank if shape.kind == "low_rank" else None
+    patch = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
+    return timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape), patch
+
+
+def _fit_patches(
+    evaluator: HeldOutEvaluator, plan: Plan, examples: Sequence[EncodedExample]
+) -> tuple[SkipAdapter, Row]:
+    """Choose the ridge by the decode loss of every fifth prompt's responses, then fit on all of
+    them.
+    """
+    num_prompts = len(evaluator.workload.prompts)
+    choosing: list[EncodedExample] = []
+    fitting: list[EncodedExample] = []
+    for i, example in enumerate(examples):
+        (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
+    fitter, loss = evaluator.fitter(fitting or examples), evaluator.reference_loss(choosing)
+
+    def fit(ridge: float) -> SkipAdapter:
+        options = _patch_options(evaluator.config, ridge)
+        return combined([fitter.fit(kept, options) for kept in plan.skipping_sets])
+
+    losses: dict[float, float] = {}
+    report = evaluator.progress.phase("calibrate: patches", len(RIDGES) + 1)
+    for ridge in RIDGES:
+        losses[ridge] = loss.of(Decoder(evaluator.loaded.model, plan, adapter=fit(ridge)))
+        report(len(losses))
+    best = min(losses, key=losses.__getitem__)
+    if fitting:
+        fitter = fitter.joined(evaluator.fitter(choosing))
+    return fit(best), {
+        "ridge": best,
+        "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},
+        "examples": len(examples),
+        "tokens": fitter.num_positions,
+    }
+
+
+def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[EncodedExample]:
+    """Return references, or own answers, or both; `auto` adds own answers until there are
+    ENOUGH_TOKENS tokens.
+    """
+    config, encoded = evaluator.config, evaluator.encoded
+    prompts = [example.prompt_ids for example in encoded]
+    decoding = config.decoding
+    context = greedy_context(evaluator.workload.pad_token_id, decoding.max_new_tokens, config.seed)
+
+    def own_answers(samples: int) -> list[EncodedExample]:
+        generated = generate_own_responses(
+            evaluator.loaded.model,
+            prompts,
+            OwnResponses(samples=samples),
+            context,
+            file,
+            evaluator.progress,
+        )
+        return [
+            EncodedExample(prompt, answers[i])
+            for i in range(samples)
+            for prompt, answers in zip(prompts, generated, strict=True)
+        ]
+
+    references = [] if wanted == "own" else encoded
+    missing = ENOUGH_TOKENS - _num_tokens(references)
+    if wanted == "reference" or (wanted == "auto" and missing <= 0):
+        return references
+    answers = own_answers(1)
+    if wanted == "auto":
+        samples = math.ceil(missing / max(1, _num_tokens(answers)))
+        answers = own_answers(min(MAX_SAMPLES, samples))
+    return [*references, *answers]
+
+
+def _num_tokens(examples: Sequence[EncodedExample]) -> int:
+    return sum(len(example.response_ids) for example in examples)
+
+
+def _patch_options(config: Config, ridge: float) -> PatchOptions:
+    shape = config.correction.patches(config.model)
+    return PatchOptions(shape.kind, shape.rank, ridge)
+
+
+def _token_ids(workload: Workload) -> list[tuple[list[int], list[int]]]:
+    return [(example.prompt_ids, example.response_ids) for example in workload.encoded or []]
+
+
+def _hash(*parts: object) -> str:
+    """Return a hash of everything on which a calibration depends, as 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -3,13 +3,12 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import (
     DecodeContext,
@@ -21,7 +20,7 @@ from ulskip_cli.engines.decoder import (
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
-from ulskip_cli.experiments.record import Compared, Quality
+from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference import peak_memory
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
@@ -35,7 +34,7 @@ class GeneratedAnswers:
     """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
-    generations: list[dict[str, Any]]  # one JSON object per example, in the task's order
+    generations: list[Row]  # one JSON object per example, in the task's order
     outputs: list[BatchOutput]  # one per batch, with its timings
     batch_size: BatchSize  # the size that fitted into memory
     peak_memory_bytes: int
@@ -51,9 +50,7 @@ def generate_answers(
     """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints`
     are not decoded again.
     """
-    assert workload.task is not None
-    name, examples = config.strategy.name, workload.examples
-    size = BatchSize(config.batch_size)
+    name, size = config.strategy.name, BatchSize(config.batch_size)
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
     def warm_up(count: int) -> float:
@@ -62,35 +59,61 @@ def generate_answers(
 
     progress.phase(f"{name}: warm up", 0)
     compile_seconds = run_with_oom_retry(size, warm_up)
-    generations: list[dict[str, Any]] = [{} for _ in examples]
-    outputs: list[BatchOutput] = []
-
-    def add(positions: Sequence[int], output: BatchOutput) -> None:
-        outputs.append(output)
-        for i, position in enumerate(positions):
-            generations[position] = _generation(decoder, workload, config, position, (output, i))
-
     finished = checkpoints.batches(longest_first(workload.prompts)) if checkpoints else []
-    for batch in finished:
-        add(batch.positions, batch.output)
+    batches = [(batch.positions, batch.output) for batch in finished]
     if finished:
         size.used = finished[-1].batch_size
     num_finished = sum(len(batch.positions) for batch in finished)
     resumed = f", {num_finished} resumed" if num_finished else ""
-    on_tokens = _with_rate(progress.phase(f"{name}: generate{resumed}", len(examples)))
+    report = progress.phase(f"{name}: generate{resumed}", len(workload.examples))
+    began = time.monotonic()
+
+    def on_tokens(done: int, tokens: int) -> None:
+        report(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+
     peak_memory.reset(decoder.device)
     for positions, output in generate_all(
         decoder, workload.prompts, context, size, on_tokens, num_finished
     ):
-        add(positions, output)
+        batches.append((list(positions), output))
         if checkpoints:
             checkpoints.add(positions, output, size.used, peak_memory.peak_bytes(decoder.device))
-    outputs[0] = replace(outputs[0], compile_seconds=outputs[0].compile_seconds + compile_seconds)
-    peaks = (
-        peak_memory.peak_bytes(decoder.device),
-        *(batch.peak_memory_bytes for batch in finished),
+    generations = {
+        position: _generation(decoder, workload, config, position, output, i)
+        for positions, output in batches
+        for i, position in enumerate(positions)
+    }
+    first, *others = (output for _, output in batches)
+    first = replace(first, compile_seconds=first.compile_seconds + compile_seconds)
+    peaks = [batch.peak_memory_bytes for batch in finished]
+    return GeneratedAnswers(
+        name,
+        [generations[position] for position in range(len(generations))],
+        [first, *others],
+        size,
+        max(peak_memory.peak_bytes(decoder.device), *peaks, 0),
     )
-    return GeneratedAnswers(name, generations, outputs, size, max(peaks))
+
+
+def _generation(
+    decoder: Decoder, workload: Workload, config: Config, position: int, output: BatchOutput, i: int
+) -> Row:
+    """Return the row of an example, the i-th of its batch."""
+    assert decoder.tokenizer is not None
+    assert workload.task is not None
+    example, token_ids = workload.examples[position], output.token_ids[i]
+    text, stopped = until_stop(
+        decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop
+    )
+    return {
+        "id": example.id,
+        "source": example.source,
+        "reference": example.reference,
+        "hypothesis": workload.task.hypothesis(text),
+        "output": text,
+        "token_ids": token_ids,
+        "flags": degenerate.flags(token_ids, text, output.hit_max_length[i] and not stopped),
+    }
 
 
 def score_answers(
@@ -142,36 +165,4 @@ def score_answers(
         num_truncated_references=workload.num_truncated_references,
         evaluated_batch_size=answers.batch_size.used,
         peak_memory_bytes=answers.peak_memory_bytes,
-    )
-
-
-def _generation(
-    decoder: Decoder,
-    workload: Workload,
-    config: Config,
-    position: int,
-    generated: tuple[BatchOutput, int],
-) -> dict[str, Any]:
-    assert decoder.tokenizer is not None
-    assert workload.task is not None
-    output, row = generated
-    example, token_ids = workload.examples[position], output.token_ids[row]
-    text, stopped = until_stop(
-        decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop
-    )
-    return {
-        "id": example.id,
-        "source": example.source,
-        "reference": example.reference,
-        "hypothesis": workload.task.hypothesis(text),
-        "output": text,
-        "token_ids": token_ids,
-        "flags": degenerate.flags(token_ids, text, output.hit_max_length[row] and not stopped),
-    }
-
-
-def _with_rate(report: ReportProgress) -> Callable[[int, int], None]:
-    started = time.monotonic()
-    return lambda done, tokens: report(
-        done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s"
     )

@@ -1,28 +1,29 @@
 """Run one point from its configuration to its row: load, calibrate, decode, score, time, record,
 save.
 
-`ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`. A benchmark
-(`benchmark.py`) is a run without a task, which times random prompts.
+`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A
+benchmark is a run without a task, which times random prompts.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.core.progress import NullProgress, ProgressCallback, ReportProgress
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
-from ulskip_cli.experiments.calibration import calibrate_strategy
+from ulskip_cli.experiments.calibration import calibrate_patches, calibrate_strategy, zero_patches
 from ulskip_cli.experiments.descriptions import (
     ScheduleProvenance,
     describe_provenance,
@@ -41,11 +42,11 @@ from ulskip_cli.experiments.latency_target import (
     solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
-from ulskip_cli.experiments.patches import calibrate_patches, zero_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
+from ulskip_cli.experiments.sweep.jobs import SweepOutcome, failure_reason
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import (
     RANDOM_PROMPTS,
@@ -59,6 +60,8 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, make_plan
 
+Value = TypeVar("Value")
+
 
 @dataclass
 class Session:
@@ -68,9 +71,16 @@ class Session:
 
     progress: ProgressCallback = field(default_factory=NullProgress)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
-    _tokenizers: dict[str, Any] = field(default_factory=dict)
-    _latencies: dict[str, LatencyFit] = field(default_factory=dict)
     _full: tuple[str, Decoder] | None = None
+    _values: dict[str, Any] = field(default_factory=dict)
+
+    def _once(
+        self, key: str, phase: str, total: int, make: Callable[[ReportProgress], Value]
+    ) -> Value:
+        if key not in self._values:
+            self._values[key] = make(self.progress.phase(phase, total))
+        value: Value = self._values[key]
+        return value
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
@@ -78,18 +88,15 @@ class Session:
         """
         if point.task is None:
             return RANDOM_PROMPTS, None
-        self.progress.phase("encode", 0)
-        key = str(point.config.model)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(point.config.model)
-        tokenizer = self._tokenizers[key]
+        model, held_out = point.config.model, point.held_out
+        tokenizer = self._once(
+            f"tokenizer {model}", "encode", 0, lambda report: load_tokenizer(model)
+        )
         workload = encode_workload(point, tokenizer)
-        held_out = point.held_out
         if held_out is None or tokenizer is None:
             return workload, None
-        return workload, encode_workload(
-            replace(point, task=held_out.task, examples=held_out.examples), tokenizer
-        )
+        calibrating = replace(point, task=held_out.task, examples=held_out.examples)
+        return workload, encode_workload(calibrating, tokenizer)
 
     def load(
         self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
@@ -99,16 +106,12 @@ class Session:
         """
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._models, self._full = (
-                {name: kept for name, kept in self._models.items() if kept is beside},
-                None,
-            )
+            self._full = None
+            self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             self.progress.phase(f"load {config.label}", 1)
-            loaded = load(config, seed, self._tokenizers.get(str(config)))
-            choose_linear_backend(
-                loaded.model,
-                lambda: self.progress.phase("compile the CPU kernel, once per machine", 0),
-            )
+            loaded = load(config, seed, self._values.get(f"tokenizer {config}"))
+            compiling = "compile the CPU kernel, once per machine"
+            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
             self._models[key] = loaded
         return self._models[key]
 
@@ -145,16 +148,19 @@ class Session:
         batches, context = _timed(config, loaded, workload)
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
         key = (
-            f"{config.model} {config.decoding} {config.engine} {shapes}"
+            f"latency {config.model} {config.decoding} {config.engine} {shapes}"
             f" {choose_linear_backend(loaded.model).name}"
         )
-        if key not in self._latencies:
-            report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
-            make = partial(Decoder, loaded.model, engine=config.engine)
-            self._latencies[key] = fit_step_latency(
-                make, loaded.metadata.num_layers, batches, context, report
-            )
-        return self._latencies[key]
+        make, depth = (
+            partial(Decoder, loaded.model, engine=config.engine),
+            loaded.metadata.num_layers,
+        )
+        return self._once(
+            key,
+            "time the layers",
+            WARM_UP + LINE_ROUNDS,
+            lambda report: fit_step_latency(make, depth, batches, context, report),
+        )
 
 
 def _timed(
@@ -189,19 +195,20 @@ def run_point(
     A given `baseline` may come from any machine; a stored baseline must come from a machine like
     this one. Raises UsageError for an unsupported request, and RunError if the run fails.
     """
-    if point.baseline and point.config.baseline_model and baseline is None:
-        baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
+    folder = ResultsFolder.of(point.config)
+    if point.baseline and baseline is None:
+        baseline = folder.record(point.baseline.run_id, _is_from_here)
+        if baseline is None and point.config.baseline_model:
+            baseline = run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
     if point.baseline is None or (run.plan.is_full_model and not point.config.has_other_baseline):
         return [_measure(run, session)]
-    baseline = baseline or stored_baseline(point)
     if baseline is None:
-        full = make_plan(point.baseline.config, run.loaded.metadata)
         full_run = replace(
             run,
             point=point.baseline,
             timed=point.baseline.config,
-            plan=full,
+            plan=make_plan(point.baseline.config, run.loaded.metadata),
             found=ScheduleProvenance(),
             adapter=None,
         )
@@ -210,22 +217,57 @@ def run_point(
     return [baseline, _measure(run, session, baseline)]
 
 
+def run_points(
+    points: Sequence[ResolvedPoint],
+    session: Session,
+    run_one: Callable[[ResolvedPoint, Session], list[Record]] = run_point,
+) -> SweepOutcome:
+    """Run points of one results folder one after another, without resuming finished ones. A failed
+    point does not stop the others; the error of a single point is raised.
+    """
+    folder, outcome = ResultsFolder.of(points[0].config), SweepOutcome(len(points))
+    folder.check_writable()
+    try:
+        if moved := folder.quarantine_corrupt_lines():
+            session.progress.note(moved)
+        for number, point in enumerate(points, start=1):
+            if len(points) > 1:
+                session.progress.point(number, len(points))
+            try:
+                outcome.records |= {record.id: record for record in run_one(point, session)}
+            except Exception as error:
+                if len(points) == 1 or isinstance(error, StorageError):
+                    raise
+                label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
+                outcome.failures.append(f"{label}: {failure_reason(error)}")
+    finally:
+        folder.remove_if_empty()
+    return outcome
+
+
+def _is_from_here(record: Record) -> bool:
+    """True if a record was measured on a machine like this one, with the same number of threads."""
+    where = record.environment
+    return where is not None and environment.is_like_here(
+        where.model_dump(), record.device or "cpu", ("threads",)
+    )
+
+
 def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration and
     timing.
     """
-    started_at = time.monotonic()
+    started_at, asked = time.monotonic(), point.config
     workload, held_out = session.encode(point)
-    loaded = full = session.load(point.config.model, point.config.seed)
-    if point.baseline and point.config.baseline_model:
+    loaded = full = session.load(asked.model, asked.seed)
+    if point.baseline and asked.baseline_model:
         check_same_tokens(workload, session.encode(point.baseline)[0])
-        full = session.load(point.baseline.config.model, point.config.seed, beside=loaded)
-    if fingerprint(point.config.model) != point.fingerprint:
+        full = session.load(point.baseline.config.model, asked.seed, beside=loaded)
+    if fingerprint(asked.model) != point.fingerprint:
         raise RunError(
-            f"the weights of {point.config.model.path} changed since the run was prepared; repeat"
-            " the run"
+            f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
         )
-    config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
+    config, calibration = calibrate_strategy(asked, loaded, held_out, session.progress)
     latency = session.solve_depth(timed or config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
     if point.task:
@@ -233,33 +275,10 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     else:
         patches, patch = zero_patches(config, loaded, plan)
     trained, skip_adapter = load_adapter(config, plan)
-    provenance = ScheduleProvenance(latency, calibration, patch, skip_adapter)
+    found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
+    adapter = patches or trained
     return PreparedRun(
-        point,
-        timed or point.config,
-        loaded,
-        full,
-        workload,
-        plan,
-        provenance,
-        started_at,
-        patches or trained,
-    )
-
-
-def stored_baseline(point: ResolvedPoint) -> Record | None:
-    """Return the finished baseline of a point if its times were measured on a machine like this
-    one.
-    """
-    assert point.baseline is not None
-    return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
-
-
-def is_from_here(record: Record) -> bool:
-    """True if a record was measured on a machine like this one, with the same number of threads."""
-    where = record.environment
-    return where is not None and environment.is_like_here(
-        where.model_dump(), record.device or "cpu", ("threads",)
+        point, timed or asked, loaded, full, workload, plan, found, started_at, adapter
     )
 
 
@@ -277,42 +296,29 @@ def make_decoders(
 
 
 def _measure(run: PreparedRun, session: Session, baseline: Record | None = None) -> Record:
-    progress, config, loaded, point, plan = (
-        session.progress,
-        run.point.config,
-        run.loaded,
-        run.point,
-        run.plan,
-    )
+    """Decode, score and time a prepared run, and store its record."""
+    point, config, plan, loaded = run.point, run.point.config, run.plan, run.loaded
+    progress, folder = session.progress, ResultsFolder.of(config)
     torch.manual_seed(config.seed)
-    folder = ResultsFolder.of(config)
     full, decoder = make_decoders(run, session, baseline)
-    backend = decoder.linear_backend(config.decoding).name
-    answered_by = [
-        plan.as_dict(),
-        run.found.patch,
-        run.found.skip_adapter,
-        run.workload.prompts,
-    ]  # what the id does not decide
+    # what the id does not decide
+    answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]
     origin = {
         **environment.origin(str(loaded.model.device)),
-        "linear_backend": backend,
+        "linear_backend": decoder.linear_backend(config.decoding).name,
         "answered_by": digest(answered_by),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
-        hypotheses = (
-            [generation["hypothesis"] for generation in folder.generations(baseline.id)]
-            if baseline
-            else None
-        )
+        hypotheses = None
+        if baseline:
+            hypotheses = [answer["hypothesis"] for answer in folder.generations(baseline.id)]
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
             answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
-            folder.save_generations(
-                point.run_id, answers.generations
-            )  # saved before scoring, which may fail
+            # saved before scoring, which may fail
+            folder.save_generations(point.run_id, answers.generations)
             quality = score_answers(answers, run.workload, scoring_decoder, hypotheses, progress)
         except InvalidLogitsError:
             checkpoints.remove()
@@ -339,29 +345,25 @@ def make_record(
     baseline: Record | None,
 ) -> Record:
     """Return the record of a measured point, without quality scores."""
-    config, plan = run.point.config, run.plan
-    asked = run.point.identity.replace(
+    point, config, plan = run.point, run.point.config, run.plan
+    asked = point.identity.replace(
         chat=run.workload.chat,
         prompt_layers=plan.prompt_layers,
         baseline_id=baseline.id if baseline else None,
         correction=run.found.correction,
     )
-    pairs = timed.strategy if timed else []
+    pairs, generations = timed.strategy if timed else [], answers.generations if answers else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
-    natural = (
-        outputs if answers or plan.exits else []
-    )  # random weights have no answers, but exits in timed pairs
-    described = describe_schedule(plan, run.found, natural, pairs)
+    # Random weights have no answers, but exits in timed pairs.
+    described = describe_schedule(plan, run.found, outputs if answers or plan.exits else [], pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
     throughput = measure_throughput(outputs, source) if outputs else None
     if throughput and timed and not answers:
         throughput = throughput.replace(compile_seconds=timed.compile_seconds)
-    sections = [
+    sections = (
         throughput,
         timed.timing() if timed else None,
-        describe_provenance(
-            config, plan, run.loaded, decoder, len(answers.generations) if answers else 0
-        ),
-    ]
+        describe_provenance(config, plan, run.loaded, decoder, len(generations)),
+    )
     return Record.joined(asked, described, *(section for section in sections if section))

@@ -15,7 +15,7 @@ from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
 from ulskip_cli.export.staging import staged
-from ulskip_cli.strategies.schedule_file import ScheduleFile, ScheduleStage
+from ulskip_cli.strategies.custom import ScheduleFile, ScheduleStage
 
 SCHEDULE = "schedule.json"
 

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,34 +34,29 @@ def block_influence(
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
 
-    def reader(index: int) -> Callable[..., None]:
-        def read(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            if parts:
-                between = parts[index].states_between(args, kwargs, attention_outputs.pop(index))
-                before, after = (before, between) if unit == ATTENTION else (between, after)
-            similar = functional.cosine_similarity(
-                before.float(), after.float().to(before.device), dim=-1
-            )
-            sums[index] += float(similar[mask.to(similar.device)].double().sum())
+    def read(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        if parts:
+            between = parts[index].states_between(args, kwargs, attention_outputs.pop(index))
+            before, after = (before, between) if unit == ATTENTION else (between, after)
+        similar = functional.cosine_similarity(
+            before.float(), after.float().to(before.device), dim=-1
+        )
+        sums[index] += float(similar[mask.to(similar.device)].double().sum())
 
-        return read
-
-    def keeper(index: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            attention_outputs[index] = output
-
-        return keep
+    def keep(index: int, module: nn.Module, args: Any, output: Any) -> None:
+        attention_outputs[index] = output
 
     # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not
     # of the last layer.
     hooks = [
-        layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)
+        layer.register_forward_hook(partial(read, i), with_kwargs=True)
+        for i, layer in enumerate(layers)
     ]
     hooks += [
-        part.layer.get_submodule(part.attention).register_forward_hook(keeper(index))
-        for index, part in enumerate(parts)
+        part.layer.get_submodule(part.attention).register_forward_hook(partial(keep, i))
+        for i, part in enumerate(parts)
     ]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
     try:

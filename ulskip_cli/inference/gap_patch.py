@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ulskip_cli.inference import shallow_view
 
-KINDS = (
-    "low_rank",
-    "full",
-)  # kinds with parameters of their own; a folded patch changes a linear layer instead
+# kinds with parameters of their own; a folded patch changes a linear layer instead
+KINDS = ("low_rank", "full")
 
 
 class GapPatch(nn.Module):
@@ -44,9 +42,8 @@ class GapPatch(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
-        x = hidden.to(
-            self.linear.weight.dtype
-        )  # in training, patches are in float32 and the model may be in bfloat16
+        # In training, patches are in float32 and the model may be in bfloat16.
+        x = hidden.to(self.linear.weight.dtype)
         correction: Tensor = self.linear(self.down(x) if self.kind == "low_rank" else x)
         return hidden + correction.to(hidden.dtype)
 
@@ -57,11 +54,8 @@ def patched_layer(
     """Return a copy of a decoder layer that applies patches to its input and output; it shares the
     layer's weights.
     """
-    children = {
-        name: patch
-        for name, patch in (("patch_before", before), ("patch_after", after))
-        if patch is not None
-    }
+    patches = {"patch_before": before, "patch_after": after}
+    children = {name: patch for name, patch in patches.items() if patch is not None}
     return shallow_view.as_subclass(layer, _patched_class, children) if children else layer
 
 

@@ -7,8 +7,9 @@ last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Bot
 """
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from ulskip_cli.inference.ridge_regression import PatchOptions, RidgeRegression
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
+
+Parts = dict[str, Tensor]  # of a solved map
 
 _KEPT_PATCH_BYTES = 2**30  # limit of the joint patches that are kept
 _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
@@ -68,9 +71,7 @@ class PatchFitter:
             )
         usable.sort(key=lambda example: -len(example.prompt_ids) - len(example.response_ids))
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
-        self._fitted: dict[
-            tuple[int, int, PatchOptions], dict[str, Tensor]
-        ] = {}  # joint patches by the gap's ends
+        self._fitted: dict[tuple[int, int, PatchOptions], Parts] = {}  # joint, by the gap's ends
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -90,17 +91,19 @@ class PatchFitter:
         return sum(int(batch.counted.sum()) for batch in self.batches)
 
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
-        prompts = padded([example.prompt_ids for example in examples], pad_token_id, left=True)
-        responses = padded(
-            [example.response_ids[:-1] for example in examples], pad_token_id, left=False
+        prompts = [example.prompt_ids for example in examples]
+        responses = [example.response_ids[:-1] for example in examples]
+        prompt_ids, prompt_mask, ids, mask = (
+            tensor.to(self.device)
+            for tensor in (
+                *padded(prompts, pad_token_id, left=True),
+                *padded(responses, pad_token_id, left=False),
+            )
         )
-        (prompt_ids, prompt_mask), (ids, mask) = (
-            (tensor.to(self.device) for tensor in pair) for pair in (prompts, responses)
-        )
+        whole = torch.cat([prompt_mask, mask], 1)
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
-            return _Batch(ids, torch.cat([prompt_mask, mask], 1), mask.bool(), prompt)
-        whole = torch.cat([prompt_mask, mask], 1)
+            return _Batch(ids, whole, mask.bool(), prompt)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole, whole.bool(), None)
 
     def _enter(
@@ -135,17 +138,10 @@ class PatchFitter:
         """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot
         be folded.
         """
-        ends = gaps(kept, self.num_layers)
-        tensors = (
-            self._fit_folded(kept, ends, options)
-            if options.kind == "folded"
-            else self._fit_joint(kept, ends, options)
-        )
-        return SkipAdapter(
-            self.num_layers,
-            (tuple(kept),),
-            {name: tensor.float() for name, tensor in tensors.items()},
-        )
+        fit = self._fit_folded if options.kind == "folded" else self._fit_joint
+        tensors = fit(kept, gaps(kept, self.num_layers), options)
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        return SkipAdapter(self.num_layers, (tuple(kept),), tensors)
 
     def _fit_joint(
         self, kept: Sequence[int], ends: Collection[int], options: PatchOptions
@@ -154,10 +150,7 @@ class PatchFitter:
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """
-        before = {
-            layer: max((kept_layer for kept_layer in kept if kept_layer < layer), default=-1)
-            for layer in ends
-        }
+        before = {end: max((layer for layer in kept if layer < end), default=-1) for end in ends}
         self._teach([*ends, *(layer + 1 for layer in before.values())])
         tensors: dict[str, Tensor] = {}
         for layer in ends:
@@ -166,12 +159,15 @@ class PatchFitter:
             if parts is None:
                 inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
                 parts = self._regress(inputs, inputs, layer, options)
-                if (
-                    len(self._fitted) * sum(part.nbytes for part in parts.values())
-                    < _KEPT_PATCH_BYTES
-                ):
+                size = sum(part.nbytes for part in parts.values())
+                if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            tensors |= _named(parts, layer, before[layer], "")
+            if "down" in parts:
+                names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
+            else:
+                names = {"linear.weight": parts["weight"].T}
+            names["linear.bias"] = parts["bias"]
+            tensors |= {f"patch.0.{layer}.{name}": tensor for name, tensor in names.items()}
         return tensors
 
     def _fit_folded(
@@ -180,103 +176,37 @@ class PatchFitter:
         """Return folded patches, in order: each maps the view's states, corrected by the earlier
         patches, to the full model's.
         """
+        if kept[0]:
+            raise UsageError(
+                "correction.kind=folded requires layer 0 to be kept, because the patch changes the"
+                " layer before a gap; use correction.kind=full"
+            )
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)
         entries = [self._enter(layerwise, view, batch, kept) for batch in self.batches]
         states = [entry.hidden for entry in entries]
         tensors: dict[str, Tensor] = {}
-        outputs: list[Tensor] = []
-        for place, layer in enumerate([*kept, self.num_layers]):
-            if layer in ends:
-                before = kept[place - 1] if place else -1
-                if not place:
-                    raise UsageError(
-                        "correction.kind=folded requires layer 0 to be kept, because the patch"
-                        " changes the layer before a gap; use correction.kind=full"
-                    )
-                path, module = foldable_module(layerwise.layers[place - 1])
-                has_bias = module.bias is not None
-                parts = self._regress(
-                    self._counted(outputs), self._counted(states), layer, options, has_bias
-                )
+        for place, (before, layer) in enumerate(pairwise([*kept, self.num_layers])):
+            if layer not in ends:
                 states = [
-                    state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)
+                    layerwise.layer(place, state, entry)
+                    for state, entry in zip(states, entries, strict=True)
                 ]
-                tensors |= _named(parts, layer, before, path)
-            if layer == self.num_layers:
-                break
-            folds = [*kept, self.num_layers][place + 1] in ends
-            first = states[0]
-            ran = [
-                self._run(layerwise, place, state, entry, folds)
-                for state, entry in zip(states, entries, strict=True)
-            ]
+                continue
+            folding, first = _FoldingLayer(layerwise, place), states[0]
+            ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
-            if folds:
-                fresh = self._enter(
-                    layerwise, view, self.batches[0], kept
-                )  # the cache in `entries` has these positions
-                self._check_added(layerwise, place, first, fresh, states[0], outputs[0])
+            # The cache in `entries` has these positions already.
+            fresh = self._enter(layerwise, view, self.batches[0], kept)
+            folding.check(first, fresh, ran[0], self.batches[0].counted)
+            parts = self._regress(
+                self._counted(outputs), self._counted(states), layer, options, folding.has_bias
+            )
+            states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
+            path = f"fold.0.{before}.{folding.path}."
+            tensors |= {path + name: tensor for name, tensor in parts.items()}
         return tensors
-
-    def _run(
-        self,
-        layerwise: LayerwiseModel,
-        place: int,
-        state: Tensor,
-        entry: LayerInputs,
-        records: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Run one layer; return its output and, if `records`, that of the linear layer into which a
-        patch folds.
-        """
-        if not records:
-            return layerwise.layer(place, state, entry), state
-        path, module = foldable_module(layerwise.layers[place])
-        seen: list[Tensor] = []
-        hook = module.register_forward_hook(lambda _, args, output: seen.append(output))
-        try:
-            after = layerwise.layer(place, state, entry)
-        finally:
-            hook.remove()
-        if len(seen) != 1 or seen[0].numel() != after.numel():
-            raise _not_foldable(layerwise.layers[place], path)
-        return after, seen[0].view(after.shape)
-
-    def _check_added(
-        self,
-        layerwise: LayerwiseModel,
-        place: int,
-        state: Tensor,
-        entry: LayerInputs,
-        after: Tensor,
-        output: Tensor,
-    ) -> None:
-        """Raise UsageError unless `after`, a layer's output, moves by exactly the vector that is
-        added to `output`.
-        """
-        path, module = foldable_module(layerwise.layers[place])
-        counted = self.batches[0].counted
-        size = (
-            output[counted].float().pow(2).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        )
-        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0)).to(
-            output.device
-        )
-        added = (size * direction).to(output.dtype)
-        hook = module.register_forward_hook(lambda _, args, result: result + added)
-        try:
-            moved = layerwise.layer(place, state, entry)
-        finally:
-            hook.remove()
-        before, moved, output = (tensor[counted].double() for tensor in (after, moved, output))
-        rounding = torch.finfo(after.dtype).eps * (
-            before.abs() + moved.abs() + output.abs() + added.double().abs()
-        )
-        error = (moved - before - added.double()).abs()
-        if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
-            raise _not_foldable(layerwise.layers[place], path)
 
     def _counted(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Return the states [positions, width] at the positions of the regression, for each
@@ -291,61 +221,88 @@ class PatchFitter:
         layer: int,
         options: PatchOptions,
         has_bias: bool = True,
-    ) -> dict[str, Tensor]:
+    ) -> Parts:
         """Regress the full model's states before `layer` minus `states` on `inputs`, both
         [positions, width] for each batch.
         """
-        sums: RidgeRegression | None = None
+        width, hidden_size = inputs[0].shape[1], states[0].shape[1]
+        sums = RidgeRegression.empty(width, hidden_size)
         for batch, x, state in zip(self.batches, inputs, states, strict=True):
-            target = batch.teacher[layer]
-            sums = sums or RidgeRegression.empty(x.shape[1], target.shape[1])
-            sums.add(x, target.double() - state.double())
-        assert sums is not None
+            sums.add(x, batch.teacher[layer].double() - state.double())
         return sums.solve(options, has_bias)
 
 
-def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
-    """Return the path and module of the last linear layer of a decoder layer; `PatchFitter` checks
-    how its output is used.
+class _FoldingLayer:
+    """A layer whose last linear layer takes up a patch, which requires that the layer adds the
+    output of the linear layer to the hidden state as it is.
     """
-    linears = [
-        (name, module)
-        for name, module in layer.named_modules()
-        if type(module) in (nn.Linear, Conv1D)
-    ]
-    if not linears:
-        raise UsageError(
-            "correction.kind=folded requires linear layers without quantization; use"
-            " correction.kind=full"
+
+    def __init__(self, layerwise: LayerwiseModel, place: int) -> None:
+        self._layerwise, self._place = layerwise, place
+        self._layer = layerwise.layers[place]
+        linears = [
+            (name, module)
+            for name, module in self._layer.named_modules()
+            if type(module) in (nn.Linear, Conv1D)
+        ]
+        if not linears:
+            raise UsageError(
+                "correction.kind=folded requires linear layers without quantization; use"
+                " correction.kind=full"
+            )
+        self.path, self._linear = linears[-1]
+        self.has_bias = self._linear.bias is not None
+
+    def run(
+        self, state: Tensor, entry: LayerInputs, added: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer; return its output and that of the linear layer, to which `added` is
+        added.
+        """
+        outputs: list[Tensor] = []
+
+        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+            outputs.append(output)
+            return None if added is None else output + added
+
+        handle = self._linear.register_forward_hook(hook)
+        try:
+            after = self._layerwise.layer(self._place, state, entry)
+        finally:
+            handle.remove()
+        if len(outputs) != 1 or outputs[0].numel() != after.numel():
+            raise self._refusal()
+        return after, outputs[0].view(after.shape)
+
+    def check(
+        self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
+    ) -> None:
+        """Raise UsageError unless the output of the layer, which `ran` has with that of the linear
+        layer, moves by exactly the vector that is added to the output of the linear layer.
+        """
+        output = ran[1]
+        tiny = torch.finfo(torch.float32).tiny
+        size = output[counted].float().pow(2).mean().sqrt().clamp_min(tiny)
+        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0))
+        added = (size * direction.to(output.device)).to(output.dtype)
+        moved, _ = self.run(state, entry, added)
+        before, moved, output = (tensor[counted].double() for tensor in (ran[0], moved, output))
+        rounding = torch.finfo(added.dtype).eps * (
+            before.abs() + moved.abs() + output.abs() + added.double().abs()
         )
-    return linears[-1]
+        error = (moved - before - added.double()).abs()
+        if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
+            raise self._refusal()
+
+    def _refusal(self) -> UsageError:
+        return UsageError(
+            f"correction.kind=folded is not supported with {type(self._layer).__name__}, which does"
+            f" not add the output of its last linear layer ({self.path}) to the hidden state as it"
+            " is; use correction.kind=full"
+        )
 
 
-def _not_foldable(layer: nn.Module, path: str) -> UsageError:
-    return UsageError(
-        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add"
-        f" the output of its last linear layer ({path}) to the hidden state as it is; use"
-        " correction.kind=full"
-    )
-
-
-def _apply(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _apply(parts: Parts, x: Tensor) -> Tensor:
     """Apply a solved map to `x` [..., inputs] in its dtype."""
     product = x @ parts["weight"].to(x)
     return product + parts["bias"].to(x) if "bias" in parts else product
-
-
-def _named(
-    parts: Mapping[str, Tensor], layer: int, before: int, folded_into: str
-) -> dict[str, Tensor]:
-    """Return the tensors of a patch by their names in a `SkipAdapter` with one set."""
-    if folded_into:
-        return {f"fold.0.{before}.{folded_into}.{name}": tensor for name, tensor in parts.items()}
-    prefix = f"patch.0.{layer}."
-    if "down" in parts:
-        names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
-    else:
-        names = {"linear.weight": parts["weight"].T}
-    return {
-        prefix + name: tensor for name, tensor in {**names, "linear.bias": parts["bias"]}.items()
-    }

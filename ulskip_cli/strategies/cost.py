@@ -2,29 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import linear_regression
 
-from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.schedule import MIN_KEPT, check_target
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
-DRAFT_VOCAB = (
-    8192  # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
-)
-
-
-def weights_of_step(
-    weights: WeightSizes | None, config: Config, patch: int | None
-) -> WeightSizes | None:
-    """Return the bytes that decode steps read, in the engine's format and by the units that are
-    skipped; None if unknown.
-
-    `weights` are those of the model's files, and `patch` is the bytes of the patch at each gap.
-    """
-    weights = config.engine.sizes(weights, 16)
-    return weights and replace(weights, patch=patch or 0).of_unit(config.strategy.skipped_unit)
+# with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
+DRAFT_VOCAB = 8192
 
 
 def num_kept_for_cost(
@@ -38,14 +26,12 @@ def num_kept_for_cost(
 
     `heads(R)` is the number of times that a step of R layers runs the output head.
     """
-    if not math.isfinite(target_speedup) or target_speedup < 1:
-        raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
+    check_target(target_speedup)
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
         if weights.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
             return count
-    highest = (
-        math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
-    )
+    best = weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT))
+    highest = math.floor(100 * best) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
         f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head"
@@ -70,14 +56,8 @@ class LatencyFit:
         """Fit the measured seconds by least squares; this requires at least two numbers of
         layers.
         """
-        counts, seconds = list(step_seconds), list(step_seconds.values())
-        count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
-        spread = sum((count - count_mean) ** 2 for count in counts)
-        slope = (
-            sum((c - count_mean) * (s - seconds_mean) for c, s in zip(counts, seconds, strict=True))
-            / spread
-        )
-        return cls(num_layers, seconds_mean - slope * count_mean, slope, dict(step_seconds))
+        slope, intercept = linear_regression(list(step_seconds), list(step_seconds.values()))
+        return cls(num_layers, intercept, slope, dict(step_seconds))
 
     @property
     def residuals(self) -> dict[int, float]:
@@ -104,8 +84,7 @@ class LatencyFit:
         """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if
         the target is below 1.
         """
-        if not math.isfinite(target_speedup) or target_speedup < 1:
-            raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
+        check_target(target_speedup)
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(

@@ -1,18 +1,76 @@
 """A user's own schedule: a list of layers, or a file of `ulskip export --format schedule`."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import ConfigDict, JsonValue, model_validator
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.options import option
-from ulskip_cli.core.strategy import SkippingStrategy
-from ulskip_cli.strategies import schedule_file
-from ulskip_cli.strategies.schedule_file import ScheduleFile
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.options import Options, load_json, option, parse
+from ulskip_cli.core.strategy import LAYER, SkippingStrategy, Unit
+
+FORMAT = "ulskip-schedule"
+FORMAT_VERSION = 1
+
+
+class ScheduleStage(Options):
+    """A later stage of a schedule."""
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+class ScheduleFile(Options):
+    """Contents of a schedule file: one schedule and its origin."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    num_layers: int
+    kept_layers: tuple[int, ...]  # of the first steps, ascending
+    later_stages: tuple[ScheduleStage, ...] = ()
+    strategy: str = "custom"
+    strategy_options: dict[str, JsonValue] = option(
+        {}, "options of the strategy that differ from their defaults"
+    )
+    target_ratio: float | None = None  # None if the strategy ignores it
+    ratio_basis: str = "layers"
+    prompt_layers: Literal["all", "kept"] = "all"
+    model: str | None = None  # hub id, path or name
+    made_by: str | None = None  # program, version and overrides
+    unit: Unit = LAYER  # what is skipped
+
+    def to_json(self) -> str:
+        """Return the text of the file: format and version first, one key per line."""
+        fields = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.plain()}
+        body = ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+            for key, value in fields.items()
+        )
+        return f"{{\n{body}\n}}\n"
+
+
+def read(path: Path) -> ScheduleFile:
+    """Read a schedule file; raise UsageError if it is invalid or lacks `format`, `num_layers` or
+    `kept_layers`.
+    """
+    values = load_json(user_path(path, "a schedule file"), "a schedule")
+    if values.get("format") != FORMAT:
+        raise UsageError(
+            f'expected a JSON object with "format": "{FORMAT}" at {path}; `ulskip export --format'
+            " schedule` writes one"
+        )
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"expected format_version {FORMAT_VERSION} in {path}, got {version}; export the"
+            " schedule again"
+        )
+    return parse(ScheduleFile, values, file=path)
 
 
 class Custom(SkippingStrategy):
@@ -25,6 +83,7 @@ class Custom(SkippingStrategy):
         None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers"
     )
     follows_ratio = False
+    spreads_layers = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -60,21 +119,15 @@ class Custom(SkippingStrategy):
     def _read(self) -> ScheduleFile | None:
         if self.file is None:
             return None
-        read = schedule_file.read(Path(self.file))
-        if read.unit != self.unit:
+        schedule_file = read(Path(self.file))
+        if schedule_file.unit != self.unit:
             raise UsageError(
-                f"expected strategy.unit={read.unit} with the schedule in {self.file}, got"
+                f"expected strategy.unit={schedule_file.unit} with the schedule in {self.file}, got"
                 f" {self.unit}; set it"
             )
-        if read.later_stages:
-            options = [f"strategy.{key}={value}" for key, value in read.strategy_options.items()]
-            overrides = [
-                f"strategy={read.strategy}",
-                *options,
-                *([f"ratio={read.target_ratio:g}"] if read.target_ratio else []),
-            ]
+        if schedule_file.later_stages:
             raise UsageError(
                 f"strategy=custom does not support the later_stages in {self.file}; use"
-                f" {' '.join(overrides)}"
+                f" strategy={schedule_file.strategy} with the strategy_options in it"
             )
-        return read
+        return schedule_file

@@ -4,9 +4,11 @@ from them. No torch.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
+
+from pydantic import JsonValue
 
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
@@ -17,21 +19,24 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.strategy import LAYER, MLP, Strategy, Unit
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
-from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost, weights_of_step
+from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
+
+PREDICTIONS = (
+    *("kept_layers", "layer_ratio", "predicted_speedup", "draft_cost", "patch_bytes"),
+    *("kv_bytes_per_token", "kept_kv_bytes_per_token"),
+)
 
 
 @dataclass(frozen=True)
 class StepSizes:
     """Bytes that decode steps of a model read; None means unknown."""
 
-    weights: WeightSizes | None = (
-        None  # in the engine's format, by the units that are skipped, with patches
-    )
+    # in the engine's format, by the units that are skipped, with patches
+    weights: WeightSizes | None = None
     patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
-    draft_head: float | None = (
-        None  # share of the output head that a drafting step reads; None without drafts
-    )
+    # share of the output head that a drafting step reads; None without drafts
+    draft_head: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,8 @@ class Plan:
 
     strategy: str  # name of the preset
     num_layers: int
-    stages: tuple[
-        Stage, ...
-    ]  # of decoding, each with fewer layers than the one before; those that keep the unit
+    # of decoding, each with fewer layers than the one before; those that keep the unit
+    stages: tuple[Stage, ...]
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
@@ -61,10 +65,8 @@ class Plan:
         of earlier steps.
         """
         for before, after in pairwise(self.stages):
-            if (
-                not set(after.kept_layers) < set(before.kept_layers)
-                or after.first_step <= before.first_step
-            ):
+            is_nested = set(after.kept_layers) < set(before.kept_layers)
+            if not is_nested or after.first_step <= before.first_step:
                 raise ValueError(
                     f"expected fewer layers at a later step than {before}, got {after}"
                 )
@@ -76,15 +78,8 @@ class Plan:
         """Make a plan from a list of layers and the depth of a model; raise UsageError for an
         invalid list.
         """
-        layers = schedule.checked(num_layers, kept)
-        return cls(
-            "custom",
-            num_layers,
-            (Stage(0, layers),),
-            prompt_layers,
-            target_kept=len(layers),
-            unit=unit,
-        )
+        stages = (Stage(0, schedule.checked(num_layers, kept)),)
+        return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept), unit=unit)
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -134,19 +129,16 @@ class Plan:
         if self.later_stages:
             return weights.staged_speedup(self.step_counts(self.timed_tokens - 1))
         heads = self.exits.heads(self.target_kept) if self.exits else 1
-        return weights.predicted_speedup(
-            self.kept_layers[: self.target_kept], heads
-        )  # an exit runs the first R on average
+        # An exit runs the first R on average.
+        return weights.predicted_speedup(self.kept_layers[: self.target_kept], heads)
 
     @property
     def draft_cost(self) -> float | None:
         """Bytes of a drafting step over those of a full step; None without drafts or if unknown."""
         weights, share = self.sizes.weights, self.sizes.draft_head
-        return (
-            None
-            if weights is None or share is None
-            else weights.draft_cost(self.kept_layers, share)
-        )
+        if weights is None or share is None:
+            return None
+        return weights.draft_cost(self.kept_layers, share)
 
     @property
     def patch_bytes(self) -> int | None:
@@ -189,15 +181,11 @@ class Plan:
         """Return the layers whose keys and values a stage reads."""
         return tuple(range(self.num_layers)) if self.unit == MLP else stage.kept_layers
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
         values = asdict(self)
-        values.pop("sizes")
-        names = ("kept_layers", "layer_ratio", "predicted_speedup", "draft_cost", "patch_bytes")
-        return values | {
-            name: getattr(self, name)
-            for name in (*names, "kv_bytes_per_token", "kept_kv_bytes_per_token")
-        }
+        del values["sizes"]
+        return values | {name: getattr(self, name) for name in PREDICTIONS}
 
 
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
@@ -208,12 +196,21 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     timings. If `depth` is not an integer, the first steps run one layer more than the others.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
+    new_tokens, max_new_tokens = config.speed.new_tokens, config.decoding.max_new_tokens
     sizes = _step_sizes(config, metadata)
-    basis, fallbacks = _usable_basis(config, sizes.weights, depth)
-    depth = depth if basis == "latency" else None
-    count = _choose_count(config, num_layers, sizes.weights, basis, depth)
-    stages = _choose_stages(strategy, num_layers, count, depth, config.speed.new_tokens)
+    count, stages, warnings = _choose_layers(config, num_layers, sizes.weights, depth)
     kept = stages[0].kept_layers
+    if not strategy.is_calibrated:
+        warnings.append(
+            f"strategy={strategy.name} is not calibrated yet; a run calibrates it, and this plan"
+            f" uses {strategy.stand_in}"
+        )
+    if strategy.spreads_layers and schedule.is_unbalanced(num_layers, kept):
+        warnings.append(
+            f"unbalanced schedule: it skips {schedule.longest_gap(kept)} neighbouring layers in one"
+            " block, which may lower the quality; strategy=unified strategy.spacing=even spreads"
+            " them"
+        )
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
@@ -223,15 +220,15 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
             config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         ),
         target_kept=count,
-        timed_tokens=_choose_timed_tokens(strategy, stages, count, config.speed.new_tokens),
+        timed_tokens=(
+            _timed_tokens(stages, count, new_tokens) if strategy.is_positional else new_tokens
+        ),
         exits=(
-            strategy.exit_rule(num_layers, count, config.decoding.max_new_tokens)
-            if count < num_layers
-            else None
+            strategy.exit_rule(num_layers, count, max_new_tokens) if count < num_layers else None
         ),
         unit=strategy.skipped_unit,
         drafts=bool(config.decoding.draft_tokens),
-        warnings=(*fallbacks, *_schedule_warnings(strategy, num_layers, kept)),
+        warnings=tuple(warnings),
         sizes=sizes,
     )
     check_plan(config, plan)
@@ -264,12 +261,14 @@ def check_plan(config: Config, plan: Plan) -> None:
 
 def needs(config: Config, plan: Plan) -> frozenset[Need]:
     """Return what a configuration needs with the layers of its plan."""
-    wanted = {
-        Need.STAGES: bool(plan.later_stages),
-        Need.FULL_PROMPT: plan.prompt_layers == "all" and plan.num_kept < plan.num_layers,
-    }
-    unused = {Need.KEPT_PROMPT} if plan.prompt_layers == "all" else set()
-    return (config.needs() - unused) | {need for need, used in wanted.items() if used}
+    needed = set(config.needs())
+    if plan.later_stages:
+        needed.add(Need.STAGES)
+    if plan.prompt_layers == "all":
+        needed.discard(Need.KEPT_PROMPT)
+        if plan.num_kept < plan.num_layers:
+            needed.add(Need.FULL_PROMPT)
+    return frozenset(needed)
 
 
 def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
@@ -283,83 +282,72 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
-    trained = list((trained_for["kept_layers"] or {}).values()) + [
-        list(range(depth)) for depth in exits
-    ]
-    trained += [
-        stage["kept_layers"]
-        for later in (trained_for.get("later_stages") or {}).values()
-        for stage in later
-    ]
+    trained = [*(trained_for["kept_layers"] or {}).values(), *(list(range(end)) for end in exits)]
+    for later in (trained_for.get("later_stages") or {}).values():
+        trained += [stage["kept_layers"] for stage in later]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    parameters = config.correction.patches(config.model)
-    patch = 0
-    if parameters.kind != "none":
-        patch = parameters.parameters(metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
-    unknown = parameters.kind != "none" and not metadata.hidden_size
-    vocab_size = metadata.vocab_size
-    drafts = config.decoding.drafts_with_layers
-    share = (
-        draft_vocab_size(config.decoding, vocab_size) / vocab_size
-        if drafts and vocab_size
-        else None
-    )
-    return StepSizes(
-        weights_of_step(metadata.weights, config, patch),
-        None if unknown else patch,
-        metadata.kv_bytes_per_layer,
-        share,
-    )
+    shape, vocab_size = config.correction.patches(config.model), metadata.vocab_size
+    patch: int | None = 0
+    if shape.kind != "none":
+        patch = shape.parameters(metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
+    weights = config.engine.sizes(metadata.weights, 16)
+    if weights:
+        weights = replace(weights, patch=patch).of_unit(config.strategy.skipped_unit)
+    if shape.kind != "none" and not metadata.hidden_size:
+        patch = None
+    share = None
+    if config.decoding.drafts_with_layers and vocab_size:
+        share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
+    return StepSizes(weights, patch, metadata.kv_bytes_per_layer, share)
 
 
-def _usable_basis(
-    config: Config, weights: WeightSizes | None, depth: float | None
-) -> tuple[str, tuple[str, ...]]:
-    """Return the ratio basis that the available data allow, and a warning for each fallback."""
-    basis = config.ratio_basis if config.strategy.follows_ratio else "layers"
-    warnings = []
-    if basis == "latency" and depth is None:
+def _choose_layers(
+    config: Config, num_layers: int, weights: WeightSizes | None, depth: float | None
+) -> tuple[int, tuple[Stage, ...], list[str]]:
+    """Return R, the stages, and a warning for each ratio basis that the available data do not
+    allow.
+    """
+    strategy, warnings = config.strategy, list[str]()
+    basis = config.ratio_basis if strategy.follows_ratio else "layers"
+    if basis == "latency" and depth is not None:
+        count = math.ceil(depth - 1e-9)
+        if count > schedule.MIN_KEPT:
+            return count, _timed_stages(strategy, num_layers, depth, config), []
+        return count, strategy.stages(num_layers, count, [config.speed.new_tokens]), []
+    if basis == "latency":
         warnings.append(
             "ratio_basis=latency requires a timing, which only a run makes; this plan uses"
             " ratio_basis=cost"
         )
-        basis = "cost"
-    if basis == "cost" and weights is None:
+    if basis != "layers" and weights is None:
         warnings.append(
             "ratio_basis=cost requires the sizes of the weights, which the model's files do not"
             " state; this plan uses ratio_basis=layers"
         )
-        basis = "layers"
-    return basis, tuple(warnings)
-
-
-def _choose_count(
-    config: Config, num_layers: int, weights: WeightSizes | None, basis: str, depth: float | None
-) -> int:
-    strategy = config.strategy
-    if depth is not None:
-        return math.ceil(depth - 1e-9)
-    if basis == "cost" and weights is not None:
+    if basis == "layers" or weights is None:
+        count = strategy.num_kept(num_layers, config.ratio)
+    else:
         # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the
         # average step.
         layers_of = schedule.even if strategy.chooses_own_depth else strategy.kept_layers
         rule = strategy.exit_rule(num_layers, num_layers, config.decoding.max_new_tokens)
-        heads = rule.heads if rule else lambda count: 1
-        return num_kept_for_cost(
-            weights, config.ratio, lambda count: layers_of(num_layers, count), heads
+        count = num_kept_for_cost(
+            weights,
+            config.ratio,
+            lambda count: layers_of(num_layers, count),
+            rule.heads if rule else lambda count: 1,
         )
-    return strategy.num_kept(num_layers, config.ratio)
+    return count, strategy.stages(num_layers, count, [config.speed.new_tokens]), warnings
 
 
-def _choose_stages(
-    strategy: Strategy, num_layers: int, count: int, depth: float | None, new_tokens: int
+def _timed_stages(
+    strategy: Strategy, num_layers: int, depth: float, config: Config
 ) -> tuple[Stage, ...]:
-    if depth is None or count <= schedule.MIN_KEPT:
-        return strategy.stages(num_layers, count, [new_tokens])
-    steps = new_tokens - 1
+    """Return one or two stages with `depth` layers on average over the timed steps."""
+    count, steps = math.ceil(depth - 1e-9), config.speed.new_tokens - 1
     deep, shallow = (strategy.kept_layers(num_layers, count - fewer) for fewer in (0, 1))
     deep_steps = round((depth - count + 1) * steps)
     if deep_steps <= 0:
@@ -370,34 +358,10 @@ def _choose_stages(
     return (Stage(0, deep), Stage(deep_steps, shallow if nested else schedule.without_one(deep)))
 
 
-def _choose_timed_tokens(
-    strategy: Strategy, stages: Sequence[Stage], count: int, tokens: int
-) -> int:
-    """Return the length of timed outputs: `tokens`; a positional strategy needs the nearest length
-    with a mean depth of R.
-    """
-    if not strategy.is_positional:
-        return tokens
+def _timed_tokens(stages: Sequence[Stage], count: int, tokens: int) -> int:
+    """Return the length near `tokens` whose outputs run R layers per step on average."""
     longest = max(tokens, 4 * stages[-1].first_step + 2)
     return min(
         range(2, longest + 1),
         key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)),
     )
-
-
-def _schedule_warnings(strategy: Strategy, num_layers: int, kept: Sequence[int]) -> list[str]:
-    warnings, name = [], strategy.name
-    if not strategy.is_calibrated:
-        warnings.append(
-            f"strategy={name} is not calibrated yet; a run calibrates it, and this plan uses"
-            f" {strategy.stand_in}"
-        )
-    if name in ("unified", "custom") and schedule.is_unbalanced(
-        num_layers, kept
-    ):  # the others skip one block on purpose
-        gap = schedule.longest_gap(kept)
-        warnings.append(
-            f"unbalanced schedule: it skips {gap} neighbouring layers in one block, which may lower"
-            " the quality; strategy=unified strategy.spacing=even spreads them"
-        )
-    return warnings

@@ -1,20 +1,137 @@
-"""Search: start from a simple schedule and swap single layers while the decode loss on held-out
-examples falls.
+"""Strategies whose layers held-out examples choose: by block influence, as one skipped block, or by
+a search.
 """
 
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import option
-from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
-from ulskip_cli.strategies.block_influence import BlockInfluence
-from ulskip_cli.strategies.one_block import first_layers, spread, without_block
+from ulskip_cli.core.strategy import (
+    CalibrationResult,
+    HeldOutMeasurements,
+    OptionValues,
+    SkippingStrategy,
+)
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
+
+
+class BlockInfluence(SkippingStrategy):
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out
+    text.
+    """
+
+    scores: tuple[float, ...] | None = option(
+        None, "block influence of layers 0 to N-1; null: the run measures it"
+    )
+    calibrated = ("scores",)
+    calibrated_for = ()  # the scores rank the layers for every ratio
+    stand_in = "evenly spread layers"
+
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """Return the layers with the highest scores; the lower layer wins a tie."""
+        scores = self.scores
+        if scores is None:
+            return schedule.even(num_layers, num_kept)
+        if len(scores) != num_layers:
+            raise UsageError(
+                f"expected {num_layers} values in strategy.scores, one for each layer, got"
+                f" {len(scores)}; set strategy.scores=null to measure them"
+            )
+        ranked = sorted(range(num_layers), key=lambda layer: (-scores[layer], layer))
+        return tuple(sorted(ranked[:num_kept]))
+
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Measure the scores in one pass over prompts and references."""
+        return CalibrationResult(
+            {"scores": [round(score, 6) for score in held_out.block_influence()]}
+        )
+
+
+class OneBlock(SkippingStrategy):
+    """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide
+    which ones.
+    """
+
+    first: int | None = option(
+        None, "first skipped layer; null: the run chooses it on held-out examples", ge=1
+    )
+    budget: int = option(12, "number of blocks whose loss the run measures", ge=1)
+    calibrated = ("first",)
+    calibrated_for = ("num_kept",)
+    stand_in = "the middle block"
+
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """Return the layers around the block, which is in the middle before a calibration."""
+        firsts = first_layers(num_layers, num_kept)
+        if num_kept == num_layers or not firsts:
+            return schedule.even(num_layers, num_kept)
+        first = firsts[len(firsts) // 2] if self.first is None else self.first
+        if first not in firsts:
+            raise UsageError(
+                f"expected strategy.first between {firsts[0]} and {firsts[-1]}, so that {num_kept}"
+                f" of {num_layers} layers with the first and the last one remain, got {first}; use"
+                " strategy.first=null"
+            )
+        return without_block(num_layers, num_kept, first)
+
+    def calibrate(
+        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Measure blocks at even distances, then between the neighbours of the best one, until the
+        budget is used.
+        """
+        firsts, losses = first_layers(num_layers, num_kept), dict[int, float]()
+        coarse = spread(firsts, max(1, 2 * self.budget // 3))
+        best = coarse[0]
+        while len(losses) < min(self.budget, len(firsts)):
+            left = [first for first in coarse if first not in losses]
+            left = left or sorted(
+                set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first)
+            )
+            held_out.tell(len(losses) + 1, min(self.budget, len(firsts)))
+            losses[left[0]] = held_out.decode_loss(without_block(num_layers, num_kept, left[0]))
+            best = min(losses, key=lambda first: (losses[first], first))
+        return CalibrationResult(
+            {"first": best}, {"losses": {str(first): losses[first] for first in sorted(losses)}}
+        )
+
+
+def first_layers(num_layers: int, num_kept: int) -> list[int]:
+    """Return the first layers of all blocks that leave the first and the last layer.
+
+    >>> first_layers(6, 4)
+    [1, 2, 3]
+    """
+    return list(range(1, num_kept))
+
+
+def without_block(num_layers: int, num_kept: int, first: int) -> tuple[int, ...]:
+    """Return the layers that remain if the block from layer `first` on is skipped.
+
+    >>> without_block(6, 4, 2)
+    (0, 1, 4, 5)
+    """
+    skipped = num_layers - num_kept
+    return tuple(layer for layer in range(num_layers) if not first <= layer < first + skipped)
+
+
+def spread(values: list[int], count: int) -> list[int]:
+    """Return up to `count` values at even distances, the first and the last among them.
+
+    >>> spread([1, 2, 3, 4, 5], 3), spread([1, 2], 3), spread([1, 2, 3], 1)
+    ([1, 3, 5], [1, 2], [2])
+    """
+    if count >= len(values):
+        return values
+    if count == 1:
+        return [values[len(values) // 2]]
+    return sorted({values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)})
 
 
 class Search(SkippingStrategy):
@@ -51,40 +168,38 @@ class Search(SkippingStrategy):
         the budget is used.
         """
         rng, tried = random.Random(self.seed), 0
+        best, best_loss = schedule.even(num_layers, num_kept), math.inf
+        path: list[OptionValues] = []
 
-        def loss(layers: Sequence[int]) -> float:
-            nonlocal tried
+        def improves(layers: tuple[int, ...]) -> bool:
+            nonlocal tried, best, best_loss
             tried += 1
             held_out.tell(tried, self.budget)
-            return held_out.decode_loss(layers)
+            loss = held_out.decode_loss(layers)
+            if loss >= best_loss:
+                return False
+            best, best_loss = layers, loss
+            path.append({"tried": tried, "loss": loss, "layers": list(layers)})
+            return True
 
-        best, best_loss = schedule.even(num_layers, num_kept), math.inf
-        path: list[dict[str, Any]] = []
         starts = [best]
         # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
         if held_out.corrects:
-            influence = BlockInfluence(scores=tuple(held_out.block_influence())).kept_layers(
-                num_layers, num_kept
-            )
+            influence = BlockInfluence(scores=tuple(held_out.block_influence()))
             blocks = [
                 without_block(num_layers, num_kept, first)
                 for first in spread(first_layers(num_layers, num_kept), BLOCKS)
             ]
-            starts = list(dict.fromkeys([influence, *blocks, best]))[: self.budget]
+            starts = [influence.kept_layers(num_layers, num_kept), *blocks, best]
+            starts = list(dict.fromkeys(starts))[: self.budget]
         for start in starts:
-            start_loss = loss(start)
-            if start_loss < best_loss:
-                best, best_loss = start, start_loss
-                path.append({"tried": tried, "loss": best_loss, "layers": list(best)})
+            improves(start)
         seen = set(starts)
         while tried < self.budget:
             candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in seen]
             for candidate in candidates[: self.budget - tried]:
                 seen.add(candidate)
-                candidate_loss = loss(candidate)
-                if candidate_loss < best_loss:
-                    best, best_loss = candidate, candidate_loss
-                    path.append({"tried": tried, "loss": best_loss, "layers": list(best)})
+                if improves(candidate):
                     break
             else:
                 break  # no swap improves the loss, or the budget is used up

@@ -29,6 +29,7 @@ class Full(Strategy):
 class Unified(SkippingStrategy):
     """Keep the first, the last and evenly spread layers between them (arXiv:2404.06954)."""
 
+    spreads_layers = True
     spacing: Literal["even", "reference"] = option(
         "even", "rounding of layer numbers; even: to the nearest, reference: as in the paper's code"
     )

@@ -10,7 +10,7 @@ from ulskip_cli.core.config_schema import AUTO, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.validation import check_training
-from ulskip_cli.experiments.patches import OWN_RESPONSES
+from ulskip_cli.experiments.calibration import OWN_RESPONSES
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, TuneRequest, training_examples

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
@@ -19,7 +20,6 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.statistics import HOLDS, Scorer, primary
 from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
-from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
 from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
 from ulskip_cli.tuning.request import Candidate, TuneRequest
@@ -37,7 +37,7 @@ class Tuning:
     """Runs a request. `observe` returns the display of a sweep of jobs."""
 
     request: TuneRequest
-    progress: GridProgress
+    progress: ProgressCallback
     observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
     trials: list[Trial] = field(default_factory=list)
     adapter: Row | None = None  # what was trained, or `refused` with the reason

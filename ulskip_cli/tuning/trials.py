@@ -18,7 +18,7 @@ from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
+from ulskip_cli.experiments.calibration import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.runner import Session, prepare_run

@@ -1,165 +1,191 @@
 import re
+import shutil
 
 import pytest
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.runner import Session, run_point
 from ulskip_cli.experiments.sweep.grid import points
+
+QUICK = [
+    *("limit=10", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0"),
+    "speed.new_tokens=4",
+]
 
 
 def grid(*overrides):
     return [(config.strategy.name, config.ratio) for config in points(overrides)]
 
 
-def test_a_grid_is_the_product_in_order():
-    assert grid("strategy=unified,top_skip", "ratio=2,3") == [
-        ("unified", 2),
-        ("unified", 3),
-        ("top_skip", 2),
-        ("top_skip", 3),
-    ]
-
-
-def test_full_is_one_point_whatever_the_ratios():
-    assert grid("strategy=full,unified", "ratio=2,3") == [
-        ("full", 2),
-        ("unified", 2),
-        ("unified", 3),
-    ]
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["strategy=unified,top_skip", "ratio=2,3"],
+            [("unified", 2), ("unified", 3), ("top_skip", 2), ("top_skip", 3)],
+        ),
+        (["strategy=full,unified", "ratio=2,3"], [("full", 2), ("unified", 2), ("unified", 3)]),
+        (["ratio=range(2,5)"], [("unified", 2), ("unified", 3), ("unified", 4)]),
+        (["strategy=glob(*_skip)"], [("bottom_skip", 2), ("top_skip", 2)]),
+        (["experiment=reproduce", "strategy=unified", "ratio=4", "batch_size=1"], [("unified", 4)]),
+    ],
+    ids=str,
+)
+def test_a_grid_is_the_product_in_order_without_duplicates(overrides, expected):
+    assert grid(*overrides) == expected
 
 
 def test_a_key_of_one_strategy_is_for_that_strategy():
-    found = points(["strategy=full,unified,top_skip", "strategy.spacing=even,reference"])
-    assert [(one.strategy.name, getattr(one.strategy, "spacing", None)) for one in found] == [
-        ("full", None),
-        ("unified", "even"),
-        ("unified", "reference"),
-        ("top_skip", None),
-    ]
-    with pytest.raises(UsageError, match=r"strategy\.spacnig"):
-        points(["strategy=full,unified", "strategy.spacnig=even"])
-    with pytest.raises(UsageError, match="ratoi"):
-        points(["strategy=full,unified", "ratoi=2"])
-
-
-def test_ranges_and_globs():
-    assert grid("ratio=range(2,5)") == [("unified", 2), ("unified", 3), ("unified", 4)]
-    assert grid("strategy=glob(*_skip)") == [("bottom_skip", 2), ("top_skip", 2)]
-    assert grid("strategy=choice(unified,full)") == [("unified", 2), ("full", 2)]
-
-
-@pytest.mark.slow
-def test_without_a_sweep_the_default_grid_is_run():
-    points_of_default = points([])
-    assert {config.name for config in points_of_default} == {"reproduce"}
-    assert len(points_of_default) == 3 * (
-        1 + 3 * 5
-    )  # batch sizes, then full and three ratios of five strategies
-    assert {
-        getattr(one.strategy, "batch", None)
-        for one in points_of_default
-        if one.strategy.name == "early_exit"
-    } == {"na"}
-    changed = points(["task.pair=en-de"])
-    assert {(config.task.pair, config.name) for config in changed} == {("en-de", "default")}
-
-
-def test_a_presets_key_need_not_fit_the_strategy_that_is_chosen_beside_it():
-    assert len(points(["strategy=unified", "ratio=2", "batch_size=1"])) == 1
+    swept = points(["strategy=full,unified,top_skip", "strategy.spacing=even,reference"])
+    assert [
+        (config.strategy.name, getattr(config.strategy, "spacing", None)) for config in swept
+    ] == [("full", None), ("unified", "even"), ("unified", "reference"), ("top_skip", None)]
     assert {config.strategy.batch for config in points(["strategy=early_exit"])} == {"na"}
-    with pytest.raises(UsageError, match=r"strategy\.batch"):
-        points(["strategy=unified", "strategy.batch=na"])
-
-
-def test_what_is_given_wins_over_the_preset():
-    assert {config.ratio for config in points(["experiment=reproduce", "ratio=4"])} == {4}
-
-
-def test_a_preset_stands_where_no_experiment_is_named():
-    bench = points(["model=random"], preset="bench")
-    assert [(one.batch_size, one.engine.name, one.ratio) for one in bench[:3]] == [
-        (1, "auto", 2.0),
-        (1, "auto", 3.0),
-        (1, "transformers", 2.0),
-    ]
-    assert {(one.name, one.model.name) for one in bench} == {("bench", "random")}
-    assert len(points(["ratio=2,3,4", "batch_size=1", "name=mine"], preset="bench")) == 2 * 3
-    assert {one.name for one in points(["ratio=2,3", "name=mine"], preset="bench")} == {"mine"}
-    assert {one.name for one in points(["experiment=reproduce"], preset="bench")} == {"reproduce"}
-
-
-def test_the_papers_throughput_and_a_trial_of_it():
-    paper = points(["experiment=paper_throughput"], preset="bench")
-    assert [(one.batch_size, one.decoding.compile, one.ratio) for one in paper[:3]] == [
-        (1, "off", 2.0),
-        (1, "off", 5.0),
-        (1, "on", 2.0),
-    ]
-    assert len(paper) == 3 * 2 * 2
-    assert {(one.model.source, one.model.path, one.model.dtype) for one in paper} == {
-        ("random", "bloom-7b1", "bfloat16")
-    }
-    assert {one.strategy.spacing for one in paper} == {"reference"}
-    trial = points(
-        ["experiment=paper_throughput", "model.path=llama-12x256", "model.dtype=float32", "ratio=2"]
-    )
-    assert {(one.model.source, one.model.path, one.model.dtype) for one in trial} == {
-        ("random", "llama-12x256", "float32")
-    }
-    assert len(trial) == 3 * 2
-    assert {one.model.name for one in points(["experiment=paper_throughput", "model=tiny"])} == {
-        "tiny"
-    }
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["strategy=unifed,full"], "'unifed'.*'unified'"),
+        (["strategy=full,unified", "strategy.spacnig=even"], r"strategy\.spacnig"),
+        (["strategy=full,unified", "ratoi=2"], "ratoi"),
+        (["strategy=unified", "strategy.batch=na"], r"strategy\.batch"),
         (["ratio=2,x"], "ratio.*x"),
-        (["ratio=glob(*)"], "glob.*ratio"),
+        (["ratio=glob(*)"], "ratio"),
         (["strategy=glob(zzz*)"], "zzz"),
+        (["ratio=range(5,2)"], re.escape("ratio=range(5,2)")),
+        (["ratio=interval(2,5)"], re.escape("ratio=interval(2,5)")),
+        (["batch_size=0,1"], "batch_size.*0"),
+        (["name=a,b"], "results/a, results/b"),
+        (["ratio=2,3", "alternatives.draft_tokens=[x]"], r"alternatives\.draft_tokens.*x"),
     ],
+    ids=str,
 )
 def test_bad_points_are_refused_before_anything_runs(overrides, message):
     with pytest.raises(UsageError, match=message):
         points(overrides)
 
 
-def test_a_key_of_a_strategy_that_is_not_the_default_one():
-    found = points(["strategy=unified,early_exit", "ratio=2", "strategy.batch=na"])
-    assert [getattr(one.strategy, "batch", None) for one in found] == [None, "na"]
+def test_the_default_grid_is_the_papers():
+    grid = points([])
+    # batch sizes, then full and three ratios of five strategies
+    assert len(grid) == 3 * (1 + 3 * 5) and {config.name for config in grid} == {"reproduce"}
+
+
+def test_a_preset_stands_where_no_experiment_is_named():
+    bench = points(["model=random"], preset="bench")
+    assert [(config.batch_size, config.engine.name, config.ratio) for config in bench[:3]] == [
+        (1, "auto", 2.0),
+        (1, "auto", 3.0),
+        (1, "transformers", 2.0),
+    ]
+    paper = points(["experiment=paper_throughput"], preset="bench")
+    assert len(paper) == 3 * 2 * 2
+    assert {(config.model.path, config.strategy.spacing) for config in paper} == {
+        ("bloom-7b1", "reference")
+    }
 
 
 @pytest.fixture
 def presets(tmp_path):
     folder = tmp_path / "experiment"
     folder.mkdir()
-    for name, grid in (
+    for name, sweep in (
         ("first", "{ratio: '2,3'}"),
         ("second", "{batch_size: '1,4'}"),
         ("misspelt", "{ratoi: '2,3'}"),
     ):
-        (folder / f"{name}.yaml").write_text(f"# @package _global_\nname: {name}\nsweep: {grid}\n")
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\nname: {name}\nsweep: {sweep}\n")
     return tmp_path
 
 
-def test_several_experiments_each_with_its_grid_in_one_folder(presets):
-    found = points(["experiment=first,second", "name=both", "batch_size=8"], presets)
-    assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8)]
-    found = points(["experiment=first,second", "name=both"], presets)
-    assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8), (2, 1), (2, 4)]
+def test_several_experiments_have_a_grid_each_in_one_folder(presets):
+    grid = points(["experiment=first,second", "name=both"], presets)
+    assert [(config.ratio, config.batch_size) for config in grid] == [
+        (2, 8),
+        (3, 8),
+        (2, 1),
+        (2, 4),
+    ]
     with pytest.raises(UsageError, match=r"results/first, results/second.*name="):
         points(["experiment=first,second"], presets)
-    with pytest.raises(UsageError, match="results/a, results/b"):
-        points(["name=a,b"])
-
-
-def test_a_misspelt_key_of_a_preset_is_said(presets):
     with pytest.raises(UsageError, match="ratoi"):
         points(["experiment=misspelt"], presets)
 
 
-@pytest.mark.parametrize("ratio", ["range(5,2)", "interval(2,5)"])
-def test_what_has_no_values_is_no_sweep(ratio):
-    with pytest.raises(UsageError, match=re.escape(f"ratio={ratio}")):
-        points([f"ratio={ratio}"])
+@pytest.fixture(scope="module")
+def sibling(tmp_path_factory):
+    """Export a checkpoint with every second layer of the bundled model."""
+    from ulskip_cli.cli.app import invoke
+
+    folder = tmp_path_factory.mktemp("sibling") / "half"
+    export = ["export", "model=tiny", "ratio=2", "prompt_layers=kept", "--no-check"]
+    assert invoke([*export, "--to", str(folder)]) == 0
+    return folder
+
+
+def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_change(sibling):
+    overrides = ["model=tiny", "engine=torch,transformers", "strategy=full,unified"]
+    overrides.append("baseline_engine=torch")
+    wanted = [f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"]
+    plain, notes = points(overrides), []
+    grid = points([*overrides, *wanted], note=notes.append)
+    assert [config.identity for config in grid[:4]] == [config.identity for config in plain]
+    assert [
+        (config.decoding.draft_tokens, config.engine.name, bool(config.baseline_model))
+        for config in grid[4:]
+    ] == [
+        (0, "torch", True),
+        (4, "torch", False),
+        ("auto", "torch", False),
+        (0, "transformers", True),
+    ]
+    (note,) = notes
+    assert "left out: 2" in note and "transformers" in note
+    compared = [config for config in grid if config.strategy.name == "unified"] + grid[4:5]
+    assert len({resolve(config).baseline.run_id for config in compared}) == 1
+
+
+def test_alternatives_that_are_left_out_are_listed_with_the_reason(ulskip):
+    sweep = ["model=tiny", "engine=transformers", "ratio=2,3", "alternatives.draft_tokens=[4]"]
+    code, out, _ = ulskip("sweep", *sweep, "--dry-run")
+    assert code == 0 and "left out: 2" in out.splitlines()[-1]
+
+
+def test_a_smaller_model_is_compared_with_the_row_of_the_full_model(sibling, tmp_path):
+    overrides = ["model=tiny", "strategy=unified", "ratio=2,3", "model.dtype=float32"]
+    overrides.append(f"alternatives.models=[{sibling}]")
+    *_, config = points([*overrides, *QUICK, f"results_dir={tmp_path}"])
+    assert (config.model.dtype, config.baseline_model.name) == ("float32", "tiny")
+    full, row = (record.to_row() for record in run_point(resolve(config), Session()))
+    assert (full["model"], row["model"], row["baseline_model"]) == ("tiny", str(sibling), "tiny")
+    assert (row["num_layers"], full["num_layers"]) == (6, 12) and row["baseline_id"] == full["id"]
+    assert row["vs_baseline"]["bleu"]["full"] == full["bleu"] and "predicted_speedup" not in row
+    assert resolve(config.replace(baseline_model=None)).run_id != row["id"]
+
+
+def test_drafts_are_timed_against_the_full_model_and_change_no_answer(tmp_path):
+    overrides = ["model=tiny", "engine=auto", "baseline_engine=torch", "ratio=2,3"]
+    wanted = ["alternatives.draft_tokens=[2]", f"results_dir={tmp_path}", "model.dtype=float32"]
+    *_, config = points([*overrides, *QUICK, *wanted])
+    full, row = (record.to_row() for record in run_point(resolve(config), Session()))
+    assert (full["engine"], row["engine"], row["draft_tokens"]) == ("torch", "speculative", 2)
+    assert (row["bleu"], row["baseline_id"]) == (full["bleu"], full["id"])
+
+
+@pytest.mark.parametrize("name", ["tinny", "random", "no/such/folder", "no tokenizer"])
+def test_models_that_cannot_be_used_end_the_command(ulskip, sibling, tmp_path, name):
+    if name == "no tokenizer":
+        name = tmp_path
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(sibling / file, tmp_path / file)
+    sweep = ["sweep", "model=tiny", "ratio=2,3", f"alternatives.models=['{name}']", "--dry-run"]
+    code, _, err = ulskip(*sweep)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "alternatives.models" in err
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_other_commands_refuse_other_models(ulskip, sibling, command):
+    code, _, err = ulskip(command, "model=tiny", "ratio=2", f"alternatives.models=[{sibling}]")
+    assert code == 2 and "alternatives.models" in err

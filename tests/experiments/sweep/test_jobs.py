@@ -1,18 +1,22 @@
+import json
+
 import pytest
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Record, read
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import failure_reason, make_jobs
+from ulskip_cli.experiments.sweep.jobs import SweepStatus, failure_reason, make_jobs
 
 
-def jobs(*overrides):
+def jobs_of(*overrides):
     return make_jobs(points(list(overrides)))
 
 
 def test_a_baseline_comes_before_its_points_and_once():
-    found = jobs("ratio=2,3", "batch_size=1,2")
-    assert [(job.config.strategy.name, job.config.batch_size, job.requested) for job in found] == [
+    jobs = jobs_of("ratio=2,3", "batch_size=1,2")
+    assert [(job.config.strategy.name, job.config.batch_size, job.requested) for job in jobs] == [
         ("full", 1, False),
         ("unified", 1, True),
         ("full", 2, False),
@@ -20,98 +24,129 @@ def test_a_baseline_comes_before_its_points_and_once():
         ("unified", 1, True),
         ("unified", 2, True),
     ]
-    assert [job.baseline for job in found] == [
-        None,
-        found[0].id,
-        None,
-        found[2].id,
-        found[0].id,
-        found[2].id,
-    ]
+    first, second = jobs[0].id, jobs[2].id
+    assert [job.baseline for job in jobs] == [None, first, None, second, first, second]
 
 
-def test_a_baseline_that_is_asked_for_is_a_point():
-    assert [(job.config.strategy.name, job.requested) for job in jobs("strategy=unified,full")] == [
+def test_a_baseline_may_be_asked_for_or_not_needed():
+    jobs = jobs_of("strategy=unified,full")
+    assert [(job.config.strategy.name, job.requested) for job in jobs] == [
         ("full", True),
         ("unified", True),
     ]
-    assert [job.baseline for job in jobs("ratio=2,3", "baseline=false")] == [None, None]
-    assert [job.baseline for job in jobs("ratio=1,2", "strategy=unified")][:2] == [
-        None,
-        None,
-    ]  # ratio 1 keeps all
-
-
-def test_a_job_has_its_points_name():
-    job = jobs("ratio=2,3", "baseline=false")[0]
-    assert job.id == job.point.run_id == resolve(job.config).run_id
+    assert [job.baseline for job in jobs_of("ratio=2,3", "baseline=false")] == [None, None]
+    assert jobs_of("ratio=1,2")[0].baseline is None  # ratio 1 keeps all
 
 
 def test_weights_are_loaded_once():
-    found = jobs("ratio=2,3", "model=tiny,smollm2-135m", "baseline=false")
-    assert [job.config.model.name for job in found] == [
-        "tiny",
-        "tiny",
-        "smollm2-135m",
-        "smollm2-135m",
-    ]
+    jobs = jobs_of("ratio=2,3", "model=tiny,smollm2-135m", "baseline=false")
+    names = [job.config.model.name for job in jobs]
+    assert names == ["tiny", "tiny", "smollm2-135m", "smollm2-135m"]
 
 
-def test_labels_say_what_differs():
-    assert [job.label for job in jobs("ratio=2,3", "baseline=false")] == [
-        "unified ratio 2",
-        "unified ratio 3",
-    ]
-    found = jobs(
-        "strategy=full,unified", "batch_size=1,2", "decoding=greedy,beam", "baseline=false"
-    )
-    assert found[0].label == "full decoding greedy batch 1"
-    assert found[-1].label == "unified ratio 2 decoding beam batch 2"
-    found = jobs(
-        "strategy=unified,early_exit", "strategy.batch=min,na", "batch_size=1", "baseline=false"
-    )
-    assert [job.label for job in found] == [
-        "unified ratio 2",
-        "early_exit ratio 2 batch min",
-        "early_exit ratio 2 batch na",
-    ]
+@pytest.mark.parametrize(
+    ("overrides", "labels"),
+    [
+        (["ratio=2,3"], ["unified ratio 2", "unified ratio 3"]),
+        (
+            ["strategy=full,unified", "batch_size=1,2"],
+            ["full batch 1", "full batch 2", "unified ratio 2 batch 1", "unified ratio 2 batch 2"],
+        ),
+        (
+            ["strategy=unified,early_exit", "strategy.batch=min,na", "batch_size=1"],
+            ["unified ratio 2", "early_exit ratio 2 batch min", "early_exit ratio 2 batch na"],
+        ),
+    ],
+)
+def test_labels_name_what_differs(overrides, labels):
+    assert [job.label for job in jobs_of(*overrides, "baseline=false")] == labels
 
 
-def test_what_cannot_be_run_is_refused_alone():
-    found = jobs("strategy=full,unified", "decoding=self_speculative")
-    assert [
-        (job.config.strategy.name, job.config.decoding.draft_tokens > 0, bool(job.refused))
-        for job in found
-    ] == [
-        ("full", True, True),
-        ("full", False, False),
-        ("unified", True, False),
-    ]
-    assert isinstance(found[0].refused, NotApplicable)
-    assert [type(job.refused) for job in jobs("ratio=2,99", "baseline=false")] == [
-        type(None),
-        NotApplicable,
-    ]
-    missing = jobs("model=tiny,hf", "model.path=tiny", "baseline=false")
+def test_a_point_that_cannot_run_is_refused_alone():
+    jobs = jobs_of("strategy=full,unified", "decoding=self_speculative")
+    assert [isinstance(job.refused, NotApplicable) for job in jobs] == [True, False, False]
+    missing = jobs_of("model=tiny,hf", "model.path=tiny", "baseline=false")
     assert [type(job.refused) for job in missing] == [type(None), UsageError]
-
-
-def test_what_is_wrong_with_every_point_is_the_sweeps():
     with pytest.raises(UsageError, match=r"ratio.*98"):
-        jobs("ratio=98,99")
-    with pytest.raises(UsageError, match=r"batch_size.*0"):
-        points(["batch_size=0,1"])
+        jobs_of("ratio=98,99")
 
 
-def test_a_row_without_a_result_says_why():
-    row = jobs("ratio=2,99", "baseline=false")[1].failure_record(NotApplicable("x")).to_row()
+def test_a_failure_is_a_record_with_the_reason_in_one_line():
+    row = jobs_of("ratio=2,99", "baseline=false")[1].failure_record(NotApplicable("x")).to_row()
     assert (row["status"], row["reason"], row["target_speedup"]) == ("n/a", "x", 99.0)
-    assert "kept_layers" not in row
-    failed = jobs("ratio=2,3")[1].failure_record(ValueError("x"))
-    assert (failed.status, failed.reason) == ("failed", "ValueError: x")
-
-
-def test_reasons_are_one_line():
     assert failure_reason(RunError("a\n b")) == "a b"
     assert failure_reason(ValueError("a\n b")) == "ValueError: a b"
     assert failure_reason(MemoryError()) == "MemoryError"
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return jobs_of("ratio=2,3", "baseline=false", f"results_dir={tmp_path}")
+
+
+@pytest.fixture
+def folder(jobs):
+    return ResultsFolder.of(jobs[0].config)
+
+
+def done(job, **machine):
+    """A finished record of this machine, or of one that differs."""
+    where = {**environment.code(), **environment.machine("cpu"), **machine}
+    row = Record.joined(job.identity, device="cpu").to_row()
+    return read(json.dumps({**row, "environment": where}))
+
+
+def states(status, jobs):
+    status.refresh()
+    return [record.status if (record := status.record(job)) else "to do" for job in jobs]
+
+
+def test_a_finished_point_is_done_for_good_unless_a_sweep_is_forced(jobs, folder):
+    folder.save(jobs[0].config, done(jobs[0]), [])
+    status = SweepStatus(folder, "inline")
+    folder.append(jobs[0].failure_record(RunError("x")))
+    assert states(status, jobs) == ["done", "to do"]
+    forced = SweepStatus(folder, "inline", force=True)
+    assert states(forced, jobs) == ["to do", "to do"]
+    joined = SweepStatus(folder, "inline", force=True, since=forced.since)
+    folder.save(jobs[0].config, done(jobs[0]), [])
+    assert states(forced, jobs) == states(joined, jobs) == ["done", "to do"]
+
+
+def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
+    folder.append(jobs[0].failure_record(RunError("x")))
+    status = SweepStatus(folder, "inline")
+    assert status.describe(jobs[0]) == ("to do", "failed before: x")
+    folder.append(jobs[1].failure_record(RunError("y")))
+    assert states(status, jobs) == ["to do", "failed"]
+
+
+@pytest.mark.parametrize(("launcher", "state"), [("inline", "to do"), ("ray", "done")])
+def test_rows_of_other_machines_are_to_do_until_this_sweep_has_run_them(
+    jobs, folder, launcher, state
+):
+    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])
+    status = SweepStatus(folder, launcher)
+    assert states(status, jobs[:1]) == [state]
+    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])  # by a worker elsewhere
+    assert states(status, jobs[:1]) == ["done"]
+
+
+def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
+    folder.save(jobs[0].config, done(jobs[0]), [])
+    folder.save_generations(jobs[1].id, [])
+    status, line = SweepStatus(folder, "inline"), json.dumps(done(jobs[1]).to_row()) + "\n"
+    for part, state in ((line[:10], "to do"), (line[10:], "done")):
+        with folder.runs_path.open("a") as stream:
+            stream.write(part)
+        assert states(status, jobs) == ["done", state]
+
+
+def test_a_file_that_is_replaced_is_read_again(jobs, folder):
+    folder.append(jobs[0].failure_record(RunError("x")))
+    with folder.runs_path.open("a") as stream:
+        stream.write("rubbish that is longer than nothing\n")
+    status = SweepStatus(folder, "inline")
+    assert folder.quarantine_corrupt_lines()
+    folder.append(jobs[1].failure_record(RunError("y")))
+    assert states(status, jobs) == ["to do", "failed"]

@@ -1,33 +1,67 @@
-"""Expand the grid of a sweep: overrides with several values become one configuration per point."""
+"""Expand the grid of a sweep: overrides with several values become one configuration per point.
+
+Alternatives to skipping layers are compared with the same full model: drafts of the kept layers,
+and smaller models.
+"""
 
 import contextlib
 import math
-from collections.abc import Container, Sequence
-from itertools import product
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import cache
+from itertools import islice, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ulskip_cli.core.config import GROUPS, compose_unvalidated, parse_overrides
-from ulskip_cli.core.config_schema import AlternativesConfig, Config
+from ulskip_cli.core.config import (
+    GROUPS,
+    baseline_config,
+    compose_unvalidated,
+    group_choices,
+    parse_overrides,
+)
+from ulskip_cli.core.config_schema import AUTO, AlternativesConfig, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.validation import check_run
-from ulskip_cli.experiments.sweep.alternatives import alternative_points
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
+# keys of the grid's model that hold for other models too
+_PLACEMENT = ("model.dtype", "model.device", "model.device_map")
 
 
 def points(
-    overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None
+    overrides: Sequence[str],
+    extra_dir: Path | None = None,
+    preset: str | None = None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> list[Config]:
-    """Return the configurations of a grid in the order of the overrides, without duplicates.
+    """Return the configurations of a grid in the order of the overrides, without duplicates, and
+    then their alternatives.
 
-    An override may list values: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
+    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
     they name no experiment, `preset` is used. Without a preset, the default experiment is used if
-    every override has a single value.
+    every override has a single value. `note` receives a line for each reason why alternatives are
+    left out.
     """
     composed: list[Config] = []
+    left_out: dict[str, set[str]] = {}  # alternatives by reason
     for texts in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
-        composed += _grid(texts, extra_dir)
+        alternatives: list[Config] = []
+        for config, point_texts in _grid(texts, extra_dir):
+            composed.append(config.replace(alternatives=AlternativesConfig()))
+            for alternative in _alternatives(config, point_texts, extra_dir):
+                try:
+                    check_run(alternative, "sweep")
+                    alternatives.append(alternative)
+                except NotApplicable as error:
+                    left_out.setdefault(str(error), set()).add(alternative.identity)
+        composed += alternatives
+    for reason, identities in left_out.items():
+        note(f"alternatives left out: {len(identities)}, because {reason}")
     if not composed:
         raise UsageError(
             f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
@@ -44,90 +78,6 @@ def points(
     return list(distinct.values())
 
 
-def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
-    """Return one list of overrides for every experiment that the overrides name, because each
-    experiment has its own grid.
-    """
-    for i, override in enumerate(parse_overrides(overrides)):
-        if override.key_or_group == "experiment" and override.is_sweep_override():
-            return [
-                [*overrides[:i], f"experiment={name}", *overrides[i + 1 :]]
-                for name in override.values(extra_dir)
-            ]
-    return [list(overrides)]
-
-
-def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
-    """Return every combination of the values swept on the command line and in the experiment, and
-    then their alternatives.
-
-    Inapplicable points are included, and inapplicable alternatives left out.
-    """
-    parsed = parse_overrides(overrides)
-    fixed = [
-        text
-        for text, override in zip(overrides, parsed, strict=True)
-        if not override.is_sweep_override()
-    ]
-    axes = {
-        override.key_or_group: override.values(extra_dir)
-        for override in parsed
-        if override.is_sweep_override()
-    }
-    given = {override.key_or_group for override in parsed}
-    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
-    presets = {key: text for key, text in grid.items() if key not in given}
-    axes |= {
-        key: parse_overrides([f"{key}={text}"])[0].values(extra_dir)
-        for key, text in presets.items()
-    }
-    count = math.prod(map(len, axes.values()))
-    if count > MAX_POINTS:
-        raise UsageError(
-            f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
-            " several sweeps"
-        )
-    swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
-    composed: list[Config] = []
-    others: list[Config] = []
-    nowhere: dict[str, UnknownKey] | None = None  # keys that every point rejects
-    for values in product(*axes.values()):
-        texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
-        config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
-        asked, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
-        refused = {error.key: error for error in foreign}
-        nowhere = (
-            refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
-        )
-        with contextlib.suppress(NotApplicable):
-            check_run(config, "sweep")
-        composed.append(config)
-        others += alternative_points(config, asked, texts, extra_dir)
-    for key, error in (nowhere or {}).items():
-        if (
-            key not in presets or key.partition(".")[0] not in given
-        ):  # a preset may sweep keys that the given choices lack
-            raise error
-    return [*composed, *others]
-
-
-def _composed(
-    texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
-) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and
-    return their errors.
-    """
-    foreign: list[UnknownKey] = []
-    while True:
-        try:
-            return compose_unvalidated(texts, extra_dir), foreign
-        except UnknownKey as error:
-            if error.key.partition(".")[0] not in swept and error.key not in presets:
-                raise
-            foreign.append(error)
-            texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
-
-
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
     parsed = parse_overrides(overrides)
     keys = {override.key_or_group for override in parsed}
@@ -139,3 +89,145 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
         return overrides
     same = keys <= {"name", "results_dir"}  # other overrides change the experiment
     return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
+
+
+def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
+    """Return one list of overrides for every experiment that the overrides name, because each
+    experiment has its own grid.
+    """
+    for i, override in enumerate(parse_overrides(overrides)):
+        if override.key_or_group == "experiment":
+            names = _values(override, extra_dir)
+            before, after = overrides[:i], overrides[i + 1 :]
+            return [[*before, f"experiment={name}", *after] for name in names]
+    return [list(overrides)]
+
+
+def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Config, list[str]]]:
+    """Yield every combination of the values swept on the command line and in the experiment, with
+    its overrides; inapplicable points are included.
+    """
+    parsed = parse_overrides(overrides)
+    given = {override.key_or_group for override in parsed}
+    # The points check the keys that the first composition drops.
+    grid = _composed(_fixed(overrides), GROUPS, (), extra_dir)[0].sweep
+    presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
+    swept = [override for override in parsed if override.is_sweep_override()]
+    axes = {
+        override.key_or_group: _values(override, extra_dir)
+        for override in [*swept, *parse_overrides(list(presets.values()))]
+    }
+    count = math.prod(map(len, axes.values()))
+    if count > MAX_POINTS:
+        raise UsageError(
+            f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
+            " several sweeps"
+        )
+    groups = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
+    refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
+    for values in product(*axes.values()):
+        texts = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        texts = [*_fixed(overrides), *texts]
+        config, refused = _composed(texts, groups, presets, extra_dir)
+        refusals.append(refused)
+        with contextlib.suppress(NotApplicable):
+            check_run(config, "sweep")
+        yield config, texts
+    for key, error in refusals[0].items() if refusals else ():
+        # A preset may sweep keys that the given choices lack.
+        is_optional = key in presets and key.partition(".")[0] in given
+        if not is_optional and all(key in refused for refused in refusals):
+            raise error
+
+
+def _fixed(overrides: Sequence[str]) -> list[str]:
+    parsed = zip(overrides, parse_overrides(overrides), strict=True)
+    return [text for text, override in parsed if not override.is_sweep_override()]
+
+
+def _composed(
+    texts: Sequence[str], swept: Container[str], presets: Container[str], extra_dir: Path | None
+) -> tuple[Config, dict[str, UnknownKey]]:
+    """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and
+    return their errors.
+    """
+    refused: dict[str, UnknownKey] = {}
+    while True:
+        try:
+            return compose_unvalidated(texts, extra_dir), refused
+        except UnknownKey as error:
+            if error.key.partition(".")[0] not in swept and error.key not in presets:
+                raise
+            refused[error.key] = error
+            texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
+
+
+def _values(override: "Override", extra_dir: Path | None) -> list[str]:
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    key = override.key_or_group
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, Glob):
+        names = list(group_choices(key, extra_dir)) if key in GROUPS else []
+        if chosen := value.filter(names):
+            return chosen
+        raise UsageError(
+            f"expected a pattern that matches one of {', '.join(names) or 'a config group'}, got"
+            f" '{override.input_line}'; list values, e.g. {key}=A,B"
+        )
+    try:
+        return [str(text) for text in islice(override.sweep_string_iterator(), MAX_POINTS + 1)]
+    except (HydraException, ValueError):
+        raise UsageError(
+            f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'"
+        ) from None
+
+
+def _alternatives(
+    config: Config, overrides: Sequence[str], extra_dir: Path | None
+) -> Iterator[Config]:
+    """Yield the alternatives to a point with these overrides.
+
+    Raises UsageError for a model that does not exist or has no tokenizer.
+    """
+    wanted, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
+    for draft_tokens in () if config.strategy.keeps_all else wanted.draft_tokens:
+        drafting = {"draft_tokens": draft_tokens, "draft_vocab": AUTO}
+        decoding = config.decoding.replace(name="self_speculative", **drafting)
+        yield config.replace(decoding=decoding)
+    placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
+    for name in wanted.models if config.baseline else ():
+        model = _model(name, placement, extra_dir)
+        if model != config.model:
+            full = baseline_config(config)
+            yield full.replace(
+                model=model,
+                engine=config.engine,
+                baseline_engine=config.baseline_engine,
+                baseline_model=full.model,
+            )
+
+
+@cache
+def _model(name: str, placement: tuple[str, ...], extra_dir: Path | None) -> ModelConfig:
+    """Return the configuration of a preset, folder or hub id; raise UsageError if its files or its
+    tokenizer are missing.
+    """
+    from ulskip_cli.inference.loading import load_tokenizer
+
+    is_preset = name in group_choices("model", extra_dir)
+    choice = [f"model={name}"] if is_preset else ["model=hf", "model.path=FOLDER"]
+    model = compose_unvalidated([*choice, *placement], extra_dir).model
+    model = model if is_preset else model.replace(path=name)
+    try:
+        read_metadata(model)
+        if load_tokenizer(model) is None:
+            raise UsageError(
+                f"expected models with a tokenizer, got {name}; use pretrained weights"
+            )
+    except UsageError as error:
+        raise UsageError(f"alternatives.models: {error}") from None
+    return model

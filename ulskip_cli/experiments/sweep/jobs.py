@@ -1,17 +1,21 @@
-"""Turn the points of a sweep into jobs: resolve, label and order them, baselines first. Imports no
-torch.
+"""The jobs of a sweep: its points, labelled and in running order, with the states that the stored
+rows give them. Imports no torch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.core.files import read_jsonl
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Point, Record
-from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Point, Record, Row
+from ulskip_cli.experiments.results import ResultsFolder, parse
 
+TO_DO = "to do"
+SHARED = ("submitit", "ray")  # launchers with workers on other machines, whose rows count too
 _UNLABELLED = ("sweep", "launcher", "name", "results_dir")
 
 
@@ -28,9 +32,7 @@ class Job:
 
     @property
     def baseline(self) -> str | None:
-        """The identifier of the baseline job that must finish before this job; None if the job has
-        no baseline.
-        """
+        """The identifier of the baseline job that must finish before this job, if any."""
         return self.point.baseline.run_id if self.point and self.point.baseline else None
 
     @property
@@ -59,70 +61,174 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
     before its points.
     """
     resolver, varying = resolver or Resolver(), _varying(configs)
-    models = list(dict.fromkeys(str(config.model) for config in configs))
+    models = [str(config.model) for config in configs]
     jobs: dict[str, Job] = {}
     for config in sorted(configs, key=lambda config: models.index(str(config.model))):
-        job = _resolve(config, _label(config, varying), resolver)
-        full = job.point.baseline if job.point else None
-        if full and full.run_id not in jobs:
-            jobs[full.run_id] = Job(
+        label = _label(config, varying)
+        try:
+            point = resolver.resolve(config)
+            job = Job(config, point.run_id, label, point)
+        except UsageError as error:
+            job = Job(config, resolver.fallback_id(config), label, refused=error)
+        if job.point and (full := job.point.baseline):
+            baseline = Job(
                 full.config, full.run_id, _label(full.config, varying), full, requested=False
             )
+            jobs.setdefault(full.run_id, baseline)
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
-    requested = [job for job in jobs.values() if job.requested]
-    refused = [job.refused for job in requested if job.refused]
-    if len(refused) == len(requested):
-        raise refused[0]
+    refused = [job.refused for job in jobs.values() if job.requested]
+    if first := all(refused) and refused[0]:
+        raise first
     return list(jobs.values())
-
-
-def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
-    try:
-        point = resolver.resolve(config)
-        return Job(config, point.run_id, label, point)
-    except UsageError as error:
-        return Job(config, resolver.fallback_id(config), label, refused=error)
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
     """Return the keys that vary. A key of a config group varies only if points with the same choice
     in the group differ.
     """
-    values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
+    values: dict[tuple[str, str], set[str]] = {}  # by key and by choice in its group
     for point in points:
         flat = dict(_flat(point.plain()))
         for key, value in flat.items():
             choice = "" if key.endswith(".name") else str(flat.get(f"{key.partition('.')[0]}.name"))
-            values.setdefault(key, {}).setdefault(choice, set()).add(str(value))
-    varying = [key for key, by_choice in values.items() if max(map(len, by_choice.values())) > 1]
+            values.setdefault((key, choice), set()).add(str(value))
+    varying = dict.fromkeys(key for (key, _), different in values.items() if len(different) > 1)
     return [key for key in varying if key not in ("ratio", "strategy.name")]
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in node.items():
-        if key in _UNLABELLED and not (key == "name" and prefix):
-            continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in _UNLABELLED:
             yield from _flat(value, f"{prefix}{key}.")
-        else:
+        elif prefix or key not in _UNLABELLED:
             yield f"{prefix}{key}", value
 
 
 def _label(config: Config, varying: Sequence[str]) -> str:
     flat = dict(_flat(config.plain()))
-    ratio = [f"ratio {config.ratio:g}"] if config.strategy.follows_ratio else []
-    names = {
-        key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying
-    }
-    return " ".join(
-        [
-            config.strategy.name,
-            *ratio,
-            *(f"{name} {flat[key]}" for key, name in names.items() if key in flat),
-        ]
-    )
+    words = [config.strategy.name]
+    if config.strategy.follows_ratio:
+        words.append(f"ratio {config.ratio:g}")
+    for key in varying:
+        if key in flat:
+            name = key.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
+            words.append(f"{name} {flat[key]}")
+    return " ".join(words)
 
 
-def results_folder(jobs: Sequence[Job]) -> ResultsFolder:
-    """Return the results folder that all jobs of a sweep share."""
-    return ResultsFolder.of(jobs[0].config)
+class SweepStatus:
+    """Derives the states of jobs from the rows of a results folder, and reads new rows as they are
+    appended.
+    """
+
+    def __init__(
+        self,
+        folder: ResultsFolder,
+        launcher: str,
+        force: bool = False,
+        since: int | None = None,
+        quick: bool = False,
+    ) -> None:
+        """Read the existing rows. With `force`, only rows that this sweep appends count.
+
+        Rows of machines whose times do not compare with this machine's count only for launchers
+        that use several machines. `since` is the number of stored rows when the sweep began; None
+        means that the sweep begins now. `quick` compares processors alone, which needs no torch.
+        """
+        self.folder, self.force = folder, force
+        self._launcher, self._quick = launcher, quick
+        self._records: dict[str, list[tuple[int, Record]]] = {}
+        self._inode = -1  # of the file that was read; moving corrupt lines replaces the file
+        self._offset = self._count = 0
+        self.refresh()
+        self.since = self._count if since is None else since
+
+    def refresh(self) -> None:
+        """Read the lines that were appended since the last call."""
+        try:
+            with self.folder.runs_path.open("rb") as stream:
+                inode = os.fstat(stream.fileno()).st_ino
+                if inode != self._inode:
+                    self._inode, self._offset, self._count, self._records = inode, 0, 0, {}
+                stream.seek(self._offset)
+                new = stream.read()
+        except OSError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            if record := parse(line):
+                self._records.setdefault(record.id, []).append((self._count, record))
+                self._count += 1
+
+    def record(self, job: Job) -> Record | None:
+        """Return the record that settles a job, or None if the job has to run.
+
+        Finished runs of earlier sweeps settle a job, failures do not. A finished record counts only
+        if its generations are stored.
+        """
+        records = self._records.get(job.id)
+        if not records:
+            return None
+        if self.folder.generations_path(job.id).is_file():
+            for index, record in reversed(records):
+                is_new = index >= self.since
+                if record.is_done and (is_new or self._counts(record)):
+                    return record
+        index, newest = records[-1]
+        counts = index >= self.since or (job.refused and newest.status == NOT_APPLICABLE)
+        return newest if counts and not newest.is_done else None
+
+    def describe(self, job: Job) -> tuple[str, str]:
+        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
+        counts as settled.
+        """
+        settled = self.record(job)
+        if settled and settled.is_done:
+            return DONE, ""
+        if job.refused:
+            refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
+            return refused, failure_reason(job.refused)
+        num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
+        notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
+        for _, newest in self._records.get(job.id, [])[-1:]:
+            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
+        return TO_DO, "; ".join(notes)
+
+    def _counts(self, record: Record) -> bool:
+        """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
+        threads has to be equal too.
+        """
+        if self.force:
+            return False
+        if self._launcher in SHARED or record.environment is None:
+            return self._launcher in SHARED
+        where = record.environment.model_dump()
+        if self._quick:
+            return environment.is_likely_here(where)
+        also = ("threads",) if self._launcher == "inline" else ()
+        return environment.is_like_here(where, record.device or "cpu", also)
+
+
+@dataclass
+class SweepOutcome:
+    """The records and failures of a grid's points."""
+
+    num_requested: int
+    records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
+    failures: list[str] = field(default_factory=list)  # one line for every failed point
+
+    def as_json(self) -> Row:
+        """Return the object that `--json` prints: the row of a single point, or all rows and
+        failures.
+        """
+        rows = [record.to_row() for record in self.records.values()]
+        return rows[-1] if self.num_requested == 1 else {"rows": rows, "failed": self.failures}
+
+    def check(self) -> None:
+        """Raise RunError if a point failed."""
+        if self.failures:
+            raise RunError(
+                f"{len(self.failures)} of {self.num_requested} points failed, the first:"
+                f" {self.failures[0]}"
+            )

@@ -6,23 +6,22 @@ workers share a folder. Slurm and Ray start a lost worker again by their own mea
 so itself.
 """
 
+import importlib
 import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ulskip_cli.core.config_schema import LauncherConfig
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, one_line
 
-SHARED = ("submitit", "ray")  # their workers may be on other machines, whose rows count too
-END_WITH_STDIN = (  # a worker ends when its standard input is closed, as it is when its parent dies
-    "ULSKIP_END_WITH_STDIN"
-)
+# A worker ends when its standard input is closed, as it is when its parent dies.
+END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"
 CONNECT_SECONDS = 10.0
 END_SECONDS = 5.0
 MINUTES = 24 * 60  # of a Slurm job
@@ -50,10 +49,11 @@ class Local:
         devices = _devices()
         size = min(workers, launcher.workers or max(1, len(devices)))
         self._command, self._logs, self._retries = command, logs, [launcher.max_retries] * size
-        threads = thread_environment(_threads(launcher.threads, size))
+        environment = _environment(_threads(launcher.threads, size))
         self._environments = [
-            {**os.environ, **threads, END_WITH_STDIN: "1"}
-            | ({"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {})
+            {**environment, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
+            if devices
+            else environment
             for i in range(size)
         ]
         logs.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,7 @@ class Local:
     def alive(self) -> int:
         """Return how many workers run, after those that a signal ended were started again."""
         for number, process in enumerate(self._processes):
-            code = process.poll()
-            if code is not None and code < 0 and self._retries[number]:
+            if (process.poll() or 0) < 0 and self._retries[number]:
                 self._retries[number] -= 1
                 self._processes[number] = self._start(number)
         return sum(process.poll() is None for process in self._processes)
@@ -102,11 +101,9 @@ class WorkerJob:
         """Run the command; raise CalledProcessError if it fails."""
         run_worker(self.command, self.threads, self.folder)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> object:
         """Return the same job, which carries on with what is not finished."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        return _imported("submitit").helpers.DelayedSubmission(self)
 
 
 class Submitit:
@@ -116,10 +113,7 @@ class Submitit:
         self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int
     ) -> None:
         """Submit the jobs; raise UsageError if submitit is not installed or rejects an option."""
-        try:
-            import submitit
-        except ImportError:
-            raise _missing("submitit") from None
+        submitit = _imported("submitit")
         size = min(workers, launcher.workers or 1)
         cluster = None if launcher.executor == "auto" else launcher.executor
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
@@ -134,12 +128,9 @@ class Submitit:
                 options.setdefault("cpus_per_task", launcher.threads)
             executor.update_parameters(**options)
         except Exception as error:
-            raise UsageError(
-                "submitit refused launcher.executor or launcher.options"
-                f" ({' '.join(str(error).split())[:200]}); correct them"
-            ) from None
+            raise _refused("submitit", "launcher.executor and launcher.options", error) from None
         threads = options.get("cpus_per_task") if on_slurm else _threads(launcher.threads, size)
-        self._jobs: list[Any] = [executor.submit(WorkerJob(command, threads)) for _ in range(size)]
+        self._jobs = [executor.submit(WorkerJob(command, threads)) for _ in range(size)]
 
     def alive(self) -> int:
         """Return how many jobs are queued or run."""
@@ -163,53 +154,54 @@ class Ray:
         """Connect to a cluster and submit the tasks; raise UsageError if ray or the cluster is
         missing.
         """
-        try:
-            import ray
-        except ImportError:
-            raise _missing("ray") from None
-        self._ray: Any = ray
+        ray = self._ray = _imported("ray")
         address = launcher.address or os.environ.get("RAY_ADDRESS")
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        local: Mapping[str, bool] = {}
         if address is None:
-            quiet["include_dashboard"] = False
-            os.environ.setdefault(
-                "RAY_worker_niceness", "0"
-            )  # with Ray's own, other processes would slow the timings
+            local = {"include_dashboard": False}
+            # With Ray's own niceness, other processes would slow the timings.
+            os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             _check_reachable(address)
-            ray.init(address=address, ignore_reinit_error=True, **quiet)
+            ray.init(
+                address=address,
+                ignore_reinit_error=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **local,
+            )
         except Exception as error:
-            raise UsageError(
-                f"launcher=ray: expected a Ray cluster at {address}, got none"
-                f" ({' '.join(str(error).split())[:160]}); check launcher.address, or set it to"
-                " null to use this machine"
-            ) from None
+            raise _refused("ray", f"launcher.address={address}", error) from None
         devices = int(ray.cluster_resources().get("GPU", 0))
         size = min(workers, launcher.workers or max(1, devices))
         threads = _threads(launcher.threads, size)
-        options: dict[str, Any] = {"num_cpus": threads or 1, "num_gpus": 1 if devices else 0}
-        options |= {
+        options = {
+            "num_cpus": threads or 1,
+            "num_gpus": 1 if devices else 0,
             "max_retries": launcher.max_retries,
             "retry_exceptions": [subprocess.CalledProcessError],
+            **(launcher.options or {}),
         }
         try:
-            task: Any = ray.remote(run_worker).options(**{**options, **(launcher.options or {})})
+            task = ray.remote(run_worker).options(**options)
         except (ValueError, TypeError) as error:
             ray.shutdown()
-            raise UsageError(
-                f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it"
-            ) from None
+            raise _refused("ray", "launcher.options", error) from None
         self._tasks = [task.remote(command, threads, str(Path.cwd())) for _ in range(size)]
 
     def alive(self) -> int:
         """Return how many tasks are queued or run."""
-        return len(self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1])
+        return len(self._unfinished())
 
     def end(self) -> None:
         """Cancel unfinished tasks and disconnect."""
-        for task in self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1]:
+        for task in self._unfinished():
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+    def _unfinished(self) -> Sequence[object]:
+        _, left = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        return list(left)
 
 
 POOLS: dict[str, Callable[[LauncherConfig, Sequence[str], Path, int], WorkerPool]] = {
@@ -224,7 +216,7 @@ def run_worker(command: Sequence[str], threads: int | None, folder: str) -> None
 
     The process ends with this one, because this one holds the other end of its standard input.
     """
-    environment = {**os.environ, **thread_environment(threads), END_WITH_STDIN: "1"}
+    environment = _environment(threads)
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE) as process:
         code = process.wait()
     if code < 0:
@@ -238,27 +230,18 @@ def worker_command(words: Sequence[str], since: int) -> list[str]:
     return [sys.executable, "-m", "ulskip_cli", "sweep", *words, "--since", str(since)]
 
 
-def thread_environment(threads: int | None) -> dict[str, str]:
-    """Return environment variables that limit a worker's threads; OpenMP reads them only when it is
-    loaded.
-    """
-    return (
-        {
-            name: str(threads)
-            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        }
-        if threads
-        else {}
-    )
+def _environment(threads: int | None) -> dict[str, str]:
+    """Return the environment of a worker; OpenMP reads its threads only when it is loaded."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
+    return {**os.environ, **dict.fromkeys(names, str(threads)), END_WITH_STDIN: "1"}
 
 
 def _threads(asked: int | None, workers: int) -> int | None:
     """Return the number of threads of each worker on this machine; None means torch's default."""
     if asked or workers == 1:
         return asked
-    return (
-        max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return max(1, cores // workers)
 
 
 def _devices() -> list[str]:
@@ -279,9 +262,16 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
-def _missing(package: str) -> UsageError:
-    """Return the error for a launcher whose package is not installed."""
-    return UsageError(
-        f"launcher={package} requires the package {package}; install it with pip install"
-        f" 'ulskip[{package}]'"
-    )
+def _imported(package: str) -> Any:
+    """Return a launcher's package; raise UsageError if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UsageError(
+            f"launcher={package} requires the package {package}; install it with pip install"
+            f" 'ulskip[{package}]'"
+        ) from None
+
+
+def _refused(name: str, keys: str, error: Exception) -> UsageError:
+    return UsageError(f"launcher={name} failed ({one_line(str(error))}); correct {keys}")

@@ -1,21 +1,26 @@
 """Run the jobs of a sweep, in this process or by workers that a launcher starts."""
 
+import gc
 import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core import interruption
+from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import FAILED, Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep.jobs import Job, results_folder
+from ulskip_cli.experiments.sweep.jobs import Job, SweepOutcome, SweepStatus
 from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
-from ulskip_cli.experiments.sweep.outcome import SweepOutcome
-from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
-from ulskip_cli.experiments.sweep.worker import JobObserver, Worker, make_job_runner
 
-POLL_SECONDS = 0.5
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.runner import Session
+
+POLL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,17 @@ class SweepOptions:
 
     force: bool = False  # run finished points again
     fail_fast: bool = False  # stop at the first failure
-    since: int | None = (
-        # of a worker: the number of rows when its sweep began; None: this process is the sweep
-        None
-    )
-    words: Sequence[str] | None = (
-        None  # of the command line, which workers run; None: this process runs the jobs
-    )
+    # of a worker: the number of rows when its sweep began; None: this process is the sweep
+    since: int | None = None
+    # of the command line, which workers run; None: this process runs the jobs
+    words: Sequence[str] | None = None
 
 
-class SweepObserver(JobObserver, ProgressCallback, Protocol):
+class SweepObserver(ProgressCallback, Protocol):
     """Receives the events of a sweep, e.g. the terminal's display."""
 
-    def note(self, text: str) -> None:
-        """Show a line to the user."""
-
-    def rows_changed(self, folder: ResultsFolder) -> None:
-        """Handle rows appended to the folder."""
+    def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
+        """Handle the record of a job; `is_new` is False if it was finished before the sweep."""
 
 
 def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
@@ -50,88 +49,125 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
     StorageError if a result cannot be stored, and RunError if workers end without finishing all
     points.
     """
-    launcher, folder = jobs[0].config.launcher, results_folder(jobs)
-    is_worker = options.since is not None
+    config, is_worker = jobs[0].config, options.since is not None
+    folder = ResultsFolder.of(config)
     folder.check_writable()
-    if not is_worker and (moved := folder.quarantine_corrupt_lines()):
-        observer.note(moved)
-    if options.force and not is_worker:
-        for job in jobs:
+    if not is_worker:
+        if moved := folder.quarantine_corrupt_lines():
+            observer.note(moved)
+        for job in jobs if options.force else ():
             folder.checkpoint_path(job.id).unlink(missing_ok=True)
-    status = SweepStatus(folder, launcher.name, options.force, options.since)
-    tracker = _Tracker(observer, jobs, status)
-    tracker.update()
-    runs_here = launcher.name == "inline" or is_worker or options.words is None
-    if tracker.to_do and runs_here:
-        Worker(jobs, status, make_job_runner(observer), tracker, options.fail_fast).run()
-    elif tracker.to_do:
-        command = worker_command(options.words or (), status.since)
-        pool = POOLS[launcher.name](launcher, command, folder.path / "logs", len(tracker.to_do))
+    status = SweepStatus(folder, config.launcher.name, options.force, options.since)
+    sweep = _Sweep(jobs, status, observer)
+    sweep.update(is_new=False)
+    if config.launcher.name == "inline" or is_worker or options.words is None:
+        sweep.run_here(options.fail_fast)
+    elif unfinished := sweep.to_do:
+        command, logs = worker_command(options.words, status.since), folder.path / "logs"
+        pool = POOLS[config.launcher.name](config.launcher, command, logs, len(unfinished))
         try:
             while pool.alive():
                 time.sleep(POLL_SECONDS)
-                tracker.update()
+                sweep.update()
         finally:
             pool.end()
-    tracker.update()
-    observer.rows_changed(folder)
-    if tracker.to_do and not runs_here and not (options.fail_fast and status.any_failed(jobs)):
-        raise RunError(
-            f"{len(tracker.to_do)} of {len(jobs)} points are left, because all workers ended, e.g."
-            f" out of memory; see {folder.path / 'logs'}, and run the same command again to"
-            " continue"
-        )
-    records = {job.id: record for job in jobs if (record := status.record(job)) is not None}
-    failed = [
-        (job.label, records[job.id])
-        for job in jobs
-        if job.id in records and records[job.id].status == FAILED
-    ]
-    return SweepOutcome(
-        sum(job.requested for job in jobs),
-        records,
-        [f"{label}: {record.reason}" for label, record in failed],
-    )
+        sweep.update()
+        if sweep.to_do and not (options.fail_fast and sweep.failures()):
+            raise RunError(
+                f"{len(sweep.to_do)} of {len(jobs)} points are left, because all workers ended,"
+                f" e.g. out of memory; see {logs}, and run the same command again to continue"
+            )
+    records = {job.id: sweep.settled[job.id] for job in jobs if job.id in sweep.settled}
+    return SweepOutcome(sum(job.requested for job in jobs), records, sweep.failures())
 
 
-class _Tracker:
-    """A `JobObserver` that tracks which jobs this or another process has settled, and notifies the
-    sweep's observer.
-    """
-
-    def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
-        self.observer, self.jobs, self.status = observer, jobs, status
-        self._settled: set[str] = set()
-        self._is_first_update = True
+@dataclass
+class _Sweep:
+    jobs: Sequence[Job]  # a baseline before its points
+    status: SweepStatus
+    observer: SweepObserver
+    settled: dict[str, Record] = field(default_factory=dict)
 
     @property
     def to_do(self) -> list[Job]:
         """The jobs that have no record yet."""
-        return [job for job in self.jobs if job.id not in self._settled]
+        return [job for job in self.jobs if job.id not in self.settled]
 
-    def update(self) -> None:
-        """Settle the jobs that other processes recorded since the last call; the first call
-        includes earlier sweeps.
-        """
+    def failures(self) -> list[str]:
+        """Return one line for every job that failed in this sweep."""
+        records = [(job.label, self.settled.get(job.id)) for job in self.jobs]
+        return [
+            f"{label}: {record.reason}"
+            for label, record in records
+            if record and record.status == FAILED
+        ]
+
+    def update(self, is_new: bool = True) -> None:
+        """Settle the jobs that this or another process has recorded since the last call."""
         self.status.refresh()
         for job in self.to_do:
-            if self.status.state(job) != TO_DO:
-                self._settle(job, self.status.record(job), ran=not self._is_first_update)
-        self._is_first_update = False
+            if record := self.status.record(job):
+                self.settled[job.id] = record
+                self.observer.job_settled(job, record, is_new)
 
-    def job_started(self, job: Job) -> None:
-        """Notify the observer."""
-        self.observer.job_started(job)
+    def run_here(self, fail_fast: bool) -> None:
+        """Run the jobs that no other process has claimed, and wait for the others.
 
-    def job_settled(self, job: Job, record: Record | None, ran: bool) -> None:
-        """Notify the observer."""
-        self.status.refresh()
-        self._settle(job, record, ran)
-
-    def _settle(self, job: Job, record: Record | None, ran: bool) -> None:
-        if job.id in self._settled:
+        A job that was claimed before and has no record comes last, because it may have ended the
+        process that ran it. Raises StorageError if the results folder cannot be written.
+        """
+        if not self.to_do:
             return
-        self._settled.add(job.id)
-        self.observer.job_settled(job, record, ran)
-        if ran:
-            self.observer.rows_changed(self.status.folder)
+        from ulskip_cli.experiments.runner import Session
+
+        folder, session = self.status.folder, Session(self.observer)
+        order = sorted(self.to_do, key=lambda job: folder.was_claimed(job.id))
+        while order:
+            for job in order:
+                if fail_fast and self.failures():
+                    return
+                if job.baseline and job.baseline not in self.settled:
+                    continue
+                with folder.claim(job.id) as is_claimed:
+                    self.update()
+                    if is_claimed and job.id not in self.settled:
+                        self._run(job, session)
+                        self.update()
+            left = [job for job in order if job.id not in self.settled]
+            if len(left) == len(order):
+                time.sleep(POLL_SECONDS)
+                self.update()
+            order = left
+
+    def _run(self, job: Job, session: "Session") -> None:
+        """Run a job; store a failure as its record, with the traceback in a file."""
+        from ulskip_cli.experiments import runner
+        from ulskip_cli.inference.batching import release
+
+        interruption.check()
+        baseline = self.settled[job.baseline] if job.baseline else None
+        try:
+            if baseline and not baseline.is_done:
+                raise RunError(
+                    f"expected a result of the full baseline {baseline.id}, got none; fix that run"
+                    " first"
+                )
+            if job.refused:
+                raise job.refused
+            assert job.point
+            runner.run_point(job.point, session, baseline)
+            return
+        except StorageError:
+            raise
+        except Exception as error:
+            folder = self.status.folder
+            finished_at = datetime.now(UTC).isoformat(timespec="seconds")
+            record = job.failure_record(error).replace(finished_at=finished_at)
+            if not isinstance(error, NotApplicable):
+                log = folder.path / "logs" / f"{job.id}.log"
+                details = "".join(traceback.format_exception(error))
+                write_atomic(log, f"{finished_at} {job.label}\n{details}")
+                record = record.replace(log=str(log.relative_to(folder.path)))
+            folder.append(record)
+        gc.collect()  # outside the handler, because the traceback may hold memory
+        release()
