@@ -4,7 +4,6 @@ answers.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +16,6 @@ from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED
-
-Interval = tuple[float, float, float]  # value, lower and upper end
-
-
-class Agreement(NamedTuple):
-    """Two means over the positions of the full model's answers, with 95% bootstrap intervals over
-    answers.
-    """
-
-    same: Interval  # share of positions at which both find the same token most likely
-    divergence: Interval  # KL(full || schedule) of the next token, in nats
 
 
 @dataclass(frozen=True)
@@ -44,21 +32,25 @@ class AgreementMeter:
 
     def measure(
         self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None
-    ) -> Agreement | None:
-        """Compare a schedule with the full model by teacher forcing; None if all answers are empty.
+    ) -> dict[str, float]:
+        """Compare a schedule with the full model by teacher forcing, and return the values of a
+        record; none if all answers are empty or an engine of another library gives no logits.
 
         `on_batch` gets the number of done answers.
         """
         lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
         order = sorted((i for i, ids in enumerate(self.answers) if ids), key=lambda i: -lengths[i])
-        if not order:
-            return None
+        if not order or decoder.is_runtime or self.full.is_runtime:
+            return {}
         sums = list[NDArray[np.float64]]()
         for _, values in in_batches(order, self.size, lambda batch: self._sums(decoder, batch)):
             sums.extend(values)
             on_batch(len(sums))
         same, divergence, positions = np.array(sums).T
-        return Agreement(mean_interval(same, positions), mean_interval(divergence, positions))
+        return {
+            **mean_interval("agreement", same, positions),
+            **mean_interval("kl_divergence", divergence, positions),
+        }
 
     @torch.inference_mode()
     def _sums(self, decoder: Decoder, batch: Sequence[int]) -> NDArray[np.float64]:
@@ -98,10 +90,13 @@ def compare(full: Tensor, own: Tensor, mask: Tensor) -> tuple[float, float]:
     return float(same), float(divergence)
 
 
-def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Interval:
+def mean_interval(
+    key: str, sums: NDArray[np.float64], counts: NDArray[np.float64]
+) -> dict[str, float]:
     """Compute the mean over all positions of answers with these sums and numbers of positions, with
     a 95% interval that draws answers.
     """
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
-    return float(sums.sum() / counts.sum()), float(low), float(high)
+    mean = sums.sum() / counts.sum()
+    return {key: float(mean), f"{key}_low": float(low), f"{key}_high": float(high)}

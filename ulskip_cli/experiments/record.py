@@ -392,6 +392,20 @@ class Quality(Section):
     decode_loss_mean_kept_layers: Number | None = value(
         "mean exit depth of `decode_loss`, with early exit"
     )
+    agreement: Share | None = value(
+        "share of the tokens of the full model's answers that the schedule also finds most likely,"
+        " given the tokens before",
+        Column("agree-\nment", ".1%", leaves=8, tip="most likely token is the full model's"),
+    )
+    agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
+    agreement_high: Share | None = value("upper end of its interval")
+    kl_divergence: Number | None = value(
+        "mean divergence there of the schedule's next token from the full model's,"
+        " KL(full || schedule), nats",
+        Column("KL", ".2f", leaves=6, tip="divergence from the full model, nats per token"),
+    )
+    kl_divergence_low: Number | None = value("lower end of its interval")
+    kl_divergence_high: Number | None = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
         "per metric the full model's score, `delta`, its 95% paired bootstrap interval and"

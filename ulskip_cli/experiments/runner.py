@@ -22,6 +22,7 @@ from ulskip_cli.core.progress import NullProgress, ProgressCallback, ReportProgr
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
+from ulskip_cli.experiments.agreement import AgreementMeter
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
 from ulskip_cli.experiments.calibration import calibrate_patches, calibrate_strategy, zero_patches
 from ulskip_cli.experiments.descriptions import (
@@ -55,6 +56,7 @@ from ulskip_cli.experiments.workload import (
     encode_workload,
     timed_prompts,
 )
+from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -311,15 +313,24 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
-        hypotheses = None
-        if baseline:
-            hypotheses = [answer["hypothesis"] for answer in folder.generations(baseline.id)]
+        reference = folder.generations(baseline.id) if baseline else []
+        hypotheses = [answer["hypothesis"] for answer in reference] if baseline else None
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
             answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
             # saved before scoring, which may fail
             folder.save_generations(point.run_id, answers.generations)
             quality = score_answers(answers, run.workload, scoring_decoder, hypotheses, progress)
+            if reference and not (config.decoding.draft_tokens or config.has_other_baseline):
+                meter = AgreementMeter(
+                    full,
+                    run.workload.prompts,
+                    [answer["token_ids"] for answer in reference],
+                    BatchSize(answers.batch_size.used),
+                    run.workload.pad_token_id,
+                )
+                report = progress.phase(f"{answers.strategy}: agreement", len(reference))
+                quality = quality.replace(**meter.measure(decoder, report))
         except InvalidLogitsError:
             checkpoints.remove()
             raise

@@ -18,7 +18,7 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.experiments.statistics import HOLDS, Scorer, primary
+from ulskip_cli.experiments.statistics import HOLDS, TIE, Scorer, primary
 from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
 from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
@@ -228,12 +228,15 @@ class Tuning:
 def decide(records: Sequence[Record]) -> int:
     """Return the index of the best record; they are in the order of their decode loss.
 
-    A later one is better only if the interval of the metric's paired difference says so; otherwise
-    the loss decides, which varies less between examples.
+    A later one is better if the interval of the metric's paired difference says so. If it decides
+    nothing, the agreement with the full model does, which varies less between examples, and without
+    agreement the loss.
     """
     best, scorer = 0, Scorer()
     if metric := primary(records):
         for i in range(1, len(records)):
-            if scorer.difference(records[i], records[best], metric).verdict() == HOLDS:
+            verdict = scorer.difference(records[i], records[best], metric).verdict()
+            closer = (records[i].agreement or 0.0) > (records[best].agreement or 0.0)
+            if verdict == HOLDS or (verdict == TIE and closer):
                 best = i
     return best
