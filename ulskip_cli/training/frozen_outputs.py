@@ -151,7 +151,7 @@ class FrozenOutputs:
         responses.
         """
         both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
-        distinct, rows = both.unique(dim=0, return_inverse=True)
+        distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
         encoded.cache.batch_select_indices(rows)
         logits, mask = encoded.first_logits[rows], batch.prompt_mask
