@@ -44,10 +44,12 @@ def through(kept):
     return (Stage(0, kept),)
 
 
-def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY):
+def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY, draft_length=0):
     model.requires_grad_(False)
     torch.manual_seed(0)
-    return AdapterLoss(model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes)
+    return AdapterLoss(
+        model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes, draft_length
+    )
 
 
 def random_adapter(model, kind="full", kept=KEPT, seed=0):
@@ -113,8 +115,7 @@ def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(ll
 def test_drafts_read_the_full_models_keys_and_values_before_them(llama, draft_length, max_bytes):
     adapter, inputs = random_adapter(llama), batch()
     weights = LossWeights(cross_entropy=0.0, distill=0.5, total_variation=2.0)
-    module = made(llama, adapter, weights, max_bytes=max_bytes)
-    module.draft_length = draft_length
+    module = made(llama, adapter, weights, max_bytes=max_bytes, draft_length=draft_length)
     view = adapter.view(llama, KEPT)
     ids, labels = inputs["response_ids"], inputs["labels"]
     expected = torch.zeros(())

@@ -51,7 +51,7 @@ class AdapterLoss(TwoPassLoss):
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
         self.start, self.draft_length = start, draft_length
-        self.outputs = FrozenOutputs(model, max_bytes, layers)
+        self.outputs = FrozenOutputs(model, max_bytes, layers, draft_length > 0)
         if draft_length and not self.outputs.has_free_masks:
             raise UsageError(
                 f"train.draft_length is not supported with {type(model).__name__}, whose attention"

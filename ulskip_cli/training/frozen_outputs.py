@@ -43,9 +43,13 @@ class FrozenOutputs:
     `max_bytes` are kept.
     """
 
-    def __init__(self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int]) -> None:
-        """Make an empty store of outputs with the keys and values of `layers`."""
-        self.model, self.layers, self.free_bytes = model, layers, max_bytes
+    def __init__(
+        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int], drafts: bool = False
+    ) -> None:
+        """Make an empty store of outputs with the prompts' keys and values of `layers`, and with
+        those of the responses if the layers draft.
+        """
+        self.model, self.layers, self.free_bytes, self.drafts = model, layers, max_bytes, drafts
         self.layerwise = LayerwiseModel(model)
         # by the token ids of a prompt, or of a prompt and a response
         self._kept: dict[tuple[bytes, ...], Outputs] = {}
@@ -71,8 +75,7 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for the states, keys and values of the
-        response.
+        """Return the outputs for a batch; `with_states` asks for what predicts the response.
 
         Prompts and responses that are not kept run one by one, so that their outputs do not depend
         on the batches, which a resumed training makes anew.
@@ -148,7 +151,7 @@ class FrozenOutputs:
         responses.
         """
         both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
-        distinct, rows = both.unique(dim=0, return_inverse=True)
+        distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
         encoded.cache.batch_select_indices(rows)
         logits, mask = encoded.first_logits[rows], batch.prompt_mask
@@ -165,7 +168,7 @@ class FrozenOutputs:
         for layer in layers:
             hidden = self.layerwise.layer(layer, hidden, entry)
         response = list[Tensor]()
-        if self._separable:
+        if self.drafts:
             start = batch.prompt_ids.shape[1]
             kept = [cache.layers[i] for i in self.layers]
             response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
@@ -190,7 +193,7 @@ def _keys(batch: LossBatch) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
 
 def _joined(sequences: Sequence[Outputs], left: bool) -> list[Tensor]:
     """Return the outputs of several sequences as one batch, with keys and values padded."""
-    longest = max(outputs[1].shape[2] for outputs in sequences)
+    longest = max((x.shape[2] for outputs in sequences for x in outputs[1:]), default=0)
     joined = [torch.cat([outputs[0] for outputs in sequences])]
     for parts in zip(*(outputs[1:] for outputs in sequences), strict=True):
         missing = [longest - part.shape[2] for part in parts]

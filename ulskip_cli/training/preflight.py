@@ -1,6 +1,5 @@
 """Checks of a training configuration that need no weights. Imports no torch."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.options import load_json
 from ulskip_cli.strategies.training_schedules import schedules
 
 
@@ -61,7 +61,7 @@ def trainer_arguments(config: TrainingConfig) -> dict[str, Any]:
         )
     deepspeed = extra.get("deepspeed") or {}
     if not isinstance(deepspeed, Mapping):
-        deepspeed = json.loads(user_path(deepspeed, "deepspeed").read_text("utf-8"))
+        deepspeed = load_json(user_path(deepspeed, "deepspeed"), "a DeepSpeed configuration")
     refused = {
         "gradient checkpointing, because it drops the prompt's KV cache; lower train.batch_size and"
         " raise train.gradient_accumulation_steps": any(
