@@ -5,6 +5,7 @@ its group, and may select files of other groups. Files state only what differs f
 the classes. Later values win: groups, the experiment, overrides.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -339,16 +340,12 @@ class Override:
         if not function or function[1] == "choice":
             return parts
         if function[1] == "range":
-            with_end = [_decoded(part) for part in parts]
-            if len(parts) in (2, 3) and all(isinstance(part, int | float) for part in with_end):
-                start, stop, step = (*with_end, 1)[:3]
-                if step:
-                    steps = itertools.islice(itertools.count(), MAX_VALUES + 1)
-                    listed = itertools.takewhile(
-                        lambda value: (stop - value) * step > 0,
-                        (start + i * step for i in steps),
-                    )
-                    return [f"{value:.12g}" for value in listed]
+            with contextlib.suppress(ValueError, TypeError):
+                start, stop, step = (*map(json.loads, parts), 1)[:3]
+                if len(parts) > 1 and step:
+                    numbers = (start + i * step for i in range(MAX_VALUES + 1))
+                    inside = itertools.takewhile(lambda number: (stop - number) * step > 0, numbers)
+                    return [str(round(number, 12)) for number in inside]
         elif self.key_or_group in GROUPS:
             names = group_choices(self.key_or_group, extra_dir)
             chosen = [name for name in names if any(fnmatch(name, part) for part in parts)]
@@ -509,10 +506,14 @@ def _values(
                 value = {part: value}
             values = _merged(values, {first: value})
     for group in chosen:
+        if not isinstance(values[group], dict):
+            raise UsageError(
+                f"expected keys under {group} in the experiment, got {str(values[group])[:80]}; to"
+                f" choose a file write defaults: [{{{group}: NAME}}]"
+            )
+        values[group].pop("description", None)
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
-        else:
-            values[group].pop("description", None)
     values.pop("description", None)
     if "decoding" in groups:
         values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
