@@ -259,7 +259,7 @@ def test_the_value_of_an_override(text, value):
         ("strategy=unified,'a,b'", ["unified", "'a,b'"]),
         ("strategy.layers=[0,1],[0,2]", ["[0,1]", "[0,2]"]),
         ("ratio=range(2,5)", ["2", "3", "4"]),
-        ("ratio=range(2,1,-0.4)", ["2", "1.6", "1.2"]),
+        ("ratio=range(2,1,-0.4)", ["2.0", "1.6", "1.2"]),
         ("ratio=choice(2)", ["2"]),
         ("strategy=glob(*_skip)", ["bottom_skip", "top_skip"]),
     ],

@@ -423,10 +423,14 @@ def _values(
                 value = {part: value}
             values = _merged(values, {first: value})
     for group in values.keys() & set(groups):
+        if not isinstance(values[group], dict):
+            raise UsageError(
+                f"expected keys under {group} in the experiment, got {str(values[group])[:80]}; to"
+                f" choose a file write `- override /{group}: NAME` in its defaults"
+            )
+        values[group].pop("description", None)
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
-        else:
-            values[group].pop("description", None)
     values.pop("description", None)
     if "decoding" in groups:
         values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
