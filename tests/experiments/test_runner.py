@@ -54,55 +54,27 @@ def config(model_folder, tmp_path):
 
 def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     rows = [record.to_row() for record in runner.run_point(resolve(config("ratio=2")), Session())]
-    full, half = (defaultdict(lambda: None, row) for row in rows)
+    full, half = rows
     assert (full["strategy"], half["strategy"]) == ("full", "unified")
     assert half["kept_layers"] == [0, 2, 5]
     assert (half["target_speedup"], half["layer_ratio"]) == (2.0, 2.0)
     assert 1 < half["predicted_speedup"] < 2
     assert half["measured_speedup_low"] <= half["measured_speedup"] <= half["measured_speedup_high"]
-    for key in (
-        "bleu",
-        "chrf",
-        "decode_loss",
-        "decode_tokens_per_second",
-        "total_tokens_per_second",
-        "end_to_end_speedup",
-    ):
-        assert isinstance(half[key], float), key
-    for key in (
-        "prefill_seconds",
-        "time_to_first_token_seconds",
-        "time_per_output_token_seconds",
-        "peak_memory_bytes",
-    ):
-        assert half[key] > 0, key
+    assert isinstance(half["bleu"], float)
+    measured = "decode_loss decode_tokens_per_second total_tokens_per_second end_to_end_speedup"
+    measured += " prefill_seconds time_per_output_token_seconds peak_memory_bytes"
+    assert all(half[key] > 0 for key in measured.split())
     assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
     assert half["vs_baseline"]["bleu"]["full"] == pytest.approx(full["bleu"])
-    assert half["environment"]["packages"]["torch"]
     assert half["config"]["strategy"] == {"name": "unified"}
-    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == (
-        "torch",
-        None,
-        full["id"],
-    )
-    assert half["linear_backend"] in ("panels", "onednn", "torch")
-    assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
+    assert (half["engine"], half["baseline_id"]) == ("torch", full["id"])
     for side in ("full", "strategy"):
-        ran = half["pairs"][side]
-        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == (
-            "torch",
-            half["linear_backend"],
-            False,
-        )
-    stored = [
-        json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()
-    ]
-    assert stored == rows
-    generated = (
-        (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
-    )
-    assert len(generated) == 4
-    assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+        timed = half["pairs"][side]
+        assert (timed["engine"], timed["linear_backend"]) == ("torch", half["linear_backend"])
+    folder = tmp_path / "default"
+    assert [json.loads(line) for line in (folder / "runs.jsonl").open()] == rows
+    answers = [json.loads(line) for line in (folder / "generations" / f"{half['id']}.jsonl").open()]
+    assert sum(len(answer["token_ids"]) for answer in answers) == half["generated_tokens"]
 
 
 def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):

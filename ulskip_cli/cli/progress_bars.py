@@ -174,7 +174,7 @@ def _outcome(record: "Record") -> str:
         return f"{record.status}: {record.reason}"
     from ulskip_cli.experiments.statistics import TITLES, primary
 
-    parts = [record.status]
+    parts: list[str] = [record.status]
     if record.wall_seconds:
         parts.append(f"{record.wall_seconds:.1f} s")
     if speedup := record.measured_speedup or record.predicted_speedup:

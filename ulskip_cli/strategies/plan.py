@@ -290,18 +290,17 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
 
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     shape, vocab_size = config.correction.patches(config.model), metadata.vocab_size
-    patch: int | None = 0
+    patch = 0
     if shape.kind != "none":
         patch = shape.parameters(metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
     weights = config.engine.sizes(metadata.weights, 16)
     if weights:
         weights = replace(weights, patch=patch).of_unit(config.strategy.skipped_unit)
-    if shape.kind != "none" and not metadata.hidden_size:
-        patch = None
+    is_unknown = shape.kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
         share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
-    return StepSizes(weights, patch, metadata.kv_bytes_per_layer, share)
+    return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
 
 
 def _choose_layers(
