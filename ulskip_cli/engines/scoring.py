@@ -61,7 +61,7 @@ class ReferenceLoss:
         )
         ids, mask = responses
         if decoder.is_runtime:
-            losses = decoder.losses(*prompts, ids)
+            losses = decoder.losses(prompts[0], prompts[1], ids)
         else:
             with torch.inference_mode():
                 held = self._held.get(batch[0])

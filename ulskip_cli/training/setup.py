@@ -227,8 +227,8 @@ def build_adapter_loss(
     visits = train.max_steps * batch if train.max_steps else train.epochs * len(data.train)
     order = SimilarLengthSampler(data.train.response_lengths(), train.batch_size, config.seed)
     pairs = [data.train.pairs[i] for i in list(order)[: math.ceil(visits)]]
-    autocast = {"dtype": AUTOCAST.get(train.precision), "enabled": train.precision in AUTOCAST}
-    with torch.autocast(model.device.type, **autocast):
+    dtype = AUTOCAST.get(train.precision)
+    with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
         report = progress.phase("encode prompts and responses", len(pairs))
         module.outputs.prepare(pairs, report)
     return module

@@ -97,16 +97,18 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, *args: object, **kwargs: object) -> object:
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
         train, module = self.config.train, self.model
-        options = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
-        if self.optimizer is None and train.optimizer == "muon":
-            self.optimizer = MuonWithAdamW(module, **options, betas=(0.9, 0.98))
-        elif self.optimizer is None and isinstance(module, AdapterLoss):
+        rate, decay = train.learning_rate, train.weight_decay
+        optimizer: Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None and train.optimizer == "muon":
+            optimizer = MuonWithAdamW(module, rate, decay, betas=(0.9, 0.98))
+        elif optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
             known = {id(patch) for patch in patches}
             lora = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
             rates = ((lora, train.learning_rate), (patches, self.config.correction.learning_rate))
             groups = [{"params": params, "lr": rate} for params, rate in rates if params]
-            self.optimizer = AdamW(groups, **options)
+            optimizer = AdamW(groups, rate, weight_decay=decay)
+        self.optimizer = optimizer
         return super().create_optimizer(*args, **kwargs)
 
 

@@ -162,7 +162,7 @@ class TwoPassLoss(nn.Module):
             view.train(mode)
         return self
 
-    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the trained tensors by their names in this module."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {
