@@ -77,6 +77,12 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
         ),
     )
     torch.library.register_fake(
+        "ulskip::linears",
+        lambda hidden, packed, biases, out_features: [
+            hidden.new_empty((*hidden.shape[:-1], size)) for size in out_features
+        ],
+    )
+    torch.library.register_fake(
         "ulskip::attention",
         lambda query, keys, values, mask, scale: query.new_empty(query.transpose(1, 2).shape),
     )

@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "vectors.h"
 #ifdef __AVX512BF16__
@@ -69,45 +70,73 @@ void panel_of(int64_t rows, const Unit* x, const Unit* weights, int64_t units, f
   kByRows[rows - 1](x, weights, units, sums);
 }
 
-// x: [M, units]; weights: [panels, units, kPanel]; bias: [N] or null; out: [M, N].
 template <class Number, class Unit>
-void multiply(const at::Tensor& x, const at::Tensor& weights, const at::Tensor* bias, at::Tensor& out, int64_t N) {
-  const int64_t panels = weights.size(0), units = weights.size(1), M = out.numel() / N;
-  const auto* x_data = static_cast<const Unit*>(x.const_data_ptr());
-  const auto* weights_data = static_cast<const Unit*>(weights.const_data_ptr());
-  const auto* bias_data = bias ? bias->const_data_ptr<Number>() : nullptr;
-  auto* out_data = out.mutable_data_ptr<Number>();
-  at::parallel_for(0, panels, std::max<int64_t>(1, kGrain / (kPanel * units)), [&](int64_t begin, int64_t end) {
+struct Layer {
+  const Unit* weights;   // [panels, units, kPanel]
+  const Number* bias;    // [N] or null
+  Number* out;           // [M, N]
+  int64_t N, end;        // end: of its panels, behind those of the layers before it
+};
+
+// x: [M, units]
+template <class Number, class Unit>
+void multiply(const Unit* x, int64_t M, int64_t units, const std::vector<Layer<Number, Unit>>& layers) {
+  at::parallel_for(0, layers.back().end, std::max<int64_t>(1, kGrain / (kPanel * units)), [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kRows * kPanel];
-    for (int64_t p = begin; p < end; p++)
+    auto layer = layers.begin();
+    for (int64_t p = begin; p < end; p++) {
+      while (p >= layer->end) layer++;
+      const int64_t N = layer->N, first = (p - layer->end) * kPanel + (N + kPanel - 1) / kPanel * kPanel;
+      const int64_t width = std::min<int64_t>(kPanel, N - first);
       for (int64_t m = 0; m < M; m += kRows) {
-        const int64_t rows = std::min<int64_t>(kRows, M - m), first = p * kPanel, width = std::min<int64_t>(kPanel, N - first);
-        panel_of<Unit>(rows, x_data + m * units, weights_data + first * units, units, sums);
+        const int64_t rows = std::min<int64_t>(kRows, M - m);
+        panel_of<Unit>(rows, x + m * units, layer->weights + first * units, units, sums);
         for (int64_t r = 0; r < rows; r++)
           for (int64_t n = 0; n < width; n++) {
             const float sum = sums[r * kPanel + n];
-            out_data[(m + r) * N + first + n] = Number(bias_data ? sum + float(bias_data[first + n]) : sum);
+            layer->out[(m + r) * N + first + n] = Number(layer->bias ? sum + float(layer->bias[first + n]) : sum);
           }
       }
+    }
   });
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weights, const std::optional<at::Tensor>& bias, int64_t N) {
-  auto sizes = x.sizes().vec();
-  sizes.back() = N;
-  at::Tensor out = at::empty(sizes, x.options());
+template <class Number, class Unit>
+std::vector<at::Tensor> products(const at::Tensor& x, at::ArrayRef<at::Tensor> weights,
+                                 const c10::List<std::optional<at::Tensor>>& biases, at::IntArrayRef out_features) {
   const at::Tensor rows = x.contiguous();
-  const at::Tensor* added = bias ? &*bias : nullptr;
-  if (x.scalar_type() == at::kFloat)
-    multiply<float, float>(rows, weights, added, out, N);
-  else
-    multiply<at::BFloat16, uint32_t>(rows, weights, added, out, N);
-  return out;
+  const int64_t units = weights[0].size(1);
+  std::vector<at::Tensor> outs;
+  std::vector<Layer<Number, Unit>> layers;
+  auto sizes = x.sizes().vec();
+  for (size_t i = 0; i < weights.size(); i++) {
+    const std::optional<at::Tensor> bias = biases[i];
+    sizes.back() = out_features[i];
+    outs.push_back(at::empty(sizes, x.options()));
+    layers.push_back({static_cast<const Unit*>(weights[i].const_data_ptr()), bias ? bias->const_data_ptr<Number>() : nullptr,
+                      outs[i].mutable_data_ptr<Number>(), out_features[i],
+                      weights[i].size(0) + (i ? layers[i - 1].end : 0)});
+  }
+  multiply<Number, Unit>(static_cast<const Unit*>(rows.const_data_ptr()), outs[0].numel() / out_features[0], units, layers);
+  return outs;
+}
+
+// The products of x with several weights, in one parallel region.
+std::vector<at::Tensor> linears(const at::Tensor& x, at::TensorList weights, const c10::List<std::optional<at::Tensor>>& biases,
+                                at::IntArrayRef out_features) {
+  return x.scalar_type() == at::kFloat ? products<float, float>(x, weights, biases, out_features)
+                                       : products<at::BFloat16, uint32_t>(x, weights, biases, out_features);
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weights, const std::optional<at::Tensor>& bias, int64_t N) {
+  return linears(x, weights, c10::List<std::optional<at::Tensor>>({bias}), N)[0];
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(ulskip, library) {
   library.def("linear(Tensor x, Tensor weights, Tensor? bias, int out_features) -> Tensor");
+  library.def("linears(Tensor x, Tensor[] weights, Tensor?[] biases, int[] out_features) -> Tensor[]");
   library.impl("linear", c10::DispatchKey::CPU, &linear);
+  library.impl("linears", c10::DispatchKey::CPU, &linears);
 }
