@@ -13,6 +13,9 @@
 #include <vector>
 
 #include "vectors.h"
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -23,14 +26,24 @@ constexpr int64_t kGrain = 1 << 14;  // smallest number of key elements for whic
 
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef float Floats4 __attribute__((vector_size(16)));
+
 inline Floats load_floats(const at::BFloat16* from) {
+#ifdef __AVX512F__  // GCC converts the halves of the vector one after the other
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
+#endif
   return (Floats)(__builtin_convertvector(load<Halves>(from), Pairs) << 16);
 }
 
-inline float sum_of(Floats vector) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) vector[i] += vector[i + half];
-  return vector[0];
+inline float sum_of(const Floats& vector) {  // added in halves
+  Floats8 eight[2];
+  std::memcpy(eight, &vector, sizeof eight);
+  const Floats8 sums = eight[0] + eight[1];
+  Floats4 four[2];
+  std::memcpy(four, &sums, sizeof four);
+  const Floats4 rest = four[0] + four[1];
+  return (rest[0] + rest[2]) + (rest[1] + rest[3]);
 }
 
 // e^x for x <= 0, with a relative error below 3e-7.
@@ -81,8 +94,14 @@ void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Ro
   }
   for (int m = 0; m < M; m++) {
     float* row = scores + m * padded;
-    const float largest = *std::max_element(row, row + length);
     std::fill(row + length, row + padded, -std::numeric_limits<float>::infinity());
+    Floats most = load<Floats>(row);
+    for (int64_t i = kLanes; i < padded; i += kLanes) {
+      const Floats scored = load<Floats>(row + i);
+      most = scored > most ? scored : most;
+    }
+    float largest = most[0];
+    for (int i = 1; i < kLanes; i++) largest = std::max(largest, most[i]);
     Floats total = {};
     for (int64_t i = 0; i < padded; i += kLanes) {
       const Floats power = exp_of(load<Floats>(row + i) - largest);

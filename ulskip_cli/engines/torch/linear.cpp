@@ -21,6 +21,7 @@ namespace {
 using namespace ulskip;
 
 constexpr int kVectors = 2, kPanel = kLanes * kVectors, kRows = 8;
+constexpr int kAhead = 1024;  // units between a read and its prefetch
 constexpr int64_t kGrain = 1 << 14;  // smallest number of units for which a second thread saves time
 
 inline float as_float(uint32_t bits) {
@@ -49,9 +50,11 @@ void panel(const Unit* x, const Unit* weights, int64_t units, float* sums) {
   int64_t k = 0;
   for (; k + kChains <= units; k += kChains)
     for (int c = 0; c < kChains; c++)
-      for (int v = 0; v < kVectors; v++)
-        for (int m = 0; m < M; m++)
-          add_product(partial[c][m][v], weights + (k + c) * kPanel + v * kLanes, x[m * units + k + c]);
+      for (int v = 0; v < kVectors; v++) {
+        const Unit* read = weights + (k + c) * kPanel + v * kLanes;
+        if (M > 4) __builtin_prefetch(read + kAhead);  // fewer reads are in flight between so many products
+        for (int m = 0; m < M; m++) add_product(partial[c][m][v], read, x[m * units + k + c]);
+      }
   for (; k < units; k++)
     for (int v = 0; v < kVectors; v++)
       for (int m = 0; m < M; m++) add_product(partial[0][m][v], weights + k * kPanel + v * kLanes, x[m * units + k]);
