@@ -2,6 +2,7 @@
 
 import operator
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -124,13 +125,14 @@ class _LayerCode:
     """The compiled code of each kind of layer, for one shape of the steps.
 
     Two layers are of one kind if the conditions under which torch.compile reuses code hold for
-    both. They are checked once per layer. Then the layer calls the code itself, with the tensors
-    that the first call has found.
+    both. They are checked once per layer, in a call that torch.compile handles. Later the layer
+    calls the code directly, with the same weights and buffers.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._called: tuple[Code, list[Any], Any] | None = None  # code, inputs, results
+        # the code of the last call with its inputs and outputs
+        self._called: list[tuple[Code, list[Any], Any]] = []
         self._compiled = torch.compile(
             own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
         )
@@ -151,13 +153,17 @@ class _LayerCode:
         """
         with torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
             result = self._compiled(layer, *args, **kwargs)
-        code, inputs, outputs = self._called
-        self._called = None
+        code, inputs, outputs = self._called.pop()
         places = {id(tensor): place for place, tensor in enumerate(tensors)}
         passed = [(i, places[id(value)]) for i, value in enumerate(inputs) if id(value) in places]
-        grown = [(i, *sizes[value]) for i, value in enumerate(inputs) if type(value) is int and value in sizes]
+        grown = [
+            (i, *sizes[value])
+            for i, value in enumerate(inputs)
+            if type(value) is int and value in sizes
+        ]
         leaves, structure = pytree.tree_flatten(result)
-        order = [[id(output) for output in outputs].index(id(leaf)) for leaf in leaves]
+        numbers = {id(output): number for number, output in enumerate(outputs)}
+        order = [None if leaf is None else numbers[id(leaf)] for leaf in leaves]
         for i, _ in passed:
             inputs[i] = None
 
@@ -168,7 +174,7 @@ class _LayerCode:
             for i, place, dimension in grown:
                 values[i] = tensors[place].shape[dimension]
             outputs = code(*values)
-            return structure.unflatten([outputs[i] for i in order])
+            return structure.unflatten([None if i is None else outputs[i] for i in order])
 
         return run, result
 
@@ -176,11 +182,11 @@ class _LayerCode:
         from torch._inductor.compile_fx import compile_fx  # warns when it is imported
 
         _merge_linears(graph)
-        code = compile_fx(graph, inputs, config_patches=self._options)
+        code: Any = compile_fx(graph, inputs, config_patches=self._options)
 
         def run(*values: Any) -> Any:
             outputs = code(*values)
-            self._called = code, list(values), outputs
+            self._called = [(code, list(values), outputs)]
             return outputs
 
         return run
@@ -191,16 +197,14 @@ def _merge_linears(module: torch.fx.GraphModule) -> None:
     if not cpu_kernels.is_loaded():
         return
     graph, ops = module.graph, torch.ops.ulskip
-    products: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    products: dict[Any, list[torch.fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target in (ops.linear, ops.linear.default):
-            products.setdefault(node.args[0], []).append(node)
+            products[node.args[0]].append(node)
     for hidden, nodes in products.items():
-        if len(nodes) == 1:
-            continue
+        packed, biases, sizes = ([node.args[i] for node in nodes] for i in (1, 2, 3))
         with graph.inserting_before(nodes[0]):
-            columns = [list(column) for column in zip(*(node.args for node in nodes))][1:]
-            merged = graph.call_function(ops.linears.default, (hidden, *columns))
+            merged = graph.call_function(ops.linears.default, (hidden, packed, biases, sizes))
             for i, node in enumerate(nodes):
                 node.replace_all_uses_with(graph.call_function(operator.getitem, (merged, i)))
         for node in nodes:
