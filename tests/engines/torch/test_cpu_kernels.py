@@ -5,9 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import NUM_LAYERS, build_model, random_ids
 from torch.nn import functional
 
 from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.engines.torch.decode_attention import with_decode_attention
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
+from ulskip_cli.inference import shallow_view
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +38,22 @@ def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
         torch.randn(*shape, generator=generator).to(dtype)
         for shape in ((rows, inputs), (outputs, inputs), (outputs,))
     )
-    got = cpu_kernels.linear(hidden, cpu_kernels.pack(weight), bias if with_bias else None, outputs)
+    bias = bias if with_bias else None
+    packed = cpu_kernels.pack(weight)
+    got = cpu_kernels.linear(hidden, packed, bias, outputs)
     exact = functional.linear(
         hidden.double(), weight.double(), bias.double() if with_bias else None
     )
     assert got.dtype == dtype
     tolerance = {"rtol": 2**-8, "atol": 2**-6} if half else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(got.double(), exact, **tolerance)
-
-
-def test_leading_dimensions_stay():
-    hidden = torch.randn(3, 2, 8).transpose(0, 1)
-    weight = torch.randn(5, 8)
-    got = cpu_kernels.linear(hidden, cpu_kernels.pack(weight), None, 5)
-    torch.testing.assert_close(got, functional.linear(hidden, weight))
+    other = cpu_kernels.pack(weight[:1])
+    together = torch.ops.ulskip.linears(
+        hidden.view(rows, 1, inputs), [other, packed, other], [None, bias, None], [1, outputs, 1]
+    )
+    assert torch.equal(together[1].view(rows, outputs), got)
+    assert torch.equal(together[0], together[2])
+    assert torch.equal(together[0].view(rows, 1), cpu_kernels.linear(hidden, other, None, 1))
 
 
 @given(
@@ -119,23 +125,15 @@ def not_loaded(monkeypatch, tmp_path):
     return commands
 
 
-def test_unsupported_reason_builds_nothing(not_loaded, tmp_path):
+def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
     assert cpu_kernels.unsupported_reason() is None
-    assert not not_loaded
-    assert not list(tmp_path.iterdir())
-
-
-def test_switched_off_is_a_reason(not_loaded, monkeypatch):
     monkeypatch.setenv("ULSKIP_KERNEL", "off")
     assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "ULSKIP_KERNEL=off"
-    assert not not_loaded
-
-
-def test_no_compiler_is_a_reason(not_loaded, monkeypatch):
+    monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(cpu_kernels.shutil, "which", lambda name: None)
     assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "no C++ compiler"
-    assert not not_loaded
+    assert not not_loaded and not list(tmp_path.iterdir())
 
 
 def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tmp_path):
@@ -152,3 +150,54 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
     monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
     assert cpu_kernels.unsupported_reason() is None
     assert os.devnull in cpu_kernels.load()
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """The lengths of all keys that the kernel attended to."""
+    found = []
+    kernel = cpu_kernels.attention
+
+    def attention(query, keys, values, mask, scale):
+        found.append(keys.shape[2])
+        return kernel(query, keys, values, mask, scale)
+
+    monkeypatch.setattr(cpu_kernels, "attention", attention)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["steps", "checks of drafts"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_passes_equal_those_of_sdpa(name, count, lengths):
+    model = build_model(name)
+    ids, mask = random_ids(3, 9), torch.ones(3, 9, dtype=torch.long)
+    mask[1, :4] = 0
+
+    def logits_of(view):
+        cache = shallow_view.new_cache(model)
+        shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
+        steps = EagerSteps(view, cache, mask[:, :6], 4, several=True)
+        parts = ids[:, 6:].split(count, dim=1)
+        return torch.cat([steps.forward(part, view, steps.cache) for part in parts], dim=1)
+
+    with torch.inference_mode():
+        expected = logits_of(model)
+        assert not lengths
+        got = logits_of(with_decode_attention(model))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert lengths == [end for end in range(6 + count, 10, count) for _ in range(NUM_LAYERS)]
+
+
+def test_gradients_flow_without_the_kernel(llama, lengths):
+    ids = random_ids(2, 1)
+    changed = with_decode_attention(llama)
+    changed(ids, use_cache=False).logits.sum().backward()
+    assert not lengths
+    assert all(parameter.grad is not None for parameter in llama.parameters())
+
+
+def test_eager_attention_stays(llama, lengths):
+    llama.set_attn_implementation("eager")
+    with torch.inference_mode():
+        with_decode_attention(llama)(random_ids(2, 1), use_cache=False)
+    assert not lengths

@@ -31,15 +31,6 @@ def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
     )
 
 
-def test_finished_sequences_can_be_dropped(llama):
-    ids = random_ids(3, 5)
-    cache, _ = fixed(prompt_cache(llama, ids, torch.ones_like(ids)), 9)
-    kept = cache.layers[2].keys[[0, 2]]
-    for layer in cache.layers:
-        layer.keep_sequences(torch.tensor([0, 2]))
-    assert torch.equal(cache.layers[2].keys, kept)
-
-
 def test_masks_hide_padding_and_later_positions(llama):
     ids, mask = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
     mask[1, :2] = 0

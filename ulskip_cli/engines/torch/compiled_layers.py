@@ -1,6 +1,8 @@
 """Decoder layers of decode steps, compiled once for all layers that run the same operations."""
 
+import operator
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.utils import _pytree as pytree
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.inference import shallow_view
 
 MAX_KINDS = 64  # of layers, for one shape of the steps
@@ -40,8 +43,8 @@ def with_compiled_layers(
 class CompiledLayer(nn.Module):
     """A decoder layer that runs code which it shares with other layers.
 
-    Its code checks nothing, so tensors may change only in the sizes that differ between its first
-    two calls.
+    Its code checks nothing. Tensors may change only in the sizes that differ between its first two
+    calls, and only those that are passed to it may be other tensors in a later call.
     """
 
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
@@ -51,8 +54,8 @@ class CompiledLayer(nn.Module):
             shallow_view.layer_index(layer) or 0
         )  # a layer without an index has no attention, and reads no cache
         self._shared = code
-        self._first: list[Any] | None = None  # the inputs of the first call
-        self._code: Code | None = None
+        self._first: list[torch.Size] | None = None  # the shapes in the first call
+        self._run: Code | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the layer that this one has not, because some models read them."""
@@ -65,24 +68,38 @@ class CompiledLayer(nn.Module):
         """Run the layer on the arguments that its model passes, with the part of the cache that
         belongs to this layer.
         """
+        tensors = _tensors(args, kwargs)
+        if self._run is not None:
+            return self._run(tensors)
         args = tuple(self._own(arg) for arg in args)
         kwargs = {name: self._own(value) for name, value in kwargs.items()}
-        if self._code is not None:
-            return self._code(self.layer, *args, **kwargs)
-        inputs = pytree.tree_leaves((args, kwargs))
         if self._first is None:
-            self._first = [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+            self._first = [tensor.shape for tensor in tensors]
             return self.layer(*args, **kwargs)
-        for before, now in zip(self._first, inputs, strict=True):
-            if isinstance(now, Tensor):
-                for i, size in enumerate(before):
-                    if now.shape[i] != size:
-                        torch._dynamo.mark_dynamic(now, i)
-        self._code = self._shared.code_for(self.layer, *args, **kwargs)
-        return self._code(self.layer, *args, **kwargs)
+        sizes = {}
+        for place, (before, tensor) in enumerate(zip(self._first, tensors, strict=True)):
+            for i, size in enumerate(tensor.shape):
+                if before[i] != size:
+                    torch._dynamo.mark_dynamic(tensor, i)
+                    sizes[size] = place, i
+        self._run, result = self._shared.bind(tensors, sizes, self.layer, args, kwargs)
+        return result
 
     def _own(self, value: Any) -> Any:
         return _LayerCache(value.layers[self._cached]) if isinstance(value, DynamicCache) else value
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that a model passes to a layer, which can be others in every call."""
+    tensors = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, tuple):
+            tensors += [part for part in value if isinstance(part, Tensor)]
+        elif isinstance(value, DynamicCache):
+            tensors.append(value.layers[0].cursor.seen)
+    return tensors
 
 
 class _LayerCache(Cache):  # type: ignore[misc]
@@ -108,36 +125,91 @@ class _LayerCode:
     """The compiled code of each kind of layer, for one shape of the steps.
 
     Two layers are of one kind if the conditions under which torch.compile reuses code hold for
-    both. They are checked once per layer, by code that is traced and not compiled; the compiled
-    code itself checks nothing.
+    both. They are checked once per layer, in a call that torch.compile handles. Later the layer
+    calls the code directly, with the same weights and buffers.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._kinds: list[Code] = []
-        self._kind = 0  # of the layer that ran last
-        self._sort = torch.compile(
-            own_copy(_run), fullgraph=True, dynamic=False, backend=self._traced
+        # the code of the last call with its inputs and outputs
+        self._called: list[tuple[Code, list[Any], Any]] = []
+        self._compiled = torch.compile(
+            own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
         )
 
-    def code_for(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Code:
-        """Return the code of a layer for these arguments; it is compiled when it runs first."""
+    def bind(
+        self,
+        tensors: list[Tensor],
+        sizes: dict[int, tuple[int, int]],
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Code, Any]:
+        """Run a layer; return a function of the tensors that its model passes later, and the result
+        of this call.
+
+        `tensors` are those of this call, and `sizes` the tensor and the dimension of each size that
+        can be another in a later call.
+        """
         with torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
-            self._sort(layer, *args, **kwargs)
-        return self._kinds[self._kind]
+            result = self._compiled(layer, *args, **kwargs)
+        code, inputs, outputs = self._called.pop()
+        places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        passed = [(i, places[id(value)]) for i, value in enumerate(inputs) if id(value) in places]
+        grown = [
+            (i, *sizes[value])
+            for i, value in enumerate(inputs)
+            if type(value) is int and value in sizes
+        ]
+        leaves, structure = pytree.tree_flatten(result)
+        numbers = {id(output): number for number, output in enumerate(outputs)}
+        order = [None if leaf is None else numbers[id(leaf)] for leaf in leaves]
+        for i, _ in passed:
+            inputs[i] = None
 
-    def _traced(self, graph: torch.fx.GraphModule, inputs: Any) -> Code:
-        kind = len(self._kinds)
-        options = dict(self._options)  # torch.compile takes the filter of conditions out of it
-        self._kinds.append(
-            torch.compile(own_copy(_run), fullgraph=True, dynamic=False, options=options)
-        )
+        def run(tensors: list[Tensor]) -> Any:
+            values = inputs.copy()
+            for i, place in passed:
+                values[i] = tensors[place]
+            for i, place, dimension in grown:
+                values[i] = tensors[place].shape[dimension]
+            outputs = code(*values)
+            return structure.unflatten([None if i is None else outputs[i] for i in order])
 
-        def run(*args: Any) -> Any:
-            self._kind = kind
-            return graph(*args)
+        return run, result
+
+    def _compile(self, graph: torch.fx.GraphModule, inputs: Any) -> Code:
+        from torch._inductor.compile_fx import compile_fx  # warns when it is imported
+
+        _merge_linears(graph)
+        code: Any = compile_fx(graph, inputs, config_patches=self._options)
+
+        def run(*values: Any) -> Any:
+            outputs = code(*values)
+            self._called = [(code, list(values), outputs)]
+            return outputs
 
         return run
+
+
+def _merge_linears(module: torch.fx.GraphModule) -> None:
+    """Replace products of the same hidden states, as queries, keys and values, by one call."""
+    if not cpu_kernels.is_loaded():
+        return
+    graph, ops = module.graph, torch.ops.ulskip
+    products: dict[Any, list[torch.fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.target in (ops.linear, ops.linear.default):
+            products[node.args[0]].append(node)
+    for hidden, nodes in products.items():
+        packed, biases, sizes = ([node.args[i] for node in nodes] for i in (1, 2, 3))
+        with graph.inserting_before(nodes[0]):
+            merged = graph.call_function(ops.linears.default, (hidden, packed, biases, sizes))
+            for i, node in enumerate(nodes):
+                node.replace_all_uses_with(graph.call_function(operator.getitem, (merged, i)))
+        for node in nodes:
+            graph.erase_node(node)
+    module.recompile()
 
 
 _codes: dict[tuple[int, int], _LayerCode] = {}  # by shape

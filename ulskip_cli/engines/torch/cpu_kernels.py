@@ -17,10 +17,8 @@ from torch import Tensor
 
 from ulskip_cli.core.cache import cache_dir
 
-SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("linear.cpp", "attention.cpp", "vectors.h")
-)
-PANEL = 32  # outputs in a panel, as in linear.cpp
+SOURCE = Path(__file__).with_name("kernels.cpp")
+PANEL = 32  # outputs in a panel, as in kernels.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -70,16 +68,15 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
             f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
         )
         return reason
-    torch.library.register_fake(
-        "ulskip::linear",
-        lambda hidden, packed, bias, out_features: hidden.new_empty(
-            (*hidden.shape[:-1], out_features)
-        ),
+    fake = torch.library.register_fake
+    fake("ulskip::linear", _empty_product)
+    fake(
+        "ulskip::linears",
+        lambda hidden, packed, biases, sizes: [
+            _empty_product(hidden, None, None, size) for size in sizes
+        ],
     )
-    torch.library.register_fake(
-        "ulskip::attention",
-        lambda query, keys, values, mask, scale: query.new_empty(query.transpose(1, 2).shape),
-    )
+    fake("ulskip::attention", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
     return None
 
 
@@ -122,19 +119,24 @@ def attention(
     return attended
 
 
+def _empty_product(hidden: Tensor, packed: object, bias: object, out_features: int) -> Tensor:
+    return hidden.new_empty((*hidden.shape[:-1], out_features))
+
+
 def _compiler() -> list[str]:
     named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     return shlex.split(named)
 
 
 def _library(compiler: list[str]) -> Path:
-    sources = [source.read_text("utf-8") for source in SOURCES]
-    parts = (*sources, torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
-    return (
-        cache_dir()
-        / "kernels"
-        / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    parts = (
+        SOURCE.read_text("utf-8"),
+        torch.__version__,
+        " ".join([*compiler, *_FLAGS]),
+        _processor(),
     )
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_dir() / "kernels" / f"{name}.so"
 
 
 def _built(compiler: list[str]) -> Path:
@@ -146,20 +148,10 @@ def _built(compiler: list[str]) -> Path:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as staging:
         made = Path(staging) / library.name
-        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-        links = [f"-L{path}" for path in cpp_extension.library_paths()]
-        compiled = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-        command = [
-            *compiler,
-            *_FLAGS,
-            *includes,
-            *compiled,
-            "-o",
-            str(made),
-            *links,
-            "-ltorch_cpu",
-            "-lc10",
-        ]
+        paths = [f"-I{path}" for path in cpp_extension.include_paths()]
+        paths += [f"-L{path}" for path in cpp_extension.library_paths()]
+        files = [str(SOURCE), "-o", str(made)]
+        command = [*compiler, *_FLAGS, *paths, *files, "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library

@@ -102,7 +102,7 @@ class CompiledSteps:
         self.source = self.view = view
         self.capacity = capacity
         if by_layer:
-            self.view = with_compiled_layers(view, (batch, capacity), _options(device))
+            self.view = with_compiled_layers(view, (batch, capacity), _inductor_options(device))
         self.cursor = Cursor(
             cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device)
         )
@@ -229,22 +229,22 @@ def _keep_compiled_code() -> None:
             os.environ[_COMPILED_CODE] = str(folder)
 
 
-def _options(device: torch.device) -> dict[str, Any]:
-    """Return the options of torch.compile."""
+def _inductor_options(device: torch.device) -> dict[str, Any]:
     _keep_compiled_code()
     return {
         "triton.cudagraphs": device.type == "cuda",
-        "guard_filter_fn": (
-            torch.compiler.skip_all_guards_unsafe
-        ),  # safe because no input changes its address or strides
         "cpp.min_chunk_size": MIN_CHUNK,
+        "size_asserts": False,
     }
 
 
 def _compiled_forward(device: torch.device) -> Callable[..., Any]:
-    return torch.compile(
-        own_copy(_forward), fullgraph=True, dynamic=False, options=_options(device)
-    )
+    options = {
+        **_inductor_options(device),
+        # safe because no input changes its address or strides
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    }
+    return torch.compile(own_copy(_forward), fullgraph=True, dynamic=False, options=options)
 
 
 def _forward(
