@@ -229,8 +229,7 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             if known.groupby(choices).nunique().max() < 2:
                 continue
         is_shown = any(
-            _follows(table[key], table[shown], part == shown.partition(".")[0].partition("_")[0])
-            for shown in varied
+            _follows(table[key], table[shown], part == shown.partition("_")[0]) for shown in varied
         )
         if key in SETTING_FIELDS or not is_shown:
             varied.append(key)
