@@ -187,16 +187,17 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Iterable[Record]) -> list[str]:
-    """List the warnings of runs; warnings that differ only in the strategy and in numbers are
-    merged and counted.
+    """List the warnings of runs; those that differ only in the strategy and in numbers are merged
+    and counted.
     """
     texts: dict[str, list[str]] = defaultdict(list)
     for record in records:
         for text in record.warnings:
             plain = text.removeprefix(f"{record.strategy}: ")
-            texts[re.sub(r"\d+(\.\d+)?", "", plain)].append(plain)
+            key = re.sub(r"\d+(\.\d+)?", "", plain.replace(record.strategy, ""))
+            texts[key].append(plain)
     return [
-        f"{same[0]}{f' ({len(same)} points, with other numbers)' if len(same) > 1 else ''}"
+        f"{same[0]}{f' (and {len(same) - 1} similar)' if len(same) > 1 else ''}"
         for same in texts.values()
     ]
 
