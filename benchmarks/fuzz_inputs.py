@@ -54,7 +54,7 @@ REPORTED = ("demo", "latency/tiny", "lossless/tiny", "skip_adapters", "reproduce
 FORMS = (
     ["--no-plots"],
     ["--html", "--no-plots"],
-    ["--format", "csv", "--layout", "long"],
+    ["--format", "csv"],
     ["--format", "latex"],
 )
 

@@ -187,16 +187,17 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Iterable[Record]) -> list[str]:
-    """List the warnings of runs; warnings that differ only in the strategy and in numbers are
-    merged and counted.
+    """List the warnings of runs; those that differ only in the strategy and in numbers are merged
+    and counted.
     """
     texts: dict[str, list[str]] = defaultdict(list)
     for record in records:
         for text in record.warnings:
             plain = text.removeprefix(f"{record.strategy}: ")
-            texts[re.sub(r"\d+(\.\d+)?", "", plain)].append(plain)
+            key = re.sub(r"\d+(\.\d+)?", "", plain.replace(record.strategy, ""))
+            texts[key].append(plain)
     return [
-        f"{same[0]}{f' ({len(same)} points, with other numbers)' if len(same) > 1 else ''}"
+        f"{same[0]}{f' (and {len(same) - 1} similar)' if len(same) > 1 else ''}"
         for same in texts.values()
     ]
 
@@ -229,8 +230,7 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             if known.groupby(choices).nunique().max() < 2:
                 continue
         is_shown = any(
-            _follows(table[key], table[shown], part == shown.partition(".")[0].partition("_")[0])
-            for shown in varied
+            _follows(table[key], table[shown], part == shown.partition("_")[0]) for shown in varied
         )
         if key in SETTING_FIELDS or not is_shown:
             varied.append(key)
