@@ -59,14 +59,14 @@ class ReferenceLoss:
                 ([example.response_ids for example in examples], False),
             )
         )
-        ids, mask = responses
+        (prompt_ids, prompt_mask), (ids, mask) = prompts, responses
         if decoder.is_runtime:
-            losses = decoder.losses(prompts[0], prompts[1], ids)
+            losses = decoder.losses(prompt_ids, prompt_mask, ids)
         else:
             with torch.inference_mode():
                 held = self._held.get(batch[0])
                 if held is None or len(held.mask) != len(batch):
-                    held = self._encode(decoder, batch[0], *prompts)
+                    held = self._encode(decoder, batch[0], prompt_ids, prompt_mask)
                 logits, depths = given_logits(decoder, held, ids, mask)
                 losses = response_losses(logits, ids)
             if depths is not None:
