@@ -71,9 +71,12 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     for side in ("full", "strategy"):
         timed = half["pairs"][side]
         assert (timed["engine"], timed["linear_backend"]) == ("torch", half["linear_backend"])
-    folder = tmp_path / "default"
-    assert [json.loads(line) for line in (folder / "runs.jsonl").open()] == rows
-    answers = [json.loads(line) for line in (folder / "generations" / f"{half['id']}.jsonl").open()]
+    files = ("runs.jsonl", f"generations/{half['id']}.jsonl")
+    stored, answers = (
+        [json.loads(line) for line in (tmp_path / "default" / file).read_text().splitlines()]
+        for file in files
+    )
+    assert stored == rows
     assert sum(len(answer["token_ids"]) for answer in answers) == half["generated_tokens"]
 
 
