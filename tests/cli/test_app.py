@@ -137,23 +137,3 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     assert rows[0]["warnings"] == []
     (warning,) = rows[1]["warnings"]
     assert warning.startswith("unified with 2 of 6 layers")
-
-
-@pytest.mark.parametrize("was_there", [True, False])
-def test_a_failed_training_removes_no_folder_but_its_own(
-    ulskip, model_folder, tmp_path, monkeypatch, was_there
-):
-    from ulskip_cli.core.errors import RunError
-    from ulskip_cli.training import run
-
-    out = tmp_path / "out"
-    if was_there:
-        out.mkdir()
-
-    def train(*_):
-        out.mkdir(exist_ok=True)
-        raise RunError("on purpose")
-
-    monkeypatch.setattr(run, "train", train)
-    assert ulskip("train", f"model.path={model_folder}", "train.ratios=2", f"output={out}")[0] == 1
-    assert out.is_dir() is was_there

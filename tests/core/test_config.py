@@ -165,17 +165,6 @@ def test_an_unknown_option_of_a_stored_row_is_named():
 ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
 
 
-def test_documented_overrides_have_line_breaks():
-    documented = (config.config_dir().parent / "docs" / "your-own.md").read_text("utf-8")
-    stop = r"""decoding.stop=["\n\n"]"""
-    assert ESCAPED in documented and stop in documented
-    chosen = config.compose([ESCAPED, stop])
-    assert chosen.task.prompt == "{source}\nTranslate German to English:"
-    assert chosen.decoding.stop == ("\n\n",)
-    literal = [text.replace(r"\n", "\n") for text in (ESCAPED, stop)]
-    assert chosen.identity == config.compose(literal).identity
-
-
 @pytest.mark.parametrize("more", [[], ["+decoding.generate_kwargs={length_penalty: 2.0}"]])
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
@@ -253,25 +242,12 @@ def test_the_value_of_an_override(text, value):
     assert override.value() == value and not override.is_sweep_override()
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("strategy=unified,'a,b'", ["unified", "'a,b'"]),
-        ("strategy.layers=[0,1],[0,2]", ["[0,1]", "[0,2]"]),
-        ("ratio=range(2,5)", ["2", "3", "4"]),
-        ("ratio=range(2,1,-0.4)", ["2.0", "1.6", "1.2"]),
-        ("ratio=choice(2)", ["2"]),
-        ("strategy=glob(*_skip)", ["bottom_skip", "top_skip"]),
-    ],
-)
-def test_the_values_of_a_sweep(text, values):
-    (override,) = config.parse_overrides([text])
-    assert override.is_sweep_override() and override.values() == values
-
-
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
-    text = "defaults: [{task: jsonl}, {model: hf}]\nmodel: {path: x}\nratio: 3\nlimit: 5\n"
+    text = (
+        "# @package _global_\ndefaults: [{override /task: jsonl}, {override /model: hf}, _self_]\n"
+        "model: {path: x}\nratio: 3\nlimit: 5\n"
+    )
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)

@@ -68,7 +68,7 @@ def test_a_schedule_comes_back_as_it_was(tmp_path):
     ("text", "match"),
     [
         ("[" * 100_000, "recursion"),
-        ("[]", r"JSON object.*\[\]"),
+        ("[]", "JSON object"),
         ('{"format": "other"}', '"format": "ulskip-schedule"'),
         ('{"format": "ulskip-schedule", "format_version": 9}', "format_version.* 9"),
         ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers"),

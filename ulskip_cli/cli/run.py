@@ -41,17 +41,17 @@ def run(
         print_commented(chosen)
         return
     from ulskip_cli.experiments.preflight import resolve
-
-    point = resolve(chosen)  # before slower imports, so that usage errors answer at once
-    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.results import ResultsFolder
+
+    # Before slower imports, so that usage errors answer at once.
+    point, folder = resolve(chosen), ResultsFolder.of(chosen)
+    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.runner import Session, run_points
     from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.report import tables
 
     with ProgressBars() as bars:
         outcome = run_points([point], Session(bars))
-    folder = ResultsFolder.of(chosen)
     tables.write_tables(folder)
     show_outcome(
         outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json

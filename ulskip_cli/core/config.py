@@ -173,12 +173,17 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
     in the user's folder. The group "" has the primary files.
     """
-    if extra_dir is not None and not extra_dir.is_dir():
-        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    folders = [config_dir(), *plugin_config_dirs(), *([extra_dir] if extra_dir else [])]
+    folders = [config_dir(), *_added_dirs(extra_dir)]
     return {
         path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
     }
+
+
+def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
+    """Return the config folders of plug-ins and of the user."""
+    if extra_dir is not None and not extra_dir.is_dir():
+        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
+    return (*plugin_config_dirs(), *([extra_dir] if extra_dir else []))
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
@@ -441,7 +446,7 @@ def _hydra_composed(primary: str, choices: Mapping[str, str], extra_dir: Path | 
     """Return the values of the primary file with these choices of groups."""
     from omegaconf import OmegaConf
 
-    folders = (*plugin_config_dirs(), *([extra_dir] if extra_dir else []))
+    folders = _added_dirs(extra_dir)
     files = sorted(file for folder in (config_dir(), *folders) for file in folder.rglob("*.yaml"))
     stamps = tuple((file, file.stat().st_mtime_ns) for file in files)
     texts = tuple(f"{group}={name}" for group, name in choices.items())
