@@ -49,7 +49,7 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     quick = QUICK[1:] if command[0] == "bench" else QUICK  # a bench has no examples to limit
     quick = [*quick, *FEW] if command[0] == "tune" else quick
     if "strategy=one_block" in command:
-        quick = [*quick, "calibration.examples=4", "strategy.budget=2"]
+        quick = [*quick, "calibration.examples=4", "strategy.budget=2", "task.max_article_words=60"]
     assert invoke([*keep, *quick] if runs else command) == 0
     assert capsys.readouterr().out
     assert (tmp_path / "results").is_dir() == (runs or command[0] == "report")
