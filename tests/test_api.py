@@ -145,7 +145,7 @@ NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias":
     [
         (SkipAdapter(6, ((0, 5), (0, 3, 5)), {}), None, r"\(0, 3, 5\)"),
         (SkipAdapter(6, ((0, 3, 5),), {}), (0, 5), r"\(0, 5\)"),
-        (SkipAdapter(8, ((0, 3, 5),), {}), None, "6 layers.* 8"),
+        (SkipAdapter(8, ((0, 3, 5),), {}), None, "of 6.* 8"),
         (SkipAdapter(6, ((0, 3, 5),), NARROW), None, "7"),
         ("nowhere", None, "nowhere"),
     ],

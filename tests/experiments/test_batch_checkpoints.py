@@ -53,7 +53,7 @@ def test_batches_of_another_machine_order_or_shape_are_dropped(path):
 
 
 def test_seconds_of_all_attempts_add_up_until_the_run_is_done(path):
-    path.write_text(path.read_text().replace('"elapsed_seconds": ', '"elapsed_seconds": 10'))
+    path.write_text(path.read_text().replace('"elapsed_seconds":', '"elapsed_seconds":10'))
     again = BatchCheckpoints(path, ORIGIN)
     again.batches(ORDER)
     assert again.elapsed_seconds >= 100

@@ -72,7 +72,7 @@ def test_incomplete_answers_are_an_error_and_write_no_row(folder, ulskip, num_le
     assert (folder / "runs.jsonl").read_bytes() == rows
     file.write_text("".join(lines))
     code, out, _ = ulskip(*score)
-    assert code == 0 and f"of {1 + (target == 'folder')} runs have unchanged scores" in out
+    assert code == 0 and f"of {1 + (target == 'folder')} runs are unchanged" in out
 
 
 def test_a_baseline_needs_all_answers_or_none(folder, run):

@@ -131,7 +131,8 @@ def changed_choice(choice: Choice, changes: Mapping[str, object], prefix: str) -
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """
-    return parse(type(choice), {**dict(choice), **changes}, prefix)
+    values = {name: getattr(choice, name) for name in type(choice).model_fields}
+    return parse(type(choice), {**values, **changes}, prefix)
 
 
 def baseline_config(config: Config) -> Config:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -66,7 +66,7 @@ class BatchCheckpoints:
                 self._kept = self._kept[:count]
                 break
             start += len(batch.positions)
-        lines = [self._origin, *(json.dumps(asdict(batch)) for batch in self._kept)]
+        lines = [self._origin, *(_FINISHED_BATCH.dump_json(batch).decode() for batch in self._kept)]
         write_atomic(self._path, "\n".join(lines) + "\n")
         return self._kept
 
@@ -83,7 +83,7 @@ class BatchCheckpoints:
         batch = FinishedBatch(
             list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds
         )
-        append_line(self._path, json.dumps(asdict(batch)))
+        append_line(self._path, _FINISHED_BATCH.dump_json(batch).decode())
 
     def remove(self) -> None:
         """Delete the stored batches, because the run finished or starts over."""

@@ -159,7 +159,7 @@ def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
     ends = "{0.over_reference_low:.2f} to {0.over_reference_high:.2f}"
     return [
         (Head(f"full over\n{engine}"), lambda record: full(record, "{0.over_reference:.2f}")),
-        (Head("inter-\nval", 2), lambda record: full(record, ends)),
+        (Head(f"interval of\nfull over {engine}", 2), lambda record: full(record, ends)),
         (Head(f"over\n{engine}"), skipping),
     ]
 
