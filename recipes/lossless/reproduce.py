@@ -1,40 +1,18 @@
-"""Measure acceptance and speedup of lossless drafting by draft length and ratio, and count changed
-answers.
+"""Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, and both.
 
-    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 task.dataset=files \\
-        task.source_file=test.de task.reference_file=test.en limit=300 batch_size=1 speed.pairs=15
-        \\ name=tiny --drafts 2,4,auto
-    python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 task=cnn_dm \\
-        task.file=validation.jsonl.gz task.max_article_words=250 limit=20 batch_size=1 \\
-        speed.pairs=21 name=cnn_dm --ratios 1.15,1.25 --drafts 2,4
+    python recipes/lossless/reproduce.py name=translation limit=200 speed.pairs=15 ratio=6
+    python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
+        task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96 \\
+        limit=20 speed.pairs=15 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
+        correction=adapter correction.path=runs/drafter/adapter
 
-Overrides of `ulskip sweep` choose model, task and strategy; --drafts, --ratios and --vocabs choose
-the grid. An adapter that is trained on the model's own answers makes more drafts agree:
-
-    ulskip train train=adapter model=tiny model.dtype=float32 task.dataset=files
-    task.source_file=train.de \\
-        task.reference_file=train.en limit=6000 train.responses=own train.own.max_new_tokens=48
-        train.lora.rank=32 \\ train.lora.alpha=64 train.batch_size=16 train.ratios=6
-        output=runs/drafts-6x
-    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 correction=adapter \\
-        correction.path=runs/drafts-6x task.dataset=files task.source_file=test.de
-        task.reference_file=test.en limit=300 \\ batch_size=1 speed.pairs=15 name=tiny-adapter
-        --ratios 6 --drafts 1,2,3,4,auto
-    python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 strategy=search
-    strategy.layers=LAYERS \\
-        correction=adapter correction.path=runs/skip_adapters/adapter-20-own task=cnn_dm \\
-        task.file=runs/skip_adapters/report.jsonl task.max_article_words=250 task.max_new_tokens=96
-        limit=20 \\ batch_size=1 speed.pairs=15 name=adapter --ratios 1.5 --drafts 1,2 --vocabs
-        0,auto
-
-`recipes/skip_adapters/` trains adapter-20-own and has its LAYERS.
-
-If it is interrupted, the same command resumes. The page goes to results/lossless/NAME/README.md.
+Overrides of `ulskip sweep` choose the model, the task, and the layers that draft. drafter.py trains
+the adapter of the second command. If it is interrupted, the same command resumes. The page goes to
+results/lossless/NAME/README.md.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
@@ -44,17 +22,18 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance, title
 
 HEADS = (
-    "target",
-    "layers",
-    "drafts",
-    "of tokens",
-    "acceptance",
-    "tokens a check",
-    "expected",
-    "measured",
-    "95%",
-    "other answers",
+    *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check", "expected"),
+    *("measured", "95%", "other answers"),
 )
+NOTE = (
+    "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
+    " tokens gained over the time that drafts and checks should take, by their costs as measured"
+    " before the run. Measured: decode seconds per token of full decoding over those of drafting,"
+    " the median of pairs. Other answers: those whose tokens differ from those of full decoding."
+    " In bfloat16 they do if two tokens are nearly as likely, because a check of several tokens"
+    " rounds in another order than steps do."
+)
+LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft
 
 
 def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
@@ -63,98 +42,72 @@ def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
     return sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
 
 
-def predict_speedup(row: Record) -> float | None:
-    """Predict the speedup from the acceptance by the formula of docs/strategies.md; None without a
-    fixed draft length.
-    """
-    count, cost = row.draft_tokens, row.draft_cost
-    if not isinstance(count, int) or not cost:
-        return None
-    return (1 + count * row.acceptance_rate) / (
-        count * cost + 1
-    )  # accepted / drafted = (a + a^2 + ... + a^k) / k
-
-
-def vocab_of(row: Record) -> str:
-    """Name the part of the vocabulary from which drafts are chosen."""
-    return str(row.config["decoding"].get("draft_vocab") or "all")
+def drafter_of(row: Record) -> str:
+    """Name what drafts."""
+    return str(row.config.get("decoding", {}).get("draft") or "layers")
 
 
 def line(folder: ResultsFolder, row: Record) -> str:
-    predicted, low = predict_speedup(row), row.measured_speedup_low
+    """Return the line of a row in the table."""
+    drafter, speedup = drafter_of(row), row.measured_speedup or 0.0
+    ends = f"{row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f}"
     cells = [
-        f"{row.target_speedup:g}x" if row.target_speedup else "–",
-        f"{len(row.kept_layers)}/{row.num_layers}",
+        str(row.batch_size),
+        drafter,
+        "–" if drafter == "ngram" else f"{len(row.kept_layers or ())}/{row.num_layers}",
         str(row.draft_tokens),
-        vocab_of(row),
-        f"{row.acceptance_rate:.3f}",
-        f"{row.mean_accepted_length:.2f}",
-        "–" if predicted is None else f"{predicted:.2f}",
-        f"{row.measured_speedup:.2f}",
-        f"{low:.2f}-{row.measured_speedup_high:.2f}",
-        f"{count_differing(folder, row.id, row.baseline_id)}/{row.num_examples}",
+        "–" if row.acceptance_rate is None else f"{row.acceptance_rate:.2f}",
+        "1.00" if row.mean_accepted_length is None else f"{row.mean_accepted_length:.2f}",
+        "–" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f}",
+        f"{speedup:.2f}",
+        ends if row.speedup and row.speedup.low else "–",
+        f"{count_differing(folder, row.id, row.baseline_id or '')}/{row.num_examples}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
-    rows = [row for row in folder.records() if row.draft_tokens and row.acceptance_rate is not None]
-    rows.sort(
-        key=lambda row: (
-            row.layer_ratio,
-            row.draft_tokens == "auto",
-            str(row.draft_tokens).zfill(3),
-            vocab_of(row),
-        )
-    )
-    lines = [
+    rows = [row for row in folder.records() if row.draft_tokens and row.is_done]
+    rows.sort(key=lambda row: (row.batch_size, drafter_of(row), str(row.draft_tokens)))
+    table = [
         f"| {' | '.join(HEADS)} |",
         "|" + " ---: |" * len(HEADS),
         *(line(folder, row) for row in rows),
     ]
-    note = (
-        "Of tokens: the part of the vocabulary from which drafts are chosen, beside the tokens of"
-        " the prompt (auto: the first 8192). Expected: the speedup by the formula of"
-        " docs/strategies.md at this acceptance, for batch 1, if the bytes that a step reads decide"
-        " its time and a check takes as long as a step, as on a GPU. Measured: decode seconds per"
-        " token of full decoding over those of drafting, median of pairs. Other answers: sequences"
-        " whose tokens differ from those of full decoding."
-    )
-    return (
-        "\n\n".join(
-            [f"# Lossless drafting: {title(rows)}", "\n".join(lines), note, provenance(rows)]
-        )
-        + "\n"
-    )
+    parts = [f"# Lossless drafting: {title(rows)}", "\n".join(table), NOTE, provenance(rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
+    """Run both sweeps and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
-    parser.add_argument("--drafts", default="1,2,4,7,auto")
-    parser.add_argument("--ratios", default="2,3,6")
-    parser.add_argument("--vocabs", default="auto", help="values of decoding.draft_vocab, 0: all")
+    parser.add_argument("--drafts", default="1,2,3,4,auto", help="draft lengths at batch size 1")
+    parser.add_argument("--batch", default="8", help="a further batch size, with auto; 0: none")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
         parser.error(
             "expected name=NAME, got no name; add name=<new folder under results/lossless/>"
         )
-    grid = [
-        f"decoding.draft_tokens=choice({args.drafts})",
-        f"decoding.draft_vocab=choice({args.vocabs})",
-    ]
-    grid.append(f"ratio=choice({args.ratios})")
-    point = ["results_dir=results/lossless", "decoding=self_speculative", *args.overrides]
-    arguments = ["sweep", *grid, *point]
-    print("ulskip", *arguments, flush=True)
-    if code := invoke(arguments):
-        sys.exit(code)
-    folder = ResultsFolder.of(compose(point))
+    point = ["results_dir=results/lossless", *args.overrides]
+    layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
+    text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
+    text += ["decoding=prompt_lookup", "strategy=full"]
+    for grid in (text, layers):
+        for size, drafts in (("1", args.drafts), (args.batch, "auto")):
+            if size == "0":
+                continue
+            drafting = [f"batch_size={size}", f"decoding.draft_tokens=choice({drafts})"]
+            command = ["sweep", *grid, *drafting]
+            print("ulskip", *command, flush=True)
+            if code := invoke(command):
+                sys.exit(code)
+    folder = ResultsFolder.of(compose([*point, "decoding=self_speculative"]))
     write_atomic(folder.path / "README.md", page(folder))
-    print(Path(folder.path / "README.md"))
+    print(folder.path / "README.md")
 
 
 if __name__ == "__main__":
