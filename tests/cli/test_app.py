@@ -56,8 +56,8 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "[1/4] read bandwidth" in err
-    assert "[4/4] unified: timed pairs" in err
+    assert "2 engines in rounds" in err
+    assert "[3/4] 2 engines in rounds" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
     assert files - {".locks"} == {
         "runs.jsonl",

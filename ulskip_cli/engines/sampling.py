@@ -82,10 +82,11 @@ class TokenSampler:
         processed: Tensor = self.processors(ids, scores)
         return processed
 
-    def pick(self, scores: Tensor) -> Tensor:
+    def pick(self, scores: Tensor, check: bool = True) -> Tensor:
         """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size].
 
-        On a CPU, raises InvalidLogitsError if a greedy choice has a score that is not finite.
+        On a CPU, raises InvalidLogitsError if a greedy choice has a score that is not finite,
+        unless `check` is False, as for drafts that may not be reached.
         """
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
@@ -94,7 +95,7 @@ class TokenSampler:
         ):  # numpy is several times as fast and also returns the first maximum
             values = scores.numpy()
             best = values.argmax(axis=-1)
-            if not numpy.isfinite(values[numpy.arange(len(best)), best]).all():
+            if check and not numpy.isfinite(values[numpy.arange(len(best)), best]).all():
                 raise InvalidLogitsError("NaN or infinity in a decode step")
             return torch.from_numpy(best)
         return scores.argmax(dim=-1)

@@ -91,7 +91,7 @@ class LayerDrafter:
         while len(drafted) < count:
             logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
             scores = self.sampler.scores(ids, logits)
-            tokens = self.sampler.pick(scores)[:, None]
+            tokens = self.sampler.pick(scores, check=False)[:, None]
             drafted.append(scores)
             ids = torch.cat([ids, tokens], dim=1)
             if len(drafted) < count:
@@ -264,7 +264,8 @@ class SpeculativeSession(ModelSession):
         ]
         if sampler.sample:
             return verify_sampled(drafts, torch.stack(scores, dim=1))
-        return verify_greedy(drafts.tokens, torch.stack([sampler.pick(s) for s in scores], dim=1))
+        picked = [sampler.pick(score, check=i == 0) for i, score in enumerate(scores)]
+        return verify_greedy(drafts.tokens, torch.stack(picked, dim=1))
 
 
 def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:
