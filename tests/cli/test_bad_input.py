@@ -25,6 +25,7 @@ BAD = [
     ["run", "model=random", "results_dir="],
     ["plan", "model=random", "memory_budget=lots"],
     ["plan", "model=random", "ratio=0.5"],
+    ["plan", "model=random", "strategy.patch=full"],
     ["plan", "--config-dir", "nowhere"],
     ["plan", f"model.path={'a' * 300}"],
     ["plan", "model.path='~nouser/x'"],

@@ -6,6 +6,7 @@ its group, and may select files of other groups. Files state only what differs f
 the classes.
 """
 
+import copy
 import functools
 import pkgutil
 import re
@@ -28,7 +29,6 @@ from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
-    from omegaconf import DictConfig
 
 GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
@@ -41,6 +41,18 @@ CHOICES: dict[str, type[Choice]] = {
 _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
+}
+RENAMED_KEYS = {
+    "decoding.engine": "engine",
+    "strategy.patch": "correction=patch correction.kind=full",
+    "strategy.patch_rank": "correction.rank",
+    "strategy.search_patch": "correction=patch",
+    "model.skip_adapter": "correction=adapter correction.path=FOLDER",
+    "calibration.responses": "correction.responses",
+    "train.patch": "correction.kind",
+    "train.patch_rank": "correction.rank",
+    "train.patch_learning_rate": "correction.learning_rate",
+    "train.patch_examples": "correction.examples",
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -395,6 +407,8 @@ def _values(
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
+        if key in RENAMED_KEYS:
+            raise UsageError(f"{key} was renamed: use {RENAMED_KEYS[key]}")
         if override.is_sweep_override():
             line = str(override.input_line)
             raise UsageError(
@@ -445,32 +459,31 @@ def _values(
 
 def _hydra_composed(primary: str, choices: Mapping[str, str], extra_dir: Path | None) -> Table:
     """Return the values of the primary file with these choices of groups."""
-    from omegaconf import OmegaConf
-
     folders = _added_dirs(extra_dir)
     files = sorted(file for folder in (config_dir(), *folders) for file in folder.rglob("*.yaml"))
     stamps = tuple((file, file.stat().st_mtime_ns) for file in files)
     texts = tuple(f"{group}={name}" for group, name in choices.items())
-    composed = OmegaConf.to_container(_hydra_compose(primary, texts, folders, stamps))
-    assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+    return copy.deepcopy(_hydra_compose(primary, texts, folders, stamps))
 
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s; the points of a grid have few choices
 def _hydra_compose(
     primary: str, choices: tuple[str, ...], folders: tuple[Path, ...], stamps: object
-) -> "DictConfig":
+) -> Table:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     added = ",".join(f"file://{folder.resolve()}" for folder in folders)
     search = [f"hydra.searchpath=[{added}]"] if added else []
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
-            return compose(primary, [*choices, *search])
+            composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
 
 
 def _choice_name(override: "Override", extra_dir: Path | None) -> str:

@@ -101,7 +101,7 @@ class Report:
     def warnings(self) -> list[str]:
         """The warnings of the runs, and of scores that say little."""
         caveats = {
-            f"{group.records[0].model}: {share.caveat}; use a stronger model or another metric": None
+            f"{group.records[0].model}: {share.caveat}; use a stronger model": None
             for group in self.groups
             for share in shares(group.records).values()
             if share.caveat
