@@ -75,9 +75,7 @@ def compose(
 
 
 def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build the configuration of a run; check every value, but not whether the values go
-    together.
-    """
+    """Build the configuration of a run; check each value alone, but not combinations of values."""
     return _composed("config", Config, GROUPS, overrides, extra_dir)
 
 
@@ -126,8 +124,8 @@ def preset(
 
 
 def stored_choice(group: str, values: Mapping[str, object]) -> Any:
-    """Return the choice that a row stores by its name and the options that differ from the defaults
-    of its class, which the preset names.
+    """Return the choice of a row, which stores its name and the options that differ from the
+    defaults of the class in its preset.
     """
     target = read_choice(group, str(values.get("name")))["_target_"]
     return make_choice({**values, "_target_": target}, group)
@@ -200,8 +198,8 @@ def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
-    """Read the YAML file of a choice, merged over its bases, the choices of the same group in its
-    `defaults`.
+    """Read the YAML file of a choice, merged over its bases. Bases are choices of the same group
+    that its `defaults` name.
     """
     files = group_choices(group, extra_dir)
     values = _merged(*_with_bases(group, choice, files))
@@ -227,8 +225,8 @@ def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> d
 
 
 def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
-    """Import the class that a preset names in `_target_`; raise UsageError if there is no such
-    class of the group.
+    """Import the class that a preset names in `_target_`; raise UsageError if the group has no such
+    class.
 
     Only YAML files name classes, because the import of a class runs its module.
     """
@@ -283,8 +281,8 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
 
 
 def read_mapping(file: Path) -> Table:
-    """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or has
-    no such form.
+    """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or is
+    not a mapping.
     """
     try:
         return _read(file, file.stat().st_mtime_ns)
@@ -324,8 +322,7 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 
 
 def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
-    """Parse `key=value` overrides, whose values may list several for a sweep, with Hydra's
-    parser.
+    """Parse `key=value` overrides with Hydra's parser; for a sweep, a key may list several values.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -487,8 +484,8 @@ def _hydra_compose(
 
 
 def _choice_name(override: "Override", extra_dir: Path | None) -> str:
-    """Return the name of the file that an override chooses; hyphens and underscores are the same.
-    `experiment=null` is empty.
+    """Return the name of the file that an override chooses; hyphens and underscores are equal.
+    Return an empty name for `experiment=null`.
     """
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:

@@ -70,8 +70,8 @@ def keys_of(
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
-    """Walk the fields of a class; `values` replace defaults, and keys without commands of their own
-    have `inherited` ones.
+    """Walk the fields of a class; `values` replace defaults, and keys that name no commands get the
+    `inherited` ones.
     """
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:

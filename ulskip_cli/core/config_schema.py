@@ -72,7 +72,7 @@ class DecodingConfig(Options):
 
     @property
     def drafts_with_layers(self) -> bool:
-        """True if a view of the model drafts, alone or where n-grams have no draft."""
+        """True if a view of the model drafts, alone or when n-grams find no draft."""
         return bool(self.draft_tokens) and self.draft != "ngram"
 
     def without_drafts(self) -> Self:
@@ -106,7 +106,7 @@ class SpeedConfig(Options):
 
 
 class CalibrationConfig(Options):
-    """Options of the calibration on held-out examples, which some strategies and patches need
+    """Options of the calibration: some strategies and patches are measured on held-out examples
     before a run.
     """
 
@@ -134,7 +134,7 @@ class LauncherConfig(Options):
 
 
 class AlternativesConfig(Options):
-    """Alternatives to skipping layers, which a sweep adds to the points of its grid."""
+    """Alternatives to skipping layers; a sweep adds them to the points of its grid."""
 
     models: tuple[str, ...] = option(
         (), "presets or folders of smaller models, which run at full depth against the full model="
@@ -342,9 +342,7 @@ class Config(Shared):
         return super().needs() | used | self.correction.needs()
 
     def _canonical(self) -> Self:
-        """Return the configuration with those values at their defaults that this run does not
-        use.
-        """
+        """Return the configuration with the defaults for all values that this run does not use."""
         unused_keys = [
             *(() if self.strategy.follows_ratio else ("ratio", "ratio_basis")),
             *(("prompt_layers",) if self.strategy.keeps_all else ()),
@@ -366,8 +364,8 @@ class Config(Shared):
 
 
 class TuneConfig(Config):
-    """Configuration of `ulskip tune`: the model, the task, the wish, and the candidates that are
-    compared.
+    """Configuration of `ulskip tune`: the model, the task, the wanted speedup or quality, and the
+    candidates.
     """
 
     speedup: float | None = option(

@@ -1,5 +1,5 @@
-"""The interface of corrections: what repairs the hidden states behind skipped layers, in decode
-steps only.
+"""The interface of corrections, which repair the hidden states behind skipped layers in decode
+steps.
 """
 
 from collections.abc import Collection
@@ -67,7 +67,7 @@ class Correction(Choice):
         return None
 
     def fingerprint(self) -> str:
-        """Return a string that identifies the weights of the correction; empty if it has none of
-        its own.
+        """Return a string that identifies the weights of the correction; empty for a correction
+        without weights.
         """
         return ""

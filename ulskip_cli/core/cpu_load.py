@@ -34,8 +34,8 @@ class LoadMeter:
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """Return seconds: of the clock, of busy CPUs (those of a hypervisor's other guests
-        included), of this process tree.
+        """Return the clock, the busy CPU seconds (other guests of the hypervisor included), and the
+        CPU seconds of this process tree.
         """
         busy = 0.0
         for number, times in enumerate(psutil.cpu_times(percpu=True)):
@@ -55,11 +55,11 @@ def is_crowded(other_cpus: float | None, threads: int) -> bool:
 
 
 def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP threads sleep while they wait if the machine is busy, unless a variable of the
-    user decides it.
+    """Let OpenMP threads sleep while they wait if the machine is busy, unless the user has set a
+    variable for this.
 
-    A thread that spins is faster on an idle machine, but beside other processes it wastes the time
-    that its team needs. OpenMP reads the variable when torch is imported.
+    Spinning threads are faster on an idle machine, but on a busy one they take CPUs from threads
+    that still compute. OpenMP reads the variable when torch is imported.
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     asked = int(threads) if threads.isdecimal() else len(_cpus())

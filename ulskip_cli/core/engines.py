@@ -1,9 +1,9 @@
-"""Engines: the class that a configuration holds, and how engines are found. Imports no torch and no
-library of an engine.
+"""Engines: their base class, and how installed engines are found. Imports no torch and no library
+of an engine.
 
-An engine is a subclass of `Engine`. An entry point of the group `ulskip.engines` gives its class a
-name, ours too, and presets name the class in `_target_`. A distribution brings its presets in the
-folder `configs/engine/` of the entry point's package.
+An engine is a subclass of `Engine`. Every engine, ours included, has a name through an entry point
+of the group `ulskip.engines`. Presets name the class in `_target_`; a distribution has its presets
+in the folder `configs/engine/` of the entry point's package.
 """
 
 import contextlib
@@ -142,19 +142,19 @@ def engine_class(name: str) -> type[Engine]:
 
 
 def engine_named(name: str) -> Engine:
-    """Return the engine of a name with the model's own format of weights."""
+    """Return the named engine with the model's own weight format."""
     return engine_class(name)(name=name)
 
 
 def copies_weights(name: str) -> bool:
-    """Return True if the engine in a row decodes with another library than torch; also if it is not
-    installed here.
+    """Return True if the engine in a row has its own copy of the weights, because it decodes with
+    another library than torch; an engine that is not installed counts too.
     """
     return name not in METHODS and (name not in engine_names() or engine_class(name).is_runtime)
 
 
 def formats_of(name: str) -> Mapping[str, tuple[float, float]]:
-    """Return the formats of weights of the engine in a row; none if it is not installed here."""
+    """Return the weight formats of the engine in a row, or none if the engine is not installed."""
     return engine_class(name).formats if name in engine_names() else {}
 
 
@@ -171,13 +171,15 @@ def plugin_config_dirs() -> list[Path]:
 
 @functools.lru_cache(maxsize=8)
 def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
-    """Return the entry points of engines by name; `path` is `sys.path`, on which they are found."""
+    """Return the entry points of engines by name; `path` is `sys.path`, so that the cache follows
+    it.
+    """
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def _supported_by_name() -> dict[str, Set[Need]]:
-    """Return what each installed engine supports, to advise one on torch or another; broken ones
-    are left out.
+    """Return what each installed engine supports, for advice in messages; engines that cannot be
+    imported are left out.
     """
     kinds: dict[str, type[Engine]] = {}
     for name in engine_names():

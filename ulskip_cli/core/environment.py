@@ -52,7 +52,7 @@ def machine(device: str = "cuda") -> Facts:
 
 
 def origin(device: str) -> Facts:
-    """Return the code and the machine that all batches of one run must share."""
+    """Return the code version and the machine, which must be the same for all batches of a run."""
     facts = {**code(), **machine(device)}
     del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
     return facts

@@ -42,8 +42,8 @@ def release() -> None:
 
 
 def received() -> bool:
-    """Return True if a signal came. An exception that follows can be its own, because Python wraps
-    those in a class body.
+    """Return True if a signal came. A later exception can come from the signal, because Python
+    wraps exceptions in a class body.
     """
     return bool(_received)
 
@@ -55,8 +55,7 @@ def check() -> None:
 
 
 def exit_code() -> int:
-    """Return 128 + the number of the signal that came, as shells do; without a signal, that of
-    SIGINT.
+    """Return 128 + the number of the signal that came, as shells do; without a signal, use SIGINT.
     """
     return 128 + (_received[0] if _received else signal.SIGINT)
 

@@ -1,9 +1,9 @@
-"""Options: frozen, typed values with help text, bounds and choices beside each field, and one line
-for each misfit.
+"""Options: frozen, typed values with help text, bounds and choices for each field, and a one-line
+error for an invalid value.
 
 Every part of a configuration, and every JSON file that the program reads, is a class of `Options`.
-pydantic checks the values once, where they enter; `parse` turns its first error into the one line
-that users see.
+pydantic checks the values once, when they are read; `parse` turns its first error into one line for
+the user.
 """
 
 import json
@@ -39,7 +39,7 @@ def option(
     """Declare an option: its default, its help text, and bounds in pydantic's words (ge, gt, le,
     lt, min_length).
 
-    `commands` names the commands that read it, if they are not those of the section that it is in.
+    `commands` names the commands that read the option; by default, those of its section.
     `identity=False` marks an option that changes no result, so that results do not depend on it.
     """
     notes: Table = {"commands": commands.split(), "identity": identity}
@@ -66,8 +66,8 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _prepare(cls, value: object, info: ValidationInfo) -> object:
-        """Make a list of a single value where a list is expected, and refuse true and false where a
-        number is.
+        """Convert a single value to a list if the field is a list, and refuse true and false for a
+        number.
         """
         kinds = {*_members(cls.model_fields[str(info.field_name)].annotation)}
         if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
@@ -113,9 +113,7 @@ class Choice(Options):
         }
 
     def changed(self, only_results: bool = False) -> Table:
-        """Return the changed values with the name, and with the class if it is not one of
-        ulskip.
-        """
+        """Return the changed values with the name, and with the class unless ulskip defines it."""
         kind = type(self)
         own = (
             {}
@@ -131,8 +129,7 @@ def parse(
     """Return the object that values describe; raise UsageError with the key of the first value that
     does not fit.
 
-    `prefix` stands before the key in the message. `file` is the JSON file that the values were read
-    from.
+    The message shows `prefix` before the key. `file` is the JSON file that contains the values.
     """
     try:
         return kind.model_validate(dict(values))
@@ -244,8 +241,8 @@ def misfit(
 def _locate(
     kind: type[BaseModel], location: Iterable[object]
 ) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
-    """Return the names on the way to a value, the class that declares it, and its field (None if
-    there is no such field).
+    """Return the key path of a value, the class that declares the value, and its field (None for an
+    unknown key).
     """
     path: list[str] = []
     field: FieldInfo | None = None

@@ -48,8 +48,8 @@ def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
 
 
 def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:
-    """Return R = floor(N / r), between 2 and N, or raise UsageError if two layers do not reach the
-    target.
+    """Return R = floor(N / r), between 2 and N, or raise UsageError if even two layers are too many
+    for the target.
 
     `tolerance` is for float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
 

@@ -36,8 +36,8 @@ class HeldOutMeasurements(Protocol):
         """Return the mean cross-entropy of the references in nats per token if decode steps run
         these layers.
 
-        With correction=patch, patches are fitted for these layers on other examples and are in
-        place.
+        With correction=patch, the loss includes patches that are fitted for these layers on other
+        examples.
         """
 
     def mean_depth(self, options: OptionValues) -> float:
@@ -47,7 +47,7 @@ class HeldOutMeasurements(Protocol):
 
     @property
     def corrects(self) -> bool:
-        """True if `decode_loss` is measured with patches in place."""
+        """True if `decode_loss` is measured with patches."""
 
     def tell(self, done: int, total: int) -> None:
         """Report the progress of a long calibration."""
@@ -65,8 +65,8 @@ class Strategy(Choice):
     """Policy that chooses the layers of a decode step.
 
     A subclass defines `kept_layers`. It may also define `stages` (layers that depend on the
-    position), `exit_rule` (a step ends where the token is certain), or name options in `calibrated`
-    and define `calibrate` (a run measures them).
+    position), `exit_rule` (a step ends early if the model is confident), or name options in
+    `calibrated` and define `calibrate` (a run measures them).
     """
 
     follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
@@ -111,8 +111,8 @@ class Strategy(Choice):
 
     @property
     def chooses_own_depth(self) -> bool:
-        """True if the strategy adjusts its depth to R, so that its latency is not linear in its
-        number of layers.
+        """True if the strategy adjusts itself to R, so that its latency is not linear in its number
+        of layers.
         """
         calibrates_depth = bool(self.calibrated) and "num_kept" in self.calibrated_for
         return self.is_positional or self.exits_early or calibrates_depth
@@ -137,7 +137,7 @@ class Strategy(Choice):
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule | None:
         """Return the rule that ends steps early, so that a step runs `num_kept` layers on average;
-        None if no step does.
+        None if no step ends early.
         """
         return None
 

@@ -114,7 +114,7 @@ class Task(Choice):
         return None
 
     def template_fields(self) -> Mapping[str, str]:
-        """Return the task's own fields in templates."""
+        """Return the values of the task's own template fields."""
         return {}
 
     def template_for(self, has_chat: bool) -> Template:

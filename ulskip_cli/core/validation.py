@@ -32,7 +32,7 @@ def check_run(config: Config, command: str) -> None:
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Raise UsageError for options of sampling without sampling."""
+    """Raise UsageError for sampling options without sampling."""
     changed = decoding.changed().keys() & {"temperature", "top_p", "top_k"}
     if changed and not decoding.do_sample:
         raise UsageError(

@@ -39,7 +39,9 @@ class AdapterRecord(Options):
 
 
 def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
-    """Read the record of a skip adapter; raise UsageError if it is missing or of another model."""
+    """Read the record of a skip adapter; raise UsageError if it is missing or belongs to another
+    model.
+    """
     file = folder / RECORD
     try:
         record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
@@ -58,7 +60,7 @@ def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
 
 
 class Adapter(Correction):
-    """Skip adapters of the model; the one for the kept layers is used."""
+    """Skip adapters of the model; a run uses the one for its kept layers."""
 
     path: tuple[str, ...] = option(
         ..., "folders of skip adapters, one for each ratio", min_length=1
@@ -74,8 +76,8 @@ class Adapter(Correction):
         return frozenset({Need.ADAPTER})
 
     def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches; raise UsageError if a folder is of another model, or the
-        forms differ.
+        """Return the form of the patches; raise UsageError if a folder belongs to another model, or
+        the forms differ.
         """
         shapes = {PatchShape(record.kind, record.rank or 0) for record in self._records(model)}
         if len(shapes) > 1:

@@ -11,8 +11,8 @@ from ulskip_cli.core.options import option
 
 
 class Patch(Correction):
-    """Patches that a run computes. Folded ones are a part of the layer before the gap and cost no
-    time (arXiv:2505.02819).
+    """Patches that a run computes. Folded patches are merged into the layer before the gap and cost
+    no time (arXiv:2505.02819).
     """
 
     is_fitted = True

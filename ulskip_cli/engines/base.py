@@ -2,8 +2,8 @@
 output of a batch.
 
 `Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is
-a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library answers as a whole, the
-session has `generate` and `losses`.
+a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole answers,
+the session has `generate` and `losses`.
 """
 
 from abc import ABC, abstractmethod
@@ -118,7 +118,7 @@ class BatchRequest:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The tokens that end a sequence; none with a forced length."""
+        """The tokens that end a sequence; empty with a forced length."""
         return [] if self.forced else list(self.eos_token_ids)
 
 
@@ -211,13 +211,15 @@ class Session(ABC):
     """
 
     def fits(self, room: Room) -> bool:
-        """Return True if the session has memory for a batch; else it is closed, and another one is
-        opened.
+        """Return True if the session has memory for a batch; else the decoder closes it and opens
+        another.
         """
         return True
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do what all batches of one shape share, such as compilation; return its seconds."""
+        """Do the work that all batches of one shape need once, such as compilation; return its
+        seconds.
+        """
         return 0.0
 
     @abstractmethod

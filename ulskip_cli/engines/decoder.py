@@ -193,8 +193,8 @@ class Decoder:
         """Return the cross-entropy [batch, response_len] in an engine of another library;
         `is_runtime` must be True.
 
-        `input_ids` and `mask` are [batch, prompt_len], padded on the left, and the responses are
-        padded on the right.
+        `input_ids` and `mask` are [batch, prompt_len], padded on the left. The responses are padded
+        on the right.
         """
         batch, length = response_ids.shape
         steps = self._first_steps

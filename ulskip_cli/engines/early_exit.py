@@ -2,9 +2,9 @@
 enough.
 
 A token that exits early has no keys and values in the layers above. When a later token reaches such
-a layer, the layer also processes the pending hidden states of the earlier tokens. All keys
-therefore equal those of the full model, and one forward pass over given tokens has the logits of
-all steps. The confidence measures are those of CALM (arXiv:2207.07061).
+a layer, the layer also processes the stored hidden states of the earlier tokens. All keys therefore
+equal those of the full model, and one forward pass over given tokens has the logits of all steps.
+The confidence measures are those of CALM (arXiv:2207.07061).
 """
 
 import functools
@@ -44,7 +44,7 @@ class EarlyExitSession(ModelSession):
 
     @property
     def decode_model(self) -> torch.nn.Module:
-        """The first layer."""
+        """The first layer, whose weights show the linear backend."""
         return self.layerwise.layers[0]
 
     def prepare(self, request: BatchRequest) -> float:
@@ -184,8 +184,8 @@ LOGIT_CONFIDENCES = {"softmax_diff": softmax_diff, "softmax_max": softmax_max}
 def confidence_of(
     kind: str, hidden: Tensor, before: Tensor | None, logits: Tensor | None
 ) -> Tensor:
-    """Return the confidence [batch, tokens] at a check; the states `before` are those at the
-    previous one. At the first check of `cosine`, it is -inf.
+    """Return the confidence [batch, tokens] at a check. `before` are the hidden states at the
+    previous check; at the first one, `cosine` returns -inf.
     """
     if kind != "cosine":
         assert logits is not None

@@ -1,5 +1,5 @@
-"""What engines of other libraries share: a session with a copy of each view, and the export of a
-view with its cache on disk.
+"""Code for engines of other libraries: a session with a copy of each view, and the cached export of
+a view.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ Copy = TypeVar("Copy")
 
 
 class LibrarySession(SteppingSession, Generic[Copy]):
-    """A session with a copy of each stage's view in another library, and of the full model if that
-    encodes the prompts.
+    """A session with a copy of each stage's view in another library, and a copy of the full model
+    if it encodes the prompts.
 
     Keys and values move to a view from the full model, or from the view of the stage before.
     """
@@ -49,7 +49,9 @@ class LibrarySession(SteppingSession, Generic[Copy]):
 
     @abstractmethod
     def move(self, source: Copy, layers: Sequence[int]) -> None:
-        """Continue in `view`, with the keys and values of `layers` in another copy."""
+        """Make `view` the current view; copy the keys and values of `layers` from another copy to
+        it.
+        """
 
     def start(self) -> None:
         """Continue the encoded prompts in the view of the first stage."""
@@ -67,8 +69,8 @@ class LibrarySession(SteppingSession, Generic[Copy]):
 
 
 def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
-    """Return the weights of a view by name, tied ones once; raise UsageError if the view has
-    patches that do not fold.
+    """Return the weights of a view by name, tied weights once; raise UsageError if the view has
+    patches that are not folded.
     """
     kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
     if kinds:
@@ -91,8 +93,8 @@ def cached_export(
     suffix: str,
     write: Callable[[Path], None],
 ) -> Path:
-    """Return the file or folder that `write` makes from `tensors` and `settings`; an earlier one is
-    used again.
+    """Return the file or folder that `write` makes from `tensors` and `settings`, or the one of an
+    earlier call.
 
     If `write` fails, nothing is left behind.
     """

@@ -35,9 +35,9 @@ def generate_own_responses(
     """Return for each prompt `options.samples` answers as token ids, with EOS where the model
     generated it.
 
-    The settings of `context` decode the first answer, with `options.num_beams` beams, and with
-    sampling the others. Answers of the same weights and settings are read from `file`, which gets
-    the rest.
+    The first answer is decoded with the settings of `context` and `options.num_beams` beams, the
+    others with sampling. Stored answers of the same weights and settings are read from `file`; new
+    ones are added to it.
     """
     contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
     keys = [_key(model, settings) for settings in contexts]
@@ -98,8 +98,8 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
 
 
 def _key(model: PreTrainedModel, context: DecodeContext) -> str:
-    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64
-    values stand for a tensor.
+    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; of a tensor,
+    about 64 values are hashed.
     """
     plain = [
         parameter

@@ -38,8 +38,8 @@ class TokenSampler:
     """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS
     before `min_new_tokens`.
 
-    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer
-    than the choice.
+    EOS is suppressed here because transformers' processor compares the whole vocabulary in each
+    step, which takes longer than the choice.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TokenSampler:
         """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size].
 
         On a CPU, raises InvalidLogitsError if a greedy choice has a score that is not finite,
-        unless `check` is False, as for drafts that may not be reached.
+        unless `check` is False, as it is for drafts, which may not be used.
         """
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
@@ -113,8 +113,8 @@ class Drafts:
 def verify_greedy(drafts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1].
 
-    Return tokens [batch, k + 1] and how many drafts are accepted, [batch]; tokens behind the one
-    that follows these drafts are not valid.
+    Return the tokens [batch, k + 1] and the numbers of accepted drafts [batch]; tokens are valid up
+    to the one after the accepted drafts.
     """
     return chosen, _prefix_length(drafts == chosen[:, :-1])
 
@@ -155,7 +155,7 @@ class DraftHead(nn.Module):
 
     A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies,
     and answers repeat tokens of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by
-    frequencies that are counted before.
+    counted frequencies.
     """
 
     def __init__(self, head: nn.Linear, size: int) -> None:

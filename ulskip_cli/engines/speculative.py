@@ -48,7 +48,9 @@ class NgramDrafter:
         self._misses = self._drafted_at = self._resume_at = 0
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
-        """Return drafts if every sequence has some, because a batch advances together."""
+        """Return drafts if every sequence has a match, because all sequences of a batch advance
+        together.
+        """
         at = ids.shape[1]
         if self._drafted_at:  # one more token since then: none of the drafts was accepted
             self._misses = self._misses + 1 if at == self._drafted_at + 1 else 0
@@ -102,7 +104,7 @@ class LayerDrafter:
 
 
 class DraftLength:
-    """A fixed draft length, or for `auto` the one that gives the most tokens per second; 0 if no
+    """The draft length: fixed, or for `auto` the one with the most tokens per second; 0 if no
     drafts pay.
     """
 
@@ -112,14 +114,16 @@ class DraftLength:
         self._accepted, self._tested, self._credit = PRIOR_ACCEPTED, PRIOR_TESTED, CREDIT
 
     def cost(self, count: int) -> float:
-        """Return the time of `count` drafts and their check; larger checks than were measured cost
-        in proportion.
+        """Return the time of `count` drafts and their check; the cost of checks that are larger
+        than measured ones is proportional to their size.
         """
         known = min(count + 1, len(self.check_costs))
         return count * self.draft_cost + self.check_costs[known - 1] * (count + 1) / known
 
     def next(self) -> int:
-        """Return the number of tokens to draft; one, on credit, if no drafts seem to pay."""
+        """Return the number of tokens to draft. If no drafts seem to pay, return one if earlier
+        gains cover its cost, else 0.
+        """
         if self.setting != AUTO:
             return int(self.setting)
         counts = range(1, len(self.check_costs))
@@ -130,7 +134,9 @@ class DraftLength:
         return best or len(allowed[:1])
 
     def update(self, accepted: int, drafted: int) -> None:
-        """Count a check; drafts after the first rejected one are untested. Plain steps: 0 of 0."""
+        """Count a check. Drafts after the first rejected one are not counted; a plain step counts 0
+        of 0.
+        """
         if drafted:
             self._accepted = DECAY * self._accepted + accepted
             self._tested = DECAY * self._tested + min(accepted + 1, drafted)
@@ -166,7 +172,7 @@ class SpeculativeSession(ModelSession):
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
     ) -> list[NgramDrafter | LayerDrafter]:
-        """Return the drafters of a batch; the first that has a guess drafts."""
+        """Return the drafters of a batch; the first that finds drafts is used."""
         drafters: list[NgramDrafter | LayerDrafter] = []
         if request.decoding.draft != "layers":
             drafters.append(NgramDrafter())

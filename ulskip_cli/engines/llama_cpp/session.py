@@ -45,7 +45,7 @@ class LlamaContext:
     def __init__(self, file: Path, room: Room, exact: bool) -> None:
         """Load a model with memory for the batches of `room`.
 
-        With `exact`, keys and values stay in float32, without the flash attention that rounds them.
+        With `exact`, keys and values are float32, without flash attention, which rounds them.
         """
         self._context = self._model = None
         model_options = llama_cpp.llama_model_default_params()
@@ -114,7 +114,7 @@ class LlamaContext:
         return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
 
     def take(self, source: "LlamaContext", sequence: int, layers: Sequence[int]) -> None:
-        """Continue a sequence of another context, with the keys and values of `layers` there."""
+        """Continue a sequence of another context: copy the keys and values of its `layers`."""
         data = np.empty(source.state_bytes(sequence), np.uint8)
         pointer = data.ctypes.data_as(POINTER(c_uint8))
         get_data, set_data = llama_cpp.llama_state_seq_get_data, llama_cpp.llama_state_seq_set_data
@@ -207,7 +207,9 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         return logits
 
     def move(self, source: LlamaContext, layers: Sequence[int]) -> None:
-        """Continue all sequences in the current view, with `layers` of another context."""
+        """Copy the keys and values of `layers` from another context to the current view, for all
+        sequences.
+        """
         self.view.clear()
         for sequence in self._sequences:
             self.view.take(source, sequence, layers)

@@ -53,8 +53,8 @@ class Masks:
         self.kinds = sorted(self.of_steps(torch.ones(1, 0, dtype=torch.long), 2))
 
     def of_prompt(self, mask: Tensor) -> dict[str, Tensor]:
-        """Return the masks [batch, 1, prompt_len, prompt_len] of prompts with the padding mask
-        [batch, prompt_len].
+        """Return the attention masks [batch, 1, prompt_len, prompt_len] of prompts; `mask` [batch,
+        prompt_len] is the padding mask.
         """
         padding = torch.zeros(mask.shape).masked_fill(mask == 0, HIDDEN)[:, None, None]
         causal = self.of_steps(mask[:, :0], mask.shape[1])
@@ -72,8 +72,8 @@ class Masks:
 
 
 def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
-    """Return a cache of keys, values, keys, values, ... by layer; also sliding layers keep all
-    positions.
+    """Return a cache filled from keys, values, keys, values, ... by layer; sliding-window layers
+    keep all positions too.
     """
     cache = DynamicCache()
     for keys, values in zip(states[::2], states[1::2], strict=True):
@@ -117,8 +117,8 @@ class OpenVinoRequest:
     def clear(self) -> None:
         """Forget all sequences.
 
-        A new request replaces the old one: after `reset_state`, and rows that ended in the batch
-        before, later batches of a rounded cache had NaN logits (openvino 2026.4).
+        A new request replaces the old one, because a rounded cache gave NaN logits after
+        `reset_state` if rows of the earlier batch had ended (openvino 2026.4).
         """
         self._request = self.compiled.create_infer_request()
 
@@ -148,8 +148,8 @@ class OpenVinoRequest:
             state.state = states[f"{kind}.{layers[int(layer)]}"].state
 
     def num_bytes(self, num_tokens: int) -> int:
-        """Return the bytes of the keys and values of that many tokens in all sequences, without the
-        scales of rounded ones.
+        """Return the bytes of the keys and values of `num_tokens` tokens in all sequences, without
+        the scales of a rounded cache.
         """
         size: int = self.compiled.get_property(hint.kv_cache_precision).size
         return num_tokens * self._width * size
@@ -306,7 +306,7 @@ def _make_stateful(model: openvino.Model, past: dict[str, Tensor]) -> None:
 
 def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> None:
     """Raise UsageError if the logits of prompts and a step differ from those of the model, e.g.
-    since branches are traced.
+    because tracing fixes a branch.
     """
     request = OpenVinoRequest(converted, masks, exact=True)
     count = min(64, model.config.get_text_config(decoder=True).vocab_size)

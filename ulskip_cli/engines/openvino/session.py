@@ -45,7 +45,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         return logits
 
     def move(self, source: OpenVinoRequest, layers: Sequence[int]) -> None:
-        """Continue in the current view, with the keys and values of `layers` in another request."""
+        """Copy the keys and values of `layers` from another request to the current view."""
         self.view.take_layers(source, layers)
         self._masks = {}  # a view can have other kinds of masks
 

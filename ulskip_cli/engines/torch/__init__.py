@@ -52,7 +52,7 @@ class Torch(Engine):
 
 
 class Auto(Torch):
-    """The engine on torch, or transformers where it does not support an option."""
+    """The engine on torch, or transformers for options that the former does not support."""
 
     supports: ClassVar[frozenset[Need]] = ALL
 
@@ -62,7 +62,7 @@ class Auto(Torch):
         return ("transformers" if reason else "torch"), reason
 
     def supported(self, needs: Set[Need]) -> frozenset[Need]:
-        """Return what the engine supports that decodes requests with these needs."""
+        """Return what is supported by the engine that decodes requests with these needs."""
         from ulskip_cli.engines.transformers import Transformers
 
         return Torch.supports if needs <= Torch.supports else Transformers.supports

@@ -41,10 +41,10 @@ def with_compiled_layers(
 
 
 class CompiledLayer(nn.Module):
-    """A decoder layer that runs code which it shares with other layers.
+    """A decoder layer that runs compiled code, which other layers share.
 
-    Its code checks nothing. Tensors may change only in the sizes that differ between its first two
-    calls, and only those that are passed to it may be other tensors in a later call.
+    The code has no guards. Only sizes that differ between the first two calls may change later, and
+    only tensors that are passed as arguments may be other tensors in a later call.
     """
 
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
@@ -58,7 +58,8 @@ class CompiledLayer(nn.Module):
         self._run: Code | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the layer that this one has not, because some models read them."""
+        """Return an attribute of the original layer, because some models read attributes of layers.
+        """
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -90,7 +91,7 @@ class CompiledLayer(nn.Module):
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors that a model passes to a layer, which can be others in every call."""
+    """Return the tensors that a model passes to a layer; each call can pass other tensors."""
     tensors = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
@@ -103,7 +104,7 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 
 class _LayerCache(Cache):  # type: ignore[misc]
-    """The keys and values of one layer, whatever index the layer asks for."""
+    """The keys and values of one layer; the layer index of a call is ignored."""
 
     def __init__(self, layer: Any) -> None:
         self.layers = [layer]
@@ -145,11 +146,11 @@ class _LayerCode:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Code, Any]:
-        """Run a layer; return a function of the tensors that its model passes later, and the result
+        """Run a layer; return a function that runs it on the tensors of later calls, and the result
         of this call.
 
-        `tensors` are those of this call, and `sizes` the tensor and the dimension of each size that
-        can be another in a later call.
+        `tensors` are the arguments of this call; `sizes` has the tensor and the dimension of each
+        size that can change in later calls.
         """
         with torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
             result = self._compiled(layer, *args, **kwargs)
@@ -193,7 +194,7 @@ class _LayerCode:
 
 
 def _merge_linears(module: torch.fx.GraphModule) -> None:
-    """Replace products of the same hidden states, as queries, keys and values, by one call."""
+    """Replace products with the same input, e.g. queries, keys and values, by one call."""
     if not cpu_kernels.is_loaded():
         return
     graph, ops = module.graph, torch.ops.ulskip

@@ -193,8 +193,8 @@ class CompiledSteps:
 
 
 class WrongCode(RuntimeError):
-    """Compiled steps give other logits than eager ones, because the model reads something that they
-    hold constant.
+    """Compiled steps give other logits than eager steps, because the model reads a value that
+    compilation made constant.
     """
 
 
@@ -202,7 +202,7 @@ def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> N
     """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise
     WrongCode if they differ.
 
-    `mask` is the prompt's [batch, prompt_len]. Rounding of the dtype is no difference.
+    `mask` is the mask [batch, prompt_len] of the prompt. Rounding errors of the dtype are allowed.
     """
     tokens = torch.zeros(len(mask), 1, dtype=torch.long, device=mask.device)
     steps.begin(cache, mask, 1 + CHECKED_STEPS)

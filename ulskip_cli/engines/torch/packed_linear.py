@@ -56,8 +56,8 @@ class PackedLinear(nn.Module):
 
 
 class HugePages:
-    """Copies of tensors, one behind the other in chunks of memory that the kernel may map with huge
-    pages.
+    """Copies of tensors, stored one after the other in chunks of memory that the kernel may map
+    with huge pages.
 
     With pages of 4 kB, a processor's prefetching stops at every page, and a decode step spends its
     time on address translation. A chunk is freed with the last tensor in it.

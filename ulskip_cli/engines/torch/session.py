@@ -49,12 +49,14 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
 
 
 class ModelSession(SteppingSession):
-    """A session whose prompts run through a torch model; `steps` of the batch take over the KV
-    cache.
+    """A session that encodes prompts with a torch model; the decode steps of the batch take over
+    the KV cache.
     """
 
     def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:
-        """`kept` are the layers of the prompt model whose keys and values the steps read."""
+        """Open a session; the steps read the keys and values of the layers `kept` of the prompt
+        model.
+        """
         self.views, self.prompt_model, self.kept = views, prompt_model, kept
         self.steps: Any = None
 
