@@ -31,9 +31,7 @@ class CommandWithKeys(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
-        """Print usage, options and keys, with the keys of those choices that the command line
-        names.
-        """
+        """Print usage, options and keys, with the keys of choices on the command line."""
         from ulskip_cli.cli.key_panels import command_panels
 
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")

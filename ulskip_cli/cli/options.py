@@ -10,7 +10,7 @@ from ulskip_cli.core.files import user_path
 
 
 def parse_path(text: str) -> Path:
-    """Return the path of an option or an argument; raise UsageError if it is empty or cannot be a
+    """Return the path of an option or an argument; raise UsageError if it is empty or not a valid
     path.
     """
     return user_path(text, "an option or argument")

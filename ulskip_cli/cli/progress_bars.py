@@ -38,7 +38,7 @@ class ProgressBars:
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        """Show only notes unless `enabled`."""
+        """Create the display; unless `enabled`, it shows only notes."""
         self.console = Console(stderr=True)
         self._enabled = enabled
         self._is_drawn = enabled and self.console.is_terminal

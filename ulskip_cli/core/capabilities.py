@@ -64,7 +64,7 @@ _OWN_LOOP = {
     Need.COMPILATION,
 }  # they need a plain decode loop
 
-# What can be asked for beside a need that excludes others.
+# For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.DRAFTS: ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY},
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.HALF_LAYERS},

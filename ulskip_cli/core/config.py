@@ -322,8 +322,7 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 
 
 def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
-    """Parse `key=value` overrides with Hydra's parser; for a sweep, a key may list several values.
-    """
+    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

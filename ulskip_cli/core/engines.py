@@ -31,7 +31,7 @@ METHODS = (
     "early_exit",
     "speculative",
 )  # engines in rows that the strategy or the drafts choose, not `engine=`
-# What an engine supports that decodes plain views step by step.
+# The needs that an engine supports if it decodes plain views step by step.
 PLAIN = ALL - {
     *(
         Need.BEAMS,

@@ -55,8 +55,7 @@ def check() -> None:
 
 
 def exit_code() -> int:
-    """Return 128 + the number of the signal that came, as shells do; without a signal, use SIGINT.
-    """
+    """Return 128 + the number of the signal that came, as shells do; by default SIGINT."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 

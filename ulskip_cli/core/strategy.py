@@ -72,10 +72,10 @@ class Strategy(Choice):
     follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
     keeps_all: ClassVar[bool] = False  # the full model, the baseline of all comparisons
     spreads_layers: ClassVar[bool] = False  # a plan warns of one long block of skipped layers
-    # options, null by default, that a run measures while they are null
+    # options that are null by default and that a run measures unless they are set
     calibrated: ClassVar[tuple[str, ...]] = ()
-    # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`,
-    # `batch_size`. A strategy that names fewer repeats fewer calibrations.
+    # Settings besides model, examples and correction on which a calibration depends: fewer settings
+    # mean fewer repeated calibrations.
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
 

@@ -178,7 +178,7 @@ class Decoder:
         )
         name, _ = self.engine(decoding)
         batch, prompt_len = input_ids.shape
-        # A warm-up is short, and the batches behind it shall need no other session.
+        # A warm-up is short, but the batches after it must fit into the same session.
         room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
         with torch.inference_mode():
             session, seconds = self._session(name, room)

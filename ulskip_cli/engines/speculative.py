@@ -30,7 +30,7 @@ from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.cost import draft_vocab_size
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
-# The least of each cost, and of all together; the shortest of each cost counts.
+# Minimum measurements of each cost and minimum seconds of all; the shortest time counts.
 MEASUREMENTS, MEASURED_SECONDS = 5, 0.3
 CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
 LONGEST = 3  # tokens that are looked up, at least two; a single one occurs too often

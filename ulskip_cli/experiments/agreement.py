@@ -1,5 +1,5 @@
-"""Agreement with the full model: how often, and how nearly, a schedule predicts what the full model
-answers.
+"""Agreement with the full model: how often a schedule predicts the tokens of the full model's
+answers, and how similar its distributions are.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED
 
 @dataclass(frozen=True)
 class AgreementMeter:
-    """The full model's answers to the prompts of a task, under which schedules are compared with
-    it.
+    """The full model's answers to the prompts of a task, on which schedules are compared with the
+    full model.
     """
 
     full: Decoder
@@ -33,8 +33,9 @@ class AgreementMeter:
     def measure(
         self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None
     ) -> dict[str, float]:
-        """Compare a schedule with the full model by teacher forcing, and return the values of a
-        record; none if all answers are empty or an engine of another library gives no logits.
+        """Compare a schedule with the full model by teacher forcing, and return values for a
+        record. They are empty if all answers are empty, or if an engine of another library gives no
+        logits.
 
         `on_batch` gets the number of done answers.
         """
@@ -93,8 +94,8 @@ def compare(full: Tensor, own: Tensor, mask: Tensor) -> tuple[float, float]:
 def mean_interval(
     key: str, sums: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Compute the mean over all positions of answers with these sums and numbers of positions, with
-    a 95% interval that draws answers.
+    """Compute the mean over all positions from the sums and the numbers of positions of answers,
+    with a 95% bootstrap interval over answers.
     """
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])

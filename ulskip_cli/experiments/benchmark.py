@@ -51,7 +51,9 @@ class Benchmarks:
             self._groups.setdefault(_without_engine(point.config), []).append(point)
 
     def run_point(self, point: ResolvedPoint, session: Session) -> list[Record]:
-        """Store and return the record of a point; it is timed now, or was with an earlier point."""
+        """Store and return the record of a point; time the point unless it was timed with an
+        earlier one.
+        """
         if point.run_id not in self._timed:
             self._time(point, session)
         timed = self._timed.pop(point.run_id)
@@ -65,8 +67,8 @@ class Benchmarks:
         return [record]
 
     def _time(self, point: ResolvedPoint, session: Session) -> None:
-        """Time a point with all of its group that were not tried, or with the first if memory does
-        not hold them.
+        """Time a point together with the untried points of its group, or with the first one only if
+        memory cannot hold all.
         """
         group = self._groups[_without_engine(point.config)]
         if _fit_into_memory(group):
@@ -168,11 +170,11 @@ def _describe(timed: _Timed) -> Benchmark:
 
 
 def with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
-    """Return the configuration with compiled layers if decoding.compile=auto can use them: they
-    need the CPU kernels' compiler.
+    """Return the configuration with compiled layers if decoding.compile=auto can use them, which
+    requires the compiler of the CPU kernels.
 
-    A benchmark is about long runs, in which the seconds of compiling pay; `ulskip run` does not
-    compile on a CPU.
+    A benchmark measures the speed of long runs, which gain more than compilation costs; `ulskip
+    run` does not compile on a CPU.
     """
     torch_engine = (
         config.engine.name in ("auto", "torch")
@@ -193,7 +195,8 @@ def _describe_sides(timed: _Timed) -> list[dict[str, Any]]:
     """Return the tokens/s over those of the reference, the bytes that a step reads and their share
     of the bandwidth, for the full model and then the schedule.
 
-    Unknown values are None; so is a share above 1, because then the limit was not measured.
+    Unknown values are None. A share above 1 is None too, because it shows that the limit was not
+    measured.
     """
     pairs, plan, loaded, config = timed.pairs, timed.run.plan, timed.run.loaded, timed.run.timed
     weights = loaded.metadata.weights

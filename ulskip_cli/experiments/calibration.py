@@ -1,5 +1,5 @@
-"""Measure on held-out examples what a run needs, and store it in the results folder for later runs:
-the option values of a calibrated strategy, and the patches of a plan as a skip adapter.
+"""Calibration on held-out examples, stored in the results folder for later runs: the option values
+of a calibrated strategy, and the patches of a plan as a skip adapter.
 """
 
 import hashlib
@@ -110,15 +110,15 @@ class HeldOutEvaluator:
 
     @property
     def corrects(self) -> bool:
-        """True if `decode_loss` is measured with patches in place."""
+        """True if `decode_loss` is measured with patches."""
         return self.config.correction.is_fitted
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the decode loss of the references in nats per token; with prompt_layers=all, later
         calls reuse the prompts.
 
-        With correction=patch it is that of half of the references, with patches fitted on the other
-        half.
+        With correction=patch, patches are fitted on half of the references, and the loss is
+        measured on the other half.
         """
         config, encoded, adapter = self.config, self.encoded, None
         if self.corrects:
@@ -143,7 +143,7 @@ class HeldOutEvaluator:
         return PatchFitter(self.loaded.model, examples, pad, prompt_layers, LOSS_BATCH)
 
     def reference_loss(self, examples: Sequence[EncodedExample]) -> ReferenceLoss:
-        """Return the decode loss of these examples under schedules to come."""
+        """Return an object that measures the decode loss of these examples under any schedule."""
         held = KEPT_PROMPT_BYTES if self.config.prompt_layers == "all" else 0
         return ReferenceLoss(examples, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
 
@@ -217,7 +217,7 @@ def calibrate_strategy(
 
 
 def _fits(options: object, strategy: Strategy) -> bool:
-    """True if stored options are values of those that the strategy lacks, or its own."""
+    """True if every stored option is unset in the strategy or has the same value there."""
     return isinstance(options, dict) and all(
         key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
         for key, value in options.items()
@@ -276,8 +276,8 @@ def calibrate_patches(
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
 ) -> tuple[SkipAdapter | None, Row | None]:
-    """Return patches of zeros with their record, or None without patches. Their values cost no time
-    in a benchmark.
+    """Return patches of zeros with their record, or None without patches. A benchmark uses them,
+    because times do not depend on values.
     """
     if not config.correction.is_fitted or plan.keeps_all:
         return None, None
@@ -290,8 +290,8 @@ def zero_patches(
 def _fit_patches(
     evaluator: HeldOutEvaluator, plan: Plan, examples: Sequence[EncodedExample]
 ) -> tuple[SkipAdapter, Row]:
-    """Choose the ridge by the decode loss of every fifth prompt's responses, then fit on all of
-    them.
+    """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on all
+    responses.
     """
     num_prompts = len(evaluator.workload.prompts)
     choosing: list[EncodedExample] = []
@@ -321,7 +321,7 @@ def _fit_patches(
 
 
 def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[EncodedExample]:
-    """Return references, or own answers, or both; `auto` adds own answers until there are
+    """Return references, the full model's own answers, or both; `auto` adds answers until there are
     ENOUGH_TOKENS tokens.
     """
     config, encoded = evaluator.config, evaluator.encoded

@@ -1,5 +1,5 @@
-"""The sections of a record that describe how a result came about: its schedule, and the engine,
-weights and machine.
+"""The sections of a record that describe how a result was made: its schedule, engine, weights and
+machine.
 """
 
 from collections.abc import Sequence
@@ -51,8 +51,8 @@ def describe_schedule(
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
 ) -> Schedule:
-    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs`
-    and of `timed` pairs.
+    """Return the schedule section of a row; depths of early exit and of stages are means over the
+    evaluated `outputs` and the `timed` pairs.
     """
     evaluated = sum_exits(outputs).mean_depth
     mean_exit = sum_exits(timed).mean_depth or evaluated

@@ -98,7 +98,7 @@ def generate_answers(
 def _generation(
     decoder: Decoder, workload: Workload, config: Config, position: int, output: BatchOutput, i: int
 ) -> Row:
-    """Return the row of an example, the i-th of its batch."""
+    """Return the stored generation of an example, which is the i-th of its batch."""
     assert decoder.tokenizer is not None
     assert workload.task is not None
     example, token_ids = workload.examples[position], output.token_ids[i]
@@ -125,7 +125,7 @@ def score_answers(
 ) -> Quality:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
-    `scoring_decoder` measures the loss; with drafts it is the full model, which then decides the
+    `scoring_decoder` measures the loss; with drafts it is the full model, because that decides the
     tokens. Raises InvalidLogitsError if the loss is not finite, and RunError if the baseline has
     another number of answers.
     """

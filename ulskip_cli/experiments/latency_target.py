@@ -125,8 +125,8 @@ def make_pair_timer(
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
     plan `plan_of(depth)`.
 
-    The plan runs with patches of the configured kind that change nothing, because the layers are
-    not known yet.
+    The plan runs with patches that change nothing, because patches cannot be computed before the
+    layers are known.
     """
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 

@@ -60,7 +60,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     The kept layers score continuations and read their contexts. With an explicit
     `prompt_layers=all`, all layers read the context, so the full model scores the first token of
-    every continuation; so it is with `strategy.unit`.
+    every continuation; the same holds with `strategy.unit`.
     """
 
     def __init__(

@@ -35,7 +35,9 @@ class TimedPairs:
     reference: Sequence[BatchOutput] = ()  # the full model of the first engine, in each round
 
     def over_reference(self, side: Sequence[BatchOutput]) -> MedianInterval:
-        """Return the tokens/s of a side divided by those of the reference, from rounds."""
+        """Return the tokens/s of a side divided by the reference's in the same round: median and
+        interval.
+        """
         return median_interval(
             [
                 _seconds_per_token(reference) / _seconds_per_token(output)
@@ -117,14 +119,14 @@ def measure_pairs(
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> TimedPairs:
     """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch,
-    prompt_len], used in turn; the full model decodes without drafts.
+    prompt_len]. Pairs use the batches in turn; the full model decodes without drafts.
     """
     (timed,) = measure_rounds([Pair(full, strategy, batches, context)], speed, on_pair)
     return timed
 
 
 class Pair(NamedTuple):
-    """What is timed side by side: the full model, or None, and the schedule, on the same
+    """The two sides of a timed pair: the full model (or None) and the schedule, on the same
     prompts.
     """
 
@@ -168,8 +170,8 @@ def measure_rounds(
     on_round: Callable[[int], None] = lambda done: None,
     read_rate: Callable[[], float] | None = None,
 ) -> list[TimedPairs]:
-    """Time several pairs in turn, once a round, in alternating order, so that ratios of any two
-    sides come from rounds; return what each pair measured.
+    """Time every pair once in each round, in alternating order, so that any two sides can be
+    compared within rounds; return the measurements of each pair.
 
     `read_rate` is called once a round, and measures the bytes/s at which memory is read. The full
     model of the first pair is the reference of all.

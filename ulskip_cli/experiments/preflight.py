@@ -186,8 +186,8 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
 
 
 def evaluated_examples(config: Config) -> list[Example]:
-    """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise
-    UsageError if none is.
+    """Return the examples that a run evaluates: `limit` examples after the first `offset`; raise
+    UsageError if none is left.
     """
     examples = config.task.examples()
     if config.offset >= len(examples):
@@ -201,8 +201,9 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     """Return the calibration examples, or None if no calibration is needed; raise UsageError if
     needed examples are missing.
 
-    They are the examples of `calibration.task` that are not evaluated, or the task's own held-out
-    ones, or the examples behind the evaluated ones; `calibration.offset` of them are left out.
+    The first available source is used: the examples of `calibration.task` that are not evaluated,
+    the task's held-out examples, or the examples after the evaluated ones. The first
+    `calibration.offset` examples are left out.
     """
     if not config.needs_held_out:
         return None
@@ -241,8 +242,8 @@ def check_generate_options(config: Config) -> None:
 
 
 def _check_calibration(config: Config, plan: Plan) -> None:
-    """Refuse calibrations of random weights, and skip adapters for other layers where the plan's
-    layers are known already.
+    """Refuse calibrations of random weights, and skip adapters for other layers if the layers of
+    the plan are known.
     """
     if config.correction.is_fitted and config.model.source == "random":
         raise NotApplicable(

@@ -1,9 +1,9 @@
 """`Record`: everything that results/ stores of one run, as one object that all other code reads.
 
-A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields.
-The code that measures makes one section of a record each. Beside a field stand its bounds, its
-meaning for docs/results.md and the column that shows it, so a new value is a field here and the
-code that measures it. Only `read` and `to_row` know JSON.
+A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields. A
+section contains the values that one part of the code measures. A field declares its bounds, its
+meaning for docs/results.md and the column that shows it, so a new value needs only a field here and
+the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,8 +45,8 @@ Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its interval; they are None if too few pairs or examples were
-    measured.
+    """A value with the ends of its interval; the ends are None if there are too few pairs or
+    examples.
     """
 
     value: float
@@ -75,8 +75,8 @@ def value(
 ) -> Any:
     """Declare a field: its meaning, the columns that show it, and bounds in pydantic's words.
 
-    A `setting` is a name or something that a run found out, such as the device, in which rows of
-    different runs may differ.
+    A `setting` is a name, or a property that a run detects, such as the device. Rows can be grouped
+    by it.
     """
     notes: Row = {"columns": columns, "setting": setting}
     return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
@@ -99,8 +99,8 @@ class Section(BaseModel):
 
 
 class CorrectionUsed(Section):
-    """The correction of skipped layers. Fitted patches and adapters describe how they were made
-    under further keys.
+    """The correction of skipped layers. Further keys describe how fitted patches and adapters were
+    made.
     """
 
     name: str
@@ -112,7 +112,7 @@ class CorrectionUsed(Section):
 
     @property
     def label(self) -> str:
-        """The text behind a strategy."""
+        """The text that a label adds after the strategy."""
         if self.name == "adapter":
             return "adapter"
         return f"low_rank {self.rank} patch" if self.kind == "low_rank" else f"{self.kind} patch"
@@ -157,7 +157,7 @@ class Limits(Section):
 
 
 class OverReference(Section):
-    """Tokens/s over those of the reference of a benchmark, with the interval of its rounds."""
+    """Tokens/s divided by those of the reference of a benchmark, with an interval over rounds."""
 
     over_reference: Ratio | None = value(
         "tokens/s divided by those of the full model with `reference_engine`, from rounds"
@@ -201,7 +201,7 @@ class Environment(Section):
 
 
 class Point(Section):
-    """The settings that identify a run, equal for a finished and a failed one."""
+    """The settings that identify a run; they are equal whether it finished or failed."""
 
     id: Name = value("hash of configuration, data and weights; it names files", default=...)
     experiment: Text = value("name of the results folder")
@@ -256,7 +256,7 @@ class Point(Section):
         baseline_id: str | None = None,
         dataset: str | None = None,
     ) -> "Point":
-        """Make the identity of a point, equal for a finished and a failed run."""
+        """Make the identity of a point before its run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         shape = {key: getattr(correction, key, None) for key in ("kind", "rank")}
@@ -661,9 +661,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
         pairs.
 
-        Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds
-        of a step. None then for the full model if pairs stop at EOS, where it has other steps than
-        the strategy.
+        Older rows lack the numbers of tokens; their rate follows from the batch size and the
+        seconds of a step. For the full model it is then None if pairs stop at EOS, because both
+        sides have different numbers of steps.
         """
         timed = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
         if timed and timed.decoded_tokens:
@@ -693,8 +693,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def settings(self) -> Row:
         """Return every setting, flat: the one answer to "which keys may rows be grouped by?".
 
-        Names and what the run found out come first, then the values of the configuration that
-        differ from the defaults.
+        Names and properties that the run detected come first, then the values of the configuration
+        that differ from the defaults.
         """
         values = {key: self.value(key) for key in ("folder", *SETTING_FIELDS)}
         return values | dict(_flat(self.config))
@@ -703,8 +703,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """Return True if the record used a setting; one that it did not use agrees with every
         value.
 
-        An unfinished run found nothing out, a full model has no baseline, and drafts and early exit
-        have engines of their own.
+        An unfinished run detected no properties, a full model has no baseline, and drafts and early
+        exit have engines of their own.
         """
         part = key.partition(".")[0]
         if part.startswith("baseline"):
@@ -718,8 +718,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
 
     def choice(self, key: str) -> str:
-        """Return the choice of the group that a setting belongs to; options of other choices do not
-        compare with it.
+        """Return the choice of the group that a setting belongs to; options of different choices
+        cannot be compared.
         """
         chosen = self.value(key.partition(".")[0]) if "." in key else ""
         return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))

@@ -46,8 +46,8 @@ class ExtraMetrics:
     def beside(self, scoring: Scoring) -> Scoring:
         """Return a task's scoring with these metrics added.
 
-        Raise UsageError if a row names another model than the default and no option does: a row
-        cannot choose the files that this command loads, because loading a checkpoint can run code.
+        Raise UsageError if a row names a model other than the default and no option confirms it. A
+        row must not choose which files are loaded, because a checkpoint can run code.
         """
         names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
         models = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
@@ -122,8 +122,8 @@ def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> Resco
 
 
 def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:
-    """Return the generations of a run that has as many examples as `record`, or an empty list if
-    the file is missing; raise UsageError if a scored run lacks answers.
+    """Return the generations of a run, as many as `record` has examples, or an empty list if the
+    file is missing; raise UsageError if a scored run lacks answers.
     """
     path, answers = folder.generations_path(run_id), folder.generations(run_id)
     expected = record.num_examples

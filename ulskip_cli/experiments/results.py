@@ -67,8 +67,8 @@ class ResultsFolder:
         return self.path / "runs.jsonl"
 
     def records(self, *, warn: bool = False) -> list[Record]:
-        """Return the newest record of every point, also of failed ones; refused lines are skipped,
-        with a warning if asked.
+        """Return the newest record of every point, failed points included; refused lines are
+        skipped, with a warning if requested.
         """
         records, refused = self.read()
         if len(refused) > MAX_REFUSED:
@@ -95,8 +95,8 @@ class ResultsFolder:
     def record(
         self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
     ) -> Record | None:
-        """Return a point's newest finished record that `accept` accepts; None if no record or no
-        generations are found.
+        """Return a point's newest finished record that `accept` accepts, or None if it or its
+        generations are missing.
         """
         if not self.generations_path(run_id).is_file():
             return None

@@ -11,9 +11,9 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.strategies.plan import Plan
 
-# relative difference between the answers' mean depth and the target that needs no warning
+# relative difference between mean depth and target that is allowed without a warning
 DEPTH_TOLERANCE = 0.05
-# between the measured and the predicted speedup; a larger factor needs a warning
+# factor between measured and predicted speedup that is allowed without a warning
 PREDICTION_FACTOR = 1.6
 
 

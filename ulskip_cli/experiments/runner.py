@@ -67,8 +67,8 @@ Value = TypeVar("Value")
 
 @dataclass
 class Session:
-    """State that the points of one process share, each loaded or measured once: weights, the full
-    model's decoder, timings.
+    """State that all points of a process share: weights, the full model's decoder and timings. Each
+    is loaded or measured once.
     """
 
     progress: ProgressCallback = field(default_factory=NullProgress)
@@ -103,9 +103,7 @@ class Session:
     def load(
         self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
     ) -> LoadedModel:
-        """Return the loaded model; only the last loaded model, and `beside`, are kept in memory and
-        not loaded again.
-        """
+        """Return the loaded model; only the last model and the model `beside` stay in memory."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
             self._full = None
@@ -287,8 +285,8 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
 def make_decoders(
     run: PreparedRun, session: Session, baseline: Record | None = None
 ) -> tuple[Decoder, Decoder]:
-    """Return the decoders of the full model and of the schedule; they are one if nothing is
-    skipped.
+    """Return the decoders of the full model and of the schedule; both are the same object if no
+    layer is skipped.
     """
     config, loaded = run.point.config, run.loaded
     decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
@@ -303,7 +301,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     progress, folder = session.progress, ResultsFolder.of(config)
     torch.manual_seed(config.seed)
     full, decoder = make_decoders(run, session, baseline)
-    # what the id does not decide
+    # values on which answers depend and that are not a part of the id
     answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]
     origin = {
         **environment.origin(str(loaded.model.device)),

@@ -81,7 +81,9 @@ def verdict(interval: "Interval | Difference", bound: float) -> str:
 
 
 def speedup_text(record: Record) -> str:
-    """Format a measured speedup with its interval, or that it has none, and its number of pairs."""
+    """Format a measured speedup with its interval, or a note that the interval is unknown, and the
+    number of pairs.
+    """
     assert record.speedup is not None
     count = record.num_pairs
     pairs = f", {count} pair{'s' * (count > 1)}" if count else ""
@@ -94,12 +96,12 @@ def _ends(speedup: Interval) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the full model's quality that a record keeps; for metrics where lower is better,
-    full's value over its own.
+    """The share of the full model's quality that a record keeps; if lower is better, the full
+    model's value divided by the record's.
 
-    It passes the gate if it reaches it. The verdict is sure if the whole interval is above or below
-    the gate. A share of fewer than `MIN_FOR_STARS` examples has no interval, because a bootstrap
-    over them has no power.
+    A record passes if its share reaches the gate. The verdict is sure if the whole interval is
+    above or below the gate. A share of fewer than `MIN_FOR_STARS` examples has no interval, because
+    a bootstrap over so few has no power.
     """
 
     metric: str  # the key of the primary metric
@@ -205,8 +207,8 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
 
 
 def _share(metric: str, score: float, full: float) -> float:
-    """Return the kept share of full's quality, within its range even if an interval of scores
-    exceeds that of the metric.
+    """Return the kept share of full's quality. The end of an interval can exceed the range of its
+    metric; the share is clipped.
     """
     if metric in LOWER_IS_BETTER:
         share = full / score if score > 0 else MAX_SHARE
@@ -294,8 +296,8 @@ def from_records(new: Record, old: Record, metric: str) -> Difference:
     """Compute `new` minus `old` from two intervals against the same full model, treated as
     independent.
 
-    They are not, so the result is too wide. A full model has no interval against itself, and needs
-    none.
+    In fact they are dependent, so the result is too wide. The full model has no interval, because
+    it equals itself.
     """
     value = float(new.value(metric)) - float(old.value(metric))
     compared = [(record.vs_baseline.get(metric), record.value(metric)) for record in (new, old)]

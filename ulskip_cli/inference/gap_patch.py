@@ -1,6 +1,4 @@
-"""Gap patches: affine maps that correct the hidden states behind skipped layers, in a view
-alone.
-"""
+"""Gap patches: affine maps that correct the hidden states behind skipped layers of a view."""
 
 import functools
 from collections.abc import Mapping
@@ -31,7 +29,7 @@ class GapPatch(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GapPatch":
-        """Make a patch from the tensors of its `state_dict`, which also tell its kind."""
+        """Make a patch from the tensors of its `state_dict`; their names determine its kind."""
         if "down.weight" in tensors:
             rank, hidden_size = tensors["down.weight"].shape
             patch = cls("low_rank", hidden_size, rank)

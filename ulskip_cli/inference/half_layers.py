@@ -1,7 +1,8 @@
 """Half layers: views whose layers run without their attention or without their MLP.
 
 No modelling code is copied: a dropped part is replaced by a module that adds nothing to the
-residual stream. Each layer is checked on its own code: without both parts it must return its input.
+residual stream. Each layer is checked by running its own code: without both parts it must return
+its input.
 """
 
 import inspect
@@ -43,8 +44,8 @@ def half_view(model: PreTrainedModel, kept: Sequence[int], unit: str) -> PreTrai
 class StandIn(nn.Module):
     """A module in place of a part of a layer; it returns a value in the form of the part's output.
 
-    `value` gets the part's input. If the part itself adds to the residual stream, so does this,
-    unless `adds` is False.
+    `value` gets the part's input. If the part itself adds to the residual stream, the stand-in does
+    too, unless `adds` is False.
     """
 
     def __init__(self, part: nn.Module, length: int | None, value: Value, adds: bool) -> None:
@@ -68,8 +69,9 @@ class StandIn(nn.Module):
 class SplitLayer:
     """A decoder layer, and the names of its children that are attention and MLP.
 
-    The attention is the child that gets the cache. The MLP is every other child with a matrix whose
-    output is added; experts can have a module of their own. Random states check the layer.
+    The attention is the child that receives the cache. The MLP consists of all other children that
+    have a matrix and whose output is added (experts can be a separate module). The layer is checked
+    on random states.
     """
 
     def __init__(self, layer: nn.Module, calls: Mapping[nn.Module, Call], cache: DynamicCache):
@@ -116,7 +118,7 @@ class SplitLayer:
         parts: tuple[Sequence[str], ...] = ([self.attention], self.mlp)
         own, others = parts if unit == ATTENTION else parts[::-1]
         dropped = self._nothing(own)
-        # No output of a norm equals an echo, and no norm hides that it changed the input of one.
+        # The echo of a state differs from every norm output, and shows if a norm changed its input.
         slope, offset = self._ramp(1, 7), self._ramp(5, -3)
 
         def echo(states: Tensor) -> Tensor:
@@ -135,8 +137,8 @@ class SplitLayer:
     def states_between(
         self, args: tuple[Any, ...], options: Mapping[str, Any], attention: Any
     ) -> Tensor:
-        """Return the states [batch, len, hidden_size] after the attention, from the layer's
-        arguments and its output.
+        """Return the states [batch, len, hidden_size] between attention and MLP, from the layer's
+        arguments and the output `attention`.
         """
         output = _states(attention)
         replayed = self._stand_ins([self.attention], lambda states: output, adds=False)

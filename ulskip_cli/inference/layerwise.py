@@ -49,8 +49,8 @@ class LayerwiseModel:
                 self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache`
-        is read.
+        """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
+        `cache` is read.
         """
         self._calls = []
         try:

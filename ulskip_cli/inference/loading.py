@@ -257,7 +257,7 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
 
 def _integer_tensors(folder: Path) -> set[str]:
     """Return the names of the weights in a folder that are stored as whole numbers or truth values,
-    which transformers would convert without a word.
+    which transformers would convert without a warning.
     """
     names = set()
     for file in folder.glob("*.safetensors"):

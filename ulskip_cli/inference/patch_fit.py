@@ -76,7 +76,7 @@ class PatchFitter:
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
     def joined(self, other: "PatchFitter") -> "PatchFitter":
-        """Return a fitter on the examples of both; they share the encoded prompts."""
+        """Return a fitter on the examples of both fitters, which share the encoded prompts."""
         return self.with_batches(self.batches + other.batches)
 
     def with_batches(self, batches: Sequence[_Batch]) -> "PatchFitter":
@@ -233,8 +233,8 @@ class PatchFitter:
 
 
 class _FoldingLayer:
-    """A layer whose last linear layer takes up a patch, which requires that the layer adds the
-    output of the linear layer to the hidden state as it is.
+    """A layer whose last linear layer a patch is merged into. The layer must add the output of that
+    linear layer to the hidden state unchanged.
     """
 
     def __init__(self, layerwise: LayerwiseModel, place: int) -> None:
@@ -256,8 +256,8 @@ class _FoldingLayer:
     def run(
         self, state: Tensor, entry: LayerInputs, added: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run the layer; return its output and that of the linear layer, to which `added` is
-        added.
+        """Run the layer, with `added` added to the output of the linear layer; return the output of
+        the layer, and that of the linear layer without `added`.
         """
         outputs: list[Tensor] = []
 
@@ -277,8 +277,8 @@ class _FoldingLayer:
     def check(
         self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
     ) -> None:
-        """Raise UsageError unless the output of the layer, which `ran` has with that of the linear
-        layer, moves by exactly the vector that is added to the output of the linear layer.
+        """Raise UsageError unless a vector added to the output of the linear layer changes the
+        output of the layer by exactly this vector. `ran` is the result of `run` without `added`.
         """
         output = ran[1]
         tiny = torch.finfo(torch.float32).tiny

@@ -9,7 +9,9 @@ import torch
 
 
 def reset(device: torch.device) -> None:
-    """Begin to measure; except on Linux, the peak of a process begins at its start."""
+    """Reset the peak. On a CPU this works on Linux only; elsewhere the peak counts from the start
+    of the process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -100,8 +100,8 @@ def shallow_view(
 def substituted(
     module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]
 ) -> nn.Module:
-    """Return a copy of a module with some parts replaced and all others shared; `replacement`
-    returns None to search inside.
+    """Return a copy of a module with some parts replaced and all others shared; if `replacement`
+    returns None for a part, its children are searched.
     """
     replaced = replacement(module)
     if replaced is not None:
@@ -131,8 +131,8 @@ def _with_children(module: nn.Module, change: Callable[[nn.Module], nn.Module]) 
 
 
 def detached(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model that shares its parameters, and no module: a module that is replaced
-    stays in the original.
+    """Return a copy of a model that shares its parameters but no modules, so that replacing a
+    module does not change the original.
     """
     return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
 
@@ -140,8 +140,8 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
 def as_subclass(
     module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]
 ) -> nn.Module:
-    """Return a copy of a module that shares its parameters, of the class that `change` derives from
-    its own.
+    """Return a copy of a module that shares its parameters; `change` derives the class of the copy
+    from the module's class.
     """
     return _shell(module, children, change(type(module)))
 

@@ -153,7 +153,7 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[s
     """Return the skip adapter of a configuration for a plan and its entry in a row, or None without
     one.
 
-    Raises UsageError if the adapters are of another model, or none has the plan's layers.
+    Raises UsageError if the adapters belong to another model, or none has the plan's layers.
     """
     folder = config.correction.folder_for(config.model, plan.skipping_sets)
     if folder is None:
@@ -194,8 +194,8 @@ def zero_adapter(
 def timing_adapter(
     model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
 ) -> SkipAdapter | None:
-    """Return patches that change nothing and cost the time of others, or None for a kind without
-    such cost.
+    """Return patches that change nothing but take the usual time, or None for a kind that takes no
+    time.
     """
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]

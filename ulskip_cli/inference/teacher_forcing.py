@@ -45,7 +45,8 @@ class EncodedPrompt:
 
     def whole_mask(self, inputs: Tensor, response_mask: Tensor | None) -> Tensor:
         """Return the mask [batch, prompt_len + count] of the prompt and `inputs` [batch, count],
-        which begin a response; None as its mask [batch, response_len] hides no padding.
+        the beginning of a response. Without `response_mask` [batch, response_len], no padding is
+        hidden.
         """
         after = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1]
         return torch.cat([self.mask, after.to(inputs.dtype)], dim=1)
@@ -64,8 +65,8 @@ def predict_response(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """Run the second pass, the response [batch, response_len] through each stage's view; `prompt`
-    is not changed.
+    """Run the second pass: the view of each stage reads its part of the response [batch,
+    response_len]; `prompt` is not changed.
     """
     if response_ids.shape[1] == 1:
         return prompt.first_logits

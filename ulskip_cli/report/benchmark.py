@@ -144,8 +144,8 @@ def sections(records: Sequence[Record]) -> list[Section]:
 
 
 def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
-    """Return columns of the tokens/s over those of an engine's full model: for the full model, with
-    its interval, and for the schedule.
+    """Return columns of the tokens/s divided by those of an engine's full model: for the full model
+    with its interval, and for the schedule.
     """
 
     def full(record: Record, form: str) -> str:
@@ -200,7 +200,9 @@ def fastest(records: Sequence[Record]) -> list[str]:
 
 
 def _rate(full: FullSide) -> tuple[float, float]:
-    """Return what orders engines: the rate over the reference, which rounds measured, if known."""
+    """Return the rate by which engines are sorted: relative to the reference in the same rounds if
+    known, else tokens/s.
+    """
     return full.over_reference or 0.0, full.decode_tokens_per_second
 
 

@@ -88,7 +88,7 @@ class Report:
 
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
-        """The winners of each setting; of several settings, those that have some."""
+        """The winners by setting; of several settings, those without a winner are left out."""
         by_label = {group.label: winners(group, self.options.gate) for group in self.groups}
         if len(self.groups) > 1:
             by_label = {
@@ -99,7 +99,7 @@ class Report:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """The warnings of the runs, and of scores that say little."""
+        """The warnings of the runs, and warnings about scores that are too low to compare."""
         caveats = {
             f"{group.records[0].model}: {share.caveat}; use a stronger model": None
             for group in self.groups

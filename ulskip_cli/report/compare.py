@@ -46,7 +46,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """The claim that the new side repeats the old one: its score, and its speedup within the
+        """The claim that the new side has the score of the old one, and its speedup within the
         tolerance.
         """
         judged = []
@@ -90,8 +90,8 @@ def compare(
 ) -> Comparison:
     """Match the finished points of new and old records, and compare each pair.
 
-    Two points match if they agree in every setting, except settings in which the two sides share no
-    value, as two seeds.
+    Two points match if they agree in every setting, except settings of which the two sides share no
+    value (for example two seeds).
     """
     sides = [done(new), done(old)]
     table = settings_table([*sides[0], *sides[1]]).drop(columns=["folder"])
@@ -123,7 +123,7 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
     name = names.pop() if len(names) == 1 else "quality"
 
     def sides(head: str, leaves: Sequence[int], key: str, form: str) -> list[Shown]:
-        """Make the columns of a value of both sides; without a key, of the metric."""
+        """Make the columns of a value for both sides; without a key, they show the metric."""
         return [
             (
                 Head(f"{head}\nold", leaves[0]),

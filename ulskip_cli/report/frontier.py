@@ -70,15 +70,17 @@ class Point:
 
     @property
     def _quantization(self) -> str | None:
-        """How the weights are quantized in memory; None if only their file is, and torch computes
-        with dequantized weights.
+        """How the weights are quantized in memory; None if only their file is quantized and torch
+        uses dequantized weights.
         """
         label = self.record.quantization
         return None if label and "dequantized" in label else label
 
     @property
     def method(self) -> str:
-        """The strategy with its corrections, what drafts, or the smaller model."""
+        """The text for the method: the strategy with its corrections, the drafter, or the smaller
+        model.
+        """
         label = self.record.label
         if self.kind == SMALLER:
             return self.record.model or SMALLER
@@ -97,7 +99,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points of one folder that share a baseline, the baseline first, then by speed."""
+    """The points of one folder that share a baseline. The baseline is first; the others are sorted
+    by speed.
+    """
 
     baseline: Record
     points: tuple[Point, ...]
@@ -106,8 +110,8 @@ class Frontier:
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
-        """By id, a point that is faster and better, the fastest such one, and whether both
-        intervals say so too.
+        """For the id of every beaten point: the fastest point that is faster and not worse, surely
+        if possible, and True if the intervals confirm it.
         """
         beaten = {}
         for point in self.points:
@@ -133,8 +137,8 @@ class Frontier:
         return self._scorer.difference(point.record, rival.record, point.quality.metric)
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
-        """Return the point of a kind with the best quality among those that reach a speedup; None
-        if there is none.
+        """Return the point of a kind with the best quality among those that reach a speedup, or
+        None.
         """
         points = [point for point in self.points if kind in (None, point.kind)]
         enough = [point for point in points if point.speedup >= target]

@@ -215,8 +215,8 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
     """Return the settings in which records differ, without those of the parts `but`.
 
     An option of a config group is compared between records with the same choice in the group only.
-    A key of the configuration that says the same as a setting before it, as the path of a model and
-    its name, is not listed again.
+    A key of the configuration is left out if an earlier setting has the same information, e.g. the
+    path and the name of a model.
     """
     table = settings_table(records)
     varied: list[str] = []
@@ -238,8 +238,8 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
 
 
 def _follows(values: pd.Series, shown: pd.Series, names_choice: bool) -> bool:
-    """Return True if values follow from shown ones and, unless those name the choice of the same
-    group, the reverse too.
+    """Return True if each shown value determines the value. Unless the shown setting names the
+    choice of the same group, the reverse must hold too.
     """
     pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
     pairs = pairs[(pairs != UNKNOWN).all(axis="columns")]
@@ -261,7 +261,7 @@ def settings_table(records: Sequence[Record]) -> pd.DataFrame:
 
 @cache
 def default_of(key: str) -> object:
-    """Return the default of a setting, None for one that runs find out, or `DEFAULT`."""
+    """Return the default of a setting: None for a property that runs detect, or `DEFAULT`."""
     part, _, rest = key.partition(".")
     field = Config.model_fields.get(part)
     default = None
@@ -314,8 +314,8 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 
 
 def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every line of settings to a group: a complete one to itself, an incomplete one to the
-    first that agrees.
+    """Map every line of settings to a group: a complete line to its own group, an incomplete line
+    to the first group that agrees.
     """
     group_of: dict[tuple[str, ...], tuple[str, ...]] = {}
     for line in sorted(lines, key=lambda line: line.count(UNKNOWN)):

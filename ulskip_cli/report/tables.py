@@ -168,9 +168,7 @@ def long_columns(records: Sequence[Record]) -> list[Shown]:
 
 
 def short_section(records: Sequence[Record]) -> Section:
-    """Make the table for a first reader: what was kept, predicted and measured, and what became of
-    the quality.
-    """
+    """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     kept = shares(records)
     metric = primary(records)
@@ -187,8 +185,8 @@ def short_section(records: Sequence[Record]) -> Section:
 
 
 def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
-    """Return what draws the table of records for a terminal: with few columns, or with as many as
-    fit.
+    """Return a function that draws the table of records for a terminal, with few columns or with as
+    many as fit.
     """
     make = long_section if wide else short_section
     return lambda records, width: [
@@ -197,8 +195,8 @@ def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
 
 
 def settings(records: Sequence[Record]) -> list[Shown]:
-    """Return the columns of the settings in which records differ, and of the options in which
-    those of one label do.
+    """Return the columns of settings in which records differ, and of options in which records with
+    the same label differ.
     """
     named: dict[str, list[Record]] = {}
     for record in records:
@@ -291,8 +289,8 @@ def markdown(section: Section) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return Markdown in which names of rows are neither links nor HTML; a report has none of its
-    own.
+    r"""Return Markdown in which names from rows are neither links nor HTML; reports themselves
+    contain none.
 
     >>> print(escape_markdown("![a](http://b) <img> p < 0.05"))
     ![a]\(http://b) &lt;img> p < 0.05

@@ -30,8 +30,8 @@ def training_lines(record: Row, output: Path, overrides: Sequence[str] = ()) -> 
 
 
 def next_overrides(record: Row, output: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: those of
-    the training for task, layers and number of examples, and the first ratio.
+    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: the task,
+    layers and number of examples of the training, and its first ratio.
     """
     is_adapter = record.get("config", {}).get("train", {}).get("method") == "adapter"
     result = [] if is_adapter else [f"model.path={output}"]

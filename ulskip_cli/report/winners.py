@@ -98,8 +98,8 @@ def winners(group: Group, gate: float) -> list[Winner]:
 
 
 def overview(groups: Sequence[Group], gate: float) -> Section:
-    """Make the table with the best point of every model and target: the fastest that surely passes
-    the gate, or else, of those faster than full, the one with the best quality.
+    """Make the table with the best point of every model and target: the fastest point that surely
+    passes the gate, or else the best quality among points that are faster than full.
     """
     best: dict[tuple[str, float], tuple[tuple[bool, bool, float], list[str]]] = {}
     for group in groups:

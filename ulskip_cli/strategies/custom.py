@@ -108,7 +108,7 @@ class Custom(SkippingStrategy):
         return schedule.checked(num_layers, self._listed)
 
     def canonical(self) -> Self:
-        """Return the strategy with its layers listed, wherever they come from."""
+        """Return the strategy with its layers listed, also if a file contains them."""
         return self.replace(layers=tuple(self._listed), file=None)
 
     @property

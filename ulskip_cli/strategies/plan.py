@@ -1,5 +1,5 @@
-"""Plans: the layers to run, decided from a configuration and a model's metadata, and what follows
-from them. No torch.
+"""Plans: the layers to run, decided from a configuration and a model's metadata, with predictions.
+Imports no torch.
 """
 
 import math
@@ -41,18 +41,16 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule of one configuration on one model: what was decided, and its predictions as
-    properties.
-    """
+    """The schedule of one configuration on one model; its predictions are properties."""
 
     strategy: str  # name of the preset
     num_layers: int
-    # of decoding, each with fewer layers than the one before; those that keep the unit
+    # stages of decoding, each with fewer layers; with a unit, the layers that keep the unit
     stages: tuple[Stage, ...]
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
-    # per sequence in timed pairs; positional strategies need a length with a mean depth of R
+    # new tokens per sequence in timed pairs; positional strategies need a mean depth of R over them
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
     unit: Unit = LAYER  # what is skipped

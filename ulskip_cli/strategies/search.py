@@ -135,8 +135,8 @@ def spread(values: list[int], count: int) -> list[int]:
 
 
 class Search(SkippingStrategy):
-    """Keep the best R layers that a search with a fixed budget finds. With correction=patch,
-    patches are in place.
+    """Keep the best R layers that a search with a fixed budget finds. With correction=patch, it
+    measures each schedule with patches.
     """
 
     layers: tuple[int, ...] | None = option(

@@ -64,8 +64,8 @@ class AdapterLoss(TwoPassLoss):
         self._continue_lora(start)
 
     def _continue_lora(self, start: SkipAdapter) -> None:
-        """Copy the LoRA matrices of an adapter that is trained further; B contains the scale
-        there.
+        """Copy the LoRA matrices of the adapter `start`, which is trained further; its B includes
+        the LoRA scale.
         """
         for path, (layer, name) in self.lora_paths.items():
             if f"lora.{layer}.{name}.A" in start.tensors:
@@ -99,7 +99,9 @@ class AdapterLoss(TwoPassLoss):
     def _view_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt
     ) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of views that decode alone."""
+        """Return the logits [batch, response_len, vocab_size] of views that decode without
+        drafting.
+        """
         if all(stage.kept_layers == self.all_layers for stage in stages):
             return self._full_logits(self._frozen[0], batch)
         views = [
@@ -112,7 +114,7 @@ class AdapterLoss(TwoPassLoss):
         """Return the logits [batch, response_len, vocab_size] of drafts.
 
         As in decoding, a view reads the full model's keys and values of the tokens before its
-        drafts, and its own keys and values of the drafts alone.
+        drafts, and its own keys and values only for the drafts.
         """
         prompt, known = frozen.prompt, frozen.response
         cache = shallow_view.fork_cache(prompt.cache, kept)

@@ -1,5 +1,5 @@
-"""Outputs of the frozen model that a skip adapter is trained towards; prompts and responses are
-encoded once and kept.
+"""Outputs of the frozen model, which are the training targets of a skip adapter; prompts and
+responses are encoded once and kept.
 """
 
 import functools
@@ -57,7 +57,7 @@ class FrozenOutputs:
     @torch.no_grad()
     def prepare(self, pairs: Sequence[Pair], report: ReportProgress) -> None:
         """Compute the outputs for pairs of prompt and response in large batches while there is
-        memory; `of` does the rest.
+        memory; `of` computes the others.
 
         The batches depend on `pairs` alone, so a resumed training with as much memory has the same
         outputs.
@@ -75,10 +75,11 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for what predicts the response.
+        """Return the outputs for a batch; `with_states` includes the hidden states that predict the
+        response.
 
         Prompts and responses that are not kept run one by one, so that their outputs do not depend
-        on the batches, which a resumed training makes anew.
+        on batches, which can differ in a resumed training.
         """
         with_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
@@ -96,7 +97,7 @@ class FrozenOutputs:
 
     @property
     def has_free_masks(self) -> bool:
-        """True if a position can attend to any chosen positions of the cache."""
+        """True if a mask can choose the positions of the cache that a token attends to."""
         return (
             self._separable and "position_ids" in inspect.signature(self.model.forward).parameters
         )
@@ -119,7 +120,7 @@ class FrozenOutputs:
         return prompt, response
 
     def _keep(self, batch: LossBatch, frozen: FrozenBatch) -> bool:
-        """Keep the outputs of a batch while there is memory; return False if a prompt has none."""
+        """Keep the outputs of a batch while memory lasts; return False if a prompt does not fit."""
         rows = self._split(frozen, batch)
         for row, outputs in enumerate(rows):
             for key, tensors in zip(_keys(_row_of(batch, row)), outputs, strict=True):

@@ -45,7 +45,7 @@ class CurvePoint(Options):
 
 
 class TrainedStage(Options):
-    """The layers of later decode steps."""
+    """A later stage of a trained schedule: its first step and its layers."""
 
     first_step: int
     kept_layers: tuple[int, ...]
@@ -158,7 +158,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training run if it is complete, and None if it may begin or go on
+    """Return the record of this training run if it is complete, or None if it can begin or continue
     in the output folder.
     """
     checkpoints = output / "checkpoints"
@@ -243,7 +243,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
 
 
 def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, object]:
-    """Return what adapter.json says of a training."""
+    """Return the description of a training in adapter.json."""
     model, train, patches = setup.config.model, setup.config.train, setup.config.correction
     return {
         "base": {"model": model.label, "fingerprint": fingerprint(model)},

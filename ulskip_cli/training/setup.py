@@ -170,10 +170,10 @@ def with_responses(
 def trained_start(
     folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig
 ) -> SkipAdapter:
-    """Return the adapter that is trained further; raise UsageError if it is of other weights,
-    layers or ranks.
+    """Return the adapter that is trained further; raise UsageError if its weights, layers or ranks
+    differ.
 
-    Patches in closed form have no LoRA yet, so that any rank may be added.
+    Patches in closed form have no LoRA, so any rank can be added.
     """
     read_record(folder, config.model)
     start = SkipAdapter.load(folder)

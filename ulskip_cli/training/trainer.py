@@ -131,8 +131,8 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Advance the progress bar, log also at checkpoints, and log and evaluate at the last step.
 
-        A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one
-        then does too.
+        A resumed training begins a new mean of losses at its checkpoint, so an uninterrupted
+        training does the same.
         """
         self._on_progress(state.global_step, self._loss)
         is_last = state.global_step >= state.max_steps
@@ -204,8 +204,8 @@ def validation_losses(
     data: TokenizedData,
     batch_size: int,
 ) -> dict[str, float]:
-    """Return the mean cross-entropy of all response tokens in nats under each schedule, or at each
-    exit depth, if every token exits there; without smoothing or distillation.
+    """Return the mean cross-entropy of all response tokens in nats, without smoothing or
+    distillation: under each schedule, or with all tokens exiting at each exit depth.
     """
     assert data.validation is not None
     pairs, totals, count = data.validation, defaultdict[str, float](float), 0

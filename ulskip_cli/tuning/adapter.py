@@ -1,4 +1,6 @@
-"""A trained skip adapter for the layers that a tuning chose, with the steps that fit its budget."""
+"""Training of a skip adapter for the layers that a tuning chose, with as many steps as fit its
+budget.
+"""
 
 import math
 import shutil
@@ -57,14 +59,16 @@ def training_size(
 def train_adapter(
     request: TuneRequest, chosen: Chosen, size: dict[str, int], progress: ProgressCallback
 ) -> dict[str, Any]:
-    """Train, or continue an interrupted training, and return what was trained."""
+    """Train a skip adapter, or continue an interrupted training; return its folder and sizes."""
     config = training_config(request, chosen, size)
     record = train(config, progress, training_examples(request.split)[: size["examples"]])
     return {**size, "folder": config.output, "responses": record.examples}
 
 
 def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) -> TrainingConfig:
-    """Return a configuration that trains the patches further; raise UsageError if none can."""
+    """Return a configuration that trains the patches further; raise UsageError if they cannot be
+    trained.
+    """
     tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
     base = _base(chosen)
     name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size

@@ -1,5 +1,5 @@
-"""The request of `ulskip tune`: its wish, its candidates, and the examples that calibrate, choose
-and report. No torch.
+"""The request of `ulskip tune`: the wanted value, the candidates, and the examples to calibrate,
+choose and report with. Imports no torch.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
-# They change no earlier step, so that finished steps are used again.
+# These keys change no earlier step, so finished steps are used again.
 _NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
-# Every candidate sets its own.
+# Every candidate sets these keys itself.
 _BASELINE = ("baseline", "baseline_engine", "baseline_model")
 _FIXED = ("strategy", "ratio", "ratio_basis", "offset", "speed.enabled", *_BASELINE)
 
@@ -53,7 +53,7 @@ class TuneRequest:
     key: str  # hash of everything that decides the result
 
     def at_the_end(self, config: Config) -> Config:
-        """Return a candidate's configuration on the examples that are reported, with the same
+        """Return a candidate's configuration on the examples of the final report, with the same
         calibration examples.
         """
         last = self.split.final
@@ -136,11 +136,11 @@ def plain(config: TuneConfig) -> Config:
 
 
 def divide(config: Config, wanted: int) -> Split:
-    """Divide the examples: `limit` of them are reported, `wanted` others choose, and others again
-    calibrate.
+    """Divide the examples without overlap: `limit` for the report, `wanted` to choose, the others
+    to calibrate.
 
-    The latter two come from the held-out examples of the task, or of `calibration.task`, or from
-    those behind `limit`. Small data is divided in proportion.
+    Examples to choose and calibrate come from `calibration.task`, the held-out examples of the
+    task, or the examples after `limit`. Small data is divided in proportion.
     """
     task, calibration = config.task, config.calibration
     examples = task.examples()
@@ -185,10 +185,10 @@ def _one_file(config: Config, total: int, wanted: int) -> Split:
 
 
 def training_examples(split: Split) -> list[Example]:
-    """Return the examples on which an adapter may be trained: those that calibrate, or all that
-    `calibration.task` names.
+    """Return the examples on which an adapter may be trained: the calibration examples, or all of
+    `calibration.task`.
 
-    No example that chooses or is reported is among them. Raises UsageError if there is none.
+    Examples that choose or are reported are left out. Raises UsageError if no example is left.
     """
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset

@@ -1,5 +1,5 @@
-"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, the
-command to run it, its record in the results folder, and its export.
+"""The result of `ulskip tune`: layers, speed, quality, certainty, the command to run it, its record
+in the results folder, and its export.
 """
 
 import json
@@ -168,8 +168,8 @@ class TuneResult:
         ]
 
     def _trained(self) -> str:
-        """Return the size of a training, and that its adapter is no better if the trial without it
-        was chosen.
+        """Return the text about the training: its size, and, if the trial without the adapter was
+        chosen, that the adapter is no better.
         """
         if self.training is None or "refused" in self.training:
             return ""
@@ -179,7 +179,7 @@ class TuneResult:
 
 
 def verdict(wish: float, value: float, low: float | None, high: float | None) -> str:
-    """Tell how sure it is that a measured value with its interval reaches a wish.
+    """Describe how surely a measured value with its interval reaches a wanted value.
 
     >>> verdict(1.5, 1.6, 1.55, 1.7), verdict(1.5, 1.6, 1.4, 1.7), verdict(1.5, 1.4, 1.3, 1.45)
     ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')

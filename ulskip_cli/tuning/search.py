@@ -26,7 +26,7 @@ from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, judge
 from ulskip_cli.tuning.trials import Chosen, StepLog, Trial, Trials, num_kept_for
 
-# Shares of the budget, after which no further candidate or number of layers is tried.
+# Shares of the budget after which no further candidate or number of layers is tried.
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7
 Errors = tuple[type[Exception], ...]
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -99,7 +99,7 @@ class Tuning:
     def _best(
         self, candidates: Sequence[Candidate], num_kept: int
     ) -> tuple[Chosen, tuple[Candidate, ...]]:
-        """Return the best candidate at a number of layers, and the candidates that were compared by
+        """Return the best candidate at a number of layers, and all candidates that were compared by
         the metric.
         """
         ranked: list[tuple[Trial, Candidate]] = []
@@ -130,9 +130,7 @@ class Tuning:
         num_kept: int,
         known: Sequence[Chosen] = (),
     ) -> tuple[Chosen, tuple[Candidate, ...]]:
-        """Measure candidates, and return the best of them and of those that are known, with all
-        candidates.
-        """
+        """Measure candidates; return the best one, with those measured before, and all of them."""
         self._runner.release()
         configs = [candidate.at(self.request.num_layers, num_kept) for _, candidate in ranked]
         records = self._measure(
@@ -226,11 +224,11 @@ class Tuning:
 
 
 def decide(records: Sequence[Record]) -> int:
-    """Return the index of the best record; they are in the order of their decode loss.
+    """Return the index of the best record; the records are sorted by decode loss.
 
-    A later one is better if the interval of the metric's paired difference says so. If it decides
-    nothing, the agreement with the full model does, which varies less between examples, and without
-    agreement the loss.
+    A later record is better if the interval of the metric's paired difference is above zero. If the
+    interval includes zero, the agreement with the full model decides, because it varies less
+    between examples; without agreement, the loss decides.
     """
     best, scorer = 0, Scorer()
     if metric := primary(records):

@@ -58,8 +58,7 @@ class CompiledLayer(nn.Module):
         self._run: Code | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the original layer, because some models read attributes of layers.
-        """
+        """Return an attribute of the original layer, because some models read them."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,5 +1,5 @@
-"""The jobs of a sweep: its points, labelled and in running order, with the states that the stored
-rows give them. Imports no torch.
+"""The jobs of a sweep: its points with labels, in running order, and their states by the stored
+rows. Imports no torch.
 """
 
 import os
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def identity(self) -> Point:
-        """The settings that identify the job, equal for a finished and a failed run."""
+        """The settings that identify the job; they are equal whether the run finished or failed."""
         return self.point.identity if self.point else Point.of(self.config, self.id)
 
     def failure_record(self, error: BaseException) -> Record:
@@ -164,8 +164,8 @@ class SweepStatus:
     def record(self, job: Job) -> Record | None:
         """Return the record that settles a job, or None if the job has to run.
 
-        Finished runs of earlier sweeps settle a job, failures do not. A finished record counts only
-        if its generations are stored.
+        Finished runs of earlier sweeps settle a job, but failed runs do not. A finished record
+        counts only if its generations are stored.
         """
         records = self._records.get(job.id)
         if not records:

@@ -1,9 +1,8 @@
-"""Launchers start N times the same command, `ulskip sweep ... --since ROWS`: on this machine, on
+"""Launchers run the command `ulskip sweep ... --since ROWS` in N processes, on this machine, on
 Slurm or on Ray.
 
-A worker is that command in another process. It claims points by lock files, so any number of
-workers share a folder. Slurm and Ray start a lost worker again by their own means, and `Local` does
-so itself.
+Each process is a worker. Workers claim points by lock files, so any number of them share a folder.
+Slurm and Ray restart a lost worker; `Local` restarts its own.
 """
 
 import importlib
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.core.errors import UsageError, one_line
 
-# A worker ends when its standard input is closed, as it is when its parent dies.
+# A worker ends when its standard input is closed, which happens when its parent dies.
 END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"
 CONNECT_SECONDS = 10.0
 END_SECONDS = 5.0
@@ -31,8 +30,8 @@ class WorkerPool(Protocol):
     """The workers of one launcher."""
 
     def alive(self) -> int:
-        """Return how many workers are queued or run; start those again that died, as often as
-        launcher.max_retries allows.
+        """Return how many workers are queued or running; restart dead ones, up to
+        launcher.max_retries times.
         """
 
     def end(self) -> None:
@@ -70,7 +69,7 @@ class Local:
             )
 
     def alive(self) -> int:
-        """Return how many workers run, after those that a signal ended were started again."""
+        """Restart workers that a signal ended, and return how many workers run."""
         for number, process in enumerate(self._processes):
             if (process.poll() or 0) < 0 and self._retries[number]:
                 self._retries[number] -= 1
@@ -102,7 +101,7 @@ class WorkerJob:
         run_worker(self.command, self.threads, self.folder)
 
     def checkpoint(self) -> object:
-        """Return the same job, which carries on with what is not finished."""
+        """Return the same job, which continues with the unfinished points."""
         return _imported("submitit").helpers.DelayedSubmission(self)
 
 
@@ -214,7 +213,8 @@ POOLS: dict[str, Callable[[LauncherConfig, Sequence[str], Path, int], WorkerPool
 def run_worker(command: Sequence[str], threads: int | None, folder: str) -> None:
     """Run a worker's command until it ends; raise CalledProcessError if a signal ends it.
 
-    The process ends with this one, because this one holds the other end of its standard input.
+    The worker ends if this process dies, because this process holds the other end of its standard
+    input.
     """
     environment = _environment(threads)
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE) as process:
@@ -224,14 +224,16 @@ def run_worker(command: Sequence[str], threads: int | None, folder: str) -> None
 
 
 def worker_command(words: Sequence[str], since: int) -> list[str]:
-    """Return the command of a worker: the words of the sweep, and the number of rows that were
-    there before it began.
+    """Return the command of a worker: the words of the sweep, and the number of rows before the
+    sweep began.
     """
     return [sys.executable, "-m", "ulskip_cli", "sweep", *words, "--since", str(since)]
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a worker; OpenMP reads its threads only when it is loaded."""
+    """Return the environment of a worker, with the number of threads, which OpenMP reads only when
+    it is loaded.
+    """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
     return {**os.environ, **dict.fromkeys(names, str(threads)), END_WITH_STDIN: "1"}
 

@@ -29,9 +29,9 @@ class SweepOptions:
 
     force: bool = False  # run finished points again
     fail_fast: bool = False  # stop at the first failure
-    # of a worker: the number of rows when its sweep began; None: this process is the sweep
+    # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
-    # of the command line, which workers run; None: this process runs the jobs
+    # words of the command line that workers run; None: this process runs the jobs
     words: Sequence[str] | None = None
 
 
