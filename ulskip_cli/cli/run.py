@@ -111,7 +111,7 @@ def sweep(
     print_config: PrintConfig = False,
     since: Annotated[
         int | None,
-        typer.Option("--since", hidden=True, help="Rows that were there before, of a worker."),
+        typer.Option("--since", hidden=True, help="For workers: number of rows before the sweep."),
     ] = None,
 ) -> None:
     """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.

@@ -30,7 +30,7 @@ def score(
     language: Annotated[
         str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")
     ] = None,
-    results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path(
+    results_dir: Annotated[Path, typer.Option(help="Folder in which a run id is searched.")] = Path(
         "results"
     ),
     config_dir: ConfigDir = None,

@@ -26,8 +26,8 @@ def tune(
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Find the best layers and patches for a wanted speedup=1.5, or quality=0.95 of the full
-    model's score.
+    """Find the best layers and patches for speedup=1.5, or for quality=0.95 of the full model's
+    score.
 
     After an interruption, the same command continues.
     """

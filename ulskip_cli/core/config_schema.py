@@ -63,7 +63,7 @@ class DecodingConfig(Options):
     )
     draft: Literal["layers", "ngram", "both"] = option(
         "layers",
-        "what drafts: the kept layers; ngram: the continuation of the last tokens earlier in the"
+        "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
         " text; both",
     )
     draft_vocab: Count = option(
@@ -460,7 +460,7 @@ class TrainOptions(Options):
         ge=0,
     )
     teacher: Literal["self", "initial"] = option(
-        "self", "full-depth model to distill from: self as trained so far, or initial"
+        "self", "full-depth teacher: self (the model in training) or initial"
     )
     label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
     dropout: float = option(0.0, "dropout of embeddings and residual branches", ge=0, lt=1)

@@ -85,8 +85,8 @@ def _storing(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # of a folder without locks
         is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
         raise StorageError(
-            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); what was written"
-            f" before is kept; {'free some space' if is_full else 'make the folder writable'} and"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); earlier"
+            f" results are kept; {'free some space' if is_full else 'make the folder writable'} and"
             " run the same command again"
         ) from None
 

@@ -14,7 +14,7 @@ from typing import Any
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-MESSAGE = "interrupted; what was finished is kept, and the same command carries on"
+MESSAGE = "interrupted; finished work is kept, and the same command continues"
 _received: list[int] = []
 
 

@@ -152,7 +152,7 @@ class SkippingStrategy(Strategy):
     """Base of the strategies that skip layers, or only a part of each."""
 
     unit: Unit = option(
-        LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers"
+        LAYER, "skipped part: whole layers, or only the attention or the MLP of layers"
     )
 
     @property

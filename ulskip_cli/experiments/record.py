@@ -301,7 +301,9 @@ class Schedule(Section):
     )
     target_kept_layers: Positive | None = value("requested mean number of layers")
     mean_kept_layers: Positive | None = value("mean number of layers over the timed pairs")
-    evaluated_mean_kept_layers: Positive | None = value("the same over the evaluated answers")
+    evaluated_mean_kept_layers: Positive | None = value(
+        "mean number of layers over the evaluated answers"
+    )
     layer_ratio: Positive | None = value(
         "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
         " attentions",
@@ -343,14 +345,14 @@ class Timing(Section):
     )
     measured_speedup_low: Ratio | None = value("lower end of its interval")
     measured_speedup_high: Ratio | None = value("upper end of its interval")
-    end_to_end_speedup: Ratio | None = value("the same for prefill and decode")
+    end_to_end_speedup: Ratio | None = value(
+        "median ratio of the seconds of prefill and decode per token"
+    )
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from"
-        " the k-th smallest to the k-th largest of n ratios, with the largest k that gives 95%"
-        " (David and Nagaraja, *Order Statistics*); seven pairs give 98.4%, five at most 93.8%;"
-        " rows without the key have a bootstrap interval"
+        "probability that the intervals contain the true median, by order statistics: seven pairs"
+        " give 98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
@@ -365,9 +367,13 @@ class Timing(Section):
         " less than 0.5 s",
         Column("other\nCPUs", ".1f", leaves=7),
     )
-    prefill_seconds: Number | None = value("median per batch")
-    time_to_first_token_seconds: Number | None = value("median per batch")
-    time_per_output_token_seconds: Positive | None = value("median per batch")
+    prefill_seconds: Number | None = value("median seconds of prefill per batch")
+    time_to_first_token_seconds: Number | None = value(
+        "median seconds to the first token per batch"
+    )
+    time_per_output_token_seconds: Positive | None = value(
+        "median seconds of a decode step per batch"
+    )
     prompt_kv_bytes: Count | None = value(
         "exact size of the KV cache of the prompt",
         Column(
@@ -378,7 +384,7 @@ class Timing(Section):
             tip="share of the prompt's KV cache that is kept",
         ),
     )
-    kept_kv_bytes: Count | None = value("the same after the skipped layers are dropped")
+    kept_kv_bytes: Count | None = value("size of this cache without the skipped layers")
 
 
 class Quality(Section):
@@ -417,7 +423,9 @@ class Quality(Section):
     )
     length_ratio: Number | None = value("words of hypotheses divided by words of references")
     num_truncated_sources: Count | None = value("sources that were truncated to fit the context")
-    num_truncated_references: Count | None = value("references without their end in `decode_loss`")
+    num_truncated_references: Count | None = value(
+        "references whose end `decode_loss` does not count"
+    )
     evaluated_batch_size: Count | None = value(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
@@ -455,10 +463,10 @@ class Throughput(Section):
         ),
     )
     throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
-    prompt_tokens: Count | None = value("tokens of both")
-    generated_tokens: Count | None = value("tokens of both")
-    decode_seconds: Number | None = value("seconds of both")
-    total_seconds: Number | None = value("seconds of both")
+    prompt_tokens: Count | None = value("prompt tokens in these rates")
+    generated_tokens: Count | None = value("generated tokens in these rates")
+    decode_seconds: Number | None = value("decode seconds in these rates")
+    total_seconds: Number | None = value("seconds of prefill and decode in these rates")
     compile_seconds: Number | None = value(
         "compilation, or export and loading for an engine on another library; excluded from all"
         " times"
@@ -476,9 +484,7 @@ class Throughput(Section):
 
 
 class Benchmark(OverReference):
-    """Values that only `ulskip bench` measures; its rows have no task, and throughput from the
-    timed pairs.
-    """
+    """Values of `ulskip bench`. Its rows have no task, and their throughput is from timed pairs."""
 
     timed_prompt_tokens: Count | None = value("length of every prompt", setting=True)
     timed_new_tokens: Count | None = value("length of every answer", setting=True)
@@ -524,13 +530,15 @@ class Provenance(Section):
     engine: Text = value(
         "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
     )
-    engine_reason: Text = value("why not `torch`")
+    engine_reason: Text = value("reason why `torch` was not used")
     engine_weights: Text = value(
         "format of the weights of an engine on another library", setting=True
     )
-    engine_build: Row | None = value("its package, version, instruction sets and threads")
+    engine_build: Row | None = value(
+        "package, version, instruction sets and threads of that library"
+    )
     linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: Text = value("why not `panels`")
+    linear_backend_reason: Text = value("reason why `panels` was not used")
     device: Text = value("the device", setting=True)
     dtype: Text = value("type of the weights", setting=True)
     quantization: Text = value("how the weights are quantized", setting=True)
@@ -551,11 +559,11 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
-    reason: Text = value("why there is no result")
+    reason: Text = value("reason why there is no result")
     log: Text = value("file with the traceback")
     wall_seconds: Number | None = value("duration of the point, over all attempts")
     warnings: tuple[str, ...] = value(
-        "differences between what was asked for and what ran", default=()
+        "differences between the requested and the actual run", default=()
     )
     folder: str = Field("", exclude=True)  # from which a report read it
 

@@ -48,7 +48,7 @@ def adjustments(config: Config, record: Record) -> Iterator[str]:
     ):
         yield (
             f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
-            " machine was busy when this program started; the timed pairs had it alone and would"
+            " machine was busy when this program started; the timed pairs ran alone and would"
             " have been faster, so start the run again"
         )
     if config.correction.label == "adapter" and record.keeps_all:

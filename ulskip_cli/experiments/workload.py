@@ -101,7 +101,7 @@ def check_same_tokens(own: Workload, other: Workload) -> None:
         )
     if own.prompts != other.prompts:
         raise NotApplicable(
-            "expected the prompts of the full model as token ids, got other ones; use a model with"
+            "expected the prompts of the full model as token ids, got others; use a model with"
             " the same chat template, and prompts that fit into both contexts"
         )
 

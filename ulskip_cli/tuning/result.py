@@ -136,8 +136,7 @@ class TuneResult:
         adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
         command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])
         return [
-            f"wrote the schedule and its skip adapter to {to}; the model's weights stay where they"
-            " are",
+            f"wrote the schedule and its skip adapter to {to}, without the model's weights",
             f"next: {command}",
         ]
 
