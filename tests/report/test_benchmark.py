@@ -87,18 +87,29 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
 
 
 def test_engines_of_the_same_rounds_are_compared_with_their_interval():
-    ends = {"over_reference_low": 0.4, "over_reference_high": 0.6}
     rows = [
         bench_row(
             2.0,
+            id=str(ratio),
             engine=engine,
+            engine_weights=weights,
             reference_engine="torch",
             over_reference=2 * ratio,
-            full={**FULL, "over_reference": ratio, **ends},
+            full={
+                **FULL,
+                "over_reference": ratio,
+                "over_reference_low": low,
+                "over_reference_high": high,
+            },
         )
-        for engine, ratio in (("torch", 1.0), ("transformers", 0.5))
+        for engine, weights, ratio, low, high in (
+            ("torch", None, 1.0, 1.0, 1.0),
+            ("torch", "int8", 1.5, 1.4, 1.6),
+            ("transformers", None, 0.5, 0.4, 0.6),
+        )
     ]
-    torch, transformers = benchmark.sections(rows)[0].lines()
+    torch, int8, transformers = benchmark.sections(rows)[0].lines()
+    assert int8["full over torch"] == "1.50"
     assert (torch["full over torch"], torch["over torch"]) == ("–", "2.00")
     assert (transformers["full over torch"], transformers["over torch"]) == ("0.50", "1.00")
     assert "0.40 to 0.60" in transformers.values()

@@ -75,6 +75,7 @@ class Benchmarks:
             group = [p for p in group if p is point or p.run_id not in self._tried]
         else:
             group = [group[0], point] if point is not group[0] else [point]
+        stored = self._tried - {point.run_id}  # a first engine runs again beside each other one
         self._tried |= {other.run_id for other in group}
         ready = []
         for other in group:
@@ -96,7 +97,8 @@ class Benchmarks:
                 batch_size=timed.pairs.batch_size,
                 compile_seconds=pairs.compile_seconds + timed.pairs.compile_seconds,
             )
-            self._timed[timed.run.point.run_id] = replace(timed, pairs=pairs)
+            if timed.run.point.run_id not in stored:
+                self._timed[timed.run.point.run_id] = replace(timed, pairs=pairs)
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,9 @@ def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
     """
 
     def full(record: Record, form: str) -> str:
-        side = record.full if record.reference_engine == engine != record.engine else None
-        return form.format(side) if side and side.over_reference else MISSING
+        side = record.full if record.reference_engine == engine else None
+        is_reference = side and side.over_reference_low == side.over_reference_high == 1
+        return MISSING if not side or not side.over_reference or is_reference else form.format(side)
 
     def skipping(record: Record) -> str:
         ratio = record.over_reference if record.reference_engine == engine else None

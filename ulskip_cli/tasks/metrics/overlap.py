@@ -27,7 +27,7 @@ class ExactMatch(SegmentMetric):
     """
 
     def signature(self) -> str:
-        """What is ignored."""
+        """Say which differences are ignored."""
         return "case and white space folded"
 
     def segments(
