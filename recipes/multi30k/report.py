@@ -23,7 +23,6 @@ from tables import (
     interval,
     summary,
     table4,
-    variants,
     without_training,
 )
 
@@ -246,10 +245,12 @@ def page(rows: Rows, folder: Path) -> str:
             " 1x is that of the base. Patches alone are computed in closed form, without training."
             " An adapter is trained for two epochs on the references and the base's own answers,"
             " found with 4 beams: LoRA of full rank, divergence and cross-entropy with equal"
-            " weights. With greedy answers or references alone it has one epoch, LoRA of rank 32"
-            " and divergence alone. Fine-tuning has half an epoch on the references. Minus"
-            " fine-tuned: the difference of seed 1 with its interval. Predicted: speedup by bytes"
-            " of weights, patches included. Measured: as above.",
+            " weights. With greedy answers it has one epoch, LoRA of rank 32 and divergence alone."
+            " Fine-tuning has half an epoch on the references. With the budget of the adapter, it"
+            " has the responses, the epochs and the loss of the adapter with answers of beams, and"
+            " trains every weight. Minus fine-tuned: the difference of seed 1 from the"
+            " fine-tuning with that budget, else from the shorter one, with its interval."
+            " Predicted: speedup by bytes of weights, patches included. Measured: as above.",
             adapters(rows),
         ),
         *section(
@@ -259,13 +260,6 @@ def page(rows: Rows, folder: Path) -> str:
             without_training(rows),
         ),
         *section("The best two layers at 6x", two_layers(rows, folder)),
-        *section(
-            "Training options",
-            "Each option alone, compared with plain fine-tuning for one ratio. A name with several"
-            " ratios is one checkpoint that drew a ratio at every step. `long` has four times the"
-            " budget and distillation.",
-            variants(rows),
-        ),
         "## Where the numbers come from",
         provenance(list({row.environment.git_commit: row for row in every}.values())),
     ]

@@ -59,14 +59,20 @@ ADAPTER = [
     "train.max_length=128",
     "train.precision=float32",
 ]
-BEAMS = (
+BUDGET = (
     "train.responses=both",
     "train.own.num_beams=4",
     "train.ce_weight=1",
     "train.epochs=2",
     "train.batch_size=64",
-    "train.lora.rank=128",
-    "train.lora.alpha=256",
+)
+BEAMS = (*BUDGET, "train.lora.rank=128", "train.lora.alpha=256")
+# The loss of the adapters: cross-entropy, and divergence from the base before the training.
+SAME_BUDGET = (
+    *BUDGET,
+    "train.distill_weight=1",
+    "train.teacher=initial",
+    "train.label_smoothing=0",
 )
 PATCH = ["correction=patch"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
@@ -139,23 +145,17 @@ def contest(seed: int) -> list[FineTuned]:
     ]
 
 
-def options() -> list[FineTuned]:
-    """List the checkpoints with further options: each option alone, then the best ones with more
-    steps.
+def equal_budget(seed: int) -> list[FineTuned]:
+    """List the checkpoints that are fine-tuned with the responses, epochs and loss of the adapters
+    of beams, and full depth as their control.
     """
-    every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
-    return [
-        *(FineTuned("unified", (r,), 1, "distill-initial", initial) for r in (2, 3)),
-        *(FineTuned("search", (r,), 1, "distill-initial", initial) for r in (3, 6)),
-        FineTuned("unified", (3,), 1, "full", ("train.full_weight=0.5",)),
-        FineTuned("unified", every),
-        FineTuned("unified", every, 1, "long", ("train.epochs=2", *initial)),
-    ]
+    schedules = (("full", 1), ("unified", 3), ("unified", 6), ("unified", 2))
+    return [FineTuned(s, (r,), seed, "beams", SAME_BUDGET) for s, r in schedules]
 
 
 def adapters(seed: int) -> list[FineTuned]:
-    """List the skip adapters, trained on the references and the base's own answers (of beams or
-    greedy), or on the references.
+    """List the skip adapters, trained on the references and the base's own answers, which are of
+    beams or greedy.
 
     Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
     (arXiv:1606.07947).
@@ -163,7 +163,6 @@ def adapters(seed: int) -> list[FineTuned]:
     responses = {
         "beams": BEAMS,
         "": ("train.responses=both",),
-        "reference": ("train.responses=reference",),
     }
     return [
         FineTuned(strategy, (ratio,), seed, variant, chosen, "adapter")
@@ -286,7 +285,7 @@ class Reproduction:
         ]
         shared = (
             [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"]
-            if one.method == "adapter"
+            if one.method == "adapter" or one.variant
             else []
         )
         self.train(
@@ -334,8 +333,8 @@ def checkpoints(seeds: int) -> dict[str, FineTuned]:
     again = [one for seed in range(2, seeds + 1) for one in contest(seed)]
     every = [
         *contest(1),
-        *options(),
         *again,
+        *(one for seed in range(1, min(seeds, 2) + 1) for one in equal_budget(seed)),
         *(one for seed in range(1, seeds + 1) for one in adapters(seed)),
     ]
     return {one.name: one for one in every}

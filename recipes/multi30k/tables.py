@@ -1,6 +1,5 @@
 """Tables of the Multi30k reproduction in Markdown."""
 
-import re
 from statistics import mean
 
 from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
@@ -20,12 +19,11 @@ MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
 TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
-PLAIN = re.compile(r"\w+-\dx-s\d")  # a checkpoint for one ratio without further options
 TRAINED = {  # by the beginning of a name and its variant
     ("", ""): "fine-tuned",
+    ("", "-beams"): "fine-tuned, budget of the adapter",
     (ADAPTER, "-beams"): "adapter",
     (ADAPTER, ""): "adapter, greedy answers",
-    (ADAPTER, "-reference"): "adapter, references alone",
 }
 
 
@@ -145,9 +143,10 @@ def adapters(rows: Rows) -> str:
     """Compare skip adapters with fine-tuning and with the base, under the same schedules."""
     untouched, lines = rows.points.get((BASE, "full", 1.0)), []
     for ratio, strategy in (
-        (ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")
+        (1.0, "full"),
+        *((ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")),
     ):
-        tuned = rows.tuned(strategy, ratio)
+        tuned = rows.tuned(strategy, ratio, variant="-beams") or rows.tuned(strategy, ratio)
         alone = {name: rows.points.get((name, strategy, ratio)) for name in (BASE, PATCHED)}
         found = {"base, uncorrected": [alone[BASE]], "patches alone": [alone[PATCHED]]}
         found |= {name: list(rows.seeds(strategy, ratio, *key)) for key, name in TRAINED.items()}
@@ -159,7 +158,7 @@ def adapters(rows: Rows) -> str:
             bleu = mean(point.bleu for point in points)
             full = (
                 [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
-                if name == "fine-tuned"
+                if name.startswith("fine-tuned")
                 else [untouched]
             )
             at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
@@ -193,28 +192,6 @@ def adapters(rows: Rows) -> str:
     ]
     has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
     return markdown(heads, lines, 3) if has_adapters else ""
-
-
-def variants(rows: Rows) -> str:
-    """Compare each training option with plain fine-tuning under the same schedule, seed 1."""
-    lines = []
-    for (weights, strategy, ratio), point in rows.points.items():
-        plain = rows.tuned(strategy, ratio)
-        if (
-            plain is None
-            or plain is point
-            or weights in (BASE, PATCHED)
-            or weights.startswith(ADAPTER)
-        ):
-            continue
-        if PLAIN.fullmatch(weights) or not weights.endswith("-s1"):
-            continue
-        difference = interval(rows.difference(point, plain))
-        lines.append(
-            [f"`{weights}`", f"{ratio:g}x", *scores([point]), difference, *shares(rows, point.bleu)]
-        )
-    heads = ["checkpoint", "at", *TEST_HEADS, "minus plain", *SHARE_HEADS]
-    return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
 
 
 def without_training(rows: Rows) -> str:

@@ -12,7 +12,7 @@ reproduce = load_recipe("multi30k/reproduce.py")
 ADAPTERS = [one for seed in (1, 2, 3) for one in reproduce.adapters(seed)]
 EVERY = [
     *reproduce.contest(1),
-    *reproduce.options(),
+    *reproduce.equal_budget(1),
     *reproduce.contest(2),
     *reproduce.contest(3),
     *ADAPTERS,
