@@ -90,7 +90,7 @@ def test_code_machine_and_weights_are_told():
 
 def test_provenance_is_told_once_with_all_commits_and_unknown_trainings_are_left_out():
     commits = [FULL.environment.replace(git_commit=commit) for commit in ("abc", "def")]
-    rows = [FULL.replace(environment=facts, training="not stated; x") for facts in commits]
+    rows = [FULL.replace(environment=facts, training=None) for facts in commits]
     text = tables.provenance([*rows, *rows])
     assert text.startswith("ulskip 0 at abc, 0 at def; torch 2") and "\n" not in text
     assert text.endswith("weights of m.")

@@ -38,7 +38,7 @@ class CardFacts:
     parameters: int  # elements of the exported tensors
     total_bytes: int
     checked: str  # the checks of the export and their result
-    training: str  # the training of the source's weights, as in a row
+    training: str | None  # the training of the source's weights, as in a row
     trained_for_these: bool | None  # whether the weights were trained with exactly these layers
     quantization: str | None  # earlier quantization of the source's weights
     license: str | None  # of the source, from its own card
@@ -59,14 +59,13 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     )
     parts = ["folded patches"] * (adapter.get("kind") == "folded")
     parts += [f"LoRA of rank {rank}" for rank in [adapter.get("lora_rank")] if rank]
-    is_known = not facts.training.startswith("not stated")
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATES / "card.md"),
         point=point,
         plan=point.plan,
         facts=facts,
-        training=escape_markdown(facts.training) if is_known else "not recorded",
+        training=escape_markdown(facts.training or "not recorded"),
         revision=model.revision,
         rows=list(map(_cells, facts.records)),
         provenance=escape_markdown(provenance(facts.records)),
@@ -99,7 +98,11 @@ def source_license(folder: Path) -> str | None:
 
 
 def matching_records(
-    folder: Path, model: ModelConfig, plan: Plan, training: str, skip_adapter: Row | None = None
+    folder: Path,
+    model: ModelConfig,
+    plan: Plan,
+    training: str | None,
+    skip_adapter: Row | None = None,
 ) -> list[Record]:
     """Return the newest record with this model, schedule and skip adapter for each setting and
     machine.
@@ -125,7 +128,7 @@ def matching_records(
     )
 
 
-def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> bool:
+def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | None) -> bool:
     try:
         measured = parse(ModelConfig, record.config.get("model") or {})
     except UsageError:

@@ -97,11 +97,13 @@ def _training_in(folder: str | Path) -> _Training | None:
     return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
 
 
-def training_note(folder: str | Path) -> str:
-    """Describe how the weights in a folder were trained for layer skipping, from training.json."""
+def training_note(folder: str | Path) -> str | None:
+    """Describe how the weights in a folder were trained for layer skipping, from training.json;
+    None without one.
+    """
     training = _training_in(folder)
     if training is None:
-        return "not stated; presumably without skipping"
+        return None
     if training.strategy == "full":
         return f"without skipping, {training.steps} steps"
     drawn = " drawn per step" if len(training.kept_counts) > 1 else ""

@@ -82,7 +82,8 @@ def load(
         }
     if config.adapter:
         model = _with_adapter(model, config)
-        notes["training"] += f"; then the adapter {config.adapter}"
+        before = f"{notes['training']}; then " if notes["training"] else ""
+        notes["training"] = f"{before}the adapter {config.adapter}"
         notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
     interruption.check()
     return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)

@@ -405,8 +405,8 @@ def provenance(records: Sequence[Record]) -> str:
 
 def weights(record: Record) -> str:
     """Name the weights of a record, and state their training if it is known."""
-    known = record.training and not record.training.startswith("not stated")
-    return f"weights of {record.model}" + (f" trained {record.training}" if known else "")
+    known = f" trained {record.training}" if record.training else ""
+    return f"weights of {record.model}{known}"
 
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
