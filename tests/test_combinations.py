@@ -13,6 +13,8 @@ from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
+# Not tried in pairs: a minute each, and look-ups, which keep all layers.
+ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ENGINE_NEEDS = [
     (engine, need)
@@ -26,11 +28,11 @@ ENGINE_NEEDS = [
 
 
 def partners(need):
-    """Return the needs that can be combined with a need, but for those that take a minute."""
+    """Return the needs that can be combined with a need, but for those of `ALONE`."""
     return [
         other
         for other in Need
-        if other not in NOT_ASKED | {need, Need.LATENCY}
+        if other not in ALONE | {need}
         and other in TOGETHER.get(need, ALL)
         and need in TOGETHER.get(other, ALL)
     ]
@@ -45,7 +47,7 @@ NOT_IN_RUNS = {
 PAIRS = [
     (need, other)
     for need in TOGETHER
-    if need not in NOT_ASKED | {Need.LATENCY}
+    if need not in ALONE
     for other in partners(need)[::3]
     if (need, other) not in NOT_IN_RUNS
 ]

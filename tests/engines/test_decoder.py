@@ -118,3 +118,13 @@ def test_an_engine_that_supports_the_options_is_chosen(llama):
     assert decoder.engine(beams) == ("transformers", "decoding.num_beams=2")
     with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
         decoder.with_engine("torch").engine(beams)
+
+
+def test_transformers_looks_drafts_up_without_changing_answers(llama):
+    decoder = decoder_for(llama, "strategy=full").with_engine("transformers")
+    drafted = GREEDY.replace(max_new_tokens=24, draft="ngram", draft_tokens=3)
+    prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [8, 9, 8, 9, 8]]
+    plain = collected(decoder, prompts, drafted.without_drafts(), 1)
+    assert collected(decoder, prompts, drafted, 1) == plain
+    with pytest.raises(UsageError, match="batch_size=1"):
+        collected(decoder, [prompts[0]] * 2, drafted, 2)

@@ -23,6 +23,7 @@ class Need(Enum):
     GENERATE_ARGUMENTS = "decoding.generate_kwargs", "decoding.generate_kwargs=null"
     COMPILATION = "required compilation", "decoding.compile=auto"
     DRAFTS = "drafts", "decoding.draft_tokens=0"
+    LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
     EARLY_EXIT = "early exit", "strategy=unified"
     STAGES = "layers that change between steps", "strategy=unified"
     OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
@@ -64,9 +65,12 @@ _OWN_LOOP = {
     Need.COMPILATION,
 }  # they need a plain decode loop
 
+_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
+
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    Need.DRAFTS: ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY},
+    Need.DRAFTS: _DRAFTED,
+    Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.HALF_LAYERS},
     Need.HALF_LAYERS: ALL - _CORRECTED - {Need.KEPT_PROMPT, Need.LATENCY},
     Need.LATENCY: ALL - {Need.OWN_DEPTH},

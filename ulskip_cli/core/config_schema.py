@@ -331,6 +331,7 @@ class Config(Shared):
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
             Need.COMPILATION: decoding.compile in COMPILED,
             Need.DRAFTS: bool(decoding.draft_tokens),
+            Need.LAYER_DRAFTS: decoding.drafts_with_layers,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
             Need.CALIBRATION: not strategy.is_calibrated,

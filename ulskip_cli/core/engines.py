@@ -39,6 +39,7 @@ PLAIN = ALL - {
         Need.GENERATE_ARGUMENTS,
         Need.COMPILATION,
         Need.DRAFTS,
+        Need.LAYER_DRAFTS,
         Need.EARLY_EXIT,
     ),
     *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),

@@ -113,7 +113,8 @@ class Decoder:
         """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
         none supports it.
         """
-        if not self.exits and not decoding.draft_tokens:
+        own_loop = decoding.draft_tokens and self._asked.name != "transformers"
+        if not self.exits and not own_loop:
             return self._asked.choose(self.model, decoding)
         if reason := unsupported_reason(self.model, decoding):
             asked = "strategy=early_exit" if self.exits else "decoding.draft_tokens"

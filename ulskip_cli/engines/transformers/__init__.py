@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 class Transformers(Engine):
     """The `generate` method of transformers."""
 
-    supports: ClassVar[frozenset[Need]] = ALL - {Need.DRAFTS, Need.EARLY_EXIT, Need.COMPILATION}
+    supports: ClassVar[frozenset[Need]] = ALL - {
+        Need.LAYER_DRAFTS,
+        Need.EARLY_EXIT,
+        Need.COMPILATION,
+    }
     is_runtime = False
 
     def open(self, views: "Views", room: "Room") -> "Session":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import UsageError, unknown
 
 # Options with a key of their own under `decoding`.
@@ -10,7 +10,12 @@ _SAME_NAME = (
     *("do_sample", "temperature", "top_p", "top_k", "num_beams", "no_repeat_ngram_size"),
     *("max_new_tokens", "repetition_penalty"),
 )
-OWN_KEYS = {**dict(zip(_SAME_NAME, _SAME_NAME, strict=True)), "stop_strings": "stop"}
+OWN_KEYS = {
+    **dict(zip(_SAME_NAME, _SAME_NAME, strict=True)),
+    "stop_strings": "stop",
+    "prompt_lookup_num_tokens": "draft_tokens",
+}
+LOOKED_UP = 10  # tokens; transformers' own default
 # Options that would give other token counts or other tokens than a row says. Transformers itself
 # refuses other options that it does not support.
 REFUSED = {
@@ -22,7 +27,6 @@ REFUSED = {
     "use_cache",
     "cache_implementation",
     "guidance_scale",
-    "prompt_lookup_num_tokens",
     "assistant_early_exit",
     "use_mtp",
 }
@@ -82,5 +86,8 @@ def settings(decoding: DecodingConfig) -> dict[str, Any]:
         "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
         "repetition_penalty": decoding.repetition_penalty,
         "max_new_tokens": decoding.max_new_tokens,
+        "prompt_lookup_num_tokens": (
+            LOOKED_UP if decoding.draft_tokens == AUTO else decoding.draft_tokens or None
+        ),
         **(decoding.generate_kwargs or {}),
     }

@@ -49,6 +49,11 @@ class TransformersSession(Session):
             )
         # transformers checks many options only when it uses them
         except (TypeError, ValueError) as error:
+            if decoding.draft_tokens:
+                raise UsageError(
+                    f"transformers refuses to draft ({' '.join(str(error).split())[:200]});"
+                    " use engine=auto or batch_size=1"
+                ) from None
             if not decoding.generate_kwargs:
                 raise
             raise UsageError(
