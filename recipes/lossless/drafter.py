@@ -7,15 +7,9 @@ full model's greedy answers to 400 windows of 250 words. The first 100 articles 
 for measuring. The training takes about half an hour on two cores. If it is interrupted, the same
 command resumes. Afterwards measure with
 
-    python recipes/lossless/reproduce.py model=smollm2-135m task=cnn_dm \\
-        task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96 \\
-        limit=20 batch_size=1 speed.pairs=15 strategy=search strategy.layers=LAYERS \\
-        correction=adapter correction.path=runs/drafter/adapter name=drafter \\
-        decoding.draft=layers --ratios 6 --drafts 1,2,3,auto --vocabs auto
+    python recipes/lossless/reproduce.py
 
-and again with `decoding.draft=both name=drafter-both`. The training prints LAYERS. Drafts are
-chosen from 8192 tokens (--vocabs auto), because the output head has 28 of 134 M weights: a draft
-reads 18% of the bytes of a full step with 8192 tokens and 35% with all.
+whose help has the command. The training prints the layers.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, and both.
+"""Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, both, and the
+look-ups of transformers.
 
     python recipes/lossless/reproduce.py name=translation limit=200 speed.pairs=15 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
@@ -12,68 +13,108 @@ results/lossless/NAME/README.md.
 """
 
 import argparse
+import math
 import sys
+from collections.abc import Callable, Sequence
+
+import torch
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.workload import encode_workload
+from ulskip_cli.inference.loading import load
 from ulskip_cli.report.tables import provenance, title
 
 HEADS = (
     *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check", "expected"),
-    *("measured", "95%", "other answers"),
+    *("measured", "95%", "other answers", "without near-ties"),
 )
 NOTE = (
     "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
     " tokens gained over the time that drafts and checks should take, by their costs as measured"
-    " before the run. Measured: decode seconds per token of full decoding over those of drafting,"
-    " the median of pairs. Other answers: those whose tokens differ from those of full decoding."
-    " In bfloat16 they do if two tokens are nearly as likely, because a check of several tokens"
-    " rounds in another order than steps do."
+    " before the run. Measured: decode seconds per token of full decoding over those of drafting"
+    " with the same engine, the median of pairs. Other answers: those whose tokens differ from"
+    " those of full decoding. Without near-ties: those whose first two different tokens have logits"
+    " more than two steps of bfloat16 apart; a check of several tokens rounds in another order than"
+    " steps do."
 )
+NEAR = 2  # steps of bfloat16 between the logits of two tokens
+# (number of the example, token ids of two answers) -> True if they differ at a near-tie
+IsNearTie = Callable[[int, Sequence[int], Sequence[int]], bool]
 LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft
 
 
-def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
-    """Count the sequences whose tokens differ."""
-    pairs = zip(folder.generations(one), folder.generations(other), strict=True)
-    return sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
+def near_ties(config: Config) -> IsNearTie:
+    """Return the test of near-ties with the full model of an experiment."""
+    loaded = load(config.model)
+    model = loaded.model.float()  # exact, and faster for long inputs
+    assert loaded.tokenizer
+    prompts = encode_workload(resolve(config), loaded.tokenizer).prompts
+
+    @torch.inference_mode()
+    def is_near_tie(number: int, one: Sequence[int], other: Sequence[int]) -> bool:
+        same = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        ids = torch.tensor([[*prompts[number], *one[:same]]])
+        logits = model(ids, logits_to_keep=1).logits[0, -1].float()
+        first, second = float(logits[one[same]]), float(logits[other[same]])
+        step = 2.0 ** (math.floor(math.log2(max(abs(first), abs(second)))) - 7)
+        return abs(first - second) <= NEAR * step
+
+    return is_near_tie
+
+
+def count_differing(
+    folder: ResultsFolder, one: str, other: str, is_near_tie: IsNearTie
+) -> tuple[int, int]:
+    """Count the answers whose tokens differ, and those among them that do not differ at a
+    near-tie.
+    """
+    pairs = enumerate(zip(folder.generations(one), folder.generations(other), strict=True))
+    ids = [(i, a["token_ids"], b["token_ids"]) for i, (a, b) in pairs]
+    differing = [answers for answers in ids if answers[1] != answers[2]]
+    return len(differing), sum(not is_near_tie(*answers) for answers in differing)
 
 
 def drafter_of(row: Record) -> str:
     """Name what drafts."""
-    return str(row.config.get("decoding", {}).get("draft") or "layers")
+    name = str(row.config.get("decoding", {}).get("draft") or "layers")
+    return f"{name} of transformers" if row.engine == "transformers" else name
 
 
-def line(folder: ResultsFolder, row: Record) -> str:
+def line(folder: ResultsFolder, row: Record, is_near_tie: IsNearTie) -> str:
     """Return the line of a row in the table."""
     drafter, speedup = drafter_of(row), row.measured_speedup or 0.0
+    differing, without_ties = count_differing(folder, row.id, row.baseline_id or "", is_near_tie)
     ends = f"{row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f}"
     cells = [
         str(row.batch_size),
         drafter,
-        "–" if drafter == "ngram" else f"{len(row.kept_layers or ())}/{row.num_layers}",
+        "–" if drafter.startswith("ngram") else f"{len(row.kept_layers or ())}/{row.num_layers}",
         str(row.draft_tokens),
         "–" if row.acceptance_rate is None else f"{row.acceptance_rate:.2f}",
-        "1.00" if row.mean_accepted_length is None else f"{row.mean_accepted_length:.2f}",
+        "–" if row.mean_accepted_length is None else f"{row.mean_accepted_length:.2f}",
         "–" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f}",
         f"{speedup:.2f}",
         ends if row.speedup and row.speedup.low else "–",
-        f"{count_differing(folder, row.id, row.baseline_id or '')}/{row.num_examples}",
+        f"{differing}/{row.num_examples}",
+        str(without_ties),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def page(folder: ResultsFolder) -> str:
+def page(folder: ResultsFolder, is_near_tie: IsNearTie) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.records() if row.draft_tokens and row.is_done]
     rows.sort(key=lambda row: (row.batch_size, drafter_of(row), str(row.draft_tokens)))
     table = [
         f"| {' | '.join(HEADS)} |",
         "|" + " ---: |" * len(HEADS),
-        *(line(folder, row) for row in rows),
+        *(line(folder, row, is_near_tie) for row in rows),
     ]
     parts = [f"# Lossless drafting: {title(rows)}", "\n".join(table), NOTE, provenance(rows)]
     return "\n\n".join(parts) + "\n"
@@ -96,17 +137,19 @@ def main() -> None:
     layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
     text += ["decoding=prompt_lookup", "strategy=full"]
-    for grid in (text, layers):
+    theirs = [*text, "engine=transformers"]  # refuses batches
+    for grid in (text, layers, theirs):
         for size, drafts in (("1", args.drafts), (args.batch, "auto")):
-            if size == "0":
+            if size == "0" or (grid is theirs and size != "1"):
                 continue
             drafting = [f"batch_size={size}", f"decoding.draft_tokens=choice({drafts})"]
             command = ["sweep", *grid, *drafting]
             print("ulskip", *command, flush=True)
             if code := invoke(command):
                 sys.exit(code)
-    folder = ResultsFolder.of(compose([*point, "decoding=self_speculative"]))
-    write_atomic(folder.path / "README.md", page(folder))
+    config = compose([*point, "decoding=self_speculative"])
+    folder = ResultsFolder.of(config)
+    write_atomic(folder.path / "README.md", page(folder, near_ties(config)))
     print(folder.path / "README.md")
 
 

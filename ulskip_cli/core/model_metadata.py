@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.cache import cache_dir
@@ -37,6 +36,7 @@ TOKENIZER_FILES = (
     ),
     *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
 )
+MAX_HEADER = 100_000_000  # bytes; the format allows no more
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 Size = Annotated[int, Field(strict=True, ge=1)]
@@ -198,18 +198,29 @@ def find_adapter(model: ModelConfig) -> Path:
 
 def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
     """Read the shape and the bytes of every tensor from the headers of a folder's safetensors
-    files.
+    files: a length of 8 bytes, then JSON. Safetensors itself would import numpy for them.
     """
     tensors: dict[str, tuple[list[int], int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, "numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                    tensor = opened.get_slice(name)
-                    bits = re.search(r"\d+", tensor.get_dtype())
-                    count = math.prod(tensor.get_shape())
-                    tensors[name] = tensor.get_shape(), count * int(bits[0] if bits else 8) // 8
-        except (OSError, SafetensorError) as error:
+            with file.open("rb") as opened:
+                length = min(int.from_bytes(opened.read(8), "little"), MAX_HEADER)
+                header: dict[str, Any] = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+            if 8 + length + max(ends, default=0) != file.stat().st_size:
+                raise ValueError("its size is not that of its tensors")
+            for name, entry in header.items():
+                start, end = entry["data_offsets"]
+                tensors[name] = entry["shape"], end - start
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise UsageError(
                 f"expected {file} to be a safetensors file, got an error: {error}; download it"
                 " again; `git lfs pull` replaces a git-lfs pointer"
