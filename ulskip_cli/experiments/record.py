@@ -207,9 +207,8 @@ class Point(Section):
     experiment: Text = value("name of the results folder")
     identity: Text = value("hash of the configuration")
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; it may have run in another engine"
-        " (`baseline_engine`) or be another model (`alternatives.models`), and then"
-        " `predicted_speedup` is left out"
+        "row of the full model that this row is compared with; `predicted_speedup` is left out if"
+        " it ran in another engine (`baseline_engine`) or is another model (`alternatives.models`)"
     )
     model: Text = value("the model", setting=True)
     task: Text = value("the task; left out by `ulskip bench`", setting=True)
@@ -230,7 +229,7 @@ class Point(Section):
         " were made ([adapters](adapters.md)); in a bench, patches are zero"
     )
     draft_tokens: int | str | None = value(
-        "most drafts per check, a number or `auto`; 0: none", setting=True
+        "largest number of drafts per check, or `auto`; 0 without drafts", setting=True
     )
     batch_size: Count = value("sequences decoded together", setting=True, default=...)
     prompt_layers: Text = value("layers that encode the prompt", setting=True)
@@ -310,10 +309,9 @@ class Schedule(Section):
         Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
     )
     predicted_speedup: Ratio | None = value(
-        "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head;"
-        " with a `unit`, a layer that is not kept counts without its attention or MLP; with drafts,"
-        " the tokens gained over the time that measured costs give for drafts and checks, in plain"
-        " steps",
+        "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
+        " final norm and the output head; with drafts, computed from the measured costs of drafts"
+        " and checks",
         Column(
             "pre-\ndicted",
             ".2f",
@@ -325,8 +323,8 @@ class Schedule(Section):
         "bytes that a drafting step reads, divided by those of a full step"
     )
     latency_fit: Row | None = value(
-        "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen"
-        " `depth`, predicted speedup"
+        "with `ratio_basis=latency`: step seconds by depth, the fit, the rounds (`trials`),"
+        " `offset`, the chosen `depth`, predicted speedup"
     )
     calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
@@ -406,8 +404,7 @@ class Quality(Section):
     agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share | None = value("upper end of its interval")
     kl_divergence: Number | None = value(
-        "mean divergence there of the schedule's next token from the full model's,"
-        " KL(full || schedule), nats",
+        "mean KL(full || schedule) of the next token at the same positions, in nats",
         Column("KL", ".2f", leaves=6, tip="divergence from the full model, nats per token"),
     )
     kl_divergence_low: Number | None = value("lower end of its interval")
@@ -500,8 +497,8 @@ class Benchmark(OverReference):
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number | None = value(
-        "these bytes per second, as a share of the read bandwidth, from rounds; left out above 1,"
-        " because then the limit was not measured"
+        "`step_bytes` per second, divided by the rate of `machine_limits`, from rounds; left out"
+        " above 1, because then the limit was not measured"
     )
     full: FullSide | None = value("the same values of the full model")
 
@@ -526,7 +523,7 @@ class Provenance(Section):
     environment.
     """
 
-    finished_at: Text = value("time (UTC)")
+    finished_at: Text = value("time of the end (UTC)")
     engine: Text = value(
         "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
     )
