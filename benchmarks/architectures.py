@@ -7,21 +7,17 @@ them again.
 
 import argparse
 import json
-import re
 import sys
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 from architecture_check import (
-    NEAR,
     NOT_BUILT,
     PADDING_CHANGES,
-    PROMPT_LEN,
     REFUSED,
     STEPS,
     UNDECIDED,
@@ -75,14 +71,6 @@ def names(verdicts: Iterable[Verdict]) -> str:
     return ", ".join(sorted(short, key=str.lower))
 
 
-def by_reason(verdicts: Sequence[Verdict]) -> str:
-    """List class names, one line per reason."""
-    groups = defaultdict(list)
-    for verdict in verdicts:
-        groups[re.sub(r" \([a-z].*", "", verdict.note)].append(verdict)
-    return "\n".join(f"- {names(group)}: {note}" for note, group in groups.items())
-
-
 def page(text: str) -> str:
     """Write the page as Markdown from stored verdicts."""
     verdicts, versions = read(text), json.loads(text)
@@ -114,13 +102,14 @@ Left padding changes the answers of {padding}, also of the full model.
 
 {names(slow)}
 
-Their caches hold more than keys and values. A model that mixes attention with recurrent layers
-must keep an attention layer, because only attention layers count positions. Its decode loss is
-computed token by token.
+A model that mixes attention with recurrent layers must keep an attention layer, because only
+attention layers count positions.
 
 ## Refused ({len(found[REFUSED])})
 
-{by_reason(found[REFUSED])}
+{names(found[REFUSED])}
+
+A run names the reason.
 
 ## Not tested ({len(untested)})
 
@@ -131,12 +120,9 @@ forward pass.
 
 ## Method
 
-Each instance has {NUM_LAYERS} layers, with all kinds of layers of its class. All layers read a
-prompt of {PROMPT_LEN} tokens, then several sets of kept layers generate {STEPS} tokens. The
-reference runs the full model without a cache, and its skipped layers return their input after the
-prompt. Greedy tokens (except ties within {NEAR:g} standard deviations of the logits) and the logits
-of the decode loss must be equal. `engine=torch` must agree with `generate`, and a padded batch with
-single prompts. Options that the tiny instance lacks are not covered.
+All layers read a prompt, then several sets of kept layers generate {STEPS} tokens. Tokens and
+logits must equal those of the full model without a cache, whose skipped layers return their input
+after the prompt. Options that the tiny instance of {NUM_LAYERS} layers lacks are not covered.
 """
 
 

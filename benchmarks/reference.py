@@ -39,13 +39,17 @@ def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
         names.setdefault(supported, []).append(f"`{name}`")
     yield from table(
         ["", "does not support"],
-        ([", ".join(group), texts(ALL - supported)] for supported, group in names.items()),
+        (
+            [", ".join(group), texts(ALL - supported)]
+            for supported, group in names.items()
+            if supported != ALL
+        ),
     )
 
 
 def texts(needs: Set[Need]) -> str:
     """Return the texts of needs in the order of their declaration."""
-    return ", ".join(need.text for need in Need if need in needs) or "–"
+    return ", ".join(need.text for need in Need if need in needs)
 
 
 def combinations() -> str:
@@ -69,12 +73,10 @@ def combinations() -> str:
         "",
         "## Engines",
         "",
-        "`engine=auto` is `torch` if it supports the request, and otherwise `transformers`.",
-        "",
         *refusals(engines),
         "## Commands",
         "",
-        "A command ignores keys that it does not read.",
+        "`ulskip plan` supports all. A command ignores keys that it does not read.",
         "",
         *refusals(COMMANDS),
         "## Options that exclude others",

@@ -225,8 +225,8 @@ class Point(Section):
         "options of the strategy that differ from the defaults", default={}
     )
     correction: CorrectionUsed | None = value(
-        "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they"
-        " were made ([adapters](adapters.md)); in a bench, patches are zero"
+        "the [patches or adapter](adapters.md): name, kind, rank, path, and how they were made; in"
+        " a bench, patches are zero"
     )
     draft_tokens: int | str | None = value(
         "largest number of drafts per check, or `auto`; 0 without drafts", setting=True
@@ -241,8 +241,7 @@ class Point(Section):
     seed: Whole = value("the seed", setting=True)
     chat: Flag = value("true if prompts used the chat template", setting=True)
     config: Row = value(
-        "configuration: the values that differ from the defaults and change results;"
-        " `configs/ID.yaml` has all",
+        "values of the configuration that differ from the defaults and change results",
         default={},
     )
 
@@ -349,8 +348,8 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median, by order statistics: seven pairs"
-        " give 98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
+        "probability that the intervals contain the true median: 98.4% with seven pairs; rows"
+        " without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
@@ -361,8 +360,7 @@ class Timing(Section):
         "smaller than `batch_size` if a batch did not fit into memory"
     )
     other_cpus: Rate | None = value(
-        "mean number of CPUs that other processes used during the pairs; left out if the pairs took"
-        " less than 0.5 s",
+        "mean number of CPUs that other processes used during the pairs",
         Column("other\nCPUs", ".1f", leaves=7),
     )
     prefill_seconds: Number | None = value("median seconds of prefill per batch")
@@ -427,7 +425,7 @@ class Quality(Section):
         "smaller than `batch_size` if a batch did not fit into memory"
     )
     peak_memory_bytes: Count | None = value(
-        "peak during generation (CUDA allocator, else resident memory of the process)"
+        "peak during generation, of the CUDA allocator or else of the process"
     )
 
     @property
@@ -465,8 +463,7 @@ class Throughput(Section):
     decode_seconds: Number | None = value("decode seconds in these rates")
     total_seconds: Number | None = value("seconds of prefill and decode in these rates")
     compile_seconds: Number | None = value(
-        "compilation, or export and loading for an engine on another library; excluded from all"
-        " times"
+        "compilation, or conversion for an engine on another library; excluded from all times"
     )
     acceptance_rate: Share | None = value(
         "accepted share of drafts",
@@ -498,7 +495,7 @@ class Benchmark(OverReference):
     )
     bandwidth_share: Number | None = value(
         "`step_bytes` per second, divided by the rate of `machine_limits`, from rounds; left out"
-        " above 1, because then the limit was not measured"
+        " above 1"
     )
     full: FullSide | None = value("the same values of the full model")
 
@@ -581,7 +578,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def key(self) -> tuple[str, str]:
-        """The folder and the id, which name a record among those of several folders."""
+        """The folder and the id. Together they identify a record of any folder."""
         return self.folder, self.id
 
     @property
