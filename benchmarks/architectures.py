@@ -7,22 +7,17 @@ them again.
 
 import argparse
 import json
-import re
 import sys
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 from architecture_check import (
-    KEPT_SETS,
-    NEAR,
     NOT_BUILT,
     PADDING_CHANGES,
-    PROMPT_LEN,
     REFUSED,
     STEPS,
     UNDECIDED,
@@ -70,29 +65,10 @@ def read(text: str) -> list[Verdict]:
     ]
 
 
-def by_layers(verdicts: Sequence[Verdict]) -> str:
-    """List class names, one paragraph per kind of layers that several classes have, and one for the
-    others.
-    """
-    groups = defaultdict(list)
-    for verdict in verdicts:
-        groups[verdict.layers].append(verdict.name.replace("ForCausalLM", ""))
-    groups["other mixtures"] = sorted(names.pop() for names in groups.values() if len(names) == 1)
-    ordered = sorted(
-        groups.items(), key=lambda group: -len(group[1]) if group[0] != "other mixtures" else 0
-    )
-    return "\n\n".join(
-        f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered if names
-    )
-
-
-def by_reason(verdicts: Sequence[Verdict]) -> str:
-    """List class names, one line per reason."""
-    groups = defaultdict(list)
-    for verdict in verdicts:
-        note = re.sub(r" \([a-z].*", "", verdict.note)
-        groups[note].append(verdict.name.replace("ForCausalLM", ""))
-    return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
+def names(verdicts: Iterable[Verdict]) -> str:
+    """List class names in alphabetical order, without the suffix that most of them have."""
+    short = (verdict.name.replace("ForCausalLM", "") for verdict in verdicts)
+    return ", ".join(sorted(short, key=str.lower))
 
 
 def page(text: str) -> str:
@@ -105,58 +81,48 @@ def page(text: str) -> str:
     rest = len(verdicts) - sum(map(len, found.values()))
     fast = [verdict for verdict in found[WORKS] if "fast" in verdict.engines]
     slow = [verdict for verdict in found[WORKS] if "fast" not in verdict.engines]
-    padding = ", ".join(
-        one.name.replace("ForCausalLM", "") for one in found[WORKS] if PADDING_CHANGES in one.note
-    )
+    padding = names(one for one in found[WORKS] if PADDING_CHANGES in one.note)
     untested = [*found[UNDECIDED], *found[NOT_BUILT]]
     kinds = sum(len(verdict.model_types) for verdict in verdicts)
     return f"""# Supported architectures
 
-`make architectures` checks every causal LM class of transformers {versions["transformers"]}
-({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]}, float32, CPU) on a tiny
-random instance:
+`make architectures` checks every causal LM class of transformers {versions["transformers"]} on a
+tiny random instance ({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]},
+float32, CPU). {len(found[WORKS])} classes work, {len(found[REFUSED])} are refused with a reason,
+{len(untested)} could not be tested, and {rest} fail or give wrong results. The lists omit the
+suffix `ForCausalLM`; [the stored verdicts](../benchmarks/results/architectures.json) are complete.
 
-- **{len(found[WORKS])} work**: they agree with an uncached reference.
-- **{len(found[REFUSED])} are refused** with a reason.
-- **{len(found[UNDECIDED])} undecided**: the full model's own `generate` differs from its forward
-  pass.
-- **{len(found[NOT_BUILT])} not built**: no tiny instance can be made or run here.
-- **{rest} fail or differ** from the reference.
+## Supported by `engine=torch` ({len(fast)})
 
-The lists omit the suffix `ForCausalLM`.
-[The stored verdicts](../benchmarks/results/architectures.json) are complete.
-
-## Supported by the fast engine ({len(fast)})
-
-{by_layers(fast)}
+{names(fast)}
 
 Left padding changes the answers of {padding}, also of the full model.
 
-## Supported by transformers' `generate` only ({len(slow)})
+## Supported by `engine=transformers` only ({len(slow)})
 
-{by_layers(slow)}
+{names(slow)}
 
-Their caches hold more than keys and values. A model that mixes attention with recurrent layers
-must keep an attention layer, because only attention layers count positions. Its decode loss is
-computed token by token.
+A model that mixes attention with recurrent layers must keep an attention layer, because only
+attention layers count positions.
 
 ## Refused ({len(found[REFUSED])})
 
-{by_reason(found[REFUSED])}
+{names(found[REFUSED])}
 
-## Undecided or not built ({len(untested)})
+A run names the reason.
 
-{", ".join(one.name.replace("ForCausalLM", "") for one in untested)}.
+## Not tested ({len(untested)})
+
+{names(untested)}
+
+No tiny instance can be made or run here, or the full model's own `generate` differs from its
+forward pass.
 
 ## Method
 
-Each instance has {NUM_LAYERS} layers of width 32 and all kinds of layers of its class. All layers
-read a prompt of {PROMPT_LEN} tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))},
-and the layers of each kind alone, generate {STEPS} tokens. The reference runs the full model
-without a cache, and its skipped layers return their input after the prompt. Greedy tokens (except
-ties within {NEAR:g} standard deviations of the logits) and the logits of the decode loss must be
-equal. The fast engine must agree with `generate`, and a padded batch with single prompts. Options
-that the tiny instance lacks are not covered.
+All layers read a prompt, then several sets of kept layers generate {STEPS} tokens. Tokens and
+logits must equal those of the full model without a cache, whose skipped layers return their input
+after the prompt. Options that the tiny instance of {NUM_LAYERS} layers lacks are not covered.
 """
 
 

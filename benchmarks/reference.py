@@ -3,7 +3,7 @@ configuration keys, too.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ulskip_cli.experiments.record import SECTIONS, Benchmark, LmEval, Quality, 
 from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
-YES = "✓"
 SECTION_TITLES = (
     *("Request", "Schedule", "Timed pairs", "Quality", "Throughput"),
     *("Rows of a bench", "Rows of lm-eval", "Provenance"),
@@ -33,17 +32,24 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     yield ""
 
 
-def matrix(columns: Mapping[str, frozenset[Need]], needs: Iterable[Need]) -> Iterator[str]:
-    """Yield a table of needs, and of what supports them; a need that all support is left out."""
+def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
+    """Yield a table of what engines or commands do not support; equal ones share a row."""
     names: dict[frozenset[Need], list[str]] = {}
-    for name, supports in columns.items():
-        names.setdefault(supports, []).append(f"`{name}`")
-    rows = (
-        [need.text, *(YES if need in supports else "" for supports in names)]
-        for need in needs
-        if not all(need in supports for supports in names)
+    for name, supported in supports.items():
+        names.setdefault(supported, []).append(f"`{name}`")
+    yield from table(
+        ["", "does not support"],
+        (
+            [", ".join(group), texts(ALL - supported)]
+            for supported, group in names.items()
+            if supported != ALL
+        ),
     )
-    yield from table(["", *map(", ".join, names.values())], rows)
+
+
+def texts(needs: Set[Need]) -> str:
+    """Return the texts of needs in the order of their declaration."""
+    return ", ".join(need.text for need in Need if need in needs)
 
 
 def combinations() -> str:
@@ -62,38 +68,23 @@ def combinations() -> str:
     pages = [
         "# What works with what",
         "",
-        "A request that needs something which its engine, its command or another option does not",
-        "support is refused in one line before weights are loaded. The line names an option that",
-        "works. `make reference` prints this page from the sets that decide it.",
+        "Every combination that is not listed here works. The others are refused before weights",
+        "are loaded, in one line that names an option that works.",
         "",
         "## Engines",
         "",
-        (
-            "`engine=auto` uses `torch` if it supports the request, and otherwise `transformers`."
-            " Every"
-        ),
-        "engine supports what is not listed.",
-        "",
-        *matrix(engines, Need),
+        *refusals(engines),
         "## Commands",
         "",
-        "Every command accepts what is not listed; a command ignores keys that it does not read.",
+        "`ulskip plan` supports all. A command ignores keys that it does not read.",
         "",
-        *matrix(COMMANDS, Need),
-        "## Needs that exclude others",
-        "",
-        "Two needs that are not listed here can be combined.",
+        *refusals(COMMANDS),
+        "## Options that exclude others",
         "",
         *table(
             ["", "cannot be combined with"],
-            (
-                [need.text, ", ".join(other.text for other in Need if other not in supports)]
-                for need, supports in together.items()
-            ),
+            ([need.text, texts(ALL - supports)] for need, supports in together.items()),
         ),
-        "## What does without",
-        "",
-        *table(["need", "use instead"], ([need.text, plain(need.remedy)] for need in Need)),
     ]
     return "\n".join(pages).rstrip() + "\n"
 
@@ -123,8 +114,14 @@ def row_keys() -> str:
     """Return the reference of the keys of a row, which docs/results.md contains."""
 
     def lines(kind: type[Section], but: Iterable[str] = ()) -> list[str]:
-        fields = kind.model_fields.items()
-        return [f"- `{key}`: {field.description}." for key, field in fields if key not in but]
+        fields = kind.model_fields
+        ends = {f"{key}{end}" for key in fields for end in ("_low", "_high")}
+        return [
+            f"- `{key}`{' (`_low`, `_high`)' if f'{key}_low' in fields else ''}:"
+            f" {field.description}."
+            for key, field in fields.items()
+            if key not in ends.union(but)
+        ]
 
     parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
     for kind, title in zip(SECTIONS, SECTION_TITLES, strict=True):
@@ -184,11 +181,6 @@ def default_cell(value: Any) -> str:
         return "…"
     text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
     return f"`{cell(text)}`"
-
-
-def plain(text: str) -> str:
-    """Return options in code and other words as they are."""
-    return f"`{text}`" if "=" in text and " " not in text else text
 
 
 def cell(text: str) -> str:

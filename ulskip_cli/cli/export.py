@@ -1,4 +1,4 @@
-"""`ulskip export`."""
+"""The command `ulskip export`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ulskip score`."""
+"""The command `ulskip score`."""
 
 import json
 from dataclasses import asdict

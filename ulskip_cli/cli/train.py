@@ -1,4 +1,4 @@
-"""`ulskip train`."""
+"""The command `ulskip train`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`ulskip tune`."""
+"""The command `ulskip tune`."""
 
 import json
 from pathlib import Path

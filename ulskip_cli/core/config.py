@@ -408,13 +408,13 @@ def _values(
         if override.is_sweep_override():
             line = str(override.input_line)
             raise UsageError(
-                f"expected one value, got '{line}'; write a list as {line.replace('=', '=[', 1)}],"
-                f" a decimal number with a point, a grid as `ulskip sweep {line}`"
+                f"expected one value, got '{line}'; for a list write"
+                f" {line.replace('=', '=[', 1)}], for a decimal number use a point, for a grid run"
+                f" `ulskip sweep {line}`"
             )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
-                f"{key} is not supported as an override, because it belongs to the file of {group};"
-                f" use {group}=NAME"
+                f"{key} cannot be set, because the file of {group} sets it; use {group}=NAME"
             )
     given = {
         override.key_or_group: _choice_name(override, extra_dir)

@@ -70,8 +70,9 @@ def keys_of(
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
-    """Walk the fields of a class; `values` replace defaults, and keys that name no commands get the
-    `inherited` ones.
+    """Yield the keys of a class.
+
+    `values` replace the defaults. A key that declares no commands gets the `inherited` commands.
     """
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:

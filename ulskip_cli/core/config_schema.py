@@ -293,7 +293,7 @@ class Config(Shared):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def recorded(self) -> Table:
-        """Return what a row stores: the values that differ from their defaults, change results and
+        """Return the values that a row stores: they differ from the defaults, change results, and
         are used.
         """
         return self._canonical().changed(only_results=True)

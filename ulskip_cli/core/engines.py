@@ -148,8 +148,9 @@ def engine_named(name: str) -> Engine:
 
 
 def copies_weights(name: str) -> bool:
-    """Return True if the engine in a row has its own copy of the weights, because it decodes with
-    another library than torch; an engine that is not installed counts too.
+    """Return True if the engine of a row has its own copy of the weights.
+
+    These are the engines of other libraries than torch, and engines that are not installed.
     """
     return name not in METHODS and (name not in engine_names() or engine_class(name).is_runtime)
 

@@ -75,8 +75,9 @@ def is_likely_here(measured: Mapping[str, object]) -> bool:
 
 @contextlib.contextmanager
 def offline_if_hub_unreachable() -> Iterator[None]:
-    """Use only the local cache inside the block if the hub cannot be reached; the next block checks
-    again.
+    """Use only the local cache inside the block if the hub cannot be reached.
+
+    Every block checks the hub again.
     """
     from huggingface_hub import constants
 

@@ -68,7 +68,9 @@ def check_training(config: TrainingConfig) -> None:
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
     if train.responses != "reference" and config.model.source == "random":
-        raise UsageError("model=random has no answers of its own; use train.responses=reference")
+        raise UsageError(
+            "answers of model=random are no training data; use train.responses=reference"
+        )
     if train.method == "adapter":
         _check_adapter_training(config)
         return

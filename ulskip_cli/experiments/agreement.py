@@ -94,8 +94,9 @@ def compare(full: Tensor, own: Tensor, mask: Tensor) -> tuple[float, float]:
 def mean_interval(
     key: str, sums: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Compute the mean over all positions from the sums and the numbers of positions of answers,
-    with a 95% bootstrap interval over answers.
+    """Return the mean over all positions, and its 95% bootstrap interval over answers.
+
+    Each answer has a sum and a number of positions.
     """
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])

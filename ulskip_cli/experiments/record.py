@@ -207,9 +207,8 @@ class Point(Section):
     experiment: Text = value("name of the results folder")
     identity: Text = value("hash of the configuration")
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; it may have run in another engine"
-        " (`baseline_engine`) or be another model (`alternatives.models`), and then"
-        " `predicted_speedup` is left out"
+        "row of the full model that this row is compared with; `predicted_speedup` is left out if"
+        " it ran in another engine (`baseline_engine`) or is another model (`alternatives.models`)"
     )
     model: Text = value("the model", setting=True)
     task: Text = value("the task; left out by `ulskip bench`", setting=True)
@@ -226,11 +225,11 @@ class Point(Section):
         "options of the strategy that differ from the defaults", default={}
     )
     correction: CorrectionUsed | None = value(
-        "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they"
-        " were made ([adapters](adapters.md)); in a bench, patches are zero"
+        "the [patches or adapter](adapters.md): name, kind, rank, path, and how they were made; in"
+        " a bench, patches are zero"
     )
     draft_tokens: int | str | None = value(
-        "most drafts per check, a number or `auto`; 0: none", setting=True
+        "largest number of drafts per check, or `auto`; 0 without drafts", setting=True
     )
     batch_size: Count = value("sequences decoded together", setting=True, default=...)
     prompt_layers: Text = value("layers that encode the prompt", setting=True)
@@ -242,8 +241,7 @@ class Point(Section):
     seed: Whole = value("the seed", setting=True)
     chat: Flag = value("true if prompts used the chat template", setting=True)
     config: Row = value(
-        "configuration: the values that differ from the defaults and change results;"
-        " `configs/ID.yaml` has all",
+        "values of the configuration that differ from the defaults and change results",
         default={},
     )
 
@@ -310,10 +308,9 @@ class Schedule(Section):
         Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
     )
     predicted_speedup: Ratio | None = value(
-        "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head;"
-        " with a `unit`, a layer that is not kept counts without its attention or MLP; with drafts,"
-        " the tokens gained over the time that measured costs give for drafts and checks, in plain"
-        " steps",
+        "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
+        " final norm and the output head; with drafts, computed from the measured costs of drafts"
+        " and checks",
         Column(
             "pre-\ndicted",
             ".2f",
@@ -325,8 +322,8 @@ class Schedule(Section):
         "bytes that a drafting step reads, divided by those of a full step"
     )
     latency_fit: Row | None = value(
-        "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen"
-        " `depth`, predicted speedup"
+        "with `ratio_basis=latency`: step seconds by depth, the fit, the rounds (`trials`),"
+        " `offset`, the chosen `depth`, predicted speedup"
     )
     calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
@@ -351,8 +348,8 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median, by order statistics: seven pairs"
-        " give 98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
+        "probability that the intervals contain the true median: 98.4% with seven pairs; rows"
+        " without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
@@ -363,8 +360,7 @@ class Timing(Section):
         "smaller than `batch_size` if a batch did not fit into memory"
     )
     other_cpus: Rate | None = value(
-        "mean number of CPUs that other processes used during the pairs; left out if the pairs took"
-        " less than 0.5 s",
+        "mean number of CPUs that other processes used during the pairs",
         Column("other\nCPUs", ".1f", leaves=7),
     )
     prefill_seconds: Number | None = value("median seconds of prefill per batch")
@@ -406,8 +402,7 @@ class Quality(Section):
     agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share | None = value("upper end of its interval")
     kl_divergence: Number | None = value(
-        "mean divergence there of the schedule's next token from the full model's,"
-        " KL(full || schedule), nats",
+        "mean KL(full || schedule) of the next token at the same positions, in nats",
         Column("KL", ".2f", leaves=6, tip="divergence from the full model, nats per token"),
     )
     kl_divergence_low: Number | None = value("lower end of its interval")
@@ -430,7 +425,7 @@ class Quality(Section):
         "smaller than `batch_size` if a batch did not fit into memory"
     )
     peak_memory_bytes: Count | None = value(
-        "peak during generation (CUDA allocator, else resident memory of the process)"
+        "peak during generation, of the CUDA allocator or else of the process"
     )
 
     @property
@@ -468,8 +463,7 @@ class Throughput(Section):
     decode_seconds: Number | None = value("decode seconds in these rates")
     total_seconds: Number | None = value("seconds of prefill and decode in these rates")
     compile_seconds: Number | None = value(
-        "compilation, or export and loading for an engine on another library; excluded from all"
-        " times"
+        "compilation, or conversion for an engine on another library; excluded from all times"
     )
     acceptance_rate: Share | None = value(
         "accepted share of drafts",
@@ -500,8 +494,8 @@ class Benchmark(OverReference):
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number | None = value(
-        "these bytes per second, as a share of the read bandwidth, from rounds; left out above 1,"
-        " because then the limit was not measured"
+        "`step_bytes` per second, divided by the rate of `machine_limits`, from rounds; left out"
+        " above 1"
     )
     full: FullSide | None = value("the same values of the full model")
 
@@ -526,7 +520,7 @@ class Provenance(Section):
     environment.
     """
 
-    finished_at: Text = value("time (UTC)")
+    finished_at: Text = value("time of the end (UTC)")
     engine: Text = value(
         "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
     )
@@ -584,7 +578,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def key(self) -> tuple[str, str]:
-        """The folder and the id, which name a record among those of several folders."""
+        """The folder and the id. Together they identify a record of any folder."""
         return self.folder, self.id
 
     @property

@@ -312,8 +312,9 @@ def from_records(new: Record, old: Record, metric: str) -> Difference:
 
 
 def apart(record: Record, other: Record, metric: str) -> bool:
-    """Return True if the interval of two records' difference excludes zero; both intervals count as
-    independent.
+    """Return True if the interval of the difference of two records excludes zero.
+
+    The intervals of the two records count as independent.
     """
     half, scores = _half_width(record, other, metric), (record.value(metric), other.value(metric))
     return half is not None and None not in scores and abs(scores[0] - scores[1]) > half

@@ -77,7 +77,7 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tupl
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """Return the token ids of each row without those where `mask` [batch, length] is 0."""
+    """Return the token ids of each row without padding, which has 0 in `mask` [batch, length]."""
     return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
 
 

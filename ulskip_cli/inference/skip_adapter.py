@@ -120,7 +120,7 @@ class SkipAdapter:
                 if not tensor.is_floating_point():
                     raise ValueError(f"{name} has the type {tensor.dtype}, not a float")
             if record.pop("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
+                raise ValueError(f"the format in {RECORD} is not {FORMAT}")
             kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -166,7 +166,7 @@ def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:
-    """List the measured bandwidth of every device and number of threads."""
+    """Return the measured read bandwidth of each device and number of threads, as text."""
     lines = {}
     for record in records:
         if record.machine_limits and record.environment:

@@ -343,7 +343,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def csv_text(lines: Sequence[Mapping[str, object]], heads: Sequence[str]) -> str:
-    """Write lines as CSV; a quote begins a text that a spreadsheet would run as a formula."""
+    """Return lines as CSV. Texts that a spreadsheet would run as a formula get a leading quote."""
     plain = [{head: _without_formula(line.get(head)) for head in heads} for line in lines]
     frame = pd.DataFrame(plain, columns=list(heads), dtype=object)
     text: str = frame.rename(columns=_without_formula).to_csv(index=False, lineterminator="\n")

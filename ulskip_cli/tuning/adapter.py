@@ -36,7 +36,7 @@ def training_size(
     seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
     if seconds < MIN_SECONDS and tuned.adapter == AUTO:
         raise NotApplicable(
-            f"expected {MIN_SECONDS:.0f} seconds of the budget for a training, got "
+            f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
             f"{max(0.0, seconds):.0f}; raise budget={tuned.budget:g}, or use adapter=always"
         )
     steps, seconds = tuned.adapter_steps, max(seconds, MIN_SECONDS)

@@ -225,9 +225,8 @@ def _candidate(
     parts = {key.partition(".")[0] for key in keys}
     if "strategy" not in keys or parts - {"strategy", "correction"}:
         raise UsageError(
-            "expected candidates with strategy=NAME and keys of strategy and correction, got"
-            f" '{text[:80]}'; e.g. candidates=['strategy=search strategy.budget=20'], and other"
-            " keys beside candidates"
+            "expected candidates with strategy=NAME and keys of strategy and correction only, got"
+            f" '{text[:80]}'; for example candidates=['strategy=search strategy.budget=20']"
         )
     if "correction" in keys and f"correction={config.correction.name}" not in words:
         # Another correction has other options.

@@ -106,8 +106,8 @@ class Tuning:
         for candidate in candidates:
             step = f"{candidate.label} at {num_kept} layers"
             if ranked and not self._in_time(step, TRIAL_SHARE):
-                advice = f"raise budget={self.config.budget:g}"
-                self.progress.note(f"left out for time: {step}; {advice}")
+                advice = f"to include it, raise budget={self.config.budget:g}"
+                self.progress.note(f"no time is left for {step}; {advice}")
             elif trial := self._try(step, candidate, num_kept):
                 ranked.append((trial, candidate))
                 ranked.sort(key=lambda pair: pair[0].loss)
@@ -116,7 +116,7 @@ class Tuning:
                 word = "the best so far" if best is trial else word
                 self.progress.note(f"{step}: decode loss {trial.loss:.3f} ({word})")
         if not ranked:
-            raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
+            raise RunError(f"no candidate works with {num_kept} layers; set other candidates=[...]")
         # Of candidates with the same layers and kind of patch, only the best is measured.
         distinct: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
         for trial, candidate in ranked:

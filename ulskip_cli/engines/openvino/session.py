@@ -1,4 +1,4 @@
-"""The session of OpenVINO: traced views, each with a request of its own."""
+"""The session of OpenVINO, which has a traced model and an inference request for each view."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -74,8 +74,8 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
         sweep.update()
         if sweep.to_do and not (options.fail_fast and sweep.failures()):
             raise RunError(
-                f"{len(sweep.to_do)} of {len(jobs)} points are left, because all workers ended,"
-                f" e.g. out of memory; see {logs}, and run the same command again to continue"
+                f"{len(sweep.to_do)} of {len(jobs)} points did not run, because all workers ended"
+                f" (perhaps out of memory); see {logs}, and run the same command again to continue"
             )
     records = {job.id: sweep.settled[job.id] for job in jobs if job.id in sweep.settled}
     return SweepOutcome(sum(job.requested for job in jobs), records, sweep.failures())
