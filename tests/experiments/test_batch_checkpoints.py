@@ -30,6 +30,11 @@ def read(path, order=ORDER, **origin):
     return BatchCheckpoints(path, ORIGIN | origin).batches(order)
 
 
+def test_finished_batches_are_read_back(path):
+    stored = [(batch.output, batch.batch_size, batch.peak_memory_bytes) for batch in read(path)]
+    assert stored == [(FIRST, 2, 100), (SECOND, 1, 200)]
+
+
 def test_a_batch_that_was_cut_off_is_dropped_and_the_file_goes_on_whole(path):
     path.write_bytes(path.read_bytes()[:-20])
     again = BatchCheckpoints(path, ORIGIN)

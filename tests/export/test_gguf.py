@@ -1,11 +1,12 @@
 import pytest
 import transformers
 
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
 
 gguf = pytest.importorskip("gguf")
+from ulskip_cli.export.gguf import pre_tokenizer_name  # noqa: E402 - needs gguf
 
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
@@ -58,3 +59,19 @@ def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, mo
         with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
             export(model_folder, tmp_path / to)
         assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_pre_tokenizer_names():
+    level = {"type": "ByteLevel", "use_regex": True}
+    assert pre_tokenizer_name(level) == "gpt-2"
+    assert (
+        pre_tokenizer_name(
+            {
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Digits", "individual_digits": True}, level],
+            }
+        )
+        == "smollm"
+    )
+    with pytest.raises(UsageError, match="Whitespace"):
+        pre_tokenizer_name({"type": "Whitespace"})

@@ -1,8 +1,23 @@
+import pytest
 import torch
-from reference import one_stage, random_ids
+from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
 
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
+
+KEPT_SETS = [tuple(range(NUM_LAYERS)), (0, 2, 5), (3, 4, 5)]
+
+
+@pytest.mark.parametrize("kept", KEPT_SETS)
+def test_two_passes_equal_the_uncached_reference(model, kept):
+    prompt, response = random_ids(2, 7), random_ids(2, 5, seed=1)
+    view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
+    logits = response_logits(
+        model, one_stage(view, kept), prompt, torch.ones_like(prompt), response
+    )
+    ids = torch.cat([prompt, response], 1)
+    expected = reference_logits(model, ids, torch.ones_like(ids), 7, kept)[:, 6:-1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_changes_no_loss(model):

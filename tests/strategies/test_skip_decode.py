@@ -6,9 +6,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from reference import NUM_LAYERS, reference_greedy
 
+from ulskip_cli.core import schedule
 from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
@@ -64,6 +65,18 @@ def test_a_calibration_fills_in_the_horizon():
     assert SkipDecode(**found.options).is_calibrated
     assert found.notes["mean_kept_layers"] == pytest.approx(6, rel=0.02)
     assert found.notes["mean_output_tokens"] == 21
+
+
+def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
+    config = compose(["strategy=skip_decode", "strategy.horizon=20"])
+    plan = make_plan(config, read_metadata(config.model))
+    assert plan.target_kept == 6
+    assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
+    assert plan.layer_ratio == pytest.approx(2, abs=0.02)
+    assert not plan.warnings
+    assert plan.predicted_speedup == pytest.approx(
+        read_metadata(config.model).weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
+    )
 
 
 def test_bad_options_and_no_clock():

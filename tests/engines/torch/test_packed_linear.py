@@ -102,6 +102,15 @@ def test_changed_weights_are_packed_again(llama):
         torch.testing.assert_close(packing_of(llama)(ids, use_cache=False).logits, 2 * before)
 
 
+def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
+    set_free_memory(monkeypatch, 0)
+    assert choose_linear_backend(llama).name == "torch"
+    assert choose_linear_backend(llama).reason
+    assert packing_of(llama) is llama
+    monkeypatch.undo()
+    assert packing_of(llama.to(torch.float16)) is llama
+
+
 @pytest.mark.parametrize(("before", "after"), [(2**40, 0), (0, 2**40)], ids=["shrinks", "grows"])
 def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     llama, monkeypatch, before, after
