@@ -71,15 +71,10 @@ def model_folder(tokenizer, tmp_path_factory):
     """Save a random Llama with its tokenizer, as a Hugging Face model folder."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    options = {
-        **NEW_STYLE,
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-    }
-    transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**options, tie_word_embeddings=True)
-    ).save_pretrained(folder)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    options = {**NEW_STYLE, **ends, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    config = transformers.LlamaConfig(**options)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -102,13 +97,8 @@ def ulskip(capsys):
 @pytest.fixture
 def quick():
     """Return overrides for few examples, tokens and timed pairs."""
-    return [
-        "limit=3",
-        "decoding.max_new_tokens=4",
-        "speed.pairs=2",
-        "speed.warmup=0",
-        "speed.new_tokens=3",
-    ]
+    few = ["limit=3", "decoding.max_new_tokens=4"]
+    return [*few, "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 
 
 @pytest.fixture
@@ -116,13 +106,8 @@ def overrides(model_folder, tmp_path, quick):
     """Return overrides for the saved model and a temporary results folder, with few examples,
     tokens and timed pairs.
     """
-    return [
-        "model=hf",
-        f"model.path={model_folder}",
-        "model.dtype=float32",
-        f"results_dir={tmp_path}",
-        *quick,
-    ]
+    model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32"]
+    return [*model, f"results_dir={tmp_path}", *quick]
 
 
 @pytest.fixture

@@ -37,16 +37,9 @@ RECIPES = {
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
     Need.MEMORY_BUDGET: ["memory_budget=1GiB"],
 }
-SMALL = [
-    *["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "speed.pairs=1"],
-    *[
-        "speed.warmup=0",
-        "speed.new_tokens=4",
-        "speed.prompt_tokens=4",
-        "batch_size=2",
-        "baseline=false",
-    ],
-]
+SMALL = ["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "batch_size=2"]
+SMALL += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4"]
+SMALL.append("baseline=false")
 
 
 def overrides_for(*needs, supports=ALL, **paths):

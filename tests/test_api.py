@@ -75,6 +75,12 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"prompts": "text"}, "list of strings"),
+        ({"prompts": [""]}, r"prompts\[0\]"),
+        ({"prompts": ["a", 5]}, "list of strings"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"kept": [0, 1.5]}, "kept"),
+        ({"seed": "x"}, "seed"),
         ({"max_new_token": 3}, "'max_new_token'.*'max_new_tokens'"),
         ({"max_new_tokens": 0}, "max_new_tokens.* 0"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
@@ -91,19 +97,11 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
 )
 def test_what_cannot_be_is_refused(loaded, options, match):
     with pytest.raises(UsageError, match=match):
-        api.generate(*loaded, ["a"], **options)
+        api.generate(*loaded, **{"prompts": ["a"], **options})
 
 
-def test_an_evaluation_is_a_run(model_folder, tmp_path):
-    records = api.evaluate(
-        f"model.path={model_folder}",
-        "limit=3",
-        "decoding.max_new_tokens=4",
-        "speed.pairs=2",
-        "speed.warmup=0",
-        "speed.new_tokens=3",
-        f"results_dir={tmp_path}",
-    )
+def test_an_evaluation_is_a_run(model_folder, tmp_path, quick):
+    records = api.evaluate(f"model.path={model_folder}", f"results_dir={tmp_path}", *quick)
     assert [record.strategy for record in records] == ["full", "unified"]
     assert (tmp_path / "default" / "table.md").is_file()
     with pytest.raises(UsageError, match="ratio=9"):
@@ -120,21 +118,18 @@ def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
         tensors[f"patch.0.{layer}.linear.bias"] = 9 * torch.randn(32, generator=generator)
     adapter = SkipAdapter(6, ((0, 3, 5),), tensors, {"kind": "full"})
     adapter.save(tmp_path / "adapter")
-    expected = api.generate(
-        model, tokenizer, ["the cat sat"], (0, 3, 5), skip_adapter=adapter, max_new_tokens=6
-    )
+
+    def answer(kept=None, **options):
+        prompts = ["the cat sat"]
+        (answer,) = api.generate(model, tokenizer, prompts, kept, max_new_tokens=6, **options)
+        return answer
+
+    corrected, plain, full = answer((0, 3, 5), skip_adapter=adapter), answer((0, 3, 5)), answer()
     for given in (adapter, tmp_path / "adapter", str(tmp_path / "adapter")):
-        assert (
-            api.generate(model, tokenizer, ["the cat sat"], skip_adapter=given, max_new_tokens=6)
-            == expected
-        )
-    (plain,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), max_new_tokens=6)
-    (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6)
-    assert expected[0].token_ids[0] == plain.token_ids[0] == full.token_ids[0]
-    assert expected[0].token_ids != plain.token_ids
-    assert api.generate(
-        model, tokenizer, ["the cat sat"], range(6), skip_adapter=adapter, max_new_tokens=6
-    ) == [full]
+        assert answer(skip_adapter=given) == corrected
+    assert corrected.token_ids[0] == plain.token_ids[0] == full.token_ids[0]
+    assert corrected.token_ids != plain.token_ids
+    assert answer(range(6), skip_adapter=adapter) == full
 
 
 NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias": torch.zeros(7)}
@@ -153,20 +148,3 @@ NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias":
 def test_an_adapter_that_does_not_fit_is_refused(loaded, adapter, kept, match):
     with pytest.raises(UsageError, match=match):
         api.generate(*loaded, ["a"], kept, skip_adapter=adapter, max_new_tokens=3)
-
-
-@pytest.mark.parametrize(
-    ("named", "options"),
-    [
-        ("list of strings", {"prompts": "text"}),
-        (r"prompts\[0\]", {"prompts": [""]}),
-        ("list of strings", {"prompts": ["a", 5]}),
-        ("batch_size", {"batch_size": 0}),
-        ("batch_size", {"batch_size": 1.5}),
-        ("kept", {"kept": [0, 1.5]}),
-        ("seed", {"seed": "x"}),
-    ],
-)
-def test_arguments_of_other_types_are_named(named, options, loaded):
-    with pytest.raises(UsageError, match=named):
-        api.generate(*loaded, **{"prompts": ["the cat"], **options})

@@ -1,12 +1,10 @@
 """The files around the package agree with it: CITATION.cff, Dockerfile and the CI workflow."""
 
-import json
 import re
 from pathlib import Path
 
 import yaml
 
-from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.environment import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -29,13 +27,3 @@ def test_the_image_copies_files_that_exist_and_are_not_ignored():
     ignored, *exceptions = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored == "*"
     assert {f"!{name}" for name in sources} <= set(exceptions)
-
-
-def test_the_default_command_of_the_image_is_valid(capsys):
-    entrypoint, command = (
-        json.loads(re.search(rf"^{key} (.+)", DOCKERFILE, re.MULTILINE)[1])
-        for key in ("ENTRYPOINT", "CMD")
-    )
-    assert (entrypoint, command[0]) == (["ulskip"], "run")
-    assert invoke([*command, "--print-config"]) == 0
-    assert "ratio: 2.0" in capsys.readouterr().out

@@ -6,37 +6,17 @@ from ulskip_cli import __version__
 
 
 def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
-    grid = ["strategy=full,unified,top_skip", "ratio=2,3", *overrides]
+    grid = ["strategy=full,unified", "ratio=2,3", *overrides]
     assert ulskip("sweep", *grid)[0] == 0
     rows = (tmp_path / "default" / "runs.jsonl").read_text()
-    assert len(rows.splitlines()) == 5
+    assert len(rows.splitlines()) == 3
     files = {path.name for path in (tmp_path / "default").iterdir()}
     assert {"table4.md", "quality.png", "quality.svg"} <= files
     code, out, err = ulskip("sweep", *grid)
     assert (code, "generate" in err) == (0, False)
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
-    table = [
-        line for line in out.splitlines() if line.startswith(" unified")
-    ]  # a warning may name it too
-    assert len(table) == 2
-
-
-def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
-    from ulskip_cli.core.errors import RunError
-    from ulskip_cli.experiments import runner
-
-    real = runner.run_point
-
-    def sometimes(point, *rest):
-        if point.config.ratio == 2 and point.config.strategy.name != "full":
-            raise RunError("on purpose")
-        return real(point, *rest)
-
-    monkeypatch.setattr(runner, "run_point", sometimes)
-    code, out, err = ulskip("sweep", "ratio=2,3", *overrides)
-    assert (code, len(err.splitlines()[-1:])) == (1, 1)
-    assert "2/6" in out
-    assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+    # a warning may name it too
+    assert len([line for line in out.splitlines() if line.startswith(" unified")]) == 2
 
 
 def for_bench(overrides):
@@ -45,13 +25,8 @@ def for_bench(overrides):
 
 @pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
-    arguments = [
-        "bench",
-        "ratio=2",
-        "batch_size=1,2",
-        *for_bench(overrides),
-        "speed.prompt_tokens=4",
-    ]
+    sizes = ["batch_size=1,2", "speed.prompt_tokens=4"]
+    arguments = ["bench", "ratio=2", *for_bench(overrides), *sizes]
     code, out, err = ulskip(*arguments)
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
@@ -59,15 +34,8 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert "2 engines in rounds" in err
     assert "[3/4] 2 engines in rounds" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    assert files - {".locks"} == {
-        "runs.jsonl",
-        "configs",
-        "table.md",
-        "table.csv",
-        "bench.md",
-        "speedup.png",
-        "speedup.svg",
-    }
+    expected = "runs.jsonl configs table.md table.csv bench.md speedup.png speedup.svg"
+    assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
         (size, engine) for size in (1, 2) for engine in ("torch", "transformers")
@@ -83,45 +51,16 @@ def test_plan(ulskip):
     assert planned["layer_ratio"] == 2.0
 
 
-def test_a_users_own_folder(ulskip, tmp_path):
-    (tmp_path / "strategy").mkdir()
-    text = (
-        "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers:"
-        " [0, 29]\n"
-    )
-    (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    assert "my own" in ulskip("strategies", "--config-dir", tmp_path)[1]
-    assert (
-        "kept: 0, 29"
-        in ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)[1]
-    )
-
-
 def test_version_and_env(ulskip):
     assert ulskip("--version")[1] == f"ulskip {__version__}\n"
     assert json.loads(ulskip("env", "--json")[1])["ulskip"] == __version__
     assert "instruction_set" in ulskip("env")[1]
 
 
-def test_an_interrupted_run_says_so(ulskip, monkeypatch):
-    from ulskip_cli.core import config
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(config, "compose", interrupt)
-    assert ulskip("plan")[0] == 130
-
-
 def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     out = tmp_path / "trained"
-    options = [
-        "train.ratios=[1,2]",
-        "train.max_steps=2",
-        "train.batch_size=4",
-        "limit=8",
-        f"output={out}",
-    ]
+    options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4"]
+    options += ["limit=8", f"output={out}"]
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
     assert code == 0
     assert f"ulskip run model.path={out}" in text

@@ -31,6 +31,7 @@ def complete(monkeypatch, capsys, *words):
         (["run", "decoding."], {"decoding.compile=", "decoding.num_beams="}, {"ratio="}),
         (["run", "strategy=early_exit", "strategy."], {"strategy.batch="}, {"strategy.spacing="}),
         (["run", "prompt_layers="], {"all", "kept"}, set()),
+        (["run", "prompt_l"], {"prompt_layers=all", "prompt_layers=kept"}, set()),
         (["run", "baseline="], {"true", "false"}, set()),
         (["run", "rati"], {"ratio=", "ratio_basis="}, set()),
         (["train", "train=lo"], {"lora"}, {"tiny"}),
@@ -44,10 +45,3 @@ def test_bash_completes_commands_groups_choices_and_keys(
     found = set(complete(monkeypatch, capsys, *words))
     assert expected <= found
     assert not unexpected & found
-
-
-def test_a_unique_key_completes_with_its_value(monkeypatch, capsys):
-    assert complete(monkeypatch, capsys, "run", "prompt_l") == [
-        "prompt_layers=all",
-        "prompt_layers=kept",
-    ]

@@ -50,17 +50,6 @@ def test_config_shows_one_choice_or_one_key(ulskip):
     assert (key["choices"], key["default"]) == (["min", "na"], "min")
 
 
-def test_config_includes_a_users_own_folder(ulskip, tmp_path):
-    (tmp_path / "strategy").mkdir()
-    text = (
-        "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers:"
-        " [0, 29]\n"
-    )
-    (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    out = ulskip("config", "strategy=mine", "--config-dir", tmp_path)[1]
-    assert "my own" in out and "[0, 29]" in out
-
-
 MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.pears": "speed.pairs"}
 
 

@@ -7,7 +7,6 @@ from ulskip_cli.cli.plan import KEPT, plan_lines, strip
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.memory import MemoryPlan
 from ulskip_cli.strategies.plan import Plan, StepSizes
 
 PLAN = Plan(
@@ -26,15 +25,6 @@ def test_a_plan_is_drawn_and_listed():
     assert "kept: 0, 2, 5" in text
     assert "600" in text and "300" in text and "1.82x" in text
     assert "careful" in text
-
-
-def test_a_unit_is_named():
-    text = drawn(unit="attention")
-    assert "3 of 6 attentions" in text and "every MLP runs" in text
-
-
-def test_a_memory_budget_is_shown_beside_full():
-    assert "900; full 450" in drawn(memory=MemoryPlan(900, 450))
 
 
 def test_corrections_are_shown_with_their_bytes():

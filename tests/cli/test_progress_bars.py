@@ -27,14 +27,6 @@ def test_without_a_terminal_each_phase_is_one_line(capsys):
     assert (out, err.splitlines()) == ("", ["[1/3] unified: generate (4)"])
 
 
-def test_tokens_per_second_stand_beside_the_bar(terminal, capsys):
-    with ProgressBars() as bars:
-        report = bars.phase("unified: generate", 4)
-        report(1, "88 tok/s")
-        report(4, "99 tok/s")
-    assert "99 tok/s" in capsys.readouterr().err
-
-
 def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_often(
     monkeypatch, capsys
 ):

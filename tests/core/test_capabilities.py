@@ -9,7 +9,7 @@ from needs import overrides_for
 from ulskip_cli import api
 from ulskip_cli.core import capabilities, engines
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
-from ulskip_cli.core.config import compose, preset
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import read_metadata
@@ -103,9 +103,3 @@ def test_an_engine_that_lacks_a_need_names_one_that_has_it(need):
         capabilities.check_engine("none", frozenset(), {need}, lambda: sets)
     assert need.remedy in str(caught.value)
     assert not able or f"engine={able[0]}" in str(caught.value)
-
-
-def test_no_needs_are_supported_everywhere():
-    assert preset("strategy", "full").keeps_all
-    for command in COMMANDS:
-        capabilities.check(frozenset(), command)

@@ -3,7 +3,6 @@ import yaml
 
 from ulskip_cli.core import config
 from ulskip_cli.core import config_reference as reference
-from ulskip_cli.core.errors import UsageError
 
 
 def every_key():
@@ -61,31 +60,6 @@ def test_the_commented_yaml_is_the_configuration(compose):
     commented = [line for line in keys if "  # " in line]
     assert len(commented) > 0.7 * len(keys)
     assert all(line.rstrip() == line for line in text.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("a: [", r"mine\.yaml, line"),
-        ("- a", r"mine\.yaml"),
-        ("defaults: [mine]", "mine -> mine"),
-        ("defaults: [nothing]", "nothing"),
-        ("name: mine", r"_target_.*mine\.yaml"),
-        ("_target_: ulskip_cli.strategies.static.Full", r"name.*mine\.yaml"),
-        ("_target_: ulskip_cli.core.files.lock\nname: mine", r"files\.lock"),
-        ("_target_: no.such.Thing\nname: mine", r"no\.such\.Thing"),
-    ],
-)
-def test_a_users_broken_file_is_named(text, named, tmp_path):
-    (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    with pytest.raises(UsageError, match=named):
-        reference.group_keys("strategy", "mine", tmp_path)
-
-
-def test_a_missing_folder_of_configs_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="nowhere"):
-        reference.describe_choices("strategy", tmp_path / "nowhere")
 
 
 def test_texts_with_unusual_line_breaks_stay_one_value():

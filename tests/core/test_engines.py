@@ -4,12 +4,9 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
-from ulskip_cli.core.engines import engine_class, engine_names
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
-from ulskip_cli.strategies.plan import make_plan
 
 LLAMA = "engine=llama_cpp"
 
@@ -22,16 +19,9 @@ def installed(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["decoding.engine=fast"], "engine"),
         (["engine=lama_cpp"], "lama_cpp.*llama_cpp"),
         ([LLAMA, "engine.weights=q5"], r"engine\.weights.*q5.*q8_0"),
         (["engine.weights=q4_0"], r"engine\.weights=q4_0.*model\.dtype"),
-        ([LLAMA, "decoding=beam"], "beam.*engine=transformers"),
-        ([LLAMA, "decoding.stop=[x]"], "engine=transformers"),
-        ([LLAMA, "decoding=self_speculative"], "engine=torch"),
-        ([LLAMA, "correction=patch"], "correction=none"),
-        ([LLAMA, "model.quantization=bnb-nf4"], r"model\.quantization=null"),
-        ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
         ([LLAMA, "decoding.compile=layers"], r"decoding\.compile=auto"),
     ],
     ids=" ".join,
@@ -39,22 +29,6 @@ def installed(monkeypatch):
 def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, named):
     with pytest.raises(UsageError, match=named):
         compose(overrides)
-
-
-def test_a_depth_that_the_tokens_decide_is_refused():
-    with pytest.raises(NotApplicable, match=r"engine=llama_cpp.*engine=torch"):
-        make_plan(
-            compose([LLAMA, "strategy=early_exit", "batch_size=1"]), ModelMetadata(12, None, None)
-        )
-
-
-@pytest.mark.parametrize("engine", ["auto", "llama_cpp"])
-def test_every_engine_runs_a_fractional_depth_in_two_stages(engine):
-    config = compose([f"engine={engine}", "ratio_basis=latency", "speed.new_tokens=11"])
-    plan = make_plan(config, ModelMetadata(12, None, None), 4.4)
-    assert plan.mean_kept(10) == pytest.approx(4.4)
-    assert len(plan.later_stages) == 1
-    assert not plan.warnings
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
@@ -84,9 +58,3 @@ def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(la
     assert eight.head == four.head and sum(four.layers) < sum(eight.layers) < sum(sizes.layers)
     kept = range(len(layers) // 2)
     assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6
-
-
-def test_every_runtime_names_formats_and_how_to_install_it():
-    for name in engine_names():
-        engine = engine_class(name)
-        assert engine.is_runtime == bool(engine.formats) == bool(engine.install), name

@@ -71,7 +71,7 @@ def test_a_line_that_a_crash_cut_off_is_ended_and_skipped(tmp_path):
     assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.lists(st.dictionaries(st.text(), st.integers() | st.text(), max_size=3), max_size=5))
 def test_any_object_survives_a_line(rows):
     with tempfile.TemporaryDirectory() as folder:

@@ -48,10 +48,6 @@ class Sender:
 def in_class_body(*args):
     type("Made", (), {{"sender": Sender()}})
 
-"""
-WRAPPED_AT_IMPORT = (
-    WRAPPED
-    + """
 class Finder:
     def find_spec(self, name, *rest):
         if name == "typer":
@@ -59,21 +55,11 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
-)
-WRAPPED_IN_COMMAND = (
-    WRAPPED
-    + """
-from ulskip_cli.core import config
-
-config.compose = in_class_body
-"""
-)
 MOMENTS = {
     "import": AT_IMPORT,
     "command": IN_COMMAND,
     "swallowed": SWALLOWED,
-    "wrapped at import": WRAPPED_AT_IMPORT,
-    "wrapped in command": WRAPPED_IN_COMMAND,
+    "wrapped": WRAPPED,
 }
 
 
@@ -93,11 +79,13 @@ def ran(moment, name, before=heed_all):
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(("name", "code"), SIGNALS.items())
-def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name, code):
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [*((moment, "SIGTERM") for moment in MOMENTS), ("command", "SIGINT"), ("command", "SIGHUP")],
+)
+def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name):
     ended = ran(MOMENTS[moment], name)
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (code, 1), ended.stderr
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (SIGNALS[name], 1), ended.stderr
     assert ended.stderr.startswith("ulskip: interrupted")
 
 

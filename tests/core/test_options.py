@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import Options, load_json, option, parse
 
@@ -46,33 +45,22 @@ MISFITS = [
     ({"share": float("nan")}, "p.share", "a number", "NaN"),
     ({"share": float("inf")}, "p.share", "a number", "Infinity"),
     ({"mode": "fats"}, "p.mode", "fast", "fats"),
-    ({"mode": None}, "p.mode", "fast", "None"),
     ({"kind": "c"}, "p.kind", "a", "c"),
     ({"count": -1}, "p.count", "a whole number >= 0 or auto", "-1"),
-    ({"count": "some"}, "p.count", "a whole number >= 0 or auto", "some"),
     ({"count": True}, "p.count", "a whole number", "true"),
     ({"limit": 0}, "p.limit", ">= 1", "0"),
     ({"limit": 1.5}, "p.limit", "a whole number or null", "1.5"),
-    ({"limit": False}, "p.limit", "a whole number", "false"),
     ({"on": "maybe"}, "p.on", "true or false", "maybe"),
     ({"layers": [0, "x"]}, "p.layers", "a list of whole numbers", "x"),
     ({"layers": {"0": 1}}, "p.layers", "a list of whole numbers", '{"0": 1}'),
-    ({"layers": None}, "p.layers", "a list of whole numbers", "null"),
     ({"names": [["x"]]}, "p.names", "a list of texts", '["x"]'),
     ({"table": [1]}, "p.table", "{a: 1, b: 2}", "[1]"),
     ({"part": 3}, "p.part", "{a: 1, b: 2}", "3"),
     ({"part": {"size": 10}}, "p.part.size", "<= 9", "10"),
-    ({"part": {"size": "x"}}, "p.part.size", "a whole number", "x"),
     ({"part": {"weights": [1, -1]}}, "p.part.weights", ">= 0", "-1"),
 ]
-PYDANTIC = (
-    "Input should",
-    "validation error",
-    "errors.pydantic.dev",
-    "Extra inputs",
-    "type=",
-    "valid ",
-)
+PYDANTIC = ("Input should", "validation error", "errors.pydantic.dev", "Extra inputs")
+PYDANTIC += ("type=", "valid ")
 
 
 def refusal(kind, values, **more):
@@ -100,12 +88,6 @@ def test_the_file_of_a_misfit_is_named():
         message = refusal(Whole, {**NEEDED, **values}, file=Path("whole.json"))
         assert "whole.json" in message
     assert "whole.json" in refusal(Whole, {}, file=Path("whole.json"))
-
-
-@pytest.mark.parametrize("value", [-1, "some", True, 1.5, None, [1]])
-def test_a_union_names_all_that_it_accepts(value):
-    message = refusal(DecodingConfig, {"draft_tokens": value}, prefix="decoding.")
-    assert "decoding.draft_tokens" in message and "a whole number >= 0 or auto" in message
 
 
 JSON = st.recursive(

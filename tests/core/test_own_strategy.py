@@ -5,7 +5,6 @@ import json
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.options import option
 from ulskip_cli.core.strategy import Strategy
 
 MODULE = '''
@@ -74,31 +73,9 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     assert row["strategy_options"]["side"] == "right"
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("strategy.side=middle", "'left'"),
-        ("strategy.last=-1", "strategy.last >= 0"),
-        ("strategy.last=x", "a whole number"),
-        ("strategy.lsat=3", "strategy.last"),
-    ],
-)
-def test_its_wrong_options_are_one_line(folder, ulskip, override, named):
-    code, out, err = ulskip("plan", "strategy=loudest", override, "--config-dir", folder)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert override.partition("=")[0] in err and named.replace("'left'", "left") in err
-
-
-def test_a_calibrated_option_must_exist():
-    with pytest.raises(TypeError, match="nothing"):
+@pytest.mark.parametrize(("name", "named"), [("nothing", "nothing"), ("unit", "calibrate")])
+def test_a_calibrated_option_exists_and_is_calibrated(name, named):
+    with pytest.raises(TypeError, match=named):
 
         class Broken(Strategy):
-            calibrated = ("nothing",)
-
-
-def test_a_calibrated_strategy_defines_calibrate():
-    with pytest.raises(TypeError, match="calibrate"):
-
-        class Broken(Strategy):
-            last: int | None = option(None, "the last layer")
-            calibrated = ("last",)
+            calibrated = (name,)

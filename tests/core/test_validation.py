@@ -28,6 +28,7 @@ def test_decoding_options_of_python_callers_are_checked():
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
         (["train=lora", "train.lora.rank=0"], r"train\.lora\.rank"),
         (["train=lora", "train.start=zero"], r"train\.start"),
+        (["train.method=full", "train.draft_length=2"], r"train\.draft_length"),
         (["train=lora", "correction.rank=4"], r"correction\.rank"),
         ([*ADAPTER, "train.ratios=[1,2]"], r"train\.ratios"),
         ([*ADAPTER, "prompt_layers=kept"], "prompt_layers=all"),

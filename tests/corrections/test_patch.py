@@ -1,8 +1,7 @@
 import pytest
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config import compose, preset
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections.patch import Patch
@@ -36,10 +35,3 @@ def test_the_predicted_speedup_counts_the_patch_of_each_gap():
 def test_a_kind_decides_need_and_label(kind, need, label):
     patch = Patch(kind=kind)
     assert (patch.needs(), patch.label, patch.is_fitted) == ({need}, label, True)
-
-
-@pytest.mark.parametrize("options", [{"kind": "bias"}, {"rank": 0}, {"responses": "mine"}])
-def test_options_that_cannot_be_are_refused_by_their_key(options):
-    (key,) = options
-    with pytest.raises(UsageError, match=rf"correction\.{key}"):
-        preset("correction", "patch", options)

@@ -3,7 +3,6 @@ import torch
 from reference import NUM_LAYERS, decoder_for, random_ids
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
@@ -110,14 +109,6 @@ def test_tokens_are_reported_as_they_are_generated(llama):
     assert reports[-1] == (4, 32)
     assert reports[0] == (0, 2)
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
-
-
-def test_an_engine_that_supports_the_options_is_chosen(llama):
-    decoder, beams = decoder_for(llama, "ratio=2"), GREEDY.replace(num_beams=2)
-    assert decoder.engine(GREEDY) == ("torch", None)
-    assert decoder.engine(beams) == ("transformers", "decoding.num_beams=2")
-    with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
-        decoder.with_engine("torch").engine(beams)
 
 
 def test_transformers_looks_drafts_up_without_changing_answers(llama):

@@ -127,16 +127,6 @@ def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):
     assert "acme" in {row["engine"] for row in rows_of(tmp_path / "x")}
 
 
-@pytest.mark.usefixtures("acme")
-@pytest.mark.parametrize(
-    "need",
-    ["decoding.do_sample=true", "decoding=beam", "decoding=self_speculative", "engine.weights=q4"],
-)
-def test_what_it_does_not_support_is_refused(need, ulskip):
-    code, _, err = ulskip("plan", "engine=acme", need)
-    assert code == 2 and ("engine=acme" in err or "engine.weights" in err)
-
-
 def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip):
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "acme" in err

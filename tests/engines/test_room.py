@@ -54,15 +54,8 @@ def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
         generate(decoder, *shape)
         for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, None))
     ]
-    assert [output.compile_seconds > 0 for output in outputs] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert outputs[1].compile_seconds == 0
+    loads = [i for i, output in enumerate(outputs) if output.compile_seconds > 0]
+    assert loads == [0, 3] and outputs[1].compile_seconds == 0
     assert RoomySession.closed == before + 1
     assert {(output.engine, output.linear_backend) for output in outputs} == {("roomy", "roomy")}
 
@@ -73,9 +66,8 @@ def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(
 ):
     decoder = decoder_for(weights)
     models = (decoder.model, decoder.view)
-    needed = int(
-        size * sum(parameter.numel() for model in models for parameter in model.parameters())
-    )
+    weights = [parameter.numel() for model in models for parameter in model.parameters()]
+    needed = int(size * sum(weights))
     for spare in (-1, 1):
         free = SimpleNamespace(available=needed + spare)
         monkeypatch.setattr(decoder_module.psutil, "virtual_memory", lambda free=free: free)

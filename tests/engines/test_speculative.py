@@ -71,12 +71,8 @@ def agreeing(model, kept):
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = decoding.without_drafts()
-    return (
-        decoder_for(model)
-        .with_engine("transformers")
-        .generate(ids, mask, DecodeContext(plain, 0), **options)
-        .token_ids
-    )
+    decoder = decoder_for(model).with_engine("transformers")
+    return decoder.generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
 
 
 def compared(model, kept):
@@ -290,15 +286,9 @@ def drawn():
     q_scores, p_scores = torch.randn(DRAFTS, VOCAB_SIZE), torch.randn(DRAFTS + 1, VOCAB_SIZE)
     p_scores[:, -1] = -torch.inf
     q = torch.softmax(q_scores, dim=-1)
-    drafts = torch.stack(
-        [torch.multinomial(q[i], ROWS, replacement=True) for i in range(DRAFTS)], dim=1
-    )
-    return (
-        drafts,
-        q_scores.expand(ROWS, -1, -1),
-        p_scores.expand(ROWS, -1, -1),
-        torch.softmax(p_scores, dim=-1),
-    )
+    drafts = torch.multinomial(q, ROWS, replacement=True).T
+    scores = q_scores.expand(ROWS, -1, -1), p_scores.expand(ROWS, -1, -1)
+    return drafts, *scores, torch.softmax(p_scores, dim=-1)
 
 
 def distance(tokens, shares):

@@ -15,16 +15,9 @@ from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.tasks.jsonl import Jsonl
 
-QUICK = [
-    "speed.pairs=2",
-    "speed.warmup=1",
-    "speed.new_tokens=3",
-    "speed.prompt_tokens=5",
-    "batch_size=2",
-]
-QUICK += ["decoding.compile=off"]  # compiling takes seconds
+QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5"]
+QUICK += ["batch_size=2", "decoding.compile=off"]  # compiling takes seconds
 SHAPE = {
     "model_type": "llama",
     "num_hidden_layers": 6,
@@ -51,13 +44,22 @@ def bandwidth(monkeypatch):
 @pytest.fixture
 def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
-    random = [
-        "model=random",
-        f"model.path={tmp_path / 'shape.json'}",
-        f"results_dir={tmp_path}",
-        "name=b",
-    ]
-    return lambda *overrides: compose([*random, *QUICK, *overrides])
+    random = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
+    where = [f"results_dir={tmp_path}", "name=b"]
+    return lambda *overrides: compose([*random, *where, *QUICK, *overrides])
+
+
+@pytest.fixture
+def adapters(monkeypatch):
+    """The adapters of the decoders that are made, in order."""
+    made, real = [], runner.Decoder
+
+    def decoder(*args, **more):
+        made.append(args[3] if len(args) > 3 else None)
+        return real(*args, **more)
+
+    monkeypatch.setattr(runner, "Decoder", decoder)
+    return made
 
 
 class Bench:
@@ -85,25 +87,19 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
     row = bench.run(point("ratio=2"))
     assert row["measured_speedup_low"] <= row["measured_speedup"] <= row["measured_speedup_high"]
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
-    for key in (
-        "prefill_seconds",
-        "time_per_output_token_seconds",
-        "total_tokens_per_second",
-        "prompt_kv_bytes",
-    ):
-        assert row[key] > 0, key
+    positive = "prefill_seconds time_per_output_token_seconds total_tokens_per_second"
+    assert all(row[key] > 0 for key in [*positive.split(), "prompt_kv_bytes"])
     assert (row["engine"], row["compiled"]) == ("torch", False)
     assert not {"task", "baseline_id", "bleu", "decode_loss"} & row.keys()
-    assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (
+    assert [row[f"timed_{key}"] for key in ("batch_size", "prompt_tokens", "new_tokens")] == [
         2,
         5,
         3,
-    )
+    ]
     assert row["environment"]["packages"]["torch"]
     assert row["training"] == "none: random weights"
-    assert [
-        json.loads(line) for line in (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
-    ] == [row]
+    (line,) = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
+    assert json.loads(line) == row
     assert (tmp_path / "b" / "configs" / f"{row['id']}.yaml").is_file()
     assert not (tmp_path / "b" / "generations").exists()
 
@@ -122,46 +118,26 @@ def test_work_and_shares_are_exact(bench, point):
 @pytest.mark.parametrize(
     ("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)]
 )
-def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypatch, kind, size):
-    adapters, real = [], runner.Decoder
-    monkeypatch.setattr(
-        runner,
-        "Decoder",
-        lambda *args, **more: (
-            adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more)
-        ),
-    )
-    row = bench.run(
-        point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4")
-    )
-    rank = 4 if kind == "low_rank" else None
-    assert row["correction"] == {
-        "name": "patch",
-        "kind": kind,
-        **({"rank": rank} if rank else {}),
-        "values": "zero",
-        "bytes": 2 * 4 * size,
-    }
+def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, adapters, kind, size):
+    patch = ["correction=patch", f"correction.kind={kind}", "correction.rank=4"]
+    row = bench.run(point("ratio=2", *patch))
+    rank = {"rank": 4} if kind == "low_rank" else {}
+    stored = {"name": "patch", "kind": kind, **rank, "values": "zero", "bytes": 2 * 4 * size}
+    assert row["correction"] == stored
     weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
     assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))
     assert row["full"]["step_bytes"] == round(
         4 * (HEAD + NORM + 6 * LAYER) + 2 * 6 * KV * (5 + 3 / 2)
     )
-    tensors = [tensor for adapter in adapters if adapter for tensor in adapter.tensors.values()]
-    assert sum(tensor.numel() for tensor in tensors) == 2 * size
-    assert not any(
-        tensor.any()
-        for adapter in adapters
-        if adapter
-        for name, tensor in adapter.tensors.items()
-        if "down" not in name
-    )
+    tensors = [item for adapter in adapters if adapter for item in adapter.tensors.items()]
+    assert sum(tensor.numel() for _, tensor in tensors) == 2 * size
+    assert not any(tensor.any() for name, tensor in tensors if "down" not in name)
 
 
 SHAPES = {"weight": (32, 32), "bias": (32,)}
 
 
-def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
+def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, adapters):
     pretrained = [f"model.path={model_folder}", f"results_dir={tmp_path}", *QUICK]
     tensors = {
         f"patch.0.{layer}.linear.{name}": torch.ones(size)
@@ -170,14 +146,6 @@ def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
     }
     base = {"model": "m", "fingerprint": fingerprint(compose(pretrained).model)}
     SkipAdapter(6, ((0, 2, 5),), tensors, {"base": base, "kind": "full"}).save(tmp_path / "adapter")
-    adapters, real = [], runner.Decoder
-    monkeypatch.setattr(
-        runner,
-        "Decoder",
-        lambda *args, **more: (
-            adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more)
-        ),
-    )
     pretrained += ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
     row = bench.run(compose([*pretrained, "ratio=2"]))
     assert row["correction"]["path"] == str(tmp_path / "adapter")
@@ -262,19 +230,6 @@ def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypa
     monkeypatch.setattr(benchmark.ReadBandwidth, "measure", lambda self: 1.0)
     row = bench.run(point("ratio=2"))
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
-
-
-def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Jsonl, "examples", lambda self: pytest.fail("a task"))
-    overrides = [
-        f"model.path={model_folder}",
-        "model.dtype=float32",
-        f"results_dir={tmp_path}",
-        "task=jsonl",
-        *QUICK,
-    ]
-    row = bench.run(compose(overrides))
-    assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
 
 
 @pytest.mark.slow

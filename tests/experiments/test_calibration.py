@@ -20,28 +20,16 @@ def ready(tmp_path, model_folder):
     """A configuration, its loaded model and its held-out workload."""
 
     def make(*overrides):
-        small = [
-            "model=hf",
-            f"model.path={model_folder}",
-            "calibration.examples=6",
-            "task.max_new_tokens=5",
-        ]
+        small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6"]
+        small.append("task.max_new_tokens=5")
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
         loaded = load(config.model)
         held_out = find_held_out(config)
         if held_out is None:
             return config, loaded, None
-        plan = make_plan(config, loaded.metadata)
-        point = ResolvedPoint(
-            config,
-            held_out.task,
-            held_out.examples,
-            None,
-            loaded.metadata,
-            plan,
-            "0" * 12,
-            "weights",
-        )
+        plan, ids = make_plan(config, loaded.metadata), ("0" * 12, "weights")
+        data = (held_out.task, held_out.examples, None)
+        point = ResolvedPoint(config, *data, loaded.metadata, plan, *ids)
         return config, loaded, encode_workload(point, loaded.tokenizer)
 
     return make
@@ -56,24 +44,14 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     )
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
-    assert json.loads(file.read_text()) == {
-        key: value for key, value in row.items() if key != "schedule"
-    }
-    monkeypatch.setattr(
-        HeldOutEvaluator, "block_influence", lambda self: pytest.fail("measured again")
-    )
-    again, _ = calibrate_strategy(
-        config.replace(ratio=3.0, batch_size=2), loaded, work, NullProgress()
-    )
-    assert again == found.replace(ratio=3.0, batch_size=2)
-    shared = compose(
-        [
-            "model=hf",
-            f"model.path={config.model.path}",
-            "strategy=custom",
-            f"strategy.file={file.parent / row['schedule']}",
-        ]
-    )
+    assert json.loads(file.read_text()) | {"schedule": row["schedule"]} == row
+    measure = "block_influence"
+    monkeypatch.setattr(HeldOutEvaluator, measure, lambda self: pytest.fail("measured again"))
+    other = {"ratio": 3.0, "batch_size": 2}
+    again, _ = calibrate_strategy(config.replace(**other), loaded, work, NullProgress())
+    assert again == found.replace(**other)
+    schedule = ["strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
+    shared = compose(["model=hf", f"model.path={config.model.path}", *schedule])
     assert make_plan(shared, loaded.metadata).kept_layers == plan.kept_layers
     values = row["options"]
     for damaged in (
@@ -97,13 +75,6 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
         Decoder(loaded.model, make_plan(found, loaded.metadata))
     )
     assert own == pytest.approx(last["loss"], rel=1e-4)
-
-
-def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
-    config, loaded, work = ready("strategy=skip_decode", "ratio=2")
-    found, row = calibrate_strategy(config, loaded, work, NullProgress())
-    assert found.strategy.horizon > 0 and row["notes"]["mean_output_tokens"] <= 5
-    assert make_plan(found, loaded.metadata).later_stages
 
 
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):

@@ -13,18 +13,12 @@ from ulskip_cli.experiments import latency_target
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
     WARM_UP,
-    counts,
     fit_step_latency,
     make_pair_timer,
     solve_depth_for_speedup,
 )
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
-
-
-def test_few_layers_are_counted_once():
-    assert counts(3) == [3, 2]
-    assert counts(12) == [12, 8, 4, 2]
 
 
 def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
@@ -85,23 +79,6 @@ def test_a_target_out_of_reach_is_refused_before_it_is_timed():
     line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
     with pytest.raises(UsageError, match=r"ratio=4 .*latency.* 20%.*ratio <= 3\.00"):
         solve_depth_for_speedup(line, 4, lambda depth: pytest.fail("timed"))
-
-
-def test_pairs_are_those_of_the_depths_plan(llama):
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
-    ids = random_ids(2, 5)
-    measured = make_pair_timer(
-        llama,
-        partial(make_plan, config, facts),
-        [(ids, torch.ones_like(ids))],
-        DecodeContext(config.decoding, 0),
-        config,
-    )
-    for depth in (3.5, 3.25, 3.0):
-        had, ratios = measured(depth)
-        assert had == depth
-        assert len(ratios) == latency_target.MEET_PAIRS
 
 
 @pytest.mark.parametrize(

@@ -113,22 +113,6 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     assert max(len(row) for row in pairs.full[0].token_ids) <= 6
 
 
-def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
-    full, half = full_and_half(llama)
-    generate = Decoder.generate
-
-    def compiled(self, *args, **options):
-        return replace(
-            generate(self, *args, **options), compile_seconds=5.0 if self is half else 9.0
-        )
-
-    monkeypatch.setattr(Decoder, "generate", compiled)
-    ids = random_ids(2, 5)
-    speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
-    assert pairs.compile_seconds == 10.0
-
-
 def pairs_that_ran(llama, monkeypatch, full, strategy):
     """Pairs whose sides say that they were run by other means than they were."""
     every, half = full_and_half(llama)
@@ -211,7 +195,3 @@ def test_a_speedup_has_the_interval_of_its_pairs_and_the_coverage():
     ).timing()
     assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
     assert timing.speedup_interval_coverage == 1 - 2 / 2**6
-
-
-def test_a_schedule_that_was_timed_alone_has_no_interval():
-    assert TimedPairs([], outputs([2, 3]), batch_size=1).timing().speedup_interval_coverage is None

@@ -1,12 +1,9 @@
 import json
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from reference import NEW_STYLE
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PatchShape
@@ -67,22 +64,6 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == saved
 
 
-def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(config):
-    session = Session()
-    plain, patched = (
-        run(config("ratio=2"), session),
-        run(config("ratio=2", "correction=patch"), session),
-    )
-    assert plain[0]["id"] == patched[0]["id"] == patched[-1]["baseline_id"]
-    assert plain[-1]["id"] != patched[-1]["id"]
-    assert plain[-1]["decode_loss"] != patched[-1]["decode_loss"]
-    assert "correction" not in plain[-1]
-    assert (patched[-1]["correction"]["name"], patched[-1]["correction"]["kind"]) == (
-        "patch",
-        "full",
-    )
-
-
 @pytest.fixture
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
@@ -99,13 +80,9 @@ def adapter(config, tmp_path):
 
 
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
-    plain, corrected = (
-        run(config("ratio=2", f"name={name}", *more))
-        for name, more in (
-            ("plain", []),
-            ("corrected", ["correction=adapter", f"correction.path={adapter}"]),
-        )
-    )
+    given = ["correction=adapter", f"correction.path={adapter}"]
+    plain = run(config("ratio=2", "name=plain"))
+    corrected = run(config("ratio=2", "name=corrected", *given))
     assert plain[0]["id"] == corrected[0]["id"]
     assert plain[-1]["id"] != corrected[-1]["id"]
     texts = [
@@ -131,17 +108,10 @@ def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
         run(config("ratio=3", "correction=adapter", f"correction.path={adapter}"))
     with pytest.raises(UsageError, match=r"correction\.path"):
         run(config("ratio=2", "correction=adapter", f"correction.path={tmp_path / 'missing'}"))
-    torch.manual_seed(7)
-    options = {**NEW_STYLE, "vocab_size": 300, "bos_token_id": None}
-    LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(tmp_path / "model")
-    for file in Path(config().model.path).glob("tokenizer*"):
-        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    other = load(config().model)
+    other.model.model.norm.weight.data.mul_(2)
+    other.model.save_pretrained(tmp_path / "model")
+    other.tokenizer.save_pretrained(tmp_path / "model")
+    given = ["correction=adapter", f"correction.path={adapter}"]
     with pytest.raises(UsageError, match=rf"correction\.path={adapter}"):
-        run(
-            config(
-                "ratio=2",
-                f"model.path={tmp_path / 'model'}",
-                "correction=adapter",
-                f"correction.path={adapter}",
-            )
-        )
+        run(config("ratio=2", f"model.path={tmp_path / 'model'}", *given))

@@ -18,12 +18,6 @@ def test_both_conventions_of_tokens_per_second():
     assert measured.throughput_from == "evaluation"
 
 
-def test_without_drafts_and_exits_their_statistics_are_none():
-    measured = measure_throughput(OUTPUTS, "evaluation")
-    assert measured.acceptance_rate is measured.mean_accepted_length is None
-    assert measured.exit_depths is measured.exit_check_fraction is measured.missing_kv is None
-
-
 def test_drafts_and_exits_are_summed_before_they_are_divided():
     one, other = (
         DraftStats(passes=2, gained=6, drafted=8, accepted=4),

@@ -76,16 +76,6 @@ ROW = {
 RECORD = read(json.dumps(ROW))
 
 
-def test_a_row_becomes_parameters_and_metrics():
-    parameters, metrics = tracking.split_row(compose(["tracker_options={project: mine}"]), ROW)
-    compared = {f"vs_baseline.bleu.{key}": value for key, value in COMPARED.items()}
-    numbers = {"target_speedup": 2.0, "num_layers": 4, "layer_ratio": 2.0, "bleu": 20.5}
-    assert metrics == numbers | compared
-    texts = {"id": "p", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
-    assert texts.items() <= parameters.items()
-    assert not any(key.startswith(("tracker", "launcher", "pairs")) for key in parameters)
-
-
 def test_a_sweep_logs_every_point_that_it_finishes_once(ulskip, overrides, fake):
     tracked = ["tracker=mlflow", "tracker_options={project: mine}", "ratio=2,100"]
     _, out, _ = ulskip("sweep", *overrides, *tracked, "--json")
@@ -115,12 +105,6 @@ def test_a_missing_package_is_an_error_before_the_run(ulskip, monkeypatch, tmp_p
     for command in ("run", "bench", "train"):
         code, _, err = ulskip(command, "tracker=wandb")
         assert code == 2 and "'ulskip[wandb]'" in err
-
-
-def test_the_tracker_is_no_part_of_a_row():
-    plain = compose([])
-    tracked = plain.replace(tracker="mlflow", tracker_options={"project": "mine"})
-    assert (tracked.identity, tracked.recorded()) == (plain.identity, plain.recorded())
 
 
 def test_tensorboard_stores_parameters_and_metrics(tmp_path, save):

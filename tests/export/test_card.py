@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from report_rows import ENVIRONMENT
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
@@ -8,14 +9,6 @@ from ulskip_cli.export.card import matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
-ENVIRONMENT = {
-    "ulskip": "0",
-    "packages": {"torch": "2", "transformers": "5"},
-    "accelerator": None,
-    "processor": "p",
-    "threads": 2,
-    "instruction_set": "AVX2",
-}
 
 
 @pytest.fixture

@@ -42,12 +42,8 @@ def wrong_weights(monkeypatch):
 
     def save(model, folder, **options):
         state = model.state_dict()
-        real(
-            model,
-            folder,
-            state_dict={**state, "model.norm.weight": 2 * state["model.norm.weight"]},
-            **options,
-        )
+        state["model.norm.weight"] = 2 * state["model.norm.weight"]
+        real(model, folder, state_dict=state, **options)
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "save_pretrained", save)
 
@@ -80,20 +76,14 @@ def test_an_export_loads_alone_and_is_the_view(name, saved, tmp_path):
 
 def test_the_text_part_of_a_larger_model_is_exported_as_a_causal_lm(saved, tmp_path):
     text = build_config("qwen3_5_text")
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": text.hidden_size,
-    }
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
+    vision["out_hidden_size"] = text.hidden_size
     config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision)
     source = saved(transformers.Qwen3_5ForConditionalGeneration(config))
     record = export(source, tmp_path / "out", "prompt_layers=kept")
     assert "bit-identical" in record["checked"]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
-        "Qwen3_5ForCausalLM"
-    ]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3_5ForCausalLM"]
 
 
 def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp_path):
@@ -147,31 +137,22 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
 
 def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
     export(model_folder, tmp_path / "one", "prompt_layers=kept")
-    again = [
-        "strategy=custom",
-        f"strategy.file={tmp_path / 'one' / 'schedule.json'}",
-        "prompt_layers=kept",
-    ]
-    record = run_export(
-        [f"model.path={model_folder}", *again], None, ExportRequest(tmp_path / "two")
-    )
-    assert record["kept_layers"] == list(KEPT)
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    schedule = f"strategy.file={tmp_path / 'one' / 'schedule.json'}"
+    again = ["strategy=custom", schedule, "prompt_layers=kept"]
+
+    def export_again(source, to, *overrides):
+        request = ExportRequest(tmp_path / to)
+        record = run_export([f"model.path={source}", *overrides], None, request)
+        return record, (tmp_path / to / "model.safetensors").read_bytes()
+
+    one = (tmp_path / "one" / "model.safetensors").read_bytes()
+    record, two = export_again(model_folder, "two", *again)
+    assert record["kept_layers"] == list(KEPT) and one == two
     with pytest.raises(UsageError, match=r"\b3 layers.*\b6\b"):
-        run_export(
-            [f"model.path={tmp_path / 'one'}", *again], None, ExportRequest(tmp_path / "three")
-        )
-    run_export(
-        [f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "three")
-    )
-    assert (tmp_path / "three" / "model.safetensors").read_bytes() == one
+        export_again(tmp_path / "one", "three", *again)
+    assert export_again(tmp_path / "one", "three", "strategy=full")[1] == one
     with pytest.raises(UsageError, match=f"--to.*{tmp_path / 'one'}"):
-        run_export(
-            [f"model.path={tmp_path / 'one'}", "strategy=full"],
-            None,
-            ExportRequest(tmp_path / "one"),
-        )
+        export_again(tmp_path / "one", "one", "strategy=full")
 
 
 @pytest.mark.usefixtures("wrong_weights")

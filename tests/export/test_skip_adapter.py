@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,13 +81,9 @@ def stored(tmp_path, tokenizer):
         source, folder = tmp_path / "source", tmp_path / "adapter"
         model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
         tokenizer.save_pretrained(source)
-        base = {
-            "model": str(source),
-            "fingerprint": fingerprint(compose([f"model.path={source}"]).model),
-        }
-        SkipAdapter(6, adapter.kept_sets, adapter.tensors, {"base": base, **adapter.record}).save(
-            folder
-        )
+        weights = fingerprint(compose([f"model.path={source}"]).model)
+        record = {"base": {"model": str(source), "fingerprint": weights}, **adapter.record}
+        replace(adapter, record=record).save(folder)
         return source, folder
 
     return save
@@ -129,10 +126,8 @@ def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
     assert one == two
     decode = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out")]
     changed = {name for name in decode[0] if not torch.equal(decode[0][name], decode[1][name])}
-    assert changed == {
-        "model.layers.1.mlp.down_proj.weight",
-        "model.layers.2.mlp.down_proj.weight",
-    }  # before a gap each
+    # before a gap each
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "auto")])
@@ -145,14 +140,8 @@ def test_weights_are_merged_in_the_dtype_of_the_run(
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
     source, folder = stored(model.to(getattr(torch, saved)), adapter)
-    record = export(
-        source,
-        tmp_path / "out",
-        *given(folder),
-        "prompt_layers=kept",
-        f"model.dtype={loaded}",
-        format=form,
-    )
+    overrides = [*given(folder), "prompt_layers=kept", f"model.dtype={loaded}"]
+    record = export(source, tmp_path / "out", *overrides, format=form)
     assert {"hf": "bit-identical", "gguf": "tensors"}[form] in record["checked"]
     assert record["skip_adapter"] == str(folder)
 
@@ -174,36 +163,19 @@ def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, ki
 
 def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, quick):
     point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
-    assert (
-        invoke(
-            [
-                "run",
-                *point,
-                *quick,
-                "correction=patch",
-                "correction.kind=folded",
-                "calibration.examples=3",
-            ]
-        )
-        == 0
-    )
-    (folder,) = [
-        path
-        for path in (tmp_path / "results" / "default" / "calibrations").iterdir()
-        if path.is_dir()
-    ]
+    patch = ["correction=patch", "correction.kind=folded", "calibration.examples=3"]
+    assert invoke(["run", *point, *quick, *patch]) == 0
+    stored = tmp_path / "results" / "default"
+    (folder,) = [path for path in (stored / "calibrations").iterdir() if path.is_dir()]
     assert json.loads((folder / "adapter.json").read_text())["bias"] is False
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "results" / "default" / "runs.jsonl").read_text().splitlines()
-    ]
-    measured = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[
-        "results"
-    ]
+    rows = [json.loads(line) for line in (stored / "runs.jsonl").read_text().splitlines()]
+
+    def results(*more):
+        return run_export([*point, *more], None, ExportRequest(tmp_path / "one"))["results"]
+
+    measured = results(*given(folder))
     assert measured == [row["id"] for row in rows if "correction" in row]
-    assert run_export(point, None, ExportRequest(tmp_path / "two"))["results"] == []
+    assert results() == []
     assert invoke(["run", *point, *quick, *given(folder)]) == 0
-    (again,) = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))[
-        "results"
-    ]
+    (again,) = results(*given(folder))
     assert again not in measured  # the newest row of a task and machine

@@ -37,22 +37,6 @@ def test_logits_after_any_layer_are_those_of_a_shallower_view(model):
     )
 
 
-def test_modules_after_the_layers_are_run_directly_if_that_is_exact(model):
-    parts = LayerwiseModel(model)
-    assert bool(parts._chain) == (
-        model.config.model_type != "gemma2"
-    )  # which caps its logits in between
-
-
-def test_the_model_is_not_changed(model):
-    before = {name: id(module) for name, module in model.named_modules()}
-    parts = LayerwiseModel(model)
-    ids, mask = batch()
-    parts.enter(ids, shallow_view.new_cache(model), **shallow_view.placing(model, mask, 7))
-    assert before == {name: id(module) for name, module in model.named_modules()}
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
 def test_probing_draws_no_random_numbers(llama):
     llama.train()
     add_dropout(llama, 0.5)

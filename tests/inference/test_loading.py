@@ -7,19 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, build_model, reference_logits
+from reference import NUM_LAYERS, build_model, decoder_for, reference_logits
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.inference import batching, shallow_view
-from ulskip_cli.inference.loading import load, pick_device
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.inference.loading import load
 
 
 def test_a_folder_loads_with_its_tokenizer(model_folder):
@@ -31,19 +28,8 @@ def test_a_folder_loads_with_its_tokenizer(model_folder):
     assert loaded.notes["training"] is None
 
 
-def test_random_weights_follow_the_seed(tmp_path):
-    shape = {
-        "model_type": "llama",
-        "num_hidden_layers": 3,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-        "vocab_size": 50,
-    }
-    (tmp_path / "shape.json").write_text(json.dumps(shape))
-    config = ModelConfig(
-        name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32"
-    )
+def test_random_weights_follow_the_seed():
+    config = ModelConfig(name="random", source="random", path="llama-12x128", dtype="float32")
     first, again, other = (load(config, seed).model.lm_head.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -61,27 +47,16 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(model_folder, tmp_path
 
 def tokens(model, kept=(0, 2, 5)):
     """Two-phase greedy tokens."""
-    metadata = ModelMetadata(6, None, None)
-    plan = make_plan(
-        compose(["strategy=custom", f"strategy.layers=[{','.join(map(str, kept))}]"]), metadata
-    )
+    decoder = decoder_for(model, "strategy=custom", f"strategy.layers={list(kept)}")
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-    decoding = DecodingConfig(name="g", max_new_tokens=6)
-    return (
-        Decoder(model, plan)
-        .generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0))
-        .token_ids
-    )
+    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=6), 0)
+    return decoder.generate(ids, torch.ones_like(ids), context).token_ids
 
 
 def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeypatch, tmp_path):
     plain = load(ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")).model
-    places = {
-        "model.embed_tokens": "cpu",
-        "model.norm": "cpu",
-        "lm_head": "cpu",
-        "model.rotary_emb": "cpu",
-    }
+    parts = ("model.embed_tokens", "model.norm", "lm_head", "model.rotary_emb")
+    places = dict.fromkeys(parts, "cpu")
     places |= {f"model.layers.{i}": "cpu" if i < 3 else "disk" for i in range(6)}
     spread = AutoModelForCausalLM.from_pretrained(
         model_folder, device_map=places, offload_folder=str(tmp_path), dtype=torch.float32
@@ -143,14 +118,6 @@ def test_an_adapter_is_merged_into_plain_weights(adapter):
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
     assert f"the adapter {config.adapter}" in loaded.notes["training"]
     assert tokens(loaded.model) != tokens(load(config.replace(adapter=None)).model)
-
-
-def test_devices():
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(UsageError, match=r"model\.device=nonsense"):
-        pick_device("nonsense")
-    with pytest.raises(UsageError, match=r"model\.device=meta"):
-        pick_device("meta")
 
 
 @pytest.mark.parametrize("content", ["{", '{"eos_token_id": [1, "x"]}'])

@@ -15,14 +15,8 @@ from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 KEPT = (0, 2, 4)  # gaps in front of 2 and 4 and behind the last layer
-FOLDABLE = [
-    "bloom",
-    "gpt2",
-    "llama",
-    "mistral",
-    "qwen2",
-    "smollm3",
-]  # gemma2 and mixtral change the output of the last linear
+# gemma2 and mixtral change the output of the last linear
+FOLDABLE = ["bloom", "gpt2", "llama", "mistral", "qwen2", "smollm3"]
 
 
 def examples(count=24, seed=0):
@@ -65,10 +59,8 @@ def decode_loss(model, adapter, pairs, kept=KEPT):
 
 def state_error(model, adapter, pairs, kept=KEPT):
     """Return the squared difference between the last states of a view and those of the model."""
-    full, shallow = (
-        forced(model, None, pairs, tuple(range(NUM_LAYERS)))[1],
-        forced(model, adapter, pairs, kept)[1],
-    )
+    full = forced(model, None, pairs, tuple(range(NUM_LAYERS)))[1]
+    shallow = forced(model, adapter, pairs, kept)[1]
     return float((full - shallow).pow(2).sum())
 
 
@@ -76,12 +68,9 @@ def own_answers(model, pairs):
     """Replace the responses by the model's own, which the full model predicts well."""
     decoder = Decoder(model, Plan.from_layers(NUM_LAYERS, range(NUM_LAYERS)))
     ids, mask = padded([one.prompt_ids for one in pairs], 0, left=True)
-    answers = decoder.generate(
-        ids, mask, DecodeContext(DecodingConfig(name="g", max_new_tokens=10), 0)
-    ).token_ids
-    return [
-        EncodedExample(one.prompt_ids, answer) for one, answer in zip(pairs, answers, strict=True)
-    ]
+    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=10), 0)
+    answers = decoder.generate(ids, mask, context).token_ids
+    return [EncodedExample(pair.prompt_ids, ids) for pair, ids in zip(pairs, answers, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "full"])
@@ -97,24 +86,6 @@ def test_a_folded_patch_brings_the_states_closer_too(name):
     adapter = PatchFitter(model, pairs, 0).fit(KEPT, PatchOptions("folded"))
     assert all(tensor.startswith("fold.") for tensor in adapter.tensors)
     assert state_error(model, adapter, pairs) < 0.9 * state_error(model, None, pairs)
-
-
-def test_a_patch_with_more_freedom_has_a_smaller_error(llama):
-    pairs = examples()
-    fitter = PatchFitter(llama, pairs, 0)
-    kinds = (
-        PatchOptions("low_rank", rank=4),
-        PatchOptions("low_rank", rank=16),
-        PatchOptions("full"),
-    )
-    errors = [
-        state_error(llama, None, pairs, (0, 1, 2, 3)),
-        *(
-            state_error(llama, fitter.fit((0, 1, 2, 3), options), pairs, (0, 1, 2, 3))
-            for options in kinds
-        ),
-    ]
-    assert errors == sorted(errors, reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
@@ -147,34 +118,23 @@ def linear_llama():
     return model, matrix
 
 
+PARTS = ("weight", "bias")
+
+
 def test_a_skipped_linear_map_is_recovered():
     model, matrix = linear_llama()
     kept, pairs = (0, 2, 4, 5), examples(60)
     adapter = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12))
     for layer in (2, 4):
-        torch.testing.assert_close(
-            adapter.tensors[f"patch.0.{layer}.linear.weight"].T, matrix, rtol=1e-3, atol=1e-3
-        )
-        torch.testing.assert_close(
-            adapter.tensors[f"patch.0.{layer}.linear.bias"],
-            torch.full((32,), 0.5),
-            rtol=1e-3,
-            atol=1e-3,
-        )
-    new = examples(5, seed=500)
-    every = tuple(range(NUM_LAYERS))
-    prompt, response = torch.tensor([new[0].prompt_ids]), torch.tensor([new[0].response_ids])
+        weight, bias = (adapter.tensors[f"patch.0.{layer}.linear.{part}"] for part in PARTS)
+        torch.testing.assert_close(weight.T, matrix, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(bias, torch.full((32,), 0.5), rtol=1e-3, atol=1e-3)
+    new = examples(5, seed=500)[0]
+    prompt, response = torch.tensor([new.prompt_ids]), torch.tensor([new.response_ids])
+    stages = one_stage(model, range(NUM_LAYERS)), one_stage(adapter.view(model, kept), kept)
     with torch.no_grad():
-        expected = response_logits(
-            model, one_stage(model, every), prompt, torch.ones_like(prompt), response
-        )
-        got = response_logits(
-            model,
-            one_stage(adapter.view(model, kept), kept),
-            prompt,
-            torch.ones_like(prompt),
-            response,
-        )
+        texts = prompt, torch.ones_like(prompt), response
+        expected, got = (response_logits(model, views, *texts) for views in stages)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 
 
@@ -185,15 +145,6 @@ def test_a_fit_depends_on_neither_batches_nor_order_nor_padding(llama):
     for batch_size, order in ((1, pairs), (7, pairs[::-1])):
         got = PatchFitter(llama, order, 0, batch_size=batch_size).fit(KEPT, options).tensors
         torch.testing.assert_close(dict(got), dict(expected), rtol=1e-3, atol=1e-4)
-
-
-def test_a_fitter_fits_several_kinds_and_layers_in_any_order(llama):
-    fitter = PatchFitter(llama, examples(), 0)
-    first = fitter.fit(KEPT, PatchOptions("full"))
-    other = fitter.fit((0, 5), PatchOptions("full", ridge=1.0))
-    assert other.kept_sets == ((0, 5),) and first.kept_sets == (KEPT,)
-    again = fitter.fit(KEPT, PatchOptions("full"))
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
 
 
 @pytest.mark.parametrize("kept", [(1, 2, 4), (3,), (4, 5)], ids=str)
@@ -224,13 +175,10 @@ def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
 
 
 def test_positions_are_those_of_decode_steps(llama):
-    pairs = [
-        *examples(),
-        EncodedExample([5, 6], [7]),
-    ]  # the prompt predicts a response of one token
-    assert PatchFitter(llama, pairs, 0).num_positions == sum(
-        len(one.response_ids) - 1 for one in pairs
-    )
+    # the prompt predicts a response of one token
+    pairs = [*examples(), EncodedExample([5, 6], [7])]
+    expected = sum(len(pair.response_ids) - 1 for pair in pairs)
+    assert PatchFitter(llama, pairs, 0).num_positions == expected
     with pytest.raises(UsageError):
         PatchFitter(llama, [EncodedExample([5, 6], [7])], 0)
 

@@ -1,12 +1,14 @@
 import json
 
 from recipe import load_recipe
+from report_rows import COMMON
 
 from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.results import ResultsFolder
 
 lossless = load_recipe("lossless/reproduce.py")
 ROW = {
+    **COMMON,
     "status": "done",
     "baseline_id": "full",
     "model": "m",
@@ -23,24 +25,8 @@ ROW = {
     "measured_speedup_low": 1.2,
     "measured_speedup_high": 1.3,
     "strategy": "unified",
-    "dtype": "float32",
     "training": "somehow",
-    "environment": {
-        "git_commit": "c",
-        "processor": "p",
-        "threads": 1,
-        "instruction_set": "i",
-        "accelerator": None,
-        "ulskip": "0",
-        "packages": {"torch": "t", "transformers": "f"},
-    },
 }
-
-
-def made(**more):
-    return read(json.dumps({"id": "x", **ROW, **more}))
-
-
 TEXTS = {"source": "s", "reference": "r", "hypothesis": "h"}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from recipe import RECIPES, load_recipe
+from report_rows import COMMON
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.strategies.training_schedules import schedules
@@ -60,27 +61,18 @@ def commands(tmp_path, monkeypatch):
 
 def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    common = {"status": "done", "strategy": "search", "target_speedup": 6.0, "batch_size": 1}
+    common |= {"num_layers": 12, "layer_ratio": 6.0}
+    patch = {"correction": {"name": "patch", "kind": "full"}}
+    found = [
+        ("base", [0, 7], {}),
+        ("base", [0, 8], {}),
+        ("base", [0, 9], patch),
+        ("other", [0, 4], {}),
+    ]
     rows = [
-        {
-            "id": f"p{i}",
-            "status": "done",
-            "model": model,
-            "strategy": "search",
-            "target_speedup": 6.0,
-            "batch_size": 1,
-            "kept_layers": kept,
-            "num_layers": 12,
-            "layer_ratio": 6.0,
-            **more,
-        }
-        for i, (model, kept, more) in enumerate(
-            [
-                ("runs/base", [0, 7], {}),
-                ("runs/base", [0, 8], {}),
-                ("runs/base", [0, 9], {"correction": {"name": "patch", "kind": "full"}}),
-                ("runs/other", [0, 4], {}),
-            ]
-        )
+        {**common, "id": f"p{i}", "model": f"runs/{model}", "kept_layers": kept, **more}
+        for i, (model, kept, more) in enumerate(found)
     ]
     (tmp_path / "results" / "multi30k").mkdir(parents=True)
     (tmp_path / "results" / "multi30k" / "runs.jsonl").write_text(
@@ -91,25 +83,11 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
 
 def test_an_adapter_is_evaluated_on_the_base_and_on_both_test_sets(commands):
     train, *evaluations = commands("--only", "adapter-unified-2x-s1")
-    assert {
-        "model.path=runs/multi30k/base",
-        "train=adapter",
-        "output=runs/multi30k/adapter-unified-2x-s1",
-    } <= set(train)
+    base, folder = "model.path=runs/multi30k/base", "runs/multi30k/adapter-unified-2x-s1"
+    assert {base, "train=adapter", f"output={folder}"} <= set(train)
     for command, test in zip(evaluations, ("test", "test_2017_flickr"), strict=True):
-        adapter = "correction.path=runs/multi30k/adapter-unified-2x-s1"
         source = f"task.source_file=runs/multi30k/data/{test}.de"
-        assert {"model.path=runs/multi30k/base", adapter, source, "ratio=2"} <= set(command)
-
-
-def test_patches_alone_train_nothing(commands):
-    called = commands("--only", "patches")
-    assert {command[0] for command in called} == {"sweep"}
-    patched = [command for command in called if "correction=patch" in command]
-    assert len(patched) == 2 * 5
-    assert all(
-        "strategy.layers=[0, 8]" in command for command in patched if "strategy=search" in command
-    )
+        assert {base, f"correction.path={folder}", source, "ratio=2"} <= set(command)
 
 
 REFERENCES = [
@@ -119,19 +97,14 @@ REFERENCES = [
 ]
 ENDS = [text[:20] for text in REFERENCES]
 # strategy, target, hypotheses on test_2016_flickr and test_2017_flickr, further keys
+ADAPTER = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-s1"}}
 CHECKPOINTS = {
     "base": ("full", 1.0, REFERENCES, REFERENCES, {}),
     "full-1x-s1": ("full", 1.0, REFERENCES, ENDS, {}),
     "unified-2x-s1": ("unified", 2.0, REFERENCES, REFERENCES, {}),
     "top_skip-2x-s1": ("top_skip", 2.0, ENDS, REFERENCES, {}),
     "bottom_skip-2x-s1": ("bottom_skip", 2.0, ENDS, ENDS, {}),
-    "adapter-unified-2x-s1": (
-        "unified",
-        2.0,
-        REFERENCES,
-        ENDS,
-        {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-s1"}},
-    ),
+    "adapter-unified-2x-s1": ("unified", 2.0, REFERENCES, ENDS, ADAPTER),
     "patched": ("unified", 2.0, ENDS, ENDS, {"correction": {"name": "patch", "kind": "full"}}),
 }
 
@@ -146,6 +119,7 @@ def report(monkeypatch):
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
     row = {
+        **COMMON,
         "id": f"{checkpoint}-{link}",
         "status": "done",
         "strategy": strategy,
@@ -160,18 +134,8 @@ def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
         "layer_ratio": target,
         "training": "somehow",
         "bleu": 20.0 if hypotheses == ENDS else 100.0,
-        "dtype": "float32",
         "decode_loss": 1.0,
         "pair": "de-en",
-        "environment": {
-            "git_commit": "c",
-            "processor": "p",
-            "threads": 1,
-            "instruction_set": "i",
-            "accelerator": None,
-            "ulskip": "0",
-            "packages": {"torch": "t", "transformers": "f"},
-        },
         **(more or {"model": f"runs/{checkpoint}"}),
         **more,
     }
@@ -198,8 +162,8 @@ def results(tmp_path):
 
 
 def line(page, begin):
-    (found,) = [one for one in page.splitlines() if one.startswith(begin)]
-    return found
+    (matching,) = [line for line in page.splitlines() if line.startswith(begin)]
+    return matching
 
 
 def test_the_page_says_what_the_intervals_say(results, report):
@@ -218,31 +182,6 @@ def test_the_page_says_what_the_intervals_say(results, report):
         page, "- 2x, unified against top skip"
     )
     assert "100.0% at 2x" in line(page, "- Unified keeps")
-
-
-def test_a_claim_that_another_seed_contradicts_is_undecided(results, report):
-    for checkpoint, strategy, hypotheses in (
-        ("unified-2x-s2", "unified", ENDS),
-        ("bottom_skip-2x-s2", "bottom_skip", REFERENCES),
-    ):
-        for link in ("test", "test_2017_flickr"):
-            write_row(results, checkpoint, link, strategy, 2.0, hypotheses, {})
-    report.write(results)
-    assert "is undecided" in line(
-        (results / "README.md").read_text(), "- 2x, unified against bottom skip"
-    )
-
-
-def test_adapters_are_compared_with_fine_tuning_and_keep_the_base_at_1x(results, report):
-    rows = report.Rows(results)
-    table = report.adapters(rows)
-    cells = line(table, "| 2x | unified | adapter, greedy answers |").split(" | ")
-    assert cells[3:5] == ["100.0", "20.0"] and cells[9] == "100.0"
-    assert cells[8].startswith(
-        f"{rows.full_models['control'] - 100:+.1f}"
-    )  # its hypotheses are those of the control
-    assert line(table, "| 2x | unified | fine-tuned |").split(" | ")[8:10] == ["–", "–"]
-    assert line(table, "| 2x | unified | patches alone |").split(" | ")[3:5] == ["20.0", "20.0"]
 
 
 def test_the_page_is_made_again_without_generations(results, report):

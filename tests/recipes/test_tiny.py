@@ -49,25 +49,16 @@ def test_near_duplicates_of_a_protected_sentence_are_found():
 @pytest.mark.long
 def test_make_train_tiny_goes_the_whole_way_in_a_smoke_size(tmp_path):
     rng = random.Random(1)
-    numbers = [
-        ("eins", "one"),
-        ("zwei", "two"),
-        ("drei", "three"),
-        ("vier", "four"),
-        ("rot", "red"),
-        ("blau", "blue"),
-    ]
+    german, english = "eins zwei drei vier rot blau", "one two three four red blue"
+    numbers = list(zip(german.split(), english.split(), strict=True))
     lines = []
     for i in range(500):
         chosen = [rng.choice(numbers) for _ in range(4)] + [(f"n{i}", f"n{i}")]
         lines.append(f"{' '.join(g for g, _ in chosen)}\t{' '.join(e for _, e in chosen)}\n")
     data = tmp_path / "pairs.tsv.gz"
     data.write_bytes(gzip.compress("".join(lines).encode()))
-    here = [
-        "-o",
-        f"{sys.prefix}/bin/ulskip",
-        f"VENV={sys.prefix}",
-    ]  # this environment, which make must not install again
+    # this environment, which make must not install again
+    here = ["-o", f"{sys.prefix}/bin/ulskip", f"VENV={sys.prefix}"]
     command = ["make", *here, "train-tiny", "SMOKE=1", f"DATA={data}", f"WORK={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

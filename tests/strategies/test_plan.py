@@ -17,11 +17,8 @@ METADATA = ModelMetadata(
 
 def test_a_plan_states_all_three_speedups():
     plan = make_plan(compose(["ratio=2"]), METADATA)
-    assert (plan.target_speedup, plan.layer_ratio, plan.predicted_speedup) == (
-        2.0,
-        2.0,
-        pytest.approx(1500 / 900),
-    )
+    assert plan.target_speedup == plan.layer_ratio == 2.0
+    assert plan.predicted_speedup == pytest.approx(1500 / 900)
     assert (plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token) == (1200, 600)
 
 
@@ -35,11 +32,8 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 
 def test_look_up_drafts_skip_no_layers():
     plan = make_plan(compose(["decoding=prompt_lookup", "strategy=full"]), METADATA)
-    assert (plan.draft_cost, plan.predicted_speedup, plan.kept_kv_bytes_per_token) == (
-        None,
-        None,
-        1200,
-    )
+    assert plan.draft_cost is plan.predicted_speedup is None
+    assert plan.kept_kv_bytes_per_token == 1200
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
         make_plan(compose(["decoding=prompt_lookup", "ratio=2"]), METADATA)
@@ -72,20 +66,16 @@ def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
     assert [stage.kept_layers for stage in top.stages] == [(0, 1, 2, 3, 4), (0, 1, 2, 3)]
     cost = compose(["ratio=2", "ratio_basis=cost"])
     untimed = make_plan(compose(options), METADATA)
-    assert (
-        "latency" in untimed.warnings[0]
-        and untimed.kept_layers == make_plan(cost, METADATA).kept_layers
-    )
+    assert "latency" in untimed.warnings[0]
+    assert untimed.kept_layers == make_plan(cost, METADATA).kept_layers
 
 
 def test_unbalanced_schedules_are_warned_about():
-    metadata = ModelMetadata(32, None, None)
-    assert (
-        "11"
-        in make_plan(compose(["strategy.spacing=reference", "ratio=1.5"]), metadata).warnings[0]
-    )
-    assert make_plan(compose(["ratio=1.5"]), metadata).warnings == ()
-    assert make_plan(compose(["strategy=top_skip"]), metadata).warnings == ()
+    def warnings(*overrides):
+        return make_plan(compose(overrides), ModelMetadata(32, None, None)).warnings
+
+    assert "11" in warnings("strategy.spacing=reference", "ratio=1.5")[0]
+    assert warnings("ratio=1.5") == warnings("strategy=top_skip") == ()
 
 
 def test_unknown_stays_unknown():
@@ -98,50 +88,23 @@ def test_stages_only_shrink_and_tell_their_mean_depth():
     plan = make_plan(
         compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None)
     )
-    staged = replace(
-        plan,
-        stages=(
-            plan.stages[0],
-            Stage(4, (0, 5)),
-        ),
-    )
+    staged = replace(plan, stages=(plan.stages[0], Stage(4, (0, 5))))
     assert [stage.first_step for stage in staged.stages] == [0, 4]
     assert (staged.mean_kept(4), staged.mean_kept(8), staged.mean_kept(2)) == (3, 2.5, 3)
-    with pytest.raises(ValueError, match="fewer layers"):
-        replace(
-            plan,
-            stages=(
-                plan.stages[0],
-                Stage(4, (0, 1)),
-            ),
-        )
-    with pytest.raises(ValueError, match="fewer layers"):
-        replace(
-            plan,
-            stages=(
-                plan.stages[0],
-                Stage(0, (0, 5)),
-            ),
-        )
+    for later in (Stage(4, (0, 1)), Stage(0, (0, 5))):
+        with pytest.raises(ValueError, match="fewer layers"):
+            replace(plan, stages=(plan.stages[0], later))
 
 
 def test_early_exit_promises_what_its_layers_and_heads_cost():
-    plan = make_plan(
-        compose(["strategy=early_exit", "ratio=2", "strategy.min_exit=2", "strategy.every=2"]),
-        METADATA,
-    )
-    assert (plan.exits.target_depth, plan.layer_ratio, plan.mean_kept(10), plan.target_kept) == (
-        6,
-        2.0,
-        6.0,
-        6,
-    )
+    exits = ["strategy=early_exit", "ratio=2"]
+    plan = make_plan(compose([*exits, "strategy.min_exit=2", "strategy.every=2"]), METADATA)
+    assert plan.exits.target_depth == plan.mean_kept(10) == plan.target_kept == 6
+    assert plan.layer_ratio == 2
     assert plan.predicted_speedup == pytest.approx(1500 / (3 * 300 + 600))
     assert plan.kept_kv_bytes_per_token == 1200 and not plan.keeps_all
     assert any("calibrated" in warning for warning in plan.warnings)
-    cosine = make_plan(
-        compose(["strategy=early_exit", "ratio=2", "strategy.confidence=cosine"]), METADATA
-    )
+    cosine = make_plan(compose([*exits, "strategy.confidence=cosine"]), METADATA)
     assert cosine.predicted_speedup == pytest.approx(1500 / 900)
 
 
@@ -181,10 +144,8 @@ def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
     with pytest.raises(NotApplicable, match=rf"never skipped.*ratio <= {highest}"):
         make_plan(compose([*asked, "ratio=3"]), HALVES)
     unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
-    assert (unknown.num_kept, unknown.predicted_speedup) == (
-        6,
-        None,
-    ) and "sizes of the weights" in unknown.warnings[0]
+    assert (unknown.num_kept, unknown.predicted_speedup) == (6, None)
+    assert "sizes of the weights" in unknown.warnings[0]
 
 
 def test_a_memory_plan_counts_the_keys_of_kept_attentions():
@@ -193,9 +154,8 @@ def test_a_memory_plan_counts_the_keys_of_kept_attentions():
     full, attention, mlp = (
         memory_plan(config, sized, make_plan(config, sized)).max_batch
         for config in (
-            compose([*budget, "strategy=full", "ratio=1"]),
-            compose([*budget, "strategy.unit=attention"]),
-            compose([*budget, "strategy.unit=mlp"]),
+            compose([*budget, choice])
+            for choice in ("strategy=full", "strategy.unit=attention", "strategy.unit=mlp")
         )
     )
     assert full == mlp and attention == pytest.approx(2 * full, rel=0.01)

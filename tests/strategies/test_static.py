@@ -1,12 +1,6 @@
 import pytest
 
-from ulskip_cli.strategies.static import BottomSkip, Full, TopSkip, Unified
-
-
-def test_full_keeps_every_layer_whatever_the_ratio():
-    assert Full().num_kept(12, 7.0) == 12
-    assert Full().kept_layers(4, 4) == (0, 1, 2, 3)
-    assert Full.keeps_all and not Full.follows_ratio
+from ulskip_cli.strategies.static import BottomSkip, TopSkip, Unified
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [(TopSkip(), (0, 1, 2)), (BottomSkip(), (3, 4, 5))])

@@ -66,13 +66,10 @@ def reference(model, inputs, kept, corrections):
 @pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
 def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
     tensors, corrections = random_corrections(model, KEPT, kind)
-    module, inputs = (
-        made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), max_bytes=max_bytes),
-        batch(),
-    )
-    expected = functional.cross_entropy(
-        reference(model, inputs, KEPT, corrections).flatten(0, 1), inputs["labels"].flatten()
-    )
+    adapter, inputs = SkipAdapter(NUM_LAYERS, (KEPT,), tensors), batch()
+    module = made(model, adapter, max_bytes=max_bytes)
+    logits = reference(model, inputs, KEPT, corrections)
+    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
     for _ in range(2):  # the second time with stored outputs of the frozen model
         loss = module(**inputs, stages=through(KEPT))["loss"]
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -85,12 +82,8 @@ def test_distillation_is_the_divergence_from_the_full_model(model):
         reference(model, inputs, kept, found) for kept, found in ((KEPT, corrections), (EVERY, {}))
     )
     chosen = inputs["labels"] != -100
-    divergence = functional.kl_div(
-        student.log_softmax(-1)[chosen],
-        teacher.log_softmax(-1)[chosen],
-        reduction="sum",
-        log_target=True,
-    )
+    ours, theirs = student.log_softmax(-1)[chosen], teacher.log_softmax(-1)[chosen]
+    divergence = functional.kl_div(ours, theirs, reduction="sum", log_target=True)
     for _ in range(2):
         loss = module(**inputs, stages=through(KEPT))["loss"]
         torch.testing.assert_close(loss, divergence / chosen.sum(), rtol=1e-3, atol=1e-4)
@@ -99,9 +92,8 @@ def test_distillation_is_the_divergence_from_the_full_model(model):
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
     tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
-    adapter = combined(
-        [SkipAdapter(NUM_LAYERS, (EVERY,), {}), SkipAdapter(NUM_LAYERS, ((0, 2, 5),), tensors)]
-    )
+    parts = [((EVERY,), {}), (((0, 2, 5),), tensors)]
+    adapter = combined([SkipAdapter(NUM_LAYERS, sets, values) for sets, values in parts])
     inputs = batch()
     patches = {"patches": {2: corrections["patches"]}}
     logits = reference(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches)
@@ -172,23 +164,15 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
     ("kind", "rank"), [("full", 2), ("low_rank", 0), ("none", 2), ("folded", 2)]
 )
 def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
-    start = (
-        zero_adapter(model, [KEPT], PatchShape(kind, 3))
-        if kind != "folded"
-        else random_adapter(model, "folded")
-    )
-    module, inputs = made(model, start, rank=rank), batch()
+    zero = zero_adapter(model, [KEPT], PatchShape(kind, 3)) if kind != "folded" else None
+    module, inputs = made(model, zero or random_adapter(model, "folded"), rank=rank), batch()
     trained(module, inputs, KEPT, steps=3)
     module.adapter({"kind": kind}).save(tmp_path)
     view = SkipAdapter.load(tmp_path).view(model, KEPT)
     with torch.no_grad():
-        prompt = (
-            inputs["prompt_ids"],
-            inputs["prompt_mask"],
-            inputs["response_ids"],
-            inputs["labels"] != -100,
-        )
-        logits = response_logits(model, [StageView(0, view, KEPT)], *prompt)
+        texts = [inputs[key] for key in ("prompt_ids", "prompt_mask", "response_ids")]
+        mask = inputs["labels"] != -100
+        logits = response_logits(model, [StageView(0, view, KEPT)], *texts, mask)
         loss = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
         expected = module.eval()(**inputs, stages=through(KEPT))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)

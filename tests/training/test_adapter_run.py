@@ -15,29 +15,13 @@ from ulskip_cli.training import run, setup, trainer
 from ulskip_cli.training.run import train
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
-QUICK = [
-    "limit=12",
-    "train.batch_size=4",
-    "train.log_every=1",
-    "train.max_steps=4",
-    "train.lora.rank=2",
-]
-
-
-def overrides_for(model_folder, output, *changes):
-    model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    return [
-        "train=adapter",
-        *model,
-        f"output={output}",
-        *QUICK,
-        "train.responses=reference",
-        *changes,
-    ]
+QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4"]
+QUICK += ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
 
 
 def trained(model_folder, output, *changes):
-    return train(compose_training(overrides_for(model_folder, output, *changes)), NullProgress())
+    model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
+    return train(compose_training([*model, f"output={output}", *QUICK, *changes]), NullProgress())
 
 
 def tensors(folder):
@@ -48,15 +32,9 @@ def tensors(folder):
 def finished(model_folder, tmp_path_factory):
     """A short training of two ratios, on references and the model's own answers."""
     output = tmp_path_factory.mktemp("adapter") / "out"
-    changes = [
-        "train.ratios=[2,3]",
-        "train.responses=both",
-        "train.own.max_new_tokens=4",
-        "train.validation={limit:12}",
-    ]
-    return output, trained(
-        model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3"
-    )
+    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4"]
+    changes += ["train.validation={limit:12}", "train.evaluate_every=2"]
+    return output, trained(model_folder, output, *changes, "correction.learning_rate=1e-3")
 
 
 def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
@@ -69,41 +47,31 @@ def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
     assert stored["base"]["model"] and stored["base"]["fingerprint"]
     assert (stored["kind"], stored["lora_rank"], stored["training"]["steps"]) == ("full", 2, 4)
     assert json.loads((output / "training.json").read_text()) == record.plain()
-    prefixes = {
-        ".".join(name.split(".")[:3]) for name in tensors(output) if name.startswith("patch.")
-    }
-    assert prefixes == {"patch.0.2", "patch.0.5", "patch.1.5"}
-    assert {name.split(".")[1] for name in tensors(output) if name.startswith("lora.")} == {
-        "0",
-        "2",
-        "5",
-    }
+    names = [name.split(".") for name in tensors(output)]
+    patches = {(gaps, layer) for kind, gaps, layer, *_ in names if kind == "patch"}
+    assert patches == {("0", "2"), ("0", "5"), ("1", "5")}
+    assert {layer for kind, layer, *_ in names if kind == "lora"} == {"0", "2", "5"}
 
 
-def test_interrupted_and_run_again_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch):
-    changes = [
-        "train.ratios=[2,3]",
-        "train.save_every=2",
-        "train.responses=own",
-        "train.own.max_new_tokens=4",
-    ]
-    trained(model_folder, tmp_path / "whole", *changes)
-    compute = trainer.SkipTrainer.compute_loss
+OWN = ["train.ratios=[2,3]", "train.save_every=2", "train.responses=own"]
+OWN += ["train.own.samples=2", "train.own.max_new_tokens=4"]
 
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return compute(self, *args, **kwargs)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(trainer.SkipTrainer, "compute_loss", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            trained(model_folder, tmp_path / "cut", *changes)
-    assert not (tmp_path / "cut" / "adapter.json").exists()
-    assert trained(model_folder, tmp_path / "cut", *changes).resumed
-    whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+@pytest.fixture(scope="module")
+def whole(model_folder, tmp_path_factory):
+    """The tensors of a training on the model's own answers that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    trained(model_folder, output, *OWN)
+    return tensors(output)
+
+
+compute = trainer.SkipTrainer.compute_loss
+
+
+def interrupted_in_step_4(self, *args, **kwargs):
+    if self.state.global_step == 3:
+        raise KeyboardInterrupt
+    return compute(self, *args, **kwargs)
 
 
 def killed_before_identity(path, content):
@@ -116,30 +84,26 @@ def killed(*args):
 
 
 @pytest.mark.parametrize(
-    "module, name, stop",
+    ("target", "name", "stop"),
     [
         (setup, "build_adapter_loss", killed),
         (run, "write_atomic", killed_before_identity),
         (run, "last_checkpoint", killed),
+        (trainer.SkipTrainer, "compute_loss", interrupted_in_step_4),
     ],
-    ids=["answers stored", "no identity", "no checkpoint"],
+    ids=["answers stored", "no identity", "no checkpoint", "a checkpoint"],
 )
-def test_killed_before_its_first_checkpoint_it_ends_with_equal_tensors(
-    model_folder, tmp_path, monkeypatch, module, name, stop
+def test_interrupted_and_run_again_it_ends_with_equal_tensors(
+    model_folder, tmp_path, monkeypatch, whole, target, name, stop
 ):
-    changes = [
-        "train.responses=own",
-        "train.own.samples=2",
-        "train.own.max_new_tokens=4",
-        "train.max_steps=2",
-    ]
-    trained(model_folder, tmp_path / "whole", *changes)
     with monkeypatch.context() as patched:
-        patched.setattr(module, name, stop)
+        patched.setattr(target, name, stop)
         with pytest.raises(KeyboardInterrupt):
-            trained(model_folder, tmp_path / "cut", *changes)
-    assert not trained(model_folder, tmp_path / "cut", *changes).resumed
-    whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+            trained(model_folder, tmp_path / "cut", *OWN)
+    assert not (tmp_path / "cut" / "adapter.json").exists()
+    resumed = trained(model_folder, tmp_path / "cut", *OWN).resumed
+    assert resumed == (stop is interrupted_in_step_4)
+    cut = tensors(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
 
@@ -170,12 +134,8 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
 
 def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
     output, _ = finished
-    changes = [
-        "train.ratios=[2,3]",
-        f"train.start={output}",
-        "train.learning_rate=1e-9",
-        "correction.learning_rate=1e-9",
-    ]
+    changes = ["train.ratios=[2,3]", f"train.start={output}"]
+    changes += ["train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
     trained(model_folder, tmp_path / "further", *changes)
     before, after = tensors(output), tensors(tmp_path / "further")
     assert before.keys() == after.keys()
@@ -192,12 +152,6 @@ def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder,
     start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]
     with pytest.raises(UsageError, match=r"train\.start"):
         trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", *start, change)
-
-
-def test_the_ends_of_prompts_are_responses_too(model_folder, tmp_path):
-    texts = trained(model_folder, tmp_path / "texts", "train.ratios=2", "train.prompt_share=0.5")
-    plain = trained(model_folder, tmp_path / "plain", "train.ratios=2")
-    assert texts.examples == 2 * plain.examples
 
 
 def test_a_drafter_of_few_layers_trains_and_drafts(model_folder, tmp_path, quick):

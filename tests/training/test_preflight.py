@@ -44,17 +44,3 @@ def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
         check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
     with pytest.raises(UsageError, match="prompt_layers=all"):
         check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_keys_of_skip_adapters_are_refused_with_other_methods(method):
-    keys = [
-        "correction.kind=low_rank",
-        "train.start=zero",
-        "train.draft_length=2",
-    ]
-    for key in keys:
-        with pytest.raises(UsageError, match=".".join(key.split("=")[0].split(".")[:2])):
-            compose_training([f"train.method={method}", key])
-    with pytest.raises(UsageError, match=r"train\.lora\.rank"):
-        compose_training(["train=lora", "train.lora.rank=0"])

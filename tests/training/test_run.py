@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,21 +15,12 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.inference.checkpoint import training_note
-from ulskip_cli.strategies.training_schedules import schedules
-from ulskip_cli.training import run
 from ulskip_cli.training.run import train
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
-LONG = [
-    # the training set
-    "train.epochs=4",
-    "train.save_every=3",
-    "train.evaluate_every=4",
-    "train.validation={limit:16}",
-    "train.dropout=0.1",
-    "train.optimizer=muon",
-]
+LONG = ["train.epochs=4", "train.save_every=3", "train.dropout=0.1", "train.optimizer=muon"]
+LONG += ["train.evaluate_every=4", "train.validation={limit:16}"]  # the training set
 LONG_TRAININGS = {
     "unified": ["strategy=unified", "train.ratios=[1,2]", *LONG],
     "early_exit": ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", *LONG],
@@ -62,12 +52,8 @@ def finished(model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def positional(model_folder, tmp_path_factory):
     """A training with fewer layers at later positions."""
-    changes = [
-        "strategy=skip_decode",
-        "train.ratios=[1.2,1.5]",
-        "train.max_steps=1",
-        "train.held_out=4",
-    ]
+    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]"]
+    changes += ["train.max_steps=1", "train.held_out=4"]
     return trained(model_folder, tmp_path_factory.mktemp("positional") / "out", *changes)
 
 
@@ -82,26 +68,13 @@ def weights(folder):
     return load_file(Path(folder) / "model.safetensors")
 
 
-def test_ratios_become_schedules():
-    config = compose_training(["train.ratios=[1,2,3]"])
-    kept = {
-        ratio: [stage.kept_layers for stage in stages]
-        for ratio, stages in schedules(config, 12).items()
-    }
-    assert kept == {1.0: [tuple(range(12))], 2.0: [(0, 2, 4, 7, 9, 11)], 3.0: [(0, 4, 7, 11)]}
-    with pytest.raises(UsageError, match="ratio"):
-        schedules(compose_training(["train.ratios=8"]), 12)
-
-
 def test_skip_decode_trains_every_depth(positional):
     config, record = positional
     assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
     assert [len(stage.kept_layers) for stage in record.later_stages["1.5"]] == [4, 3]
     assert record.kept_counts == (6, 5, 4, 3)
-    assert (
-        training_note(config.output)
-        == "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
-    )
+    note = "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
+    assert training_note(config.output) == note
 
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, model_folder):
@@ -117,19 +90,16 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
     assert (record.steps, record.examples, record.validation_examples) == (3, 12, 4)
     assert [point.step for point in record.learning_curve] == [2, 3]
     assert set(record.learning_curve[0].validation_loss) == {"1x", "2x"}
-    assert (
-        training_note(str(out))
-        == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
-    )
+    note = "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
+    assert training_note(str(out)) == note
     assert not (out / "checkpoints").exists()
 
 
 def test_a_finished_training_is_not_run_again(finished):
     config, record = finished
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
-    (
-        Path(config.output) / "checkpoints"
-    ).mkdir()  # as a process leaves it that is killed before it has removed them
+    # as a process leaves it that is killed before it has removed them
+    (Path(config.output) / "checkpoints").mkdir()
     assert train(config, NullProgress()) == record
     assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
@@ -166,10 +136,8 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
     first, *_, last = (point.validation_loss for point in record.learning_curve)
     if config.strategy.name == "early_exit":
         assert (record.exits, record.kept_layers) == ((2, 4, 6), {"2": (0, 1, 2, 3, 4, 5)})
-        assert (
-            training_note(config.output)
-            == f"with early exit at 2, 4, 6 layers, {record.steps} steps"
-        )
+        note = f"with early exit at 2, 4, 6 layers, {record.steps} steps"
+        assert training_note(config.output) == note
         expected = {"2", "4", "6"}
     else:
         expected = {"1x", "2x"}
@@ -209,87 +177,29 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
 def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
     overrides, model_folder, tmp_path
 ):
-    options = [
-        "train.full_weight=0.5",
-        "train.distill_weight=0.5",
-        "train.teacher=initial",
-        "train.label_smoothing=0.1",
-    ]
-    options += [
-        "train.freeze_embeddings=true",
-        "train.max_steps=2",
-        "train.gradient_accumulation_steps=2",
-    ]
+    options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial"]
+    options += ["train.label_smoothing=0.1", "train.freeze_embeddings=true", "train.max_steps=2"]
+    options.append("train.gradient_accumulation_steps=2")
     record = train(compose_training([*overrides, *options]), NullProgress())
     assert record.steps == 2
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
-    assert not torch.equal(
-        before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
-    )
+    trained_weight = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(before[trained_weight], after[trained_weight])
 
 
 def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
-    shape = tmp_path / "shape.json"
-    layers = {
-        "num_hidden_layers": 4,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-    }
-    shape.write_text(
-        json.dumps({"model_type": "llama", "vocab_size": 9, "tie_word_embeddings": True, **layers})
-    )
-    scratch = [
-        "model=random",
-        f"model.path={shape}",
-        "train=scratch",
-        "train.vocab_size=300",
-        "train.max_steps=2",
-    ]
-    record = train(
-        compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), NullProgress()
-    )
-    model, tokenizer = (
-        kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer)
-    )
+    scratch = ["model=random", "model.path=llama-12x128", "train=scratch", "limit=8"]
+    scratch += ["train.vocab_size=300", "train.max_steps=2", f"output={tmp_path / 'out'}"]
+    record = train(compose_training([*QUICK, *scratch]), NullProgress())
+    kinds = AutoModelForCausalLM, AutoTokenizer
+    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in kinds)
     assert model.config.vocab_size == len(tokenizer) == 300
     assert (model.config.eos_token_id, record.based_on) == (tokenizer.eos_token_id, None)
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
+    explosion = ["train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]
     with pytest.raises(RunError, match=r"train\.learning_rate"):
-        train(
-            compose_training(
-                [
-                    *overrides,
-                    "train.learning_rate=1e30",
-                    "train.max_steps=3",
-                    "train.max_grad_norm=0",
-                ]
-            ),
-            NullProgress(),
-        )
+        train(compose_training([*overrides, *explosion]), NullProgress())
     assert not (tmp_path / "out" / "training.json").exists()
-
-
-def test_the_identity_depends_on_what_decides_the_weights(monkeypatch):
-    monkeypatch.setattr(run, "fingerprint", lambda model: "weights")
-
-    def identity(*overrides, texts="texts"):
-        config = compose_training(["train=adapter", "output=a", *overrides])
-        return run._identity(config, SimpleNamespace(sha256=texts))
-
-    for same in (["output=b"], ["limit=5"], ["train.save_every=7"], ["tracker=tensorboard"]):
-        assert identity(*same) == identity()
-    others = [
-        ["seed=2"],
-        ["train.ratios=3"],
-        ["correction.kind=low_rank"],
-        ["strategy=top_skip"],
-        ["model.dtype=bfloat16"],
-    ]
-    assert (
-        len({identity(), identity(texts="others"), *(identity(*other) for other in others)})
-        == len(others) + 2
-    )

@@ -29,32 +29,16 @@ def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, up to the order of
     summation.
     """
-    common = [
-        f"model.path={model_folder}",
-        "model.dtype=float32",
-        "limit=8",
-        "train.ratios=[1,2]",
-        "train.max_steps=2",
-    ]
-    common += ["train.learning_rate=1e-3", "model.device=cpu", "train.optimizer=adamw"]
+    common = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu", "limit=8"]
+    common += ["train.ratios=[1,2]", "train.max_steps=2"]
+    common += ["train.learning_rate=1e-3", "train.optimizer=adamw"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "ulskip_cli",
-        "train",
-    ]
-    two = [*launch, *common, "train.batch_size=4", f"output={tmp_path / 'two'}"]
-    done = subprocess.run(two, env=environment, capture_output=True, text=True)
+    launch = "-m torch.distributed.run --standalone --nproc_per_node=2 -m ulskip_cli train"
+    two = [*launch.split(), *common, "train.batch_size=4", f"output={tmp_path / 'two'}"]
+    done = subprocess.run([sys.executable, *two], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    train(
-        compose_training([*common, "train.batch_size=8", f"output={tmp_path / 'one'}"]),
-        NullProgress(),
-    )
+    one = [*common, "train.batch_size=8", f"output={tmp_path / 'one'}"]
+    train(compose_training(one), NullProgress())
     assert json.loads((tmp_path / "two" / "training.json").read_text())["steps"] == 2
     pairs = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
     before = load_file(model_folder / "model.safetensors")

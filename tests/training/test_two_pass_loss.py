@@ -36,11 +36,8 @@ def stepwise_losses(model, kept, inputs):
     at a time.
     """
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
-    cache, mask, response = (
-        shallow_view.new_cache(model),
-        inputs["prompt_mask"],
-        inputs["response_ids"],
-    )
+    cache, mask = shallow_view.new_cache(model), inputs["prompt_mask"]
+    response = inputs["response_ids"]
     logits = [
         shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)
     ]
@@ -55,30 +52,19 @@ def stepwise_losses(model, kept, inputs):
 def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
     inputs = batch()
     expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
-    torch.testing.assert_close(
-        TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"],
-        expected,
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    loss = TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_with_stages_it_is_that_of_an_uncached_reference(model):
-    inputs, (first, *later) = (
-        batch(),
-        (
-            Stage(0, (0, 2, 4, 5)),
-            Stage(2, (0, 4, 5)),
-            Stage(3, (0, 5)),
-        ),
-    )
+    inputs = batch()
+    stages = (Stage(0, (0, 2, 4, 5)), Stage(2, (0, 4, 5)), Stage(3, (0, 5)))
     ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
-    logits = reference_logits(
-        model, ids, mask, 7, {one.first_step: one.kept_layers for one in (first, *later)}
-    )[:, 6:-1]
+    kept = {stage.first_step: stage.kept_layers for stage in stages}
+    logits = reference_logits(model, ids, mask, 7, kept)[:, 6:-1]
     expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
-    loss = TwoPassLoss(model).eval()(**inputs, stages=(first, *later))["loss"]
+    loss = TwoPassLoss(model).eval()(**inputs, stages=stages)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -104,16 +90,13 @@ def test_its_parts_add_up(llama):
 
 
 def test_distillation_moves_the_student_alone(llama):
-    frozen, weights = (
-        copy.deepcopy(llama).requires_grad_(False),
-        LossWeights(cross_entropy=0.0, distill=1.0),
-    )
+    frozen = copy.deepcopy(llama).requires_grad_(False)
+    weights, stages = LossWeights(cross_entropy=0.0, distill=1.0), through((0, 2, 5))
     gradients = []
     for teacher in (None, frozen):
         llama.zero_grad()
-        TwoPassLoss(llama, weights=weights, teacher=teacher)(**batch(), stages=through((0, 2, 5)))[
-            "loss"
-        ].backward()
+        module = TwoPassLoss(llama, weights=weights, teacher=teacher)
+        module(**batch(), stages=stages)["loss"].backward()
         gradients.append([p.grad.clone() for p in llama.parameters()])
     assert sum(one.abs().sum() for one in gradients[0]) > 0
     for own, explicit in zip(*gradients, strict=True):
@@ -136,28 +119,26 @@ def test_the_mean_is_over_all_tokens_of_a_step(llama):
 
 def test_dropout_acts_in_training_only_and_in_views_too(model):
     module, inputs = TwoPassLoss(model).eval(), batch()
-    plain = [module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))]
+
+    def losses():
+        stages = through(EVERY), through((0, 2, 5))
+        return [module(**inputs, stages=schedule)["loss"].item() for schedule in stages]
+
+    plain = losses()
     add_dropout(model, 0.5)
-    assert [
-        module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))
-    ] == plain
+    assert losses() == plain
     module.train()
-    assert all(
-        abs(module(**inputs, stages=through(kept))["loss"].item() - loss) > 1e-4
-        for kept, loss in zip((EVERY, (0, 2, 5)), plain, strict=True)
-    )
+    assert all(abs(loss - before) > 1e-4 for loss, before in zip(losses(), plain, strict=True))
+
+
+LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 @pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing:FutureWarning"
 )  # peft still reads it
 def test_adapters_are_seen_through_views_and_saved_alone(llama):
-    adapted = get_peft_model(
-        llama,
-        LoraConfig(
-            r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        ),
-    )
+    adapted = get_peft_model(llama, LoraConfig(**LORA, init_lora_weights=False))
     module, inputs, kept = TwoPassLoss(adapted).eval(), batch(), (0, 2, 5)
     with_adapters = module(**inputs, stages=through(kept))["loss"]
     assert all("lora_" in name for name in module.state_dict())
@@ -169,16 +150,8 @@ def test_adapters_are_seen_through_views_and_saved_alone(llama):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
     initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
-    options = {
-        "r": 2,
-        "target_modules": "all-linear",
-        "init_lora_weights": False,
-        "task_type": "CAUSAL_LM",
-    }
-    adapted, weights = (
-        get_peft_model(llama, LoraConfig(**options)),
-        LossWeights(cross_entropy=0.0, distill=1.0),
-    )
+    adapted = get_peft_model(llama, LoraConfig(**LORA, init_lora_weights=False))
+    weights = LossWeights(cross_entropy=0.0, distill=1.0)
     losses = []
     for teacher in (llama, initial):
         module = TwoPassLoss(adapted, weights=weights, teacher=teacher).eval()

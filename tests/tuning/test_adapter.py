@@ -35,23 +35,16 @@ def test_no_example_that_chooses_or_is_reported_is_trained_on(
 ):
     folder = tmp_path_factory.mktemp("data")
     file = write(folder / "a.jsonl", [f"p{i}" for i in [*range(count), *repeated]])
-    overrides = [
-        "task=jsonl",
-        f"task.file={file}",
-        "task.metrics=[exact_match]",
-        f"limit={limit}",
-        "calibration.examples=5",
-    ]
+    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
+    overrides += [f"limit={limit}", "calibration.examples=5"]
     if other:
-        overrides.append(
-            f"calibration.task={{file: {write(folder / 'b.jsonl', [f'p{i}' for i in other])}}}"
-        )
+        calibration = write(folder / "b.jsonl", [f"p{i}" for i in other])
+        overrides.append(f"calibration.task={{file: {calibration}}}")
     split = divide(compose(overrides), wanted)
-    used = {
-        one.source for side in (split.choice, split.final) for one in resolve_point(side).examples
-    }
+    sides = resolve_point(split.choice), resolve_point(split.final)
+    used = {example.source for side in sides for example in side.examples}
     try:
-        found = [one.source for one in training_examples(split)]
+        found = [example.source for example in training_examples(split)]
     except UsageError as error:
         assert "train" in str(error) or "held-out" in str(error) or "calibration" in str(error)
         return
@@ -78,27 +71,20 @@ def with_loss(monkeypatch, change):
 
     def changed(self, candidate, num_kept):
         trial = run(self, candidate, num_kept)
-        return (
-            trial.replace(loss=trial.loss + change)
-            if candidate.config.correction.label == "adapter"
-            else trial
-        )
+        trained = candidate.config.correction.label == "adapter"
+        return trial.replace(loss=trial.loss + change) if trained else trial
 
     monkeypatch.setattr(Trials, "run", changed)
 
 
 def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch, ulskip):
     with_loss(monkeypatch, -1)
-    code, found, err = tune(
-        *TRAIN, "correction.kind=folded", "candidates=['strategy=unified']", "--to", "out"
-    )
+    one = ["correction.kind=folded", "candidates=['strategy=unified']"]
+    code, found, err = tune(*TRAIN, *one, "--to", "out")
     assert code == 0, err
     folder = tmp_path / found["adapter"]["folder"]
-    assert (
-        found["adapter"]["chosen"]
-        and found["adapter"]["steps"] == 3
-        and found["adapter"]["examples"] == 8
-    )
+    assert found["adapter"]["chosen"]
+    assert (found["adapter"]["steps"], found["adapter"]["examples"]) == (3, 8)
     assert folder.parent.name == f"{found['key']}-adapter" and (folder / "adapter.json").is_file()
     record = json.loads((folder / "adapter.json").read_text())
     assert record["kept_sets"] == [found["kept_layers"]] and record["kind"] == "folded"
@@ -108,9 +94,8 @@ def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch
     assert found["row"]["correction"]["path"] == found["adapter"]["folder"]
     code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["decode_loss"] == pytest.approx(
-        found["row"]["decode_loss"]
-    )
+    row = json.loads(out.splitlines()[-1])
+    assert row["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
     exported = json.loads((tmp_path / "out" / "ulskip_export.json").read_text())
     assert exported["skip_adapter"] == found["adapter"]["folder"]
 

@@ -35,13 +35,8 @@ def test_one_file_is_divided_into_examples_that_report_choose_and_calibrate(
     tmp_path_factory, count, limit, wanted
 ):
     file = write(tmp_path_factory.mktemp("data") / "a.jsonl", count)
-    overrides = [
-        "task=jsonl",
-        file,
-        "task.metrics=[exact_match]",
-        "strategy=search",
-        f"limit={limit or 'null'}",
-    ]
+    overrides = ["task=jsonl", file, "task.metrics=[exact_match]", "strategy=search"]
+    overrides.append(f"limit={limit or 'null'}")
     choice, final, *calibrations = parts(divide(compose(overrides), wanted))
     assert calibrations[0] == calibrations[1]
     every = [*choice, *final, *calibrations[0]]
@@ -74,16 +69,9 @@ def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
 def test_candidates_have_the_correction_of_the_request_or_their_own():
     labels = [candidate.config.correction.label for candidate in resolve(["speedup=2"]).candidates]
     assert labels == ["", "full", "full", "full", "full"]
-    folded = resolve(
-        [
-            "speedup=2",
-            "correction.kind=folded",
-            "candidates=['strategy=one_block', 'strategy=full']",
-        ]
-    )
-    assert [candidate.config.correction.label for candidate in folded.candidates] == [
-        "folded",
-        "folded",
-    ]
+    two = "candidates=['strategy=one_block', 'strategy=full']"
+    folded = resolve(["speedup=2", "correction.kind=folded", two])
+    labels = [candidate.config.correction.label for candidate in folded.candidates]
+    assert labels == ["folded", "folded"]
     assert folded.candidates[0].label == "one_block + folded patch"
     assert folded.key != resolve(["speedup=2"]).key == resolve(["speedup=2", "budget=5"]).key

@@ -15,13 +15,9 @@ from ulskip_cli.tuning.trials import StepLog, Trial
     ],
 )
 def test_a_trial_survives_its_log_unless_it_names_another_folder(tmp_path, key, value):
-    trial = Trial(
-        candidate="unified",
-        kept_layers=(0, 3),
-        loss=1.5,
-        patch="0123456789ab",
-        adapter=str(tmp_path / "key-adapter" / "one"),
-    )
+    adapter = str(tmp_path / "key-adapter" / "one")
+    values = {"candidate": "unified", "kept_layers": (0, 3), "loss": 1.5}
+    trial = Trial(**values, patch="0123456789ab", adapter=adapter)
     log = tmp_path / "key.jsonl"
     assert Trial.from_step(trial.plain(), log) == trial
     with pytest.raises(UsageError, match=key):

@@ -1,8 +1,7 @@
-import pytest
 import torch
-from reference import build_model, random_ids
+from reference import random_ids
 
-from ulskip_cli.engines.torch.static_cache import can_fix, fixed, mask_at, step_masks
+from ulskip_cli.engines.torch.static_cache import fixed, mask_at, step_masks
 from ulskip_cli.inference import shallow_view
 
 
@@ -39,29 +38,3 @@ def test_masks_hide_padding_and_later_positions(llama):
     assert masks.shape == (2, 1, 4, 9)
     seen = mask_at(masks, 1, 7)[:, 0, 0] == 0
     assert seen.tolist() == [[True] * 7, [False] * 2 + [True] * 5]
-
-
-def test_without_padding_only_sliding_windows_need_a_mask(llama):
-    ids = random_ids(2, 5)
-    ones = torch.ones_like(ids)
-    cache, _ = fixed(prompt_cache(llama, ids, ones), 9)
-    assert step_masks(llama, cache, ones, 4) is None
-    mistral = build_model("mistral")
-    cache, _ = fixed(prompt_cache(mistral, ids, ones), 9)
-    seen = mask_at(step_masks(mistral, cache, ones, 4), 3, 9)[0, 0, 0] == 0
-    assert seen.tolist() == [False] * 5 + [True] * 4
-    gemma = build_model("gemma2")
-    cache, _ = fixed(prompt_cache(gemma, ids, ones), 9)
-    kinds = step_masks(gemma, cache, ones, 4)
-    assert kinds["full_attention"] is None
-    assert kinds["sliding_attention"] is not None
-
-
-def test_a_cache_with_other_layers_is_refused(llama):
-    ids = random_ids(1, 4)
-    cache = prompt_cache(llama, ids, torch.ones_like(ids))
-    assert can_fix(cache)
-    cache.layers[0] = object()
-    assert not can_fix(cache)
-    with pytest.raises(TypeError):
-        fixed(cache, 9)

@@ -1,6 +1,5 @@
 import pytest
 
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
@@ -23,14 +22,3 @@ def test_a_metric_fills_the_row_keys_of_its_entry(name):
     assert list(scores.values) == [row_key.key for row_key in spec.row_keys]
     assert scores.signatures.keys() == scores.values.keys()
     assert spec.primary in scores.values
-
-
-def test_primary_keys_are_preferred_and_the_decode_loss_comes_last():
-    keys = metrics.quality_keys()
-    assert keys.index("rougeL") < keys.index("rouge1")
-    assert (keys[0], keys[-1]) == ("bleu", "decode_loss")
-
-
-def test_an_unknown_metric_is_named_with_the_nearest():
-    with pytest.raises(UsageError, match=r"'rogue'.*'rouge'"):
-        metrics.make_metrics(Scoring(("rogue",)))

@@ -20,12 +20,7 @@ BAD = [text.replace("sleeps in", "of of") for text in GOOD]
 
 ENGLISH = Scoring(("bleu",), "en")
 CHINESE = ["今天天气很好。", "我们去公园吧!", "猫在房子里睡觉。", "他昨天买了3本书。"] * 3
-CHINESE_REFERENCES = [
-    "今天天气真好。",
-    "我们一起去公园吧!",
-    "猫在屋里睡觉。",
-    "他昨天买了三本书。",
-] * 3
+CHINESE_TRUE = ["今天天气真好。", "我们一起去公园吧!", "猫在屋里睡觉。", "他昨天买了三本书。"] * 3
 
 
 def answers(hypotheses, full=None, references=REFERENCES):
@@ -35,17 +30,8 @@ def answers(hypotheses, full=None, references=REFERENCES):
 def by_command(tmp_path, hypotheses, references, *options):
     (tmp_path / "ref").write_text("\n".join(references) + "\n")
     (tmp_path / "hyp").write_text("\n".join(hypotheses) + "\n")
-    command = [
-        sys.executable,
-        "-m",
-        "sacrebleu",
-        str(tmp_path / "ref"),
-        "-i",
-        str(tmp_path / "hyp"),
-        "-w",
-        "6",
-        *options,
-    ]
+    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref")]
+    command += ["-i", str(tmp_path / "hyp"), "-w", "6", *options]
     scored = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return scored if isinstance(scored, list) else [scored]
 
@@ -63,22 +49,17 @@ def test_scores_equal_sacrebleus_own_command(tmp_path):
 
 
 def test_chinese_is_split_by_sacrebleus_chinese_tokenizer(tmp_path):
-    (expected,) = by_command(tmp_path, CHINESE, CHINESE_REFERENCES, "-l", "en-zh", "-m", "bleu")
-    scores = translation.bleu(Scoring(("bleu",), "zh")).score(
-        answers(CHINESE, references=CHINESE_REFERENCES)
-    )
+    (expected,) = by_command(tmp_path, CHINESE, CHINESE_TRUE, "-l", "en-zh", "-m", "bleu")
+    metric = translation.bleu(Scoring(("bleu",), "zh"))
+    scores = metric.score(answers(CHINESE, references=CHINESE_TRUE))
     assert "tok:zh" in expected["signature"]
     assert scores.signatures["bleu"] == expected["signature"]
     assert scores.values["bleu"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 def test_a_tokenizer_can_be_named_and_a_wrong_one_is_refused():
-    assert (
-        "tok:char"
-        in translation.bleu(Scoring(("bleu",), "de", "char"))
-        .score(answers(GOOD))
-        .signatures["bleu"]
-    )
+    named = translation.bleu(Scoring(("bleu",), "de", "char"))
+    assert "tok:char" in named.score(answers(GOOD)).signatures["bleu"]
     with pytest.raises(UsageError, match=r"task\.tokenize.*'words'"):
         translation.bleu(Scoring(("bleu",), "de", "words"))
 
