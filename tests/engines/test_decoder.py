@@ -3,6 +3,7 @@ import torch
 from reference import NUM_LAYERS, decoder_for, random_ids
 
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
