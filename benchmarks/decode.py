@@ -25,9 +25,9 @@ from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.transformers.session import StepObserver
+from ulskip_cli.experiments.benchmark import read_bytes_per_second
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
 from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsFloat
 
+from ulskip_cli.core.errors import UsageError, require_choice
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -67,7 +69,6 @@ def kept_layers(
             lacks its calibration or runs different layers at different steps.
     """
     from ulskip_cli.core import config
-    from ulskip_cli.core.errors import UsageError
     from ulskip_cli.core.model_metadata import MAX_LAYERS
 
     if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
@@ -148,7 +149,6 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.core.strategy import LAYER, UNITS
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
     from ulskip_cli.engines.transformers import options as generate_options
@@ -204,8 +204,6 @@ def generate(
 
 def _whole(value: object, name: str) -> int:
     """Return a whole number, also one of numpy or PyTorch; raise UsageError for any other value."""
-    from ulskip_cli.core.errors import UsageError
-
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -5,7 +5,7 @@ from reference import NUM_LAYERS, build_model, reference_logits
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.experiments.agreement import AgreementMeter
+from ulskip_cli.experiments.evaluate import AgreementMeter
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.plan import make_plan
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
-from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
+from ulskip_cli.experiments.evaluate import BatchCheckpoints
 
 ORIGIN = {"code": "a", "threads": 2}
 ORDER = [2, 0, 1, 3]

@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.engines.torch import cpu_kernels, session
 from ulskip_cli.experiments import benchmark, runner
-from ulskip_cli.experiments.latency_target import LatencyTargetFit
+from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.skip_adapter import SkipAdapter

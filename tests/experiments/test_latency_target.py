@@ -9,8 +9,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.experiments import latency_target
-from ulskip_cli.experiments.latency_target import (
+from ulskip_cli.experiments import paired_timing as latency_target
+from ulskip_cli.experiments.paired_timing import (
     LINE_ROUNDS,
     WARM_UP,
     fit_step_latency,

@@ -11,11 +11,16 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.experiments.paired_timing import TimedPairs, measure_pairs
+from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds
 from ulskip_cli.experiments.record import Timing
 from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
+
+
+def measure_pairs(full, strategy, batches, context, *speed):
+    """One pair, timed alone."""
+    return measure_rounds([Pair(full, strategy, batches, context)], *speed)[0]
 
 
 def output(first, decode):

@@ -6,7 +6,7 @@ from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
-from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
+from ulskip_cli.experiments.describe import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import find_held_out, resolve, resolve_benchmark
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points

@@ -1,6 +1,6 @@
 import torch
 
-from ulskip_cli.experiments import read_bandwidth
+from ulskip_cli.experiments import benchmark as read_bandwidth
 
 
 def test_a_rate_is_measured(monkeypatch):

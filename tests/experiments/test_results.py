@@ -61,16 +61,13 @@ def test_a_finished_row_counts_if_it_is_accepted_and_has_its_generations(folder)
         (json.dumps({"id": "q", **POINT, "strategy": "\ud800"}), "JSON object"),
     ],
 )
-def test_a_refused_line_is_named_moved_and_costs_only_itself(folder, line, named):
+def test_a_refused_line_is_named_and_costs_only_itself(folder, line, named):
     with folder.runs_path.open("a") as stream:
         stream.write(line)
     folder.append(record("r"))
     _, (message,) = folder.read()
     assert message.startswith(f"{folder.runs_path}, line 3: ") and named in message
     assert ids(folder) == ["p", "r"]
-    assert "1 unreadable line " in folder.quarantine_corrupt_lines()
-    assert folder.quarantine_corrupt_lines() is None
-    assert (ids(folder), folder.read()[1]) == (["p", "r"], [])
 
 
 @pytest.mark.parametrize("line", ["[]", '{"source": 1, "reference": "r", "hypothesis": "h"}'])

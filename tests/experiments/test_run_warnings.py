@@ -6,8 +6,8 @@ from ulskip_cli.core import cpu_load
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.record import CorrectionUsed, Environment, Point, Record
-from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.strategies.plan import make_plan
 
 

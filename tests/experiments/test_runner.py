@@ -12,7 +12,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.experiments import runner
-from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
+from ulskip_cli.experiments.describe import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.experiments.runner import Session

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
-from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
+from ulskip_cli.experiments.describe import measure_throughput, sum_exits
 
 OUTPUTS = [
     BatchOutput([[1, 2, 3], [4]], [False, False], 10, 0.5, 1.0, 2.0, 0, 0),

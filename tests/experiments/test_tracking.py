@@ -8,7 +8,7 @@ from ulskip_cli.core import tracking
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep import run as sweep
+from ulskip_cli.experiments.sweep import jobs as sweep
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 
 

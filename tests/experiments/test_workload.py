@@ -16,9 +16,8 @@ def test_timed_prompts_leave_room_for_what_is_generated(point):
 
 
 def test_without_a_task_the_prompts_are_random_and_seeded(point):
-    decoder, work, config = point("speed.prompt_tokens=7")
-    bare = replace(work, encoded=None)
-    one, again = (timed_prompts(bare, 3, 2, decoder.model, config) for _ in range(2))
+    decoder, _, config = point("speed.prompt_tokens=7")
+    one, again = (timed_prompts(None, 3, 2, decoder.model, config) for _ in range(2))
     assert [ids.shape for ids, _ in one] == [(3, 7)] * 2
     assert all((a == b).all() for (a, _), (b, _) in zip(one, again, strict=True))
     assert (one[0][0] != one[1][0]).any()

@@ -2,7 +2,7 @@ import pytest
 import transformers
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.export.request import ExportRequest
+from ulskip_cli.export.run import ExportRequest
 from ulskip_cli.export.run import export as run_export
 
 gguf = pytest.importorskip("gguf")

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.export.request import FORMATS, ExportRequest, resolve
-from ulskip_cli.export.run import layer_ranges, mergekit_recipe, schedule_file
+from ulskip_cli.export.run import (
+    FORMATS,
+    ExportRequest,
+    layer_ranges,
+    mergekit_recipe,
+    resolve,
+    schedule_file,
+)
 
 STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
 

@@ -12,9 +12,8 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.export.request import ExportRequest
+from ulskip_cli.export.run import ExportRequest, summary
 from ulskip_cli.export.run import export as run_export
-from ulskip_cli.export.run import summary
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.shallow_view import shallow_view

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.export.staging import staged, write_record
+from ulskip_cli.export.run import staged, write_record
 
 
 def write_export(folder, text="weights"):

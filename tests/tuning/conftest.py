@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.tuning.trials import Trials
+from ulskip_cli.tuning.search import Trials
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
 FEW += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4"]

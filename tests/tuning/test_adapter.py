@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.tuning import adapter
+from ulskip_cli.tuning import search as adapter
 from ulskip_cli.tuning.request import divide, training_examples
-from ulskip_cli.tuning.trials import Trials
+from ulskip_cli.tuning.search import Trials
 
 TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
 

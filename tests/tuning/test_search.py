@@ -4,8 +4,7 @@ import pytest
 from report_rows import sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tuning.search import decide
-from ulskip_cli.tuning.trials import StepLog
+from ulskip_cli.tuning.search import StepLog, decide
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 

@@ -1,27 +1,4 @@
-import pytest
-
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tuning.trials import StepLog, Trial
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("patch", "../../private"),
-        ("patch", 7),
-        ("adapter", "/private"),
-        ("kept_layers", "first"),
-        ("loss", None),
-    ],
-)
-def test_a_trial_survives_its_log_unless_it_names_another_folder(tmp_path, key, value):
-    adapter = str(tmp_path / "key-adapter" / "one")
-    values = {"candidate": "unified", "kept_layers": (0, 3), "loss": 1.5}
-    trial = Trial(**values, patch="0123456789ab", adapter=adapter)
-    log = tmp_path / "key.jsonl"
-    assert Trial.from_step(trial.plain(), log) == trial
-    with pytest.raises(UsageError, match=key):
-        Trial.from_step({**trial.plain(), key: value}, log)
+from ulskip_cli.tuning.search import StepLog
 
 
 def test_a_finished_step_does_not_run_again(tmp_path):

@@ -60,9 +60,8 @@ def export(
         )
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.export import run
-    from ulskip_cli.export.request import ExportRequest
 
-    request = ExportRequest(to, as_format, results, shard_size, check)
+    request = run.ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
         record = run.export(overrides or [], config_dir, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

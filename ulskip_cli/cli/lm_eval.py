@@ -64,9 +64,9 @@ def lm_eval(
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     options = parse_options(context.meta["harness"])
-    from ulskip_cli.experiments import lm_eval_run
+    from ulskip_cli.experiments import lm_eval_adapter
 
-    folder, results = lm_eval_run.evaluate(overrides or [], options)
+    folder, results = lm_eval_adapter.evaluate(overrides or [], options)
     from lm_eval.utils import make_table
 
     from ulskip_cli.report import tables

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
@@ -161,10 +160,9 @@ def ranges(layers: Sequence[int]) -> str:
     >>> ranges((0, 1, 2, 5, 7, 8))
     '0-2, 5, 7, 8'
     """
-    runs = [
-        [layer for _, layer in run]
-        for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])
-    ]
+    from ulskip_cli.export.run import layer_ranges
+
     return ", ".join(
-        f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
+        for start, end in layer_ranges(layers)
     )

@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
@@ -132,8 +129,8 @@ def sweep(
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import SweepOptions, run_sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
-    from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
     from ulskip_cli.report import tables, winners
 
     words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
@@ -182,13 +179,8 @@ def _show_dry_run(
         listed = {"points": rows, "counts": counts, "left_out": left_out}
         print(json.dumps(listed, ensure_ascii=False))
         return
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("point", "id", "state", ""):
-        table.add_column(name, no_wrap=bool(name))
-    for job, state, note in states:
-        table.add_row(escape(job.label), job.id, state, escape(printable(note)))
-    console = make_console()
-    console.print(table)
+    console, width = make_console(), max(len(job.label) for job in jobs)
+    points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    for line in (f"{len(jobs)} points: {parts}", *left_out):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in (*points, "", f"{len(jobs)} points: {parts}", *left_out):
+        console.print(printable(line.rstrip()), highlight=False, markup=False, soft_wrap=True)

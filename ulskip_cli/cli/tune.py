@@ -2,18 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ulskip_cli.cli.progress_bars import SweepDisplay
-    from ulskip_cli.experiments.sweep.jobs import Job
 
 
 def tune(
@@ -39,19 +33,22 @@ def tune(
     from ulskip_cli.tuning.request import resolve
 
     request = resolve(overrides or [], config_dir)
-    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.export import staging
+    from ulskip_cli.export.run import check_target
 
     if to is not None:
-        staging.check_target(to, is_folder=True)
+        check_target(to, is_folder=True)
     folder = ResultsFolder.of(request.config)
     folder.check_writable()
+    from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
     try:
         with ProgressBars() as bars:
-            result = Tuning(request, bars, _display).run()
+            result = Tuning(
+                request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)
+            ).run()
     finally:
         folder.remove_if_empty()
     result.store()
@@ -66,10 +63,3 @@ def tune(
     console = make_console()
     for line in [*result.lines(), *written]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _display(jobs: "Sequence[Job]") -> "SweepDisplay":
-    from ulskip_cli.cli.progress_bars import SweepDisplay
-    from ulskip_cli.report import tables
-
-    return SweepDisplay(jobs, tables.write_tables)

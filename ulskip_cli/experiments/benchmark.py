@@ -1,12 +1,12 @@
 """Time decoding on random prompts, several engines in the same rounds, and compare the bytes that
-a step reads with the read bandwidth.
+a step reads with the rate at which this machine reads memory.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import Any
 
 import psutil
 import torch
@@ -14,28 +14,55 @@ import torch
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.strategy import MLP
-from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
+from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.read_bandwidth import ReadBandwidth
-from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record
-from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.run_warnings import run_warnings
+from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record, Row
 from ulskip_cli.experiments.runner import (
     PreparedRun,
     Session,
-    make_decoders,
     make_record,
     prepare_run,
+    save_record,
 )
-from ulskip_cli.experiments.throughput import measure_throughput
-from ulskip_cli.experiments.workload import timed_prompts
+from ulskip_cli.experiments.workload import decode_context, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.inference.timing import now
+
+READ_BYTES = 2**29  # larger than any cache
+MEMORY_SHARE = 0.25  # at most this share of free memory is read
+STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
+
+
+class ReadBandwidth:
+    """A buffer in memory, and the rate at which it is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, size = device, READ_BYTES
+        if device.type == "cpu":
+            size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+        self._buffer = torch.ones(max(1, size // 32), 8, device=device)
+        flat = self._buffer.view(-1)
+        halves = flat.view(2, -1)
+        self._reads: list[Callable[[], object]] = [
+            *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
+            partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
+            partial(torch.dot, halves[0], halves[1]),
+        ]
+
+    def measure(self) -> float:
+        """Return the bytes/s of the fastest of several ways to read the buffer once."""
+        with torch.inference_mode():
+            return self._buffer.nbytes / min(map(self._seconds, self._reads))
+
+    def _seconds(self, read: Callable[[], object]) -> float:
+        began = now(self.device)
+        read()
+        return now(self.device) - began
 
 
 class Benchmarks:
@@ -57,14 +84,10 @@ class Benchmarks:
         if point.run_id not in self._timed:
             self._time(point, session)
         timed = self._timed.pop(point.run_id)
-        config, plan = point.config, timed.run.plan
-        session.progress.phase("write", 0)
         record = make_record(timed.run, timed.pair.strategy, None, timed.pairs, None)
         seconds = time.monotonic() - timed.run.started_at
         record = record.join(_describe(timed), wall_seconds=seconds)
-        record = record.replace(warnings=run_warnings(config, plan, record))
-        ResultsFolder.of(config).save(config, record, None)
-        return [record]
+        return [save_record(timed.run, session, record)]
 
     def _time(self, point: ResolvedPoint, session: Session) -> None:
         """Time a point together with the untried points of its group, or with the first one only if
@@ -76,21 +99,19 @@ class Benchmarks:
         else:
             group = [group[0], point] if point is not group[0] else [point]
         stored = self._tried - {point.run_id}  # a first engine runs again beside each other one
-        self._tried |= {other.run_id for other in group}
+        self._tried |= {member.run_id for member in group}
         ready = []
-        for other in group:
+        for member in group:
             try:
-                ready.append(_warm_up(other, session))
+                ready.append(_warm_up(member, session))
             except Exception:  # is raised again when its turn comes
-                if other is point:
+                if member is point:
                     raise
-        speed = ready[0].run.timed.speed
-        device = ready[0].run.loaded.model.device
-        rounds = speed.replace(warmup=0, new_tokens=ready[0].run.plan.timed_tokens)
-        report = session.progress.phase(f"{len(ready)} engines in rounds", speed.pairs)
-        measured = measure_rounds(
-            [timed.pair for timed in ready], rounds, report, ReadBandwidth(device).measure
-        )
+        first = ready[0].run
+        rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
+        report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
+        memory = ReadBandwidth(first.loaded.model.device)
+        measured = measure_rounds([timed.pair for timed in ready], rounds, report, memory.measure)
         for timed, pairs in zip(ready, measured, strict=True):
             pairs = replace(
                 pairs,
@@ -127,12 +148,12 @@ def _warm_up(point: ResolvedPoint, session: Session) -> _Timed:
 def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
     run = prepare_run(point, session, config)
     torch.manual_seed(config.seed)
-    full, decoder = make_decoders(run, session)
+    full, decoder = session.decoders(run)
     speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
     once = config.replace(speed=speed.replace(pairs=0, warmup=max(1, speed.warmup)))
     pairs = time_pairs(full, decoder, run.workload, once, session.progress)
     batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
-    context = DecodeContext(config.decoding, run.workload.pad_token_id, config.seed)
+    context = decode_context(config, run.workload)
     return _Timed(run, Pair(full, decoder, batches, context), pairs)
 
 
@@ -152,9 +173,14 @@ def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
 
 def _describe(timed: _Timed) -> Benchmark:
     """Return the section of a record that only benchmarks have."""
-    pairs, run = timed.pairs, timed.run
-    full_side, own_side = _describe_sides(timed)
-    compiled = pairs.strategy[0].compiled
+    pairs, run, compiled = timed.pairs, timed.run, timed.pairs.strategy[0].compiled
+    depth = run.plan.num_layers
+    full = FullSide(
+        **dict(measure_throughput(pairs.full, "timed pairs")),
+        **_describe_side(timed, pairs.full, [(1, tuple(range(depth)))], depth),
+        **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
+    )
+    steps = run.plan.step_counts(pairs.full[0].steps)
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.plan.timed_tokens,
@@ -162,12 +188,8 @@ def _describe(timed: _Timed) -> Benchmark:
         compiled_layers=compiled and run.timed.decoding.compile == "layers",
         machine_limits=Limits(bytes_per_second=median(pairs.read_rates)),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
-        full=FullSide(
-            **dict(measure_throughput(pairs.full, "timed pairs")),
-            **full_side,
-            **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
-        ),
-        **own_side,
+        full=full,
+        **_describe_side(timed, pairs.strategy, steps, run.plan.num_kept),
     )
 
 
@@ -193,94 +215,49 @@ def with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
     return config.replace(decoding=config.decoding.replace(compile="layers"))
 
 
-def _describe_sides(timed: _Timed) -> list[dict[str, Any]]:
-    """Return the tokens/s over those of the reference, the bytes that a step reads and their share
-    of the bandwidth, for the full model and then the schedule.
+def _describe_side(
+    timed: _Timed,
+    outputs: Sequence[BatchOutput],
+    stages: Sequence[tuple[int, tuple[int, ...]]],
+    cached: int,
+) -> Row:
+    """Return the tokens/s of one side over those of the reference, the bytes that a step reads and
+    their share of the bandwidth.
 
-    Unknown values are None. A share above 1 is None too, because it shows that the limit was not
-    measured.
+    `stages` are numbers of steps with the layers that they run, and `cached` is the number of
+    layers whose keys and values `BatchOutput` counts. Unknown values are None. A share above 1 is
+    None too, because it shows that the limit was not measured.
     """
-    pairs, plan, loaded, config = timed.pairs, timed.run.plan, timed.run.loaded, timed.run.timed
-    weights = loaded.metadata.weights
-    if config.engine.weights:
-        weights = config.engine.sizes(_parameters(loaded), 8)  # from one byte per weight
-    drafted, patches = (
-        pairs.strategy[0].drafts is not None,
-        (
-            0.0,
-            _patches(plan, pairs.full[0].steps),
-        ),
+    pairs, plan, loaded, engine = (
+        timed.pairs,
+        timed.run.plan,
+        timed.run.loaded,
+        timed.run.timed.engine,
     )
-    if patches[1] and weights is not None:
-        weights = replace(
-            weights, patch=(plan.patch_bytes or 0) // len(gaps(plan.kept_layers, plan.num_layers))
+    weights, side = plan.sizes.weights, dict[str, float | None]()
+    if engine.weights:
+        sizes = engine.sizes(loaded.metadata.weights, 8 * loaded.model.dtype.itemsize)
+        weights = sizes and replace(sizes, patch=plan.sizes.patch or 0).of_unit(plan.unit)
+    if pairs.reference:
+        side |= pairs.over_reference(outputs).row("over_reference")
+    if weights is None or outputs[0].drafts is not None:
+        return side
+    steps = sum(count for count, _ in stages)
+    depth = sum(count * len(kept) for count, kept in stages) / steps
+    read = sum(
+        count
+        * (
+            weights.head
+            + weights.patch * len(gaps(kept, plan.num_layers))
+            + sum(weights.layers[layer] for layer in kept)
         )
-    weights = weights and weights.of_unit(plan.unit)
-    runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
-    sides = []
-    for i, outputs in enumerate((pairs.full, pairs.strategy)):
-        depth = sum(runs[i].values())
-        cached = 1.0 if plan.unit == MLP else depth / (plan.num_kept if i else plan.num_layers)
-        read, share = None, None
-        if weights is not None and not (drafted and i):
-            kv_bytes = len(outputs[0].token_ids) * _kv_bytes(outputs[0]) * cached
-            read = round(_weight_bytes(weights, runs[i], patches[i]) + kv_bytes)
-            rates = zip(outputs, pairs.read_rates, strict=True)
-            share = median(read / output.step_seconds / rate for output, rate in rates)
-        side = {"step_bytes": read, "bandwidth_share": share if share and share <= 1 else None}
-        if pairs.reference:
-            ratio = pairs.over_reference(outputs)
-            side |= {
-                "over_reference": ratio.median,
-                "over_reference_low": ratio.low,
-                "over_reference_high": ratio.high,
-            }
-        sides.append(side)
-    return sides
-
-
-def _weight_bytes(weights: WeightSizes, runs: Mapping[int, float], patches: float) -> float:
-    """Return the bytes of the output head, of `patches` patches, and of the layers by the share of
-    steps that run them.
-    """
-    layers = sum(share * weights.layers[layer] for layer, share in runs.items())
-    return weights.head + patches * weights.patch + layers
-
-
-def _runs(plan: Plan, steps: int) -> dict[int, float]:
-    """Return the share of decode steps that run each layer."""
-    by_stage = plan.step_counts(steps)
-    return {
-        layer: sum(count for count, kept in by_stage if layer in kept) / steps
-        for layer in plan.kept_layers
-    }
-
-
-def _patches(plan: Plan, steps: int) -> float:
-    """Return the mean number of gaps in a decode step."""
-    return (
-        sum(count * len(gaps(kept, plan.num_layers)) for count, kept in plan.step_counts(steps))
-        / steps
+        for count, kept in stages
     )
-
-
-def _kv_bytes(output: BatchOutput) -> float:
-    """Return the KV cache bytes of one sequence after half of its new tokens, in the layers of the
-    first stage.
-    """
-    batch_size = len(output.token_ids)
-    middle = output.prompt_tokens / batch_size + len(output.token_ids[0]) / 2
-    return output.kept_kv_bytes / output.prompt_tokens * middle
-
-
-def _parameters(loaded: LoadedModel) -> WeightSizes | None:
-    """Return the number of weights by layer, or None if quantization packs the weights into
-    integers.
-    """
-    model = loaded.model
-    if not all(p.is_floating_point() for p in model.parameters()):
-        return None
-    counts = {name: (list(p.shape), p.numel()) for name, p in model.named_parameters()}
-    return sort_weight_sizes(
-        counts, loaded.metadata.num_layers, model.config.get_text_config(decoder=True).vocab_size
-    )
+    # keys and values after half of the new tokens
+    output, batch_size = outputs[0], len(outputs[0].token_ids)
+    positions = output.prompt_tokens + batch_size * len(output.token_ids[0]) / 2
+    kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
+    read = round(read / steps + kv_bytes * (1.0 if plan.unit == MLP else depth / cached))
+    rates = zip(outputs, pairs.read_rates, strict=True)
+    share = median(read / output.step_seconds / rate for output, rate in rates)
+    return side | {"step_bytes": read, "bandwidth_share": share if share <= 1 else None}

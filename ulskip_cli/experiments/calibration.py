@@ -2,7 +2,6 @@
 of a calibrated strategy, and the patches of a plan as a skip adapter.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -18,23 +17,23 @@ from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.strategy import OptionValues, Strategy
+from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.engines.base import BatchOutput, ExitStats
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.preflight import digest, schedule_of
+from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.workload import Workload
+from ulskip_cli.experiments.workload import Workload, decode_context
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, timing_adapter
-from ulskip_cli.strategies.custom import ScheduleFile
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -60,26 +59,19 @@ class HeldOutEvaluator:
     _fitter: PatchFitter | None = None
     _exiting: Decoder | None = None
 
-    @property
-    def encoded(self) -> list[EncodedExample]:
-        """The examples as token ids."""
-        return list(self.workload.encoded or [])
-
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's
         decoding settings.
         """
-        baseline, prompts = baseline_config(self.config), self.workload.prompts
+        baseline = baseline_config(self.config)
         plan = make_plan(baseline, self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        report = self.progress.phase("calibrate: answers", len(prompts))
-        lengths, done = [0] * len(prompts), 0
+        report = self.progress.phase("calibrate: answers", len(self.workload.examples))
+        lengths: dict[int, int] = {}
         for positions, output in self._outputs(decoder, baseline):
-            for position, ids in zip(positions, output.token_ids, strict=True):
-                lengths[position] = len(ids)
-            done += len(positions)
-            report(done)
-        return lengths
+            lengths.update(zip(positions, map(len, output.token_ids), strict=True))
+            report(len(lengths))
+        return [lengths[position] for position in sorted(lengths)]
 
     def mean_depth(self, options: OptionValues) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and
@@ -98,12 +90,12 @@ class HeldOutEvaluator:
     def _outputs(
         self, decoder: Decoder, config: Config
     ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-        context = DecodeContext(config.decoding, self.workload.pad_token_id, config.seed)
-        return generate_all(decoder, self.workload.prompts, context, BatchSize(config.batch_size))
+        context, size = decode_context(config, self.workload), BatchSize(config.batch_size)
+        return generate_all(decoder, self.workload.prompts, context, size)
 
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
-        texts = [example.prompt_ids + example.response_ids for example in self.encoded]
+        texts = [example.prompt_ids + example.response_ids for example in self.workload.encoded]
         report = self.progress.phase("calibrate: influence", len(texts))
         unit = self.config.strategy.skipped_unit
         return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit)
@@ -120,7 +112,7 @@ class HeldOutEvaluator:
         With correction=patch, patches are fitted on half of the references, and the loss is
         measured on the other half.
         """
-        config, encoded, adapter = self.config, self.encoded, None
+        config, encoded, adapter = self.config, self.workload.encoded, None
         if self.corrects:
             if self._fitter is None:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
@@ -167,18 +159,23 @@ def calibrate_strategy(
         "decoding": config.decoding.changed(only_results=True),
         "batch_size": config.batch_size,
     }
-    key = _hash(
-        strategy.changed(),
-        config.correction.canonical().changed(),
-        config.model.changed(only_results=True),
-        fingerprint(config.model),
-        {name: depends[name] for name in strategy.calibrated_for},
-        config.prompt_layers,
-        _token_ids(workload),
+    key = digest(
+        [
+            strategy.changed(),
+            config.correction.canonical().changed(),
+            config.model.changed(only_results=True),
+            fingerprint(config.model),
+            {name: depends[name] for name in strategy.calibrated_for},
+            config.prompt_layers,
+            _token_ids(workload),
+        ]
     )
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = read_object(path) or {}
-    if not _fits(stored.get("options"), strategy):
+    options, fields = stored.get("options"), type(strategy).model_fields
+    if not isinstance(options, dict) or not all(
+        key in fields and getattr(strategy, key) in (None, value) for key, value in options.items()
+    ):  # a stored option is unset in the strategy, or has the same value there
         began = time.monotonic()
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
@@ -189,7 +186,7 @@ def calibrate_strategy(
             "num_layers": num_layers,
             "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
             "examples": len(workload.examples),
-            "data": workload.task and workload.task.data,
+            "data": workload.task.data,
             "options": calibrated.options,
             "notes": calibrated.notes,
             "seconds": round(time.monotonic() - began, 3),
@@ -200,28 +197,9 @@ def calibrate_strategy(
     if plan.exits or plan.later_stages:  # no fixed set of layers, which a schedule file requires
         return config, stored
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
-    schedule = ScheduleFile(
-        num_layers=num_layers,
-        kept_layers=plan.kept_layers,
-        strategy=plan.strategy,
-        strategy_options=config.strategy.options(),
-        target_ratio=plan.target_speedup,
-        ratio_basis=config.ratio_basis,
-        prompt_layers=config.prompt_layers,
-        model=config.model.path,
-        made_by=f"ulskip {__version__}: calibration on held-out examples",
-        unit=plan.unit,
-    )
-    write_atomic(path.with_name(shared), schedule.to_json())
+    made_by = f"ulskip {__version__}: calibration on held-out examples"
+    write_atomic(path.with_name(shared), schedule_of(config, plan, made_by).to_json())
     return config, {**stored, "schedule": shared}
-
-
-def _fits(options: object, strategy: Strategy) -> bool:
-    """True if every stored option is unset in the strategy or has the same value there."""
-    return isinstance(options, dict) and all(
-        key in type(strategy).model_fields and getattr(strategy, key) in (None, value)
-        for key, value in options.items()
-    )
 
 
 def calibrate_patches(
@@ -230,27 +208,27 @@ def calibrate_patches(
     held_out: Workload | None,
     plan: Plan,
     progress: ProgressCallback,
-) -> tuple[SkipAdapter | None, Row | None]:
-    """Return the patches of a plan with their record, or None without patches; measure them if they
-    are not stored.
+) -> tuple[SkipAdapter, CorrectionUsed]:
+    """Return the patches of a plan, and what a row stores of them; measure them if they are not
+    stored.
     """
-    if not config.correction.is_fitted or plan.keeps_all:
-        return None, None
+    patch = config.correction
     # preflight refuses random weights and tasks without examples
-    assert held_out is not None
-    key = _hash(
-        config.model.changed(only_results=True),
-        fingerprint(config.model),
-        config.correction.canonical().changed(),
-        plan.skipping_sets,
-        config.prompt_layers,
-        [config.decoding.max_new_tokens, config.seed],  # of own answers
-        _token_ids(held_out),
+    assert held_out is not None and isinstance(patch, Patch)
+    key = digest(
+        [
+            config.model.changed(only_results=True),
+            fingerprint(config.model),
+            patch.canonical().changed(),
+            plan.skipping_sets,
+            config.prompt_layers,
+            [config.decoding.max_new_tokens, config.seed],  # of own answers
+            _token_ids(held_out),
+        ]
     )
     folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
-        began, patch = time.monotonic(), config.correction
-        assert isinstance(patch, Patch)
+        began = time.monotonic()
         evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
         examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
         adapter, notes = _fit_patches(evaluator, plan, examples)
@@ -270,21 +248,20 @@ def calibrate_patches(
         }
         replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
-    return stored, {"id": key, **stored.record}
+    return stored, CorrectionUsed(name="patch", id=key, **stored.record)
 
 
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
-) -> tuple[SkipAdapter | None, Row | None]:
-    """Return patches of zeros with their record, or None without patches. A benchmark uses them,
-    because times do not depend on values.
+) -> tuple[SkipAdapter | None, CorrectionUsed]:
+    """Return patches of zeros, and what a row stores of them. A benchmark uses them, because times
+    do not depend on values.
     """
-    if not config.correction.is_fitted or plan.keeps_all:
-        return None, None
     shape = config.correction.patches(config.model)
     rank = shape.rank if shape.kind == "low_rank" else None
-    patch = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
-    return timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape), patch
+    used: Row = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
+    adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape)
+    return adapter, CorrectionUsed(name="patch", **used)
 
 
 def _fit_patches(
@@ -324,19 +301,14 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
     """Return references, the full model's own answers, or both; `auto` adds answers until there are
     ENOUGH_TOKENS tokens.
     """
-    config, encoded = evaluator.config, evaluator.encoded
-    prompts = [example.prompt_ids for example in encoded]
-    decoding = config.decoding
-    context = greedy_context(evaluator.workload.pad_token_id, decoding.max_new_tokens, config.seed)
+    config, workload = evaluator.config, evaluator.workload
+    length, prompts = config.decoding.max_new_tokens, workload.prompts
+    context = greedy_context(workload.pad_token_id, length, config.seed)
 
     def own_answers(samples: int) -> list[EncodedExample]:
+        options, model = OwnResponses(samples=samples), evaluator.loaded.model
         generated = generate_own_responses(
-            evaluator.loaded.model,
-            prompts,
-            OwnResponses(samples=samples),
-            context,
-            file,
-            evaluator.progress,
+            model, prompts, options, context, file, evaluator.progress
         )
         return [
             EncodedExample(prompt, answers[i])
@@ -344,7 +316,7 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
             for prompt, answers in zip(prompts, generated, strict=True)
         ]
 
-    references = [] if wanted == "own" else encoded
+    references = [] if wanted == "own" else workload.encoded
     missing = ENOUGH_TOKENS - _num_tokens(references)
     if wanted == "reference" or (wanted == "auto" and missing <= 0):
         return references
@@ -365,9 +337,4 @@ def _patch_options(config: Config, ridge: float) -> PatchOptions:
 
 
 def _token_ids(workload: Workload) -> list[tuple[list[int], list[int]]]:
-    return [(example.prompt_ids, example.response_ids) for example in workload.encoded or []]
-
-
-def _hash(*parts: object) -> str:
-    """Return a hash of everything on which a calibration depends, as 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return [(example.prompt_ids, example.response_ids) for example in workload.encoded]

@@ -1,32 +1,118 @@
-"""Decode the answers of a point (`generate_answers`) and score them (`score_answers`)."""
+"""Decode the answers of a point, score them, and compare the schedule with the full model on the
+full model's answers.
 
+`generate_answers` stores finished batches in `BatchCheckpoints`, so that a killed run resumes.
+"""
+
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+from torch.nn import functional
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import (
-    DecodeContext,
     Decoder,
     generate_all,
     longest_first,
     until_stop,
 )
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
+from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.experiments.record import Compared, Quality, Row
-from ulskip_cli.experiments.workload import Workload, prompt_batches
+from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
 from ulskip_cli.inference import peak_memory
-from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
+from ulskip_cli.inference.batching import BatchSize, in_batches, padded, run_with_oom_retry
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """The stored output of one finished batch, and the run's state after the batch."""
+
+    positions: list[int]  # indices of its prompts in the task
+    output: BatchOutput
+    batch_size: int  # the size for the next batch, which fits into memory
+    peak_memory_bytes: int  # of the run until the end of this batch
+    elapsed_seconds: float  # of the run until the end of this batch, over all attempts
+
+
+_FINISHED_BATCH = TypeAdapter(FinishedBatch)
+
+
+class BatchCheckpoints:
+    """The finished batches of one unfinished run."""
+
+    def __init__(
+        self, path: Path, origin: Mapping[str, object], began: float | None = None
+    ) -> None:
+        """Read the batches that an earlier attempt stored in `path`.
+
+        `began` is the start of this attempt in seconds of `time.monotonic`; None means now. Batches
+        of another `origin` (code and machine) are dropped, because a row has one provenance.
+        """
+        self._path, self._origin = path, json.dumps({"origin": origin})
+        self._began = time.monotonic() if began is None else began
+        self._kept: list[FinishedBatch] = []
+        lines = read_jsonl(path)
+        if lines[:1] == [json.loads(self._origin)]:
+            for line in lines[1:]:
+                try:
+                    self._kept.append(_FINISHED_BATCH.validate_python(line))
+                except ValidationError:  # of an earlier version
+                    break
+
+    def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
+        """Return the stored batches that match the start of `order` (prompt indices), and delete
+        all other stored batches.
+        """
+        start = 0
+        for count, batch in enumerate(self._kept):
+            if list(order[start : start + len(batch.positions)]) != batch.positions:
+                self._kept = self._kept[:count]
+                break
+            start += len(batch.positions)
+        lines = [self._origin, *(_FINISHED_BATCH.dump_json(batch).decode() for batch in self._kept)]
+        write_atomic(self._path, "\n".join(lines) + "\n")
+        return self._kept
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """The seconds that the run has taken so far, over all attempts."""
+        before = self._kept[-1].elapsed_seconds if self._kept else 0.0
+        return before + time.monotonic() - self._began
+
+    def add(
+        self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int
+    ) -> None:
+        """Store a finished batch; raise StorageError if the file cannot be written."""
+        batch = FinishedBatch(
+            list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds
+        )
+        append_line(self._path, _FINISHED_BATCH.dump_json(batch).decode())
+
+    def remove(self) -> None:
+        """Delete the stored batches, because the run finished or starts over."""
+        self._path.unlink(missing_ok=True)
+        self._kept = []
 
 
 @dataclass(frozen=True)
@@ -51,7 +137,7 @@ def generate_answers(
     are not decoded again.
     """
     name, size = config.strategy.name, BatchSize(config.batch_size)
-    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
+    context = decode_context(config, workload)
 
     def warm_up(count: int) -> float:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
@@ -78,49 +164,39 @@ def generate_answers(
         batches.append((list(positions), output))
         if checkpoints:
             checkpoints.add(positions, output, size.used, peak_memory.peak_bytes(decoder.device))
-    generations = {
-        position: _generation(decoder, workload, config, position, output, i)
-        for positions, output in batches
-        for i, position in enumerate(positions)
-    }
+    generations: dict[int, Row] = {}
+    for positions, output in batches:
+        for position, ids, hit in zip(
+            positions, output.token_ids, output.hit_max_length, strict=True
+        ):
+            example = workload.examples[position]
+            text, stopped = until_stop(
+                workload.tokenizer.decode(ids, skip_special_tokens=True), config.decoding.stop
+            )
+            generations[position] = {
+                "id": example.id,
+                "source": example.source,
+                "reference": example.reference,
+                "hypothesis": workload.task.hypothesis(text),
+                "output": text,
+                "token_ids": ids,
+                "flags": degenerate.flags(ids, text, hit and not stopped),
+            }
     first, *others = (output for _, output in batches)
-    first = replace(first, compile_seconds=first.compile_seconds + compile_seconds)
-    peaks = [batch.peak_memory_bytes for batch in finished]
     return GeneratedAnswers(
         name,
         [generations[position] for position in range(len(generations))],
-        [first, *others],
+        [replace(first, compile_seconds=first.compile_seconds + compile_seconds), *others],
         size,
-        max(peak_memory.peak_bytes(decoder.device), *peaks, 0),
+        max(peak_memory.peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
     )
-
-
-def _generation(
-    decoder: Decoder, workload: Workload, config: Config, position: int, output: BatchOutput, i: int
-) -> Row:
-    """Return the stored generation of an example, which is the i-th of its batch."""
-    assert decoder.tokenizer is not None
-    assert workload.task is not None
-    example, token_ids = workload.examples[position], output.token_ids[i]
-    text, stopped = until_stop(
-        decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop
-    )
-    return {
-        "id": example.id,
-        "source": example.source,
-        "reference": example.reference,
-        "hypothesis": workload.task.hypothesis(text),
-        "output": text,
-        "token_ids": token_ids,
-        "flags": degenerate.flags(token_ids, text, output.hit_max_length[i] and not stopped),
-    }
 
 
 def score_answers(
     answers: GeneratedAnswers,
     workload: Workload,
     scoring_decoder: Decoder,
-    baseline_hypotheses: Sequence[str] | None,
+    baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,
 ) -> Quality:
     """Score answers by the task's metrics, and measure the decode loss of the references.
@@ -129,40 +205,114 @@ def score_answers(
     tokens. Raises InvalidLogitsError if the loss is not finite, and RunError if the baseline has
     another number of answers.
     """
-    assert workload.encoded is not None
-    assert workload.task is not None
-    examples = workload.examples
+    examples, flags = workload.examples, Counter[str]()
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
             f"expected {len(examples)} stored answers of the baseline, got"
-            f" {len(baseline_hypotheses)}; set another name=NAME to run the baseline again in a new"
-            " results folder"
+            f" {len(baseline_hypotheses)}; set another name=NAME to run the baseline again"
         )
     progress.phase(f"{answers.strategy}: metrics", 0)
-    hypotheses = [generation["hypothesis"] for generation in answers.generations]
-    references = [example.reference for example in examples]
-    sources = [example.source for example in examples]
-    baseline = None if baseline_hypotheses is None else list(baseline_hypotheses)
-    scores = metrics.score(
-        workload.task.scoring(), Answers(hypotheses, references, sources, baseline)
+    texts = Answers(
+        [generation["hypothesis"] for generation in answers.generations],
+        [example.reference for example in examples],
+        [example.source for example in examples],
+        baseline_hypotheses,
     )
+    scores = metrics.score(workload.task.scoring(), texts)
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
-    loss = reference_loss.of(
-        scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples))
-    )
+    report = progress.phase(f"{answers.strategy}: decode loss", len(examples))
+    loss = reference_loss.of(scoring_decoder, report)
     if not math.isfinite(loss):
         raise InvalidLogitsError(f"a decode loss of {loss}")
-    flags = Counter(flag for generation in answers.generations for flag in generation["flags"])
+    for generation in answers.generations:
+        flags.update(generation["flags"])
     return Quality(
         **scores.values,
         decode_loss=loss,
         decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
-        signatures=dict(scores.signatures),
+        signatures=scores.signatures,
         vs_baseline={key: Compared(**values) for key, values in scores.against_full.items()},
         degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
-        length_ratio=degenerate.length_ratio(hypotheses, references),
-        num_truncated_sources=workload.num_truncated,
-        num_truncated_references=workload.num_truncated_references,
+        length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
+        num_truncated_sources=sum(example.truncated for example in workload.encoded),
+        num_truncated_references=sum(example.truncated_response for example in workload.encoded),
         evaluated_batch_size=answers.batch_size.used,
         peak_memory_bytes=answers.peak_memory_bytes,
     )
+
+
+@dataclass(frozen=True)
+class AgreementMeter:
+    """The full model's answers to the prompts of a task, on which schedules are compared with the
+    full model.
+    """
+
+    full: Decoder
+    prompts: Sequence[list[int]]
+    answers: Sequence[list[int]]  # token ids of the full model's answer to each prompt
+    size: BatchSize
+    pad_token_id: int
+
+    def measure(self, decoder: Decoder, report: ReportProgress | None = None) -> dict[str, float]:
+        """Compare a schedule with the full model by teacher forcing, and return values for a
+        record. They are empty if all answers are empty, or if an engine of another library gives no
+        logits.
+
+        `report` gets the number of done answers.
+        """
+        lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
+        order = sorted((i for i, ids in enumerate(self.answers) if ids), key=lambda i: -lengths[i])
+        if not order or decoder.is_runtime or self.full.is_runtime:
+            return {}
+        sums: list[list[float]] = []
+        for _, values in in_batches(order, self.size, lambda batch: self._sums(decoder, batch)):
+            sums += values
+            if report:
+                report(len(sums))
+        same, divergence, positions = np.array(sums).T
+        return {
+            **_mean_interval("agreement", same, positions),
+            **_mean_interval("kl_divergence", divergence, positions),
+        }
+
+    @torch.inference_mode()
+    def _sums(self, decoder: Decoder, batch: Sequence[int]) -> list[list[float]]:
+        """Return, for each answer of a batch, the number of positions with the same most likely
+        token, the summed divergence, and the number of positions.
+        """
+        ids, mask = self._to_device(decoder, [self.answers[i] for i in batch], left=False)
+        prompt = self._prompt(self.full, batch)
+        full = predict_response(self.full.stages, prompt, ids, mask)
+        if decoder.prompt_model is not self.full.prompt_model:
+            prompt = self._prompt(decoder, batch)
+        own, _ = given_logits(decoder, prompt, ids, mask)
+        sums = []
+        for ours, theirs, shown in zip(own, full, mask.bool(), strict=True):
+            p, q = theirs[shown].float(), ours[shown].float()  # [positions, vocab_size]
+            same = (p.argmax(-1) == q.argmax(-1)).sum()
+            divergence = functional.kl_div(
+                q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum"
+            )
+            sums.append([float(same), float(divergence), float(shown.sum())])
+        return sums
+
+    def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
+        ids, mask = self._to_device(decoder, [self.prompts[i] for i in batch], left=True)
+        return encode_prompt(decoder.prompt_model, ids, mask)
+
+    def _to_device(
+        self, decoder: Decoder, rows: Sequence[list[int]], left: bool
+    ) -> tuple[Tensor, Tensor]:
+        ids, mask = padded(rows, self.pad_token_id, left=left)
+        return ids.to(decoder.device), mask.to(decoder.device)
+
+
+def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:
+    """Return the mean over all positions, and its 95% bootstrap interval over answers.
+
+    Each answer has a sum and a number of positions.
+    """
+    drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    mean = sums.sum() / counts.sum()
+    return {key: float(mean), f"{key}_low": float(low), f"{key}_high": float(high)}

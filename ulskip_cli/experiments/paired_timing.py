@@ -1,25 +1,36 @@
 """Measure speedups: time the full model and a schedule alternately on the same prompts in one
-process, and several engines in the same rounds.
+process, several engines in the same rounds, and decode steps of several depths to find the depth
+that meets a target speedup.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from transformers import PreTrainedModel
+
+from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, DecodingConfig, SpeedConfig
 from ulskip_cli.core.cpu_load import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.experiments.record import Pairs, Side, Timing
+from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
 from ulskip_cli.experiments.statistics import MedianInterval, median_interval
-from ulskip_cli.experiments.workload import Batch, Workload, timed_prompts
+from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
+from ulskip_cli.inference.skip_adapter import timing_adapter
+from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.plan import Plan
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
+NEW_TOKENS = 24  # generated for each sequence when depths are timed
+LINE_ROUNDS, WARM_UP = 3, 1
+MEET_ROUNDS, MEET_PAIRS = 8, 5
+CLOSE = 0.0075  # relative error of the speedup that ends the search
 
 
 @dataclass(frozen=True)
@@ -38,96 +49,41 @@ class TimedPairs:
         """Return the tokens/s of a side divided by the reference's in the same round: median and
         interval.
         """
-        return median_interval(
-            [
-                _seconds_per_token(reference) / _seconds_per_token(output)
-                for reference, output in zip(self.reference, side, strict=True)
-            ]
-        )
+        return median_interval(_ratios(self.reference, side, _seconds_per_token))
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
         """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
-        return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
+        return _ratios(self.full, self.strategy, seconds)
 
     def timing(self) -> Timing:
         """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and
         decode, and KV cache bytes.
         """
-        ratios: dict[str, float] = {}
+        outputs, speedups = self.strategy, dict[str, float]()
         if self.full:
-            for key, seconds in (
-                ("measured_speedup", _seconds_per_token),
-                ("end_to_end_speedup", _total_seconds_per_token),
-            ):
-                interval = median_interval(self.ratios(seconds))
-                ratios |= {
-                    key: interval.median,
-                    f"{key}_low": interval.low,
-                    f"{key}_high": interval.high,
-                }
-                ratios["speedup_interval_coverage"] = interval.coverage
-        sides = (
-            {"full": self.full, "strategy": self.strategy}
-            if self.full
-            else {"strategy": self.strategy}
-        )
+            decode = median_interval(self.ratios(_seconds_per_token))
+            total = median_interval(self.ratios(lambda o: o.total_seconds / o.generated_tokens))
+            speedups = {
+                **decode.row("measured_speedup"),
+                **total.row("end_to_end_speedup"),
+                "speedup_interval_coverage": decode.coverage,
+            }
         return Timing(
-            **ratios,
-            pairs=Pairs(**{name: Side(**_raw(outputs)) for name, outputs in sides.items()}),
+            **speedups,
+            pairs=Pairs(strategy=_side(outputs), full=_side(self.full) if self.full else None),
             timed_batch_size=self.batch_size,
             other_cpus=self.other_cpus,
-            prefill_seconds=median(output.prefill_seconds for output in self.strategy),
-            time_to_first_token_seconds=median(
-                output.first_token_seconds for output in self.strategy
-            ),
-            time_per_output_token_seconds=median(output.step_seconds for output in self.strategy),
-            prompt_kv_bytes=max(output.prompt_kv_bytes for output in self.strategy),
-            kept_kv_bytes=max(output.kept_kv_bytes for output in self.strategy),
+            prefill_seconds=median(output.prefill_seconds for output in outputs),
+            time_to_first_token_seconds=median(output.first_token_seconds for output in outputs),
+            time_per_output_token_seconds=median(output.step_seconds for output in outputs),
+            prompt_kv_bytes=max(output.prompt_kv_bytes for output in outputs),
+            kept_kv_bytes=max(output.kept_kv_bytes for output in outputs),
         )
-
-
-def time_pairs(
-    full: Decoder | None,
-    strategy: Decoder,
-    workload: Workload,
-    config: Config,
-    progress: ProgressCallback,
-) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
-    do not fit into memory.
-    """
-
-    def measure(batch_size: int) -> TimedPairs:
-        batches = timed_prompts(workload, batch_size, rounds, strategy.model, config)
-        report = progress.phase(f"{config.strategy.name}: timed pairs", rounds)
-        return replace(
-            measure_pairs(full, strategy, batches, context, config.speed, report),
-            batch_size=batch_size,
-        )
-
-    rounds = config.speed.warmup + config.speed.pairs
-    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
-    return run_with_oom_retry(BatchSize(config.batch_size), measure)
-
-
-def measure_pairs(
-    full: Decoder | None,
-    strategy: Decoder,
-    batches: Sequence[Batch],
-    context: DecodeContext,
-    speed: SpeedConfig,
-    on_pair: Callable[[int], None] = lambda done: None,
-) -> TimedPairs:
-    """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch,
-    prompt_len]. Pairs use the batches in turn; the full model decodes without drafts.
-    """
-    (timed,) = measure_rounds([Pair(full, strategy, batches, context)], speed, on_pair)
-    return timed
 
 
 class Pair(NamedTuple):
     """The two sides of a timed pair: the full model (or None) and the schedule, on the same
-    prompts.
+    `batches` of (input_ids, attention_mask), each [batch, prompt_len]; rounds use them in turn.
     """
 
     full: Decoder | None
@@ -141,9 +97,10 @@ class Pair(NamedTuple):
 
         Both sides generate exactly `new_tokens` tokens with EOS suppressed. With drafts or early
         exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
-        side that starts alternates between rounds. Raises RunError if the sides used different
-        linear backends or, without drafts and early exit, if they differ in engine or compilation;
-        decoders that were asked for different engines may differ.
+        side that starts alternates between rounds; the full model decodes without drafts. Raises
+        RunError if the sides used different linear backends or, without drafts and early exit, if
+        they differ in engine or compilation; decoders that were asked for different engines may
+        differ.
         """
         decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
         forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
@@ -160,7 +117,14 @@ class Pair(NamedTuple):
         full = decode(self.full, decoding.without_drafts())[0] if self.full else None
         strategy, compile_seconds = first or decode(self.strategy, decoding)
         if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
-            _check_alike(full, strategy)
+            has_method = strategy.drafts is not None or strategy.exits is not None
+            for key in ("linear_backend",) if has_method else SIDE_KEYS:
+                sides = getattr(full, key), getattr(strategy, key)
+                if sides[0] != sides[1]:
+                    raise RunError(
+                        f"expected the same {key} for both runs of a timed pair, got {sides[0]} for"
+                        f" the full model and {sides[1]} for the schedule; use engine=transformers"
+                    )
         return full, strategy, compile_seconds
 
 
@@ -196,33 +160,170 @@ def measure_rounds(
     return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
 
 
-def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Raise RunError if `SIDE_KEYS` differ between the outputs; with drafts or early exit check
-    only the linear backend.
+def time_pairs(
+    full: Decoder | None,
+    strategy: Decoder,
+    workload: Workload | None,
+    config: Config,
+    progress: ProgressCallback,
+) -> TimedPairs:
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
+    do not fit into memory.
     """
-    own_engine = strategy.drafts is not None or strategy.exits is not None
-    for key in ("linear_backend",) if own_engine else SIDE_KEYS:
-        ran, other = getattr(full, key), getattr(strategy, key)
-        if ran != other:
-            raise RunError(
-                f"expected the same {key} for both runs of a timed pair, got {ran} for the full"
-                f" model and {other} for the schedule; engine=transformers runs both on one engine"
-            )
+
+    def measure(batch_size: int) -> TimedPairs:
+        batches = timed_prompts(workload, batch_size, rounds, strategy.model, config)
+        report = progress.phase(f"{config.strategy.name}: timed pairs", rounds)
+        pair = Pair(full, strategy, batches, decode_context(config, workload))
+        return replace(measure_rounds([pair], config.speed, report)[0], batch_size=batch_size)
+
+    rounds = config.speed.warmup + config.speed.pairs
+    return run_with_oom_retry(BatchSize(config.batch_size), measure)
+
+
+def _ratios(
+    full: Sequence[BatchOutput],
+    strategy: Sequence[BatchOutput],
+    seconds: Callable[[BatchOutput], float],
+) -> list[float]:
+    return [seconds(a) / seconds(b) for a, b in zip(full, strategy, strict=True)]
 
 
 def _seconds_per_token(output: BatchOutput) -> float:
     return output.decode_seconds / max(1, output.decoded_tokens)
 
 
-def _total_seconds_per_token(output: BatchOutput) -> float:
-    return output.total_seconds / output.generated_tokens
+def _side(outputs: Sequence[BatchOutput]) -> Side:
+    values: Row = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
+    for key in ("prefill_seconds", "first_token_seconds", "decode_seconds"):
+        values[key] = [round(getattr(output, key), 6) for output in outputs]
+    for key in ("decoded_tokens", "generated_tokens"):
+        values[key] = [getattr(output, key) for output in outputs]
+    return Side(**values)
 
 
-def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
-    seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
-    tokens = {
-        key: [getattr(output, key) for output in outputs]
-        for key in ("decoded_tokens", "generated_tokens")
-    }
-    return {**seconds, **tokens, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}
+@dataclass(frozen=True)
+class LatencyTargetFit:
+    """The mean depth that meets a target speedup on this machine."""
+
+    depth: float  # mean layers per decode step
+    fit: LatencyFit
+    offset: float  # measured minus fitted time of a step, as a share of the time of a full step
+    trials: tuple[dict[str, float], ...]  # mean depths, and the median speedups of their pairs
+
+    def as_dict(self) -> Row:
+        """Return the fit as a row stores it, with the speedup that it predicts for `depth`."""
+        return {
+            **asdict(self.fit),
+            "residuals": self.fit.residuals,
+            "depth": self.depth,
+            "offset": self.offset,
+            "trials": list(self.trials),
+            "speedup": 1 / (self.fit.share(self.depth) + self.offset),
+        }
+
+
+def fit_step_latency(
+    make_decoder: Callable[[Plan], Decoder],
+    num_layers: int,
+    batches: Sequence[Batch],
+    context: DecodeContext,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> LatencyFit:
+    """Time decode steps at several depths in turn, and fit a straight line to the seconds.
+
+    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
+    in turn.
+    """
+    decoders = {count: make_decoder(_plan(num_layers, count)) for count in counts(num_layers)}
+    seconds: dict[int, list[float]] = {count: [] for count in decoders}
+    for i in range(WARM_UP + LINE_ROUNDS):
+        order = list(decoders)
+        for count in order[i % len(order) :] + order[: i % len(order)]:
+            output = decoders[count].generate(
+                *batches[i % len(batches)], context, forced_length=NEW_TOKENS
+            )
+            if i >= WARM_UP:
+                seconds[count].append(output.decode_seconds / (NEW_TOKENS - 1))
+        on_round(i + 1)
+    return LatencyFit.of(num_layers, {count: median(spent) for count, spent in seconds.items()})
+
+
+def solve_depth_for_speedup(
+    fit: LatencyFit,
+    target_speedup: float,
+    measured: Callable[[float], tuple[float, Sequence[float]]],
+    on_round: Callable[[int], None] = lambda done: None,
+    rounds: int = MEET_ROUNDS,
+) -> LatencyTargetFit:
+    """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
+    correct it by timed pairs.
+
+    `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup
+    of every pair. Raises NotApplicable, a UsageError, if the target cannot be reached.
+    """
+    fit.check(target_speedup)
+    depth, offset = fit.depth(target_speedup), 0.0
+    offsets: list[float] = []
+    trials: list[dict[str, float]] = []
+    for i in range(rounds):
+        had, ratios = measured(depth)
+        trials.append({"depth": had, "speedup": median(ratios)})
+        offsets += [1 / ratio - fit.share(had) for ratio in ratios]
+        interval = median_interval(offsets)
+        offset, before, depth = interval.median, depth, fit.depth(target_speedup, interval.median)
+        on_round(i + 1)
+        errors = (interval.high - interval.low) / 2, abs(fit.share(depth) - fit.share(before))
+        if i and max(errors) * target_speedup <= CLOSE:
+            break
+    return LatencyTargetFit(depth, fit, offset, tuple(trials))
+
+
+def make_pair_timer(
+    model: PreTrainedModel,
+    plan_of: Callable[[float], Plan],
+    batches: Sequence[Batch],
+    context: DecodeContext,
+    config: Config,
+) -> Callable[[float], tuple[float, Sequence[float]]]:
+    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
+    plan `plan_of(depth)`.
+
+    The plan runs with patches that change nothing, because patches cannot be computed before the
+    layers are known.
+    """
+    decoders: dict[tuple[tuple[int, ...], ...], Decoder] = {}
+
+    def decoder(plan: Plan) -> Decoder:
+        sets = tuple(stage.kept_layers for stage in plan.stages)
+        if sets not in decoders:
+            adapter = timing_adapter(model, sets, config.correction.patches(config.model))
+            decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
+        later = plan.later_stages
+        return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]
+
+    def measured(depth: float) -> tuple[float, Sequence[float]]:
+        plan = plan_of(depth)
+        full = decoder(_plan(plan.num_layers, plan.num_layers))
+        few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
+        (pairs,) = measure_rounds([Pair(full, decoder(plan), batches, context)], few)
+        mean = plan.mean_kept(config.speed.new_tokens - 1)
+        return mean, pairs.ratios(lambda output: output.decode_seconds)
+
+    return measured
+
+
+def counts(num_layers: int) -> list[int]:
+    """Return the numbers of kept layers that `fit_step_latency` times.
+
+    >>> counts(30)
+    [30, 20, 10, 2]
+    """
+    third = num_layers // 3
+    return sorted(
+        {num_layers, 2 * num_layers // 3, third, schedule.MIN_KEPT} - {0, 1}, reverse=True
+    )
+
+
+def _plan(num_layers: int, count: int) -> Plan:
+    return Plan.from_layers(num_layers, schedule.even(num_layers, count))

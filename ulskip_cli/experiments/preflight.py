@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Self
 
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
@@ -17,16 +16,22 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.record import Point
+from ulskip_cli.strategies.custom import ScheduleFile, ScheduleStage
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
 
 @dataclass(frozen=True)
-class HeldOutExamples:
-    """Examples for calibration, which are not evaluated, and the task that makes their prompts."""
+class TaskExamples:
+    """Examples to evaluate or to calibrate with, and the task that makes their prompts."""
 
     task: Task
     examples: Sequence[Example]
+
+    @property
+    def text(self) -> str:
+        """The examples as JSON, which the identifier of a point hashes."""
+        return json.dumps([asdict(example) for example in self.examples], ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class ResolvedPoint:
     config: Config
     task: Task | None  # None for a benchmark, which times random prompts
     examples: Sequence[Example]  # for evaluation, in the task's order
-    held_out: HeldOutExamples | None  # for calibration; None if nothing is calibrated
+    held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     metadata: ModelMetadata
     plan: Plan  # before calibration and timing
     run_id: str  # a hash of the configuration, the data and the weights
@@ -56,7 +61,7 @@ class ResolvedPoint:
 class Resolver:
     """Resolves configurations; data and model files are read once and reused for later points."""
 
-    _data: dict[str, "_Data | UsageError"] = field(default_factory=dict)
+    _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -67,7 +72,6 @@ class Resolver:
         metadata, plan = self.schedule(config, "run")
         data = self.data(config)
         held_out = find_held_out(config) if config.model.source != "random" else None
-        check_generate_options(config)
         _check_calibration(config, plan)
         compared = config.baseline and (not plan.is_full_model or config.has_other_baseline)
         return ResolvedPoint(
@@ -77,7 +81,7 @@ class Resolver:
             held_out,
             metadata,
             plan,
-            self.run_id(config, data.text + (_as_json(held_out.examples) if held_out else "")),
+            self.run_id(config, data.text + (held_out.text if held_out else "")),
             self.weights_fingerprint(config.model),
             self.resolve(baseline_config(config)) if compared else None,
         )
@@ -92,25 +96,33 @@ class Resolver:
                 "alternatives.models is supported by `ulskip sweep` only, which adds the models to"
                 " its grid"
             )
+        if config.decoding.generate_kwargs:
+            from ulskip_cli.engines.transformers import options as generate_options
+
+            generate_options.check(config.decoding)
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)
         return self._metadata[key], make_plan(config, self._metadata[key])
 
-    def data(self, config: Config) -> "_Data":
+    def data(self, config: Config) -> TaskExamples:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
         scored.
         """
         key = f"{config.task} {config.offset} {config.limit}"
         if key not in self._data:
+            scoring = config.task.scoring()
             try:
-                self._data[key] = _Data.read(config)
-            except UsageError as error:
+                metrics.make_metrics(scoring)  # a missing package is reported before a missing file
+                examples = evaluated_examples(config)
+                metrics.make_metrics(scoring, [example.reference for example in examples])
+                self._data[key] = TaskExamples(config.task, examples)
+            except UsageError as error:  # of all points with these data
                 self._data[key] = error
-        entry = self._data[key]
-        if isinstance(entry, UsageError):
-            raise entry
-        return entry
+        data = self._data[key]
+        if isinstance(data, UsageError):
+            raise data
+        return data
 
     def fallback_id(self, config: Config) -> str:
         """Return the identifier of a refused point: `run_id`, or the configuration's hash if data
@@ -144,6 +156,28 @@ class Resolver:
         return self._fingerprints[key]
 
 
+def digest(value: object) -> str:
+    """Return a hash of a JSON value, 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def schedule_of(config: Config, plan: Plan, made_by: str) -> ScheduleFile:
+    """Return a plan as a schedule file, which `strategy.file` reads."""
+    return ScheduleFile(
+        num_layers=plan.num_layers,
+        kept_layers=plan.kept_layers,
+        later_stages=tuple(ScheduleStage(**asdict(stage)) for stage in plan.later_stages),
+        strategy=plan.strategy,
+        strategy_options=config.strategy.options(),
+        target_ratio=plan.target_speedup,
+        ratio_basis=config.ratio_basis,
+        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
+        model=config.model.label,
+        made_by=made_by,
+        unit=plan.unit,
+    )
+
+
 def resolve(config: Config) -> ResolvedPoint:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
@@ -172,7 +206,6 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
             "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
             f" {context}, got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
         )
-    check_generate_options(config)
     return ResolvedPoint(
         config,
         None,
@@ -197,7 +230,7 @@ def evaluated_examples(config: Config) -> list[Example]:
     return examples[config.offset :][: config.limit]
 
 
-def find_held_out(config: Config) -> HeldOutExamples | None:
+def find_held_out(config: Config) -> TaskExamples | None:
     """Return the calibration examples, or None if no calibration is needed; raise UsageError if
     needed examples are missing.
 
@@ -228,17 +261,7 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
             " the first N, or name other data that are not evaluated, e.g."
             " calibration.task='{source_file: FILE}'"
         )
-    return HeldOutExamples(task, chosen)
-
-
-def check_generate_options(config: Config) -> None:
-    """Raise UsageError for an option that the `generate` method of transformers does not
-    support.
-    """
-    if config.decoding.generate_kwargs:
-        from ulskip_cli.engines.transformers import options as generate_options
-
-        generate_options.check(config.decoding)
+    return TaskExamples(task, chosen)
 
 
 def _check_calibration(config: Config, plan: Plan) -> None:
@@ -257,22 +280,3 @@ def _check_calibration(config: Config, plan: Plan) -> None:
         )
     if config.strategy.is_calibrated and config.ratio_basis != "latency":
         config.correction.folder_for(config.model, plan.skipping_sets)
-
-
-@dataclass(frozen=True)
-class _Data:
-    task: Task
-    examples: Sequence[Example]
-    text: str  # the examples as JSON, which the identifier of a point hashes
-
-    @classmethod
-    def read(cls, config: Config) -> Self:
-        task = config.task
-        metrics.make_metrics(task.scoring())  # a missing package is reported before a missing file
-        examples = evaluated_examples(config)
-        metrics.make_metrics(task.scoring(), [example.reference for example in examples])
-        return cls(task, examples, _as_json(examples))
-
-
-def _as_json(examples: Sequence[Example]) -> str:
-    return json.dumps([asdict(example) for example in examples], ensure_ascii=False)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
@@ -687,6 +688,15 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """
         return 0 < (self.num_examples or 0) < MIN_FOR_STARS
 
+    def is_from_here(self, *also: str) -> bool:
+        """Return True if the record was measured on a machine like this one; `also` names further
+        facts of the environment that must agree.
+        """
+        where = self.environment
+        return where is not None and environment.is_like_here(
+            where.model_dump(), self.device or "cpu", also
+        )
+
     def is_significant(self, metric: str) -> bool:
         """Return True if a score differs significantly from the full model's score."""
         p_value = getattr(self.vs_baseline.get(metric), "p_value", None)
@@ -699,7 +709,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         that differ from the defaults.
         """
         values = {key: self.value(key) for key in ("folder", *SETTING_FIELDS)}
-        return values | dict(_flat(self.config))
+        return values | dict(flattened(self.config))
 
     def knows(self, key: str) -> bool:
         """Return True if the record used a setting; one that it did not use agrees with every
@@ -805,9 +815,10 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
         raise UsageError(f"{place}{reason}; repeat the run") from None
 
 
-def _flat(values: Row, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flattened(values: Row, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Walk the values of a configuration with dotted keys of one or two parts."""
     for key, item in values.items():
         if isinstance(item, dict) and not prefix.count("."):
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flattened(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item

@@ -99,11 +99,9 @@ def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> Resco
     task: Task = stored_choice("task", record.config["task"])
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
-    hypotheses, references, sources = (
-        [answer[key] for answer in answers] for key in ("hypothesis", "reference", "source")
-    )
-    others = [answer["hypothesis"] for answer in full] if len(full) == len(answers) else None
-    texts = Answers(hypotheses, references, sources, others)
+    texts = _texts(answers)
+    if len(full) == len(answers):
+        texts = replace(texts, full=_texts(full).hypotheses)
     scores = metrics.score(extra.beside(task.scoring()), texts)
     before = record.scores
     changed = {
@@ -149,9 +147,9 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
     for number, row in enumerate(rows, start=1):
         if not {"hypothesis", "reference"} <= row.keys():
             raise UsageError(f"{file}, line {number}: expected the keys hypothesis and reference")
-    answers = Answers(
-        [row["hypothesis"] for row in rows],
-        [row["reference"] for row in rows],
-        [row.get("source", "") for row in rows],
-    )
-    return metrics.score(extra.beside(Scoring((), target_language)), answers)
+    return metrics.score(extra.beside(Scoring((), target_language)), _texts(rows))
+
+
+def _texts(answers: Sequence[Row]) -> Answers:
+    keys = ("hypothesis", "reference", "source")
+    return Answers(*([answer.get(key, "") for answer in answers] for key in keys))

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
@@ -24,7 +25,6 @@ from ulskip_cli.core.files import append_line, lock, user_path, write_atomic
 from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
 
-BROKEN_FILE = "runs.broken.jsonl"
 MAX_REFUSED = 5  # refused lines of a folder that are named
 ANSWER_KEYS = ("source", "reference", "hypothesis")
 
@@ -89,6 +89,10 @@ class ResultsFolder:
                 refused.append(one_line(str(error)))
         return newest(records), refused
 
+    def rows(self) -> list[Record]:
+        """Return the records of all lines that are not refused, in file order."""
+        return [record for line in self._lines() if (record := parse(line))]
+
     def _lines(self) -> list[bytes]:
         return self.runs_path.read_bytes().split(b"\n") if self.runs_path.is_file() else []
 
@@ -106,39 +110,18 @@ class ResultsFolder:
                 return record
         return None
 
-    def quarantine_corrupt_lines(self) -> str | None:
-        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a
-        message if lines were moved.
-        """
-        if not self.runs_path.is_file():
-            return None
-        with self._lock_rows():
-            lines = [line for line in self._lines() if line.strip()]
-            corrupt = [line for line in lines if parse(line) is None]
-            for line in corrupt:
-                append_line(self.path / BROKEN_FILE, line.decode("utf-8", errors="replace"))
-            if corrupt:
-                whole = [line + b"\n" for line in lines if line not in corrupt]
-                write_atomic(self.runs_path, b"".join(whole))
-        return (
-            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path},"
-            f" e.g. cut by a crash, to {BROKEN_FILE}; {len(lines) - len(corrupt)} rows are intact"
-            if corrupt
-            else None
-        )
-
-    def _lock_rows(self) -> contextlib.AbstractContextManager[bool]:
-        return lock(self.path / ".locks" / "rows.lock")
-
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that
         share the folder.
         """
-        return lock(self.path / ".locks" / f"{run_id}.lock", wait=False)
+        return lock(self._lock_path(run_id), wait=False)
 
     def was_claimed(self, run_id: str) -> bool:
         """Return True if some process has claimed a point before."""
-        return (self.path / ".locks" / f"{run_id}.lock").exists()
+        return self._lock_path(run_id).exists()
+
+    def _lock_path(self, name: str) -> Path:
+        return self.path / ".locks" / f"{name}.lock"
 
     def generations_path(self, run_id: str) -> Path:
         """Return the path of a point's generations."""
@@ -186,7 +169,7 @@ class ResultsFolder:
         """Append a row, which replaces earlier rows of the same point; raise StorageError if the
         folder cannot be written.
         """
-        with self._lock_rows():
+        with lock(self._lock_path("rows")):
             append_line(self.runs_path, json.dumps(record.to_row(), ensure_ascii=False))
 
 
@@ -216,7 +199,8 @@ def newest(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def parse(line: str | bytes) -> Record | None:
+@lru_cache(maxsize=4096)
+def parse(line: bytes) -> Record | None:
     """Return the record in a line of runs.jsonl, or None if the line is refused."""
     try:
         return read(line)

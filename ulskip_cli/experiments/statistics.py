@@ -45,6 +45,10 @@ class MedianInterval:
     high: float  # the k-th largest sample
     coverage: float  # probability that such an interval contains the true median
 
+    def row(self, key: str) -> dict[str, float]:
+        """Return the median under a key of a row, and the ends under `KEY_low` and `KEY_high`."""
+        return {key: self.median, f"{key}_low": self.low, f"{key}_high": self.high}
+
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> MedianInterval:
     """Compute the median of independent samples and its distribution-free confidence interval.
@@ -367,9 +371,9 @@ def unchanged(difference: Difference) -> str:
     """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
     interval includes zero.
     """
-    if difference.low is None or difference.high is None:
-        return HOLDS if difference.value == 0 else TIE
-    return HOLDS if difference.is_same else TIE if difference.low <= 0 <= difference.high else FAILS
+    if difference.is_same or (difference.low is None and difference.value == 0):
+        return HOLDS
+    return TIE if verdict(difference, 0) == TIE else FAILS
 
 
 def within(ratio: Difference, tolerance: float) -> str:

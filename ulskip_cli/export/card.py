@@ -17,7 +17,7 @@ from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import parse
 from ulskip_cli.experiments.record import MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.report.rows import displayed
 from ulskip_cli.report.tables import escape_markdown, provenance
 from ulskip_cli.strategies.plan import Plan

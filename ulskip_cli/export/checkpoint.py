@@ -31,8 +31,8 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export import card, run, staging
-from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.export import card, run
+from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import LoadedModel, load
@@ -86,61 +86,58 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     return KeptLayers(source, source_config, loaded, view, config, entry)
 
 
-def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
+def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Row:
     """Write the kept layers as a checkpoint, and for a pair also the full model; return the record
-    of the export.
-
-    The target stays unchanged if the model cannot be exported (UsageError) or the export differs
-    from the view (RunError).
+    of the export. Raises UsageError if the model cannot be exported, and RunError if the export
+    differs from the view.
     """
     plan, model = point.plan, point.config.model
-    with staging.staged(point.to, is_folder=True) as folder:
-        exported = load_kept(point, progress)
-        source, loaded, skip_adapter = exported.source, exported.loaded, exported.skip_adapter
-        progress.phase(f"write {plan.num_kept} layers", 0)
-        _write_model(point, source, exported.view, exported.config, folder)
-        models = {"decode": folder}
-        if point.is_pair:
-            every, trusted = range(plan.num_layers), model.trust_remote_code
-            config = _shallow_config(exported.source_config, source, loaded.model, every, trusted)
-            progress.phase(f"write {plan.num_layers} layers", 0)
-            models["prefill"] = folder / card.PREFILL
-            _write_model(point, source, loaded.model, config, models["prefill"])
-            page = card.serving_page(plan, skip_adapter is not None)
-            (folder / card.SERVING).write_text(page, "utf-8")
-        (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
-        parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
-        training = notes["training"]
-        facts = card.CardFacts(
-            parameters=sum(parameter.numel() for parameter in parameters),
-            total_bytes=sum(parameter.nbytes for parameter in parameters),
-            checked=_verify(point, exported.view, folder, progress),
-            training=training,
-            trained_for_these=is_trained_for(notes["trained_for"], plan),
-            quantization=notes["quantization"],
-            license=card.source_license(source),
-            records=card.matching_records(point.results, model, plan, training, skip_adapter),
-            skip_adapter=skip_adapter,
-        )
-        card.model_card(point, facts).save(folder / card.CARD)
-        record = {
-            "record_version": RECORD_VERSION,
-            "made_by": point.made_by,
-            "model": {**model.plain(), "fingerprint": fingerprint(model)},
-            "skip_adapter": point.skip_adapter,
-            "strategy": plan.strategy,
-            "num_layers": plan.num_layers,
-            "kept_layers": list(plan.kept_layers),
-            "prompt_layers": plan.prompt_layers,
-            "prefill": card.PREFILL if point.is_pair else None,
-            "weights_digest": {role: weights_digest(part) for role, part in models.items()},
-            "parameters": facts.parameters,
-            "total_bytes": facts.total_bytes,
-            "checked": facts.checked,
-            "training": facts.training,
-            "results": [row.id for row in facts.records],
-        }
-        return {**staging.write_record(folder, record), "to": str(point.to)}
+    exported = load_kept(point, progress)
+    source, loaded, skip_adapter = exported.source, exported.loaded, exported.skip_adapter
+    progress.phase(f"write {plan.num_kept} layers", 0)
+    _write_model(point, source, exported.view, exported.config, folder)
+    models = {"decode": folder}
+    if point.is_pair:
+        every, trusted = range(plan.num_layers), model.trust_remote_code
+        config = _shallow_config(exported.source_config, source, loaded.model, every, trusted)
+        progress.phase(f"write {plan.num_layers} layers", 0)
+        models["prefill"] = folder / card.PREFILL
+        _write_model(point, source, loaded.model, config, models["prefill"])
+        page = card.serving_page(plan, skip_adapter is not None)
+        (folder / card.SERVING).write_text(page, "utf-8")
+    (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
+    parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
+    training = notes["training"]
+    facts = card.CardFacts(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        total_bytes=sum(parameter.nbytes for parameter in parameters),
+        checked=_verify(point, exported.view, folder, progress),
+        training=training,
+        trained_for_these=is_trained_for(notes["trained_for"], plan),
+        quantization=notes["quantization"],
+        license=card.source_license(source),
+        records=card.matching_records(point.results, model, plan, training, skip_adapter),
+        skip_adapter=skip_adapter,
+    )
+    card.model_card(point, facts).save(folder / card.CARD)
+    record = {
+        "record_version": RECORD_VERSION,
+        "made_by": point.made_by,
+        "model": {**model.plain(), "fingerprint": fingerprint(model)},
+        "skip_adapter": point.skip_adapter,
+        "strategy": plan.strategy,
+        "num_layers": plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "prompt_layers": plan.prompt_layers,
+        "prefill": card.PREFILL if point.is_pair else None,
+        "weights_digest": {role: weights_digest(part) for role, part in models.items()},
+        "parameters": facts.parameters,
+        "total_bytes": facts.total_bytes,
+        "checked": facts.checked,
+        "training": training,
+        "results": [row.id for row in facts.records],
+    }
+    return {**run.write_record(folder, record), "to": str(point.to)}
 
 
 def _write_model(
@@ -187,11 +184,11 @@ def _verify(
     checks.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
-    if point.check is False:
+    if point.request.check is False:
         return f"{structure}; logits were not compared (--no-check)"
     needed = sum(parameter.nbytes for parameter in view.parameters())
     room = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
-    if point.check is None and needed >= room:
+    if point.request.check is None and needed >= room:
         return (
             f"{structure}; logits were not compared, because model and export do not fit into"
             " memory together"

@@ -20,8 +20,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
-from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.export.staging import staged
+from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_reason, write_model
 
 _LOGIT_TOLERANCE = (
@@ -33,44 +32,38 @@ _LLAMA3 = (
 )
 
 
-def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
+def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Row:
     """Write the kept layers as a GGUF file, load the file and compare it with the view; raise
     RunError if they differ.
     """
-    plan = point.plan
-    with staged(point.to, is_folder=False) as file:
-        exported = load_kept(point, progress)
-        tokenizer = exported.loaded.tokenizer
-        assert tokenizer is not None
-        if reason := unsupported_reason(exported.config):
-            raise UsageError(
-                f"--format gguf does not support this model ({reason}); use --format hf"
-            )
-        progress.phase("write gguf", 0)
-        tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
-        if exported.view.config.tie_word_embeddings:
-            del tensors["lm_head.weight"]
-        writer = gguf.GGUFWriter(file, "llama")
-        writer.add_name(
-            f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers"
-        )
-        writer.add_description("exported by ulskip")
-        _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
-        names = {name: name for name in tensors}
-        parameters, main_type = write_model(
-            writer, GgufTensors(tensors.__getitem__, exported.config), names
-        )
-        checked = "the file was not compared with the kept layers (--no-check)"
-        if point.check is not False:
-            progress.phase("check gguf", 0)
-            checked = compare_with_view(file, exported.view, tokenizer)
+    plan, exported = point.plan, load_kept(point, progress)
+    tokenizer = exported.loaded.tokenizer
+    assert tokenizer is not None
+    if reason := unsupported_reason(exported.config):
+        raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
+    progress.phase("write gguf", 0)
+    tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
+    if exported.view.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
+    writer.add_description("exported by ulskip")
+    _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
+    names = {name: name for name in tensors}
+    parameters, main_type = write_model(
+        writer, GgufTensors(tensors.__getitem__, exported.config), names
+    )
+    checked = "the file was not compared with the kept layers (--no-check)"
+    if point.request.check is not False:
+        progress.phase("check gguf", 0)
+        checked = compare_with_view(file, exported.view, tokenizer)
     return {
         "to": str(point.to),
         "skip_adapter": point.skip_adapter,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "parameters": parameters,
-        "total_bytes": point.to.stat().st_size,
+        "total_bytes": file.stat().st_size,
         "dtype": str(DTYPES[main_type]).removeprefix("torch."),
         "checked": checked,
     }

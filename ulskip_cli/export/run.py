@@ -1,23 +1,123 @@
-"""Export a schedule in one of the formats. Only formats that contain weights import torch."""
+"""Export a schedule in one of the formats: check the request, write into a scratch folder, and
+replace the target when the export is complete. Only formats that contain weights import torch.
+"""
 
+import contextlib
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
+from ulskip_cli.core import capabilities
+from ulskip_cli.core import config as configuration
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.environment import __version__
+from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import enough_space
-from ulskip_cli.core.model_metadata import find_config, read_metadata
+from ulskip_cli.core.model_metadata import ModelMetadata, find_config, read_metadata
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.experiments.preflight import schedule_of
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
-from ulskip_cli.export.staging import staged
-from ulskip_cli.strategies.custom import ScheduleFile, ScheduleStage
+from ulskip_cli.strategies.custom import ScheduleFile
+from ulskip_cli.strategies.memory import parse_bytes
+from ulskip_cli.strategies.plan import Plan, make_plan, needs
 
+FORMATS = ("hf", "gguf", "mergekit", "schedule")
+# Kinds of patches that a model without ulskip can contain; LoRA is merged too.
+MERGEABLE = ("folded", "none")
 SCHEDULE = "schedule.json"
+RECORD = "ulskip_export.json"
+_FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": SCHEDULE}
+_MARK, _HEAD_BYTES = b"ulskip", 65536
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of `ulskip export`."""
+
+    to: Path  # a folder; for formats with one file, the file or its folder
+    format: str = "hf"  # one of FORMATS
+    results: Path | None = None  # the results folder for the model card; None: `results_dir`
+    shard_size: str = "5GB"  # maximal size of a weights file
+    check: bool | None = None  # compare with the kept layers; None: if both fit into memory
+
+
+@dataclass(frozen=True)
+class ResolvedExport:
+    """A checked request with its configuration and plan."""
+
+    config: Config
+    metadata: ModelMetadata
+    plan: Plan
+    request: ExportRequest
+    to: Path  # the folder, or the file for formats with one file
+    results: Path
+    max_shard_bytes: int
+    made_by: str  # version and command
+    skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
+    omitted: str  # the correction that a schedule does not contain
+
+    @property
+    def model_name(self) -> str:
+        """The hub id or folder of the model, or the name of a bundled model."""
+        return self.config.model.label
+
+    @property
+    def is_pair(self) -> bool:
+        """True if prompts run through more layers than decode steps."""
+        return self.plan.prompt_layers == "all" and not self.plan.keeps_all
+
+
+def resolve(
+    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest
+) -> ResolvedExport:
+    """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
+    name = request.format
+    require_choice("--format", name, FORMATS)
+    max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
+    config = configuration.compose(overrides, config_dir, f"export --format {name}")
+    if request.results is not None and not request.results.is_dir():
+        raise UsageError(
+            f"expected an existing folder for --results, got {request.results}; use the results_dir"
+            " of a run"
+        )
+    if name == "gguf" and find_spec("gguf") is None:
+        raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
+    to, omitted = request.to, ""
+    if name != "hf" and to.suffix.replace(".yml", ".yaml") != Path(_FILE_NAMES[name]).suffix:
+        to = to / _FILE_NAMES[name]
+    if name == "schedule":  # it contains layers alone
+        omitted = config.correction.label
+        config = config.replace(correction=configuration.preset("correction", "none"))
+    metadata = read_metadata(config.model)
+    plan = make_plan(config, metadata)
+    capabilities.check(needs(config, plan), f"export --format {name}")
+    skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
+    kind = config.correction.patches(config.model).kind
+    if skip_adapter is not None and kind not in MERGEABLE:
+        raise UsageError(
+            f"--format {name} supports patches of kind {' and '.join(MERGEABLE)}, got {kind}"
+            f" (correction.path={skip_adapter}); use patches of kind folded, or --format schedule"
+        )
+    return ResolvedExport(
+        config,
+        metadata,
+        plan,
+        request,
+        to,
+        request.results or Path(config.results_dir),
+        max_shard_bytes,
+        f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}",
+        skip_adapter,
+        omitted,
+    )
 
 
 def export(
@@ -29,38 +129,31 @@ def export(
     """Export the schedule of a configuration and return a record; the record's key `to` is the
     written folder or file.
 
-    The target stays unchanged if the request is invalid (UsageError) or the result differs from the
-    view (RunError).
+    The target stays unchanged if the request is invalid or the model cannot be exported
+    (UsageError), and if the result differs from the view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
-    if point.format == "hf":
-        from ulskip_cli.export.checkpoint import export_checkpoint
+    weights, plan = point.metadata.weights, point.plan
+    skipped = set(range(plan.num_layers)) - set(plan.kept_layers)
+    needed = (point.metadata.total_bytes or 0) - sum(weights.layers[i] for i in skipped if weights)
+    with staged(point.to, request.format == "hf") as target, enough_space(point.to, needed):
+        if request.format == "hf":
+            from ulskip_cli.export.checkpoint import export_checkpoint
 
-        with enough_space(point.to, _bytes_of(point)):
-            return export_checkpoint(point, progress)
-    if point.format == "gguf":
-        from ulskip_cli.export.gguf import export_gguf
+            return export_checkpoint(point, target, progress)
+        if request.format == "gguf":
+            from ulskip_cli.export.gguf import export_gguf
 
-        with enough_space(point.to, _bytes_of(point)):
-            return export_gguf(point, progress)
-    is_recipe = point.format == "mergekit"
-    text = mergekit_recipe(point) if is_recipe else schedule_file(point).to_json()
-    with staged(point.to, is_folder=False) as file:
-        file.write_text(text, "utf-8")
+            return export_gguf(point, target, progress)
+        is_recipe = request.format == "mergekit"
+        text = mergekit_recipe(point) if is_recipe else schedule_file(point).to_json()
+        target.write_text(text, "utf-8")
     return {
         "to": str(point.to),
-        "kept_layers": list(point.plan.kept_layers),
-        "num_layers": point.plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "num_layers": plan.num_layers,
         "omitted": point.omitted,
     }
-
-
-def _bytes_of(point: ResolvedExport) -> int:
-    """Return the bytes of the kept layers and the rest of the model, or 0 if they are unknown."""
-    metadata = read_metadata(point.config.model)
-    skipped = set(range(metadata.num_layers)) - set(point.plan.kept_layers)
-    layers = metadata.weights.layers if metadata.weights else ()
-    return (metadata.total_bytes or 0) - sum(layers[i] for i in skipped if i < len(layers))
 
 
 def summary(record: Row) -> list[str]:
@@ -90,20 +183,7 @@ def summary(record: Row) -> list[str]:
 
 def schedule_file(point: ResolvedExport) -> ScheduleFile:
     """Return the plan as a schedule file, which `strategy.file` reads."""
-    plan = point.plan
-    return ScheduleFile(
-        num_layers=plan.num_layers,
-        kept_layers=plan.kept_layers,
-        later_stages=tuple(ScheduleStage(**asdict(stage)) for stage in plan.later_stages),
-        strategy=plan.strategy,
-        strategy_options=point.config.strategy.options(),
-        target_ratio=plan.target_speedup,
-        ratio_basis=point.config.ratio_basis,
-        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
-        model=point.model_name,
-        made_by=point.made_by,
-        unit=plan.unit,
-    )
+    return schedule_of(point.config, point.plan, point.made_by)
 
 
 def mergekit_recipe(point: ResolvedExport) -> str:
@@ -116,8 +196,8 @@ def mergekit_recipe(point: ResolvedExport) -> str:
         {"sources": [{"model": path, "layer_range": list(ends)}]}
         for ends in layer_ranges(plan.kept_layers)
     ]
-    dtype = point.dtype
-    if dtype is None:
+    dtype: str = model.dtype
+    if dtype == "auto":
         source = json.loads(find_config(model).read_text("utf-8"))
         dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
@@ -136,3 +216,79 @@ def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
     gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
     starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
     return list(zip(starts, ends, strict=True))
+
+
+def check_target(target: Path, is_folder: bool) -> None:
+    """Raise UsageError if a target contains anything but an earlier export."""
+    if target.is_dir() != is_folder and target.exists():
+        kinds = ("folder", "file") if is_folder else ("file", "folder")
+        raise UsageError(f"expected a {kinds[0]} for --to, got the {kinds[1]} {target}")
+    if target.is_dir():
+        known: set[str] = set()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = {RECORD, *json.loads((target / RECORD).read_text("utf-8"))["files"]}
+        for path in target.rglob("*"):
+            if not path.is_dir() and str(path.relative_to(target)) not in known:
+                raise UsageError(
+                    f"expected a new folder or an earlier export for --to, got {target} with"
+                    f" {path.name}; use another path"
+                )
+    elif target.exists():
+        with target.open("rb") as stream:
+            if _MARK not in stream.read(_HEAD_BYTES):
+                raise UsageError(
+                    f"expected a new file or an earlier export for --to, got {target}; use another"
+                    " path"
+                )
+
+
+@contextlib.contextmanager
+def staged(target: Path, is_folder: bool) -> Iterator[Path]:
+    """Yield a path in a hidden folder next to the target; the content of the path replaces the
+    target if the block succeeds.
+
+    After a failure the target is unchanged, and the scratch folder and all created parent folders
+    are removed.
+    """
+    check_target(target, is_folder)
+    target = target.absolute()
+    made = [parent for parent in target.parents if not parent.exists()]
+    scratch: Path | None = None
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # A new folder, writable by this user only.
+            scratch = Path(tempfile.mkdtemp(".ulskip-part", f".{target.name}.", target.parent))
+            staging = scratch / target.name
+            if is_folder:
+                staging.mkdir()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to --to {target} ({error.strerror or error}); use another path"
+            ) from None
+        yield staging
+        if is_folder and target.exists():  # a rename replaces a file, but no folder
+            earlier = scratch / "earlier"
+            target.rename(earlier)
+            try:
+                staging.rename(target)
+            except OSError:
+                earlier.rename(target)
+                raise
+        else:
+            staging.replace(target)
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # after a success they are not empty
+            for parent in made:
+                parent.rmdir()
+
+
+def write_record(folder: Path, record: Row) -> Row:
+    """Write the record of an export with the files that a later export may replace."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    record = {**record, "files": files}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / RECORD).write_text(f"{text}\n", "utf-8")
+    return record

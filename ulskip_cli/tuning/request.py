@@ -2,8 +2,6 @@
 choose and report with. Imports no torch.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +11,11 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.options import Options
 from ulskip_cli.core.task import Example
 from ulskip_cli.corrections.patch import Patch
-from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
+from ulskip_cli.experiments.preflight import Resolver, digest, evaluated_examples, find_held_out
+from ulskip_cli.experiments.record import Record
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
@@ -52,18 +52,6 @@ class TuneRequest:
     num_layers: int
     key: str  # hash of everything that decides the result
 
-    def at_the_end(self, config: Config) -> Config:
-        """Return a candidate's configuration on the examples of the final report, with the same
-        calibration examples.
-        """
-        last = self.split.final
-        calibration = config.calibration.replace(
-            task=last.calibration.task, offset=last.calibration.offset
-        )
-        return config.replace(
-            task=last.task, offset=last.offset, limit=last.limit, calibration=calibration
-        )
-
 
 @dataclass(frozen=True)
 class Split:
@@ -75,6 +63,37 @@ class Split:
     final: Config  # evaluates the examples that are reported
     num_choice: int
     num_final: int
+
+    def at_the_end(self, config: Config) -> Config:
+        """Return a candidate's configuration on the examples of the final report, with the same
+        calibration examples.
+        """
+        keys = ("task", "offset", "limit", "calibration")
+        return config.replace(**{key: getattr(self.final, key) for key in keys})
+
+
+class Trial(Options):
+    """A candidate at one number of kept layers."""
+
+    candidate: str  # its label
+    kept_layers: tuple[int, ...]
+    loss: float  # decode loss in nats per token
+    patch: str | None  # the id of its patches, which names their folder
+    adapter: str | None = None  # the folder of its trained skip adapter
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best candidate at one number of layers, measured on the examples that choose."""
+
+    trial: Trial
+    candidate: Candidate
+    record: Record
+
+    @property
+    def num_kept(self) -> int:
+        """Number of kept layers."""
+        return len(self.trial.kept_layers)
 
 
 def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequest:
@@ -113,11 +132,7 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
             "expected at least one candidate that can run, got none;"
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
-    point = resolver.resolve(
-        candidates[0].config.replace(
-            limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0
-        )
-    )
+    point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
     not_kept = (*_OWN_KEYS, "correction")
     return TuneRequest(
         config=config,
@@ -149,37 +164,30 @@ def divide(config: Config, wanted: int) -> Split:
             f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
             " data"
         )
-    source = task.held_out()
+    source, total = task.held_out(), len(examples)
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
     if source is None:
-        return _one_file(config, len(examples), wanted)
-    held_out = source.examples()
-    limit = min(config.limit or len(examples), len(examples))
-    reported = {_text(example) for example in examples[:limit]}
-    if shared := sum(_text(example) in reported for example in held_out):
-        raise UsageError(
-            f"expected calibration.task without examples that are reported, got {shared} of them;"
-            " set other data, or leave out calibration.task to hold out examples behind limit=N"
-        )
-    count = min(wanted, len(held_out) // 2)
-    if count < 1:
-        raise UsageError(
-            f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"
-            " calibration.task"
-        )
-    choice = config.replace(
-        task=source, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0)
-    )
-    final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
-    return Split(choice, final, count, limit)
-
-
-def _one_file(config: Config, total: int, wanted: int) -> Split:
-    limit = min(config.limit or total, total // 2)
-    count = min(wanted, total // 4)
-    calibration = config.calibration.replace(offset=0)
-    choice = config.replace(offset=limit, limit=count, calibration=calibration)
+        limit, count = min(config.limit or total, total // 2), min(wanted, total // 4)
+        calibration = calibration.replace(offset=0)
+        choice = config.replace(offset=limit, limit=count, calibration=calibration)
+    else:
+        held_out = source.examples()
+        limit, count = min(config.limit or total, total), min(wanted, len(held_out) // 2)
+        reported = {_text(example) for example in examples[:limit]}
+        if shared := sum(_text(example) in reported for example in held_out):
+            raise UsageError(
+                f"expected calibration.task without examples that are reported, got {shared} of"
+                " them; set other data, or leave out calibration.task to hold out examples behind"
+                " limit=N"
+            )
+        if count < 1:
+            raise UsageError(
+                f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"
+                " calibration.task"
+            )
+        from_source = calibration.replace(task={}, offset=0)
+        choice = config.replace(task=source, offset=0, limit=count, calibration=from_source)
     final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
     return Split(choice, final, count, limit)
 
@@ -256,4 +264,4 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
         data,
         [_text(example) for example in held.examples] if held else [],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(parts)

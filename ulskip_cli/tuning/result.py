@@ -14,11 +14,10 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
-from ulskip_cli.export import run, staging
-from ulskip_cli.export.request import MERGEABLE, ExportRequest, resolve
+from ulskip_cli.export import run
+from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
 from ulskip_cli.report.rows import warnings
-from ulskip_cli.tuning.request import TuneRequest
-from ulskip_cli.tuning.trials import Chosen, Trial
+from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest
 
 ADAPTER = "skip_adapter"  # folder in an export
 
@@ -125,13 +124,13 @@ class TuneResult:
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
         point = resolve(self.export_overrides, config_dir, schedule)
-        with staging.staged(to, is_folder=True) as folder:
+        with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
             for file in self.skip_adapter.glob("adapter.*"):
                 shutil.copy(file, folder / ADAPTER)
             kept = list(self.trial.kept_layers)
-            staging.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
+            run.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
         custom = ["strategy=custom", f"strategy.file={to / run.SCHEDULE}"]
         adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
         command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])

@@ -1,35 +1,145 @@
 """The steps of `ulskip tune`: time the layers, try candidates by decode loss, compare the best by
-the metric, train, report.
+the metric, train a skip adapter, report.
 
 Every step is stored in a `StepLog`, and every measured point is a row of the results folder, so
 that an interrupted tuning continues and ends with the same choice.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, cast
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config import compose_training, preset
+from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
+from ulskip_cli.core.files import append_line, read_jsonl
+from ulskip_cli.core.options import parse
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.validation import check_training
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.experiments.calibration import KEPT_PROMPT_BYTES, OWN_RESPONSES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import HOLDS, TIE, Scorer, primary
-from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
-from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
-from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
-from ulskip_cli.tuning.request import Candidate, TuneRequest
+from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver, SweepOptions, make_jobs, run_sweep
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.training.run import train
+from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
 from ulskip_cli.tuning.result import TuneResult, judge
-from ulskip_cli.tuning.trials import Chosen, StepLog, Trial, Trials, num_kept_for
 
 # Shares of the budget after which no further candidate or number of layers is tried.
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7
-Errors = tuple[type[Exception], ...]
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
+NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
+MIN_SECONDS = 60.0  # for a training; with fewer seconds, adapter=auto trains nothing
+ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them per prompt
+PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
+Errors = tuple[type[Exception], ...]
+Value = TypeVar("Value")
+
+
+class StepLog:
+    """Stores the value of every finished step under its name, one JSON line each, with its
+    seconds, so that the same command continues after an interruption.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the steps that earlier processes finished; a damaged line counts as a step that is
+        missing.
+        """
+        self.path = path
+        steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
+        self._values = {step["step"]: all_printable(step["value"]) for step in steps}
+        earlier: dict[str, float] = {step["step"]: step["seconds"] for step in steps}
+        self._began = time.monotonic() - sum(earlier.values())
+
+    def once(self, step: str, run: Callable[[], Value]) -> Value:
+        """Return the stored value of a step, or run the step and store the JSON-ready value that it
+        returns.
+        """
+        if step not in self._values:
+            began = time.monotonic()
+            self._values[step] = run()
+            seconds = round(time.monotonic() - began, 1)
+            line = {"step": step, "value": self._values[step], "seconds": seconds}
+            append_line(self.path, json.dumps(line, ensure_ascii=False))
+        return cast(Value, self._values[step])
+
+    @property
+    def minutes(self) -> float:
+        """The minutes that the tuning has taken, with those of the steps that earlier processes
+        finished.
+        """
+        return (time.monotonic() - self._began) / 60
+
+
+@dataclass
+class Trials:
+    """Runs trials in this process; the weights and the encoded prompts are kept between them."""
+
+    session: Session
+    num_layers: int
+    resolver: Resolver = field(default_factory=Resolver)
+    _loss: ReferenceLoss | None = None
+
+    def run(self, candidate: Candidate, num_kept: int) -> Trial:
+        """Calibrate a candidate, fit its patches, and measure its decode loss."""
+        run = prepare_run(
+            self.resolver.resolve(candidate.at(self.num_layers, num_kept)), self.session
+        )
+        decoder = Decoder(
+            run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine
+        )
+        workload, correction = run.workload, run.found.correction
+        assert workload is not None  # random weights are refused
+        if self._loss is None:
+            held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
+            size, pad = BatchSize(run.point.config.batch_size), workload.pad_token_id
+            self._loss = ReferenceLoss(workload.encoded, size, pad, held)
+        phase = f"{candidate.label}: decode loss"
+        loss = self._loss.of(decoder, self.session.progress.phase(phase, len(workload.encoded)))
+        return Trial(
+            candidate=candidate.label,
+            kept_layers=run.plan.kept_layers,
+            loss=loss,
+            patch=correction.id if correction else None,
+            adapter=correction.path if correction else None,
+        )
+
+    def speedups(self, config: Config, wanted: float) -> dict[str, float]:
+        """Return the speedup at every number of layers, by a line fitted to timed depths and
+        corrected by timed pairs.
+        """
+        asked = config.replace(ratio=wanted, ratio_basis="latency")
+        workload, _ = self.session.encode(self.resolver.resolve(asked))
+        loaded = self.session.load(config.model, config.seed)
+        fit, offset = self.session.fit_latency(asked, loaded, workload), 0.0
+        try:
+            solution = self.session.solve_depth(asked, loaded, workload, rounds=1)
+            offset = solution.offset if solution else 0.0
+        except NotApplicable:  # out of reach: the line gives the nearest
+            pass
+        return {
+            str(count): round(1 / (fit.share(count) + offset), 4)
+            for count in range(MIN_KEPT, self.num_layers)
+        }
+
+    def release(self) -> None:
+        """Free the weights before workers load them."""
+        self._loss = None
+        self.session = Session(self.session.progress)
 
 
 @dataclass
@@ -58,7 +168,7 @@ class Tuning:
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
-        (record,) = self._measure([self.request.at_the_end(config)])
+        (record,) = self._measure([self.request.split.at_the_end(config)])
         minutes = self._log.minutes
         return TuneResult(self.request, chosen, record, tuple(self.trials), self.adapter, minutes)
 
@@ -178,7 +288,7 @@ class Tuning:
         if "refused" in outcome:
             self.progress.note(f"left out: {step}: {outcome['refused']}")
             return None
-        self.trials.append(Trial.from_step(outcome, self._log.path))
+        self.trials.append(parse(Trial, outcome, file=self._log.path))
         return self.trials[-1]
 
     def _unless_refused(
@@ -196,19 +306,14 @@ class Tuning:
             except expected as error:
                 return {"refused": str(error)}
 
-        value: Row = self._log.once(step, attempt)
-        return value
+        return self._log.once(step, attempt)
 
     def _in_time(self, step: str, share: float) -> bool:
         """Decide once whether the budget has time for a step; a resumed tuning with this budget
         decides in the same way.
         """
-        budget = self.config.budget
-        minutes = f"{budget:g} minutes"
-        has_time = self._log.once(
-            f"time for {step} in {minutes}", lambda: self._log.minutes <= share * budget
-        )
-        return bool(has_time)
+        name = f"time for {step} in {self.config.budget:g} minutes"
+        return self._log.once(name, lambda: self._log.minutes <= share * self.config.budget)
 
     def _measure(self, configs: Sequence[Config]) -> list[Record]:
         """Run points and their baselines as a sweep, and return the records of the points with
@@ -221,6 +326,17 @@ class Tuning:
         outcome.check()
         ids = [resolver.resolve(config).run_id for config in configs]
         return [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
+
+
+def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
+    """Return the largest number of layers whose speedup is near the wanted one, or the smallest
+    number if none is.
+
+    >>> num_kept_for({"2": 3.0, "3": 2.0, "4": 1.5}, 2.01), num_kept_for({"2": 3.0, "3": 2.0}, 9)
+    (3, 2)
+    """
+    enough = [int(count) for count, speedup in speedups.items() if speedup >= NEAR * wanted]
+    return max(enough, default=min(map(int, speedups)))
 
 
 def decide(records: Sequence[Record]) -> int:
@@ -238,3 +354,88 @@ def decide(records: Sequence[Record]) -> int:
             if verdict == HOLDS or (verdict == TIE and closer):
                 best = i
     return best
+
+
+def training_size(
+    request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback
+) -> dict[str, int]:
+    """Return the steps, examples and own answers per example for which the budget has time."""
+    tuned, split, record = request.config, request.split, chosen.record
+    if record.later_stages or record.exit_depths:
+        raise NotApplicable(f"{chosen.trial.candidate} does not have the same layers in every step")
+    config, examples = training_config(request, chosen, PROBE), training_examples(split)
+    # The trial's answers tell how long those of the adapter, the winner and the full model take.
+    answer = (record.wall_seconds or 0.0) / split.num_choice
+    seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
+    if seconds < MIN_SECONDS and tuned.adapter == AUTO:
+        raise NotApplicable(
+            f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
+            f"{max(0.0, seconds):.0f}; raise budget={tuned.budget:g}, or use adapter=always"
+        )
+    steps, seconds = tuned.adapter_steps, max(seconds, MIN_SECONDS)
+    batch_size = config.train.batch_size
+    answers = math.ceil(steps * batch_size / 2 if steps else ANSWER_SHARE * seconds / answer)
+    count = max(1, min(len(examples), answers))
+    samples = max(1, min(MAX_SAMPLES, answers // count))
+    if not steps:
+        shutil.rmtree(config.output, ignore_errors=True)  # an interrupted one has no times
+        began = time.monotonic()
+        timed = train(config, progress, examples[: min(PROBE["examples"], count)]).seconds
+        took = time.monotonic() - began
+        shutil.rmtree(config.output)
+        left = seconds - count * samples * answer - 2 * took + timed
+        most = math.ceil(config.train.epochs * count * (1 + samples) / batch_size)
+        steps = max(1, min(most, int(left / max(timed / PROBE["steps"], 1e-6))))
+    return {"steps": steps, "examples": count, "samples": samples}
+
+
+def train_adapter(
+    request: TuneRequest, chosen: Chosen, size: dict[str, int], progress: ProgressCallback
+) -> Row:
+    """Train a skip adapter, or continue an interrupted training; return its folder and sizes."""
+    config = training_config(request, chosen, size)
+    record = train(config, progress, training_examples(request.split)[: size["examples"]])
+    return {**size, "folder": config.output, "responses": record.examples}
+
+
+def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) -> TrainingConfig:
+    """Return a configuration that trains the patches further; raise UsageError if they cannot be
+    trained.
+    """
+    tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
+    base = _base(chosen)
+    name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
+    file, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
+    shape = tuned.correction.patches(tuned.model)
+    options = base.train.replace(
+        start=str(results.path / "calibrations" / trial.patch) if trial.patch else "patch",
+        own=base.train.own.replace(samples=size["samples"], file=file, max_new_tokens=tokens),
+        max_steps=size["steps"],
+        max_length=None,
+        save_every=max(1, size["steps"] // 5),
+    )
+    config = base.replace(
+        correction=base.correction.replace(
+            kind=shape.kind, rank=shape.rank or base.correction.rank
+        ),
+        model=tuned.model,
+        task=request.split.choice.task,
+        train=options,
+        output=str(results.path / "tuning" / f"{request.key}-adapter" / name),
+        prompt_layers=tuned.prompt_layers,
+        seed=tuned.seed,
+    )
+    check_training(config)
+    return config
+
+
+def adapted(chosen: Chosen, folder: str) -> Candidate:
+    """Return the candidate with the trained adapter in a folder."""
+    config, label = chosen.candidate.config, f"{chosen.trial.candidate} + trained adapter"
+    correction = preset("correction", "adapter", {"path": [folder]})
+    return Candidate(label, config.replace(strategy=_base(chosen).strategy, correction=correction))
+
+
+def _base(chosen: Chosen) -> TrainingConfig:
+    layers = str(list(chosen.trial.kept_layers)).replace(" ", "")
+    return compose_training(["train=adapter", "strategy=custom", f"strategy.layers={layers}"])

@@ -14,8 +14,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.export.request import ExportRequest
-from ulskip_cli.export.run import export
+from ulskip_cli.export.run import ExportRequest, export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions

@@ -140,13 +140,3 @@ def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
         with folder.runs_path.open("a") as stream:
             stream.write(part)
         assert states(status, jobs) == ["done", state]
-
-
-def test_a_file_that_is_replaced_is_read_again(jobs, folder):
-    folder.append(jobs[0].failure_record(RunError("x")))
-    with folder.runs_path.open("a") as stream:
-        stream.write("rubbish that is longer than nothing\n")
-    status = SweepStatus(folder, "inline")
-    assert folder.quarantine_corrupt_lines()
-    folder.append(jobs[1].failure_record(RunError("y")))
-    assert states(status, jobs) == ["to do", "failed"]

@@ -14,8 +14,7 @@ from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
+from ulskip_cli.experiments.sweep.jobs import SweepOptions, make_jobs, run_sweep
 from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = [
@@ -282,9 +281,17 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_nothing_is_lost(sweep, tmp_p
     last = err.splitlines()[-1]
     assert (code, out) == (1, "")
     assert str(tmp_path / "x") in last and "No space left on device" in last
-    code, _, err = sweep("ratio=2,3")
-    assert (code, "runs.broken.jsonl" in err) == (0, False)
-    assert len(results(tmp_path / "x")) == 3
+    assert sweep("ratio=2,3")[0] == 0
+    assert len(ResultsFolder(tmp_path / "x").records()) == 3
+
+
+def test_a_broken_line_costs_only_its_point(sweep, tmp_path):
+    assert sweep("ratio=2,3")[0] == 0
+    runs = tmp_path / "x" / "runs.jsonl"
+    lines = runs.read_text().splitlines(keepends=True)
+    runs.write_text("".join(lines[:1]) + "\x00rubbish\n" + lines[1] + lines[2][:-30])
+    assert sweep("ratio=2,3")[0] == 0
+    assert len(ResultsFolder(tmp_path / "x").records()) == 3
 
 
 def test_a_dry_run_lists_states_and_reasons(sweep):

@@ -49,7 +49,7 @@ def points(
     """
     composed: list[Config] = []
     left_out: dict[str, set[str]] = {}  # alternatives by reason
-    for texts in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
+    for texts in _by_experiment(overrides, preset, extra_dir):
         alternatives: list[Config] = []
         for config, point_texts in _grid(texts, extra_dir):
             composed.append(config.replace(alternatives=AlternativesConfig()))
@@ -78,29 +78,24 @@ def points(
     return list(distinct.values())
 
 
-def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
-    parsed = parse_overrides(overrides)
-    keys = {override.key_or_group for override in parsed}
-    if "experiment" in keys:
-        return overrides
-    if preset is not None:
-        return [f"experiment={preset}", *overrides]
-    if any(override.is_sweep_override() for override in parsed):
-        return overrides
-    same = keys <= {"name", "results_dir"}  # other overrides change the experiment
-    return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
-
-
-def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
+def _by_experiment(
+    overrides: Sequence[str], preset: str | None, extra_dir: Path | None
+) -> list[list[str]]:
     """Return one list of overrides for every experiment that the overrides name, because each
-    experiment has its own grid.
+    experiment has its own grid; add an experiment if they name none.
     """
-    for i, override in enumerate(parse_overrides(overrides)):
-        if override.key_or_group == "experiment":
-            names = _values(override, extra_dir)
-            before, after = overrides[:i], overrides[i + 1 :]
-            return [[*before, f"experiment={name}", *after] for name in names]
-    return [list(overrides)]
+    parsed = parse_overrides(overrides)
+    keys = [override.key_or_group for override in parsed]
+    if "experiment" in keys:
+        at = keys.index("experiment")
+        names = [f"experiment={name}" for name in _values(parsed[at], extra_dir)]
+        return [[*overrides[:at], name, *overrides[at + 1 :]] for name in names]
+    if preset is not None:
+        return [[f"experiment={preset}", *overrides]]
+    if any(override.is_sweep_override() for override in parsed):
+        return [list(overrides)]
+    same = {*keys} <= {"name", "results_dir"}  # other overrides change the experiment
+    return [[f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]]
 
 
 def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Config, list[str]]]:
@@ -109,8 +104,13 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
     """
     parsed = parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}
+    fixed = [
+        text
+        for text, override in zip(overrides, parsed, strict=True)
+        if not override.is_sweep_override()
+    ]
     # The points check the keys that the first composition drops.
-    grid = _composed(_fixed(overrides), GROUPS, (), extra_dir)[0].sweep
+    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
     axes = {
@@ -126,8 +126,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
     groups = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
     for values in product(*axes.values()):
-        texts = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
-        texts = [*_fixed(overrides), *texts]
+        texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
         config, refused = _composed(texts, groups, presets, extra_dir)
         refusals.append(refused)
         with contextlib.suppress(NotApplicable):
@@ -138,11 +137,6 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
         is_optional = key in presets and key.partition(".")[0] in given
         if not is_optional and all(key in refused for refused in refusals):
             raise error
-
-
-def _fixed(overrides: Sequence[str]) -> list[str]:
-    parsed = zip(overrides, parse_overrides(overrides), strict=True)
-    return [text for text, override in parsed if not override.is_sweep_override()]
 
 
 def _composed(

@@ -14,7 +14,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.core.errors import UsageError, one_line
@@ -49,12 +50,8 @@ class Local:
         size = min(workers, launcher.workers or max(1, len(devices)))
         self._command, self._logs, self._retries = command, logs, [launcher.max_retries] * size
         environment = _environment(_threads(launcher.threads, size))
-        self._environments = [
-            {**environment, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
-            if devices
-            else environment
-            for i in range(size)
-        ]
+        chosen = [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
+        self._environments = [environment | chosen[i % len(chosen)] for i in range(size)]
         logs.mkdir(parents=True, exist_ok=True)
         self._processes = [self._start(number) for number in range(size)]
 
@@ -138,8 +135,7 @@ class Submitit:
     def end(self) -> None:
         """Cancel unfinished jobs."""
         for job in self._jobs:
-            if not job.done():
-                job.cancel()
+            job.cancel()
 
 
 class Ray:
@@ -186,21 +182,19 @@ class Ray:
         except (ValueError, TypeError) as error:
             ray.shutdown()
             raise _refused("ray", "launcher.options", error) from None
-        self._tasks = [task.remote(command, threads, str(Path.cwd())) for _ in range(size)]
+        folder = str(Path.cwd())
+        self._tasks = [task.remote(command, threads, folder) for _ in range(size)]
 
     def alive(self) -> int:
         """Return how many tasks are queued or run."""
-        return len(self._unfinished())
+        done, _ = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        return len(self._tasks) - len(done)
 
     def end(self) -> None:
         """Cancel unfinished tasks and disconnect."""
-        for task in self._unfinished():
+        for task in self._tasks:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
-
-    def _unfinished(self) -> Sequence[object]:
-        _, left = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
-        return list(left)
 
 
 POOLS: dict[str, Callable[[LauncherConfig, Sequence[str], Path, int], WorkerPool]] = {
@@ -264,7 +258,7 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
-def _imported(package: str) -> Any:
+def _imported(package: str) -> ModuleType:
     """Return a launcher's package; raise UsageError if it is not installed."""
     try:
         return importlib.import_module(package)

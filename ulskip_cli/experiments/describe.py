@@ -1,15 +1,33 @@
-"""Warnings of a finished run: one line for each difference between the requested settings and the
-actual run.
+"""The sections of a record that describe how a result was made: its schedule, tokens/s, engine,
+weights and machine, and its warnings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
+from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import COMPILED, Config
 from ulskip_cli.core.cpu_load import is_crowded
+from ulskip_cli.core.exit_rule import MISSING_KV
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments.record import Record
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.experiments.paired_timing import LatencyTargetFit
+from ulskip_cli.experiments.record import (
+    CorrectionUsed,
+    Environment,
+    Provenance,
+    Record,
+    Row,
+    Schedule,
+    StageUsed,
+    Throughput,
+)
+from ulskip_cli.experiments.statistics import TIE, verdict
+from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 # relative difference between mean depth and target that is allowed without a warning
 DEPTH_TOLERANCE = 0.05
@@ -17,20 +35,127 @@ DEPTH_TOLERANCE = 0.05
 PREDICTION_FACTOR = 1.6
 
 
+@dataclass(frozen=True)
+class ScheduleProvenance:
+    """The measurements that decided a schedule: timing on this machine, or calibration on held-out
+    examples; and the correction that ran.
+    """
+
+    latency: LatencyTargetFit | None = None
+    calibration: Row | None = None
+    correction: CorrectionUsed | None = None
+
+
+def describe_schedule(
+    plan: Plan,
+    found: ScheduleProvenance,
+    outputs: Sequence[BatchOutput] = (),
+    timed: Sequence[BatchOutput] = (),
+) -> Schedule:
+    """Return the schedule section of a row; depths of early exit and of stages are means over the
+    evaluated `outputs` and the `timed` pairs.
+    """
+    evaluated = sum_exits(outputs).mean_depth
+    mean_exit = sum_exits(timed).mean_depth or evaluated
+    if plan.later_stages and outputs:
+        evaluated = schedule.mean_kept(
+            plan.stages, [len(ids) for output in outputs for ids in output.token_ids]
+        )
+    return Schedule(
+        num_layers=plan.num_layers,
+        kept_layers=plan.kept_layers,
+        unit=None if plan.unit == LAYER else plan.unit,
+        later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),
+        target_kept_layers=plan.target_kept,
+        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
+        evaluated_mean_kept_layers=evaluated,
+        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
+        predicted_speedup=plan.predicted_speedup or sum_drafts(timed or outputs).expected_speedup,
+        draft_cost=plan.draft_cost,
+        latency_fit=found.latency.as_dict() if found.latency else None,
+        calibration=found.calibration,
+    )
+
+
+def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:
+    """Compute tokens/s in both conventions; neither counts padding or ids after an EOS token.
+
+    `decode_tokens_per_second` divides the decoded ids (all but each sequence's first) by the decode
+    time only. `total_tokens_per_second` divides prompt and generated ids by prefill and decode
+    time, as the paper counts.
+    """
+    prompt_tokens = sum(output.prompt_tokens for output in outputs)
+    generated_tokens = sum(output.generated_tokens for output in outputs)
+    decode_seconds = sum(output.decode_seconds for output in outputs)
+    total_seconds = sum(output.total_seconds for output in outputs)
+    drafts, exits = sum_drafts(outputs), sum_exits(outputs)
+    return Throughput(
+        decode_tokens_per_second=sum(output.decoded_tokens for output in outputs) / decode_seconds,
+        total_tokens_per_second=(prompt_tokens + generated_tokens) / total_seconds,
+        throughput_from=source,
+        compile_seconds=sum(output.compile_seconds for output in outputs),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        decode_seconds=decode_seconds,
+        total_seconds=total_seconds,
+        acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
+        mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
+        exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
+        exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
+        missing_kv=MISSING_KV if exits.depths else None,
+    )
+
+
+def sum_drafts(outputs: Sequence[BatchOutput]) -> DraftStats:
+    """Sum the draft statistics of all batches."""
+    return sum((output.drafts for output in outputs if output.drafts), DraftStats())
+
+
+def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:
+    """Sum the exit statistics of all batches."""
+    return sum((output.exits for output in outputs if output.exits), ExitStats())
+
+
+def describe_provenance(
+    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int
+) -> Provenance:
+    """Return the provenance of a result: engine, device, weights and environment."""
+    engine, engine_reason = decoder.engine(config.decoding)
+    backend = decoder.linear_backend(config.decoding)
+    build, device = decoder.build, str(loaded.model.device)
+    return Provenance(
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=engine,
+        engine_reason=engine_reason,
+        engine_weights=build.pop("weights") if build else None,
+        engine_build=build,
+        linear_backend=backend.name,
+        linear_backend_reason=backend.reason,
+        device=device,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        **loaded.notes,
+        trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
+        num_examples=num_examples,
+        environment=Environment.model_validate(environment.code() | environment.machine(device)),
+    )
+
+
 def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
-    """Return the warnings of the plan and of the finished run."""
+    """Return the warnings of the plan and of the finished run: one line for each difference between
+    the requested settings and the actual run.
+    """
     if record.task is None:  # random prompts say nothing about quality
-        return (*plan.warnings, *adjustments(config, record), *_uncompiled(config, record))
+        return (*plan.warnings, *_adjustments(config, record), *_uncompiled(config, record))
     return (
         *plan.warnings,
         *_untrained(plan, record),
-        *adjustments(config, record),
+        *_adjustments(config, record),
         *_depth_misses(config, record),
         *_misprediction(record),
     )
 
 
-def adjustments(config: Config, record: Record) -> Iterator[str]:
+def _adjustments(config: Config, record: Record) -> Iterator[str]:
     """Yield the warnings about a busy machine, truncated texts, batch size, a missing kernel, and
     slow quantized weights.
     """
@@ -138,17 +263,11 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
 def _misprediction(record: Record) -> Iterator[str]:
     predicted, speedup = record.predicted_speedup, record.speedup
     # the prediction for drafts is measured, and too few pairs contradict nothing
-    if (
-        not predicted
-        or not speedup
-        or record.draft_tokens
-        or speedup.low is None
-        or speedup.high is None
-    ):
+    if not predicted or not speedup or record.draft_tokens:
         return
-    value, low, high = speedup.value, speedup.low, speedup.high
+    value = speedup.value
     is_near = 1 / PREDICTION_FACTOR <= value / predicted <= PREDICTION_FACTOR
-    if not is_near and not low <= predicted <= high:
+    if not is_near and verdict(speedup, predicted) != TIE:
         yield (
             f"{record.strategy}: the cost model predicted a speedup of {predicted:.2f}, but"
             f" {value:.2f} was measured; it counts only the bytes of weights that a step reads, so"
