@@ -59,17 +59,15 @@ ADAPTER = [
     "train.max_length=128",
     "train.precision=float32",
 ]
-BUDGET = (
-    "train.responses=both",
-    "train.own.num_beams=4",
-    "train.ce_weight=1",
-    "train.epochs=2",
-    "train.batch_size=64",
-)
-BEAMS = (*BUDGET, "train.lora.rank=128", "train.lora.alpha=256")
+# Budgets with which an adapter and fine-tuning are compared, by variant.
+BUDGET = ("train.ce_weight=1", "train.epochs=2", "train.batch_size=64")
+BUDGETS = {
+    "reference": (*BUDGET, "train.responses=reference"),
+    "beams": (*BUDGET, "train.responses=both", "train.own.num_beams=4"),
+}
+FULL_RANK = ("train.lora.rank=128", "train.lora.alpha=256")
 # The loss of the adapters: cross-entropy, and divergence from the base before the training.
-SAME_BUDGET = (
-    *BUDGET,
+SAME_LOSS = (
     "train.distill_weight=1",
     "train.teacher=initial",
     "train.label_smoothing=0",
@@ -146,22 +144,26 @@ def contest(seed: int) -> list[FineTuned]:
 
 
 def equal_budget(seed: int) -> list[FineTuned]:
-    """List the checkpoints that are fine-tuned with the responses, epochs and loss of the adapters
-    of beams, and full depth as their control.
+    """List the checkpoints that are fine-tuned with the responses, epochs and loss of adapters, and
+    full depth as their control.
     """
-    schedules = (("full", 1), ("unified", 3), ("unified", 6), ("unified", 2))
-    return [FineTuned(s, (r,), seed, "beams", SAME_BUDGET) for s, r in schedules]
+    schedules = (("full", 1), ("unified", 2), ("unified", 3), ("unified", 6))
+    return [
+        FineTuned(strategy, (ratio,), seed, variant, (*budget, *SAME_LOSS))
+        for variant, budget in BUDGETS.items()
+        for strategy, ratio in schedules
+    ]
 
 
 def adapters(seed: int) -> list[FineTuned]:
-    """List the skip adapters, trained on the references and the base's own answers, which are of
-    beams or greedy.
+    """List the skip adapters, trained on the references, and on the base's own answers too, which
+    are of beams or greedy.
 
     Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
     (arXiv:1606.07947).
     """
     responses = {
-        "beams": BEAMS,
+        **{variant: (*budget, *FULL_RANK) for variant, budget in BUDGETS.items()},
         "": ("train.responses=both",),
     }
     return [

@@ -21,10 +21,10 @@ TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
 TRAINED = {  # by the beginning of a name and its variant
     ("", ""): "fine-tuned",
-    ("", "-beams"): "fine-tuned, budget of the adapter",
     (ADAPTER, "-beams"): "adapter",
     (ADAPTER, ""): "adapter, greedy answers",
 }
+EQUAL = {"-reference": "references", "-beams": "references and answers of beams"}
 
 
 def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
@@ -143,10 +143,9 @@ def adapters(rows: Rows) -> str:
     """Compare skip adapters with fine-tuning and with the base, under the same schedules."""
     untouched, lines = rows.points.get((BASE, "full", 1.0)), []
     for ratio, strategy in (
-        (1.0, "full"),
-        *((ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")),
+        (ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")
     ):
-        tuned = rows.tuned(strategy, ratio, variant="-beams") or rows.tuned(strategy, ratio)
+        tuned = rows.tuned(strategy, ratio)
         alone = {name: rows.points.get((name, strategy, ratio)) for name in (BASE, PATCHED)}
         found = {"base, uncorrected": [alone[BASE]], "patches alone": [alone[PATCHED]]}
         found |= {name: list(rows.seeds(strategy, ratio, *key)) for key, name in TRAINED.items()}
@@ -158,7 +157,7 @@ def adapters(rows: Rows) -> str:
             bleu = mean(point.bleu for point in points)
             full = (
                 [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
-                if name.startswith("fine-tuned")
+                if name == "fine-tuned"
                 else [untouched]
             )
             at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
@@ -192,6 +191,33 @@ def adapters(rows: Rows) -> str:
     ]
     has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
     return markdown(heads, lines, 3) if has_adapters else ""
+
+
+def equal_budgets(rows: Rows) -> str:
+    """Compare adapters with fine-tuning that had the same responses, epochs and loss."""
+    lines = []
+    for variant, responses in EQUAL.items():
+        for ratio in (1.0, *RATIOS):
+            strategy = "unified" if ratio > 1 else "full"
+            tuned = rows.seeds(strategy, ratio, variant=variant)
+            adapted = rows.seeds(strategy, ratio, ADAPTER, variant)
+            if not tuned:
+                continue
+            full = [rows.points.get((point.checkpoint, "full", 1.0)) for point in tuned]
+            minus = rows.difference(adapted[0], tuned[0]) if adapted else None
+            quality = [*kept(rows, tuned), *kept(rows, adapted)]
+            at_1x = spread([point.bleu for point in full if point])
+            lines.append([f"{ratio:g}x", responses, *quality, at_1x, interval(minus)])
+    heads = ["target", "responses", "fine-tuned", "of base", "adapter", "of base"]
+    heads += ["fine-tuned at 1x", "adapter minus fine-tuned"]
+    return markdown(heads, lines, 2) if lines else ""
+
+
+def kept(rows: Rows, points: list[Point]) -> list[str]:
+    """Format BLEU on both test sets and its share of the base's."""
+    if not points:
+        return ["–", "–"]
+    return [scores(points)[-1], shares(rows, mean(point.bleu for point in points))[-1]]
 
 
 def without_training(rows: Rows) -> str:
