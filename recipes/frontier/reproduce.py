@@ -22,7 +22,7 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import group_choices
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report import plot_style
+from ulskip_cli.report import plots
 from ulskip_cli.report.frontier import Frontier, frontiers
 from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import markdown, provenance
@@ -107,9 +107,10 @@ def page(found: list[Frontier], folder: Path) -> str:
         " `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
-        name = f"frontier-{one.baseline.model}-{Path(one.baseline.dataset).name.partition('.')[0]}"
-        with plot_style.applied():
-            plot_style.save_figure(one.plot(), folder / name)
+        first = one.points[0].record
+        name = f"frontier-{first.model}-{Path(first.dataset).name.partition('.')[0]}"
+        with plots.applied():
+            plots.save_figure(one.plot(), folder / name)
         sections = one.sections()
         for section in sections:
             parts += [f"## {section.title}", markdown(section), section.note]

@@ -28,7 +28,7 @@ from tables import (
 )
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.report import plot_style
+from ulskip_cli.report import plots
 from ulskip_cli.report.tables import provenance
 
 NAMED_BELOW = (
@@ -41,14 +41,14 @@ def plot(rows: Rows, file: Path) -> None:
     """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the
     means.
     """
-    with plot_style.applied():
-        plot_style.save_figure(drawn(rows), file)
+    with plots.applied():
+        plots.save_figure(drawn(rows), file)
 
 
 def drawn(rows: Rows) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    (name, best), grey = rows.better, plot_style.strategy_colour("full")
+    (name, best), grey = rows.better, plots.strategy_colour("full")
     axes.axhline(best, color=grey, linestyle="--", linewidth=1)
     axes.plot([1], [best], "D", color=grey, markersize=5)
     label = (
@@ -56,13 +56,13 @@ def drawn(rows: Rows) -> Figure:
         if name == "control"
         else "full model, not fine-tuned"
     )
-    plot_style.annotate(axes, label, (1, best), (6, 5), fontsize=9)
+    plots.annotate(axes, label, (1, best), (6, 5), fontsize=9)
     for strategy, prefix, variant in (
         *((name, "", "") for name in ("unified", *BASELINES)),
         ("unified", ADAPTER, "-beams"),
     ):
         colour, speeds = (
-            plot_style.strategy_colour(strategy),
+            plots.strategy_colour(strategy),
             (rows.adapter_speed if prefix else rows.speed),
         )
         xs: list[float] = []
@@ -93,7 +93,7 @@ def drawn(rows: Rows) -> Figure:
         below = strategy in NAMED_BELOW
         place: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
         name = f"{NAMES[strategy]}, skip adapter" if prefix else NAMES[strategy]
-        plot_style.annotate(
+        plots.annotate(
             axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place
         )
     axes.set_title(

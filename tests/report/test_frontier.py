@@ -63,9 +63,8 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
     (found,) = frontiers(rows)
     assert [point.kind for point in found.points] == [FULL, DRAFTING, DRAFTING, SMALLER, SMALLER]
     assert found.best(1.25).record.id == "drafts" and found.best(1.25, SMALLER).record.id == "small"
-    heads = [head.text for head in found.targets("a").heads]
-    assert heads == ["speedup", FULL, SMALLER, DRAFTING]
-    methods = [line["method"] for line in found.table("b").lines()]
+    assert found.targets("a").heads == ["speedup", FULL, SMALLER, DRAFTING]
+    methods = [line["method"] for line in found.table("b").frame.to_dict("records")]
     assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
     labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
     assert "torch, smaller model" in labels and "llama_cpp q4_0, smaller model" in labels
@@ -89,7 +88,9 @@ def test_points_that_are_not_beaten_are_the_front(points):
 
 def test_a_verdict_names_the_best_and_the_next_of_another_kind():
     (found,) = frontiers(every())
-    verdicts = {line["speedup"]: line["verdict"] for line in found.verdicts("a").lines()}
+    verdicts = {
+        line["speedup"]: line["verdict"] for line in found.verdicts("a").frame.to_dict("records")
+    }
     assert list(verdicts) == ["1.25x", "1.5x", "2x", "3x", "4x"]
     assert verdicts["2x"].startswith(
         "quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skipping and quantized ("

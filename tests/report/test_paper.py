@@ -7,6 +7,7 @@ from report_rows import bench_row, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper
+from ulskip_cli.report.benchmark import decoded_by
 from ulskip_cli.report.rows import Group
 
 REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
@@ -14,7 +15,7 @@ REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
 
 def lines(section, keys=2):
     """A table by its first cells: a dict a line."""
-    heads = [head.text for head in section.heads]
+    heads = section.heads
     return {tuple(cells[:keys]): dict(zip(heads, cells, strict=True)) for cells in section.cells}
 
 
@@ -97,7 +98,7 @@ def test_ours_stand_beside_the_papers():
 
 def test_a_bench_stands_beside_the_paper():
     rows = [bench_row(2.0, 8), bench_row(5.0, 8), bench_row(2.0, 8, compiled=True)]
-    section = paper.beside_bench("", rows, ["torch", "torch", "torch, compiled"])
+    section = paper.beside_bench("", rows, decoded_by)
     assert len(section.cells) == 3 * len(paper.TABLE_4) - 4  # early exit has batch 1 alone
     cells = {tuple(line[:3]): line[3:] for line in section.cells}
     assert cells["2x", "unified", "8"] == ["503", "1.66", "300", "1.60", "300", "1.60"]

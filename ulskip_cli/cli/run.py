@@ -131,7 +131,7 @@ def sweep(
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepOptions, run_sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
-    from ulskip_cli.report import tables, winners
+    from ulskip_cli.report import tables, verdicts
 
     words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
@@ -149,7 +149,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal(wide), winners.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal(wide), verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_commented
+from ulskip_cli.cli.show import print_commented, training_lines
 from ulskip_cli.core.files import user_path
 
 
@@ -42,7 +42,5 @@ def train(
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
-    from ulskip_cli.report.training import training_lines
-
     for line in training_lines(record, output, overrides or []):
         print(line)

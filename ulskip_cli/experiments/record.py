@@ -60,7 +60,7 @@ class Column(NamedTuple):
 
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
-    show: "Callable[[Record], object] | None" = None  # the value, unless it is the field's own
+    show: Callable[[Any], object] | None = None  # the value, unless it is the field's own
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
     tip: str = ""  # explanation on the page of a report
@@ -792,12 +792,6 @@ def metric_column(key: str) -> Column:
 
     tip = "* differs from the full model, p < 0.05"
     return Column(row_key.column_title, "", show, row_key.leaves, tip=tip)
-
-
-def cell(record: Record, key: str, column: Column) -> str:
-    """Return the text of a cell."""
-    shown = column.show(record) if column.show else record.value(key)
-    return record.absent if shown is None else format(shown, column.form)
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

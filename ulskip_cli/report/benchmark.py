@@ -1,17 +1,18 @@
 """Write the report of `ulskip bench`: decoding speed, the paper's values and a plot."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MISSING, FullSide, Record, columns
+from ulskip_cli.experiments.record import Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.rows import displayed, varying
-from ulskip_cli.report.tables import Head, Section, column
+from ulskip_cli.report.rows import collected, displayed, varying
+from ulskip_cli.report.tables import Section, column, ends
 
 FILE = "bench.md"
 BANDWIDTH = (
@@ -22,6 +23,14 @@ OVER = (
     "Over {engine}: tok/s divided by those of the full model with {engine}, median of rounds in"
     " which every engine ran once."
 )
+
+
+SHARED = {
+    "model": "{}",
+    "dtype": "{}",
+    "timed_prompt_tokens": "{} prompt tokens",
+    "timed_new_tokens": "{} new tokens",
+}
 
 
 def terminal(records: Sequence[Record], width: int) -> list[Table]:
@@ -52,32 +61,28 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
     title = tables.title(records)
-    parts = [
-        f"## {section.title}\n\n{tables.markdown(section)}\n\n{section.note}"
-        for section in sections(records)
-    ]
+    parts = map(tables.with_heading, sections(records))
     text = "\n\n".join([f"# {title}", *parts, tables.provenance(records)]) + "\n"
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
     skipping = [record for record in records if (record.layer_ratio or 1) > 1]
-    labels = list(map(decoded_by, skipping))
-    return [folder.path / FILE, *save_predictions(skipping, folder.path / "speedup", labels, title)]
+    plot = save_predictions(skipping, folder.path / "speedup", decoded_by, title)
+    return [folder.path / FILE, *plot]
 
 
 def ordered(records: Sequence[Record]) -> list[Record]:
     """Sort records for display by model, batch size, engine, layer ratio (lowest first) and
     strategy.
     """
-
-    def order(record: Record) -> tuple[str, int, str, float, str]:
-        return (
+    return sorted(
+        records,
+        key=lambda record: (
             str(record.model),
             record.batch_size,
             decoded_by(record),
             record.layer_ratio or 1.0,
             record.strategy,
-        )
-
-    return sorted(records, key=order)
+        ),
+    )
 
 
 def decoded_by(record: Record) -> str:
@@ -93,75 +98,60 @@ def decoded_by(record: Record) -> str:
 def sections(records: Sequence[Record]) -> list[Section]:
     """Make the tables of benchmark records."""
     records = ordered(records)
-    references = sorted({r.reference_engine for r in records if r.reference_engine})
-    shown = ("batch_size", "engine", "engine_weights")
-    settings = varying(records, but=[*shown, "engine", "ratio", "folder"])
-    table = [
-        (Head("batch"), lambda record: str(record.batch_size)),
-        (Head("engine"), decoded_by),
-        *([column("strategy")] if len({record.label for record in records}) > 1 else []),
+    references = sorted({record.reference_engine or "" for record in records} - {""})
+    shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]
+    columns = [
+        Column("batch", "", attrgetter("batch_size")),
+        Column("engine", "", decoded_by),
+        *[column("strategy")] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
-            for key in settings
+            for key in varying(records, but=shown)
             if not key.startswith(("strategy.name", "correction."))
         ),
         column("kept_layers"),
         column("target_speedup"),
         column("predicted_speedup"),
-        *(
-            tables.shown("measured_speedup", definition)
-            for key, definition in columns()
-            if key == "measured_speedup"
-        ),
-        (
-            Head("full\ntok/s"),
-            lambda record: (
-                f"{record.full.decode_tokens_per_second:.0f}" if record.full else MISSING
-            ),
-        ),
+        *(measured for key, measured in tables.fields() if key == "measured_speedup"),
+        Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
         column("decode_tokens_per_second", "tok/s"),
         *(over for engine in references for over in _over_reference(engine)),
-        (
-            Head("of band-\nwidth", 1),
-            lambda record: f"{record.bandwidth_share:.0%}" if record.bandwidth_share else MISSING,
-        ),
+        Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, 1),
     ]
     notes = [
         *fastest(records),
         tables.MEASURED,
         *(OVER.format(engine=engine) for engine in references),
         *tables.interval_notes(records),
+        f"{BANDWIDTH}: {read_bandwidth(records)}",
     ]
-    title, note = (
-        f"Decoding speed: {_shared(records)}",
-        tables.sentences([*notes, f"{BANDWIDTH}: {read_bandwidth(records)}"]),
-    )
-    parts = [Section.of(title, records, table, note, words=1)]
+    title = f"Decoding speed: {tables.shared(records, SHARED)}"
+    parts = [Section.of(title, records, columns, tables.sentences(notes), words=1)]
     if beside := paper.comparable(records):
-        title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
-        parts.append(paper.beside_bench(title, beside, list(map(decoded_by, beside))))
+        title = f"{paper.BENCH_TITLE}: {tables.shared(beside, SHARED)}"
+        parts.append(paper.beside_bench(title, beside, decoded_by))
     return parts
 
 
-def _over_reference(engine: str) -> list[tuple[Head, Callable[[Record], str]]]:
+def _over_reference(engine: str) -> list[Column]:
     """Return columns of the tokens/s divided by those of an engine's full model: for the full model
     with its interval, and for the schedule.
     """
 
-    def full(record: Record, form: str) -> str:
+    def full(record: Record) -> Interval | None:
         side = record.full if record.reference_engine == engine else None
-        is_reference = side and side.over_reference_low == side.over_reference_high == 1
-        return MISSING if not side or not side.over_reference or is_reference else form.format(side)
+        if side is None or not side.over_reference:
+            return None
+        low, high = side.over_reference_low, side.over_reference_high
+        return None if low == high == 1 else Interval(side.over_reference, low, high)
 
-    def skipping(record: Record) -> str:
-        ratio = record.over_reference if record.reference_engine == engine else None
-        return f"{ratio:.2f}" if ratio else MISSING
+    def skipping(record: Record) -> float | None:
+        return record.over_reference if record.reference_engine == engine else None
 
-    ends = "{0.over_reference_low:.2f} to {0.over_reference_high:.2f}"
     return [
-        (Head(f"full over\n{engine}"), lambda record: full(record, "{0.over_reference:.2f}")),
-        (Head(f"interval of\nfull over {engine}", 2), lambda record: full(record, ends)),
-        (Head(f"over\n{engine}"), skipping),
+        Column(f"full over\n{engine}", ".2f", lambda record: (full(record) or [None])[0]),
+        Column(f"interval of\nfull over {engine}", "", lambda record: ends(full(record)), 2),
+        Column(f"over\n{engine}", ".2f", skipping),
     ]
 
 
@@ -179,43 +169,25 @@ def fastest(records: Sequence[Record]) -> list[str]:
     """Name the engine that is fastest with all layers at each batch size; empty unless engines of
     one model compare.
     """
-    timed = [(record, record.full) for record in records if record.full]
-    others = varying(
-        [record for record, _ in timed],
-        but=["engine", "engine_weights", "ratio", "batch_size", "folder"],
-    )
-    if len({decoded_by(record) for record, _ in timed}) < 2 or others:
+    timed = [record for record in records if record.full]
+    others = varying(timed, but=["engine", "engine_weights", "ratio", "batch_size", "folder"])
+    if len(set(map(decoded_by, timed))) < 2 or others:
         return []
     parts = []
-    for batch in sorted({record.batch_size for record, _ in timed}):
-        same = [(record, full) for record, full in timed if record.batch_size == batch]
-        best = decoded_by(max(same, key=lambda item: _rate(item[1]))[0])
-        engine = [(record, full) for record, full in same if decoded_by(record) == best]
-        record, full = max(engine, key=lambda item: item[0].decode_tokens_per_second or 0.0)
-        rates = (
-            f"{full.decode_tokens_per_second:.0f} tok/s, {record.decode_tokens_per_second:.0f} with"
-            f" {record.layers} layers"
+    for batch, same in sorted(collected(timed, lambda record: record.batch_size).items()):
+        best = decoded_by(max(same, key=_full_rate))
+        engine = [record for record in same if decoded_by(record) == best]
+        record = max(engine, key=lambda record: record.decode_tokens_per_second or 0.0)
+        parts.append(
+            f"{best} at batch {batch} ({_full_rate(record)[1]:.0f} tok/s,"
+            f" {record.decode_tokens_per_second:.0f} with {record.layers} layers)"
         )
-        parts.append(f"{best} at batch {batch} ({rates})")
     return [f"Fastest with all layers: {', '.join(parts)}."]
 
 
-def _rate(full: FullSide) -> tuple[float, float]:
-    """Return the rate by which engines are sorted: relative to the reference in the same rounds if
-    known, else tokens/s.
+def _full_rate(record: Record) -> tuple[float, float]:
+    """Return the rate of the full model by which engines are sorted: relative to the reference in
+    the same rounds if known, else tokens/s.
     """
-    return full.over_reference or 0.0, full.decode_tokens_per_second
-
-
-def _shared(records: Sequence[Record]) -> str:
-    """Name the model, dtype and lengths that all records share."""
-    forms = {
-        "model": "{}",
-        "dtype": "{}",
-        "timed_prompt_tokens": "{} prompt tokens",
-        "timed_new_tokens": "{} new tokens",
-    }
-    values = {key: {record.value(key) for record in records} for key in forms}
-    return " · ".join(
-        form.format(*values[key]) for key, form in forms.items() if len(values[key]) == 1
-    )
+    full = record.full
+    return (full.over_reference or 0.0, full.decode_tokens_per_second) if full else (0.0, 0.0)

@@ -13,8 +13,8 @@ from rich.console import Console
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.statistics import GATE, Scorer, shares
-from ulskip_cli.report import compare, paper, tables
+from ulskip_cli.experiments.statistics import GATE, shares
+from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import MAX_EXAMPLES, render
 from ulskip_cli.report.plots import save_plots
@@ -27,7 +27,7 @@ from ulskip_cli.report.rows import (
     warnings,
 )
 from ulskip_cli.report.tables import Section
-from ulskip_cli.report.winners import Winner, overview, winners
+from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, overview, winners
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -48,7 +48,7 @@ class Options:
     page: bool = False
     plots: bool = True
     gate: float = GATE
-    tolerance: float = compare.TOLERANCE
+    tolerance: float = TOLERANCE
     most: int = MAX_EXAMPLES  # examples on the page
     results_dir: Path = Path("results")
 
@@ -89,12 +89,15 @@ class Report:
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
         """The winners by setting; of several settings, those without a winner are left out."""
-        by_label = {group.label: winners(group, self.options.gate) for group in self.groups}
-        if len(self.groups) > 1:
-            by_label = {
-                label: [winner for winner in found if winner.records]
-                for label, found in by_label.items()
-            }
+        several = len(self.groups) > 1
+        by_label = {
+            group.label: [
+                winner
+                for winner in winners(group, self.options.gate)
+                if winner.records or not several
+            ]
+            for group in self.groups
+        }
         return {label: found for label, found in by_label.items() if found}
 
     @cached_property
@@ -117,15 +120,14 @@ class Report:
             found += paper.beside_paper(self.groups)
         elif against:
             old = read_records(find_folders([Path(against)], options.results_dir))
-            judge = (options.tolerance, options.gate)
-            compared = compare.compare(self.records, old, Scorer(), *judge)
+            compared = compare(self.records, old, options.tolerance, options.gate)
             if not compared.pairs:
                 names = ", ".join(f"'{path}'" for path in self.paths[:3])
                 raise UsageError(
                     f"expected points that '{against}' and {names} both contain, got none; compare"
                     " runs of one task"
                 )
-            found.append(compare.comparison_section(f"Comparison with {against}", compared))
+            found.append(compared.section(f"Comparison with {against}"))
         return found
 
     def winners_title(self, label: str) -> str:
@@ -147,9 +149,7 @@ class Report:
 
     def markdown(self) -> str:
         """Return the text of report.md."""
-        parts = [f"# {self.long.title}".rstrip()]
-        for section in self.overview:
-            parts += [f"## {section.title}", tables.markdown(section), section.note]
+        parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
         parts += ["## Layout of the paper's table 4", paper.markdown(self.table4).strip()]
         for label, found in self.winners.items():
             parts += [
@@ -158,8 +158,7 @@ class Report:
                 " quality by their whole interval.",
                 "\n".join(f"- {winner.line()}" for winner in found),
             ]
-        for section in self.sections:
-            parts += [f"## {section.title}", tables.markdown(section), section.note]
+        parts += map(tables.with_heading, self.sections)
         if self.warnings:
             parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
         parts += ["## All points", tables.markdown(self.long), self.long.note]

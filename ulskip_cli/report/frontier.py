@@ -4,18 +4,18 @@ full model.
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.engines import formats_of
-from ulskip_cli.experiments.record import MISSING, Interval, Record
-from ulskip_cli.experiments.statistics import HOLDS, TITLES, Difference, Scorer, Share, shares
-from ulskip_cli.report.plot_style import MARKERS, annotate, limit_to, panels
-from ulskip_cli.report.plots import draw_front
+from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
+from ulskip_cli.experiments.statistics import HOLDS, Difference, Scorer, Share, shares
+from ulskip_cli.report.plots import MARKERS, annotate, draw_front, limit_to, panels
 from ulskip_cli.report.rows import collected, done
-from ulskip_cli.report.tables import Head, Section
+from ulskip_cli.report.tables import Section, ends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,6 @@ class Frontier:
     by speed.
     """
 
-    baseline: Record
     points: tuple[Point, ...]
     folder: str = ""  # of the records, if other folders have frontiers too
     _scorer: Scorer = field(default_factory=Scorer)
@@ -115,11 +114,10 @@ class Frontier:
         """
         beaten = {}
         for point in self.points:
-            share = point.quality.share
             better = [
                 (self._is_sure(rival, point), rival.speedup, i)
                 for i, rival in enumerate(self.points)
-                if rival.speedup > point.speedup and rival.quality.share >= share
+                if rival.speedup > point.speedup and rival.rank[0] >= point.rank[0]
             ]
             if better:
                 sure, _, i = max(better, key=lambda item: item[:2])
@@ -136,13 +134,13 @@ class Frontier:
     def _difference(self, point: Point, rival: Point) -> Difference:
         return self._scorer.difference(point.record, rival.record, point.quality.metric)
 
-    def best(self, target: float, kind: str | None = None) -> Point | None:
-        """Return the point of a kind with the best quality among those that reach a speedup, or
-        None.
+    def best(self, target: float, *kinds: str) -> Point | None:
+        """Return the point of some kinds (of any without kinds) with the best quality among those
+        that reach a speedup, or None.
         """
-        points = [point for point in self.points if kind in (None, point.kind)]
-        enough = [point for point in points if point.speedup >= target]
-        return max(enough, key=lambda point: point.rank, default=None)
+        enough = [point for point in self.points if point.speedup >= target]
+        able = [point for point in enough if point.kind in (kinds or KINDS)]
+        return max(able, key=lambda point: point.rank, default=None)
 
     @property
     def names(self) -> list[str]:
@@ -150,7 +148,7 @@ class Frontier:
         dataset.
         """
         keys = ("model", "task", "pair", "dataset")
-        return list(filter(None, [self.folder, *map(self.baseline.value, keys)]))
+        return list(filter(None, [self.folder, *map(self.points[0].record.value, keys)]))
 
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
@@ -165,35 +163,30 @@ class Frontier:
         """Make a table with a sentence for each target speedup in reach: the best point, and the
         next of another kind.
         """
-        lines, differences = [], []
-        for target in TARGETS:
-            if best := self.best(target):
-                text, difference = self._verdict(target, best)
-                lines.append([f"{target:g}x", text])
-                differences += [difference] if difference else []
+        best = [(target, point) for target in TARGETS if (point := self.best(target))]
+        judged = [(f"{target:g}x", *self._verdict(target, point)) for target, point in best]
         note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
-        if any("rows" in difference.how for difference in differences):
+        if any(difference and "rows" in difference.how for *_, difference in judged):
             note += (
                 " Some intervals come from the rows alone and are wider than with the answers of"
                 " both sides, which are not stored here."
             )
         if caveat := self.points[-1].quality.caveat:
             note += f" {caveat[0].upper()}{caveat[1:]}."
-        return Section(title, [Head("speedup"), Head("verdict")], lines, note, sentences=True)
+        lines = [[target, text] for target, text, _ in judged]
+        return Section(title, [Column("speedup"), Column("verdict")], lines, note, sentences=True)
 
     def _verdict(self, target: float, best: Point) -> tuple[str, Difference | None]:
         lead = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
-        others = [self.best(target, kind) for kind in KINDS if kind != best.kind]
-        rivals = [point for point in others if point]
-        if not rivals:
+        rival = self.best(target, *(kind for kind in KINDS if kind != best.kind))
+        if not rival:
             return f"{lead}. Nothing of another kind is as fast.", None
-        rival = max(rivals, key=lambda point: point.rank)
         apart = self._difference(best, rival)
-        ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
+        interval = f" ({text})" if (text := ends(apart, "+.1f")) else ""
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
         text = (
             f"{lead}. Next: {rival.kind} ({rival.name}, {rival.speedup:.2f}x),"
-            f" {rival.quality.share:.1%}. {TITLES[best.quality.metric]} {apart.value:+.1f}{ends}:"
+            f" {rival.quality.share:.1%}. {best.quality.title} {apart.value:+.1f}{interval}:"
             f" {decided}."
         )
         return text, apart
@@ -201,33 +194,31 @@ class Frontier:
     def table(self, title: str) -> Section:
         """Make the table of all points."""
         first = self.points[0]
-        heads = ("engine", "method", "layers", "speedup", "interval", first.quality.title)
         note = (
             f"Speedup and quality of every row are compared with {first.name} at full"
             " depth, in pairs and on the same examples. Beaten by: another point is faster and"
             " better; with a question mark, an interval leaves that open."
         )
-        shown = [*map(Head, (*heads, "of baseline", "verdict"))]
-        return Section(title, shown, list(map(self._cells, self.points)), note)
-
-    def _cells(self, point: Point) -> list[str]:
-        _, low, high = point.clock
-        winner, sure = self.beaten.get(point.record.id, (None, True))
-        has_ends = point.record is not self.baseline and low is not None
-        return [
-            point.engine,
-            point.method,
-            point.record.layers or MISSING,
-            f"{point.speedup:.2f}",
-            f"{low:.2f} to {high:.2f}" if has_ends else MISSING,
-            f"{point.quality.value:.1f}",
-            point.quality.text(),
-            f"beaten by {winner.name}{'' if sure else ' ?'}" if winner else "front",
+        columns = [
+            Column("engine", "", attrgetter("engine")),
+            Column("method", "", attrgetter("method")),
+            Column("layers", "", attrgetter("record.layers")),
+            Column("speedup", ".2f", attrgetter("speedup")),
+            Column("interval", "", lambda point: None if point is first else ends(point.clock)),
+            Column(first.quality.title, ".1f", attrgetter("quality.value")),
+            Column("of baseline", "", lambda point: point.quality.text()),
+            Column("verdict", "", self._fate),
         ]
+        return Section.of(title, self.points, columns, note)
+
+    def _fate(self, point: Point) -> str:
+        winner, sure = self.beaten.get(point.record.id, (None, True))
+        return f"beaten by {winner.name}{'' if sure else ' ?'}" if winner else "front"
 
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
-        kinds = [kind for kind in KINDS if any(point.kind == kind for point in self.points)]
+        used = {point.kind for point in self.points}
+        kinds = [kind for kind in KINDS if kind in used]
         lines = []
         for target in filter(self.best, TARGETS):
             best = [self.best(target, kind) for kind in kinds]
@@ -237,7 +228,7 @@ class Frontier:
             "Share of the baseline's score that the best measured point of each kind keeps at no"
             " less than this speedup."
         )
-        return Section(title, list(map(Head, ("speedup", *kinds))), lines, note, words=1)
+        return Section(title, list(map(Column, ("speedup", *kinds))), lines, note, words=1)
 
     def plot(self) -> "Figure":
         """Draw quality against speedup: a colour and a marker for each engine and format, with the
@@ -274,23 +265,19 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     """
     # The same run may be in several folders, e.g. of two machines.
     folders = collected(done(records), lambda record: record.folder)
-    found = {folder: _of_folder(members) for folder, members in folders.items()}
-    several = sum(map(bool, found.values())) > 1
     return [
-        replace(frontier, folder=folder if several else "")
-        for folder, fronts in found.items()
-        for frontier in fronts
+        Frontier(points, folder if len(folders) > 1 else "")
+        for folder, members in folders.items()
+        for points in _points(members)
     ]
 
 
-def _of_folder(records: Sequence[Record]) -> list[Frontier]:
+def _points(records: Sequence[Record]) -> Iterator[tuple[Point, ...]]:
+    """Yield the points that share a baseline: the baseline, then the others sorted by speed."""
     finished = {record.id: record for record in records}
-    compared = collected(
-        (row for row in finished.values() if row.baseline_id in finished and row.speedup),
-        lambda record: finished[record.baseline_id or ""].id,
-    )
-    fronts = []
-    for name, members in compared.items():
+    timed = [record for record in finished.values() if record.speedup]
+    compared = [record for record in timed if record.baseline_id in finished]
+    for name, members in collected(compared, lambda record: record.baseline_id or "").items():
         judged = shares(members, 1.0)
         points = [
             Point(record, record.speedup, judged[record.key])
@@ -302,6 +289,4 @@ def _of_folder(records: Sequence[Record]) -> list[Frontier]:
             quality = points[0].quality
             kept = replace(quality, value=quality.full, share=1.0, low=None, high=None)
             first = Point(finished[name], Interval(1.0, 1.0, 1.0), kept)
-            points.sort(key=lambda point: point.speedup)
-            fronts.append(Frontier(finished[name], (first, *points)))
-    return fronts
+            yield first, *sorted(points, key=lambda point: point.speedup)

@@ -10,12 +10,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulskip_cli.experiments.record import ABSENT, MISSING, Record
-from ulskip_cli.experiments.statistics import Share, read_answers, shares
+from ulskip_cli.experiments.record import Column, Record
+from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
+from ulskip_cli.report.plots import SavedPlot, strategy_colour
 from ulskip_cli.report.rows import Group
-from ulskip_cli.report.tables import Head, Section, Shown, column
+from ulskip_cli.report.tables import EMPTY, Section, Shares
 
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
@@ -63,12 +63,12 @@ def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records, report.options.most)
     table = _points(records, judged)
-    names = {"strategy", "target", *(head.text for head, _ in tables.settings(records))}
+    names = {"strategy", "target", *(shown.head for shown in tables.settings(records))}
     values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
     facets = {
-        head.text: sorted({order(text) for text in texts} - {""}, key=_as_number)
+        head: sorted({order(text) for text in texts} - {""}, key=_as_number)
         for head, texts in values
-        if head.text in names
+        if head in names
     }
     return environment.get_template("page.html").render(
         report=report,
@@ -89,21 +89,15 @@ def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
     )
 
 
-def _points(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) -> Section:
+def _points(records: Sequence[Record], judged: Shares) -> Section:
     """Make the long table with the share of the full model's quality and the quality gate."""
 
-    def share(record: Record) -> str:
-        kept = judged.get(record.key)
-        return f"{kept.share:.1%}" if kept else MISSING
-
-    def gate(record: Record) -> str:
-        kept = None if record.keeps_all else judged.get(record.key)
-        return kept.word if kept else MISSING
+    def gate(record: Record) -> str | None:
+        return None if record.keeps_all else getattr(judged.get(record.key), "word", None)
 
     columns = tables.long_columns(records)
-    quality: list[Shown] = [(Head("of full"), share), (Head("keeps gate"), gate)]
-    titles = [head.title for head, _ in columns]
-    at = titles.index(column("decode_loss")[0].title)
+    quality = [tables.share_of_full("of full", ".1%", judged), Column("keeps gate", "", gate)]
+    at = [shown.title for shown in columns].index(tables.column("decode_loss").title)
     return Section.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 
@@ -116,7 +110,7 @@ def order(text: str) -> str:
     number = NUMBER.match(text)
     if number:
         return f"{float(number[0]):.10g}"
-    return "" if text in (MISSING, *ABSENT.values()) else text
+    return "" if text in EMPTY else text
 
 
 def _as_number(text: str) -> tuple[float, str]:

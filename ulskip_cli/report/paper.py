@@ -5,16 +5,18 @@ values.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MISSING, Column, Record, cell
+from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import Group, displayed, done, grouped, ordered
-from ulskip_cli.report.tables import Head, Section
+from ulskip_cli.report.rows import Group, collected, displayed, done, grouped, ordered
+from ulskip_cli.report.tables import Section
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22 (mean of four directions) and tokens/s of prompt and generated tokens at these batch
@@ -55,9 +57,23 @@ NOTE = (
 )
 
 
-# A target and an approach with its records by batch size.
-Line = tuple[float, str, dict[int, Record]]
-Cell = tuple[Head, Callable[[Line], str]]
+class Line(NamedTuple):
+    """A line of the table."""
+
+    target: float
+    approach: str
+    records: dict[int, Record]  # by batch size
+
+    @property
+    def first(self) -> Record:
+        """The finished record with the smallest batch size."""
+        records = done(self.records.values()) or self.records.values()
+        return min(records, key=lambda record: record.batch_size)
+
+    @property
+    def absent(self) -> str:
+        """The text of a cell without a value."""
+        return self.first.absent
 
 
 def table4(records: Sequence[Record]) -> list[Section]:
@@ -68,36 +84,30 @@ def table4(records: Sequence[Record]) -> list[Section]:
 
 
 def _table4(group: Group) -> Section:
-    def first(key: str, column: Column | None = None, title: str = "", leaves: int = 0) -> Cell:
-        """Show the finished record with the smallest batch size."""
-        head, show = tables.column(key) if column is None else tables.shown(key, column)
+    def first(key: str, leaves: int = 0) -> Column:
+        shown = tables.column(key)
+        return Column(shown.head, "", lambda line: tables.cell(line.first, shown), leaves)
 
-        def text(line: Line) -> str:
-            records = done(line[2].values()) or line[2].values()
-            return show(min(records, key=lambda record: record.batch_size))
-
-        return Head(title or head.text, leaves), text
-
-    def of_batch(line: Line, size: int) -> str:
-        return cell(line[2][size], "pairs", rate) if size in line[2] else MISSING
+    def rate(line: Line, size: int) -> str:
+        shown = Column("", ".0f", lambda record: record.tokens_per_second())
+        return tables.cell(line.records[size], shown) if size in line.records else MISSING
 
     metric = primary(group.records)
-    rate = Column("", ".0f", lambda record: record.tokens_per_second())
-    full_rate = Column("", ".0f", lambda record: record.tokens_per_second("full"))
-    shown: list[Cell] = [
-        (Head("target"), lambda line: f"{line[0]:g}x"),
-        (Head("approach"), lambda line: line[1]),
+    columns = [
+        Column("target", "", lambda line: f"{line.target:g}x"),
+        Column("approach", "", lambda line: line.approach),
         first("kept_layers"),
-        *([first(metric, Column(TITLES[metric], ".2f"))] if metric else []),
-        first("predicted_speedup", leaves=1),
+        *([Column(TITLES[metric], ".2f", lambda line: line.first.value(metric))] if metric else []),
+        first("predicted_speedup", 1),
         first("measured_speedup"),
     ]
     if any(record.tokens_per_second() is not None for record in group.records):
-        shown.append(first("pairs", full_rate, "full\ntok/s", 2))
-        for size in group.batches:
-            shown.append((Head(f"tok/s,\nbatch {size}"), partial(of_batch, size=size)))
-    lines = [(target, approach, records) for (target, approach), records in group.points().items()]
-    return Section.of(group.label, lines, shown)
+        full = Column("full\ntok/s", ".0f", lambda line: line.first.tokens_per_second("full"), 2)
+        sizes = group.batches
+        rates = [Column(f"tok/s,\nbatch {size}", "", partial(rate, size=size)) for size in sizes]
+        columns += [full, *rates]
+    lines = [Line(*point, records) for point, records in group.points().items()]
+    return Section.of(group.label, lines, columns)
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -111,7 +121,11 @@ def to_csv(sections: Sequence[Section]) -> str:
     """Write the tables as one CSV; the first column is the setting, the others are the cells as
     shown.
     """
-    lines = [{"setting": section.title, **line} for section in sections for line in section.lines()]
+    lines = [
+        {"setting": section.title, **line}
+        for section in sections
+        for line in section.frame.to_dict("records")
+    ]
     heads = dict.fromkeys(["setting", *(head for line in lines for head in line)])
     return tables.csv_text(lines, list(heads))
 
@@ -175,16 +189,12 @@ def comparable(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def beside_bench(title: str, records: Sequence[Record], labels: Sequence[str]) -> Section:
-    """Make one table with the paper's and a benchmark's speeds; each label (engine) has two
-    columns.
-    """
-    sides: dict[str, list[Record]] = {}
-    for record, label in zip(records, labels, strict=True):
-        sides.setdefault(label, []).append(record)
-    return _beside(
-        title, sides, {record.key: record.strategy_name for record in records}, BENCH_CAVEAT
-    )
+def beside_bench(
+    title: str, records: Sequence[Record], engine_of: Callable[[Record], str]
+) -> Section:
+    """Make one table with the paper's and a benchmark's speeds; each engine has two columns."""
+    names = {record.key: record.strategy_name for record in records}
+    return _beside(title, collected(records, engine_of), names, BENCH_CAVEAT)
 
 
 def _beside(
@@ -204,22 +214,23 @@ def _beside(
             line |= NOT_RUN
             if rate and full_rate:
                 line |= {"paper\ntok/s": str(rate), "paper\nx": f"{rate / full_rate:.2f}"}
-            ours: dict[str, str] = {}
-            for side, records in sides.items():
-                same = [record for record in records if record.batch_size == size]
-                cells = _ours(same, (target, approach), names)
-                ours |= {f"{side}\n{key}": text for key, text in cells.items()}
+            ours = {
+                f"{side}\n{key}": text
+                for side, records in sides.items()
+                for key, text in _ours(
+                    [record for record in records if record.batch_size == size],
+                    (target, approach),
+                    names,
+                ).items()
+            }
             if ours or rate:
                 lines.append(line | ours)
     heads = dict.fromkeys(key for line in lines for key in line)
     if not any(f"{side}\nof full" in heads for side in sides):
         heads.pop("paper\nBLEU", None)
         heads.pop("paper\nof full", None)
-
-    def text(line: Mapping[str, str], key: str) -> str:
-        return line.get(key, MISSING)
-
-    return Section.of(title, lines, [(Head(key), partial(text, key=key)) for key in heads], note)
+    columns = [Column(key, "", methodcaller("get", key)) for key in heads]
+    return Section.of(title, lines, columns, note)
 
 
 def _ours(
@@ -231,10 +242,10 @@ def _ours(
     timed_full = [record.full.total_tokens_per_second for record in records if record.full]
     if point[1] == "full" and timed_full:
         return {"tok/s": f"{median(timed_full):.0f}", "x": "1.00"}
-    named = {(record.target_speedup, names[record.key]): record for record in reversed(records)}
-    record = named.get(point)
-    if record is None:
+    same = [record for record in records if (record.target_speedup, names[record.key]) == point]
+    if not same:
         return {}
+    record, metric = same[0], primary(same[:1])
     fulls = [full.total_tokens_per_second for full in records if full.keeps_all]
     rate, times = record.total_tokens_per_second, record.end_to_end_speedup
     full_rate = next(filter(None, fulls), None)
@@ -242,14 +253,10 @@ def _ours(
         times = 1.0 if rate else None
     elif times is None and rate and full_rate:
         times = rate / full_rate
-    metric, share = primary([record]), shares(records).get(record.key)
-    values = {
-        "tok/s": (rate, ".0f"),
-        "x": (times, ".2f"),
-        **({TITLES[metric]: (record.value(metric), ".2f")} if metric else {}),
-        **({"of full": (share.share, ".0%")} if share else {}),
-    }
-    return {
-        key: record.absent if value is None else format(value, form)
-        for key, (value, form) in values.items()
-    }
+    columns = [Column("tok/s", ".0f", lambda _: rate), Column("x", ".2f", lambda _: times)]
+    if metric:
+        columns.append(Column(TITLES[metric], ".2f", methodcaller("value", metric)))
+    judged = shares(records)
+    if record.key in judged:
+        columns.append(tables.share_of_full("of full", ".0%", judged))
+    return {column.title: tables.cell(record, column) for column in columns}

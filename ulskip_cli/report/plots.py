@@ -1,27 +1,25 @@
-"""Plots of results: quality against speed, speedup against target, throughput, exit depths, kept
-layers, learning curves.
+"""Plots of results: quality against speed, speedup against target or prediction, exit depths, kept
+layers, learning curves; and the style of all plots.
 """
 
-from collections.abc import Iterable, Sequence
+import base64
+import colorsys
+import io
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, primary
-from ulskip_cli.report import plot_style
-from ulskip_cli.report.plot_style import (
-    FAINT,
-    INK,
-    MARKERS,
-    SavedPlot,
-    annotate,
-    draw_interval,
-    save_figure,
-    strategy_colour,
-)
 from ulskip_cli.report.rows import Group, collected
-from ulskip_cli.report.training import curve_label
+from ulskip_cli.report.tables import shortened
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -29,15 +27,70 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+INK, FAINT = "#24303c", "#8a97a5"  # text and axes; grids and reference lines
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
+COLOURS = {
+    "full": "#7f8b97",
+    "unified": "#0a7bc2",
+    "top_skip": "#e69f00",
+    "bottom_skip": "#009e73",
+    "early_exit": "#d55e00",
+    "skip_decode": "#cc79a7",
+    "block_influence": "#7b61c9",
+    "one_block": "#b0466f",
+    "search": "#3d9ca8",
+    "custom": "#8c6d46",
+}
+MARKERS = "osD^vP*X"
+_STYLE: Any = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.6,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # named with every text of an SVG
+    "text.parse_math": False,  # names of rows are no formulas
+    # text stays text; the same figure gives the same file
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ulskip",
+}
+BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
 MAX_PANELS = 4
 MAX_POINTS = 120  # per panel
 MAX_LABELS = 30
 MAX_SCHEDULES = 24
-# inches; three side by side are as wide as one large panel, so that all plots have type of one size
-PANEL_WIDTH = 2.3
-BARS = "Bars are confidence intervals; an arrowhead marks an interval that goes beyond the plot."
+MAX_EXITS = 6
+MAX_TITLE = 58  # characters over half a figure
+BARS = "Bars are confidence intervals; long ones go beyond the plot."
 Drawn = tuple[str, "Figure"]  # caption and figure
-Shown = Sequence[tuple[Group, Sequence[Record]]]  # groups with the records that a plot shows
+Handles = dict[str, "Artist"]  # of a legend, by label
+
+
+class SavedPlot(NamedTuple):
+    """A plot that is written to disk."""
+
+    caption: str  # what the plot shows
+    aspect: float  # width over height
+    files: list[Path]  # the PNG and the SVG
+
+    @property
+    def data_uri(self) -> str:
+        """The SVG encoded as the source of an image element."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.files[1].read_bytes()).decode()
 
 
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
@@ -45,11 +98,10 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
     which a line is drawn.
     """
     saved = []
-    with plot_style.applied():
+    with applied():
         plots = {
             "quality": _quality(groups, gate),
             "targets": _targets(groups),
-            "throughput": _throughput(groups),
             "exits": _exits(groups),
             "layers": _kept_layers(groups),
         }
@@ -67,42 +119,28 @@ def save_quality(rows: Sequence[Record], path: Path, title: str = "") -> list[Pa
     """
     if primary(rows) == "decode_loss":
         return []
-    with plot_style.applied():
+    with applied():
         plot = _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
 def save_predictions(
-    rows: Sequence[Record], path: Path, labels: Sequence[str], title: str = ""
+    rows: Sequence[Record], path: Path, name_of: Callable[[Record], str], title: str = ""
 ) -> list[Path]:
-    """Plot measured against predicted speedup, one colour per label; write no file without
+    """Plot measured against predicted speedup, one colour per name; write no file without
     predictions.
     """
-    drawn = [pair for pair in zip(rows, labels, strict=True) if pair[0].predicted_speedup]
-    if not drawn:
+    rows = [row for row in rows if row.predicted_speedup and row.measured_speedup]
+    if not rows:
         return []
-    speedups = [row.measured_speedup or 1.0 for row, _ in drawn]
-    highest = max(*speedups, *(row.predicted_speedup or 1.0 for row, _ in drawn))
-    names = list(dict.fromkeys(label for _, label in drawn))
-    series = sorted(collected(drawn, lambda pair: (pair[0].batch_size, pair[1])).items())
-    markers = _markers(batch for (batch, _), _ in series)
-    with plot_style.applied():
-        figure, (axes,) = plot_style.panels(1, 6.4, 4.8)
-        plot_style.limit_to(axes, [(min(1.0, *speedups),) * 2, (highest, highest)])
-        for i, ((batch, label), pairs) in enumerate(series):
-            # equal predictions are drawn side by side
-            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)
-            points = [((row.predicted_speedup or 1.0) + aside, row) for row, _ in pairs]
-            colour = f"C{names.index(label)}"
-            line = _draw_measured(axes, points, marker=markers[batch], color=colour)
-            line.set_label(f"{label}, batch {batch}")
-        axes.plot([1, highest], [1, highest], color=FAINT, linestyle="--", linewidth=1)
-        axes.set(
-            xlabel="predicted decode speedup, by bytes of weights",
-            ylabel="measured decode speedup",
-            title=title,
+    names = sorted(set(map(name_of, rows)))
+    with applied():
+        figure, (axes,) = panels(1, 6.4, 4.8)
+        handles = _draw_measured(
+            axes, rows, "predicted_speedup", name_of, lambda name: f"C{names.index(name)}"
         )
-        axes.legend()
+        axes.set(xlabel="predicted decode speedup, by bytes of weights", title=title)
+        legend_below(figure, handles)
         return save_figure(figure, path)
 
 
@@ -113,16 +151,27 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
     curve = record["learning_curve"]
     if len(curve) < 2:
         return []
-    with plot_style.applied():
-        figure, (axes,) = plot_style.panels(1, 6.4, 4.2)
-        for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
-            points = [point for point in curve if key in point["validation_loss"]]
-            losses = [point["validation_loss"][key] for point in points]
-            steps = [point["step"] for point in points]
-            axes.plot(steps, losses, marker=".", label=curve_label(key))
+    steps = [point["step"] for point in curve]
+    losses = pd.DataFrame([point["validation_loss"] for point in curve], index=steps)
+    with applied():
+        figure, (axes,) = panels(1, 6.4, 4.2)
+        for key, line in losses.items():
+            axes.plot(line.dropna(), marker=".", label=curve_label(str(key)))
         axes.set(xlabel="step", ylabel="validation loss, nats per token")
         axes.legend()
         return save_figure(figure, path)
+
+
+def curve_label(key: str) -> str:
+    """Return the label of one line of a learning curve.
+
+    The key of a schedule is its target ratio. The key of an exit is its depth; older records use
+    depths for all lines.
+
+    >>> curve_label("2x"), curve_label("6")
+    ('2x', '6 layers')
+    """
+    return key if key.endswith("x") else f"{key} layers"
 
 
 def pareto_front(
@@ -148,14 +197,16 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
 
 
 def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
-    figure, panels = _panel_per_group([(group, _scored(group)) for group in groups])
-    handles: dict[str, Artist] = {}
-    for axes, group, rows in panels:
+    figure, shown = _panel_per_group([(group, _scored(group)) for group in groups])
+    if figure is None:
+        return None
+    handles: Handles = {}
+    for axes, group, rows in shown:
         metric = str(primary(group.records))
         full = _draw_full(axes, group, metric, gate)
         points = [*((_speedup(row), row.value(metric)) for row in rows), *full]
         at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
-        plot_style.limit_to(axes, [*points, *at_gate])
+        limit_to(axes, [*points, *at_gate])
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
         front = pareto_front(points, metric in LOWER_IS_BETTER)
@@ -175,15 +226,7 @@ def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
         f"Quality against decode speedup. {BARS} The grey band is the Pareto front: no point beats"
         " it in both."
     )
-    return _with_legend(caption, figure, handles)
-
-
-def _with_legend(
-    caption: str, figure: "Figure | None", handles: "dict[str, Artist]"
-) -> Drawn | None:
-    if figure is None:
-        return None
-    plot_style.legend_below(figure, handles)
+    legend_below(figure, handles)
     return caption, figure
 
 
@@ -208,7 +251,7 @@ def _scored(group: Group) -> list[Record]:
 
 
 def _panel_per_group(
-    groups: Shown,
+    groups: Sequence[tuple[Group, Sequence[Record]]],
 ) -> "tuple[Figure | None, list[tuple[Axes, Group, Sequence[Record]]]]":
     """Return a figure with one panel for each of the largest groups; of too many rows, only every
     n-th row is drawn.
@@ -217,12 +260,10 @@ def _panel_per_group(
     kept = [groups[i] for i in sorted(ranked) if groups[i][1]]
     if not kept:
         return None, []
-    width, most = (
-        (6.6, plot_style.MAX_TITLE + 22) if len(kept) == 1 else (4.8, plot_style.MAX_TITLE)
-    )
-    figure, each = plot_style.panels(len(kept), width, 4.2)
+    width, most = (6.6, MAX_TITLE + 22) if len(kept) == 1 else (4.8, MAX_TITLE)
+    figure, each = panels(len(kept), width, 4.2)
     for axes, (group, _) in zip(each, kept, strict=True):
-        axes.set_title(plot_style.shortened(group.label, most))
+        axes.set_title(shortened(group.label, most))
     return figure, [
         (axes, group, rows[:: -(-len(rows) // MAX_POINTS)])
         for axes, (group, rows) in zip(each, kept, strict=True)
@@ -248,117 +289,85 @@ def _draw_full(axes: "Axes", group: Group, metric: str, gate: float) -> list[tup
     return [(1.0, value)]
 
 
-def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Line2D":
+def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist":
     """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
     colour, targets = strategy_colour(rows[0].label), {row.target_speedup for row in rows}
-    xs, ys = [_speedup(row) for row in rows], [row.value(metric) for row in rows]
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
+    xs, ys = list(map(_speedup, rows)), [row.value(metric) for row in rows]
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
-    for x, y, row in zip(xs, ys, rows, strict=True):
-        if row.measured_speedup_low is not None:
-            draw_interval(axes, (x, y), _interval(row), colour, across=True)
-        if difference := row.vs_baseline.get(metric):
-            low, high = (
-                difference.full + delta for delta in (difference.delta_low, difference.delta_high)
-            )
-            draw_interval(axes, (x, y), (max(0.0, low), high), colour)
+    axes.hlines(ys, *np.transpose(list(map(_interval, rows))), color=colour, **BAR)
+    scores = [
+        (max(0.0, compared.full + compared.delta_low), compared.full + compared.delta_high)
+        if (compared := row.vs_baseline.get(metric))
+        else (row.value(metric),) * 2
+        for row in rows
+    ]
+    axes.vlines(xs, *np.transpose(scores), color=colour, **BAR)
     return drawn
 
 
-def _markers(batches: Iterable[int]) -> dict[int, str]:
-    return dict(zip(sorted(set(batches)), cycle(MARKERS), strict=False))
-
-
-def _draw_measured(axes: "Axes", points: Sequence[tuple[float, Record]], **look: Any) -> "Line2D":
-    """Draw measured speedups with intervals at the given positions."""
-    ys = [row.measured_speedup or 1.0 for _, row in points]
-    (line,) = axes.plot([x for x, _ in points], ys, linestyle="none", **look)
-    for (x, row), y in zip(points, ys, strict=True):
-        draw_interval(axes, (x, y), _interval(row), look["color"])
-    return line
-
-
 def _targets(groups: Sequence[Group]) -> Drawn | None:
-    asked = [
-        [row for row in group.done if row.measured_speedup and row.target_speedup]
-        for group in groups
-    ]
-    skipping = [[row for row in rows if not row.keeps_all] for rows in asked]
-    figure, panels = _panel_per_group(list(zip(groups, skipping, strict=True)))
-    handles: dict[str, Artist] = {}
-    for axes, _, rows in panels:
-        targets = sorted({row.target_speedup or 1.0 for row in rows})
-        series = sorted(collected(rows, lambda row: (row.label, row.batch_size)).items())
-        markers = _markers(row.batch_size for row in rows)
-        ends = [1, targets[-1]]
-        values = [row.measured_speedup or 1.0 for row in rows]
-        values += [row.predicted_speedup for row in rows if row.predicted_speedup]
-        plot_style.limit_to(axes, [(1, min(values)), (ends[1] + 0.1, max(values))])
-        step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
-        at: list[tuple[float, Record]] = []
-        for i, ((label, batch), same) in enumerate(series):
-            aside, colour = (i - (len(series) - 1) / 2) * step, strategy_colour(label)
-            points = [((row.target_speedup or 1.0) + aside, row) for row in same]
-            _draw_measured(axes, points, marker=markers[batch], color=colour, markersize=4)
-            handles.setdefault(label, axes.plot([], [], "s", markersize=6, color=colour)[0])
-            at += [(x, row) for x, row in points if row.predicted_speedup]
-        for batch, marker in markers.items() if len(markers) > 1 else ():
-            (key,) = axes.plot([], [], marker, markersize=4, color=INK)
-            handles.setdefault(f"batch {batch}", key)
-        if at:
-            xs, ys = [x for x, _ in at], [row.predicted_speedup or 1.0 for _, row in at]
-            ticks = axes.scatter(xs, ys, marker="_", color=INK, s=40, linewidth=1, zorder=4)
-            handles.setdefault("predicted", ticks)
-        (line,) = axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)
-        handles.setdefault("equal to the target", line)
-        axes.set_xticks(targets, [f"{target:g}x" for target in targets])
-        axes.set(xlabel="target speedup", ylabel="measured decode speedup")
-    return _with_legend(f"Measured decode speedup against the target. {BARS}", figure, handles)
-
-
-def _throughput(groups: Sequence[Group]) -> Drawn | None:
-    measured = [
-        (group, [row for row in group.done if row.total_tokens_per_second]) for group in groups
-    ]
-    measured = [pair for pair in measured if len({row.batch_size for row in pair[1]}) > 1]
-    group, rows = max(measured, key=lambda pair: len(pair[1]), default=(None, []))
-    targets = sorted(
-        {row.target_speedup for row in rows if row.target_speedup and not row.keeps_all}
-    )
-    if group is None or not targets:
+    timed = [[row for row in group.done if row.measured_speedup] for group in groups]
+    asked = [[row for row in rows if row.target_speedup and not row.keeps_all] for rows in timed]
+    figure, shown = _panel_per_group(list(zip(groups, asked, strict=True)))
+    if figure is None:
         return None
-    targets = targets[:: -(-len(targets) // 6)]
-    figure, each = plot_style.panels(len(targets), PANEL_WIDTH, 2.8, columns=3, sharey=True)
-    handles: dict[str, Artist] = {}
-    for axes, target in zip(each, targets, strict=True):
-        shown = [row for row in rows if row.keeps_all or row.target_speedup == target]
-        lines = collected(shown, lambda row: row.label)
-        for label in sorted(lines, key=lambda label: (label != "full", label)):
-            by_size = {row.batch_size: row.total_tokens_per_second or 0.0 for row in lines[label]}
-            sizes = sorted(by_size)
-            (line,) = axes.plot(sizes, [by_size[size] for size in sizes], marker="o", markersize=4)
-            line.set(linestyle="--" if label == "full" else "-", linewidth=1.3)
-            line.set_color(strategy_colour(label))
-            handles.setdefault(label, line)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(group.batches, list(map(str, group.batches)))
-        axes.minorticks_off()
-        axes.set(title=f"{target:g}x", xlabel="batch size")
-    each[0].set_ylim(bottom=0)  # all panels share the axis
-    each[0].set_ylabel("tokens/s, prompt included")
-    figure.suptitle(plot_style.shortened(group.label), x=0.01, ha="left", fontsize=10)
-    caption = (
-        "Tokens per second by batch size, one panel per target. Prompt and generated tokens"
-        " count, as in the paper."
-    )
-    return _with_legend(caption, figure, handles)
+    handles: Handles = {}
+    for axes, _, rows in shown:
+        drawn = _draw_measured(axes, rows, "target_speedup", lambda row: row.label, strategy_colour)
+        handles = drawn | handles
+        targets = sorted({row.target_speedup or 1.0 for row in rows})
+        axes.set_xticks(targets, [f"{target:g}x" for target in targets])
+        axes.set_xlabel("target speedup")
+    legend_below(figure, handles)
+    return f"Measured decode speedup against the target. {BARS}", figure
+
+
+def _draw_measured(
+    axes: "Axes",
+    rows: Sequence[Record],
+    key: str,
+    name_of: Callable[[Record], str],
+    colour_of: Callable[[str], str],
+) -> Handles:
+    """Draw measured speedups with intervals against another speedup: a colour for each name and a
+    marker for each batch size, side by side.
+    """
+    series = sorted(collected(rows, lambda row: (name_of(row), row.batch_size)).items())
+    batches = sorted({batch for (_, batch), _ in series})
+    markers = dict(zip(batches, cycle(MARKERS), strict=False))
+    xs = sorted({row.value(key) for row in rows})
+    gaps = (b - a for a, b in pairwise(sorted({round(x, 1) for x in xs})))
+    width = 0.5 * min(gaps, default=0.5)
+    speedups = [(row.measured_speedup, row.predicted_speedup) for row in rows]
+    values = [value for pair in speedups for value in pair if value]
+    limit_to(axes, [(min(1.0, xs[0]), min(values)), (xs[-1] + 0.1, max(values))])
+    handles: Handles = {}
+    ticks: list[Line2D] = []
+    for i, ((name, batch), same) in enumerate(series):
+        at = [row.value(key) + width * ((i + 0.5) / len(series) - 0.5) for row in same]
+        colour = colour_of(name)
+        measured = [row.measured_speedup for row in same]
+        axes.plot(at, measured, markers[batch], color=colour, markersize=4)
+        axes.vlines(at, *np.transpose(list(map(_interval, same))), color=colour, **BAR)
+        handles.setdefault(name, axes.plot([], [], "s", markersize=6, color=colour)[0])
+        predicted = [row.predicted_speedup for row in same]
+        if any(predicted) and key != "predicted_speedup":
+            ticks = axes.plot(at, predicted, "_", color=INK, zorder=4)
+    for batch in batches if len(batches) > 1 else ():
+        (handles[f"batch {batch}"],) = axes.plot([], [], markers[batch], markersize=4, color=INK)
+    if ticks:
+        handles["predicted"] = ticks[0]
+    (line,) = axes.plot([1, xs[-1]], [1, xs[-1]], color=FAINT, linestyle="--", linewidth=1)
+    axes.set_ylabel("measured decode speedup")
+    return handles | {f"measured = {key.partition('_')[0]}": line}
 
 
 def _exits(groups: Sequence[Group]) -> Drawn | None:
-    rows = [(group, row) for group in groups for row in group.done if row.exit_depths][:6]
+    rows = [(group, row) for group in groups for row in group.done if row.exit_depths][:MAX_EXITS]
     if not rows:
         return None
-    figure, each = plot_style.panels(len(rows), PANEL_WIDTH, 2.4, columns=3)
+    figure, each = panels(len(rows), 2.3, 2.4, columns=3)
     for axes, (group, row) in zip(each, rows, strict=True):
         counts = {int(depth): count for depth, count in (row.exit_depths or {}).items()}
         total = sum(counts.values()) or 1
@@ -376,20 +385,18 @@ def _exits(groups: Sequence[Group]) -> Drawn | None:
 
 
 def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
-    schedules: dict[tuple[object, ...], tuple[str, Record]] = {}
+    schedules: dict[tuple[str, int | None, tuple[int, ...]], Record] = {}
     for group in groups:
         for row in sorted(group.done, key=lambda row: (row.target_speedup or 0, row.strategy)):
             if row.kept_layers:
-                target = f" {row.target_speedup:g}x" if row.target_speedup else ""
-                name = f"{group.approach(row)}{target}"
-                drawn = name, row.num_layers, row.kept_layers
-                schedules.setdefault(drawn, (name, row))
-    shown = list(schedules.values())[:MAX_SCHEDULES]
+                schedule = group.called(row), row.num_layers, row.kept_layers
+                schedules.setdefault(schedule, row)
+    shown = [(name, row) for (name, *_), row in schedules.items()][:MAX_SCHEDULES]
     if not shown:
         return None
     depths = {row.num_layers or 0 for _, row in shown}
     names = [f"{name} of {row.num_layers}" if len(depths) > 1 else name for name, row in shown]
-    figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))
+    figure, (axes,) = panels(1, 6.6, 0.7 + 0.24 * len(shown))
     for y, (_, row) in enumerate(shown):
         depth = row.num_layers or 0
         fills: list[tuple[str, float]] = [(FAINT, 0.18)] * depth
@@ -404,3 +411,80 @@ def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
     paler = any(len(row.last_stage) < len(row.kept_layers or ()) for _, row in shown)
     caption = f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}."
     return caption, figure
+
+
+def strategy_colour(strategy: str) -> str:
+    """Return the colour of a strategy, the same in every plot; the name of a strategy without an
+    entry in COLOURS decides its hue.
+    """
+    number = zlib.crc32(strategy.encode())
+    hue, shade = number % 4093 / 4093, number % 31 / 31
+    levels = colorsys.hls_to_rgb(hue, 0.35 + 0.25 * shade, 0.5)
+    return COLOURS.get(strategy, "#" + "".join(f"{round(255 * level):02x}" for level in levels))
+
+
+def applied() -> AbstractContextManager[None]:
+    """Apply the style of all plots within a `with` block."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def save_figure(figure: "Figure", path: Path) -> list[Path]:
+    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no
+    suffix.
+    """
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
+    figure.set_layout_engine("none")  # the layout is computed once for both files
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file, stream in zip(files, (png, svg), strict=True):
+        write_atomic(file, stream.getvalue())
+    return files
+
+
+def panels(
+    count: int, width: float, height: float, columns: int = 2, **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its axes; each panel has the given size in inches."""
+    from matplotlib.figure import Figure
+
+    across = min(count, columns)
+    down = -(-count // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False, **options).flat)
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, axes[:count]
+
+
+def legend_below(figure: "Figure", handles: "Mapping[str, Artist]") -> None:
+    """Add one legend below all panels; `handles` maps labels to plotted artists."""
+    if handles:
+        columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=1.6,
+        )
+
+
+def limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Set the limits of both axes from the points only, so that one wide interval does not crush
+    the plot.
+    """
+    axes.update_datalim(points)
+    axes.margins(0.1)
+    axes.autoscale_view()
+    axes.autoscale(enable=False)
+
+
+def annotate(
+    axes: "Axes", text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> None:
+    """Write a small text beside a point; `offset` is in typographic points."""
+    look = {"textcoords": "offset points", "color": INK, "fontsize": 8, **look}
+    axes.annotate(text, point, xytext=offset, **look)

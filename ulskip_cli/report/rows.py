@@ -15,7 +15,7 @@ import pandas as pd
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.printable import all_printable, printable
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
@@ -85,12 +85,16 @@ class Group:
         paper's table 4: by target, then by strategy with unified last.
         """
         points: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
-        asked = [(record.target_speedup, record) for record in self.records]
-        for target, record in sorted(
-            ((target, record) for target, record in asked if target),
-            key=lambda item: (item[0], item[1].strategy == "unified", item[1].strategy),
+        for record in sorted(
+            (record for record in self.records if record.target_speedup),
+            key=lambda record: (
+                record.target_speedup,
+                record.strategy == "unified",
+                record.strategy,
+            ),
         ):
-            points[target, self.approach(record)][record.batch_size] = record
+            point = record.target_speedup or 0.0, self.approach(record)
+            points[point][record.batch_size] = record
         return points
 
 
@@ -120,11 +124,6 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
                 f" '{path}'; {hint}"
             )
         folders.update(dict.fromkeys(below))
-    for path in folders:
-        if not str(path).isprintable():
-            raise UsageError(
-                f"expected a folder with a printable name, got '{printable(str(path))}'; rename it"
-            )
     return list(folders)
 
 
@@ -175,13 +174,16 @@ def reasons(records: Iterable[Record]) -> list[str]:
     NUMBER` are merged.
     """
     first: dict[str, str] = {}
-    strategies: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    strategies: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
         if not record.is_done:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
-            strategies[record.absent, reason][record.strategy] = None
-    lines = [f"{word} ({', '.join(names)}): {text}" for (word, text), names in strategies.items()]
+            strategies[record.absent, reason].append(record.strategy)
+    lines = [
+        f"{word} ({', '.join(dict.fromkeys(names))}): {text}"
+        for (word, text), names in strategies.items()
+    ]
     more = len(lines) - MAX_REASONS
     return [*lines[:MAX_REASONS], *[f"and {more} more reasons"] * (more > 0)]
 

@@ -3,11 +3,11 @@ per record.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -21,16 +21,16 @@ from ulskip_cli.experiments.record import (
     MIN_FOR_STARS,
     MISSING,
     Column,
+    Interval,
     Record,
-    cell,
     columns,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import primary, shares
-from ulskip_cli.report.plot_style import shortened
+from ulskip_cli.experiments.statistics import Difference, Share, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
     NAMES,
+    collected,
     displayed,
     done,
     ordered,
@@ -44,6 +44,8 @@ from ulskip_cli.tasks.metrics import metric_keys
 MAX_CELL = 24  # characters per cell on a terminal
 MAX_LATEX_LINES = 40  # lines of a table on one page
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
+# The beginning of a text that a spreadsheet would run as a formula; a number is none.
+FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 STARS = (
     "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for"
     " each comparison, not corrected for the number of comparisons)."
@@ -68,20 +70,8 @@ _LATEX = str.maketrans(
 )
 
 
-Line = TypeVar("Line")
-
-
-class Head(NamedTuple):
-    """The head of a column of a table."""
-
-    title: str  # may hold a line break
-    # order of removal on a narrow terminal: 1 is removed first, 0 never; files have all columns
-    leaves: int = 0
-
-    @property
-    def text(self) -> str:
-        """The title on one line."""
-        return self.title.replace("-\n", "").replace("\n", " ")
+Shares = Mapping[tuple[str, str], Share]  # by the key of a record
+EMPTY = {MISSING, *ABSENT.values()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class Section:
     """A table of texts with its heading and note, independent of the output format."""
 
     title: str
-    heads: list[Head]
+    columns: list[Column]
     cells: list[list[str]]
     note: str = ""
     words: int = 2  # number of first columns that hold words, aligned left
@@ -101,6 +91,11 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
     @property
+    def heads(self) -> list[str]:
+        """The titles of the columns, each on one line."""
+        return [column.head for column in self.columns]
+
+    @property
     def num_words(self) -> int:
         """The number of columns that are aligned left."""
         return len(self.heads) if self.sentences else min(self.words, len(self.heads))
@@ -108,48 +103,60 @@ class Section:
     @property
     def frame(self) -> pd.DataFrame:
         """The table as a data frame of texts."""
-        return pd.DataFrame(self.cells, columns=[head.text for head in self.heads], dtype=object)
-
-    def lines(self) -> list[dict[str, str]]:
-        """Return the table as plain values."""
-        lines: list[dict[str, str]] = self.frame.to_dict("records")
-        return lines
+        return pd.DataFrame(self.cells, columns=self.heads, dtype=object)
 
     @classmethod
     def of(
         cls,
         title: str,
-        lines: Sequence[Line],
-        shown: "Sequence[tuple[Head, Callable[[Line], str]]]",
+        lines: Sequence[object],
+        columns: Iterable[Column],
         note: str = "",
         words: int = 2,
     ) -> "Section":
-        """Make a table of a head and a cell for each column; columns in which no line has a value
-        are left out.
+        """Make a table with a line for each object; columns in which no line has a value are left
+        out.
         """
-        empty = {MISSING, *ABSENT.values()}
-        texts = [(head, [show(line) for line in lines]) for head, show in shown]
-        texts = [(head, cells) for head, cells in texts if set(cells) - empty]
-        rows = [list(line) for line in zip(*(cells for _, cells in texts), strict=True)]
-        return cls(title, [head for head, _ in texts], rows, note, words)
+        texts = [(column, [cell(line, column) for line in lines]) for column in columns]
+        texts = [(column, cells) for column, cells in texts if set(cells) - EMPTY]
+        rows = list(map(list, zip(*(cells for _, cells in texts), strict=True)))
+        return cls(title, [column for column, _ in texts], rows, note, words)
 
 
-Shown = tuple[Head, Callable[[Record], str]]
+def cell(line: object, column: Column) -> str:
+    """Return the text of a cell; without a value, the reason that a record has none, or a dash."""
+    value = column.show(line) if column.show else None
+    return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def column(key: str, title: str = "") -> Shown:
-    """Return the first column of a field, for records."""
-    return shown(key, next(column for name, column in columns() if name == key), title)
+def fields() -> Iterator[tuple[str, Column]]:
+    """Walk the columns of all fields and metrics, with their keys."""
+    for key, column in columns():
+        yield key, column._replace(show=column.show or methodcaller("value", key))
 
 
-def shown(key: str, column: Column, title: str = "") -> Shown:
-    """Return a column of a field, for records."""
-    return Head(title or column.title, column.leaves), partial(cell, key=key, column=column)
+def column(key: str, title: str = "") -> Column:
+    """Return the first column of a field."""
+    first = next(column for name, column in fields() if name == key)
+    return first._replace(title=title or first.title)
 
 
-def setting(key: str, leaves: int = 0) -> Shown:
+def setting(key: str, leaves: int = 0) -> Column:
     """Return the column of a setting."""
-    return Head(setting_title(key).replace(" ", "\n"), leaves), partial(setting_text, key=key)
+    title = setting_title(key).replace(" ", "\n")
+    return Column(title, "", partial(setting_text, key=key), leaves)
+
+
+def ends(interval: Interval | Difference | None, form: str = ".2f") -> str | None:
+    """Return the ends of an interval as text; None if they are not known."""
+    if interval is None or interval.low is None:
+        return None
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def share_of_full(title: str, form: str, judged: Shares) -> Column:
+    """Return the column of the share of the full model's quality."""
+    return Column(title, form, lambda record: getattr(judged.get(record.key), "share", None))
 
 
 def long_section(records: Sequence[Record]) -> Section:
@@ -161,27 +168,28 @@ def long_section(records: Sequence[Record]) -> Section:
     return Section.of(title(records), records, long_columns(records), note, words=1)
 
 
-def long_columns(records: Sequence[Record]) -> list[Shown]:
+def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
-    strategy, *measured = (shown(key, column) for key, column in columns())
+    strategy, *measured = (column for _, column in fields())
     return [strategy, *settings(records), *measured, *_harness(records)]
 
 
 def short_section(records: Sequence[Record]) -> Section:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
-    kept = shares(records)
     metric = primary(records)
-    measured = [shown(key, column) for key, column in columns() if column.first or key == metric]
-    share = (
-        Head("of\nfull"),
-        lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING,
+    strategy, *measured, rate = (
+        column for key, column in fields() if column.first or key == metric
     )
-    table = [*measured[:1], *settings(records), *measured[1:-1], share, measured[-1]]
-    note = sentences(
-        [STARS] if any(record.is_significant(metric or "") for record in records) else []
+    share = share_of_full("of\nfull", ".0%", shares(records))
+    stars = [STARS] * any(record.is_significant(metric or "") for record in records)
+    return Section.of(
+        title(records),
+        records,
+        [strategy, *settings(records), *measured, share, rate],
+        sentences([*stars, *reasons(records)]),
+        words=1,
     )
-    return Section.of(title(records), records, table, sentences([note, *reasons(records)]), words=1)
 
 
 def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
@@ -194,63 +202,54 @@ def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
     ]
 
 
-def settings(records: Sequence[Record]) -> list[Shown]:
+def settings(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
-    named: dict[str, list[Record]] = {}
-    for record in records:
-        named.setdefault(record.label, []).append(record)
     options = [
         key
-        for same in named.values()
+        for same in collected(records, lambda record: record.label).values()
         for key in varying(same)
         if key.partition(".")[0] in LINES[:2]
     ]
-    keys = [*dict.fromkeys(options), *varying(records, but=[*LINES[:3], "folder"])]
-    return [
-        setting(key, 0 if key in NAMES else turn)
-        for turn, key in zip(range(len(keys), 0, -1), keys, strict=True)
-    ]
+    keys = list(dict.fromkeys([*options, *varying(records, but=[*LINES[:3], "folder"])]))
+    return [setting(key, 0 if key in NAMES else len(keys) - i) for i, key in enumerate(keys)]
 
 
-def _harness(records: Sequence[Record]) -> list[Shown]:
+def _harness(records: Sequence[Record]) -> list[Column]:
     """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard
     errors.
     """
 
-    def show(record: Record, key: str) -> str:
-        scores = record.lm_eval or {}
-        name, _, rest = key.partition(" ")
+    def show(record: Record, key: str) -> str | None:
+        scores, (name, _, rest) = record.lm_eval or {}, key.partition(" ")
         error = scores.get(f"{name}_stderr {rest}".strip())
-        return (
-            MISSING
-            if scores.get(key) is None
-            else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
-        )
+        return f"{scores[key]:.4g}{f'±{error:.2g}' if error else ''}" if key in scores else None
 
-    keys = dict.fromkeys(
-        key for record in records for key in record.lm_eval or {} if "_stderr" not in key
-    )
-    return [(Head(key.replace("_", "\n", 1)), partial(show, key=key)) for key in keys]
+    keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})
+    return [
+        Column(key.replace("_", "\n", 1), "", partial(show, key=key))
+        for key in keys
+        if "_stderr" not in key
+    ]
 
 
 def draw(section: Section, width: int, file: str) -> Table:
     """Draw a table for a terminal; if columns do not fit, drop the least important ones and name
     the complete file.
     """
-    kept, note = list(range(len(section.heads))), section.note
-    while True:
+    heads = section.columns
+    leaving = sorted(
+        (i for i in range(len(heads)) if heads[i].leaves), key=lambda i: heads[i].leaves
+    )
+    for missing in range(len(leaving) + 1):
+        more = f"{file} has {missing} more column{'s' * (missing > 1)}" * (missing > 0)
+        kept = [i for i in range(len(heads)) if i not in leaving[:missing]]
         for roomy in [True] * (width >= 100) + [False]:
-            table = _drawn(section, kept, note, roomy)
+            table = _drawn(section, kept, sentences([section.note, more]), roomy)
             if Console(width=10_000).measure(table).maximum <= width:
                 return table
-        droppable = [i for i in kept if section.heads[i].leaves]
-        if not droppable:
-            return table
-        kept.remove(min(droppable, key=lambda i: section.heads[i].leaves))
-        missing = len(section.heads) - len(kept)
-        note = sentences([section.note, f"{file} has {missing} more column{'s' * (missing > 1)}"])
+    return table
 
 
 def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
@@ -266,13 +265,18 @@ def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Tab
     most = 10_000 if section.sentences else MAX_CELL
     for i in kept:
         table.add_column(
-            escape_markup(section.heads[i].title),
+            escape_markup(section.columns[i].title),
             justify="left" if i < section.num_words else "right",
             no_wrap=not section.sentences,
         )
     for line in section.cells:
         table.add_row(*(escape_markup(shortened(line[i], most)) for i in kept))
     return table
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters; the beginning of a long text is cut."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def markdown(section: Section) -> str:
@@ -283,9 +287,14 @@ def markdown(section: Section) -> str:
     rule += ["---:"] * (len(section.heads) - section.num_words)
     heads, *cells = (
         [text.replace("|", r"\|").replace("<", "&lt;") for text in line]
-        for line in ([head.text for head in section.heads], *section.cells)
+        for line in (section.heads, *section.cells)
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
+
+
+def with_heading(section: Section) -> str:
+    """Write a table in Markdown with its heading and note."""
+    return "\n\n".join(filter(None, [f"## {section.title}", markdown(section), section.note]))
 
 
 def escape_markdown(text: str) -> str:
@@ -339,24 +348,16 @@ def to_csv(records: Sequence[Record]) -> str:
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
-    return csv_text(lines, [*(key for key in order if key in plain), *sorted(plain - set(order))])
+    return csv_text(lines, [*filter(plain.__contains__, order), *sorted(plain - set(order))])
 
 
 def csv_text(lines: Sequence[Mapping[str, object]], heads: Sequence[str]) -> str:
     """Return lines as CSV. Texts that a spreadsheet would run as a formula get a leading quote."""
-    plain = [{head: _without_formula(line.get(head)) for head in heads} for line in lines]
-    frame = pd.DataFrame(plain, columns=list(heads), dtype=object)
-    text: str = frame.rename(columns=_without_formula).to_csv(index=False, lineterminator="\n")
+    frame = pd.DataFrame(lines, columns=list(heads), dtype=object)
+    frame = frame.replace(FORMULA, "'", regex=True)
+    frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
+    text: str = frame.to_csv(index=False, lineterminator="\n")
     return text
-
-
-def _without_formula(value: object) -> object:
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        try:
-            float(value)
-        except ValueError:
-            return f"'{value}"
-    return value
 
 
 def write_tables(folder: ResultsFolder) -> None:
@@ -376,11 +377,14 @@ def title(records: Sequence[Record]) -> str:
         "batch_size": "batch {}",
         "num_examples": "{} examples",
     }
-    shared = {key: {record.value(key) for record in records} for key in forms}
+    return shared(records, forms)
+
+
+def shared(records: Sequence[Record], forms: Mapping[str, str]) -> str:
+    """Name the values that all records share; `forms` has a format for each key."""
+    values = {key: {record.value(key) for record in records} for key in forms}
     return " · ".join(
-        forms[key].format(*values)
-        for key, values in shared.items()
-        if len(values) == 1 and any(values)
+        forms[key].format(*same) for key, same in values.items() if len(same) == 1 and any(same)
     )
 
 
@@ -414,8 +418,8 @@ def interval_notes(records: Sequence[Record]) -> list[str]:
     timed = [record for record in records if record.measured_speedup is not None]
     counts = sorted({record.num_pairs for record in timed if record.num_pairs})
     pairs = f"{' or '.join(map(str, counts))} pairs" if counts else "the pairs"
-    coverages = [record.speedup_interval_coverage for record in timed]
-    known = [coverage for coverage in coverages if coverage is not None]
+    coverages = {record.speedup_interval_coverage for record in timed}
+    known = list(filter(None, coverages))
     notes: list[str] = []
     if known:
         notes.append(

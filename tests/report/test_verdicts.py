@@ -1,8 +1,13 @@
 import pytest
 from report_rows import not_applicable, small_sweep, sweep_row
 
+from ulskip_cli.report import tables
 from ulskip_cli.report.rows import Group
-from ulskip_cli.report.winners import lead, winners
+from ulskip_cli.report.verdicts import compare, lead, winners
+
+
+def names(winner):
+    return [name for name, _ in winner.points]
 
 
 def found(rows, gate=0.9):
@@ -15,27 +20,27 @@ def test_without_a_full_model_there_is_no_judgement():
 
 def test_winners_are_named_among_points_that_pass():
     best = found(small_sweep(unified_3=28.5))
-    assert best["fastest at batch 1"].names == ["unified 3x"]
+    assert names(best["fastest at batch 1"]) == ["unified 3x"]
     assert best["fastest at batch 1"].word == "winner"
-    assert best["best BLEU at 2x"].names == ["unified 2x"]
+    assert names(best["best BLEU at 2x"]) == ["unified 2x"]
     assert "only" in best["best BLEU at 2x"].note
     strict = found(small_sweep(), 0.99)["fastest at batch 8"]
     assert (strict.records, strict.word) == ([], "none") and "99%" in strict.note
     rows = [sweep_row("full"), sweep_row(), not_applicable(batch=1)]
-    assert all(winner.names == ["unified 2x"] for winner in found(rows).values())
+    assert all(names(winner) == ["unified 2x"] for winner in found(rows).values())
 
 
 def test_a_speed_of_too_few_timed_pairs_ties_with_the_fastest():
     rows = small_sweep(batches=(1,), unified_3=28.5)
     fastest, *_ = found([row.replace(speedup_interval_coverage=0.0) for row in rows]).values()
-    assert fastest.names == ["unified 3x", "unified 2x"]
+    assert names(fastest) == ["unified 3x", "unified 2x"]
     assert "raise speed.pairs" in fastest.note
-    assert fastest.figures[0].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
+    assert fastest.points[0][1].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
 
 
 def test_points_that_the_intervals_do_not_separate_are_a_tie():
     best = found(small_sweep(batches=(1,), unified_3=28.5, top_skip_3=28.4))
-    assert best["fastest at batch 1"].names == ["unified 3x", "top_skip 3x"]
+    assert names(best["fastest at batch 1"]) == ["unified 3x", "top_skip 3x"]
     assert best["fastest at batch 1"].word == best["best BLEU at 3x"].word == "tie"
     assert best["best BLEU at 2x"].word == "winner"
 
@@ -68,3 +73,51 @@ def test_a_sweep_is_told_by_its_winners():
     assert first.startswith("fastest at batch 1: unified 3x, 2.70x (2.68 to 2.72")
     assert "batch 8" in second
     assert lead([sweep_row(vs_baseline={})])[0].startswith("unified keeps")
+
+
+def against(new, old):
+    return compare(new, old, 0.15, 0.9)
+
+
+def test_points_are_matched_by_what_they_are():
+    old = [row.replace(id=f"old {row.id}") for row in small_sweep()]
+    new = [*small_sweep(unified_2=25.0), sweep_row("custom"), not_applicable()]
+    found = against(new, old[:-1])
+    assert len(found.pairs) == len(old) - 1
+    assert (found.only_old, found.only_new) == (0, 2)
+    pair = next(pair for pair in found.pairs if pair.new.id == "unified-2-1")
+    assert (pair.old.bleu, pair.quality.value, pair.speedup.value) == (29.0, -4.0, 1.0)
+
+
+def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
+    other = [row.replace(model="n", seed=2) for row in small_sweep()]
+    found = against(other, small_sweep())
+    assert found.differs == ["model", "seed"]
+    assert len(found.pairs) == len(other)
+    assert "model, seed" in found.section("Against x").note
+
+
+def test_a_star_stands_where_the_interval_leaves_out_no_difference():
+    found = against(small_sweep(unified_2=25.0), small_sweep())
+    text = tables.markdown(found.section("Against x"))
+    assert "| unified | 2 | 1 | 29.00 | 25.00 | -4.00* |" in text
+    assert "| unified | 3 | 1 | 27.50 | 27.50 | +0.00 |" in text
+    assert "| tok/s over old |" in text
+
+
+def test_every_pair_has_verdicts():
+    worse = [
+        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
+        for record in small_sweep()
+    ]
+    first, second = (
+        against(new, small_sweep(unified_2=20.5)).pairs[-2:] for new in (small_sweep(), worse)
+    )
+    assert {(pair.keeps, pair.is_faster, pair.verdict) for pair in first} == {
+        ("does not hold", "holds", "tie")
+    }
+    assert {(pair.is_faster, pair.verdict) for pair in second} == {
+        ("does not hold", "does not hold")
+    }
+    heads = against(worse, small_sweep()).section("Against x").heads
+    assert heads[-3:] == ["keeps 90%", "faster than full", "as before"]

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ulskip_cli.report.training import training_lines
+from ulskip_cli.cli.show import training_lines
 
 
 def test_a_training_in_a_few_lines():

@@ -1,0 +1,353 @@
+"""Verdicts on points: the winners of a group and of each model, and the comparison of two results
+folders.
+
+A winner is the fastest point of a batch size or the best quality of a target, among points that
+surely pass the quality gate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
+from ulskip_cli.experiments.statistics import (
+    FAILS,
+    FEW_PAIRS,
+    GATE,
+    HOLDS,
+    TIE,
+    TITLES,
+    Difference,
+    Scorer,
+    Share,
+    apart,
+    from_records,
+    primary,
+    sentence,
+    shares,
+    speed_ratio,
+    speedup_text,
+    unchanged,
+    verdict,
+    within,
+)
+from ulskip_cli.report.rows import (
+    UNKNOWN,
+    Group,
+    collected,
+    default_of,
+    done,
+    grouped,
+    setting_title,
+    settings_table,
+)
+from ulskip_cli.report.tables import Section, Shares, ends, sentences
+
+TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
+MAX_LEADS = 3  # sentences before the table of a sweep
+MAX_BOOTSTRAPS = 200
+NOTE = (
+    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval"
+    " that excludes no difference, for each comparison and not corrected for their number."
+    " Intervals of quality come from a paired bootstrap if both sides' answers are stored, else"
+    " from the rows. Tokens/s are single measurements without an interval."
+)
+
+Judged = tuple[Group, Record, Share]
+Chosen = tuple[list[Record], list[str], list[str]]  # records that tie, figures and notes
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best of the points that pass the gate."""
+
+    title: str
+    records: list[Record]  # the winner, or all that tie, best first; empty if none passes
+    points: list[tuple[str, str]]  # their names and figures
+    note: str = ""
+
+    @property
+    def word(self) -> str:
+        """The verdict: winner if the speedup of a single point is surely above 1."""
+        if len(self.records) != 1:
+            return "tie" if self.records else "none"
+        speedup = self.records[0].speedup
+        return "winner" if speedup and (speedup.low or 0.0) > 1 else "unsure"
+
+    def line(self, most: int | None = None) -> str:
+        """Return the winner in one line; with `most`, a tie has at most so many names and no
+        figures.
+        """
+        note = f" ({self.note})" if self.note and self.points else self.note
+        if len(self.points) < 2 or most is None:
+            tie = "a tie of " * (len(self.points) > 1)
+            return f"{self.title}: {tie}{'; '.join(map(', '.join, self.points))}{note}"
+        more = len(self.points) - most
+        names = ", ".join(name for name, _ in self.points[:most])
+        return f"{self.title}: tie: {names}{f' and {more} more' if more > 0 else ''}{note}"
+
+
+def winners(group: Group, gate: float) -> list[Winner]:
+    """Find the winners of a group; a point that is slower than the full model cannot win."""
+    judged = shares(group.records, gate)
+    scored = [record for record in group.done if record.key in judged and not record.keeps_all]
+    asked = [record for record in scored if record.target_speedup]
+    smallest = min((record.batch_size for record in asked), default=0)
+    timed = [record for record in scored if record.speedup]
+    contests = [
+        (f"fastest at batch {size}", _fastest, rivals)
+        for size, rivals in sorted(collected(timed, lambda record: record.batch_size).items())
+    ]
+    first = [record for record in asked if record.batch_size == smallest]
+    by_target = collected(first, lambda record: record.target_speedup or 0.0)
+    contests += [
+        (f"best {judged[rivals[0].key].title} at {target:g}x", _best, rivals)
+        for target, rivals in sorted(by_target.items())
+    ]
+    found = []
+    for title, choose, rivals in contests:
+        passing = [record for record in rivals if judged[record.key].can_win]
+        faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
+        equal, figures, notes = choose(faster, judged) if faster else ([], [], [])
+        if faster:
+            if len(faster) == 1 < len(rivals) and choose is _best:
+                notes.append("the only point that passes")
+            notes.append(judged[equal[0].key].caveat)
+        elif passing:
+            notes.append("no point that passes is faster than full")
+        else:
+            notes.append(_why_none([judged[record.key] for record in rivals], rivals))
+        points = list(zip(map(group.called, equal), figures, strict=True))
+        found.append(Winner(title, equal, points, "; ".join(filter(None, notes))))
+    return found
+
+
+def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
+    ranked = sorted(records, key=lambda record: -(record.measured_speedup or 0.0))
+    clocks = [(record, record.speedup or Interval(0.0, None, None)) for record in ranked]
+    low = clocks[0][1].low
+    equal = [
+        (record, clock)
+        for record, clock in clocks
+        if low is None or clock.high is None or clock.high >= low
+    ]
+    notes = []
+    if any(clock.low is None for _, clock in equal):
+        notes.append(f"{FEW_PAIRS}, so raise speed.pairs")
+    if low is not None and low <= 1:
+        notes.append("its interval includes 1x, so it may not be faster than full")
+    tied = [record for record, _ in equal]
+    return tied, [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied], notes
+
+
+def _best(records: Sequence[Record], judged: Shares) -> Chosen:
+    first, *others = sorted(records, key=lambda record: -judged[record.key].share)
+    metric = judged[first.key].metric
+    tied = [first, *(record for record in others if not apart(first, record, metric))]
+    kept = [judged[record.key] for record in tied]
+    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], []
+
+
+def _kept(share: Share) -> str:
+    return f"{share.text()} of full's {share.title}"
+
+
+def _why_none(judged: Sequence[Share], records: Sequence[Record]) -> str:
+    unsure = [record for record, share in zip(records, judged, strict=True) if share.passes]
+    surely, first = "surely " * bool(unsure), judged[0]
+    note = f"no point {surely}keeps {first.gate:.0%} of full's {first.title}"
+    if any(record.has_few_examples for record in unsure):
+        note += f"; fewer than {MIN_FOR_STARS} examples are too few for an interval"
+    elif unsure:
+        count = f"{len(unsure)} point{'s' * (len(unsure) > 1)}"
+        note += f"; the intervals of {count} include the gate or are not known"
+    limits = [(record, record.config.get("limit", default_of("limit"))) for record in unsure]
+    has_more = any(limit and record.num_examples == limit for record, limit in limits)
+    return f"{note}{', so raise limit to use more examples' * has_more}"
+
+
+def overview(groups: Sequence[Group], gate: float) -> Section:
+    """Make the table with the best point of every model and target: the fastest point that surely
+    passes the gate, or else the best quality among points that are faster than full.
+    """
+    judged = [
+        (group, record, share)
+        for group in groups
+        for share_of in [shares(group.records, gate)]
+        for record in group.done
+        if (share := share_of.get(record.key)) and not record.keeps_all
+    ]
+
+    def rank(point: Judged) -> tuple[bool, bool, float]:
+        _, record, share = point
+        speedup = record.measured_speedup or 0.0
+        passes = share.can_win and speedup > 1
+        return passes, speedup > 1, speedup if passes else share.share
+
+    points = collected(judged, lambda point: (str(point[1].model), point[1].target_speedup or 0.0))
+    best = [max(points[name], key=rank) for name in sorted(points)]
+    columns = [
+        Column("model", "", lambda point: point[1].model),
+        Column(
+            "target",
+            "",
+            lambda point: f"{point[1].target_speedup:g}x" if point[1].target_speedup else None,
+        ),
+        Column("best point", "", lambda point: point[0].approach(point[1])),
+        Column("setting", "", lambda point: point[0].label, leaves=1),
+        Column("measured", ".2f", lambda point: point[1].measured_speedup),
+        Column("of full", ".1%", lambda point: point[2].share),
+        Column(f"keeps {gate:.0%}", "", lambda point: point[2].word),
+    ]
+    note = (
+        "The fastest point that surely passes the quality gate, or else the best quality of the"
+        " points that are faster than full. A question mark: the interval includes the gate."
+    )
+    return Section.of("Best of each model and target", best, columns, note, words=4)
+
+
+def lead(records: Sequence[Record]) -> list[str]:
+    """Return the result of a sweep in one sentence for every setting and batch size: the fastest
+    point that passes the gate.
+    """
+    groups = grouped(records)
+    lines = [
+        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line(1)}."
+        for group in groups
+        for winner in winners(group, GATE)
+        if winner.title.startswith("fastest")
+    ]
+    return lines[:MAX_LEADS] or [sentence(records[-1])]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A point that both sides of a comparison contain."""
+
+    old: Record
+    new: Record
+    metric: str
+    quality: Difference | None  # new minus old; positive is better
+    speedup: Difference | None  # new divided by old
+    tolerance: float
+    gate: float
+
+    @property
+    def verdict(self) -> str | None:
+        """The claim that the new side has the score of the old one, and its speedup within the
+        tolerance.
+        """
+        judged = []
+        quality = self.quality
+        if quality and (quality.low is not None or not quality.value):  # else the examples differ
+            judged.append(unchanged(quality))
+        if self.speedup and not self.new.keeps_all:
+            judged.append(within(self.speedup, self.tolerance))
+        return next((word for word in (FAILS, TIE, HOLDS) if word in judged), None)
+
+    @property
+    def is_faster(self) -> str | None:
+        """The claim that the new side decodes faster than its full model."""
+        speedup = None if self.new.keeps_all else self.new.speedup
+        return verdict(speedup, 1.0) if speedup else None
+
+    @property
+    def keeps(self) -> str | None:
+        """The claim that the new side keeps the gate's share of its full model's quality."""
+        share = shares([self.new], self.gate).get(self.new.key)
+        return share.verdict if share and not self.new.keeps_all else None
+
+    @property
+    def rates(self) -> float | None:
+        """Tokens/s of the new side divided by those of the old one."""
+        before, now = self.old.total_tokens_per_second, self.new.total_tokens_per_second
+        return now / before if before and now else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The points that both new and old records contain, in the order of the new ones, and the
+    number of unmatched points.
+    """
+
+    pairs: list[Pair]
+    only_old: int
+    only_new: int
+    differs: list[str]  # settings in which the sides share no value
+
+    def section(self, title: str) -> Section:
+        """Make the table of a comparison, one line per point."""
+        names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
+        name = names.pop() if len(names) == 1 else "quality"
+
+        def side(head: str, key: str, form: str, leaves: int) -> Column:
+            """Make the column of a value of one side; without a key, it shows the metric."""
+            *_, side = head.split("\n")
+            return Column(
+                head, form, lambda pair: getattr(pair, side).value(key or pair.metric), leaves
+            )
+
+        columns = [
+            Column("approach", "", lambda pair: pair.new.label),
+            Column("target", ".4g", lambda pair: pair.new.target_speedup),
+            Column("batch", "", lambda pair: pair.new.batch_size),
+            side(f"{name}\nold", "", ".2f", 7),
+            side(f"{name}\nnew", "", ".2f", 0),
+            Column("minus\nold", "", lambda pair: _starred(pair.quality, "+.2f", 0.0)),
+            Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 3),
+            side("speedup\nold", "measured_speedup", ".2f", 6),
+            side("speedup\nnew", "measured_speedup", ".2f", 0),
+            Column("over\nold", "", lambda pair: _starred(pair.speedup, ".2f", 1.0)),
+            Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 4),
+            side("tok/s\nold", "total_tokens_per_second", ".0f", 2),
+            side("tok/s\nnew", "total_tokens_per_second", ".0f", 1),
+            Column("tok/s\nover old", ".2f", attrgetter("rates"), 5),
+            Column(f"keeps\n{self.pairs[0].gate:.0%}", "", attrgetter("keeps")),
+            Column("faster\nthan full", "", attrgetter("is_faster")),
+            Column("as\nbefore", "", attrgetter("verdict")),
+        ]
+        allowed = f"{self.pairs[0].tolerance:.0%}"
+        notes = [NOTE, f"As before: the same answers, and a speedup within {allowed}"]
+        if self.differs:
+            titles = dict.fromkeys(map(setting_title, self.differs))
+            notes.append(f"The sides differ in {', '.join(titles)}")
+        counts = {"old": self.only_old, "new": self.only_new}
+        notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
+        return Section.of(title, self.pairs, columns, sentences(notes), words=1)
+
+
+def compare(
+    new: Sequence[Record], old: Sequence[Record], tolerance: float, gate: float
+) -> Comparison:
+    """Match the finished points of new and old records, and compare each pair.
+
+    Two points match if they agree in every setting, except settings of which the two sides share no
+    value (for example two seeds).
+    """
+    sides = [done(new), done(old)]
+    table = settings_table([*sides[0], *sides[1]]).drop(columns=["folder"])
+    tables = [table.iloc[: len(sides[0])], table.iloc[len(sides[0]) :]]
+    known = {key: [{*side[key]} - {UNKNOWN} for side in tables] for key in table}
+    differs = [
+        key for key, (mine, theirs) in known.items() if mine and theirs and not mine & theirs
+    ]
+    now, before = (
+        dict(zip(map(tuple, side.drop(columns=differs).to_numpy()), records, strict=True))
+        for side, records in zip(tables, sides, strict=True)
+    )
+    scorer, pairs = Scorer(), list[Pair]()
+    for key in filter(before.__contains__, now):
+        mine, theirs = now[key], before[key]
+        metric, quality = primary([mine, theirs]) or "", None
+        if mine.value(metric) is not None and theirs.value(metric) is not None:
+            judge = scorer.difference if len(pairs) < MAX_BOOTSTRAPS else from_records
+            quality = judge(mine, theirs, metric)
+        ratio = speed_ratio(mine, theirs)
+        pairs.append(Pair(theirs, mine, metric, quality, ratio, tolerance, gate))
+    return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
+
+
+def _starred(difference: Difference | None, form: str, bound: float) -> str | None:
+    if difference is None:
+        return None
+    return f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
