@@ -77,6 +77,7 @@ MAX_EXITS = 6
 MAX_TITLE = 58  # characters over half a figure
 BARS = "Bars are confidence intervals; long ones go beyond the plot."
 Drawn = tuple[str, "Figure"]  # caption and figure
+LETTERS_PER_INCH = 15  # of a legend
 Handles = dict[str, "Artist"]  # of a legend, by label
 
 
@@ -341,18 +342,18 @@ def _draw_measured(
     width = 0.5 * min(gaps, default=0.5)
     speedups = [(row.measured_speedup, row.predicted_speedup) for row in rows]
     values = [value for pair in speedups for value in pair if value]
-    limit_to(axes, [(min(1.0, xs[0]), min(values)), (xs[-1] + 0.1, max(values))])
+    limit_to(axes, [(min(1.0, xs[0]), min(1.0, *values)), (xs[-1] + 0.1, max(values))])
     handles: Handles = {}
     ticks: list[Line2D] = []
     for i, ((name, batch), same) in enumerate(series):
         at = [row.value(key) + width * ((i + 0.5) / len(series) - 0.5) for row in same]
         colour = colour_of(name)
-        measured = [row.measured_speedup for row in same]
+        measured = [row.measured_speedup or 1.0 for row in same]
         axes.plot(at, measured, markers[batch], color=colour, markersize=4)
         axes.vlines(at, *np.transpose(list(map(_interval, same))), color=colour, **BAR)
         handles.setdefault(name, axes.plot([], [], "s", markersize=6, color=colour)[0])
-        predicted = [row.predicted_speedup for row in same]
-        if any(predicted) and key != "predicted_speedup":
+        predicted = [row.predicted_speedup or np.nan for row in same]
+        if key != "predicted_speedup":
             ticks = axes.plot(at, predicted, "_", color=INK, zorder=4)
     for batch in batches if len(batches) > 1 else ():
         (handles[f"batch {batch}"],) = axes.plot([], [], markers[batch], markersize=4, color=INK)
@@ -462,7 +463,9 @@ def panels(
 def legend_below(figure: "Figure", handles: "Mapping[str, Artist]") -> None:
     """Add one legend below all panels; `handles` maps labels to plotted artists."""
     if handles:
-        columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
+        letters = 5 + max(map(len, handles))  # of a label with its mark
+        fitting = max(1, int(figure.get_figwidth() * LETTERS_PER_INCH / letters))
+        columns = -(-len(handles) // -(-len(handles) // fitting))  # rows of equal length
         figure.legend(
             list(handles.values()),
             list(handles),
