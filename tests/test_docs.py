@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.report.plots import COLOURS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -61,6 +62,14 @@ def test_measured_numbers_in_tables_are_in_the_files_that_their_section_links_to
 
 
 @pytest.mark.slow
+def test_every_strategy_has_a_colour_and_a_row_in_its_page():
+    page = (ROOT / "docs" / "strategies.md").read_text()
+    named = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    for file in (ROOT / "configs" / "strategy").glob("*.yaml"):
+        assert file.stem in COLOURS
+        assert file.stem == "full" or any(f"`{file.stem}`" in cell for cell in named), file.stem
+
+
 def test_the_examples_use_known_keys_and_values():
     pages = [page.read_text("utf-8") for page in PAGES]
     blocks = [

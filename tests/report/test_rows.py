@@ -124,6 +124,14 @@ def test_a_setting_added_tomorrow_and_an_option_of_a_users_strategy_never_share_
     assert varying([recorded(), recorded(pause=1.5)]) == ["pause"]
 
 
+def test_timed_rows_that_differ_in_an_option_of_speed_are_apart_also_without_a_baseline():
+    rows = [
+        sweep_row(id=str(tokens), measured_speedup=None, config={"speed": {"new_tokens": tokens}})
+        for tokens in (8, 16)
+    ]
+    assert [len(group.records) for group in grouped(rows)] == [1, 1]
+
+
 def test_options_of_different_choices_are_no_difference():
     short = sweep_row(config={"decoding": {"max_new_tokens": 4}})
     assert "decoding.max_new_tokens" not in varying([short, sweep_row(decoding="beam")])
@@ -141,7 +149,7 @@ def test_settings_that_a_record_did_not_use_agree_with_all():
     }
     records = [
         sweep_row(engine="torch", config=config, calibration={"id": "a"}),
-        sweep_row("full", engine="torch", measured_speedup=None, config={"ratio": 1.0}),
+        sweep_row("full", engine="torch", measured_speedup=None, pairs=None, config={"ratio": 1.0}),
         sweep_row("early_exit", engine="early_exit", config=config, calibration={"id": "b"}),
     ]
     assert [len(group.records) for group in grouped(records)] == [3]

@@ -357,6 +357,8 @@ class Config(Shared):
             "strategy": self.strategy.canonical(),
             "correction": self.correction.canonical(),
         }
+        if not self.speed.enabled:
+            unused["speed"] = SpeedConfig(enabled=False)
         if not self.decoding.draft_tokens:
             unused["decoding"] = self.decoding.replace(draft="layers", draft_vocab=0)
         elif not self.decoding.drafts_with_layers:

@@ -31,6 +31,7 @@ NAMES: Mapping[object, str] = {
 }
 MAPPING = "texts as keys with values, written {a: 1, b: 2}"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+LENGTHS = {"min_length": "with a length >=", "max_length": "with a length <="}
 
 
 def option(
@@ -231,7 +232,7 @@ def misfit(
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     if field and not file and isinstance(field.default, int | float | str | None):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
-    for name, sign in SIGNS.items():
+    for name, sign in (SIGNS | LENGTHS).items():
         if len(parts) == 1 and name in first.get("ctx", {}):
             return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
     expected = describe_type(hint) or "of the type that its class declares"

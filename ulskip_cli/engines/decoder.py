@@ -161,7 +161,8 @@ class Decoder:
         on the left.
 
         With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed.
-        After every step `on_step` gets the number of tokens generated so far in the batch.
+        `on_step` gets the number of tokens generated so far in the batch: after every step, or at
+        intervals if a library answers as a whole.
         """
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
         length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding

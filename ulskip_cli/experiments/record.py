@@ -722,7 +722,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         if part.startswith("baseline"):
             return self.baseline_id is not None
         if part == "speed":
-            return self.measured_speedup is not None
+            return self.pairs is not None or self.measured_speedup is not None
         if part == "calibration":
             return bool(self.calibration or (self.correction and self.correction.name == "patch"))
         if key == "engine" and self.engine in METHODS:
