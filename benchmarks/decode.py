@@ -1,32 +1,27 @@
-"""Time decode steps: the engines against transformers' own `generate`, and skipping against its
-predicted speedup.
+"""Time decode steps of engine=torch against transformers' own `generate`.
 
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
 
-1. Decode tokens/s of each engine, relative to the view's own `generate` with a dynamic cache and
-   the same layers, and the share of this machine's memory bandwidth at which weights were read.
-2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto`
-   chooses.
-
-All values are medians of paired ratios within one run: the sides take turns on the same prompts
-with the same number of new tokens. The results go to benchmarks/results/decode-MODEL.json and .md.
+The table has decode tokens/s, relative to the view's own `generate` with a dynamic cache and the
+same layers, and the share of this machine's memory bandwidth at which weights were read. All ratios
+are medians of pairs within one run: the sides take turns on the same prompts with the same number
+of new tokens. The results go to benchmarks/results/decode-MODEL.json and .md. `ulskip bench`
+compares the other engines, and measured with predicted speedups.
 """
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from transformers import CompileConfig, GenerationConfig
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, compose
-from ulskip_cli.core.config_schema import SpeedConfig
+from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.transformers.session import StepObserver
-from ulskip_cli.experiments.benchmark import read_bytes_per_second
-from ulskip_cli.experiments.paired_timing import measure_pairs
+from ulskip_cli.experiments.benchmark import ReadBandwidth
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
@@ -34,7 +29,7 @@ from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.plan import make_plan
 
-RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
+RATIOS, BATCH_SIZES = (1, 2), (1, 8)
 WARMUP = 2
 STATIC = {"cache_implementation": "static"}
 
@@ -65,7 +60,7 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
 
     def engine(**changes):
         context, fast = (
-            DecodeContext(replace(decoding, **changes), pad),
+            DecodeContext(decoding.replace(**changes), pad),
             decoder.with_engine("torch"),
         )
         return lambda ids, mask: (
@@ -118,7 +113,7 @@ def compare_engines(decoder, decoding, prompts, args, pad):
 
 
 def as_markdown(result, facts, args):
-    """Format the result as two tables with their provenance."""
+    """Format the result as a table with its provenance."""
     lines = ["| batch | layers | engine | tokens/s | over generate | interval | of bandwidth |"]
     lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
     for row in result["engines"]:
@@ -129,17 +124,6 @@ def as_markdown(result, facts, args):
             f"{row['bandwidth_share']:.0%}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "| batch | layers | predicted | measured | interval | measured / predicted |"]
-    lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in result["predictions"]:
-        measured = [f"{row[key]:.2f}" for key in ("predicted_speedup", "measured_speedup")]
-        interval = f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
-        share = f"{row['measured_speedup'] / row['predicted_speedup']:.2f}"
-        lines.append(
-            "| "
-            + " | ".join(map(str, [row["batch_size"], row["layers"], *measured, interval, share]))
-            + " |"
-        )
     commit = (facts["git_commit"] or "no commit")[:10] + (
         " (modified)" if facts["git_dirty"] else ""
     )
@@ -158,46 +142,26 @@ def as_markdown(result, facts, args):
     return "\n".join([*lines, "", provenance]) + "\n"
 
 
-def plan_at(args, ratio, loaded):
-    """Make the plan of unified at a layer ratio, and the row cells that name it."""
-    plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
-    return plan, {"layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
-
-
 def measure(args, loaded, config):
-    """Run both comparisons for every batch size."""
-    weights = loaded.metadata.weights
+    """Time all sides for every batch size, at all layers and half of them."""
     work = encode_workload(resolve(config), loaded.tokenizer)
-    context = DecodeContext(config.decoding, work.pad_token_id)
-    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
-    speed = SpeedConfig(pairs=args.pairs, warmup=WARMUP, new_tokens=args.tokens)
-    bytes_per_second = read_bytes_per_second(loaded.model.device)
-    result = {"engines": [], "predictions": [], "bytes_per_second": bytes_per_second}
-    result["linear_backend"] = full.linear_backend(config.decoding).name
-    for batch_size in BATCH_SIZES:
+    bandwidth = ReadBandwidth(loaded.model.device).measure()
+    rows = []
+    for batch_size, ratio in product(BATCH_SIZES, RATIOS):
         prompts = prompt_batches(work.prompts, work.pad_token_id, batch_size, args.pairs + WARMUP)
-        for ratio in (1, 2):
-            plan, layers = plan_at(args, ratio, loaded)
-            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
-            for row in compare_engines(
-                Decoder(loaded.model, plan), config.decoding, prompts, args, work.pad_token_id
-            ):
-                share = step_bytes * row.pop("steps_per_second") / bytes_per_second
-                result["engines"].append(
-                    {"batch_size": batch_size, **layers, **row, "bandwidth_share": share}
-                )
-                print(result["engines"][-1], flush=True)
-        for ratio in RATIOS:
-            plan, layers = plan_at(args, ratio, loaded)
-            timing = measure_pairs(
-                full, Decoder(loaded.model, plan), prompts, context, speed
-            ).timing()
-            predicted = {"predicted_speedup": plan.predicted_speedup}
-            result["predictions"].append(
-                {"batch_size": batch_size, **layers, **predicted, **asdict(timing)}
+        plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
+        layers = f"{len(plan.kept_layers)}/{plan.num_layers}"
+        weights = loaded.metadata.weights
+        step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
+        decoder = Decoder(loaded.model, plan)
+        for row in compare_engines(decoder, config.decoding, prompts, args, work.pad_token_id):
+            share = step_bytes * row.pop("steps_per_second") / bandwidth
+            rows.append(
+                {"batch_size": batch_size, "layers": layers, **row, "bandwidth_share": share}
             )
-            print({**layers, **predicted, "measured_speedup": timing.measured_speedup}, flush=True)
-    return {**result, "pairs": args.pairs, "new_tokens": args.tokens}
+            print(rows[-1], flush=True)
+    counts = {"pairs": args.pairs, "new_tokens": args.tokens}
+    return {"engines": rows, "bytes_per_second": bandwidth, **counts}
 
 
 def main() -> None:
