@@ -85,7 +85,7 @@ def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["decoding=sample", "decoding.draft_tokens=auto", "ratio=2"],
+        ["decoding=sample", "decoding.draft_tokens=3", "ratio=2"],
         ["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"],
     ],
 )
