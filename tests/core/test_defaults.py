@@ -28,9 +28,9 @@ def defaults():
 
 def test_no_default_changes_unnoticed():
     assert defaults() == json.loads(FILE.read_text("utf-8")), (
-        "a default changed: raise DEFAULTS in core/config_schema.py, because identities do not"
-        f" hash defaults, and write the list anew with `python tests/core/{Path(__file__).name}`;"
-        " for a key that is new or gone, write the list only"
+        f"write the list anew with `python tests/core/{Path(__file__).name}`; if not only a key is"
+        " new or gone, but a default changed, raise DEFAULTS in core/config_schema.py too, because"
+        " identities do not hash defaults"
     )
 
 

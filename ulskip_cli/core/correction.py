@@ -27,8 +27,8 @@ class PatchShape:
         >>> [PatchShape(kind, 2).parameters(10) for kind in ("full", "low_rank", "folded", "none")]
         [110, 50, 0, 0]
         """
-        matrices = {"full": hidden_size * hidden_size, "low_rank": 2 * self.rank * hidden_size}
-        return matrices[self.kind] + hidden_size if self.kind in matrices else 0
+        rows = {"none": 0, "folded": 0, "low_rank": 2 * self.rank + 1, "full": hidden_size + 1}
+        return rows[self.kind] * hidden_size
 
 
 NO_PATCHES = PatchShape("none")

@@ -143,11 +143,9 @@ class Decoder:
         supports `decoding`.
         """
         engine, _ = self.engine(decoding)
-        if self.is_runtime:
-            return LinearBackend(engine, f"the engine is {engine}")
-        if engine == "transformers":
-            return LinearBackend(TORCH, "the engine is transformers")
-        return self._linear_backend
+        if engine == "torch" or engine in _METHODS:
+            return self._linear_backend
+        return LinearBackend(engine if self.is_runtime else TORCH, f"the engine is {engine}")
 
     def generate(
         self,

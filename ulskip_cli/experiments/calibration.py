@@ -248,7 +248,7 @@ def calibrate_patches(
         }
         replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
-    return stored, CorrectionUsed(name="patch", id=key, **stored.record)
+    return stored, CorrectionUsed(name=patch.name, id=key, **stored.record)
 
 
 def zero_patches(
@@ -261,7 +261,7 @@ def zero_patches(
     rank = shape.rank if shape.kind == "low_rank" else None
     used: Row = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
     adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape)
-    return adapter, CorrectionUsed(name="patch", **used)
+    return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
 def _fit_patches(

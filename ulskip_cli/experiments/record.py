@@ -724,7 +724,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         if part == "speed":
             return self.pairs is not None or self.measured_speedup is not None
         if part == "calibration":
-            return bool(self.calibration or (self.correction and self.correction.name == "patch"))
+            return bool(self.calibration or (self.correction and not self.correction.path))
         if key == "engine" and self.engine in METHODS:
             return False
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
