@@ -66,11 +66,6 @@ class Engine(Choice):
 
     weights: str | None = option(None, "format of the weights, e.g. q4_0; null: that of the model")
 
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, value: str) -> str:
-        return require_choice("engine.name", value, engine_names())
-
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, value: str | None) -> str | None:
