@@ -27,7 +27,10 @@ class AccumulatingTimer:
     def begin(self) -> None:
         """Begin to measure a duration."""
         if self._on_cuda:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin, end = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
             self._events.append((begin, end))
             begin.record()
         else:

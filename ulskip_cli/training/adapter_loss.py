@@ -157,7 +157,8 @@ class AdapterLoss(TwoPassLoss):
         return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
 
     def _patch(self, name: str) -> nn.Module | None:
-        return self.patches[name] if name in self.patches else None  # noqa: SIM401 (nn.ModuleDict has no get)
+        # nn.ModuleDict has no method `get`
+        return self.patches[name] if name in self.patches else None  # noqa: SIM401
 
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
         if kept == self.all_layers:
