@@ -33,12 +33,11 @@ LAYERS = {
     20: [*range(4), *range(13, 20), *range(21, 30)],
     15: [0, 1, *range(17, 30)],
 }
-# Two answers of the full model to every window, one of beams and one sampled, and the second half
-# of each prompt.
+# Two answers of the full model to every window, one greedy and one sampled, and the second half of
+# each prompt.
 TRAIN = [
     "train=adapter",
     "train.responses=own",
-    "train.own.num_beams=4",
     "train.own.samples=2",
     "train.ce_weight=1",
     "train.prompt_share=0.5",

@@ -1,9 +1,13 @@
+import contextlib
 import errno
 import json
+import os
+import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +17,7 @@ from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError, UsageError
 from ulskip_cli.core.files import (
     append_line,
+    cache_dir,
     lock,
     read_jsonl,
     read_object,
@@ -114,3 +119,22 @@ def test_a_full_disk_is_reported_with_the_path_and_the_needed_bytes(error, tmp_p
         raise error
     with pytest.raises(ZeroDivisionError), files.enough_space(tmp_path, 1):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("user", "owner", "accepted"),
+    [(1000, 1000, True), (1000, 0, True), (1000, 1001, False), (0, 1000, True)],
+)
+def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, accepted):
+    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR, st_uid=owner)
+    )
+    with (
+        contextlib.nullcontext()
+        if accepted
+        else pytest.raises(UsageError, match="set ULSKIP_CACHE")
+    ):
+        assert cache_dir() == tmp_path / "cache"

@@ -6,7 +6,7 @@ from reference import NUM_LAYERS, one_stage, random_ids, reference_greedy, stack
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.shallow_config import shallow_config
+from ulskip_cli.inference.shallow_view import shallow_config
 
 KEPT_SETS = [(0, 2, 5), (1, 3, 4), (3, 4, 5), (0, 1, 2), (5,)]
 GREEDY = {"do_sample": False, "use_cache": True, "pad_token_id": 0}

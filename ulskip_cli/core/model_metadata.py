@@ -13,9 +13,8 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError, unknown
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import cache_dir
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.gap_patch import GapPatch

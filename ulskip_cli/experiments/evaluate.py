@@ -34,7 +34,7 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
-from ulskip_cli.inference import peak_memory
+from ulskip_cli.inference import timing
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded, run_with_oom_retry
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks import metrics
@@ -157,13 +157,13 @@ def generate_answers(
     def on_tokens(done: int, tokens: int) -> None:
         report(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
 
-    peak_memory.reset(decoder.device)
+    timing.reset_peak(decoder.device)
     for positions, output in generate_all(
         decoder, workload.prompts, context, size, on_tokens, num_finished
     ):
         batches.append((list(positions), output))
         if checkpoints:
-            checkpoints.add(positions, output, size.used, peak_memory.peak_bytes(decoder.device))
+            checkpoints.add(positions, output, size.used, timing.peak_bytes(decoder.device))
     generations: dict[int, Row] = {}
     for positions, output in batches:
         for position, ids, hit in zip(
@@ -188,7 +188,7 @@ def generate_answers(
         [generations[position] for position in range(len(generations))],
         [replace(first, compile_seconds=first.compile_seconds + compile_seconds), *others],
         size,
-        max(peak_memory.peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
+        max(timing.peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
     )
 
 

@@ -13,9 +13,8 @@ from pydantic import ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
 from ulskip_cli.core.options import Options, load_json, parse

@@ -1,6 +1,10 @@
-"""Read the clock after a device has finished its work."""
+"""Measure time and memory: the clock after a device has finished its work, and peak memory."""
 
+import contextlib
+import resource
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -50,3 +54,22 @@ class AccumulatingTimer:
             torch.cuda.synchronize()
         milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
         return self._total + milliseconds / 1000
+
+
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak of memory. On a CPU this works on Linux only; elsewhere the peak counts from
+    the start of the process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak of memory in bytes since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,7 +9,7 @@ from reference import NUM_LAYERS, build_model, random_ids
 from torch.nn import functional
 
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.engines.torch.decode_attention import with_decode_attention
+from ulskip_cli.engines.torch.cpu_kernels import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.inference import shallow_view
 

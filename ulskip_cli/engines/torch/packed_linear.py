@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.engines.torch import cpu_kernels, decode_attention
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.inference import shallow_view
 
 CHUNK_BYTES = 32 * 2**20
@@ -141,7 +141,7 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
 
     rebuilt = shallow_view.substituted(view, replacement)
     assert isinstance(rebuilt, PreTrainedModel)
-    return decode_attention.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
+    return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
 def linear_backend_of(model: nn.Module) -> str:
