@@ -23,7 +23,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo reference train-tiny architectures fuzz soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results reference train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -116,6 +116,30 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 	rm -rf results/demo
 	$(BIN)/ulskip run task=wmt ratio=2.0 name=demo
 	$(BIN)/python benchmarks/readme.py
+
+BENCH = $(BIN)/ulskip bench results_dir=results/latency ratio_basis=latency
+NEWS = model=smollm2-135m task=cnn_dm task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96
+DRAFTER = strategy=search 'strategy.layers=[0,7,14,21,29]' correction=adapter correction.path=runs/drafter/adapter
+LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
+PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
+
+results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine
+	$(MAKE) reproduce NAME=reproduce
+	$(BIN)/ulskip bench experiment=engines batch_size=1
+	$(BENCH) name=tiny ratio=1.5,2,3 batch_size=1,8 speed.pairs=25
+	$(BENCH) name=smollm2 model=smollm2-135m ratio=1.5,2,2.5 batch_size=1,8 speed.pairs=25
+	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0,openvino_int8
+	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
+	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
+	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
+	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
+	$(BIN)/python recipes/lossless/drafter.py --data $(DATA)/cnn_dm
+	$(LOSSLESS) name=news $(NEWS) limit=20 speed.pairs=21 ratio=6 $(DRAFTER) --drafts 2,3
+	$(LOSSLESS) name=translation limit=100 speed.pairs=15 ratio=6 --drafts 2,auto
+	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=100 speed.pairs=15 ratio=6 --drafts 2,auto
+	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters
+	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
+	$(MAKE) readme-demo
 
 WORK ?= runs/tiny
 TINY = $(BIN)/ulskip train train=tiny model.dtype=bfloat16 \

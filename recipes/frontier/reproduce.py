@@ -1,16 +1,15 @@
 """Compare engines, formats of weights, skipped layers, drafts and smaller models with one full
 model, in one table.
 
-    python recipes/frontier/reproduce.py                         # the embedded model on its sample
-    python recipes/frontier/reproduce.py --data PATH             # also on Multi30k, and
-    SmolLM2-135M on CNN/DM python recipes/frontier/reproduce.py --data PATH --adapters
-    runs/skip_adapters   # also trained adapters of SmolLM2-135M python
-    recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER  # a model and smaller
-    siblings
+    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters
+    python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER
 
-PATH holds multi30k/ and cnn_dm/. The machine should be idle otherwise. --parts chooses what is
-measured. If the recipe is interrupted, the same command resumes. The page goes to
-results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
+The first command compares for the embedded model, on its sample and on Multi30k, and for
+SmolLM2-135M on CNN/DM, with trained adapters; without --data only the sample is measured. The
+second command compares a model with smaller siblings. PATH holds multi30k/ and cnn_dm/. The machine
+should be idle otherwise. --parts chooses what is measured. If the recipe is interrupted, the same
+command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build
+of llama.cpp.
 """
 
 import argparse
