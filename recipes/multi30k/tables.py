@@ -91,20 +91,18 @@ def varying(row: Row) -> str:
 
 
 def table4(rows: Rows) -> str:
-    batches, lines = sorted({batch for _, _, batch in rows.speed}), []
+    batch, lines = min((batch for _, _, batch in rows.speed), default=1), []
     for ratio in (1.0, *RATIOS):
         for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
             found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
             if not found:
                 continue
-            timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
-            speeds = [f"{row.tokens_per_second():.0f}" if row else "–" for row in timed]
+            timed = rows.speed.get((strategy, ratio, batch))
             layers = f"{depth(found)}/{found[0].row.num_layers}"
             before = f"{untrained.bleu:.1f}" if untrained else "–"
-            measured = clock(timed[0]) if timed and timed[0] else "–"
+            measured = clock(timed) if timed else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
-            lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality, measured, *speeds])
-    speeds = [f"tok/s, batch {batch}" for batch in batches]
+            lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality, measured])
     heads = [
         "target",
         "approach",
@@ -113,7 +111,6 @@ def table4(rows: Rows) -> str:
         *TEST_HEADS,
         *SHARE_HEADS,
         "measured",
-        *speeds,
     ]
     return markdown(heads, lines)
 

@@ -43,11 +43,6 @@ def test_a_line_a_target_and_approach_with_speed_by_batch():
     assert found["1x", "full"]["tok/s, batch 8"] == "–"
 
 
-def test_the_full_side_of_pairs_that_stop_at_eos_is_not_known():
-    own = lines(*paper.table4([sweep_row("early_exit", exit_depths={"3": 10})]))["2x", "early_exit"]
-    assert (own.get("full tok/s"), own["tok/s, batch 1"]) == (None, "90")
-
-
 def test_all_tables_are_one_csv_and_each_is_in_latex():
     sections = paper.table4(
         [*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())]

@@ -349,8 +349,7 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median: 98.4% with seven pairs; rows"
-        " without the key have a bootstrap interval"
+        "probability that the intervals contain the true median: 98.4% with seven pairs"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
@@ -611,9 +610,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def speedup(self) -> Interval | None:
-        """The measured speedup with the interval on which verdicts rely; rows without coverage have
-        95% bootstraps.
-        """
+        """The measured speedup, with its interval if verdicts can rely on it."""
         if self.measured_speedup is None:
             return None
         ends = self.measured_speedup_low, self.measured_speedup_high
@@ -663,23 +660,12 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
         pairs.
-
-        Older rows lack the numbers of tokens; their rate follows from the batch size and the
-        seconds of a step. For the full model it is then None if pairs stop at EOS, because both
-        sides have different numbers of steps.
         """
         timed = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
-        if timed and timed.decoded_tokens:
-            counts = zip(timed.decoded_tokens, timed.decode_seconds, strict=False)
-            return median(tokens / seconds for tokens, seconds in counts)
-        if not self.time_per_output_token_seconds:
+        if not timed or not timed.decoded_tokens:
             return None
-        rate = (self.timed_batch_size or self.batch_size) / self.time_per_output_token_seconds
-        if side == "strategy":
-            return rate
-        if not self.pairs or not timed or self.exit_depths or self.draft_tokens:
-            return None
-        return rate * median(self.pairs.strategy.decode_seconds) / median(timed.decode_seconds)
+        counts = zip(timed.decoded_tokens, timed.decode_seconds, strict=False)
+        return median(tokens / seconds for tokens, seconds in counts)
 
     @property
     def has_few_examples(self) -> bool:

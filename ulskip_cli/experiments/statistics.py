@@ -360,10 +360,9 @@ def _log_error(record: Record) -> float | None:
     too few timed pairs.
     """
     speedup, coverage = record.speedup, record.speedup_interval_coverage
-    if speedup is None or speedup.low is None or speedup.high is None:
+    if coverage is None or speedup is None or speedup.low is None or speedup.high is None:
         return None
-    # without coverage: a 95% bootstrap of earlier versions
-    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)
+    z = NormalDist().inv_cdf((1 + coverage) / 2)
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
