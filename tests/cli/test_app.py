@@ -70,7 +70,7 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
         json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1])
         for ratio in (2, 3)
     ]
-    assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
+    assert rows[0]["training"] == "with unified skipping: 6, 3 layers drawn per step, 2 steps"
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
     assert [row["trained_for_these_layers"] for row in rows] == [True, False]
     assert rows[0]["warnings"] == []

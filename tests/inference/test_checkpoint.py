@@ -48,7 +48,7 @@ def test_the_training_note_describes_the_training_record_in_one_line(tmp_path):
     record = {"strategy": "x\n# Model\x1b[31m", "kept_counts": [12, 6], "steps": 10}
     file = tmp_path / "training.json"
     file.write_text(json.dumps(record))
-    note = r"with skipping: x # Model\x1b[31m, kept counts 12, 6 drawn per step, 10 steps"
+    note = r"with x # Model\x1b[31m skipping: 12, 6 layers drawn per step, 10 steps"
     assert training_note(tmp_path) == note
     assert trained_for(tmp_path)["ratios"] is None
     before = {"strategy": "unified", "steps": 10, "based_on": {"strategy": "full", "steps": 9}}

@@ -73,7 +73,7 @@ def test_skip_decode_trains_every_depth(positional):
     assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
     assert [len(stage.kept_layers) for stage in record.later_stages["1.5"]] == [4, 3]
     assert record.kept_counts == (6, 5, 4, 3)
-    note = "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
+    note = "with skip_decode skipping: 6, 5, 4, 3 layers by position, 1 steps"
     assert training_note(config.output) == note
 
 
@@ -90,7 +90,7 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
     assert (record.steps, record.examples, record.validation_examples) == (3, 12, 4)
     assert [point.step for point in record.learning_curve] == [2, 3]
     assert set(record.learning_curve[0].validation_loss) == {"1x", "2x"}
-    note = "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
+    note = "with unified skipping: 6, 3 layers drawn per step, 3 steps"
     assert training_note(str(out)) == note
     assert not (out / "checkpoints").exists()
 

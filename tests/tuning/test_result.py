@@ -20,5 +20,5 @@ def test_a_speedup_is_surely_met_only_with_enough_pairs_and_warnings_stay(covera
     )
     request = SimpleNamespace(config=config, num_layers=6, overrides=["speedup=1.5"])
     lines = TuneResult(request, chosen, row, (), None, 1.0).lines()
-    assert f"sure:     speedup=1.5 is {words}" in lines
+    assert f"goal:     speedup=1.5 is {words}" in lines
     assert lines[-1] == "warning:  2 CPUs were busy"

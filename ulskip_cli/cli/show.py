@@ -53,6 +53,8 @@ def show_outcome(
 
     `make_tables` takes records and the width of the terminal in columns.
     """
+    from ulskip_cli.report.rows import warnings
+
     records = list(outcome.records.values())
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
@@ -64,11 +66,14 @@ def show_outcome(
             )
         for table in make_tables(records, console.width):
             console.print(table)
-        for warning in sorted({text for record in records for text in record.warnings}):
+        for warning in warnings(records):
             console.print(
                 f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False
             )
-        console.print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)
+        written = f"written to {folder.path}/"
+        if any(record.num_examples for record in records):
+            written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
+        console.print(written, markup=False, highlight=False, soft_wrap=True)
     outcome.check()
 
 

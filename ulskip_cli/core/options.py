@@ -148,9 +148,7 @@ def load_json(path: Path, what: str) -> Table:
     except (OSError, ValueError, RecursionError) as error:
         values, reason = {}, getattr(error, "strerror", None) or str(error)
     if reason:
-        raise UsageError(
-            f"expected {path} to be {what}, got an error: {' '.join(reason.split())[:120]}"
-        )
+        raise UsageError(f"expected {what} in {path}, got {' '.join(reason.split())[:120]}")
     return dict(values)
 
 

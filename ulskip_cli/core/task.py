@@ -25,7 +25,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with `{source}` and the task's own fields, and a response with `{reference}`."""
+    """The formats of prompts, with `{source}` and the task's own fields, and of responses, with
+    `{reference}`.
+    """
 
     prompt_format: str  # text that the model reads
     response_format: str  # text that it should write

@@ -97,7 +97,7 @@ class Adapter(Correction):
                 return folder
         known = [_listed(layers) for record in records for layers in sorted(record.kept_sets)]
         raise UsageError(
-            f"expected kept layers that correction.path corrects, {' or '.join(known)}, got"
+            f"expected the layers of the adapter in correction.path, {' or '.join(known)}, got"
             f" {' and '.join(map(_listed, sorted(kept_sets)))}; use strategy=custom"
             f" strategy.layers={known[0]}, or another adapter"
         )

@@ -296,7 +296,7 @@ class Schedule(Section):
         " layers](strategies.md#half-layers))"
     )
     later_stages: tuple[StageUsed, ...] = value(
-        "first step and layers of later, shallower stages", default=()
+        "first step and layers of later stages, which run fewer layers", default=()
     )
     target_kept_layers: Positive | None = value("requested mean number of layers")
     mean_kept_layers: Positive | None = value("mean number of layers over the timed pairs")

@@ -175,8 +175,12 @@ def summary(record: Row) -> list[str]:
         lines.append(f"{record['parameters']:,} parameters, {size}")
         lines.append(f"checked: {record['checked']}")
     if "results" in record:
-        advice = "none; run this configuration first, or name its folder with --results"
-        lines.append(f"result rows in the model card: {', '.join(record['results']) or advice}")
+        lines.append(
+            f"the model card shows the results of {', '.join(record['results'])}"
+            if record["results"]
+            else "the model card shows no results, because none of this configuration are in"
+            " results/; run it first, or name their folder with --results"
+        )
         lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
     return lines
 

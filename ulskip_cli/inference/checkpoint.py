@@ -114,7 +114,7 @@ def training_note(folder: str | Path) -> str | None:
     if training.exits:
         return f"with early exit at {', '.join(map(str, training.exits))} layers, {steps} steps"
     counts = ", ".join(map(str, training.kept_counts))
-    return f"with skipping: {training.strategy}, kept counts {counts}{drawn}, {steps} steps"
+    return f"with {training.strategy} skipping: {counts} layers{drawn}, {steps} steps"
 
 
 def trained_for(folder: Path) -> dict[str, Any] | None:

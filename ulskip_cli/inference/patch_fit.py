@@ -297,8 +297,8 @@ class _FoldingLayer:
     def _refusal(self) -> UsageError:
         return UsageError(
             f"correction.kind=folded is not supported with {type(self._layer).__name__}, which does"
-            f" not add the output of its last linear layer ({self.path}) to the hidden state as it"
-            " is; use correction.kind=full"
+            f" not add the output of its last linear layer ({self.path}) to the hidden state"
+            " unchanged; use correction.kind=full"
         )
 
 

@@ -39,16 +39,12 @@ def terminal(records: Sequence[Record], width: int) -> list[Table]:
 
 
 def lead(records: Sequence[Record]) -> list[str]:
-    """Return the result in sentences: the fastest engine, and the point with the largest
-    speedup.
+    """Return the result in sentences: the fastest engine with all layers, and the fastest point
+    that skips layers.
     """
-    skipping = [record for record in records if not record.keeps_all and record.speedup] or list(
-        records
-    )
-    return [
-        *fastest(records),
-        sentence(max(skipping, key=lambda record: record.measured_speedup or 0.0)),
-    ]
+    skipping = [record for record in records if not record.keeps_all and record.speedup]
+    best = max(skipping or records, key=lambda record: record.decode_tokens_per_second or 0.0)
+    return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
 
 
 def write_bench_report(folder: ResultsFolder) -> list[Path]:

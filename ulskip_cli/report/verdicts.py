@@ -160,7 +160,7 @@ def _why_none(judged: Sequence[Share], records: Sequence[Record]) -> str:
         note += f"; fewer than {MIN_FOR_STARS} examples are too few for an interval"
     elif unsure:
         count = f"{len(unsure)} point{'s' * (len(unsure) > 1)}"
-        note += f"; the intervals of {count} include the gate or are not known"
+        note += f"; {first.gate:.0%} lies in the intervals of {count}, or these are not known"
     limits = [(record, record.config.get("limit", default_of("limit"))) for record in unsure]
     has_more = any(limit and record.num_examples == limit for record, limit in limits)
     return f"{note}{', so raise limit to use more examples' * has_more}"

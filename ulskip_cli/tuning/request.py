@@ -177,8 +177,8 @@ def divide(config: Config, wanted: int) -> Split:
         reported = {_text(example) for example in examples[:limit]}
         if shared := sum(_text(example) in reported for example in held_out):
             raise UsageError(
-                f"expected calibration.task without examples that are reported, got {shared} of"
-                " them; set other data, or leave out calibration.task to hold out examples behind"
+                f"expected calibration.task without examples of the final report, got {shared} of"
+                " them; set other data, or leave out calibration.task to use the examples after"
                 " limit=N"
             )
         if count < 1:
@@ -233,8 +233,8 @@ def _candidate(
     parts = {key.partition(".")[0] for key in keys}
     if "strategy" not in keys or parts - {"strategy", "correction"}:
         raise UsageError(
-            "expected candidates with strategy=NAME and keys of strategy and correction only, got"
-            f" '{text[:80]}'; for example candidates=['strategy=search strategy.budget=20']"
+            "expected strategy=NAME in each candidate, and only keys of strategy and correction,"
+            f" got '{text[:80]}'; for example candidates=['strategy=search strategy.budget=20']"
         )
     if "correction" in keys and f"correction={config.correction.name}" not in words:
         # Another correction has other options.

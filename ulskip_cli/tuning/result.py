@@ -60,10 +60,8 @@ class TuneResult:
 
     @property
     def export_overrides(self) -> list[str]:
-        """The overrides that export the chosen layers, without the engine and the decoding, which
-        an export does not use.
-        """
-        unused = ("engine", "decoding")
+        """The overrides that export the chosen layers, without what an export does not use."""
+        unused = ("engine", "decoding", "limit")
         return [
             text
             for text in self.run_overrides
@@ -150,18 +148,21 @@ class TuneResult:
             wish, key = config.speedup, "speedup"
             value, low, high = record.speedup
         export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
+        patch = []
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
+            patch = [f"patches:  in {self.skip_adapter}; the exported schedule has layers alone"]
         return [
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
             f" ({trial.candidate}{self._trained()})",
             f"speed:    {speedup_text(record)} over the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
-            f" {judged.text()}, on {record.num_examples} examples that chose nothing",
-            f"sure:     {key}={wish:g} is {verdict(wish, value, low, high)}",
+            f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
+            f"goal:     {key}={wish:g} is {verdict(wish, value, low, high)}",
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
+            *patch,
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 

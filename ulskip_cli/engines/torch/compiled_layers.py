@@ -124,9 +124,9 @@ class _LayerCache(Cache):  # type: ignore[misc]
 class _LayerCode:
     """The compiled code of each kind of layer, for one shape of the steps.
 
-    Two layers are of one kind if the conditions under which torch.compile reuses code hold for
-    both. They are checked once per layer, in a call that torch.compile handles. Later the layer
-    calls the code directly, with the same weights and buffers.
+    Two layers run the same compiled code if torch.compile's guards accept both. The guards are
+    checked once per layer, in a call that torch.compile handles. Later the layer calls the code
+    directly, with the same weights and buffers.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:

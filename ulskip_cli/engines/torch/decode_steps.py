@@ -73,8 +73,8 @@ class EagerSteps:
         self.cursor.length = length
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Continue with a shallower view; `kept` are the indices of the remaining layers in the
-        current view.
+        """Continue with a view of fewer layers; `kept` are the indices of the remaining layers in
+        the current view.
         """
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]

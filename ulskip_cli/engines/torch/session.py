@@ -49,8 +49,8 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
 
 
 class ModelSession(SteppingSession):
-    """A session that encodes prompts with a torch model; the decode steps of the batch take over
-    the KV cache.
+    """A session that encodes prompts with a torch model; the decode steps of a batch then extend
+    the KV cache of its prompts.
     """
 
     def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:

@@ -33,7 +33,7 @@ class ExactMatch(SegmentMetric):
     def segments(
         self, systems: Sequence[list[str]], answers: Answers
     ) -> list[Mapping[str, Segments]]:
-        """Return 100 for every match and 0 for every other answer."""
+        """Return 100 for each answer that equals its reference, otherwise 0."""
         references = list(map(fold, answers.references))
         return [
             {"exact_match": 100.0 * (np.array(list(map(fold, texts))) == np.array(references))}
