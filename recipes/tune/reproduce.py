@@ -1,12 +1,11 @@
 """Check what `ulskip tune` reports on three tasks that were not used to build it, in new processes
 and on other examples.
 
-    python recipes/tune/reproduce.py --data PATH [--work build/tune] [--tasks
-    captions,headlines,copying]
+    python recipes/tune/reproduce.py --data PATH --tasks captions,headlines,copying
 
 PATH holds multi30k/ and cnn_dm/. The recipe takes about 40 minutes on two cores, which should be
-idle otherwise. If it is interrupted, the same command resumes. --page writes results/tune/README.md
-from the stored results alone.
+idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the stored
+results alone.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import provenance
 from ulskip_cli.tuning.result import judge, spans
 
-NAME = "tune"
+NAME = "tune_checks"
 CHECKED = 100  # examples on which the result is checked
 Pair = tuple[str, str]
 
@@ -189,9 +188,9 @@ def page() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         "`ulskip tune` chose the layers and reported the speedup and the quality on examples that"
-        f" chose nothing. Checked: the command that it printed, in a new process on {CHECKED}"
-        " further examples. In the interval: the checked share of the full model's score lies in"
-        " the reported interval. `recipes/tune/reproduce.py` writes this page."
+        " were not used to choose. Checked: the command that it printed, in a new process on"
+        f" {CHECKED} further examples. In the interval: the checked share of the full model's score"
+        " lies in the reported interval. `recipes/tune/reproduce.py` writes this page."
     )
     return (
         "\n\n".join(
