@@ -163,11 +163,13 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     is_on_cpu = (record.device or "cpu").startswith("cpu")
     machine = record.environment
     again = "" if record.task is None else " with --force"  # a benchmark uses no stored rows
-    if machine and is_crowded(record.other_cpus, machine.threads if is_on_cpu else 1):
+    threads = machine.threads if machine and is_on_cpu else 1
+    fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
+    if machine and is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
             f" pairs, so the times and speedups may be wrong; repeat the run{again} when they have"
-            " ended, or set OMP_NUM_THREADS to the number of free CPUs"
+            f" ended{fewer}"
         )
     elif (
         machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
