@@ -50,9 +50,12 @@ def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
         report = bars.phase("own answers", 4)
         report(0, "12 tokens")
         time.sleep(0.3)
+        report(4)
+        time.sleep(0.3)
         bars.phase("warm up", 0)
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
+    assert "4 of 4" not in " ".join(lines)
     assert {"own answers: 0 of 4, 12 tokens", "warm up"} <= set(lines)
 
 

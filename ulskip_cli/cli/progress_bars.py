@@ -120,6 +120,8 @@ class ProgressBars:
         def report(done: int, note: str = "") -> None:
             nonlocal first, began, last
             now, last = time.monotonic(), (done, note)
+            if done >= total:
+                self._line = None
             if first is None:  # a resumed phase does not begin at 0
                 first, began = done, now
             if self._is_drawn and (done == total or now - self._shown_at >= REFRESH_SECONDS):
