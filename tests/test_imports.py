@@ -15,6 +15,12 @@ def modules(*packages):
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def test_libraries_say_nothing_of_kernels_for_other_devices():
+    check = "import logging, ulskip_cli; logging.getLogger('torchao').warning('Failed to load')"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_planning_tasks_reports_and_the_command_line_load_no_torch():
     imports = "".join(f"import {name}\n" for name in modules(*WITHOUT_TORCH))
     check = f"{imports}import sys\nprint(*({{'torch', 'transformers'}} & set(sys.modules)))"

@@ -3,6 +3,7 @@
 The public functions are defined in `ulskip_cli.api`; importing them imports no torch.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from ulskip_cli.core.environment import __version__
 
 __all__ = ["Answer", "__version__", "evaluate", "generate", "kept_layers", "shallow_view"]
+
+# transformers imports them, and they speak of kernels for other devices
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

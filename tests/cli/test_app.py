@@ -14,6 +14,7 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     assert {"table4.md", "quality.png", "quality.svg"} <= files
     code, out, err = ulskip("sweep", *grid)
     assert (code, "generate" in err) == (0, False)
+    assert "nothing to run" in err and "--force" in err
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
     # a warning may name it too
     assert len([line for line in out.splitlines() if line.startswith(" unified")]) == 2
@@ -21,6 +22,13 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
 
 def for_bench(overrides):
     return [*(text for text in overrides if not text.startswith("limit=")), "decoding.compile=off"]
+
+
+def test_bench_requires_no_tokenizer(ulskip, model_folder, overrides, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    code, out, err = ulskip("bench", *for_bench(overrides), f"model.path={tmp_path}", "ratio=2")
+    assert (code, "unified" in out or "6/12" in out) == (0, True), err
 
 
 @pytest.mark.slow

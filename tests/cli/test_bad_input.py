@@ -52,6 +52,7 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "model.device=gpu": "cuda",
     "batch_size=0": "batch_size >= 1",
     "strategy=custom strategy.layers=0,2": "strategy.layers=[0,2]",
+    "task=jsonl task.source_file=x": "task=jsonl has file, prompt_key",
 }
 
 
@@ -63,6 +64,20 @@ def test_a_mistyped_word_is_one_line_that_names_the_key(ulskip, line, named):
     assert not any(
         words in err for words in ("pydantic", "Input should", "validation error", "ydra")
     )
+
+
+def test_the_example_of_tune_is_for_tune(ulskip):
+    code, _, err = ulskip("tune", "1.5")
+    assert code == 2 and "speedup=1.5" in err and "ratio" not in err
+
+
+def test_the_model_of_a_training_is_never_named_for_deletion(ulskip, model_folder, tmp_path):
+    model = ["model=hf", f"model.path={model_folder}", "limit=4"]
+    for output in (model_folder, model_folder.parent):
+        code, _, err = ulskip("train", *model, f"output={output}")
+        assert code == 2 and "set another output=DIR" in err and "delete" not in err
+    (tmp_path / "notes.txt").touch()
+    assert f"or delete {tmp_path}" in ulskip("train", *model, f"output={tmp_path}")[2]
 
 
 @pytest.mark.parametrize("arguments", BAD_LINES, ids=" ".join)

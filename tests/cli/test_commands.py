@@ -14,6 +14,15 @@ def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
     assert (tmp_path / "default" / "table.csv").is_file()
 
 
+def test_force_measures_the_baseline_of_a_run_again(ulskip, overrides, tmp_path):
+    counts = []
+    for options in ([], [], ["--force"]):
+        assert ulskip("run", *overrides, *options)[0] == 0
+        rows = map(json.loads, (tmp_path / "default" / "runs.jsonl").read_text().splitlines())
+        counts.append(len([row for row in rows if row["strategy"] == "full"]))
+    assert counts == [1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")]
 )

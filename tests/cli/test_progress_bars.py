@@ -1,4 +1,5 @@
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,21 @@ def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_o
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5  # 150 seconds with a line every 30
     assert "160 of 1100, loss 1.6, 2/s, 0:07:50 left" in lines[1]
+
+
+def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
+    monkeypatch.setattr(progress_bars, "LINE_SECONDS", 0.03)
+    with ProgressBars() as bars:
+        report = bars.phase("own answers", 4)
+        report(0, "12 tokens")
+        time.sleep(0.3)
+        report(4)
+        time.sleep(0.3)
+        bars.phase("warm up", 0)
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert "4 of 4" not in " ".join(lines)
+    assert {"own answers: 0 of 4, 12 tokens", "warm up"} <= set(lines)
 
 
 def record(**values):

@@ -125,9 +125,10 @@ def test_any_file_with_hypotheses_and_references_is_scored(tmp_path):
     assert score_file(file, ExtraMetrics(["exact_match"])).values == {"exact_match": 50.0}
     with pytest.raises(UsageError, match="--metric"):
         score_file(file, ExtraMetrics())
-    file.write_text('{"hypothesis": "a b"}\n')
-    with pytest.raises(UsageError, match=r"line 1.* hypothesis .*reference"):
-        score_file(file, ExtraMetrics(["exact_match"]))
+    for line in ('{"hypothesis": "a b"}', '{"hypothesis": 1, "reference": null}'):
+        file.write_text(line)
+        with pytest.raises(UsageError, match=r"line 1.* hypothesis .*reference"):
+            score_file(file, ExtraMetrics(["exact_match"]))
 
 
 @pytest.mark.parametrize("metric", ["comet", "bertscore"])

@@ -61,7 +61,7 @@ SKIP_DECODE = ["strategy=skip_decode", "strategy.horizon=9"]
         ),
         ([], NOT_BUILT, ["no compiler", "onednn"]),
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
-        ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS"]),
+        ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         ([], {"other_cpus": 2.0, "device": "cuda:0"}, ["2.0 CPUs"]),
         ([], {"other_cpus": 1.0, "wait_policy": "PASSIVE"}, ["1.0 CPUs"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),

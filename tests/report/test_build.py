@@ -71,12 +71,14 @@ def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_
 
 def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp_path):
     other = [row.replace(id=f"{row.id}-n", model="n") for row in small_sweep(unified_2=10.0)]
-    folder = write_folder(tmp_path / "x", [*small_sweep(), *other])
+    slow = [sweep_row("full", model="slow"), sweep_row(speedup=0.9, bleu=31.0, model="slow")]
+    folder = write_folder(tmp_path / "x", [*small_sweep(), *other, *slow])
     code, out, _ = report(folder, "--html", "--no-plots")
     text = (folder / "report" / "report.md").read_text()
     assert code == 0 and out.index("Best of each model and target") < out.index("predicted")
     assert "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 96.7% | passes |" in text
     assert "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 66.7% | below |" in text
+    assert "| slow |" not in text.partition("## Layout")[0]
     page = (folder / "report" / "report.html").read_text()
     assert page.index('id="best-of-each-model-and-target"') < page.index('id="summary"')
     assert "no point" not in text and ">none<" not in page

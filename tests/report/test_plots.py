@@ -96,6 +96,11 @@ def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
     assert save_predictions(rows[-1:], tmp_path / "none", lambda row: row.engine) == []
 
 
+def test_a_long_name_leaves_room_for_the_layers(draw):
+    layers = draw([sweep_row("full"), sweep_row("x" * 100, id="a")])["layers"]
+    assert f"…{'x' * 36} 2x</text>" in layers
+
+
 def test_a_strategy_without_an_entry_has_a_colour_of_its_own():
     names = [*plots.COLOURS, *(f"mine_{i}" for i in range(50)), "unified + full patch"]
     assert len(set(map(plots.strategy_colour, names))) == len(names)

@@ -7,18 +7,27 @@ from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.tuning.result import TuneResult
 
 
+def result(wish, row):
+    chosen = SimpleNamespace(
+        trial=SimpleNamespace(kept_layers=(0, 2, 5), candidate="unified", adapter=None, patch=None)
+    )
+    request = SimpleNamespace(config=compose_tuning([wish]), num_layers=6, overrides=[wish])
+    return TuneResult(request, chosen, row, (), None, 1.0)
+
+
+@pytest.mark.parametrize("speedup", [0.8, 1.8])
+def test_layers_that_are_slower_than_full_are_named_so(speedup):
+    text = "\n".join(result("quality=0.9", sweep_row(bleu=30.0, speedup=speedup)).lines())
+    assert ("use strategy=full" in text) is (speedup < 1)
+
+
 @pytest.mark.parametrize(
     ("coverage", "words"),
     [(0.984375, "surely met"), (0.0, "met, without an interval: too few examples or timed pairs")],
 )
 def test_a_speedup_is_surely_met_only_with_enough_pairs_and_warnings_stay(coverage, words):
-    config = compose_tuning(["speedup=1.5"])
     warnings = ["unified: 2 CPUs were busy"]
     row = sweep_row(speedup=2.0, speedup_interval_coverage=coverage, warnings=warnings)
-    chosen = SimpleNamespace(
-        trial=SimpleNamespace(kept_layers=(0, 2, 5), candidate="unified", adapter=None, patch=None)
-    )
-    request = SimpleNamespace(config=config, num_layers=6, overrides=["speedup=1.5"])
-    lines = TuneResult(request, chosen, row, (), None, 1.0).lines()
+    lines = result("speedup=1.5", row).lines()
     assert f"goal:     speedup=1.5 is {words}" in lines
     assert lines[-1] == "warning:  2 CPUs were busy"

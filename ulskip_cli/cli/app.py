@@ -3,7 +3,6 @@
 Nothing here imports torch, so that help, plans and usage errors are fast.
 """
 
-import logging
 import os
 import re
 import sys
@@ -68,11 +67,6 @@ def main() -> None:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
-    for name in (
-        "torchao",
-        "torch.utils._pytree",
-    ):  # transformers imports them, and they speak of kernels for other devices
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
         install_bash_completion()

@@ -31,6 +31,9 @@ ConfigDir = Annotated[
     typer.Option(**PATH, help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Measure again what is finished, baselines included.")
+]
 Wide = Annotated[bool, typer.Option("--wide", help="Show all columns that fit, as in table.md.")]
 PrintConfig = Annotated[
     bool,

@@ -1,5 +1,6 @@
 """Progress on standard error: bars on a terminal, or else lines."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.sweep.jobs import Job
 
 REFRESH_SECONDS = 0.2  # at least, between two changes of a bar
-LINE_SECONDS = 30.0  # between two lines of a phase
+LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
@@ -54,10 +55,21 @@ class ProgressBars:
         )
         self._prefix = ""
         self._task: TaskID | None = None  # the bar of the running phase
+        self._line: Callable[[], str] | None = None  # the state of the running phase as text
+        self._shown_at = time.monotonic()  # when the last line was written
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self.bars.start()
+        if self._enabled and not self._is_drawn:
+            threading.Thread(target=self._write_lines, daemon=True).start()
         return self
+
+    def _write_lines(self) -> None:
+        while not self._ended.wait(LINE_SECONDS / 30):
+            line = self._line
+            if line and time.monotonic() - self._shown_at >= LINE_SECONDS:
+                self.note(line())
 
     def __exit__(
         self,
@@ -65,6 +77,7 @@ class ProgressBars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
         if kind is None:
             self._end_phase()
         self.bars.stop()
@@ -75,41 +88,52 @@ class ProgressBars:
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
+        self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
         interruption.check()
         self._end_phase()
-        if not total or not self._enabled:
-            return NullProgress().phase(label, total)
         label = self._prefix + label
-        first, began = None, time.monotonic()
+        if not total or not self._enabled:
+            self._line = lambda: label
+            return NullProgress().phase(label, total)
+        first, began, last = None, time.monotonic(), (0, "")
+
+        def line() -> str:
+            done, note = last
+            parts = [f"{done} of {total}", note]
+            if first is not None and done > first:
+                rate = (done - first) / (time.monotonic() - began)
+                left = timedelta(seconds=round((total - done) / rate))
+                parts += [f"{rate:.3g}/s", f"{left} left"]
+            return f"{label}: {', '.join(filter(None, parts))}"
+
+        self._line = line
         if self._is_drawn:
             task = self._task = self.bars.add_task(label.replace("[", r"\["), total=total, note="")
-            shown_at = began - REFRESH_SECONDS
+            self._shown_at = began - REFRESH_SECONDS
         else:
             self.note(f"{label} ({total})")
-            shown_at = began
 
         def report(done: int, note: str = "") -> None:
-            nonlocal first, began, shown_at
-            now = time.monotonic()
+            nonlocal first, began, last
+            now, last = time.monotonic(), (done, note)
+            if done >= total:
+                self._line = None
             if first is None:  # a resumed phase does not begin at 0
                 first, began = done, now
-            if self._is_drawn and (done == total or now - shown_at >= REFRESH_SECONDS):
+            if self._is_drawn and (done == total or now - self._shown_at >= REFRESH_SECONDS):
                 self.bars.update(task, completed=done, note=note)
-                shown_at = now
-            elif not self._is_drawn and now - shown_at >= LINE_SECONDS and first < done < total:
-                rate = (done - first) / (now - began)
-                left = timedelta(seconds=round((total - done) / rate))
-                parts = [f"{done} of {total}", note, f"{rate:.3g}/s", f"{left} left"]
-                self.note(f"{label}: {', '.join(filter(None, parts))}")
-                shown_at = now
+                self._shown_at = now
+            elif not self._is_drawn and done < total and now - self._shown_at >= LINE_SECONDS:
+                self.note(line())
 
         return report
 
     def _end_phase(self) -> None:
+        self._line = None
         if self._task is not None:
             self.bars.update(self._task, completed=self.bars.tasks[-1].total)
 
@@ -166,7 +190,7 @@ class SweepDisplay(ProgressBars):
     def _end_phase(self) -> None:
         if self._task is not None:
             self.bars.remove_task(self._task)
-        self._task = None
+        self._line = self._task = None
 
 
 def _outcome(record: "Record") -> str:

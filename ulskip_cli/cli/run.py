@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
+from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 from ulskip_cli.core.printable import printable
 
@@ -26,10 +26,11 @@ def run(
     config_dir: ConfigDir = None,
     as_json: Json = False,
     wide: Wide = False,
+    force: Force = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full
-    model.
+    model, whose stored row is used again unless `--force` is given.
     """
     from ulskip_cli.core import config
 
@@ -48,7 +49,10 @@ def run(
     from ulskip_cli.report import tables
 
     with ProgressBars() as bars:
-        outcome = run_points([point], Session(bars))
+        session = Session(bars)
+        if force and point.baseline:
+            run_points([point.baseline], session)
+        outcome = run_points([point], session)
     tables.write_tables(folder)
     show_outcome(
         outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json
@@ -101,7 +105,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    force: Force = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")
     ] = False,

@@ -321,8 +321,12 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 # Overrides
 
 
-def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
-    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values."""
+def parse_overrides(
+    overrides: Sequence[str], example: str = "task=wmt ratio=2.0"
+) -> "list[Override]":
+    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values. The error
+    for other texts gives an example.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -333,7 +337,8 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
         except HydraException:
             override = None
         if override is None or override.is_delete() or override.package:
-            raise UsageError(f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}")
+            advice = _spelled_as_key(text) or f"an example is {example}"
+            raise UsageError(f"expected key=value, got '{text[:80]}'; {advice}")
         parsed.append(override)
     return parsed
 
@@ -350,7 +355,7 @@ def _unescaped(value: object) -> object:
 
 
 def _spelled_as_key(text: str) -> str:
-    """Suggest `task=wmt` for `wmt` or `--task=wmt`, or else give an example."""
+    """Suggest `task=wmt` for `wmt` or `--task=wmt`; return an empty text for other words."""
     word = text.lstrip("-+")
     groups = [path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word]
     if groups:
@@ -359,7 +364,7 @@ def _spelled_as_key(text: str) -> str:
         return f"write {word}"
     if word.strip("=") in {*Config.model_fields, *TrainingConfig.model_fields, ""}:
         return f"write {word.strip('=') or 'key'}=VALUE without spaces around ="
-    return "an example is task=wmt ratio=2.0"
+    return ""
 
 
 def _composed(
@@ -369,7 +374,8 @@ def _composed(
     overrides: Sequence[str],
     extra_dir: Path | None,
 ) -> Composed:
-    parsed = parse_overrides(overrides)
+    wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
+    parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
         return parse(kind, _values(primary, groups, parsed, extra_dir))
@@ -390,6 +396,13 @@ def _composed(
         ]
         if owners:
             message = f"{key} requires {group}={' or '.join(owners)}"
+            for choice in (
+                override.value() for override in parsed if override.key_or_group == group
+            ):
+                known = choice_class(read_choice(group, choice), group).model_fields
+                other = choice_class(read_choice(group, owners[0]), group).model_fields
+                own = ", ".join(name for name in known if name not in other)
+                message += f"; {group}={choice} has {own}" if own else ""
         elif sections:
             message = f"unknown key '{key}'; did you mean '{sections[0]}.{key}'?"
         else:

@@ -16,7 +16,7 @@ from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.corrections.patch import Patch
@@ -68,9 +68,8 @@ class HeldOutEvaluator:
         decoder = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
         report = self.progress.phase("calibrate: answers", len(self.workload.examples))
         lengths: dict[int, int] = {}
-        for positions, output in self._outputs(decoder, baseline):
+        for positions, output in self._outputs(decoder, baseline, report):
             lengths.update(zip(positions, map(len, output.token_ids), strict=True))
-            report(len(lengths))
         return [lengths[position] for position in sorted(lengths)]
 
     def mean_depth(self, options: OptionValues) -> float:
@@ -88,10 +87,16 @@ class HeldOutEvaluator:
         return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
 
     def _outputs(
-        self, decoder: Decoder, config: Config
+        self, decoder: Decoder, config: Config, report: ReportProgress = lambda done, note="": None
     ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
         context, size = decode_context(config, self.workload), BatchSize(config.batch_size)
-        return generate_all(decoder, self.workload.prompts, context, size)
+        return generate_all(
+            decoder,
+            self.workload.prompts,
+            context,
+            size,
+            lambda done, tokens: report(done, f"{tokens} tokens"),
+        )
 
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
@@ -177,6 +182,7 @@ def calibrate_strategy(
         key in fields and getattr(strategy, key) in (None, value) for key, value in options.items()
     ):  # a stored option is unset in the strategy, or has the same value there
         began = time.monotonic()
+        progress.phase("calibrate", 0)
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
         calibrated = strategy.calibrate(num_layers, num_kept, evaluator)

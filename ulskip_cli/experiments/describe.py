@@ -162,11 +162,14 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     # beside another device, one thread starts the steps
     is_on_cpu = (record.device or "cpu").startswith("cpu")
     machine = record.environment
-    if machine and is_crowded(record.other_cpus, machine.threads if is_on_cpu else 1):
+    again = "" if record.task is None else " with --force"  # a benchmark uses no stored rows
+    threads = machine.threads if machine and is_on_cpu else 1
+    fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
+    if machine and is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
-            " pairs, so the times and speedups may be wrong; repeat the run when they have ended,"
-            " or set OMP_NUM_THREADS to the number of free CPUs"
+            f" pairs, so the times and speedups may be wrong; repeat the run{again} when they have"
+            f" ended{fewer}"
         )
     elif (
         machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
@@ -174,7 +177,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
         yield (
             f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
             " machine was busy when this program started; the timed pairs ran alone and would"
-            " have been faster, so start the run again"
+            f" have been faster, so repeat the run{again}"
         )
     if config.correction.label == "adapter" and record.keeps_all:
         yield "correction=adapter has no effect with strategy=full, which skips no layers"

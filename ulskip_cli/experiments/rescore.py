@@ -136,7 +136,7 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row
 
 def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
     """Score a file of JSON lines with `hypothesis`, `reference` and optional `source`; raise
-    UsageError if a key is missing.
+    UsageError if a text is missing.
     """
     if not extra.names:
         raise UsageError(
@@ -145,8 +145,10 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
         )
     rows = read_jsonl(file)
     for number, row in enumerate(rows, start=1):
-        if not {"hypothesis", "reference"} <= row.keys():
-            raise UsageError(f"{file}, line {number}: expected the keys hypothesis and reference")
+        if not all(isinstance(row.get(key), str) for key in ("hypothesis", "reference")):
+            raise UsageError(
+                f"{file}, line {number}: expected texts under hypothesis and reference"
+            )
     return metrics.score(extra.beside(Scoring((), target_language)), _texts(rows))
 
 

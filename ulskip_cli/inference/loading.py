@@ -53,16 +53,19 @@ class LoadedModel:
     """A model in evaluation mode on its device, with its tokenizer and metadata."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None  # None for random weights
+    tokenizer: PreTrainedTokenizerBase | None  # None for random weights and random prompts
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: dict[str, Any]  # training and quantization of the weights, for result rows
 
 
 def load(
-    config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None
+    config: ModelConfig,
+    seed: int = 1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    with_tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
-    is for random weights.
+    is for random weights; unless `with_tokenizer`, no tokenizer is loaded.
     """
     _silence_transformers()
     device = pick_device(config.device)
@@ -73,7 +76,8 @@ def load(
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
         model = _pretrained(config, device)
-        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+        if tokenizer is None and with_tokenizer:
+            tokenizer = load_tokenizer(config)
         folder = Path(origin(config)[0])
         notes = {
             "quantization": _quantization_note(config, model),

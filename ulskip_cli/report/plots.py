@@ -75,6 +75,7 @@ MAX_LABELS = 30
 MAX_SCHEDULES = 24
 MAX_EXITS = 6
 MAX_TITLE = 58  # characters over half a figure
+MAX_NAME = 40  # characters of a schedule beside its layers
 BARS = "Bars are confidence intervals; long ones go beyond the plot."
 Drawn = tuple[str, "Figure"]  # caption and figure
 LETTERS_PER_INCH = 15  # of a legend
@@ -405,7 +406,7 @@ def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
             fills[layer] = strategy_colour(row.strategy), 1.0 if layer in row.last_stage else 0.45
         bars = [(layer - 0.43, 0.86) for layer in range(depth)]
         axes.broken_barh(bars, (y - 0.36, 0.72), facecolors=fills)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [shortened(name, MAX_NAME) for name in names])
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.6, max(depths) - 0.4), xlabel="layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)

@@ -168,7 +168,8 @@ def _why_none(judged: Sequence[Share], records: Sequence[Record]) -> str:
 
 def overview(groups: Sequence[Group], gate: float) -> Section:
     """Make the table with the best point of every model and target: the fastest point that surely
-    passes the gate, or else the best quality among points that are faster than full.
+    passes the gate, or else the best quality among points that are faster than full. Models and
+    targets without such a point are left out.
     """
     judged = [
         (group, record, share)
@@ -176,6 +177,7 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
         for share_of in [shares(group.records, gate)]
         for record in group.done
         if (share := share_of.get(record.key)) and not record.keeps_all
+        if (record.measured_speedup or 2.0) > 1  # without a measurement, it may be faster
     ]
 
     def rank(point: Judged) -> tuple[bool, bool, float]:

@@ -34,7 +34,8 @@ def examples_from_rows(
         ):
             raise UsageError(
                 f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and"
-                f" {reference_key}, got keys {', '.join(row)[:200]}"
+                f" {reference_key}, got keys {', '.join(row)[:200]};"
+                " for other keys, set task.*_key, e.g. task.prompt_key of task=jsonl"
             )
         examples.append(Example(str(row.get("id", i)), source, reference))
     return examples

@@ -92,7 +92,7 @@ def train(
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
     identity = _identity(config, texts)
-    finished = _finished_record(output, identity)
+    finished = _finished_record(output, identity, config)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         progress.phase("already finished, nothing to train", 1)
@@ -157,7 +157,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
+def _finished_record(output: Path, identity: str, config: TrainingConfig) -> TrainingRecord | None:
     """Return the record of this training run if it is complete, or None if it can begin or continue
     in the output folder.
     """
@@ -173,9 +173,12 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
         known = names <= {OWN_RESPONSES, "checkpoints"} and not any(checkpoints.glob("[!.]*"))
         known &= output.is_dir() or not output.exists()
     if not known:
+        sources = [Path(name).expanduser() for name in (config.model.path, config.train.start)]
+        is_source = any(path.resolve().is_relative_to(output.resolve()) for path in sources)
+        delete = "" if is_source else f", or delete {output}"
         raise UsageError(
             f"output={output} contains other files, or a finished or unfinished training run with"
-            f" other settings or data; set another output=DIR, or delete {output}"
+            f" other settings or data; set another output=DIR{delete}"
         )
     return parse(TrainingRecord, values, file=stored) if values else None
 

@@ -73,6 +73,11 @@ class TuneResult:
         """The kind of the patches, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
 
+    @property
+    def is_slower(self) -> bool:
+        """True if the chosen layers are no faster than the full model in the timed pairs."""
+        return (self.record.measured_speedup or 2.0) <= 1
+
     def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
         request, record = self.request, self.record
@@ -138,7 +143,9 @@ class TuneResult:
         ]
 
     def lines(self) -> list[str]:
-        """Return the result in a sentence and six lines, and the warnings of its run."""
+        """Return the result in a sentence and six lines, a line if the full model is as fast, and
+        the warnings of its run.
+        """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
         skipped = spans(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
@@ -163,6 +170,7 @@ class TuneResult:
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
             *patch,
+            *(["slower:   the full model is at least as fast; use strategy=full"] * self.is_slower),
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 

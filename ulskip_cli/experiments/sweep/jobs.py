@@ -228,10 +228,9 @@ class SweepOutcome:
     def check(self) -> None:
         """Raise RunError if a point failed."""
         if self.failures:
-            raise RunError(
-                f"{len(self.failures)} of {self.num_requested} points failed, the first:"
-                f" {self.failures[0]}"
-            )
+            count = len(self.failures)
+            some = f"{count} points failed, the first" if count > 1 else "a point failed"
+            raise RunError(f"{some}: {self.failures[0]}")
 
 
 @dataclass(frozen=True)
@@ -269,6 +268,8 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
     status = SweepStatus(folder, config.launcher.name, options.force, options.since)
     sweep = _Sweep(jobs, status, observer)
     sweep.update(is_new=False)
+    if options.words is not None and not sweep.to_do:
+        observer.note("nothing to run: all points are finished; --force measures them again")
     if config.launcher.name == "inline" or is_worker or options.words is None:
         sweep.run_here(options.fail_fast)
     elif unfinished := sweep.to_do:
