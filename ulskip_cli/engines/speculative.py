@@ -1,7 +1,7 @@
 """Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -223,16 +223,19 @@ class SpeculativeSession(ModelSession):
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
         """Fill `ids` [batch, prompt_len + length] from the second new token on."""
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
-        at, stops = prompt_len + 1, ids.new_tensor(request.stop_token_ids)
+        at, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
         rows = torch.arange(len(ids), device=ids.device)  # the sequences that have not ended
-        current, ended = ids.clone(), torch.isin(ids[:, prompt_len], stops)
+        current, running = (
+            ids.clone(),
+            [token not in stops for token in ids[:, prompt_len].tolist()],
+        )
         self._stats = DraftStats()
-        while at < total and not ended.all():
-            if ended.any():
+        while at < total and any(running):
+            if not all(running):
                 ids[rows] = current
-                alive = (~ended).nonzero()[:, 0]
+                alive = rows.new_tensor(running).nonzero()[:, 0]
                 rows = rows[alive]
                 current = ids[rows]
                 self.steps.drop_finished(alive)
@@ -244,15 +247,15 @@ class SpeculativeSession(ModelSession):
                     used = [length]
                     break
             tokens, accepted = self._verify(current[:, :at], drafts, sampler)
-            stats, ends = _count_drafts(tokens, accepted, stops)
+            stats, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops)
             drafted, gained = drafts.tokens.shape[1], stats.gained
             for length in used:
                 length.update(gained - 1, drafted)
             self._stats += replace(stats, plain_steps=used[0].cost(drafted))
-            after = torch.arange(gained, device=ids.device) >= ends[:, None]
-            tokens = tokens[:, :gained].masked_fill(after, request.pad_token_id)
-            current[:, at : at + gained] = tokens
-            at, ended = at + gained, ends <= gained
+            current[:, at : at + gained] = tokens[:, :gained]
+            for row, end in enumerate(ends):
+                current[row, at + end : at + gained] = request.pad_token_id
+            at, running = at + gained, [end > gained for end in ends]
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))
         ids[rows] = current
@@ -290,7 +293,9 @@ def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> li
     return seconds
 
 
-def _count_drafts(tokens: Tensor, accepted: Tensor, stops: Tensor) -> tuple[DraftStats, Tensor]:
+def _count_drafts(
+    tokens: Sequence[Sequence[int]], accepted: Sequence[int], stops: Collection[int]
+) -> tuple[DraftStats, list[int]]:
     """Return the counts of one check, and for each sequence the number of its tokens up to and with
     EOS.
 
@@ -298,12 +303,12 @@ def _count_drafts(tokens: Tensor, accepted: Tensor, stops: Tensor) -> tuple[Draf
     that reaches EOS in this check does not limit the others, and its drafts after EOS are not
     counted. Its number is larger than all others if it does not reach EOS.
     """
-    most = tokens.shape[1]
-    numbers = torch.arange(1, most + 1, device=tokens.device)
-    is_end = torch.isin(tokens, stops) & (numbers <= accepted[:, None] + 1)
-    ends = numbers.expand_as(tokens).masked_fill(~is_end, most + 1).amin(dim=1)
-    running = accepted[ends > most]
-    gained = int(running.min()) + 1 if len(running) else int(ends.max())
-    drafted = ends.clamp(max=most - 1)
-    counted = int(drafted.sum()), int(accepted.minimum(drafted).sum())
-    return DraftStats(1, gained, *counted), ends
+    most = len(tokens[0])
+    ends = [
+        next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1)
+        for row, count in zip(tokens, accepted, strict=True)
+    ]
+    running = [count for count, end in zip(accepted, ends, strict=True) if end > most]
+    gained = min(running) + 1 if running else max(ends)
+    drafted = [min(end, most - 1) for end in ends]
+    return DraftStats(1, gained, sum(drafted), sum(map(min, accepted, drafted))), ends
