@@ -396,11 +396,12 @@ def _composed(
         ]
         if owners:
             message = f"{key} requires {group}={' or '.join(owners)}"
-            for choice in (
-                override.value() for override in parsed if override.key_or_group == group
-            ):
-                known = choice_class(read_choice(group, choice), group).model_fields
-                other = choice_class(read_choice(group, owners[0]), group).model_fields
+            other = choice_class(read_choice(group, owners[0]), group).model_fields
+            chosen = [
+                str(override.value()) for override in parsed if override.key_or_group == group
+            ]
+            for choice in chosen:
+                known = choice_class(read_choice(group, choice, extra_dir), group).model_fields
                 own = ", ".join(name for name in known if name not in other)
                 message += f"; {group}={choice} has {own}" if own else ""
         elif sections:
