@@ -186,5 +186,6 @@ def _show_dry_run(
     console, width = make_console(), max(len(job.label) for job in jobs)
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    for line in (*points, "", f"{len(jobs)} points: {parts}", *left_out):
+    total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
+    for line in (*points, "", total, *left_out):
         console.print(printable(line.rstrip()), highlight=False, markup=False, soft_wrap=True)

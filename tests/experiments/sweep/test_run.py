@@ -88,9 +88,11 @@ def test_a_failure_is_a_row_with_a_log_and_runs_again(quick_sweep):
 
 
 def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
-    run, _, folder = quick_sweep
+    run, jobs, folder = quick_sweep
     settled = run(fail_at(1, RunError("out of memory"), "full"))
     assert [status for _, status in settled] == ["failed"] * 3
+    with pytest.raises(RunError, match="3 of 3 points failed"):
+        run_sweep(jobs, SweepOptions(), Watcher()).check()
     assert folder.records()[0].id in folder.records()[-1].reason
 
 

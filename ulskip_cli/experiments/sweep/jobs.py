@@ -217,6 +217,7 @@ class SweepOutcome:
     num_requested: int
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
+    num_run: int = 0  # with baselines that only other points need; 0: as many as requested
 
     def as_json(self) -> Row:
         """Return the object that `--json` prints: the row of a single point, or all rows and
@@ -228,9 +229,10 @@ class SweepOutcome:
     def check(self) -> None:
         """Raise RunError if a point failed."""
         if self.failures:
-            count = len(self.failures)
-            some = f"{count} points failed, the first" if count > 1 else "a point failed"
-            raise RunError(f"{some}: {self.failures[0]}")
+            raise RunError(
+                f"{len(self.failures)} of {self.num_run or self.num_requested} points failed, the"
+                f" first: {self.failures[0]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,8 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
                 f" (perhaps out of memory); see {logs}, and run the same command again to continue"
             )
     records = {job.id: sweep.settled[job.id] for job in jobs if job.id in sweep.settled}
-    return SweepOutcome(sum(job.requested for job in jobs), records, sweep.failures())
+    requested = sum(job.requested for job in jobs)
+    return SweepOutcome(requested, records, sweep.failures(), len(jobs))
 
 
 @dataclass
