@@ -396,10 +396,10 @@ def _composed(
         ]
         if owners:
             message = f"{key} requires {group}={' or '.join(owners)}"
+            other = choice_class(read_choice(group, owners[0]), group).model_fields
             chosen = [str(word.value()) for word in parsed if word.key_or_group == group]
             for choice in chosen:
-                known = choice_class(read_choice(group, choice), group).model_fields
-                other = choice_class(read_choice(group, owners[0]), group).model_fields
+                known = choice_class(read_choice(group, choice, extra_dir), group).model_fields
                 own = ", ".join(name for name in known if name not in other)
                 message += f"; {group}={choice} has {own}" if own else ""
         elif sections:
