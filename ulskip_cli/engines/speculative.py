@@ -227,16 +227,15 @@ class SpeculativeSession(ModelSession):
         drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
         rows = torch.arange(len(ids), device=ids.device)  # the sequences that have not ended
-        current, running = (
-            ids.clone(),
-            [token not in stops for token in ids[:, prompt_len].tolist()],
-        )
-        self._stats = DraftStats()
+        current = ids.clone()
+        running = [token not in stops for token in ids[:, prompt_len].tolist()]
+        drafts, counts, costs = Drafts(current[:, :0]), list[tuple[int, int, int]](), 0.0
         while at < total and any(running):
-            if not all(running):
+            # Without drafts, fewer copies of the cache are worth more than fewer sequences.
+            if not all(running) and (drafts.tokens.shape[1] or 2 * sum(running) <= len(running)):
                 ids[rows] = current
                 alive = rows.new_tensor(running).nonzero()[:, 0]
-                rows = rows[alive]
+                rows, running = rows[alive], [True] * len(alive)
                 current = ids[rows]
                 self.steps.drop_finished(alive)
             drafts, used = Drafts(current[:, :0]), lengths
@@ -247,25 +246,34 @@ class SpeculativeSession(ModelSession):
                     used = [length]
                     break
             tokens, accepted = self._verify(current[:, :at], drafts, sampler)
-            stats, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops)
-            drafted, gained = drafts.tokens.shape[1], stats.gained
+            check, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
+            drafted, gained = drafts.tokens.shape[1], check[0]
             for length in used:
                 length.update(gained - 1, drafted)
-            self._stats += replace(stats, plain_steps=used[0].cost(drafted))
+            counts.append(check)
+            costs += used[0].cost(drafted)
             current[:, at : at + gained] = tokens[:, :gained]
             for row, end in enumerate(ends):
-                current[row, at + end : at + gained] = request.pad_token_id
+                if end < gained:
+                    current[row, at + end : at + gained] = request.pad_token_id
             at, running = at + gained, [end > gained for end in ends]
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))
+        sums = [sum(count[i] for count in counts) for i in range(3)]
+        self._stats = DraftStats(len(counts), sums[0], sums[1], sums[2], costs)
         ids[rows] = current
 
     def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
         """Check drafts after `ids` [batch, len] with the full model; without drafts, this is a
         plain step.
         """
-        at, drafted = ids.shape[1], torch.cat([ids, drafts.tokens], dim=1)
+        at = ids.shape[1]
         self.steps.rewind(at - 1)
+        if not drafts.tokens.shape[1] and not sampler.sample:
+            logits = self.steps.forward(ids[:, -1:], self.steps.view, self.steps.cache)
+            tokens = sampler.pick(sampler.scores(ids, logits[:, -1]))[:, None]
+            return tokens, tokens.new_zeros(len(ids))
+        drafted = torch.cat([ids, drafts.tokens], dim=1)
         logits = self.steps.forward(drafted[:, at - 1 :], self.steps.view, self.steps.cache)
         # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
         scores = [
@@ -294,21 +302,23 @@ def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> li
 
 
 def _count_drafts(
-    tokens: Sequence[Sequence[int]], accepted: Sequence[int], stops: Collection[int]
-) -> tuple[DraftStats, list[int]]:
-    """Return the counts of one check, and for each sequence the number of its tokens up to and with
-    EOS.
+    tokens: Sequence[Sequence[int]],
+    accepted: Sequence[int],
+    stops: Collection[int],
+    running: Sequence[bool],
+) -> tuple[tuple[int, int, int], list[int]]:
+    """Return the gained, drafted and accepted tokens of one check, and for each sequence the number
+    of its tokens up to and with EOS: 0 if it ended before, and more than all if it goes on.
 
-    A batch advances by `gained` tokens, the smallest number of accepted drafts plus one. A sequence
-    that reaches EOS in this check does not limit the others, and its drafts after EOS are not
-    counted. Its number is larger than all others if it does not reach EOS.
+    A batch advances by the gained tokens, the smallest number of accepted drafts plus one. A
+    sequence that ends does not limit the others, and its drafts after EOS are not counted.
     """
     most = len(tokens[0])
     ends = [
-        next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1)
-        for row, count in zip(tokens, accepted, strict=True)
+        next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1) * runs
+        for row, count, runs in zip(tokens, accepted, running, strict=True)
     ]
-    running = [count for count, end in zip(accepted, ends, strict=True) if end > most]
-    gained = min(running) + 1 if running else max(ends)
+    limits = [count for count, end in zip(accepted, ends, strict=True) if end > most]
+    gained = min(limits) + 1 if limits else max(ends)
     drafted = [min(end, most - 1) for end in ends]
-    return DraftStats(1, gained, sum(drafted), sum(map(min, accepted, drafted))), ends
+    return (gained, sum(drafted), sum(map(min, accepted, drafted))), ends
