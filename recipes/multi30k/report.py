@@ -258,7 +258,7 @@ def page(rows: Rows, folder: Path) -> str:
             " of 64, and the same loss, cross-entropy plus the divergence from the base before the"
             " training. It trains every weight in bfloat16 with Muon and dropout, the adapter its"
             " patches and LoRA of full rank. Full depth (1x) is the control. An adapter leaves 1x"
-            " as it is. Of base: the share of the base's BLEU on both test sets.",
+            " unchanged. Of base: the share of the base's BLEU on both test sets.",
             equal_budgets(rows),
         ),
         *section(
