@@ -16,6 +16,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
@@ -73,7 +74,7 @@ def call(*arguments: str) -> None:
         sys.exit(code)
 
 
-def read(file: Path) -> list[dict[str, str]]:
+def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
 
 
@@ -193,15 +194,19 @@ def page(rows: list[Record]) -> str:
 
 
 def write_page() -> None:
-    """Write the page, and every answer: a line for each row of runs.jsonl that is done."""
-    results = ResultsFolder(FOLDER)
+    """Write the page, and every answer: a line for each row of runs.jsonl. Answers without
+    generations stay as they are stored, because generations contain the text of the articles and
+    are not committed.
+    """
+    results, file = ResultsFolder(FOLDER), FOLDER / "answers.jsonl.gz"
     rows = [row for row in results.records() if row.is_done]
-    answers = [
-        {"row": row.id, "answers": [answer["prediction"] for answer in results.generations(row.id)]}
-        for row in rows
-    ]
-    text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    write_atomic(FOLDER / "answers.jsonl.gz", gzip.compress(text.encode(), mtime=0))
+    stored = {line["row"]: line for line in read(file)} if file.exists() else {}
+    for row in rows:
+        if found := results.generations(row.id):
+            texts = [answer["hypothesis"] for answer in found]
+            stored[row.id] = {"row": row.id, "answers": texts}
+    lines = [json.dumps(stored[row.id], ensure_ascii=False) + "\n" for row in rows]
+    write_atomic(file, gzip.compress("".join(lines).encode(), mtime=0))
     write_atomic(FOLDER / "README.md", page(rows))
 
 
