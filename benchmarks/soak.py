@@ -233,7 +233,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
     """Remove measured times and memory from a row, its calibration and its patches."""
     kept = {
-        key: unmeasured(value) if key in ("calibration", "patch") and value else value
+        key: unmeasured(value) if key in ("calibration", "correction") and value else value
         for key, value in row.items()
         if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
     }
