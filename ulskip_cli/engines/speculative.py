@@ -226,7 +226,7 @@ class SpeculativeSession(ModelSession):
         at, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
-        rows = torch.arange(len(ids), device=ids.device)  # the sequences that have not ended
+        rows = torch.arange(len(ids), device=ids.device)  # the sequences in the batch
         current = ids.clone()
         running = [token not in stops for token in ids[:, prompt_len].tolist()]
         drafts, counts, costs = Drafts(current[:, :0]), list[tuple[int, int, int]](), 0.0
