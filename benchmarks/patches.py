@@ -31,22 +31,16 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.strategies.search import first_layers, spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 REPORTED, CHOOSING = 20, 20
-OPTIONS = {
-    "as default": PatchOptions("full"),
-    **{
-        f"ridge {ridge:g}": PatchOptions("full", ridge=ridge)
-        for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)
-    },
-    **{f"rank {rank}": PatchOptions("low_rank", rank) for rank in (8, 32, 128)},
-}
-KINDS = {"low_rank": 0.1, "full": 0.1, "folded": 1.0}
+RIDGES = {f"ridge {ridge:g}": ridge for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)}
+OPTIONS = {"as default": DEFAULT_RIDGE, **RIDGES}
+KINDS = {"full": 0.1, "folded": 1.0}
 KEPT, BLOCKS = (27, 24, 20, 15), 8
 OPTION_BLOCKS = {24: 11, 20: 5}  # first skipped layers for the options and the numbers of tokens
 FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
@@ -81,14 +75,15 @@ class Measurement:
         self,
         name: str,
         kept: tuple[int, ...],
-        fitter: PatchFitter | None,
-        options: PatchOptions | None,
+        fitter: PatchFitter | None = None,
+        kind: str = "full",
+        ridge: float = DEFAULT_RIDGE,
     ) -> None:
         """Measure one schedule with patches, unless it is known."""
         if name in self.found:
             return
         began = time.monotonic()
-        adapter = fitter.fit(kept, options) if fitter and options else None
+        adapter = fitter.fit(kept, kind, ridge) if fitter else None
         self.measure_adapter(
             name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began
         )
@@ -142,10 +137,10 @@ def measure_options(one: Measurement) -> None:
     both = reference.with_batches(reference.batches + own.batches)
     for count in OPTION_BLOCKS:
         kept = without_block(30, count, OPTION_BLOCKS[count])
-        for name, options in OPTIONS.items():
-            one.measure(f"options {count}: {name}", kept, reference, options)
+        for name, ridge in OPTIONS.items():
+            one.measure(f"options {count}: {name}", kept, reference, ridge=ridge)
         for name, fitter in (("own answers", own), ("references and own answers", both)):
-            one.measure(f"options {count}: {name}", kept, fitter, PatchOptions("full"))
+            one.measure(f"options {count}: {name}", kept, fitter)
 
 
 def measure_tokens(one: Measurement) -> None:
@@ -155,14 +150,8 @@ def measure_tokens(one: Measurement) -> None:
     for count in OPTION_BLOCKS:
         for fewer in FEWER_TOKENS:
             fitter = reference.with_batches(both[fewer // 2 :: fewer] or both[:1])
-            for kind, ridge in (("full", 0.1), ("low_rank", 0.1)):
-                name = f"tokens {count}: {kind} {fitter.num_positions}"
-                one.measure(
-                    name,
-                    without_block(30, count, OPTION_BLOCKS[count]),
-                    fitter,
-                    PatchOptions(kind, ridge=ridge),
-                )
+            kept = without_block(30, count, OPTION_BLOCKS[count])
+            one.measure(f"tokens {count}: full {fitter.num_positions}", kept, fitter)
 
 
 def measure_kinds(one: Measurement) -> None:
@@ -172,26 +161,22 @@ def measure_kinds(one: Measurement) -> None:
     if "influence" not in one.found:
         one.found["influence"] = block_influence(one.model, texts, 8)
     ranked = sorted(range(30), key=lambda layer: (-one.found["influence"][layer], layer))
-    one.measure("full", tuple(range(30)), None, None)
+    one.measure("full", tuple(range(30)))
     sets = {(count, "unified"): schedule.even(30, count) for count in KEPT}
     sets |= {(count, "block_influence"): tuple(sorted(ranked[:count])) for count in KEPT}
     for count in KEPT:
         for first in spread(first_layers(30, count), BLOCKS):
             kept = without_block(30, count, first)
-            one.measure(
-                f"block {count}: {first}", kept, fitter, PatchOptions("full", ridge=KINDS["full"])
-            )
+            one.measure(f"block {count}: {first}", kept, fitter)
         blocks = [found for name, found in one.found.items() if name.startswith(f"block {count}:")]
         sets[count, "one_block"] = tuple(
             min(blocks, key=lambda found: found["choose"])["kept_layers"]
         )
     sets |= {(count, "search"): found for count in KEPT if (found := searched(count))}
     for (count, strategy), kept in sets.items():
-        one.measure(f"kinds {count}: {strategy} none", kept, None, None)
+        one.measure(f"kinds {count}: {strategy} none", kept)
         for kind, ridge in KINDS.items():
-            one.measure(
-                f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge)
-            )
+            one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, kind, ridge)
 
 
 def measure_adapters(one: Measurement) -> None:
@@ -236,11 +221,13 @@ def pages(found: dict) -> dict[str, str]:
     """Return the tables of finished parts by name: decode losses in nats per token on the first 20
     validation articles.
     """
+    measured = [name.split()[-1] for name in found if name.startswith("kinds")]
+    columns = list(dict.fromkeys(measured))
     kinds = [
         [
             f"{count}/30",
             strategy,
-            *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in ("none", *KINDS)),
+            *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in columns),
         ]
         for count in KEPT
         for strategy in ("unified", "block_influence", "one_block", "search")
@@ -257,18 +244,16 @@ def pages(found: dict) -> dict[str, str]:
         [name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names
     ]
     counts = sorted({int(name.split()[-1]) for name in found if name.startswith("tokens")})
-    parts = [(count, kind) for count in (24, 20) for kind in ("full", "low_rank")]
     tokens = [
-        [str(n), *(cell(found, f"tokens {count}: {kind} {n}") for count, kind in parts)]
-        for n in counts
+        [str(n), *(cell(found, f"tokens {count}: full {n}") for count in (24, 20))] for n in counts
     ]
     made = {
         "kinds": table(
-            ["layers", "strategy", "none", *KINDS, "adapter"],
+            ["layers", "strategy", *columns, "adapter"],
             [line for line in kinds if set(line[2:]) != {"–"}],
         ),
         "options": table(["patch", "24 layers", "20 layers"], options),
-        "tokens": table(["tokens", *(f"{kind}, {count} layers" for count, kind in parts)], tokens),
+        "tokens": table(["tokens", "24 layers", "20 layers"], tokens),
     }
     note = (
         f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"

@@ -72,7 +72,6 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
-    from ulskip_cli.core.correction import PatchShape
     from ulskip_cli.core.model_metadata import fingerprint
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
@@ -80,7 +79,7 @@ def folders(tmp_path_factory):
 
     config = compose([])
     model = load(config.model).model
-    adapter = zero_adapter(model, [even(12, 6)], PatchShape("full"))
+    adapter = zero_adapter(model, [even(12, 6)], "full")
     record = {"kind": "full", "base": {"fingerprint": fingerprint(config.model)}}
     folder = tmp_path_factory.mktemp("adapters")
     SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")

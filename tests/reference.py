@@ -267,9 +267,6 @@ def random_corrections(model, kept, kind, seed=0):
     def draw(*shape):
         return 0.1 * torch.randn(*shape, generator=generator)
 
-    def low_rank(down, up, bias):
-        return lambda h: h + (h @ down.T) @ up.T + bias
-
     tensors, patches, linears = {}, {}, {}
     if kind == "lora":
         for layer in kept:
@@ -295,13 +292,6 @@ def random_corrections(model, kept, kind, seed=0):
                 f"fold.0.{before}.{path}.bias": bias,
             }
             linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
-        elif kind == "low_rank":
-            tensors |= {
-                f"{prefix}.down.weight": matrix[:3],
-                f"{prefix}.linear.weight": matrix[:, :3],
-                f"{prefix}.linear.bias": bias,
-            }
-            patches[after] = low_rank(matrix[:3], matrix[:, :3], bias)
         else:
             tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias

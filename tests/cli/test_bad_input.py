@@ -35,7 +35,7 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "tsak=wmt": "task",
     "strategy=unifed": "unified",
     "correction=pach": "patch",
-    "correction.rank=4": "correction.rank",
+    "correction.kind=full": "correction.kind",
     "model=gpt2": "model.path=",
     "model.dtype=float61": "model.dtype",
     "engine=fast": "engine",

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.corrections.adapter import Adapter, read_record
@@ -52,8 +51,8 @@ def test_the_folder_is_the_one_of_the_layers(model, write):
         adapter.folder_for(model, [(0, 1)])
 
 
-def test_adapters_of_different_shapes_are_refused(model, write):
-    one, other = write("a", kind="low_rank", rank=4), write("b")
-    assert Adapter(path=(str(one),)).patches(model) == PatchShape("low_rank", 4)
-    with pytest.raises(UsageError, match="2 kinds"):
-        Adapter(path=(str(one), str(other))).patches(model)
+def test_adapters_of_different_kinds_are_refused(model, write):
+    one, other = write("a", kind="folded"), write("b")
+    assert Adapter(path=(str(one),)).patch_kind(model) == "folded"
+    with pytest.raises(UsageError, match="folded and full"):
+        Adapter(path=(str(one), str(other))).patch_kind(model)

@@ -20,18 +20,11 @@ def test_the_predicted_speedup_counts_the_patch_of_each_gap():
     assert predicted() == folded == pytest.approx(650 / 350)
     patch = 2 * (3 * 3 + 3)  # bytes
     assert predicted("correction=patch") == pytest.approx(650 / (350 + 2 * patch))
-    low_rank = predicted("correction=patch", "correction.kind=low_rank", "correction.rank=1")
-    assert low_rank == pytest.approx(650 / (350 + 2 * 2 * 9))
 
 
 @pytest.mark.parametrize(
-    ("kind", "need", "label"),
-    [
-        ("full", Need.PATCHES, "full"),
-        ("low_rank", Need.PATCHES, "low_rank 32"),
-        ("folded", Need.FOLDED_PATCHES, "folded"),
-    ],
+    ("kind", "need"), [("full", Need.PATCHES), ("folded", Need.FOLDED_PATCHES)]
 )
-def test_a_kind_decides_need_and_label(kind, need, label):
+def test_a_kind_decides_need_and_label(kind, need):
     patch = Patch(kind=kind)
-    assert (patch.needs(), patch.label, patch.is_fitted) == ({need}, label, True)
+    assert (patch.needs(), patch.label, patch.is_fitted) == ({need}, kind, True)

@@ -115,14 +115,10 @@ def test_work_and_shares_are_exact(bench, point):
         assert side["bandwidth_share"] == pytest.approx(median(shares), rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)]
-)
+@pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("folded", 0)])
 def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, adapters, kind, size):
-    patch = ["correction=patch", f"correction.kind={kind}", "correction.rank=4"]
-    row = bench.run(point("ratio=2", *patch))
-    rank = {"rank": 4} if kind == "low_rank" else {}
-    stored = {"name": "patch", "kind": kind, **rank, "values": "zero", "bytes": 2 * 4 * size}
+    row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}"))
+    stored = {"name": "patch", "kind": kind, "values": "zero", "bytes": 2 * 4 * size}
     assert row["correction"] == stored
     weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
     assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))

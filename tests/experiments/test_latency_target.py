@@ -81,9 +81,7 @@ def test_a_target_out_of_reach_is_refused_before_it_is_timed():
         solve_depth_for_speedup(line, 4, lambda depth: pytest.fail("timed"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "parts"), [("full", 2), ("low_rank", 3), ("folded", 0), ("none", 0)]
-)
+@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("folded", 0), ("none", 0)])
 def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
     made, real = [], latency_target.Decoder
     monkeypatch.setattr(

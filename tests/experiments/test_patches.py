@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments import runner
@@ -38,7 +37,6 @@ def run(config, session=None):
     "changes",
     [
         ["correction.kind=full"],
-        ["correction.kind=low_rank", "correction.rank=4"],
         ["correction.kind=folded"],
         ["correction.kind=full", "correction.responses=both"],
     ],
@@ -71,9 +69,8 @@ def adapter(config, tmp_path):
     record = {
         "base": {"model": model.label, "fingerprint": fingerprint(model)},
         "kind": "full",
-        "rank": None,
     }
-    found = zero_adapter(load(model).model, [(0, 2, 5)], PatchShape("full"))
+    found = zero_adapter(load(model).model, [(0, 2, 5)], "full")
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
     return tmp_path / "adapter"

@@ -96,7 +96,7 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     assert not (to / "prefill").exists()
 
 
-@pytest.mark.parametrize("kind", ["full", "folded", "low_rank"])
+@pytest.mark.parametrize("kind", ["full", "folded"])
 def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_path, kind):
     patch = ["correction=patch", f"correction.kind={kind}"]
     code, out, err = ulskip("export", "ratio=3", *patch, "--format", "schedule", "--to", tmp_path)

@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.export.run import ExportRequest, summary
 from ulskip_cli.export.run import export as run_export
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -53,7 +52,7 @@ def fitted(model, kind="folded"):
         for i in range(3)
     ]
     adapter = (
-        PatchFitter(model, examples, 0).fit(KEPT, PatchOptions(kind)) if kind != "none" else None
+        PatchFitter(model, examples, 0).fit(KEPT, kind, DEFAULT_RIDGE) if kind != "none" else None
     )
     tensors = dict(adapter.tensors) if adapter else {}
     name = LINEARS[model.config.model_type]
@@ -146,14 +145,11 @@ def test_weights_are_merged_in_the_dtype_of_the_run(
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
-@pytest.mark.parametrize("kind", ["low_rank", "full"])
-def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, kind, form):
+def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, form):
     model = build_model("llama")
-    adapter = zero_adapter(model, [KEPT], PatchShape(kind, 2))
-    source, folder = stored(
-        model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": kind, "rank": 2})
-    )
-    for correction in (given(folder), ["correction=patch", f"correction.kind={kind}"]):
+    adapter = zero_adapter(model, [KEPT], "full")
+    source, folder = stored(model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": "full"}))
+    for correction in (given(folder), ["correction=patch"]):
         with pytest.raises(UsageError, match=rf"--format {form}"):
             export(source, tmp_path / "out", *correction, format=form)
         record = export(source, tmp_path / "schedule.json", *correction, format="schedule")

@@ -9,7 +9,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -73,25 +73,28 @@ def own_answers(model, pairs):
     return [EncodedExample(pair.prompt_ids, ids) for pair, ids in zip(pairs, answers, strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["low_rank", "full"])
-def test_a_patch_brings_the_states_closer_to_the_full_models(model, kind):
+def fitted(model, pairs, kept=KEPT, kind="full"):
+    return PatchFitter(model, pairs, 0).fit(kept, kind, DEFAULT_RIDGE)
+
+
+def test_a_patch_brings_the_states_closer_to_the_full_models(model):
     pairs = examples(12)
-    adapter = PatchFitter(model, pairs, 0).fit(KEPT, PatchOptions(kind, rank=8))
+    adapter = fitted(model, pairs)
     assert state_error(model, adapter, pairs) < 0.9 * state_error(model, None, pairs)
 
 
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_a_folded_patch_brings_the_states_closer_too(name):
     model, pairs = build_model(name), examples(12)
-    adapter = PatchFitter(model, pairs, 0).fit(KEPT, PatchOptions("folded"))
+    adapter = fitted(model, pairs, kind="folded")
     assert all(tensor.startswith("fold.") for tensor in adapter.tensors)
     assert state_error(model, adapter, pairs) < 0.9 * state_error(model, None, pairs)
 
 
-@pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
+@pytest.mark.parametrize("kind", ["full", "folded"])
 def test_a_patch_lowers_the_decode_loss_of_its_own_examples(llama, kind):
     pairs = own_answers(llama, examples())
-    adapter = PatchFitter(llama, pairs, 0).fit(KEPT, PatchOptions(kind, rank=8))
+    adapter = fitted(llama, pairs, kind=kind)
     assert decode_loss(llama, adapter, pairs) < decode_loss(llama, None, pairs)
 
 
@@ -124,7 +127,7 @@ PARTS = ("weight", "bias")
 def test_a_skipped_linear_map_is_recovered():
     model, matrix = linear_llama()
     kept, pairs = (0, 2, 4, 5), examples(60)
-    adapter = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12))
+    adapter = PatchFitter(model, pairs, 0).fit(kept, "full", 1e-12)
     for layer in (2, 4):
         weight, bias = (adapter.tensors[f"patch.0.{layer}.linear.{part}"] for part in PARTS)
         torch.testing.assert_close(weight.T, matrix, rtol=1e-3, atol=1e-3)
@@ -140,23 +143,26 @@ def test_a_skipped_linear_map_is_recovered():
 
 def test_a_fit_depends_on_neither_batches_nor_order_nor_padding(llama):
     pairs = examples()
-    options = PatchOptions("full")
-    expected = PatchFitter(llama, pairs, 0).fit(KEPT, options).tensors
+    expected = fitted(llama, pairs).tensors
     for batch_size, order in ((1, pairs), (7, pairs[::-1])):
-        got = PatchFitter(llama, order, 0, batch_size=batch_size).fit(KEPT, options).tensors
+        got = (
+            PatchFitter(llama, order, 0, batch_size=batch_size)
+            .fit(KEPT, "full", DEFAULT_RIDGE)
+            .tensors
+        )
         torch.testing.assert_close(dict(got), dict(expected), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [(1, 2, 4), (3,), (4, 5)], ids=str)
 def test_the_first_layer_may_be_skipped(llama, kept):
     pairs = own_answers(llama, examples())
-    adapter = PatchFitter(llama, pairs, 0).fit(kept, PatchOptions("full"))
+    adapter = fitted(llama, pairs, kept)
     assert decode_loss(llama, adapter, pairs, kept) < decode_loss(llama, None, pairs, kept)
 
 
 def test_a_folded_patch_requires_the_first_layer(llama):
     with pytest.raises(UsageError, match=r"correction\.kind"):
-        PatchFitter(llama, examples(), 0).fit((1, 4), PatchOptions("folded"))
+        fitted(llama, examples(), (1, 4), "folded")
 
 
 def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
@@ -165,7 +171,7 @@ def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
     assert fitter.num_positions == sum(
         len(one.prompt_ids) + len(one.response_ids) - 1 for one in pairs
     )
-    adapter = fitter.fit(KEPT, PatchOptions("full", ridge=1e-6))
+    adapter = fitter.fit(KEPT, "full", 1e-6)
     ids = torch.tensor([pairs[0].prompt_ids])
     with torch.no_grad():
         full = llama(ids).logits
@@ -188,7 +194,7 @@ def test_a_fit_leaves_the_model_bit_identical(model):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         logits = model(ids).logits
-    PatchFitter(model, examples(6), 0).fit(KEPT, PatchOptions("full"))
+    fitted(model, examples(6))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         assert torch.equal(model(ids).logits, logits)

@@ -1,9 +1,8 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.inference.ridge_regression import PatchOptions, RidgeRegression
+from ulskip_cli.inference.ridge_regression import RidgeRegression
 
 seeds = st.integers(0, 10_000)
 
@@ -15,12 +14,12 @@ def drawn(seed, count=40, inputs=5, outputs=4):
     return x, d + x[:, :1] + 3
 
 
-def solved(x, d, parts=1, has_bias=True, **options):
+def solved(x, d, parts=1, has_bias=True, ridge=1e-14):
     """Solve a regression whose positions arrive in several parts."""
     sums = RidgeRegression.empty(x.shape[1], d.shape[1])
     for at in torch.arange(len(x)).chunk(parts):
         sums.add(x[at], d[at])
-    return sums.solve(PatchOptions(**{"kind": "full", "ridge": 1e-14, **options}), has_bias)
+    return sums.solve(ridge, has_bias)
 
 
 def least_squares(x, d, bias=True):
@@ -66,30 +65,8 @@ def test_the_ridge_is_relative_to_the_mean_variance_of_the_inputs(seed, ridge):
     torch.testing.assert_close(100 * scaled["weight"], got["weight"], rtol=1e-6, atol=1e-8)
 
 
-@given(seeds)
-def test_low_rank_equals_full_at_full_rank(seed):
-    x, d = drawn(seed)
-    full, low = (solved(x, d, kind=kind, rank=4) for kind in ("full", "low_rank"))
-    torch.testing.assert_close(low["down"] @ low["up"], full["weight"], rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(low["bias"], full["bias"], rtol=1e-6, atol=1e-8)
-
-
-@given(seeds, st.integers(1, 3))
-def test_low_rank_has_the_smallest_error_of_its_rank(seed, rank):
-    x, d = drawn(seed)
-    low = solved(x, d, kind="low_rank", rank=rank)
-    assert low["down"].shape == (5, rank) and low["up"].shape == (rank, 4)
-    fitted = (x - x.mean(0)) @ solved(x, d)["weight"]
-    error = (fitted - (x - x.mean(0)) @ low["down"] @ low["up"]).pow(2).sum()
-    torch.testing.assert_close(
-        error, torch.linalg.svdvals(fitted)[rank:].pow(2).sum()
-    )  # Eckart-Young
-
-
-@pytest.mark.parametrize("kind", ["low_rank", "full"])
-def test_a_single_position_gives_finite_patches(kind):
+def test_a_single_position_gives_finite_patches():
     x, d = drawn(0, count=1)
-    got = solved(x, d, kind=kind, rank=2, ridge=0.1)
+    got = solved(x, d, ridge=0.1)
     assert all(torch.isfinite(part).all() for part in got.values())
-    matrix = got["down"] @ got["up"] if kind == "low_rank" else got["weight"]
-    torch.testing.assert_close(x @ matrix + got["bias"], d)
+    torch.testing.assert_close(x @ got["weight"] + got["bias"], d)

@@ -175,10 +175,8 @@ def test_a_failed_record_joins_the_group_of_its_sweep():
     assert not group.records[-1].is_done
 
 
-def patched(kind, rank=None, **more):
-    return sweep_row(
-        id=f"{kind}{rank}", correction={"name": "patch", "kind": kind, "rank": rank}, **more
-    )
+def patched(kind, **more):
+    return sweep_row(id=kind, correction={"name": "patch", "kind": kind}, **more)
 
 
 def adapted(folder, target=2.0, **more):
@@ -194,9 +192,9 @@ def adapted(folder, target=2.0, **more):
 
 def test_units_patches_and_adapters_are_lines_of_their_own():
     units = [sweep_row(id=unit, strategy_options={"unit": unit}) for unit in ("attention", "mlp")]
-    corrected = [patched("full"), patched("low_rank", 8), patched("low_rank", 16), adapted("a/one")]
+    corrected = [patched("full"), patched("folded"), adapted("a/one")]
     (group,) = grouped([sweep_row("full"), sweep_row(), *units, *corrected])
-    names = ("full patch", "low_rank 16 patch", "low_rank 8 patch", "adapter")
+    names = ("full patch", "folded patch", "adapter")
     expected = {
         "unified",
         "unified attention",

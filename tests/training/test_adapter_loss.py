@@ -9,7 +9,6 @@ from reference import (
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
@@ -63,7 +62,7 @@ def reference(model, inputs, kept, corrections):
 
 
 @pytest.mark.parametrize("max_bytes", [PLENTY, 0])
-@pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
+@pytest.mark.parametrize("kind", ["full", "folded"])
 def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
     tensors, corrections = random_corrections(model, KEPT, kind)
     adapter, inputs = SkipAdapter(NUM_LAYERS, (KEPT,), tensors), batch()
@@ -151,7 +150,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         logits = model(ids).logits
-    module = made(model, zero_adapter(model, [KEPT], PatchShape("full")), weights)
+    module = made(model, zero_adapter(model, [KEPT], "full"), weights)
     losses = trained(module, inputs, KEPT)
     assert losses[-1] < losses[0]
     assert model.state_dict().keys() == state.keys()
@@ -160,11 +159,9 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
         assert torch.equal(model(ids).logits, logits)
 
 
-@pytest.mark.parametrize(
-    ("kind", "rank"), [("full", 2), ("low_rank", 0), ("none", 2), ("folded", 2)]
-)
+@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("full", 0), ("none", 2), ("folded", 2)])
 def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
-    zero = zero_adapter(model, [KEPT], PatchShape(kind, 3)) if kind != "folded" else None
+    zero = zero_adapter(model, [KEPT], kind) if kind != "folded" else None
     module, inputs = made(model, zero or random_adapter(model, "folded"), rank=rank), batch()
     trained(module, inputs, KEPT, steps=3)
     module.adapter({"kind": kind}).save(tmp_path)
@@ -180,7 +177,7 @@ def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     sets = [(0, 2, 5), (0, 5)]
-    module = made(llama, zero_adapter(llama, sets, PatchShape("full")))
+    module = made(llama, zero_adapter(llama, sets, "full"))
     before = module(**batch(), stages=through(sets[1]))["loss"]
     optimizer = torch.optim.SGD(module.patches.parameters(), lr=1.0)
     module(**batch(), stages=through(sets[0]))["loss"].backward()

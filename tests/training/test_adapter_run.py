@@ -114,7 +114,6 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
         ["train.start=zero"],
         ["correction.kind=none"],
         ["correction.kind=folded"],
-        ["correction.kind=low_rank", "correction.rank=3", "train.start=zero"],
         ["strategy=skip_decode", "train.ratios=1.2"],
     ],
     ids=" ".join,
@@ -145,7 +144,7 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
 
 @pytest.mark.parametrize(
     "change",
-    ["train.ratios=2", "correction.kind=low_rank", "train.lora.rank=4", "train.start=nowhere"],
+    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4", "train.start=nowhere"],
     ids=lambda text: text,
 )
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):

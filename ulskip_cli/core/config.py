@@ -42,18 +42,6 @@ _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
 }
-RENAMED_KEYS = {
-    "decoding.engine": "engine",
-    "strategy.patch": "correction=patch correction.kind=full",
-    "strategy.patch_rank": "correction.rank",
-    "strategy.search_patch": "correction=patch",
-    "model.skip_adapter": "correction=adapter correction.path=FOLDER",
-    "calibration.responses": "correction.responses",
-    "train.patch": "correction.kind",
-    "train.patch_rank": "correction.rank",
-    "train.patch_learning_rate": "correction.learning_rate",
-    "train.patch_examples": "correction.examples",
-}
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 _OVERRIDE = re.compile(r"\+{0,2}(\w[\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
@@ -415,8 +403,6 @@ def _values(
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
-        if key in RENAMED_KEYS:
-            raise UsageError(f"{key} was renamed: use {RENAMED_KEYS[key]}")
         if override.is_sweep_override():
             line = str(override.input_line)
             raise UsageError(

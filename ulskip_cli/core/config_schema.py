@@ -353,10 +353,7 @@ class Config(Shared):
         unused: dict[str, object] = {
             key: type(self).model_fields[key].default for key in unused_keys
         }
-        unused |= {
-            "strategy": self.strategy.canonical(),
-            "correction": self.correction.canonical(),
-        }
+        unused["strategy"] = self.strategy.canonical()
         if not self.speed.enabled:
             unused["speed"] = SpeedConfig(enabled=False)
         if not self.decoding.draft_tokens:
@@ -433,7 +430,6 @@ class TrainedPatches(Options):
     """The patches of a skip adapter that is trained."""
 
     kind: Kind | Literal["none"] = option("full", "patches of the skip adapter; none: LoRA alone")
-    rank: int = option(32, "rank of correction.kind=low_rank", ge=1)
     learning_rate: float = option(2e-4, "peak learning rate of the patches", gt=0)
     examples: int = option(64, "examples from which train.start=patch computes the patches", ge=1)
 

@@ -3,35 +3,23 @@ steps.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice
 
-Kind = Literal["full", "folded", "low_rank"]
+Kind = Literal["full", "folded"]
 
 
-@dataclass(frozen=True)
-class PatchShape:
-    """The form of the patches at the gaps of a schedule."""
+def patch_parameters(kind: str, hidden_size: int) -> int:
+    """Return the number of parameters of one patch that a decode step reads; a folded patch adds
+    none.
 
-    kind: str  # none, full, folded or low_rank
-    rank: int = 0  # of low_rank
-
-    def parameters(self, hidden_size: int) -> int:
-        """Return the number of parameters of one patch that a decode step reads; a folded patch
-        adds none.
-
-        >>> [PatchShape(kind, 2).parameters(10) for kind in ("full", "low_rank", "folded", "none")]
-        [110, 50, 0, 0]
-        """
-        rows = {"none": 0, "folded": 0, "low_rank": 2 * self.rank + 1, "full": hidden_size + 1}
-        return rows[self.kind] * hidden_size
-
-
-NO_PATCHES = PatchShape("none")
+    >>> [patch_parameters(kind, 10) for kind in ("full", "folded", "none")]
+    [110, 0, 0]
+    """
+    return (hidden_size + 1) * hidden_size if kind == "full" else 0
 
 
 class Correction(Choice):
@@ -44,19 +32,15 @@ class Correction(Choice):
         """The name in tables, or nothing without a correction."""
         return ""
 
-    def canonical(self) -> Self:
-        """Return an equal correction in the form that identifies results."""
-        return self
-
     def needs(self) -> frozenset[Need]:
         """Return what the correction needs of engines and commands."""
         return frozenset()
 
-    def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches; raise UsageError if the correction does not fit the
-        model.
+    def patch_kind(self, model: ModelConfig) -> str:
+        """Return the kind of the patches, or none; raise UsageError if the correction does not fit
+        the model.
         """
-        return NO_PATCHES
+        return "none"
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
         """Return the folder of the skip adapter that corrects these layers, or None if there is

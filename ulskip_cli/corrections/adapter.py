@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction, PatchShape
+from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
@@ -35,7 +35,6 @@ class AdapterRecord(Options):
     base: AdapterBase
     kept_sets: tuple[tuple[int, ...], ...]
     kind: str
-    rank: int | None = None
 
 
 def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
@@ -75,17 +74,17 @@ class Adapter(Correction):
         """Return that the engine has to support skip adapters."""
         return frozenset({Need.ADAPTER})
 
-    def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches; raise UsageError if a folder belongs to another model, or
-        the forms differ.
+    def patch_kind(self, model: ModelConfig) -> str:
+        """Return the kind of the patches; raise UsageError if a folder belongs to another model, or
+        the kinds differ.
         """
-        shapes = {PatchShape(record.kind, record.rank or 0) for record in self._records(model)}
-        if len(shapes) > 1:
+        kinds = {record.kind for record in self._records(model)}
+        if len(kinds) > 1:
             raise UsageError(
-                "expected adapters in correction.path with patches of one kind and rank, got"
-                f" {len(shapes)} kinds; name only adapters of one kind"
+                "expected adapters in correction.path with patches of one kind, got"
+                f" {' and '.join(sorted(kinds))}; name only adapters of one kind"
             )
-        return shapes.pop()
+        return kinds.pop()
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
         """Return the folder of the adapter for these layers; raise UsageError if there is none."""

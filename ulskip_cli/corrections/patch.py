@@ -2,10 +2,10 @@
 (docs/adapters.md).
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction, Kind, PatchShape
+from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import option
 
@@ -18,11 +18,8 @@ class Patch(Correction):
     is_fitted = True
 
     kind: Kind = option(
-        "full",
-        "full: a matrix for each gap; folded: into the layer before it; low_rank: two thin"
-        " matrices",
+        "full", "full: a matrix for each gap; folded: merged into the layer before it"
     )
-    rank: int = option(32, "rank of correction.kind=low_rank", ge=1)
     responses: Literal["auto", "reference", "own", "both"] = option(
         "auto",
         "responses that patches are fitted on; auto: the full model's own answers too if the"
@@ -32,22 +29,12 @@ class Patch(Correction):
     @property
     def label(self) -> str:
         """The kind of the patches."""
-        return f"low_rank {self.rank}" if self.kind == "low_rank" else self.kind
+        return self.kind
 
     def needs(self) -> frozenset[Need]:
         """Return the kind of patches that the engine has to support."""
         return frozenset({Need.FOLDED_PATCHES if self.kind == "folded" else Need.PATCHES})
 
-    def patches(self, model: ModelConfig) -> PatchShape:
-        """Return the form of the patches."""
-        return PatchShape(self.kind, self.rank)
-
-    def canonical(self) -> Self:
-        """Return equal patches in the form that identifies results: the rank counts only for
-        low_rank.
-        """
-        return (
-            self
-            if self.kind == "low_rank"
-            else self.replace(rank=type(self).model_fields["rank"].default)
-        )
+    def patch_kind(self, model: ModelConfig) -> str:
+        """Return the kind of the patches."""
+        return self.kind

@@ -72,10 +72,9 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
     """Return the weights of a view by name, tied weights once; raise UsageError if the view has
     patches that are not folded.
     """
-    kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
-    if kinds:
+    if any(isinstance(module, GapPatch) for module in view.modules()):
         raise UsageError(
-            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use"
+            f"engine={engine} supports folded patches, got full ones; use"
             " correction.kind=folded, or engine=torch"
         )
     tied = (

@@ -32,7 +32,6 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, timing_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -121,7 +120,8 @@ class HeldOutEvaluator:
         if self.corrects:
             if self._fitter is None:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
-            adapter = self._fitter.fit(kept_layers, _patch_options(config, SEARCH_RIDGE))
+            kind = config.correction.patch_kind(config.model)
+            adapter = self._fitter.fit(kept_layers, kind, SEARCH_RIDGE)
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
         unit, num_layers = config.strategy.skipped_unit, self.loaded.metadata.num_layers
@@ -167,7 +167,7 @@ def calibrate_strategy(
     key = digest(
         [
             strategy.changed(),
-            config.correction.canonical().changed(),
+            config.correction.changed(),
             config.model.changed(only_results=True),
             fingerprint(config.model),
             {name: depends[name] for name in strategy.calibrated_for},
@@ -225,7 +225,7 @@ def calibrate_patches(
         [
             config.model.changed(only_results=True),
             fingerprint(config.model),
-            patch.canonical().changed(),
+            patch.changed(),
             plan.skipping_sets,
             config.prompt_layers,
             [config.decoding.max_new_tokens, config.seed],  # of own answers
@@ -243,7 +243,6 @@ def calibrate_patches(
         record = {
             "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
             "kind": patch.kind,
-            "rank": patch.rank if patch.kind == "low_rank" else None,
             "strategy": plan.strategy,
             "prompt_layers": plan.prompt_layers,
             **notes,
@@ -263,10 +262,9 @@ def zero_patches(
     """Return patches of zeros, and what a row stores of them. A benchmark uses them, because times
     do not depend on values.
     """
-    shape = config.correction.patches(config.model)
-    rank = shape.rank if shape.kind == "low_rank" else None
-    used: Row = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape)
+    kind = config.correction.patch_kind(config.model)
+    used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
+    adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
@@ -277,6 +275,7 @@ def _fit_patches(
     responses.
     """
     num_prompts = len(evaluator.workload.prompts)
+    kind = evaluator.config.correction.patch_kind(evaluator.config.model)
     choosing: list[EncodedExample] = []
     fitting: list[EncodedExample] = []
     for i, example in enumerate(examples):
@@ -284,8 +283,7 @@ def _fit_patches(
     fitter, loss = evaluator.fitter(fitting or examples), evaluator.reference_loss(choosing)
 
     def fit(ridge: float) -> SkipAdapter:
-        options = _patch_options(evaluator.config, ridge)
-        return combined([fitter.fit(kept, options) for kept in plan.skipping_sets])
+        return combined([fitter.fit(kept, kind, ridge) for kept in plan.skipping_sets])
 
     losses: dict[float, float] = {}
     report = evaluator.progress.phase("calibrate: patches", len(RIDGES) + 1)
@@ -335,11 +333,6 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
 
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:
     return sum(len(example.response_ids) for example in examples)
-
-
-def _patch_options(config: Config, ridge: float) -> PatchOptions:
-    shape = config.correction.patches(config.model)
-    return PatchOptions(shape.kind, shape.rank, ridge)
 
 
 def _token_ids(workload: Workload) -> list[tuple[list[int], list[int]]]:

@@ -297,7 +297,7 @@ def make_pair_timer(
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in decoders:
-            adapter = timing_adapter(model, sets, config.correction.patches(config.model))
+            adapter = timing_adapter(model, sets, config.correction.patch_kind(config.model))
             decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         later = plan.later_stages
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]

@@ -106,7 +106,6 @@ class CorrectionUsed(Section):
 
     name: str
     kind: str | None = None
-    rank: Count | None = None
     path: str | None = None
     id: Name | None = None
     lora_rank: Count | None = None
@@ -116,7 +115,7 @@ class CorrectionUsed(Section):
         """The text that a label adds after the strategy."""
         if self.name == "adapter":
             return "adapter"
-        return f"low_rank {self.rank} patch" if self.kind == "low_rank" else f"{self.kind} patch"
+        return f"{self.kind} patch"
 
 
 class StageUsed(Section):
@@ -226,7 +225,7 @@ class Point(Section):
         "options of the strategy that differ from the defaults", default={}
     )
     correction: CorrectionUsed | None = value(
-        "the [patches or adapter](adapters.md): name, kind, rank, path, and how they were made; in"
+        "the [patches or adapter](adapters.md): name, kind, path, and how they were made; in"
         " a bench, patches are zero"
     )
     draft_tokens: int | str | None = value(
@@ -258,7 +257,7 @@ class Point(Section):
         """Make the identity of a point before its run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
-        shape = {key: getattr(correction, key, None) for key in ("kind", "rank")}
+        kind = getattr(correction, "kind", None)
         return Point(
             id=run_id,
             experiment=config.name,
@@ -271,7 +270,9 @@ class Point(Section):
             pair=getattr(config.task, "pair", None),
             strategy=strategy.name,
             strategy_options=strategy.options(),
-            correction=CorrectionUsed(name=correction.name, **shape) if correction.label else None,
+            correction=CorrectionUsed(name=correction.name, kind=kind)
+            if correction.label
+            else None,
             decoding=config.decoding.name,
             draft_tokens=config.decoding.draft_tokens,
             batch_size=config.batch_size,

@@ -100,7 +100,7 @@ def resolve(
     plan = make_plan(config, metadata)
     capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
-    kind = config.correction.patches(config.model).kind
+    kind = config.correction.patch_kind(config.model)
     if skip_adapter is not None and kind not in MERGEABLE:
         raise UsageError(
             f"--format {name} supports patches of kind {' and '.join(MERGEABLE)}, got {kind}"

@@ -8,41 +8,30 @@ from torch import Tensor, nn
 
 from ulskip_cli.inference import shallow_view
 
-# kinds with parameters of their own; a folded patch changes a linear layer instead
-KINDS = ("low_rank", "full")
-
 
 class GapPatch(nn.Module):
-    """A map `h + f(h)` of hidden states [..., hidden_size]; `f` is a full matrix or one of low
-    rank, with a bias.
+    """A map `h + W h + b` of hidden states [..., hidden_size], with a full matrix `W`. A folded
+    patch has no such module, because it changes a linear layer.
     """
 
-    def __init__(self, kind: str, hidden_size: int, rank: int = 0) -> None:
+    def __init__(self, hidden_size: int) -> None:
         """Make a patch that changes nothing, so that training can start from it."""
         super().__init__()
-        self.kind = kind
-        if kind == "low_rank":
-            self.down = nn.Linear(hidden_size, rank, bias=False)
-        self.linear = nn.Linear(rank if kind == "low_rank" else hidden_size, hidden_size)
+        self.linear = nn.Linear(hidden_size, hidden_size)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GapPatch":
-        """Make a patch from the tensors of its `state_dict`; their names determine its kind."""
-        if "down.weight" in tensors:
-            rank, hidden_size = tensors["down.weight"].shape
-            patch = cls("low_rank", hidden_size, rank)
-        else:
-            patch = cls("full", len(tensors["linear.bias"]))
+        """Make a patch from the tensors of its `state_dict`."""
+        patch = cls(len(tensors["linear.bias"]))
         patch.load_state_dict(dict(tensors))
         return patch
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
         # In training, patches are in float32 and the model may be in bfloat16.
-        x = hidden.to(self.linear.weight.dtype)
-        correction: Tensor = self.linear(self.down(x) if self.kind == "low_rank" else x)
+        correction: Tensor = self.linear(hidden.to(self.linear.weight.dtype))
         return hidden + correction.to(hidden.dtype)
 
 

@@ -21,7 +21,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.ridge_regression import PatchOptions, RidgeRegression
+from ulskip_cli.inference.ridge_regression import RidgeRegression
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -71,7 +71,7 @@ class PatchFitter:
             )
         usable.sort(key=lambda example: -len(example.prompt_ids) - len(example.response_ids))
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
-        self._fitted: dict[tuple[int, int, PatchOptions], Parts] = {}  # joint, by the gap's ends
+        self._fitted: dict[tuple[int, int, float], Parts] = {}  # joint, by the gap's ends
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -134,17 +134,17 @@ class PatchFitter:
                     hidden = self.full.layer(index, hidden, entry)
 
     @torch.inference_mode()
-    def fit(self, kept: Sequence[int], options: PatchOptions) -> SkipAdapter:
+    def fit(self, kept: Sequence[int], kind: str, ridge: float) -> SkipAdapter:
         """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot
         be folded.
         """
-        fit = self._fit_folded if options.kind == "folded" else self._fit_joint
-        tensors = fit(kept, gaps(kept, self.num_layers), options)
+        fit = self._fit_folded if kind == "folded" else self._fit_joint
+        tensors = fit(kept, gaps(kept, self.num_layers), ridge)
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
         return SkipAdapter(self.num_layers, (tuple(kept),), tensors)
 
     def _fit_joint(
-        self, kept: Sequence[int], ends: Collection[int], options: PatchOptions
+        self, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return patches that map the full model's states before a gap to those behind it.
 
@@ -154,24 +154,20 @@ class PatchFitter:
         self._teach([*ends, *(layer + 1 for layer in before.values())])
         tensors: dict[str, Tensor] = {}
         for layer in ends:
-            key = (before[layer], layer, options)
+            key = (before[layer], layer, ridge)
             parts = self._fitted.get(key)
             if parts is None:
                 inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
-                parts = self._regress(inputs, inputs, layer, options)
+                parts = self._regress(inputs, inputs, layer, ridge)
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            if "down" in parts:
-                names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
-            else:
-                names = {"linear.weight": parts["weight"].T}
-            names["linear.bias"] = parts["bias"]
-            tensors |= {f"patch.0.{layer}.{name}": tensor for name, tensor in names.items()}
+            tensors[f"patch.0.{layer}.linear.weight"] = parts["weight"].T
+            tensors[f"patch.0.{layer}.linear.bias"] = parts["bias"]
         return tensors
 
     def _fit_folded(
-        self, kept: Sequence[int], ends: Collection[int], options: PatchOptions
+        self, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return folded patches, in order: each maps the view's states, corrected by the earlier
         patches, to the full model's.
@@ -201,7 +197,7 @@ class PatchFitter:
             fresh = self._enter(layerwise, view, self.batches[0], kept)
             folding.check(first, fresh, ran[0], self.batches[0].counted)
             parts = self._regress(
-                self._counted(outputs), self._counted(states), layer, options, folding.has_bias
+                self._counted(outputs), self._counted(states), layer, ridge, folding.has_bias
             )
             states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
             path = f"fold.0.{before}.{folding.path}."
@@ -219,7 +215,7 @@ class PatchFitter:
         inputs: Sequence[Tensor],
         states: Sequence[Tensor],
         layer: int,
-        options: PatchOptions,
+        ridge: float,
         has_bias: bool = True,
     ) -> Parts:
         """Regress the full model's states before `layer` minus `states` on `inputs`, both
@@ -229,7 +225,7 @@ class PatchFitter:
         sums = RidgeRegression.empty(width, hidden_size)
         for batch, x, state in zip(self.batches, inputs, states, strict=True):
             sums.add(x, batch.teacher[layer].double() - state.double())
-        return sums.solve(options, has_bias)
+        return sums.solve(ridge, has_bias)
 
 
 class _FoldingLayer:

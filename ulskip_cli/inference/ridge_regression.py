@@ -5,16 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DEFAULT_RIDGE = 0.1  # lambda, as a multiple of the mean variance of the inputs
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
-
-
-@dataclass(frozen=True)
-class PatchOptions:
-    """The kind of patch and the details of its regression."""
-
-    kind: str  # low_rank, full or folded
-    rank: int = 32  # of low_rank
-    ridge: float = 0.1  # lambda, as a multiple of the mean variance of the inputs
 
 
 @dataclass
@@ -43,12 +35,9 @@ class RidgeRegression:
         self.d_sum += d.sum(0)
         self.count += len(x)
 
-    def solve(self, options: PatchOptions, has_bias: bool = True) -> dict[str, Tensor]:
+    def solve(self, ridge: float, has_bias: bool = True) -> dict[str, Tensor]:
         """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `d = x weight
-        + bias`.
-
-        For low_rank, `down` and `up` are the factors of the weight. The ridge is `options.ridge`
-        times the mean of the Gram matrix's diagonal.
+        + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
         """
         x_mean, d_mean = self.x_sum / self.count, self.d_sum / self.count
         gram, cross = self.gram, self.cross
@@ -60,11 +49,7 @@ class RidgeRegression:
         )  # of inputs that do not vary
         scale = gram.diagonal().mean().clamp_min(least)
         weight = torch.linalg.solve(
-            gram + options.ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
+            gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
         )
         parts = {"weight": weight}
-        if options.kind == "low_rank":  # the best map of this rank for these inputs
-            vectors = torch.linalg.eigh(weight.T @ gram @ weight)[1][:, -options.rank :]
-            parts = {"down": weight @ vectors, "up": vectors.T}
-            weight = parts["down"] @ parts["up"]
         return {**parts, "bias": d_mean - x_mean @ weight} if has_bias else parts

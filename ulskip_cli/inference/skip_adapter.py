@@ -21,13 +21,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
+from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
@@ -178,28 +177,28 @@ def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
 
 
 def zero_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
+    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str
 ) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
-        for layer in gaps(kept, num_layers) if shape.kind in KINDS else ():
-            state = GapPatch(shape.kind, hidden_size, shape.rank).state_dict()
+        for layer in gaps(kept, num_layers) if kind == "full" else ():
+            state = GapPatch(hidden_size).state_dict()
             tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
 def timing_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
+    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str
 ) -> SkipAdapter | None:
     """Return patches that change nothing but take the usual time, or None for a kind that takes no
     time.
     """
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
-    return zero_adapter(model, corrected, shape) if shape.kind in KINDS and corrected else None
+    return zero_adapter(model, corrected, kind) if kind == "full" and corrected else None
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -231,7 +230,7 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
-            " has none that can be changed; use an adapter with patches of kind full or low_rank,"
+            " has none that can be changed; use an adapter with patches of kind full,"
             " and no model.quantization"
         )
     source: Any = module

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.model_metadata import ModelMetadata
@@ -287,14 +288,12 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
 
 
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    shape, vocab_size = config.correction.patches(config.model), metadata.vocab_size
-    patch = 0
-    if shape.kind != "none":
-        patch = shape.parameters(metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
+    kind, vocab_size = config.correction.patch_kind(config.model), metadata.vocab_size
+    patch = patch_parameters(kind, metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
     weights = config.engine.sizes(metadata.weights, 16)
     if weights:
         weights = replace(weights, patch=patch).of_unit(config.strategy.skipped_unit)
-    is_unknown = shape.kind != "none" and not metadata.hidden_size
+    is_unknown = kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
         share = draft_vocab_size(config.decoding, vocab_size) / vocab_size

@@ -251,7 +251,6 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     return {
         "base": {"model": model.label, "fingerprint": fingerprint(model)},
         "kind": patches.kind,
-        "rank": patches.rank if patches.kind == "low_rank" else None,
         "strategy": record.strategy,
         "ratios": {
             f"{ratio:g}": [stage.kept_layers for stage in stages]

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
-from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
@@ -26,7 +25,7 @@ from ulskip_cli.engines.own_responses import generate_own_responses, greedy_cont
 from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
@@ -210,13 +209,13 @@ def build_adapter_loss(
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         examples = [EncodedExample(prompt, response) for prompt, response in chosen]
         fitter = PatchFitter(model, examples, data.collator.pad_token_id)
-        options, fitted = PatchOptions(patches.kind, patches.rank), list[SkipAdapter]()
+        fitted = list[SkipAdapter]()
         for kept in kept_sets:
-            fitted.append(fitter.fit(kept, options))
+            fitted.append(fitter.fit(kept, patches.kind, DEFAULT_RIDGE))
             report(len(fitted))
         start = combined(fitted)
     else:
-        start = zero_adapter(model, kept_sets, PatchShape(patches.kind, patches.rank))
+        start = zero_adapter(model, kept_sets, patches.kind)
     weights = LossWeights(
         train.ce_weight, distill=train.distill_weight, total_variation=train.tv_weight
     )

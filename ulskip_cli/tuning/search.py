@@ -406,7 +406,6 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
     base = _base(chosen)
     name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
     file, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
-    shape = tuned.correction.patches(tuned.model)
     options = base.train.replace(
         start=str(results.path / "calibrations" / trial.patch) if trial.patch else "patch",
         own=base.train.own.replace(samples=size["samples"], file=file, max_new_tokens=tokens),
@@ -415,9 +414,7 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
         save_every=max(1, size["steps"] // 5),
     )
     config = base.replace(
-        correction=base.correction.replace(
-            kind=shape.kind, rank=shape.rank or base.correction.rank
-        ),
+        correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model)),
         model=tuned.model,
         task=request.split.choice.task,
         train=options,
