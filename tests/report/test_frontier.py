@@ -70,6 +70,15 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
     assert "torch, smaller model" in labels and "llama_cpp q4_0, smaller model" in labels
 
 
+def test_drafts_at_another_batch_size_are_points_of_the_same_frontier():
+    full = sweep_row("full", id="full-of-one", engine="torch", batch=4)
+    drafts = {"draft_tokens": 2, "config": {}, "batch": 4, "baseline_id": full.id}
+    (found,) = frontiers([*every(), full, row("drafts", "speculative", 1.3, 30.0, **drafts)])
+    assert found.points[0].record.id == "base"
+    batches = {line["method"]: line["batch"] for line in found.table("a").frame.to_dict("records")}
+    assert (batches["unified drafts"], batches["full"]) == ("4", "1")
+
+
 def test_rows_without_such_a_baseline_have_no_frontier():
     assert frontiers([sweep_row("full"), sweep_row("unified")]) == []
 

@@ -140,7 +140,8 @@ class AlternativesConfig(Options):
         (), "presets or folders of smaller models, which run at full depth against the full model="
     )
     draft_tokens: tuple[Count, ...] = option(
-        (), "draft lengths with which the kept layers also draft for the full model, e.g. auto"
+        (),
+        "draft lengths of drafts by look-up and by the kept layers, at batch size 1, e.g. auto",
     )
 
 

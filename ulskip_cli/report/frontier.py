@@ -4,6 +4,8 @@ full model.
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -99,8 +101,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points of one folder that share a baseline. The baseline is first; the others are sorted
-    by speed.
+    """The points of one folder that share a baseline, at any batch size. The baseline of most
+    points is first; the others are sorted by speed.
     """
 
     points: tuple[Point, ...]
@@ -195,14 +197,16 @@ class Frontier:
         """Make the table of all points."""
         first = self.points[0]
         note = (
-            f"Speedup and quality of every row are compared with {first.name} at full"
-            " depth, in pairs and on the same examples. Beaten by: another point is faster and"
-            " better; with a question mark, an interval leaves that open."
+            f"Speedup and quality of every row are compared with {first.name} at full depth and the"
+            " same batch size, in pairs and on the same examples. Beaten by: another point is"
+            " faster and better; with a question mark, an interval leaves that open."
         )
+        batch_sizes = {point.record.batch_size for point in self.points}
         columns = [
             Column("engine", "", attrgetter("engine")),
             Column("method", "", attrgetter("method")),
             Column("layers", "", attrgetter("record.layers")),
+            *[Column("batch", "", attrgetter("record.batch_size"))] * (len(batch_sizes) > 1),
             Column("speedup", ".2f", attrgetter("speedup")),
             Column("interval", "", lambda point: None if point is first else ends(point.clock)),
             Column(first.quality.title, ".1f", attrgetter("quality.value")),
@@ -273,11 +277,19 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
 
 
 def _points(records: Sequence[Record]) -> Iterator[tuple[Point, ...]]:
-    """Yield the points that share a baseline: the baseline, then the others sorted by speed."""
+    """Yield the points whose baselines differ in their batch size alone: the baseline of most
+    points, then the points sorted by speed.
+    """
     finished = {record.id: record for record in records}
     timed = [record for record in finished.values() if record.speedup]
     compared = [record for record in timed if record.baseline_id in finished]
-    for name, members in collected(compared, lambda record: record.baseline_id or "").items():
+
+    def baseline(record: Record) -> str:
+        values = finished[record.baseline_id or ""].settings()
+        return json.dumps({**values, "batch_size": None}, sort_keys=True, default=str)
+
+    for members in collected(compared, baseline).values():
+        (name, _), *_ = Counter(record.baseline_id or "" for record in members).most_common()
         judged = shares(members, 1.0)
         points = [
             Point(record, record.speedup, judged[record.key])

@@ -189,9 +189,9 @@ def _alternatives(
     """
     wanted, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
     for draft_tokens in () if config.strategy.keeps_all else wanted.draft_tokens:
-        drafting = {"draft_tokens": draft_tokens, "draft_vocab": AUTO}
+        drafting = {"draft": "both", "draft_tokens": draft_tokens, "draft_vocab": AUTO}
         decoding = config.decoding.replace(name="self_speculative", **drafting)
-        yield config.replace(decoding=decoding)
+        yield config.replace(decoding=decoding, batch_size=1)  # where drafting pays
     placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
     for name in wanted.models if config.baseline else ():
         model = _model(name, placement, extra_dir)
