@@ -5,6 +5,7 @@ from reference import (
     random_corrections,
     random_ids,
     reference_logits,
+    stack_of,
 )
 from torch.nn import functional
 
@@ -173,6 +174,72 @@ def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path
         loss = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
         expected = module.eval()(**inputs, stages=through(KEPT))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def layer_states(model, ids, replaced=None):
+    """Run the full model; return the input of every layer and the output of the last one.
+    `replaced` is a layer, a position and the states that the layer reads from there on.
+    """
+    layers, states, hooks = stack_of(model), {}, []
+
+    def before(index):
+        def hook(module, args, kwargs):
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            if replaced and replaced[0] == index:
+                hidden = torch.cat([hidden[:, : replaced[1]], replaced[2]], 1)
+            states[index] = hidden
+            return (hidden, *args[1:]), kwargs
+
+        return hook
+
+    def after(module, args, output):
+        states[len(layers)] = output[0] if isinstance(output, tuple) else output
+
+    for index, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
+    hooks.append(layers[-1].register_forward_hook(after))
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+@pytest.mark.parametrize("kept", [(0, 2, 5), (1, 2, 4), (0, 2, 3)], ids=str)
+def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
+    tensors, corrections = random_corrections(model, kept, "full")
+    inputs, losses, patches = batch(), [], corrections["patches"]
+    module = made(model, SkipAdapter(NUM_LAYERS, (kept,), tensors), LossWeights(0.0, gap=1.0))
+    last_patch = patches.get(NUM_LAYERS, lambda hidden: hidden)  # behind the last kept layer
+    if kept[-1] in patches:  # it is part of the gap in front of that layer
+        patches.pop(NUM_LAYERS, None)
+    labelled = inputs["labels"] != IGNORED_LABEL
+    for row, mask in enumerate(inputs["prompt_mask"].bool()):
+        prompt, response = inputs["prompt_ids"][row, mask], inputs["response_ids"][row]
+        ids = torch.cat([prompt, response[: labelled[row].sum() - 1]])[None]
+        full, begin = layer_states(model, ids), len(prompt)
+        for behind, patch in patches.items():
+            first = max((layer + 1 for layer in kept if layer < behind), default=0)
+            got, end = patch(full[first][:, begin:]), behind
+            if behind < NUM_LAYERS:
+                got, end = layer_states(model, ids, (behind, begin, got))[behind + 1], behind + 1
+                got = got[:, begin:]
+            if behind == kept[-1]:
+                got, end = last_patch(got), NUM_LAYERS
+            target = full[end][:, begin:]
+            losses.append(((got - target).pow(2).sum(-1) / target.pow(2).sum(-1)).sum())
+    expected = sum(losses) / len(patches) / labelled.sum()
+    loss = module(**inputs, stages=through(kept))["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
+    losses = trained(module, inputs, kept)
+    assert losses[-1] < losses[0]
+    changed = {
+        name
+        for name, p in module.named_parameters()
+        if name in before and not p.equal(before[name])
+    }
+    assert any("lora" in name for name in changed) and any("patches" in name for name in changed)
 
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):

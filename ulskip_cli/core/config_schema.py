@@ -453,6 +453,12 @@ class TrainOptions(Options):
         "weight of the total variation distance of a skip adapter from the full model",
         ge=0,
     )
+    gap_weight: float = option(
+        0.0,
+        "weight of the gap loss of a skip adapter: the layers around each gap alone reproduce the"
+        " full model's state behind it",
+        ge=0,
+    )
     draft_length: int = option(
         0,
         "tokens per check of a skip adapter that drafts, whose earlier tokens have the full model's"

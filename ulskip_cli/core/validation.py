@@ -14,7 +14,12 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
-ADAPTER_KEYS = ("start", "tv_weight", "draft_length")  # of train, for train.method=adapter alone
+ADAPTER_KEYS = (
+    "start",
+    "tv_weight",
+    "gap_weight",
+    "draft_length",
+)  # of train, for train.method=adapter alone
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
 
@@ -55,7 +60,8 @@ def check_training(config: TrainingConfig) -> None:
     _check_device(config.model.device)
     capabilities.check(config.needs(), "train")
     train = config.train
-    if not train.ce_weight + train.full_weight + train.distill_weight + train.tv_weight:
+    adapter_weights = (train.tv_weight, train.gap_weight)
+    if not any((train.ce_weight, train.full_weight, train.distill_weight, *adapter_weights)):
         raise UsageError(
             "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all"
         )

@@ -7,6 +7,7 @@ computed once and kept. A step costs the response tokens alone.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
+from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
@@ -50,8 +53,12 @@ class AdapterLoss(TwoPassLoss):
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
+        self._layerwise_views = dict[tuple[int, ...], LayerwiseModel]()
         self.start, self.draft_length = start, draft_length
-        self.outputs = FrozenOutputs(model, max_bytes, layers, draft_length > 0)
+        depths = {depth for kept in start.kept_sets for ends in self._spans(kept) for depth in ends}
+        self.outputs = FrozenOutputs(
+            model, max_bytes, layers, draft_length > 0, depths if weights.gap else ()
+        )
         if draft_length and not self.outputs.has_free_masks:
             raise UsageError(
                 f"train.draft_length is not supported with {type(model).__name__}, whose attention"
@@ -79,22 +86,74 @@ class AdapterLoss(TwoPassLoss):
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
         distills = weights.distill + weights.total_variation > 0
-        frozen = self.outputs.of(batch, with_states=distills or self.draft_length > 0)
+        frozen = self.outputs.of(
+            batch, with_states=distills or weights.gap > 0 or self.draft_length > 0
+        )
+        loss = frozen.prompt.first_logits.new_zeros((), dtype=torch.float32)
+        if weights.gap and frozen.states is not None:
+            sets = [stage.kept_layers for stage in stages]
+            losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]
+            loss = loss + weights.gap * torch.stack(losses).mean()
+        if not distills and not weights.cross_entropy:
+            return loss
         drafts = self.draft_length and frozen.states is not None
         logits = (
             self._draft_logits(batch, stages[0].kept_layers, frozen)
             if drafts and stages[0].kept_layers != self.all_layers
             else self._view_logits(batch, stages, frozen.prompt)
         )
-        loss = logits.new_zeros((), dtype=torch.float32)
         if weights.cross_entropy:
             loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
         if distills and frozen.states is not None:
             with torch.no_grad():
-                target = self.outputs.layerwise.logits(frozen.states[None])[0]
+                target = self.outputs.layerwise.logits(frozen.states[None, :, -1])[0]
             student = logits[:, 1:][batch.is_labelled[:, 1:]]
             loss = loss + divergence(target, student, weights.distill, weights.total_variation)
         return loss
+
+    def _spans(self, kept: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Return, for each gap of a view, the depths in front of the layer before it and behind the
+        layer after it. A layer before it that is behind a gap itself is left out; gaps on both
+        sides of the last kept layer are one.
+        """
+        num_layers = len(self.all_layers)
+        ends = gaps(kept, num_layers)
+        return [
+            (
+                before + (before < 0 or before in ends),
+                num_layers if after >= kept[-1] and num_layers in ends else after + 1,
+            )
+            for before, after in pairwise([-1, *kept, num_layers])
+            if after in ends and not (after == num_layers and before in ends)
+        ]
+
+    def _gap_loss(
+        self, batch: LossBatch, kept: tuple[int, ...], prompt: EncodedPrompt, states: Tensor
+    ) -> Tensor:
+        """Compute the mean over the gaps of |y - h|^2 / |h|^2, summed over the positions: h is the
+        full model's state behind the layer after a gap, y that of the layers around the gap, which
+        run on the full model's state in front of them.
+        """
+        view, depths = self._view(kept), self.outputs.depths
+        if kept not in self._layerwise_views:
+            self._layerwise_views[kept] = LayerwiseModel(view)
+        layerwise = self._layerwise_views[kept]
+        inputs, chosen = batch.response_ids[:, :-1], batch.is_labelled[:, 1:]
+        mask = torch.cat([prompt.mask, batch.is_labelled[:, :-1].to(prompt.mask)], dim=1)
+        losses = [states.new_zeros((), dtype=torch.float32)]
+        for first, last in self._spans(kept):
+            cache = shallow_view.fork_cache(prompt.cache, kept)
+            options = shallow_view.placing(view, mask, inputs.shape[1])
+            entry = layerwise.enter(inputs, cache, **options)
+            hidden = torch.zeros_like(entry.hidden)
+            hidden[chosen] = states[:, depths.index(first)]
+            for place, layer in enumerate(kept):
+                if first <= layer < last:
+                    hidden = layerwise.layer(place, hidden, entry)
+            target = states[:, depths.index(last)].float()
+            error = (hidden[chosen].float() - target).pow(2).sum(-1)
+            losses.append((error / target.pow(2).sum(-1)).sum())
+        return torch.stack(losses).sum() / max(1, len(losses) - 1)
 
     def _view_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt

@@ -4,7 +4,7 @@ responses are encoded once and kept.
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,8 @@ from ulskip_cli.training.data import LossBatch, Pair, PairCollator
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 
 # Of one sequence without padding: logits [1, 1, vocab_size] of a prompt, or states
-# [positions, hidden_size] of a response; then keys and values [1, heads, length, head_size] of
-# each layer
+# [positions, depths, hidden_size] of a response; then keys and values
+# [1, heads, length, head_size] of each layer
 Outputs = tuple[Tensor, ...]
 
 
@@ -32,7 +32,8 @@ class FrozenBatch:
     """The outputs of the frozen model for one batch; training does not change them."""
 
     prompt: EncodedPrompt
-    # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
+    # [positions, depths, hidden_size] at some depths, of which the last one is behind the last
+    # layer, at the labelled positions but the first ones
     states: Tensor | None = None
     # keys and values [batch, heads, response_len - 1, head_size] of the responses, by layer
     response: Sequence[Tensor] = ()
@@ -44,13 +45,23 @@ class FrozenOutputs:
     """
 
     def __init__(
-        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int], drafts: bool = False
+        self,
+        model: PreTrainedModel,
+        max_bytes: int,
+        layers: Sequence[int],
+        drafts: bool = False,
+        depths: Collection[int] = (),
     ) -> None:
         """Make an empty store of outputs with the prompts' keys and values of `layers`, and with
-        those of the responses if the layers draft.
+        those of the responses if the layers draft. States are kept in front of the layers `depths`,
+        and behind the last layer.
         """
         self.model, self.layers, self.free_bytes, self.drafts = model, layers, max_bytes, drafts
         self.layerwise = LayerwiseModel(model)
+        self.depths = [
+            *sorted({*depths} - {len(self.layerwise.layers)}),
+            len(self.layerwise.layers),
+        ]
         # by the token ids of a prompt, or of a prompt and a response
         self._kept: dict[tuple[bytes, ...], Outputs] = {}
 
@@ -165,15 +176,18 @@ class FrozenOutputs:
         cache = shallow_view.fork_cache(prompt.cache, layers)
         options = shallow_view.placing(self.model, mask, inputs.shape[1])
         entry = self.layerwise.enter(inputs, cache, **options)
-        hidden = entry.hidden
+        hidden, states = entry.hidden, list[Tensor]()
         for layer in layers:
+            if layer in self.depths:
+                states.append(hidden[labelled[:, 1:]])
             hidden = self.layerwise.layer(layer, hidden, entry)
+        states.append(hidden[labelled[:, 1:]])
         response = list[Tensor]()
         if self.drafts:
             start = batch.prompt_ids.shape[1]
             kept = [cache.layers[i] for i in self.layers]
             response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
-        return FrozenBatch(prompt, hidden[labelled[:, 1:]], response)
+        return FrozenBatch(prompt, torch.stack(states, dim=1), response)
 
 
 def _row_of(batch: LossBatch, row: int) -> LossBatch:

@@ -217,7 +217,10 @@ def build_adapter_loss(
     else:
         start = zero_adapter(model, kept_sets, patches.kind)
     weights = LossWeights(
-        train.ce_weight, distill=train.distill_weight, total_variation=train.tv_weight
+        train.ce_weight,
+        distill=train.distill_weight,
+        total_variation=train.tv_weight,
+        gap=train.gap_weight,
     )
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices

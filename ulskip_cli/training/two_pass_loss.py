@@ -31,6 +31,7 @@ class LossWeights:
     distill: float = 0.0
     label_smoothing: float = 0.0
     total_variation: float = 0.0
+    gap: float = 0.0
 
 
 class TwoPassLoss(nn.Module):
