@@ -114,6 +114,7 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
         ["train.start=zero"],
         ["correction.kind=none"],
         ["correction.kind=folded"],
+        ["train.gap_weight=1", "train.ce_weight=0", "train.distill_weight=0"],
         ["strategy=skip_decode", "train.ratios=1.2"],
     ],
     ids=" ".join,
