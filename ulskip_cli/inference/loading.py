@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -28,7 +27,7 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
-from ulskip_cli.core.options import load_json
+from ulskip_cli.core.options import Table, load_json
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
@@ -40,7 +39,6 @@ QUANTIZATIONS = {
     "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
     "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
 }
-_SMALLER = "use model.dtype=bfloat16, model.quantization=torchao-int8 or a smaller model"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
@@ -55,7 +53,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None  # None for random weights and random prompts
     metadata: ModelMetadata  # with the bytes of the weights in memory
-    notes: dict[str, Any]  # training and quantization of the weights, for result rows
+    notes: Table  # training and quantization of the weights, for result rows
 
 
 def load(
@@ -69,7 +67,7 @@ def load(
     """
     _silence_transformers()
     device = pick_device(config.device)
-    notes: dict[str, Any]
+    notes: Table
     if config.source == "random":
         with device:  # created on their device
             model = random_model(config, seed).to(device)
@@ -159,20 +157,8 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         ignore_mismatched_sizes=True,
         **options,
     )
-    is_stored_quantized = not config.quantization and _is_quantized(model)
-    integers = set() if is_stored_quantized else _integer_tensors(find_config(config).parent)
-    _check_weights(model, loading_info, integers, config.path)
-    end = model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    if any(type(token_id) not in (int, type(None)) for token_id in ends):
-        raise UsageError(
-            f"expected eos_token_id in generation_config.json of '{config.path}' to be token ids,"
-            f" got {str(end)[:60]}; correct it"
-        )
-    try:
-        return model if "device_map" in options else model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(config.path, error) from None
+    _check_weights(model, loading_info, config.path)
+    return model if "device_map" in options else model.to(device)
 
 
 def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
@@ -180,8 +166,8 @@ def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
     path, options["revision"] = origin(config)
     try:
         return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
-    except MemoryError as error:
-        raise _out_of_memory(config.path, error) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         kind = "tokenizer" if factory is AutoTokenizer else "model"
         reason = str(error).strip().split("\n")[0][:200]
@@ -189,11 +175,6 @@ def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
             f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or"
             " hub id with safetensors weights and tokenizer files"
         ) from error
-
-
-def _out_of_memory(path: str, error: Exception) -> RunError:
-    reason = (str(error) or "MemoryError").splitlines()[0]
-    return RunError(f"out of memory: {path} does not fit into memory ({reason}); {_SMALLER}")
 
 
 def _silence_transformers() -> None:
@@ -205,7 +186,7 @@ def _is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def _quantization_options(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
     """Return `from_pretrained` arguments for model.quantization; raise UsageError without its
     package.
     """
@@ -260,24 +241,9 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
         ) from None
 
 
-def _integer_tensors(folder: Path) -> set[str]:
-    """Return the names of the weights in a folder that are stored as whole numbers or truth values,
-    which transformers would convert without a warning.
-    """
-    names = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in filter(_WEIGHTS.search, tensors.keys()):
-                if tensors.get_slice(name).get_dtype().startswith(("I", "U", "BOOL")):
-                    names.add(name)
-    return {name for name in names if not _OLD_BUFFERS.search(name)}
-
-
-def _check_weights(
-    model: PreTrainedModel, loading_info: Mapping[str, Any], integers: set[str], path: str
-) -> None:
-    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes or types, or has
-    surplus tensors in decoder layers.
+def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
+    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes, or has surplus
+    tensors in decoder layers.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
@@ -296,7 +262,6 @@ def _check_weights(
             f"{name} is {list(shape)} instead of {list(wanted)}"
             for name, shape, wanted in loading_info["mismatched_keys"]
         },
-        "of whole numbers": integers,
         "that no module has": {name for name in others if not _OLD_BUFFERS.search(name)},
     }
     counts = [
