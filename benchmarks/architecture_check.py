@@ -17,7 +17,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.inference import architecture_support, shallow_view
-from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import Plan
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
@@ -141,9 +141,8 @@ def _differs(model, decoder, kept, ids):
     if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
         return "other tokens than the uncached reference"
     with torch.no_grad():
-        given = response_logits(
-            decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response)
-        )
+        prompt = encode_prompt(decoder.prompt_model, ids, ones)
+        given = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
     limit = NEAR * (25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1)

@@ -19,7 +19,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize, padded
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
 NEAR_TIE = 1e-4
@@ -30,7 +30,8 @@ def gap_at(decoder, prompt, tokens, position):
     ids, mask = padded([prompt], 0, left=True)
     response = torch.tensor([tokens[: position + 1]])
     with torch.inference_mode():
-        logits = response_logits(decoder.prompt_model, decoder.stages, ids, mask, response)
+        encoded = encode_prompt(decoder.prompt_model, ids, mask)
+        logits = predict_response(decoder.stages, encoded, response)
     first, second = logits[0, position].topk(2).values
     return float(first - second)
 

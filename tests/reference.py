@@ -11,6 +11,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
 NUM_LAYERS = 6
@@ -296,3 +297,11 @@ def random_corrections(model, kept, kind, seed=0):
             tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
     return tensors, {"patches": patches, "linears": linears}
+
+
+def response_logits(model, stages, prompt_ids, prompt_mask, response_ids, response_mask=None):
+    """Return the logits [batch, response_len, vocab_size] that predict a response, by both
+    passes.
+    """
+    prompt = encode_prompt(model, prompt_ids, prompt_mask)
+    return predict_response(stages, prompt, response_ids, response_mask)

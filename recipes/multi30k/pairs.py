@@ -16,7 +16,6 @@ from ulskip_cli.inference.loading import load
 from ulskip_cli.tasks.encoding import pad_token_id
 from ulskip_cli.training.data import (
     PairCollator,
-    TokenizedData,
     TokenPairs,
     load_training_texts,
     tokenized,
@@ -51,10 +50,10 @@ def main() -> None:
     loaded = load(config.model)
     texts = load_training_texts(config, loaded.tokenizer)
     pairs = TokenPairs(tokenized(loaded.tokenizer, texts.train, texts.formatter), None)
-    data = TokenizedData(pairs, pairs, PairCollator(pad_token_id(loaded.tokenizer)))
+    collator = PairCollator(pad_token_id(loaded.tokenizer))
     depth = loaded.metadata.num_layers
     schedules = {str(kept): (Stage(0, kept),) for kept in combinations(range(depth), 2)}
-    found = validation_losses(TwoPassLoss(loaded.model), schedules, data, 64)
+    found = validation_losses(TwoPassLoss(loaded.model), schedules, pairs, collator, 64)
     losses = {kept: found[str(kept)] for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]

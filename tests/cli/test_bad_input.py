@@ -52,7 +52,7 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "model.device=gpu": "cuda",
     "batch_size=0": "batch_size >= 1",
     "strategy=custom strategy.layers=0,2": "strategy.layers=[0,2]",
-    "task=jsonl task.source_file=x": "task=jsonl has file, prompt_key",
+    "task=jsonl task.source_file=x": "task.source_file requires task=wmt",
 }
 
 

@@ -51,24 +51,6 @@ def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
     assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}
 
 
-@pytest.mark.parametrize("compose", [config.compose, config.compose_training])
-def test_the_commented_yaml_is_the_configuration(compose):
-    chosen = compose(["task.metrics=[bleu]"])
-    text = reference.to_commented_yaml(chosen)
-    assert yaml.safe_load(text) == chosen.plain()
-    keys = [line for line in text.splitlines() if ": " in line]
-    commented = [line for line in keys if "  # " in line]
-    assert len(commented) > 0.7 * len(keys)
-    assert all(line.rstrip() == line for line in text.splitlines())
-
-
-def test_texts_with_unusual_line_breaks_stay_one_value():
-    composed = config.compose([])
-    prompt = "{source}\u2028a\x85b\n" + "x " * 9000
-    chosen = composed.replace(task=composed.task.replace(prompt=prompt))
-    assert yaml.safe_load(reference.to_commented_yaml(chosen)) == chosen.plain()
-
-
 def test_the_schema_of_editors_has_every_key_and_accepts_every_experiment():
     schema = reference.json_schema()
     for experiment in config.group_choices("experiment").values():

@@ -104,24 +104,6 @@ def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
-        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_reported_with_the_path_and_the_needed_bytes(error, tmp_path):
-    with (
-        pytest.raises(StorageError, match=rf"{tmp_path}/out.* 300 MiB"),
-        files.enough_space(tmp_path / "out", 300 * 2**20),
-    ):
-        raise error
-    with pytest.raises(ZeroDivisionError), files.enough_space(tmp_path, 1):
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize(
     ("user", "owner", "accepted"),
     [(1000, 1000, True), (1000, 0, True), (1000, 1001, False), (0, 1000, True)],
 )

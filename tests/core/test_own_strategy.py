@@ -5,7 +5,6 @@ import json
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.strategy import Strategy
 
 MODULE = '''
 from typing import Literal
@@ -71,11 +70,3 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     assert row["calibration"]["options"]["last"] in (4, 5)
     assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
     assert row["strategy_options"]["side"] == "right"
-
-
-@pytest.mark.parametrize(("name", "named"), [("nothing", "nothing"), ("unit", "calibrate")])
-def test_a_calibrated_option_exists_and_is_calibrated(name, named):
-    with pytest.raises(TypeError, match=named):
-
-        class Broken(Strategy):
-            calibrated = (name,)

@@ -120,12 +120,11 @@ def test_an_adapter_is_merged_into_plain_weights(adapter):
     assert tokens(loaded.model) != tokens(load(config.replace(adapter=None)).model)
 
 
-@pytest.mark.parametrize("content", ["{", '{"eos_token_id": [1, "x"]}'])
-def test_an_odd_generation_config_is_named(content, model_folder, tmp_path):
+def test_a_broken_generation_config_is_named(model_folder, tmp_path):
     for file in model_folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "generation_config.json").write_text(content)
+    (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UsageError, match=r"generation_config\.json"):
         load(ModelConfig(name="x", source="hf", path=str(tmp_path)))
 
@@ -182,16 +181,6 @@ def test_a_config_of_another_depth_is_refused(checkpoint, change):
         checkpoint(lambda tensors, stack: {})
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
-def test_weights_of_whole_numbers_are_refused_by_name(checkpoint, dtype):
-    def rounded(tensors, stack):
-        name = weight_of(tensors, f"{stack}.2.")
-        return {name: tensors[name].to(dtype)}
-
-    with pytest.raises(UsageError, match=rf"of whole numbers \({re.escape(checkpoint.stack)}\.2"):
-        checkpoint(rounded)
-
-
 def test_old_buffers_and_heads_of_other_tasks_are_ignored(checkpoint):
     def extended(tensors, stack):
         buffers = {f"{stack}.0.attn.bias": torch.ones(2, dtype=torch.bool)}
@@ -216,3 +205,13 @@ def test_a_missing_layer_is_named(model_folder, tmp_path, quantization):
     config = ModelConfig(name="hf", source="hf", path=str(folder), quantization=quantization)
     with pytest.raises(UsageError, match=r"model\.layers\.2\."):
         load(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+def test_weights_of_whole_numbers_are_refused_by_name(checkpoint, dtype):
+    def rounded(tensors, stack):
+        name = weight_of(tensors, f"{stack}.2.")
+        return {name: tensors[name].to(dtype)}
+
+    with pytest.raises(UsageError, match=rf"of whole numbers \({re.escape(checkpoint.stack)}\.2"):
+        checkpoint(rounded)

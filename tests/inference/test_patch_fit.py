@@ -1,6 +1,6 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, one_stage, random_ids, stack_of
+from reference import NUM_LAYERS, build_model, one_stage, random_ids, response_logits, stack_of
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -10,7 +10,6 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
-from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 

@@ -14,6 +14,7 @@ from reference import (
     random_ids,
     reference_greedy,
     reference_logits,
+    response_logits,
 )
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -22,7 +23,6 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
-from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Stage
 
 KINDS = ("full", "folded", "lora")

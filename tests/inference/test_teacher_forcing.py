@@ -1,9 +1,9 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
+from reference import NUM_LAYERS, one_stage, random_ids, reference_logits, response_logits
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
+from ulskip_cli.inference.teacher_forcing import response_losses
 
 KEPT_SETS = [tuple(range(NUM_LAYERS)), (0, 2, 5), (3, 4, 5)]
 

@@ -32,12 +32,12 @@ def layers_at(stages, t):
     )
 
 
-@given(st.integers(3, 60), st.integers(2, 60), st.integers(1, 4), st.floats(0.5, 90))
-def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, warmup, horizon):
-    assume(warmup < num_kept <= num_layers)
-    stages = SkipDecode(warmup_layers=warmup, horizon=horizon).stages(num_layers, num_kept, [])
+@given(st.integers(3, 60), st.integers(2, 60), st.floats(0.5, 90))
+def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, horizon):
+    assume(num_kept <= num_layers)
+    stages = SkipDecode(horizon=horizon).stages(num_layers, num_kept, [])
     for t in range(110):
-        assert layers_at(stages, t) == active(num_layers, num_kept, warmup, horizon, t)
+        assert layers_at(stages, t) == active(num_layers, num_kept, 1, horizon, t)
     for before, after in itertools.pairwise(stages):
         assert set(after.kept_layers) < set(before.kept_layers)  # no keys and values are missing
 
@@ -80,12 +80,8 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
 
 
 def test_bad_options_and_no_clock():
-    with pytest.raises(UsageError, match=r"strategy\.warmup_layers"):
-        preset("strategy", "skip_decode", {"warmup_layers": 0})
     with pytest.raises(UsageError, match=r"strategy\.horizon"):
         preset("strategy", "skip_decode", {"horizon": 0})
-    with pytest.raises(UsageError, match=r"strategy\.warmup_layers.*\b2 kept layers"):
-        SkipDecode(warmup_layers=2).stages(12, 2, [5])
     with pytest.raises(UsageError, match="ratio_basis=latency"):
         compose(["strategy=skip_decode", "ratio_basis=latency"])
 

@@ -5,24 +5,23 @@ from reference import (
     random_corrections,
     random_ids,
     reference_logits,
+    response_logits,
     stack_of,
 )
 from torch.nn import functional
 
-from ulskip_cli.core.config_schema import LoraOptions
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
-from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
-from ulskip_cli.training.two_pass_loss import LossWeights
 
 EVERY, KEPT = tuple(range(NUM_LAYERS)), (1, 2, 4)
 PLENTY = 10**9  # bytes
-CROSS_ENTROPY, DISTILL = LossWeights(), LossWeights(cross_entropy=0.0, distill=1.0)
+CROSS_ENTROPY, DISTILL = TrainOptions(), TrainOptions(ce_weight=0.0, distill_weight=1.0)
 
 
 def batch(rows=3, seed=0):
@@ -47,8 +46,9 @@ def through(kept):
 def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY, draft_length=0):
     model.requires_grad_(False)
     torch.manual_seed(0)
+    lora = LoraOptions(rank=rank, alpha=4)
     return AdapterLoss(
-        model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes, draft_length
+        model, adapter, weights.replace(lora=lora, draft_length=draft_length), max_bytes
     )
 
 
@@ -106,7 +106,7 @@ def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(ll
 @pytest.mark.parametrize("max_bytes", [PLENTY, 0])
 def test_drafts_read_the_full_models_keys_and_values_before_them(llama, draft_length, max_bytes):
     adapter, inputs = random_adapter(llama), batch()
-    weights = LossWeights(cross_entropy=0.0, distill=0.5, total_variation=2.0)
+    weights = TrainOptions(ce_weight=0.0, distill_weight=0.5, tv_weight=2.0)
     module = made(llama, adapter, weights, max_bytes=max_bytes, draft_length=draft_length)
     view = adapter.view(llama, KEPT)
     ids, labels = inputs["response_ids"], inputs["labels"]
@@ -209,7 +209,11 @@ def layer_states(model, ids, replaced=None):
 def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     tensors, corrections = random_corrections(model, kept, "full")
     inputs, losses, patches = batch(), [], corrections["patches"]
-    module = made(model, SkipAdapter(NUM_LAYERS, (kept,), tensors), LossWeights(0.0, gap=1.0))
+    module = made(
+        model,
+        SkipAdapter(NUM_LAYERS, (kept,), tensors),
+        TrainOptions(ce_weight=0.0, gap_weight=1.0),
+    )
     last_patch = patches.get(NUM_LAYERS, lambda hidden: hidden)  # behind the last kept layer
     if kept[-1] in patches:  # it is part of the gap in front of that layer
         patches.pop(NUM_LAYERS, None)
@@ -252,21 +256,6 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     assert torch.equal(module(**batch(), stages=through(sets[1]))["loss"], before)
     names = {name.split(".")[0] + "." + name.split(".")[1] for name in module.adapter({}).tensors}
     assert {"patch.0", "patch.1", "lora.0", "lora.2", "lora.5"} == names
-
-
-def test_lora_targets_name_linear_layers(llama):
-    adapter = random_adapter(llama)
-    options = LoraOptions(rank=2, targets="q_proj,down_proj")
-    module = AdapterLoss(llama.requires_grad_(False), adapter, options, CROSS_ENTROPY, PLENTY)
-    found = {name for name in module.adapter({}).tensors if name.startswith("lora.")}
-    assert found == {
-        f"lora.{layer}.{path}.{part}"
-        for layer in KEPT
-        for path in ("self_attn.q_proj", "mlp.down_proj")
-        for part in "AB"
-    }
-    with pytest.raises(UsageError, match=r"train\.lora\.targets"):
-        AdapterLoss(llama, adapter, LoraOptions(rank=2, targets="nosuch"), CROSS_ENTROPY, PLENTY)
 
 
 def pairs_of(inputs):

@@ -111,7 +111,6 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.start=zero"],
         ["correction.kind=none"],
         ["correction.kind=folded"],
         ["train.gap_weight=1", "train.ce_weight=0", "train.distill_weight=0"],
@@ -130,28 +129,6 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
     row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
     assert row["correction"]["path"] == str(tmp_path / "adapter")
     assert row["correction"]["bytes"] > 0 and row["decode_loss"] > 0
-
-
-def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
-    output, _ = finished
-    changes = ["train.ratios=[2,3]", f"train.start={output}"]
-    changes += ["train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
-    trained(model_folder, tmp_path / "further", *changes)
-    before, after = tensors(output), tensors(tmp_path / "further")
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "change",
-    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4", "train.start=nowhere"],
-    ids=lambda text: text,
-)
-def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
-    start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]
-    with pytest.raises(UsageError, match=r"train\.start"):
-        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", *start, change)
 
 
 def test_a_drafter_of_few_layers_trains_and_drafts(model_folder, tmp_path, quick):
@@ -178,3 +155,25 @@ def test_changed_tensors_and_tensors_of_other_types_are_refused(tmp_path):
     save_file({"patch.0.2.linear.bias": torch.ones(4, dtype=torch.int64)}, weights)
     with pytest.raises(UsageError, match=r"patch\.0\.2\.linear\.bias has the type torch\.int64"):
         SkipAdapter.load(tmp_path)
+
+
+def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
+    output, _ = finished
+    changes = ["train.ratios=[2,3]", f"train.start={output}"]
+    changes += ["train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
+    trained(model_folder, tmp_path / "further", *changes)
+    before, after = tensors(output), tensors(tmp_path / "further")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4", "train.start=nowhere"],
+    ids=lambda text: text,
+)
+def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
+    start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]
+    with pytest.raises(UsageError, match=r"train\.start"):
+        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", *start, change)

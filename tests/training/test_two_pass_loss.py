@@ -3,14 +3,15 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
+from reference import NUM_LAYERS, one_stage, random_ids, reference_logits, response_logits
 from torch.nn import functional
 
+from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
+from ulskip_cli.inference.teacher_forcing import response_losses
 from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
@@ -83,7 +84,7 @@ def test_its_parts_add_up(llama):
         student = logits[kept][row, column].log_softmax(-1)
         expected_divergence += float((teacher * (teacher.log() - student)).sum())
     expected_divergence /= int((inputs["labels"] != -100).sum())
-    weights = LossWeights(cross_entropy=0.5, full=0.25, distill=2.0)
+    weights = TrainOptions(ce_weight=0.5, full_weight=0.25, distill_weight=2.0)
     loss = TwoPassLoss(llama, weights=weights).eval()(**inputs, stages=through(kept))["loss"]
     expected = 0.5 * shallow + 0.25 * full + 2.0 * expected_divergence
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -91,7 +92,7 @@ def test_its_parts_add_up(llama):
 
 def test_distillation_moves_the_student_alone(llama):
     frozen = copy.deepcopy(llama).requires_grad_(False)
-    weights, stages = LossWeights(cross_entropy=0.0, distill=1.0), through((0, 2, 5))
+    weights, stages = TrainOptions(ce_weight=0.0, distill_weight=1.0), through((0, 2, 5))
     gradients = []
     for teacher in (None, frozen):
         llama.zero_grad()
@@ -151,7 +152,7 @@ def test_adapters_are_seen_through_views_and_saved_alone(llama):
 def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
     initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
     adapted = get_peft_model(llama, LoraConfig(**LORA, init_lora_weights=False))
-    weights = LossWeights(cross_entropy=0.0, distill=1.0)
+    weights = TrainOptions(ce_weight=0.0, distill_weight=1.0)
     losses = []
     for teacher in (llama, initial):
         module = TwoPassLoss(adapted, weights=weights, teacher=teacher).eval()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_commented
+from ulskip_cli.cli.show import print_yaml
 from ulskip_cli.core.errors import UsageError
 
 
@@ -52,7 +52,7 @@ def export(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_commented(compose(overrides or [], config_dir))
+        print_yaml(compose(overrides or [], config_dir))
         return
     if to is None:
         raise UsageError(

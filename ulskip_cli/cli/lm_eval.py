@@ -9,7 +9,7 @@ import typer
 
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.options import Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_commented
+from ulskip_cli.cli.show import make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def lm_eval(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_commented(compose(overrides or []))
+        print_yaml(compose(overrides or []))
         return
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")

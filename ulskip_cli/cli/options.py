@@ -37,5 +37,5 @@ Force = Annotated[
 Wide = Annotated[bool, typer.Option("--wide", help="Show all columns that fit, as in table.md.")]
 PrintConfig = Annotated[
     bool,
-    typer.Option("--print-config", help="Print the configuration as YAML with comments and stop."),
+    typer.Option("--print-config", help="Print the configuration as YAML and stop."),
 ]

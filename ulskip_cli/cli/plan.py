@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_commented
+from ulskip_cli.cli.show import print_yaml
 
 if TYPE_CHECKING:
     from ulskip_cli.core.exit_rule import ExitRule
@@ -31,7 +31,7 @@ def plan(
 
     chosen = config.compose(overrides or [], config_dir, "plan")
     if print_config:
-        print_commented(chosen)
+        print_yaml(chosen)
         return
     metadata = read_metadata(chosen.model)
     planned = make_plan(chosen, metadata)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig, Wide
-from ulskip_cli.cli.show import make_console, print_commented, show_outcome
+from ulskip_cli.cli.show import make_console, print_yaml, show_outcome
 from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(
 
     chosen = config.compose(overrides or [], config_dir, "run")
     if print_config:
-        print_commented(chosen)
+        print_yaml(chosen)
         return
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
@@ -76,7 +76,7 @@ def bench(
     left_out: list[str] = []
     grid = points(overrides or [], config_dir, "bench", left_out.append)
     if print_config:
-        print_commented(*grid)
+        print_yaml(*grid)
         return
     resolver = Resolver()
     resolved = [resolve_benchmark(point, resolver) for point in grid]
@@ -125,7 +125,7 @@ def sweep(
     left_out: list[str] = []
     grid = points(overrides or [], config_dir, note=left_out.append)
     if print_config:
-        print_commented(*grid)
+        print_yaml(*grid)
         return
     jobs = make_jobs(grid)
     if dry_run:

@@ -4,7 +4,7 @@ import json
 import os
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_commented, training_lines
+from ulskip_cli.cli.show import print_yaml, training_lines
 from ulskip_cli.core.files import user_path
 
 
@@ -23,7 +23,7 @@ def train(
 
     chosen = config.compose_training(overrides or [], config_dir)
     if print_config:
-        print_commented(chosen)
+        print_yaml(chosen)
         return
     check_training(chosen)
     from ulskip_cli.cli.progress_bars import ProgressBars

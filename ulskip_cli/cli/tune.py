@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_commented
+from ulskip_cli.cli.show import make_console, print_yaml
 
 
 def tune(
@@ -28,7 +28,7 @@ def tune(
     if print_config:
         from ulskip_cli.core.config import compose_tuning
 
-        print_commented(compose_tuning(overrides or [], config_dir))
+        print_yaml(compose_tuning(overrides or [], config_dir))
         return
     from ulskip_cli.tuning.request import resolve
 

@@ -8,7 +8,7 @@ sets, and tests run every engine with every need, and a third of the
 pairs, on a tiny model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from enum import Enum
 
 from ulskip_cli.core.errors import NotApplicable
@@ -106,14 +106,14 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
 
 def check(needs: Set[Need], command: str | None = None) -> None:
     """Raise NotApplicable if two needs exclude each other, or if a command does not support one."""
-    for need in sorted(needs & TOGETHER.keys(), key=list(Need).index):
-        missing = needs - TOGETHER[need]
-        if missing:
+    for need, partners in TOGETHER.items():
+        missing = needs - partners
+        if need in needs and missing:
             raise NotApplicable(
                 f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)}"
                 f" or {need.remedy}"
             )
-    missing = needs - COMMANDS[command] if command else set[Need]()
+    missing = needs - (COMMANDS[command] if command else needs)
     if missing:
         raise NotApplicable(
             f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}"
@@ -128,22 +128,16 @@ def check_engine(
     """
     missing = needs - supports
     if missing:
-        able = next(
-            (
-                f"engine={engine} or "
-                for engine, supported in engines().items()
-                if needs <= supported
-            ),
-            "",
-        )
+        able = [f"engine={engine} or " for engine, known in engines().items() if needs <= known]
         raise NotApplicable(
-            f"engine={name} does not support {_texts(missing)}; use {able}{_remedies(missing)}"
+            f"engine={name} does not support {_texts(missing)}; use {''.join(able[:1])}"
+            f"{_remedies(missing)}"
         )
 
 
-def _texts(needs: Iterable[Need]) -> str:
-    return " and ".join(need.text for need in sorted(needs, key=list(Need).index))
+def _texts(needs: Set[Need]) -> str:
+    return " and ".join(need.text for need in Need if need in needs)
 
 
-def _remedies(needs: Iterable[Need]) -> str:
-    return " ".join(dict.fromkeys(need.remedy for need in sorted(needs, key=list(Need).index)))
+def _remedies(needs: Set[Need]) -> str:
+    return " ".join(dict.fromkeys(need.remedy for need in Need if need in needs))

@@ -43,8 +43,8 @@ _INSTEAD = {
     "task": "; for your own examples give task=jsonl task.file=<file>",
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
-_OVERRIDE = re.compile(r"\+{0,2}(\w[\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 
 Composed = TypeVar("Composed", bound=Shared)
 
@@ -254,20 +254,6 @@ def _with_bases(
     yield values
 
 
-class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A loader that refuses duplicate keys, of which YAML would silently use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise yaml.MarkedYAMLError(
-                problem=f"duplicate key {twice[0]}", problem_mark=node.start_mark
-            )
-        values: dict[object, object] = super().construct_mapping(node, deep)
-        return values
-
-
 def read_mapping(file: Path) -> Table:
     """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or is
     not a mapping.
@@ -288,7 +274,7 @@ def read_mapping(file: Path) -> Table:
 @functools.lru_cache(maxsize=256)
 def _read(file: Path, changed: int) -> Table:
     """Read a YAML file once; callers must not change the values."""
-    values = yaml.load(file.read_text("utf-8"), _StrictLoader)
+    values = yaml.load(file.read_text("utf-8"), _LOADER)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(str(values)[:80])
     return values
@@ -343,13 +329,13 @@ def _unescaped(value: object) -> object:
 
 
 def _spelled_as_key(text: str) -> str:
-    """Suggest `task=wmt` for `wmt` or `--task=wmt`; return an empty text for other words."""
+    """Suggest `task=wmt` for `wmt`, and `ratio=VALUE` for `ratio`; return an empty text for other
+    words.
+    """
     word = text.lstrip("-+")
     groups = [path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word]
     if groups:
         return f"did you mean {groups[0]}={word}?"
-    if _OVERRIDE.fullmatch(word):
-        return f"write {word}"
     if word.strip("=") in {*Config.model_fields, *TrainingConfig.model_fields, ""}:
         return f"write {word.strip('=') or 'key'}=VALUE without spaces around ="
     return ""
@@ -384,12 +370,6 @@ def _composed(
         ]
         if owners:
             message = f"{key} requires {group}={' or '.join(owners)}"
-            other = choice_class(read_choice(group, owners[0]), group).model_fields
-            chosen = [str(word.value()) for word in parsed if word.key_or_group == group]
-            for choice in chosen:
-                known = choice_class(read_choice(group, choice, extra_dir), group).model_fields
-                own = ", ".join(name for name in known if name not in other)
-                message += f"; {group}={choice} has {own}" if own else ""
         elif sections:
             message = f"unknown key '{key}'; did you mean '{sections[0]}.{key}'?"
         else:
@@ -474,23 +454,21 @@ def _hydra_compose(
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
-    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())[:300]) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 
 
 def _choice_name(override: "Override", extra_dir: Path | None) -> str:
-    """Return the name of the file that an override chooses; hyphens and underscores are equal.
-    Return an empty name for `experiment=null`.
+    """Return the name of the file that an override chooses, or an empty one for
+    `experiment=null`.
     """
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:
         return ""
     known = group_choices(group, extra_dir)
-    folded = {name.replace("-", "_"): name for name in known}
-    name = folded.get(str(value).replace("-", "_"))
-    if name is None:
+    if str(value) not in known:
         advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
         raise unknown(group, value, known, advice)
-    return name
+    return str(value)

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
@@ -47,7 +45,6 @@ _GROUP_CLASSES: dict[str, type[Options]] = {
     "launcher": LauncherConfig,
     "train": TrainOptions,
 }
-_COMMENT_COLUMN = 40
 
 
 @dataclass(frozen=True)
@@ -162,13 +159,6 @@ def primary_of(command: str) -> str:
     return command if command in PRIMARY else "config"
 
 
-def to_commented_yaml(config: Shared) -> str:
-    """Return a configuration as YAML in which every key has its meaning and its choices as a
-    comment.
-    """
-    return "".join(_commented(config, ""))
-
-
 def json_schema() -> Table:
     """Return a JSON schema for YAML files of experiments and presets, with which an editor
     completes and checks them.
@@ -208,51 +198,3 @@ def json_schema() -> Table:
         **experiment,
         "$defs": definitions,
     }
-
-
-def _commented(options: Options, indent: str) -> Iterator[str]:
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if isinstance(value, Options):
-            yield f"{indent}{name}:\n"
-            yield from _commented(value, f"{indent}  ")
-            continue
-        comment = _comment(field)
-        for line in _dump({name: to_jsonable_python(value)}):
-            yield (
-                f"{f'{indent}{line}':<{_COMMENT_COLUMN}}  # {comment}\n"
-                if comment
-                else f"{indent}{line}\n"
-            )
-            comment = ""
-
-
-class _CompactDumper(yaml.SafeDumper):
-    """A YAML dumper that writes every list, and every text with line breaks, in one line."""
-
-
-_CompactDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if len(text.splitlines()) > 1 else None
-    ),
-)
-_CompactDumper.add_representer(
-    list,
-    lambda dumper, items: dumper.represent_sequence(
-        "tag:yaml.org,2002:seq", items, flow_style=True
-    ),
-)
-
-
-def _dump(values: Mapping[str, object]) -> list[str]:
-    text = yaml.dump(
-        values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf")
-    )
-    return str(text).rstrip("\n").split("\n")
-
-
-def _comment(field: FieldInfo) -> str:
-    return "; ".join(
-        part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part
-    )

@@ -19,7 +19,6 @@ from ulskip_cli.core.task import Task
 
 AUTO = "auto"
 COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
-STARTS = ("patch", "zero")
 DEFAULTS = (
     1  # raised when a default changes, because identities do not hash values that are defaults
 )
@@ -405,8 +404,6 @@ class LoraOptions(Options):
 
     rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", ge=0)
     alpha: int = option(32, "scale of the adapters (lora_alpha)")
-    dropout: float = option(0.0, "dropout in the adapters", ge=0, lt=1)
-    targets: str = option("all-linear", "modules that receive adapters")
 
 
 class OwnResponses(Options):
@@ -432,7 +429,7 @@ class TrainedPatches(Options):
 
     kind: Kind | Literal["none"] = option("full", "patches of the skip adapter; none: LoRA alone")
     learning_rate: float = option(2e-4, "peak learning rate of the patches", gt=0)
-    examples: int = option(64, "examples from which train.start=patch computes the patches", ge=1)
+    examples: int = option(64, "examples from which the first patches are computed", ge=1)
 
 
 class TrainOptions(Options):
@@ -474,9 +471,8 @@ class TrainOptions(Options):
         "full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model"
     )
     lora: LoraOptions = option(LoraOptions(), "LoRA")
-    start: str = option(
-        "patch",
-        "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter",
+    start: str | None = option(
+        None, "folder of a skip adapter that is trained further; null: patches in closed form"
     )
     responses: Literal["reference", "own", "both"] = option(
         "reference", "responses to train on: references, own answers of the full model, or both"
@@ -498,12 +494,12 @@ class TrainOptions(Options):
         "adamw", "optimizer; muon: for matrices, and AdamW for the rest"
     )
     learning_rate: float = option(1e-4, "peak learning rate", gt=0)
-    scheduler: str = option("cosine", "learning rate schedule of transformers")
     warmup: float = option(0.03, "share of steps for the learning rate warmup", ge=0, lt=1)
     weight_decay: float = option(0.0, "weight decay", ge=0)
-    max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are clipped")
     precision: Literal["float32", "bf16", "fp16"] = option("float32", "precision of the training")
-    attention: str | None = option(None, "attention implementation of transformers")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = option(
+        None, "attention implementation of transformers"
+    )
     max_length: int | None = option(
         512, "maximum length of an example, in tokens; null: no limit", ge=2
     )

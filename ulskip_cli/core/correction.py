@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice
+from ulskip_cli.core.schedule import Layers
 
 Kind = Literal["full", "folded"]
 
@@ -42,7 +43,7 @@ class Correction(Choice):
         """
         return "none"
 
-    def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
+    def folder_for(self, model: ModelConfig, kept_sets: Collection[Layers]) -> str | None:
         """Return the folder of the skip adapter that corrects these layers, or None if there is
         none to load.
 

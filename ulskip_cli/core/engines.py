@@ -10,8 +10,8 @@ import contextlib
 import functools
 import itertools
 import os
+import pkgutil
 import sys
-from abc import abstractmethod
 from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -33,16 +33,17 @@ METHODS = (
 )  # engines in rows that the strategy or the drafts choose, not `engine=`
 # The needs that an engine supports if it decodes plain views step by step.
 PLAIN = ALL - {
-    *(
-        Need.BEAMS,
-        Need.STOP_STRINGS,
-        Need.GENERATE_ARGUMENTS,
-        Need.COMPILATION,
-        Need.DRAFTS,
-        Need.LAYER_DRAFTS,
-        Need.EARLY_EXIT,
-    ),
-    *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),
+    Need.BEAMS,
+    Need.STOP_STRINGS,
+    Need.GENERATE_ARGUMENTS,
+    Need.COMPILATION,
+    Need.DRAFTS,
+    Need.LAYER_DRAFTS,
+    Need.EARLY_EXIT,
+    Need.HALF_LAYERS,
+    Need.PATCHES,
+    Need.QUANTIZATION,
+    Need.DEVICE_MAP,
 }
 FLOATS: Mapping[str, tuple[float, float]] = {
     "f32": (32, 32),
@@ -60,6 +61,7 @@ class Engine(Choice):
     # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch
     # keep the model's.
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    session: ClassVar[str] = ""  # `module:class`, imported when the engine is opened
     modules: ClassVar[tuple[str, ...]] = ()  # packages, of which one must be installed
     install: ClassVar[str] = ""  # how to install them
     variable: ClassVar[str] = ""  # environment variable that names an own build instead
@@ -76,11 +78,11 @@ class Engine(Choice):
             )
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
-    @abstractmethod
     def open(self, views: Any, room: Any) -> Any:
         """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in
-        `engines/base.py`.
+        `engines/base.py`. By default it is made by the class `session`.
         """
+        return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
     def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
         """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none

@@ -33,14 +33,10 @@ class ExitRule:
 
     def __post_init__(self) -> None:
         if self.least_depth > self.target_depth:
-            second = (
-                " (with strategy.confidence=cosine, at the second check)"
-                if self.confidence == "cosine"
-                else ""
-            )
             raise UsageError(
                 f"expected a first exit after at most {self.target_depth} of {self.num_layers}"
-                f" layers, got {self.least_depth}{second}; lower strategy.min_exit, strategy.every"
+                f" layers (with strategy.confidence=cosine, at the second check), got"
+                f" {self.least_depth}; lower strategy.min_exit, strategy.every"
                 " or the ratio"
             )
 

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,6 @@ from filelock import FileLock, Timeout
 from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# of the system, of safetensors and of torch.save
-_FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -79,6 +79,20 @@ def append_line(path: Path, line: str) -> None:
 
 
 @contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield the path of a new file or folder, which replaces `target` if the block succeeds; else
+    nothing is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        staging = Path(scratch) / target.name
+        yield staging
+        if target.is_dir():
+            shutil.rmtree(target)
+        staging.replace(target)
+
+
+@contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
         yield
@@ -125,22 +139,6 @@ def user_path(given: str | Path, key: str) -> Path:
     if not text.strip():
         raise UsageError(f"expected {key} to be a path, got '{text}'; use . for this folder")
     return path
-
-
-@contextlib.contextmanager
-def enough_space(folder: Path, needed: int) -> Iterator[None]:
-    """Raise StorageError with the path and the needed bytes if the disk becomes full inside the
-    block.
-    """
-    try:
-        yield
-    except Exception as error:  # each library that writes files has an exception of its own
-        if not any(text in str(error) for text in _FULL_DISK):
-            raise
-        raise StorageError(
-            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed;"
-            " free some space and run the same command again"
-        ) from None
 
 
 def cache_dir() -> Path:

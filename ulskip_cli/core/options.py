@@ -31,7 +31,7 @@ NAMES: Mapping[object, str] = {
 }
 MAPPING = "texts as keys with values, written {a: 1, b: 2}"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-LENGTHS = {"min_length": "with a length >=", "max_length": "with a length <="}
+LENGTHS = {"min_length": "with a length >="}
 
 
 def option(

@@ -14,6 +14,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
+Layers = tuple[int, ...]  # numbers of layers, ascending
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Stage:
     """The layers of consecutive decode steps."""
 
     first_step: int  # step 0 generates the second token
-    kept_layers: tuple[int, ...]  # ascending; fewer than in the stage before
+    kept_layers: Layers  # ascending; fewer than in the stage before
 
 
-def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
+def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, Layers]]:
     """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
     layers of the stage.
     """
@@ -79,74 +80,49 @@ def check_target(target_speedup: float) -> None:
         )
 
 
-def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
+def even(num_layers: int, num_kept: int) -> Layers:
     """Return R layers spread evenly over 0..N-1, both ends included.
 
     >>> even(30, 6)
     (0, 6, 12, 17, 23, 29)
     """
-    _check_count(num_layers, num_kept)
     return tuple(round(i * (num_layers - 1) / (num_kept - 1)) for i in range(num_kept))
 
 
-def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
+def reference(num_layers: int, num_kept: int) -> Layers:
     """Return the R layers that the published code of arXiv:2404.06954 picks, with its rounding.
 
     They are the first R - 1 multiples of `step = int(N / (R - 1))`, and the last layer. If much of
-    the step is rounded off (N=32, R=21), the kept layers cluster at the bottom: see
-    `is_unbalanced`.
+    the step is rounded off (N=32, R=21), the kept layers cluster at the bottom.
 
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
     """
-    _check_count(num_layers, num_kept)
     step = int(num_layers / (num_kept - 2 + 1))
     inner = [i for i in range(1, num_layers - 1) if i % step == 0]
     return (0, *inner[: num_kept - 2], num_layers - 1)
 
 
-def first(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """Return the first R layers, which top skipping (static early exit) runs."""
-    _check_count(num_layers, num_kept)
-    return tuple(range(num_kept))
-
-
-def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """Return the last R layers, which bottom skipping runs."""
-    _check_count(num_layers, num_kept)
-    return tuple(range(num_layers - num_kept, num_layers))
-
-
-def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
+def checked(num_layers: int, layers: Sequence[int]) -> Layers:
     """Return the layers as a tuple; raise UsageError unless they are distinct, ascending and within
     0..N-1.
     """
     kept = tuple(layers)
-    if not kept:
+    if not kept or list(kept) != sorted(set(kept) & set(range(num_layers))):
         raise UsageError(
-            "expected at least one layer to keep, got none; list them, e.g. strategy.layers=[0,3,5]"
-        )
-    if any(b <= a for a, b in pairwise(kept)):
-        raise UsageError(f"expected distinct layers in ascending order, got {list(kept)}")
-    if kept[0] < 0 or kept[-1] >= num_layers:
-        raise UsageError(
-            f"expected layers between 0 and {num_layers - 1} (the model has {num_layers}), got"
-            f" {list(kept)}"
+            f"expected ascending numbers of layers between 0 and {num_layers - 1}, got"
+            f" {list(kept)}; list them, e.g. strategy.layers=[0,3,5]"
         )
     return kept
 
 
-def without_one(kept: Sequence[int]) -> tuple[int, ...]:
+def without_one(kept: Sequence[int]) -> Layers:
     """Remove one inner layer so that the longest gap stays smallest; the layer nearest to the
     middle wins a tie.
 
     >>> without_one((0, 1, 5, 6, 11))
     (0, 1, 6, 11)
     """
-    if len(kept) <= MIN_KEPT:
-        raise UsageError(
-            f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}"
-        )
     shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
     middle = (len(shorter) - 1) / 2
     return min(
@@ -157,18 +133,3 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 def longest_gap(kept: Sequence[int]) -> int:
     """Return the length of the longest block of skipped layers between two kept layers."""
     return max((b - a - 1 for a, b in pairwise(kept)), default=0)
-
-
-def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
-    """Return True if a block of skipped layers is more than twice as long as with even spacing."""
-    if len(kept) < MIN_KEPT:
-        return False
-    shortest_possible = math.ceil((num_layers - len(kept)) / (len(kept) - 1))
-    return longest_gap(kept) > 2 * max(shortest_possible, 0)
-
-
-def _check_count(num_layers: int, num_kept: int) -> None:
-    if not MIN_KEPT <= num_kept <= num_layers:
-        raise UsageError(
-            f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}"
-        )

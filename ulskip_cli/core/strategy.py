@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, Self
 from ulskip_cli.core import schedule
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.options import Choice, option
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Layers, Stage
 
 OptionValues = Mapping[str, object]
 Unit = Literal["layer", "attention", "mlp"]
@@ -71,23 +71,12 @@ class Strategy(Choice):
 
     follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
     keeps_all: ClassVar[bool] = False  # the full model, the baseline of all comparisons
-    spreads_layers: ClassVar[bool] = False  # a plan warns of one long block of skipped layers
     # options that are null by default and that a run measures unless they are set
     calibrated: ClassVar[tuple[str, ...]] = ()
     # Settings besides model, examples and correction on which a calibration depends: fewer settings
     # mean fewer repeated calibrations.
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        unset = {name for name, field in cls.model_fields.items() if field.default is None}
-        is_missing = cls.calibrated and cls.calibrate is Strategy.calibrate
-        if is_missing or not unset.issuperset(cls.calibrated):
-            raise TypeError(
-                f"expected {cls.__name__} to define calibrate, and {', '.join(cls.calibrated)} as"
-                " options with default None"
-            )
 
     @property
     def skipped_unit(self) -> Unit:
@@ -126,7 +115,7 @@ class Strategy(Choice):
         return schedule.num_kept(num_layers, target_speedup)
 
     @abstractmethod
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers to run, ascending."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:

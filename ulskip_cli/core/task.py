@@ -52,8 +52,6 @@ class Scoring:
 
     metrics: tuple[str, ...]  # names in `tasks.metrics.METRICS`
     target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
-    tokenize: str | None = None  # a sacrebleu tokenizer instead of the one for the language
-    stemmer: bool = True  # for ROUGE
     comet_model: str = "Unbabel/wmt22-comet-da"  # hub id, or the path of a checkpoint
     bertscore_model: str | None = None  # hub id or folder; None: the default for the language
 
@@ -72,10 +70,6 @@ class Task(Choice):
     metrics: tuple[str, ...] = option(
         ("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
     )
-    tokenize: str | None = option(
-        None, "sacrebleu's tokenizer for BLEU; null: its default for the answers' language"
-    )
-    stemmer: bool = option(True, "compare word stems in ROUGE")
     comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
     bertscore_model: str | None = option(
         None, "hub id or folder of BERTScore's model; null: the default for the language"
@@ -158,14 +152,7 @@ class Task(Choice):
 
     def scoring(self) -> Scoring:
         """Return the metrics and their settings."""
-        return Scoring(
-            self.metrics,
-            self.answer_language,
-            self.tokenize,
-            self.stemmer,
-            self.comet_model,
-            self.bertscore_model,
-        )
+        return Scoring(self.metrics, self.answer_language, self.comet_model, self.bertscore_model)
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

@@ -59,17 +59,12 @@ def log_row(config: Config, row: Mapping[str, Any], folder: Path) -> None:
     # blocks a run.
     stdin, sys.stdin = sys.stdin, io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as started:
             run = _make(config, name, folder)
-            try:
-                run.start()
-                run.store_init_configuration(parameters)
-                run.log(metrics, step=None)
-            except Exception:
-                with contextlib.suppress(Exception):
-                    _finish(run)
-                raise
-            _finish(run)
+            started.callback(_finish, run)
+            run.start()
+            run.store_init_configuration(parameters)
+            run.log(metrics, step=None)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         print(

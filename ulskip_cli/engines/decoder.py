@@ -18,6 +18,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
@@ -281,7 +282,7 @@ def _stage_views(
 ) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
     everything = tuple(range(plan.num_layers))
 
-    def view(kept: tuple[int, ...]) -> PreTrainedModel:
+    def view(kept: Layers) -> PreTrainedModel:
         if kept == everything:
             return model
         if plan.unit != LAYER:

@@ -42,11 +42,6 @@ class EarlyExitSession(ModelSession):
         """
         return LayerwiseModel(packed(self.views.model, self.views.linear_backend))
 
-    @property
-    def decode_model(self) -> torch.nn.Module:
-        """The first layer, whose weights show the linear backend."""
-        return self.layerwise.layers[0]
-
     def prepare(self, request: BatchRequest) -> float:
         """Pack the weights; the steps are never compiled."""
         _ = self.layerwise

@@ -3,8 +3,6 @@ a view.
 """
 
 import hashlib
-import shutil
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import cache_dir
+from ulskip_cli.core.files import cache_dir, replacing
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.gap_patch import GapPatch
@@ -103,14 +101,6 @@ def cached_export(
         key.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     target = cache_dir() / "engines" / engine / f"{key.hexdigest()}{suffix}"
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f"{target.name}.{time.time_ns()}.part")
-        try:
+        with replacing(target) as staging:
             write(staging)
-            staging.replace(target)
-        finally:
-            if staging.is_dir():
-                shutil.rmtree(staging)
-            else:
-                staging.unlink(missing_ok=True)
     return target

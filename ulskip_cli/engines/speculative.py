@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
 from ulskip_cli.engines.sampling import (
     DraftHead,
@@ -80,7 +81,7 @@ class LayerDrafter:
     """Decodes with a view of the model, on the full model's keys and values."""
 
     def __init__(
-        self, view: PreTrainedModel, kept: tuple[int, ...], steps: EagerSteps, sampler: TokenSampler
+        self, view: PreTrainedModel, kept: Layers, steps: EagerSteps, sampler: TokenSampler
     ) -> None:
         self.view, self.steps, self.sampler = view, steps, sampler
         self.cache = DynamicCache()  # verification overwrites what drafting wrote

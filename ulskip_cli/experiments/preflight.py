@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.record import Point
-from ulskip_cli.strategies.custom import ScheduleFile, ScheduleStage
+from ulskip_cli.strategies.custom import ScheduleFile
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
@@ -166,7 +166,7 @@ def schedule_of(config: Config, plan: Plan, made_by: str) -> ScheduleFile:
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
-        later_stages=tuple(ScheduleStage(**asdict(stage)) for stage in plan.later_stages),
+        later_stages=plan.later_stages,
         strategy=plan.strategy,
         strategy_options=config.strategy.options(),
         target_ratio=plan.target_speedup,

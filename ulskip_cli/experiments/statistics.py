@@ -270,7 +270,7 @@ class Scorer:
             return None
         task = new.config.get("task") or {}
         language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
-        scoring = Scoring((spec.name,), language, task.get("tokenize"), task.get("stemmer", True))
+        scoring = Scoring((spec.name,), language)
         sources, references = map(list, zip(*shared, strict=True))
         answers = Answers(texts, references, sources, others)
         delta = metrics.score(scoring, answers).against_full[metric]

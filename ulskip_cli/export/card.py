@@ -3,7 +3,6 @@ templates. Imports no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -31,30 +30,20 @@ _MADE_BY = ("folder", "model", "correction", "calibration")
 _WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """The facts of a model card that the request does not contain."""
+def model_card(
+    point: ResolvedExport, record: Row, records: Sequence[Record], skip_adapter: Row | None
+) -> ModelCard:
+    """Return the model card of an export, with its metadata.
 
-    parameters: int  # elements of the exported tensors
-    total_bytes: int
-    checked: str  # the checks of the export and their result
-    training: str | None  # the training of the source's weights, as in a row
-    trained_for_these: bool | None  # whether the weights were trained with exactly these layers
-    quantization: str | None  # earlier quantization of the source's weights
-    license: str | None  # of the source, from its own card
-    records: Sequence[Record]  # results of this schedule of this model
-    skip_adapter: Row | None = None  # the entry in a row of the adapter merged into the layers
-
-
-def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
-    """Return the model card of an export, with its metadata."""
-    model, adapter = point.config.model, facts.skip_adapter or {}
+    `record` is that of the export, and `records` are results of this schedule of this model.
+    """
+    model, adapter = point.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=facts.license,
-        base_model=[point.model_name] if is_hub else None,
+        license=record["license"],
+        base_model=[model.label] if is_hub else None,
         tags=["ulskip", "layer-skipping"],
     )
     parts = ["folded patches"] * (adapter.get("kind") == "folded")
@@ -64,11 +53,12 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
         template_path=str(_TEMPLATES / "card.md"),
         point=point,
         plan=point.plan,
-        facts=facts,
-        training=escape_markdown(facts.training or "not recorded"),
-        revision=model.revision,
-        rows=list(map(_cells, facts.records)),
-        provenance=escape_markdown(provenance(facts.records)),
+        record=record,
+        skip_adapter=skip_adapter,
+        training=escape_markdown(record["training"] or "not recorded"),
+        model=model,
+        rows=list(map(_cells, records)),
+        provenance=escape_markdown(provenance(records)),
         serving=SERVING,
         prefill=PREFILL,
         correction=" and ".join(parts) or "no patches",
@@ -142,7 +132,7 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | Non
         and layers == (plan.num_layers, plan.kept_layers, plan.prompt_layers, training)
         and not (varies or copies)
         and baseline in (None, record.engine)
-        and all(_same(key, getattr(measured, key), getattr(model, key)) for key in _WEIGHTS)
+        and all(getattr(measured, key) == getattr(model, key) for key in _WEIGHTS)
     )
 
 
@@ -155,16 +145,6 @@ def _is_corrected(record: Record, skip_adapter: Row | None) -> bool:
     used = record.correction.model_dump(exclude_none=True)
     shared = used.keys() & skip_adapter.keys() - {"path", "bytes"}
     return "base" in shared and all(used[key] == skip_adapter[key] for key in shared)
-
-
-def _same(key: str, measured: object, exported: object) -> bool:
-    if measured == exported or key != "path":
-        return bool(measured == exported)
-    try:  # two paths are equal if they point to the same file
-        paths = [user_path(str(text), "model.path") for text in (measured, exported)]
-    except UsageError:  # a row can contain any text
-        return False
-    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
 def _cells(record: Record) -> list[str]:

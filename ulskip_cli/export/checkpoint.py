@@ -108,18 +108,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
-    facts = card.CardFacts(
-        parameters=sum(parameter.numel() for parameter in parameters),
-        total_bytes=sum(parameter.nbytes for parameter in parameters),
-        checked=_verify(point, exported.view, folder, progress),
-        training=training,
-        trained_for_these=is_trained_for(notes["trained_for"], plan),
-        quantization=notes["quantization"],
-        license=card.source_license(source),
-        records=card.matching_records(point.results, model, plan, training, skip_adapter),
-        skip_adapter=skip_adapter,
-    )
-    card.model_card(point, facts).save(folder / card.CARD)
+    records = card.matching_records(point.results, model, plan, training, skip_adapter)
     record = {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
@@ -131,12 +120,16 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "prompt_layers": plan.prompt_layers,
         "prefill": card.PREFILL if point.is_pair else None,
         "weights_digest": {role: weights_digest(part) for role, part in models.items()},
-        "parameters": facts.parameters,
-        "total_bytes": facts.total_bytes,
-        "checked": facts.checked,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "total_bytes": sum(parameter.nbytes for parameter in parameters),
+        "checked": _verify(point, exported.view, folder, progress),
         "training": training,
-        "results": [row.id for row in facts.records],
+        "trained_for_these": is_trained_for(notes["trained_for"], plan),
+        "quantization": notes["quantization"],
+        "license": card.source_license(source),
+        "results": [row.id for row in records],
     }
+    card.model_card(point, record, records, skip_adapter).save(folder / card.CARD)
     return {**run.write_record(folder, record), "to": str(point.to)}
 
 

@@ -46,13 +46,12 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     if exported.view.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     writer = gguf.GGUFWriter(file, "llama")
-    writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
+    writer.add_name(
+        f"{Path(point.config.model.label).name}, {plan.num_kept} of {plan.num_layers} layers"
+    )
     writer.add_description("exported by ulskip")
     _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
-    names = {name: name for name in tensors}
-    parameters, main_type = write_model(
-        writer, GgufTensors(tensors.__getitem__, exported.config), names
-    )
+    parameters, main_type = write_model(writer, GgufTensors(tensors, exported.config))
     checked = "the file was not compared with the kept layers (--no-check)"
     if point.request.check is not False:
         progress.phase("check gguf", 0)

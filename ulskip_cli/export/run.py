@@ -20,8 +20,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.core.files import enough_space
-from ulskip_cli.core.model_metadata import ModelMetadata, find_config, read_metadata
+from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.preflight import schedule_of
 from ulskip_cli.experiments.record import Row
@@ -54,7 +53,6 @@ class ResolvedExport:
     """A checked request with its configuration and plan."""
 
     config: Config
-    metadata: ModelMetadata
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
@@ -63,11 +61,6 @@ class ResolvedExport:
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
-
-    @property
-    def model_name(self) -> str:
-        """The hub id or folder of the model, or the name of a bundled model."""
-        return self.config.model.label
 
     @property
     def is_pair(self) -> bool:
@@ -96,8 +89,7 @@ def resolve(
     if name == "schedule":  # it contains layers alone
         omitted = config.correction.label
         config = config.replace(correction=configuration.preset("correction", "none"))
-    metadata = read_metadata(config.model)
-    plan = make_plan(config, metadata)
+    plan = make_plan(config, read_metadata(config.model))
     capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
@@ -108,7 +100,6 @@ def resolve(
         )
     return ResolvedExport(
         config,
-        metadata,
         plan,
         request,
         to,
@@ -133,10 +124,7 @@ def export(
     (UsageError), and if the result differs from the view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
-    weights, plan = point.metadata.weights, point.plan
-    skipped = set(range(plan.num_layers)) - set(plan.kept_layers)
-    needed = (point.metadata.total_bytes or 0) - sum(weights.layers[i] for i in skipped if weights)
-    with staged(point.to, request.format == "hf") as target, enough_space(point.to, needed):
+    with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint
 
@@ -150,8 +138,8 @@ def export(
         target.write_text(text, "utf-8")
     return {
         "to": str(point.to),
-        "kept_layers": list(plan.kept_layers),
-        "num_layers": plan.num_layers,
+        "kept_layers": list(point.plan.kept_layers),
+        "num_layers": point.plan.num_layers,
         "omitted": point.omitted,
     }
 

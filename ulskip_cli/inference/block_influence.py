@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.strategy import ATTENTION, LAYER
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import padded
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 
 def block_influence(
@@ -67,9 +68,7 @@ def block_influence(
                     for tensor in padded(order[start : start + batch_size], 0, left=True)
                 )
                 mask = attention_mask.bool()
-                shallow_view.forward_with_cache(
-                    model, ids, attention_mask, shallow_view.new_cache(model), last_only=True
-                )
+                encode_prompt(model, ids, attention_mask)
                 count += int(mask.sum())
                 on_batch(min(start + batch_size, len(order)))
     finally:

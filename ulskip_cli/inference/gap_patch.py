@@ -43,7 +43,8 @@ def patched_layer(
     """
     patches = {"patch_before": before, "patch_after": after}
     children = {name: patch for name, patch in patches.items() if patch is not None}
-    return shallow_view.as_subclass(layer, _patched_class, children) if children else layer
+    kind: Any = type(layer)
+    return shallow_view.copied(layer, children, _patched_class(kind)) if children else layer
 
 
 @functools.cache

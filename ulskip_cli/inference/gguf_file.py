@@ -2,9 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import gguf
 import numpy as np
@@ -13,6 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.options import Table
 
 _MODEL_TYPES = ("llama", "mistral")
 _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
@@ -32,8 +32,8 @@ FORMATS = {
 class GgufTensors:
     """The tensors of a model in the layout of GGUF."""
 
-    read: Callable[[str], Tensor]  # a tensor by its name
-    config: dict[str, Any]  # of the written model
+    tensors: Mapping[str, Tensor]
+    config: Table  # of the written model
     matrices: Type | None = None  # None: the type of each tensor. Vectors are float32
     head: Type | None = None  # of embedding and head
 
@@ -41,7 +41,7 @@ class GgufTensors:
         """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are
         unsigned integers.
         """
-        tensor = self.read(name)
+        tensor = self.tensors[name]
         heads = self.config["num_attention_heads"]
         for part, count in (
             ("q_proj", heads),
@@ -69,7 +69,7 @@ class GgufTensors:
         return (tensor.view(torch.uint16) if stored_type is _BF16 else tensor).numpy(), stored_type
 
 
-def unsupported_reason(config: dict[str, Any]) -> str | None:
+def unsupported_reason(config: Table) -> str | None:
     """Return a property of a config.json that GGUF's architecture `llama` does not support, or None
     if there is none.
     """
@@ -92,22 +92,19 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def write_model(
-    writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]
-) -> tuple[int, Type]:
-    """Write shape and tensors; `new_names` maps a name of `tensors` to a name in the written model.
+def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]:
+    """Write shape and tensors; return the number of parameters, and the type with the most bytes.
 
-    One tensor is in memory at a time. Return the number of parameters, and the type with the most
-    bytes.
+    One converted tensor is in memory at a time.
     """
-    _add_shape(writer, tensors.config)
-    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
+    _add_shape(writer, model.config)
+    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config["num_hidden_layers"])
     parameters, bytes_by_type = 0, Counter[Type]()
-    for name, new_name in new_names.items():
-        gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
+    for name in model.tensors:
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise UsageError(f"GGUF does not support the tensor {new_name}")
-        array, stored_type = tensors.array(name)
+            raise UsageError(f"GGUF does not support the tensor {name}")
+        array, stored_type = model.array(name)
         shape = (
             array.shape
             if stored_type in DTYPES
@@ -119,19 +116,16 @@ def write_model(
     ((main_type, _),) = bytes_by_type.most_common(1)
     share = "ALL" if main_type is _F32 else "MOSTLY"
     writer.add_file_type(gguf.LlamaFileType[f"{share}_{main_type.name}"])
-    for write in (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_ti_data_to_file,
-    ):
-        write()
-    for name in new_names:
-        writer.write_tensor_data(tensors.array(name)[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name in model.tensors:
+        writer.write_tensor_data(model.array(name)[0])
     writer.close()
     return parameters, main_type
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+def _add_shape(writer: gguf.GGUFWriter, config: Table) -> None:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {}

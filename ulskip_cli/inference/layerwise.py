@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -155,6 +156,5 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
                 hook = module.register_forward_pre_hook(lambda module, _: after.append(module))
                 hooks.callback(hook.remove)
         ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
-        cache = shallow_view.new_cache(model)
-        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache, last_only=True)
+        encode_prompt(model, ids, torch.ones_like(ids))
     return in_tuples, after

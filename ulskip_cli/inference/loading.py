@@ -28,7 +28,7 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
-from ulskip_cli.core.options import load_json
+from ulskip_cli.core.options import Table, load_json
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
@@ -40,7 +40,6 @@ QUANTIZATIONS = {
     "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
     "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
 }
-_SMALLER = "use model.dtype=bfloat16, model.quantization=torchao-int8 or a smaller model"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
@@ -55,7 +54,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None  # None for random weights and random prompts
     metadata: ModelMetadata  # with the bytes of the weights in memory
-    notes: dict[str, Any]  # training and quantization of the weights, for result rows
+    notes: Table  # training and quantization of the weights, for result rows
 
 
 def load(
@@ -69,7 +68,7 @@ def load(
     """
     _silence_transformers()
     device = pick_device(config.device)
-    notes: dict[str, Any]
+    notes: Table
     if config.source == "random":
         with device:  # created on their device
             model = random_model(config, seed).to(device)
@@ -162,17 +161,7 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     is_stored_quantized = not config.quantization and _is_quantized(model)
     integers = set() if is_stored_quantized else _integer_tensors(find_config(config).parent)
     _check_weights(model, loading_info, integers, config.path)
-    end = model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    if any(type(token_id) not in (int, type(None)) for token_id in ends):
-        raise UsageError(
-            f"expected eos_token_id in generation_config.json of '{config.path}' to be token ids,"
-            f" got {str(end)[:60]}; correct it"
-        )
-    try:
-        return model if "device_map" in options else model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(config.path, error) from None
+    return model if "device_map" in options else model.to(device)
 
 
 def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
@@ -180,8 +169,8 @@ def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
     path, options["revision"] = origin(config)
     try:
         return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
-    except MemoryError as error:
-        raise _out_of_memory(config.path, error) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         kind = "tokenizer" if factory is AutoTokenizer else "model"
         reason = str(error).strip().split("\n")[0][:200]
@@ -189,11 +178,6 @@ def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
             f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or"
             " hub id with safetensors weights and tokenizer files"
         ) from error
-
-
-def _out_of_memory(path: str, error: Exception) -> RunError:
-    reason = (str(error) or "MemoryError").splitlines()[0]
-    return RunError(f"out of memory: {path} does not fit into memory ({reason}); {_SMALLER}")
 
 
 def _silence_transformers() -> None:
@@ -205,7 +189,7 @@ def _is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def _quantization_options(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
     """Return `from_pretrained` arguments for model.quantization; raise UsageError without its
     package.
     """

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.inference import architecture_support
 
+Kind = TypeVar("Kind", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 _COMPILED = (
     "_compiled_call",
@@ -80,7 +82,7 @@ def shallow_view(
 
     def rebuilt(module: nn.Module, name: str, rest: str = "") -> nn.Module:
         child = rebuilt(module.get_submodule(name), *rest.split(".", 1)) if rest else layers
-        shell = _shell(module, {name: child})
+        shell = copied(module, {name: child})
         if "config" in shell.__dict__:
             source: Any = module.config
             configs[id(source)] = configs.get(id(source)) or shallow_config(
@@ -96,37 +98,33 @@ def shallow_view(
     return view
 
 
-def substituted(
-    module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]
-) -> nn.Module:
+def substituted(module: Kind, replacement: Callable[[nn.Module], nn.Module | None]) -> Kind:
     """Return a copy of a module with some parts replaced and all others shared; if `replacement`
     returns None for a part, its children are searched.
     """
-    replaced = replacement(module)
+    replaced: Any = replacement(module)
     if replaced is not None:
-        return replaced
+        return replaced  # type: ignore[no-any-return]
     return _with_children(module, lambda child: substituted(child, replacement))
 
 
-def with_attributes(
-    module: nn.Module, change: Callable[[nn.Module], Mapping[str, object]]
-) -> nn.Module:
+def with_attributes(module: Kind, change: Callable[[nn.Module], Mapping[str, object]]) -> Kind:
     """Return a copy of a module in which some parts have other attributes, and all others are
     shared; `change` returns the attributes of a part.
     """
     changed = _with_children(module, lambda child: with_attributes(child, change))
     attributes = change(module)
     if attributes and changed is module:
-        changed = _shell(module, {})
+        changed = copied(module, {})
     changed.__dict__.update(attributes)
     return changed
 
 
-def _with_children(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def _with_children(module: Kind, change: Callable[[nn.Module], nn.Module]) -> Kind:
     children = {name: change(child) for name, child in module._modules.items() if child is not None}
     if all(child is module._modules[name] for name, child in children.items()):
         return module
-    return _shell(module, children)
+    return copied(module, children)
 
 
 def detached(model: PreTrainedModel) -> PreTrainedModel:
@@ -134,29 +132,6 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     module does not change the original.
     """
     return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
-
-
-def as_subclass(
-    module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]
-) -> nn.Module:
-    """Return a copy of a module that shares its parameters; `change` derives the class of the copy
-    from the module's class.
-    """
-    return _shell(module, children, change(type(module)))
-
-
-def with_configs(
-    module: nn.Module, change: Callable[[nn.Module], PreTrainedConfig | None]
-) -> nn.Module:
-    """Return a copy of a module with other configs; `change` returns the config of a part, or None
-    to keep it.
-    """
-
-    def attributes(part: nn.Module) -> Mapping[str, object]:
-        config = change(part)
-        return {} if config is None else {"config": config}
-
-    return with_attributes(module, attributes)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -169,7 +144,7 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
     """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was
     dropped before.
     """
-    held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
+    held: Layers = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     # in place: `generate` keeps a reference to the cache
     cache.layers = [cache.layers[held.index(layer)] for layer in kept]
     cache.kept_layers = tuple(kept)
@@ -234,7 +209,7 @@ def two_phase(
             outputs.cache.steps = 0
             return outputs
 
-    shell = _shell(model, {})
+    shell = copied(model, {})
     _unhook(shell)  # `model` and the views move their input themselves
     shell.__class__ = TwoPhase
     return shell
@@ -280,9 +255,16 @@ def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dic
     forward pass.
     """
     options: dict[str, Any] = {"attention_mask": attention_mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if takes_positions(model):
         options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
     return options
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Return True if a model accepts position ids; models with ALiBi derive positions from the
+    mask.
+    """
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
@@ -333,9 +315,7 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _shell(
-    module: nn.Module, children: Mapping[str, nn.Module], kind: type | None = None
-) -> nn.Module:
+def copied(module: Kind, children: Mapping[str, nn.Module], kind: type | None = None) -> Kind:
     """Return a copy of a module that shares its parameters and buffers, with some children
     replaced, of the class `kind`.
     """
@@ -378,7 +358,7 @@ def renumbered(module: nn.Module, index: int) -> nn.Module:
 _NOT_COMPARED = ("layer_idx", "name_or_path", "training")
 
 
-def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
+def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTrainedConfig:
     """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the
     kept layers.
     """

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path, write_atomic
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.inference import shallow_view
@@ -45,13 +46,13 @@ class SkipAdapter:
     """
 
     num_layers: int
-    kept_sets: tuple[tuple[int, ...], ...]
+    kept_sets: tuple[Layers, ...]
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any] = field(
         default_factory=dict
     )  # base model, kind, and how the adapter was made
 
-    def view(self, model: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
+    def view(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
         layers or an unfit model.
         """
@@ -129,7 +130,7 @@ class SkipAdapter:
                 " `ulskip train train=adapter`"
             ) from None
 
-    def linear_changes(self, kept: tuple[int, ...]) -> dict[int, dict[str, dict[str, Tensor]]]:
+    def linear_changes(self, kept: Layers) -> dict[int, dict[str, dict[str, Tensor]]]:
         """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by
         layer and module.
         """
@@ -166,7 +167,7 @@ def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
     """Return one adapter with the sets of several adapters of the same model, which must have no
     LoRA.
     """
-    kept_sets: list[tuple[int, ...]] = []
+    kept_sets: list[Layers] = []
     tensors: dict[str, Tensor] = {}
     for adapter in adapters:
         for name, tensor in adapter.tensors.items():
@@ -176,9 +177,7 @@ def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
     return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
 
 
-def zero_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str
-) -> SkipAdapter:
+def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
@@ -191,7 +190,7 @@ def zero_adapter(
 
 
 def timing_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str
+    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str
 ) -> SkipAdapter | None:
     """Return patches that change nothing but take the usual time, or None for a kind that takes no
     time.
@@ -237,17 +236,11 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     transposed = type(module) is Conv1D
     weight = changed_weight(source.weight.detach(), parts, transposed)
     bias = changed_bias(None if source.bias is None else source.bias.detach(), parts, weight.dtype)
-    inputs, outputs = weight.shape if transposed else weight.shape[::-1]
-    with torch.device("meta"):
-        changed: nn.Module = (
-            Conv1D(outputs, inputs)
-            if transposed
-            else nn.Linear(inputs, outputs, bias=bias is not None)
-        )
-    changed.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        changed.bias = nn.Parameter(bias, requires_grad=False)
-    return changed
+    parameters = {
+        name: None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+        for name, tensor in (("weight", weight), ("bias", bias))
+    }
+    return shallow_view.with_attributes(module, lambda part: {"_parameters": parameters})
 
 
 def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool) -> Tensor:

@@ -12,29 +12,6 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 
 
-def response_logits(
-    prompt_model: PreTrainedModel,
-    stages: Sequence[StageView],
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    response_ids: Tensor,
-    response_mask: Tensor | None = None,
-) -> Tensor:
-    """Compute the logits [batch, response_len, vocab_size] that predict a response (Sec. 3,
-    arXiv:2404.06954).
-
-    The first pass runs the prompt through `prompt_model` and predicts the first response token. The
-    second pass runs the response through the views of `stages` with the prompt's KV cache. Both are
-    differentiable.
-
-    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded
-    on the right. The caller must mask the logits at padding. Without `response_mask`, padding gets
-    position ids, which can exceed a position table.
-    """
-    prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
-    return predict_response(stages, prompt, response_ids, response_mask)
-
-
 @dataclass(frozen=True)
 class EncodedPrompt:
     """The KV cache and the last logits of a prompt, which several second passes can use."""

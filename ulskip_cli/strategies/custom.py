@@ -12,17 +12,11 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import Options, load_json, option, parse
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER, SkippingStrategy, Unit
 
 FORMAT = "ulskip-schedule"
 FORMAT_VERSION = 1
-
-
-class ScheduleStage(Options):
-    """A later stage of a schedule."""
-
-    first_step: int
-    kept_layers: tuple[int, ...]
 
 
 class ScheduleFile(Options):
@@ -31,8 +25,8 @@ class ScheduleFile(Options):
     model_config = ConfigDict(extra="ignore")
 
     num_layers: int
-    kept_layers: tuple[int, ...]  # of the first steps, ascending
-    later_stages: tuple[ScheduleStage, ...] = ()
+    kept_layers: Layers  # of the first steps, ascending
+    later_stages: tuple[schedule.Stage, ...] = ()
     strategy: str = "custom"
     strategy_options: dict[str, JsonValue] = option(
         {}, "options of the strategy that differ from their defaults"
@@ -59,16 +53,11 @@ def read(path: Path) -> ScheduleFile:
     `kept_layers`.
     """
     values = load_json(user_path(path, "a schedule file"), "a schedule")
-    if values.get("format") != FORMAT:
+    if (values.get("format"), values.get("format_version", 1)) != (FORMAT, FORMAT_VERSION):
         raise UsageError(
-            f'expected a JSON object with "format": "{FORMAT}" at {path}; `ulskip export --format'
-            " schedule` writes one"
-        )
-    version = values.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise UsageError(
-            f"expected format_version {FORMAT_VERSION} in {path}, got {version}; export the"
-            " schedule again"
+            f'expected a JSON object with "format": "{FORMAT}" and "format_version":'
+            f" {FORMAT_VERSION} at {path}, got {values.get('format')} and"
+            f" {values.get('format_version')}; `ulskip export --format schedule` writes one"
         )
     return parse(ScheduleFile, values, file=path)
 
@@ -76,14 +65,13 @@ def read(path: Path) -> ScheduleFile:
 class Custom(SkippingStrategy):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
-    layers: tuple[int, ...] = option(
+    layers: Layers = option(
         (), "layers to keep, ascending numbers from 0; empty: use strategy.file"
     )
     file: str | None = option(
         None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers"
     )
     follows_ratio = False
-    spreads_layers = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,7 +86,7 @@ class Custom(SkippingStrategy):
         """Return the number of listed layers."""
         return len(self._listed)
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the listed layers, checked against the model's depth."""
         if self._read and self._read.num_layers != num_layers:
             raise UsageError(

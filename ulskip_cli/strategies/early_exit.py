@@ -6,6 +6,7 @@ import math
 
 from ulskip_cli.core.exit_rule import FALLS_TO, Batch, Confidence, ExitRule
 from ulskip_cli.core.options import option
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 NEVER = 2.0  # no confidence is above 1
@@ -43,7 +44,7 @@ class EarlyExit(Strategy):
     calibrated_for = ("num_kept", "decoding", "batch_size")
     stand_in = "the target depth"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers 0 to N-1, because any of them may run."""
         return tuple(range(num_layers))
 

@@ -5,7 +5,6 @@ Imports no torch.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from pydantic import JsonValue
@@ -17,14 +16,19 @@ from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.strategy import LAYER, MLP, Strategy, Unit
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
 
 PREDICTIONS = (
-    *("kept_layers", "layer_ratio", "predicted_speedup", "draft_cost", "patch_bytes"),
-    *("kv_bytes_per_token", "kept_kv_bytes_per_token"),
+    "kept_layers",
+    "layer_ratio",
+    "predicted_speedup",
+    "draft_cost",
+    "patch_bytes",
+    "kv_bytes_per_token",
+    "kept_kv_bytes_per_token",
 )
 
 
@@ -59,17 +63,6 @@ class Plan:
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
 
-    def __post_init__(self) -> None:
-        """Check that later stages only drop layers; an added layer would lack the keys and values
-        of earlier steps.
-        """
-        for before, after in pairwise(self.stages):
-            is_nested = set(after.kept_layers) < set(before.kept_layers)
-            if not is_nested or after.first_step <= before.first_step:
-                raise ValueError(
-                    f"expected fewer layers at a later step than {before}, got {after}"
-                )
-
     @classmethod
     def from_layers(
         cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all", unit: Unit = LAYER
@@ -81,7 +74,7 @@ class Plan:
         return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept), unit=unit)
 
     @property
-    def kept_layers(self) -> tuple[int, ...]:
+    def kept_layers(self) -> Layers:
         """The layers of the first steps, ascending."""
         return self.stages[0].kept_layers
 
@@ -106,7 +99,7 @@ class Plan:
         return self.keeps_all and not self.drafts
 
     @property
-    def skipping_sets(self) -> list[tuple[int, ...]]:
+    def skipping_sets(self) -> list[Layers]:
         """The layers of each stage that skips some, for which corrections are made."""
         return [
             stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
@@ -126,7 +119,7 @@ class Plan:
         if weights is None or self.drafts:
             return None
         if self.later_stages:
-            return weights.staged_speedup(self.step_counts(self.timed_tokens - 1))
+            return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
         heads = self.exits.heads(self.target_kept) if self.exits else 1
         # An exit runs the first R on average.
         return weights.predicted_speedup(self.kept_layers[: self.target_kept], heads)
@@ -162,7 +155,7 @@ class Plan:
         """The part of `kv_bytes_per_token` that remains after the prompt."""
         return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
 
-    def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
+    def step_counts(self, steps: int) -> list[tuple[int, Layers]]:
         """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
         layers of the stage.
         """
@@ -176,7 +169,7 @@ class Plan:
             return float(self.exits.target_depth)
         return schedule.mean_kept(self.stages, [steps + 1])
 
-    def cached_layers(self, stage: Stage) -> tuple[int, ...]:
+    def cached_layers(self, stage: Stage) -> Layers:
         """Return the layers whose keys and values a stage reads."""
         return tuple(range(self.num_layers)) if self.unit == MLP else stage.kept_layers
 
@@ -203,12 +196,6 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         warnings.append(
             f"strategy={strategy.name} is not calibrated yet; a run calibrates it, and this plan"
             f" uses {strategy.stand_in}"
-        )
-    if strategy.spreads_layers and schedule.is_unbalanced(num_layers, kept):
-        warnings.append(
-            f"unbalanced schedule: it skips {schedule.longest_gap(kept)} neighbouring layers in one"
-            " block, which may lower the quality; strategy=unified strategy.spacing=even spreads"
-            " them"
         )
     plan = Plan(
         strategy=strategy.name,

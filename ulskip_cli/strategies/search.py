@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import option
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import (
     CalibrationResult,
     HeldOutMeasurements,
@@ -31,7 +32,7 @@ class BlockInfluence(SkippingStrategy):
     calibrated_for = ()  # the scores rank the layers for every ratio
     stand_in = "evenly spread layers"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers with the highest scores; the lower layer wins a tie."""
         scores = self.scores
         if scores is None:
@@ -66,7 +67,7 @@ class OneBlock(SkippingStrategy):
     calibrated_for = ("num_kept",)
     stand_in = "the middle block"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers around the block, which is in the middle before a calibration."""
         firsts = first_layers(num_layers, num_kept)
         if num_kept == num_layers or not firsts:
@@ -111,7 +112,7 @@ def first_layers(num_layers: int, num_kept: int) -> list[int]:
     return list(range(1, num_kept))
 
 
-def without_block(num_layers: int, num_kept: int, first: int) -> tuple[int, ...]:
+def without_block(num_layers: int, num_kept: int, first: int) -> Layers:
     """Return the layers that remain if the block from layer `first` on is skipped.
 
     >>> without_block(6, 4, 2)
@@ -139,7 +140,7 @@ class Search(SkippingStrategy):
     measures each schedule with patches.
     """
 
-    layers: tuple[int, ...] | None = option(
+    layers: Layers | None = option(
         None, "layers found by an earlier search, ascending; null: the run searches"
     )
     budget: int = option(100, "number of schedules whose loss the search measures", ge=1)
@@ -148,7 +149,7 @@ class Search(SkippingStrategy):
     calibrated_for = ("num_kept",)
     stand_in = "evenly spread layers, the start of the search"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers found, or evenly spread layers before a search; raise UsageError if
         there are not `num_kept`.
         """
@@ -171,7 +172,7 @@ class Search(SkippingStrategy):
         best, best_loss = schedule.even(num_layers, num_kept), math.inf
         path: list[OptionValues] = []
 
-        def improves(layers: tuple[int, ...]) -> bool:
+        def improves(layers: Layers) -> bool:
             nonlocal tried, best, best_loss
             tried += 1
             held_out.tell(tried, self.budget)
@@ -206,7 +207,7 @@ class Search(SkippingStrategy):
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
 
 
-def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:
+def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
     """Return every schedule that swaps a kept layer for a skipped one, by distance; equal distances
     are in random order.
     """

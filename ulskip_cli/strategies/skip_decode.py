@@ -2,7 +2,7 @@
 text grows.
 
 The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max -
-(max - min) min(t / T, 1))` layers run: the first w (`warmup_layers`) and the last a(t) - w. T is
+(max - min) min(t / T, 1))` layers run: the first w and the last a(t) - w. T is
 the `horizon`. A layer that runs at a step ran at every earlier step, so that no keys and values are
 missing.
 """
@@ -10,18 +10,17 @@ missing.
 from collections.abc import Sequence
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import option
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
 
 MAX_HORIZON = 100_000  # steps
+WARMUP_LAYERS = 1  # w; they run in every step
 
 
 class SkipDecode(SkippingStrategy):
     """Keep fewer layers at later positions, and R layers on average."""
 
-    warmup_layers: int = option(1, "number of first layers that always run", ge=1)
     horizon: float | None = option(
         None,
         "decode step from which the fewest layers run; null: the run calibrates it",
@@ -32,7 +31,7 @@ class SkipDecode(SkippingStrategy):
     calibrated_for = ("num_kept", "decoding")
     stand_in = "a horizon for answers of speed.new_tokens"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers of the first decode step, which runs the most layers."""
         return self._active(num_layers, self.depths(num_layers, num_kept)[0])
 
@@ -59,13 +58,8 @@ class SkipDecode(SkippingStrategy):
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
         """
-        if num_kept <= self.warmup_layers:
-            raise UsageError(
-                f"expected strategy.warmup_layers below the {num_kept} kept layers, got"
-                f" {self.warmup_layers}; lower strategy.warmup_layers or the ratio"
-            )
         most = min(num_layers, round(4 * num_kept / 3))
-        fewest = max(2 * num_kept - most, self.warmup_layers + 1)
+        fewest = max(2 * num_kept - most, WARMUP_LAYERS + 1)
         return min(most, 2 * num_kept - fewest), fewest
 
     def horizon_for(
@@ -98,6 +92,6 @@ class SkipDecode(SkippingStrategy):
                 stages.append(Stage(step, self._active(num_layers, depth)))
         return tuple(stages)
 
-    def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
-        resume = num_layers - (depth - self.warmup_layers)
-        return (*range(self.warmup_layers), *range(resume, num_layers))
+    def _active(self, num_layers: int, depth: int) -> Layers:
+        resume = num_layers - (depth - WARMUP_LAYERS)
+        return (*range(WARMUP_LAYERS), *range(resume, num_layers))

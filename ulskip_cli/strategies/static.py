@@ -6,6 +6,7 @@ from typing import Literal
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.options import option
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import SkippingStrategy, Strategy
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
@@ -21,7 +22,7 @@ class Full(Strategy):
         """Return the number of all layers."""
         return num_layers
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers 0 to N-1."""
         return tuple(range(num_layers))
 
@@ -29,7 +30,6 @@ class Full(Strategy):
 class Unified(SkippingStrategy):
     """Keep the first, the last and evenly spread layers between them (arXiv:2404.06954)."""
 
-    spreads_layers = True
     spacing: Literal["even", "reference"] = option(
         "even", "rounding of layer numbers; even: to the nearest, reference: as in the paper's code"
     )
@@ -42,7 +42,7 @@ class Unified(SkippingStrategy):
             num_layers, target_speedup, tolerance=0.0 if self.spacing == "reference" else 1e-9
         )
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return both ends and evenly spread layers between them."""
         return SPACINGS[self.spacing](num_layers, num_kept)
 
@@ -50,14 +50,14 @@ class Unified(SkippingStrategy):
 class TopSkip(SkippingStrategy):
     """Keep the first R layers, a static early exit (a baseline of arXiv:2404.06954)."""
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the first R layers."""
-        return schedule.first(num_layers, num_kept)
+        return tuple(range(num_kept))
 
 
 class BottomSkip(SkippingStrategy):
     """Keep the last R layers (a baseline of arXiv:2404.06954)."""
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the last R layers."""
-        return schedule.last(num_layers, num_kept)
+        return tuple(range(num_layers - num_kept, num_layers))

@@ -83,15 +83,11 @@ class Wmt(Task):
                 f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got"
                 f" {self.pair}; use task.dataset=files or a test set such as task.dataset=wmt22"
             )
-        given = [self.source_file, self.reference_file]
-        if self.dataset == "files" and None in given:
+        given = [file is not None for file in (self.source_file, self.reference_file)]
+        if given != [self.dataset == "files"] * 2:
             raise UsageError(
-                "task.dataset=files requires task.source_file=<path> and task.reference_file=<path>"
-            )
-        if self.dataset != "files" and any(given):
-            raise UsageError(
-                "task.source_file and task.reference_file require task.dataset=files, got"
-                f" task.dataset={self.dataset}"
+                "task.dataset=files, task.source_file=<path> and task.reference_file=<path> require"
+                f" one another, got task.dataset={self.dataset}"
             )
         return self
 

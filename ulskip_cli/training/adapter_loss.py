@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config_schema import LoraOptions
+from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
@@ -27,7 +27,7 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linea
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, divergence
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, divergence
 
 _ADAPTER = "default"  # peft's name of the adapter
 
@@ -41,25 +41,23 @@ class AdapterLoss(TwoPassLoss):
         self,
         model: PreTrainedModel,
         start: SkipAdapter,
-        lora: LoraOptions,
-        weights: LossWeights,
+        train: TrainOptions,
         max_bytes: int,
-        draft_length: int = 0,
     ) -> None:
         """Make trainable views of the sets of `start`, which has a patch at every gap. The model is
-        frozen, but not changed. With a `draft_length`, the views draft that many tokens at a time.
+        frozen, but not changed. With `train.draft_length`, the views draft that many at once.
         """
         layers = sorted(set().union(*start.kept_sets))
-        lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
-        super().__init__(lora_model, "all", weights)
+        lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, train.lora)
+        super().__init__(lora_model, "all", train)
         self._frozen = [model]  # a list hides the model from nn.Module
-        self._layerwise_views = dict[tuple[int, ...], LayerwiseModel]()
-        self.start, self.draft_length = start, draft_length
+        self._layerwise_views = dict[Layers, LayerwiseModel]()
+        self.start, self.draft_length = start, train.draft_length
         depths = {depth for kept in start.kept_sets for ends in self._spans(kept) for depth in ends}
         self.outputs = FrozenOutputs(
-            model, max_bytes, layers, draft_length > 0, depths if weights.gap else ()
+            model, max_bytes, layers, train.draft_length > 0, depths if train.gap_weight else ()
         )
-        if draft_length and not self.outputs.has_free_masks:
+        if train.draft_length and not self.outputs.has_free_masks:
             raise UsageError(
                 f"train.draft_length is not supported with {type(model).__name__}, whose attention"
                 " depends on more than a mask and positions; use train.draft_length=0"
@@ -68,14 +66,8 @@ class AdapterLoss(TwoPassLoss):
         for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
                 self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
-        self._continue_lora(start)
-
-    def _continue_lora(self, start: SkipAdapter) -> None:
-        """Copy the LoRA matrices of the adapter `start`, which is trained further; its B includes
-        the LoRA scale.
-        """
         for path, (layer, name) in self.lora_paths.items():
-            if f"lora.{layer}.{name}.A" in start.tensors:
+            if f"lora.{layer}.{name}.A" in start.tensors:  # of an adapter that is trained further
                 module: Any = self.model.get_submodule(path)
                 module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.A"])
                 module.lora_B[_ADAPTER].weight.data.copy_(
@@ -85,16 +77,15 @@ class AdapterLoss(TwoPassLoss):
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
-        distills = weights.distill + weights.total_variation > 0
-        frozen = self.outputs.of(
-            batch, with_states=distills or weights.gap > 0 or self.draft_length > 0
-        )
+        distills = weights.distill_weight + weights.tv_weight > 0
+        with_states = distills or weights.gap_weight > 0 or self.draft_length > 0
+        frozen = self.outputs.of(batch, with_states)
         loss = frozen.prompt.first_logits.new_zeros((), dtype=torch.float32)
-        if weights.gap and frozen.states is not None:
+        if weights.gap_weight and frozen.states is not None:
             sets = [stage.kept_layers for stage in stages]
             losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]
-            loss = loss + weights.gap * torch.stack(losses).mean()
-        if not distills and not weights.cross_entropy:
+            loss = loss + weights.gap_weight * torch.stack(losses).mean()
+        if not distills and not weights.ce_weight:
             return loss
         drafts = self.draft_length and frozen.states is not None
         logits = (
@@ -102,16 +93,16 @@ class AdapterLoss(TwoPassLoss):
             if drafts and stages[0].kept_layers != self.all_layers
             else self._view_logits(batch, stages, frozen.prompt)
         )
-        if weights.cross_entropy:
-            loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        if weights.ce_weight:
+            loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
         if distills and frozen.states is not None:
             with torch.no_grad():
                 target = self.outputs.layerwise.logits(frozen.states[None, :, -1])[0]
             student = logits[:, 1:][batch.is_labelled[:, 1:]]
-            loss = loss + divergence(target, student, weights.distill, weights.total_variation)
+            loss = loss + divergence(target, student, weights.distill_weight, weights.tv_weight)
         return loss
 
-    def _spans(self, kept: tuple[int, ...]) -> list[tuple[int, int]]:
+    def _spans(self, kept: Layers) -> list[tuple[int, int]]:
         """Return, for each gap of a view, the depths in front of the layer before it and behind the
         layer after it. A layer before it that is behind a gap itself is left out; gaps on both
         sides of the last kept layer are one.
@@ -128,7 +119,7 @@ class AdapterLoss(TwoPassLoss):
         ]
 
     def _gap_loss(
-        self, batch: LossBatch, kept: tuple[int, ...], prompt: EncodedPrompt, states: Tensor
+        self, batch: LossBatch, kept: Layers, prompt: EncodedPrompt, states: Tensor
     ) -> Tensor:
         """Compute the mean over the gaps of |y - h|^2 / |h|^2, summed over the positions: h is the
         full model's state behind the layer after a gap, y that of the layers around the gap, which
@@ -169,7 +160,7 @@ class AdapterLoss(TwoPassLoss):
         ]
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
-    def _draft_logits(self, batch: LossBatch, kept: tuple[int, ...], frozen: FrozenBatch) -> Tensor:
+    def _draft_logits(self, batch: LossBatch, kept: Layers, frozen: FrozenBatch) -> Tensor:
         """Return the logits [batch, response_len, vocab_size] of drafts.
 
         As in decoding, a view reads the full model's keys and values of the tokens before its
@@ -219,7 +210,7 @@ class AdapterLoss(TwoPassLoss):
         # nn.ModuleDict has no method `get`
         return self.patches[name] if name in self.patches else None  # noqa: SIM401
 
-    def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
+    def _view(self, kept: Layers) -> PreTrainedModel:
         if kept == self.all_layers:
             return self._frozen[0]
         if kept not in self._views:
@@ -243,9 +234,7 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
         id(stack[layer]): with_linears(stack[layer], by_module(tensors))
         for layer, tensors in folds.items()
     }
-    folded = shallow_view.substituted(model, lambda part: changed.get(id(part)))
-    assert isinstance(folded, PreTrainedModel)
-    return folded
+    return shallow_view.substituted(model, lambda part: changed.get(id(part)))
 
 
 def _with_lora(
@@ -262,23 +251,13 @@ def _with_lora(
     prefix = next(name for name, module in copied.named_modules() if module is stack[0]).rpartition(
         "."
     )[0]
-    wanted = None if lora.targets == "all-linear" else lora.targets.split(",")
     for layer in layers:
         for name, module in stack[layer].named_modules():
-            if type(module) in (nn.Linear, Conv1D) and (
-                wanted is None or name.rpartition(".")[2] in wanted
-            ):
+            if type(module) in (nn.Linear, Conv1D):
                 paths[f"{prefix}.{layer}.{name}"] = (layer, name)
-    if lora.rank and not paths:
-        raise UsageError(
-            f"expected train.lora.targets to name linear layers or all-linear, got {lora.targets}; "
-            "train.lora.targets=all-linear adapts every linear layer"
-        )
     if not lora.rank:
         return copied.requires_grad_(False), {}
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(paths)
-    )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
         inject_adapter_in_model(config, copied, _ADAPTER)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,7 +21,6 @@ from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, truncate_source
 
 Pair = tuple[list[int], list[int]]  # token ids of prompt and response
 IGNORED_LABEL = -100
-_TOKENIZE_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -99,18 +98,13 @@ def train_tokenizer(
 
 
 def tokenized(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[TextPair],
-    formatter: PromptFormatter,
-    on_progress: Callable[[int], None] = lambda done: None,
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[TextPair], formatter: PromptFormatter
 ) -> list[Pair]:
     """Return prompts and responses as token ids, with EOS."""
-    pairs = list[Pair]()
-    for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-        chunk = formatter.tokenize(tokenizer, texts[start : start + _TOKENIZE_AT_ONCE])
-        pairs += [(example.prompt_ids, example.response_ids) for example in chunk]
-        on_progress(len(pairs))
-    return pairs
+    return [
+        (example.prompt_ids, example.response_ids)
+        for example in formatter.tokenize(tokenizer, texts)
+    ]
 
 
 class TokenPairs(Dataset[dict[str, list[int]]]):
@@ -181,15 +175,6 @@ class PairCollator:
             "response_ids": response_ids,
             "labels": response_ids.masked_fill(mask == 0, IGNORED_LABEL),
         }
-
-
-@dataclass(frozen=True)
-class TokenizedData:
-    """The tokenized training and validation sets with their collator."""
-
-    train: TokenPairs
-    validation: TokenPairs | None
-    collator: PairCollator
 
 
 class SimilarLengthSampler(Sampler[int]):

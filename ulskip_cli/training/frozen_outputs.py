@@ -3,8 +3,7 @@ responses are encoded once and kept.
 """
 
 import functools
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 # [positions, depths, hidden_size] of a response; then keys and values
 # [1, heads, length, head_size] of each layer
 Outputs = tuple[Tensor, ...]
+Key = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,9 @@ class FrozenOutputs:
         """
         self.model, self.layers, self.free_bytes, self.drafts = model, layers, max_bytes, drafts
         self.layerwise = LayerwiseModel(model)
-        self.depths = [
-            *sorted({*depths} - {len(self.layerwise.layers)}),
-            len(self.layerwise.layers),
-        ]
-        # by the token ids of a prompt, or of a prompt and a response
-        self._kept: dict[tuple[bytes, ...], Outputs] = {}
+        num_layers = len(self.layerwise.layers)
+        self.depths = [*sorted({*depths} - {num_layers}), num_layers]
+        self._kept: dict[Key, Outputs] = {}
 
     @torch.no_grad()
     def prepare(self, pairs: Sequence[Pair], report: ReportProgress) -> None:
@@ -79,7 +76,7 @@ class FrozenOutputs:
             examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
             tensors = PairCollator(0)(examples)
             batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
-            if not self._keep(batch, self._together(batch, with_states=True)):
+            if not self._keep(self._split(self._together(batch, with_states=True), batch)):
                 return
             done += len(chunk)
             report(done)
@@ -109,9 +106,7 @@ class FrozenOutputs:
     @property
     def has_free_masks(self) -> bool:
         """True if a mask can choose the positions of the cache that a token attends to."""
-        return (
-            self._separable and "position_ids" in inspect.signature(self.model.forward).parameters
-        )
+        return self._separable and shallow_view.takes_positions(self.model)
 
     @functools.cached_property
     def _separable(self) -> bool:
@@ -122,41 +117,38 @@ class FrozenOutputs:
 
     def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
         """Return the outputs of a batch of one prompt and response."""
-        prompt_key, response_key = _keys(batch)
-        prompt, response = self._kept.get(prompt_key), self._kept.get(response_key, ())
-        if prompt is None or (with_states and not response):
-            frozen = self._together(batch, with_states)
-            self._keep(batch, frozen)
-            prompt, response = self._split(frozen, batch)[0]
-        return prompt, response
+        prompt, response = _keys(batch)
+        outputs: Mapping[Key, Outputs] = self._kept
+        if prompt not in outputs or (with_states and response not in outputs):
+            outputs = self._split(self._together(batch, with_states), batch)
+            self._keep(outputs)
+        return outputs[prompt], outputs.get(response, ())
 
-    def _keep(self, batch: LossBatch, frozen: FrozenBatch) -> bool:
-        """Keep the outputs of a batch while memory lasts; return False if a prompt does not fit."""
-        rows = self._split(frozen, batch)
-        for row, outputs in enumerate(rows):
-            for key, tensors in zip(_keys(_row_of(batch, row)), outputs, strict=True):
-                size = sum(tensor.nbytes for tensor in tensors)
-                if key not in self._kept and tensors and size <= self.free_bytes:
-                    self._kept[key] = tuple(tensor.clone() for tensor in tensors)
-                    self.free_bytes -= size
-        return all(_keys(_row_of(batch, row))[0] in self._kept for row in range(len(rows)))
+    def _keep(self, outputs: Mapping[Key, Outputs]) -> bool:
+        """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
+        for key, tensors in outputs.items():
+            size = sum(tensor.nbytes for tensor in tensors)
+            if key not in self._kept and size <= self.free_bytes:
+                self._kept[key] = tuple(tensor.clone() for tensor in tensors)
+                self.free_bytes -= size
+        return all(key in self._kept for key in outputs if len(key) == 1)
 
-    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> list[tuple[Outputs, Outputs]]:
+    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[Key, Outputs]:
         """Return the outputs of each prompt and response without padding."""
-        rows, at = list[tuple[Outputs, Outputs]](), 0
+        outputs, at = dict[Key, Outputs](), 0
         layers = [frozen.prompt.cache.layers[i] for i in self.layers]
         longest = batch.prompt_ids.shape[1]
         for row, labelled in enumerate(batch.is_labelled):
             start, count = longest - int(batch.prompt_mask[row].sum()), int(labelled[1:].sum())
+            prompt_key, response_key = _keys(_row_of(batch, row))
             one = slice(row, row + 1)
             prompt = [x[one, :, start:longest] for y in layers for x in (y.keys, y.values)]
-            response: Outputs = ()
+            outputs[prompt_key] = (frozen.prompt.first_logits[one], *prompt)
             if frozen.states is not None:
                 known = [x[one, :, : max(count, 1)] for x in frozen.response]
-                response = (frozen.states[at : at + count], *known)
-            rows.append(((frozen.prompt.first_logits[one], *prompt), response))
+                outputs[response_key] = (frozen.states[at : at + count], *known)
             at += count
-        return rows
+        return outputs
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its
@@ -200,7 +192,7 @@ def _row_of(batch: LossBatch, row: int) -> LossBatch:
     )
 
 
-def _keys(batch: LossBatch) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+def _keys(batch: LossBatch) -> tuple[Key, Key]:
     """Return the keys of the prompt and the response of a batch of one row."""
     prompt, response = (x.cpu().numpy().tobytes() for x in (batch.prompt_ids, batch.labels))
     return (prompt,), (prompt, response)

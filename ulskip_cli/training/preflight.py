@@ -1,13 +1,12 @@
 """Checks of a training configuration that need no weights. Imports no torch."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.core.options import load_json
+from ulskip_cli.core.options import Table, load_json
 from ulskip_cli.strategies.training_schedules import schedules
 
 
@@ -18,12 +17,12 @@ def check_training(config: TrainingConfig) -> None:
     config.task.examples()
 
 
-def trainer_arguments(config: TrainingConfig) -> dict[str, Any]:
+def trainer_arguments(config: TrainingConfig) -> Table:
     """Return the arguments of Trainer that follow from a configuration; raise UsageError for
     `train.training_args` that ulskip's own keys set, or that the two-pass loss does not support.
     """
     train, extra = config.train, config.train.training_args or {}
-    arguments: dict[str, Any] = {
+    arguments: Table = {
         "seed": config.seed,
         "output_dir": str(user_path(config.output, "output") / "checkpoints"),
         "save_total_limit": 2,
@@ -35,10 +34,9 @@ def trainer_arguments(config: TrainingConfig) -> dict[str, Any]:
         "per_device_train_batch_size": train.batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.scheduler,
+        "lr_scheduler_type": "cosine",
         "warmup_steps": train.warmup,  # below 1 it is a share of the steps
         "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
         "bf16": train.precision == "bf16",
         "fp16": train.precision == "fp16",
         "eval_strategy": "no",
@@ -51,7 +49,7 @@ def trainer_arguments(config: TrainingConfig) -> dict[str, Any]:
     if train.evaluate_every and (train.validation or train.held_out):
         arguments["eval_strategy"] = "steps"
     own = set(arguments) - {"save_total_limit", "log_level", "logging_nan_inf_filter"}
-    own -= {"ddp_find_unused_parameters"}
+    own -= {"ddp_find_unused_parameters", "lr_scheduler_type"}
     own |= {"optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"}
     own |= {"load_best_model_at_end"}
     for key in own & set(extra):

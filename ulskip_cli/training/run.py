@@ -6,26 +6,22 @@ import json
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch.nn import Module
-from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import enough_space, user_path, write_atomic
+from ulskip_cli.core.files import read_object, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
-from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.options import Options, Table, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.task import Example
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -44,20 +40,13 @@ class CurvePoint(Options):
     validation_loss: dict[str, float]
 
 
-class TrainedStage(Options):
-    """A later stage of a trained schedule: its first step and its layers."""
-
-    first_step: int
-    kept_layers: tuple[int, ...]
-
-
 class TrainingRecord(Options):
     """The settings, data and results of a training run."""
 
     strategy: str
     ratios: tuple[float, ...]
-    kept_layers: dict[str, tuple[int, ...]]  # the layers of the first decode steps, by ratio
-    later_stages: dict[str, tuple[TrainedStage, ...]]  # by ratio
+    kept_layers: dict[str, Layers]  # the layers of the first decode steps, by ratio
+    later_stages: dict[str, tuple[Stage, ...]]  # by ratio
     kept_counts: tuple[int, ...]  # all that were trained, descending
     exits: tuple[int, ...] = ()
     prompt_layers: str
@@ -71,13 +60,13 @@ class TrainingRecord(Options):
     train_loss: float | None = None  # the last logged one
     learning_curve: tuple[CurvePoint, ...]
     # record of the training that the initial weights come from, shortened
-    based_on: dict[str, Any] | None
-    config: dict[str, Any]
-    environment: dict[str, Any]
+    based_on: Table | None
+    config: Table
+    environment: Table
     identity: str  # a hash of everything that decides the weights
     seconds: float  # wall time since the training was started or resumed
     resumed: bool
-    data: dict[str, Any] | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
+    data: Table | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
 
 def train(
@@ -109,12 +98,9 @@ def train(
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
     with trainer.args.main_process_first(local=False):
-        resume_from = last_checkpoint(checkpoints, progress)
+        resume_from = last_checkpoint(checkpoints)
     try:  # trackers print, and standard output belongs to `--json`
-        with (
-            enough_space(checkpoints, checkpoint_bytes(setup.module)),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
+        with contextlib.redirect_stdout(sys.stderr):
             trainer.train(resume_from_checkpoint=resume_from)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != config.tracker:
@@ -131,18 +117,14 @@ def train(
             f" {output}"
         )
     if trainer.is_world_process_zero():
-        with enough_space(output, checkpoint_bytes(setup.module)):
-            _save(setup, output, record)
+        _save(setup, output, record)
     return record
 
 
 def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
     context = None if config.model.source == "random" else read_metadata(config.model).context
-    if context is None or (
-        config.train.max_length is not None and config.train.max_length <= context
-    ):
-        return config
-    return config.replace(train=config.train.replace(max_length=context))
+    lengths = [length for length in (context, config.train.max_length) if length is not None]
+    return config.replace(train=config.train.replace(max_length=min(lengths, default=None)))
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
@@ -173,8 +155,9 @@ def _finished_record(output: Path, identity: str, config: TrainingConfig) -> Tra
         known = names <= {OWN_RESPONSES, "checkpoints"} and not any(checkpoints.glob("[!.]*"))
         known &= output.is_dir() or not output.exists()
     if not known:
-        sources = [Path(name).expanduser() for name in (config.model.path, config.train.start)]
-        is_source = any(path.resolve().is_relative_to(output.resolve()) for path in sources)
+        sources = [config.model.path, *filter(None, [config.train.start])]
+        folders = [Path(source).expanduser().resolve() for source in sources]
+        is_source = any(folder.is_relative_to(output.resolve()) for folder in folders)
         delete = "" if is_source else f", or delete {output}"
         raise UsageError(
             f"output={output} contains other files, or a finished or unfinished training run with"
@@ -191,25 +174,25 @@ def _make_record(
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     curve: dict[int, CurvePoint] = {}  # of several evaluations at a step, the last counts
     for entry in state.log_history:
-        found = {key: round(x, 4) for key, x in entry.items() if key.startswith("eval_loss_")}
-        named = {key.removeprefix("eval_loss_"): loss for key, loss in found.items()}
-        if named:
-            curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=named)
+        losses_by_name = {
+            key.removeprefix("eval_loss_"): round(loss, 4)
+            for key, loss in entry.items()
+            if key.startswith("eval_loss_")
+        }
+        if losses_by_name:
+            curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses_by_name)
     return TrainingRecord(
         strategy=config.strategy.name,
         ratios=tuple(schedules),
         kept_layers={f"{ratio:g}": stages[0].kept_layers for ratio, stages in schedules.items()},
-        later_stages={
-            f"{ratio:g}": tuple(TrainedStage(**asdict(stage)) for stage in stages[1:])
-            for ratio, stages in schedules.items()
-        },
+        later_stages={f"{ratio:g}": stages[1:] for ratio, stages in schedules.items()},
         kept_counts=tuple(sorted(counts, reverse=True)),
         exits=setup.module.exits,
         prompt_layers=config.prompt_layers,
         steps=state.global_step,
         epochs=state.epoch,
-        examples=len(setup.data.train),
-        left_out=setup.data.train.num_too_long,
+        examples=len(setup.train),
+        left_out=setup.train.num_too_long,
         validation_examples=len(setup.texts.validation),
         data_sha256=setup.texts.sha256,
         seed=config.seed,
@@ -260,7 +243,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
         "training": {
             "steps": record.steps,
             "examples": record.examples,
-            "tokens": sum(setup.data.train.response_lengths()),
+            "tokens": sum(setup.train.response_lengths()),
             "responses": train.responses,
             "start": train.start,
             "draft_length": train.draft_length,
@@ -269,33 +252,12 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     }
 
 
-def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
-    """Return the newest readable checkpoint, or None; newer ones that cannot be read are removed.
-
-    A killed process leaves a cut-off checkpoint, and a crash of the machine leaves damaged files.
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint, or None; incomplete ones, which a killed process
+    leaves, are removed.
     """
     while newest := get_last_checkpoint(folder):
-        if _is_readable(Path(newest)):
+        if read_object(Path(newest) / "trainer_state.json"):  # Trainer writes it last
             return str(newest)
-        progress.phase(f"remove the unreadable {newest}", 1)
         shutil.rmtree(newest)
     return None
-
-
-def checkpoint_bytes(module: Module) -> int:
-    """Return the bytes of a checkpoint: the weights, and two moments of every trained weight."""
-    return sum(
-        p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters()
-    )
-
-
-def _is_readable(checkpoint: Path) -> bool:
-    try:  # Trainer writes its state last
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        weights = list(checkpoint.glob("*.safetensors"))
-        for file in weights:
-            safe_open(file, "pt").keys()  # type: ignore[no-untyped-call]
-        archives = map(zipfile.ZipFile, checkpoint.glob("*.pt*"))
-        return bool(weights) and all(archive.testzip() is None for archive in archives)
-    except (FileNotFoundError, ValueError, TypeError, SafetensorError, zipfile.BadZipFile):
-        return False

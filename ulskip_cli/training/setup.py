@@ -15,11 +15,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
-from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference import checkpoint, loading, shallow_view
@@ -34,13 +35,12 @@ from ulskip_cli.training.data import (
     Pair,
     PairCollator,
     SimilarLengthSampler,
-    TokenizedData,
     TokenPairs,
     TrainingTexts,
     tokenized,
     train_tokenizer,
 )
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 FROZEN_SHARE = (
@@ -55,7 +55,7 @@ class SourceModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase  # the model's own, or a new one for random weights
-    based_on: dict[str, Any] | None  # shortened record of the training that the weights come from
+    based_on: Table | None  # shortened record of the training that the weights come from
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class TrainingSetup:
     config: TrainingConfig
     texts: TrainingTexts
     source: SourceModel
-    data: TokenizedData
+    train: TokenPairs
+    validation: TokenPairs | None
+    collator: PairCollator
     schedules: dict[float, tuple[Stage, ...]]  # the stages of a response, by ratio
     module: TwoPassLoss  # the model with its loss
 
@@ -79,24 +81,25 @@ def prepare_training(
     progress.phase(f"load {config.model.label}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
-    on_progress = progress.phase("tokenize", len(texts.train))
-    max_length = config.train.max_length
-    pairs = tokenized(source.tokenizer, texts.train, texts.formatter, on_progress)
-    train = TokenPairs(pairs, max_length)
+    progress.phase("tokenize", len(texts.train))
+    train, validation = (
+        TokenPairs(tokenized(source.tokenizer, part, texts.formatter), config.train.max_length)
+        if part
+        else None
+        for part in (texts.train, texts.validation)
+    )
+    assert train is not None
     stages_by_ratio = schedules(config, depth, train.response_lengths())
-    validation = None
-    if texts.validation:
-        pairs = tokenized(source.tokenizer, texts.validation, texts.formatter)
-        validation = TokenPairs(pairs, max_length)
     train = with_responses(config, source, train, progress)
-    data = TokenizedData(train, validation, PairCollator(pad_token_id(source.tokenizer)))
-    if config.train.method == "adapter":
-        module: TwoPassLoss = build_adapter_loss(
-            config, source.model, data, stages_by_ratio, progress
-        )
-    else:
-        module = build_loss(config, source.model, trained_exits(config, depth))
-    return TrainingSetup(config, texts, source, data, stages_by_ratio, module)
+    collator = PairCollator(pad_token_id(source.tokenizer))
+    module = (
+        build_adapter_loss(config, source.model, train, collator, stages_by_ratio, progress)
+        if config.train.method == "adapter"
+        else build_loss(config, source.model, trained_exits(config, depth))
+    )
+    return TrainingSetup(
+        config, texts, source, train, validation, collator, stages_by_ratio, module
+    )
 
 
 def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceModel:
@@ -127,13 +130,7 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
             loaded.model, loaded.tokenizer, checkpoint.training_record(config.model)
         )
     if config.train.attention:
-        try:
-            source.model.set_attn_implementation(config.train.attention)
-        except (ValueError, ImportError) as error:
-            raise UsageError(
-                f"train.attention={config.train.attention} is not supported"
-                f" ({str(error).splitlines()[0]}); use train.attention=null"
-            ) from None
+        source.model.set_attn_implementation(config.train.attention)
     return source
 
 
@@ -166,9 +163,7 @@ def with_responses(
     return TokenPairs(usable, train.max_length)
 
 
-def trained_start(
-    folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig
-) -> SkipAdapter:
+def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:
     """Return the adapter that is trained further; raise UsageError if its weights, layers or ranks
     differ.
 
@@ -190,25 +185,26 @@ def trained_start(
 def build_adapter_loss(
     config: TrainingConfig,
     model: PreTrainedModel,
-    data: TokenizedData,
+    examples: TokenPairs,
+    collator: PairCollator,
     stages_by_ratio: Mapping[float, tuple[Stage, ...]],
     progress: ProgressCallback,
 ) -> AdapterLoss:
-    """Build the loss of a skip adapter, which starts from patches in closed form or from zero."""
+    """Build the loss of a skip adapter, which starts from patches in closed form."""
     train, patches = config.train, config.correction
     kept_sets = list(
         dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
     )
     model.requires_grad_(False)
-    if train.start not in STARTS:
+    if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
-    elif train.start == "patch" and patches.kind != "none":
+    elif patches.kind != "none":
         chosen = random.Random(config.seed).sample(
-            data.train.pairs, min(patches.examples, len(data.train))
+            examples.pairs, min(patches.examples, len(examples))
         )
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
-        examples = [EncodedExample(prompt, response) for prompt, response in chosen]
-        fitter = PatchFitter(model, examples, data.collator.pad_token_id)
+        encoded = [EncodedExample(prompt, response) for prompt, response in chosen]
+        fitter = PatchFitter(model, encoded, collator.pad_token_id)
         fitted = list[SkipAdapter]()
         for kept in kept_sets:
             fitted.append(fitter.fit(kept, patches.kind, DEFAULT_RIDGE))
@@ -216,19 +212,13 @@ def build_adapter_loss(
         start = combined(fitted)
     else:
         start = zero_adapter(model, kept_sets, patches.kind)
-    weights = LossWeights(
-        train.ce_weight,
-        distill=train.distill_weight,
-        total_variation=train.tv_weight,
-        gap=train.gap_weight,
-    )
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices
-    module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.draft_length)
+    module = AdapterLoss(model, start, train, max_bytes)
     batch = train.batch_size * train.gradient_accumulation_steps
-    visits = train.max_steps * batch if train.max_steps else train.epochs * len(data.train)
-    order = SimilarLengthSampler(data.train.response_lengths(), train.batch_size, config.seed)
-    pairs = [data.train.pairs[i] for i in list(order)[: math.ceil(visits)]]
+    visits = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
+    order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
+    pairs = [examples.pairs[i] for i in list(order)[: math.ceil(visits)]]
     dtype = AUTOCAST.get(train.precision)
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
         report = progress.phase("encode prompts and responses", len(pairs))
@@ -254,10 +244,7 @@ def build_loss(
         trained = _with_lora(model, train)
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
-    weights = LossWeights(
-        train.ce_weight, train.full_weight, train.distill_weight, train.label_smoothing
-    )
-    return TwoPassLoss(trained, config.prompt_layers, weights, teacher, exits)
+    return TwoPassLoss(trained, config.prompt_layers, train, teacher, exits)
 
 
 def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
@@ -266,23 +253,9 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
     lora = LoraConfig(
         r=train.lora.rank,
         lora_alpha=train.lora.alpha,
-        lora_dropout=train.lora.dropout,
-        target_modules=(
-            train.lora.targets
-            if train.lora.targets == "all-linear"
-            else train.lora.targets.split(",")
-        ),
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft reads a deprecated name of transformers
-            return get_peft_model(model, lora)
-    except ValueError as error:
-        raise UsageError(
-            "expected train.lora.targets to name linear layers or all-linear, got"
-            f" {train.lora.targets} ({str(error).splitlines()[0][:200]});"
-            " train.lora.targets=all-linear adapts every linear layer"
-        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads an old name of transformers
+        return get_peft_model(model, lora)

@@ -21,17 +21,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.tracking import PROJECT, flatten
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.data import LossBatch, SimilarLengthSampler, TokenizedData
+from ulskip_cli.training.data import LossBatch, PairCollator, SimilarLengthSampler, TokenPairs
 from ulskip_cli.training.preflight import trainer_arguments
 from ulskip_cli.training.setup import TrainingSetup
-from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
+from ulskip_cli.training.two_pass_loss import TwoPassLoss
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
@@ -44,14 +44,14 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         identity: str,
     ) -> None:
         """Prepare a training; `identity` names it in trackers."""
-        self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
-        evaluates = setup.data.validation is not None
+        self.schedules, self.config, self.train_pairs = setup.schedules, setup.config, setup.train
+        evaluates = setup.validation is not None
         super().__init__(
             model=setup.module,
             args=training_arguments(setup.config, identity),
-            data_collator=setup.data.collator,
-            train_dataset=setup.data.train,
-            eval_dataset=setup.data.validation,
+            data_collator=setup.collator,
+            train_dataset=setup.train,
+            eval_dataset=setup.validation,
             callbacks=[TrainingMonitor(progress, evaluates)],
         )
         self.remove_callback(PrinterCallback)
@@ -78,15 +78,14 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
         named = {f"{ratio:g}x": compared[ratio] for ratio in sorted(compared)}
         batch_size = self.args.per_device_train_batch_size
-        found = validation_losses(module, named, self.data, batch_size)
-        order = named if not module.exits else sorted(found, key=int, reverse=True)
-        losses = {f"eval_loss_{name}": found[name] for name in order}
+        found = validation_losses(module, named, self.eval_dataset, self.data_collator, batch_size)
+        losses = {f"eval_loss_{name}": loss for name, loss in found.items()}
         self.log(losses)
         self.control.should_evaluate = False  # or Trainer evaluates the last step again
         return losses
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        train, batch_size = self.data.train, self.args.per_device_train_batch_size
+        train, batch_size = self.train_pairs, self.args.per_device_train_batch_size
         # A step of a skip adapter costs the response alone, because the outputs for prompts are
         # kept.
         lengths = (
@@ -201,19 +200,19 @@ def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object
 def validation_losses(
     module: TwoPassLoss,
     schedules: Mapping[str, tuple[Stage, ...]],
-    data: TokenizedData,
+    pairs: TokenPairs,
+    collator: PairCollator,
     batch_size: int,
 ) -> dict[str, float]:
     """Return the mean cross-entropy of all response tokens in nats, without smoothing or
     distillation: under each schedule, or with all tokens exiting at each exit depth.
     """
-    assert data.validation is not None
-    pairs, totals, count = data.validation, defaultdict[str, float](float), 0
-    weights, module.weights = module.eval().weights, LossWeights()
+    totals, count = defaultdict[str, float](float), 0
+    weights, module.weights = module.eval().weights, TrainOptions()
     order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
-            tensors = data.collator([pairs[i] for i in order[start : start + batch_size]])
+            tensors = collator([pairs[i] for i in order[start : start + batch_size]])
             batch = LossBatch(**{key: x.to(module.base.device) for key, x in tensors.items()})
             if module.exits:
                 for depth, loss in module.exit_losses(batch):

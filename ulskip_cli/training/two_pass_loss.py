@@ -2,9 +2,9 @@
 wrap both passes.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import functools
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.config_schema import TrainOptions
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -22,32 +23,20 @@ from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, p
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """The weights of the loss terms; see `TrainOptions`."""
-
-    cross_entropy: float = 1.0
-    full: float = 0.0
-    distill: float = 0.0
-    label_smoothing: float = 0.0
-    total_variation: float = 0.0
-    gap: float = 0.0
-
-
 class TwoPassLoss(nn.Module):
     """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor
     once, and nothing else.
     """
 
-    accepts_loss_kwargs = (
-        True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
-    )
+    # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight.
+    accepts_loss_kwargs = True
+    _keys_to_ignore_on_save = None  # which Trainer reads when it loads a checkpoint
 
     def __init__(
         self,
         model: nn.Module,
         prompt_layers: str = "all",
-        weights: LossWeights | None = None,
+        weights: TrainOptions | None = None,
         teacher: nn.Module | None = None,
         exits: Collection[int] = (),
     ) -> None:
@@ -62,12 +51,11 @@ class TwoPassLoss(nn.Module):
         self.model = model
         self.all_layers = tuple(range(shallow_view.num_layers(self.base)))
         self.prompt_layers = prompt_layers
-        self.weights = weights or LossWeights()
+        self.weights = weights or TrainOptions()
         self.exits = tuple(exits)
-        # A list and a dict hide these modules from nn.Module, because their weights are the model's
+        # A dict and a list hide these modules from nn.Module, because their weights are the model's
         # or are not trained.
-        self._layerwise: list[LayerwiseModel] = []
-        self._views: dict[tuple[int, ...], PreTrainedModel] = {}
+        self._views: dict[Layers, PreTrainedModel] = {}
         self._teacher = [teacher] if teacher is not None else []
 
     @property
@@ -115,18 +103,18 @@ class TwoPassLoss(nn.Module):
             else None
         )
         logits = self._student_logits(batch, stages, full_prompt)
-        loss = weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        loss = weights.ce_weight * self._cross_entropy(logits, batch.labels)
         target = self._teacher_logits(batch)
         skips = len(kept) < len(self.all_layers) or len(stages) > 1
-        if skips and (weights.full or (weights.distill and target is None)):
-            with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
+        if skips and (weights.full_weight or (weights.distill_weight and target is None)):
+            with torch.set_grad_enabled(weights.full_weight > 0 and torch.is_grad_enabled()):
                 full = self._full_logits(self.base, batch, full_prompt)
             target = full.detach() if target is None else target
-            if weights.full:
-                loss = loss + weights.full * self._cross_entropy(full, batch.labels)
-        if weights.distill and target is not None:
+            if weights.full_weight:
+                loss = loss + weights.full_weight * self._cross_entropy(full, batch.labels)
+        if weights.distill_weight and target is not None:
             chosen = batch.is_labelled
-            loss = loss + divergence(target[chosen], logits[chosen], weights.distill)
+            loss = loss + divergence(target[chosen], logits[chosen], weights.distill_weight)
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
@@ -136,9 +124,7 @@ class TwoPassLoss(nn.Module):
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
-        if not self._layerwise:
-            self._layerwise.append(LayerwiseModel(self.base))
-        model, layerwise = self.base, self._layerwise[0]
+        model, layerwise = self.base, self._layerwise
         prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
@@ -156,6 +142,10 @@ class TwoPassLoss(nn.Module):
             elif depth in self.exits:
                 yield depth, first + loss_at(hidden)
 
+    @functools.cached_property
+    def _layerwise(self) -> LayerwiseModel:
+        return LayerwiseModel(self.base)
+
     def train(self, mode: bool = True) -> "TwoPassLoss":
         """Set the training or evaluation mode of the model and its views."""
         super().train(mode)
@@ -172,23 +162,7 @@ class TwoPassLoss(nn.Module):
             if name in trained
         }
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load the tensors that `state_dict` returned; the other tensors are not reported as
-        missing.
-        """
-        trained = self.state_dict().keys()
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        result.missing_keys[:] = [name for name in result.missing_keys if name in trained]
-        if strict and (result.missing_keys or result.unexpected_keys):
-            raise RuntimeError(
-                f"expected the trained tensors, got missing {result.missing_keys} and unexpected"
-                f" {result.unexpected_keys}"
-            )
-        return result
-
-    def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
+    def _view(self, kept: Layers) -> PreTrainedModel:
         if kept == self.all_layers:
             return self.base
         if kept not in self._views:
@@ -225,7 +199,7 @@ class TwoPassLoss(nn.Module):
         """Return the teacher's logits of the response, or None without a separate teacher or
         without distillation.
         """
-        if not self._teacher or not self.weights.distill:
+        if not self._teacher or not self.weights.distill_weight:
             return None
         teacher: Any = self._teacher[0].to(batch.prompt_ids.device)
         adapted: Any = self.model

@@ -407,7 +407,7 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
     name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
     file, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
     options = base.train.replace(
-        start=str(results.path / "calibrations" / trial.patch) if trial.patch else "patch",
+        start=str(results.path / "calibrations" / trial.patch) if trial.patch else None,
         own=base.train.own.replace(samples=size["samples"], file=file, max_new_tokens=tokens),
         max_steps=size["steps"],
         max_length=None,

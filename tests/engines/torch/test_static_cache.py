@@ -1,7 +1,7 @@
 import torch
 from reference import random_ids
 
-from ulskip_cli.engines.torch.static_cache import fixed, mask_at, step_masks
+from ulskip_cli.engines.torch.static_cache import fixed, step_masks
 from ulskip_cli.inference import shallow_view
 
 
@@ -36,5 +36,5 @@ def test_masks_hide_padding_and_later_positions(llama):
     cache, _ = fixed(prompt_cache(llama, ids, mask), 9)
     masks = step_masks(llama, cache, mask, 4)
     assert masks.shape == (2, 1, 4, 9)
-    seen = mask_at(masks, 1, 7)[:, 0, 0] == 0
+    seen = masks[:, 0, 1, :7] == 0
     assert seen.tolist() == [[True] * 7, [False] * 2 + [True] * 5]

@@ -57,13 +57,6 @@ def test_chinese_is_split_by_sacrebleus_chinese_tokenizer(tmp_path):
     assert scores.values["bleu"] == pytest.approx(expected["score"], abs=1e-5)
 
 
-def test_a_tokenizer_can_be_named_and_a_wrong_one_is_refused():
-    named = translation.bleu(Scoring(("bleu",), "de", "char"))
-    assert "tok:char" in named.score(answers(GOOD)).signatures["bleu"]
-    with pytest.raises(UsageError, match=r"task\.tokenize.*'words'"):
-        translation.bleu(Scoring(("bleu",), "de", "words"))
-
-
 @pytest.mark.parametrize("language", ["ja", "ko"])
 def test_a_language_whose_tokenizer_is_missing_says_what_to_install(language):
     if importlib.util.find_spec({"ja": "MeCab", "ko": "mecab_ko"}[language]):

@@ -1,12 +1,9 @@
 """The engine `llama_cpp`: views as GGUF files, decoded by llama.cpp on the CPU."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
-
-if TYPE_CHECKING:
-    from ulskip_cli.engines.base import Room, Session, Views
 
 
 class LlamaCpp(Engine):
@@ -18,11 +15,6 @@ class LlamaCpp(Engine):
         "q8_0": (8.5, 8.5),
         "q4_0": (4.5, 8.5),
     }
+    session = "ulskip_cli.engines.llama_cpp.session:LlamaCppSession"
     modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"
-
-    def open(self, views: "Views", room: "Room") -> "Session":
-        """Export the views unless they are cached, and load them."""
-        from ulskip_cli.engines.llama_cpp.session import LlamaCppSession
-
-        return LlamaCppSession(views, self.weights, room)

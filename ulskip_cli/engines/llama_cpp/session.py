@@ -180,7 +180,7 @@ def with_layers(state: ndarray, kept: Sequence[int], num_layers: int) -> ndarray
 class LlamaCppSession(LibrarySession[LlamaContext]):
     """The views of all stages in llama.cpp, and the full model if it encodes the prompts."""
 
-    def __init__(self, views: Views, weights: str | None, room: Room) -> None:
+    def __init__(self, views: Views, room: Room, weights: str | None) -> None:
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
         names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
         super().__init__(views, weights or names.get(views.model.dtype), ENGINE)
@@ -252,10 +252,6 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     def write(file: Path) -> None:
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_tokenizer_model("no_vocab")
-        write_model(
-            writer,
-            GgufTensors(tensors.__getitem__, config, *FORMATS[weights]),
-            {name: name for name in tensors},
-        )
+        write_model(writer, GgufTensors(tensors, config, *FORMATS[weights]))
 
     return cached_export(ENGINE, tensors, [weights, version("gguf"), config], ".gguf", write)

@@ -3,12 +3,9 @@ CPU.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
-
-if TYPE_CHECKING:
-    from ulskip_cli.engines.base import Room, Session, Views
 
 
 class OpenVino(Engine):
@@ -19,11 +16,6 @@ class OpenVino(Engine):
         "int8": (8, 8),
         "int4": (4.25, 8),
     }
+    session = "ulskip_cli.engines.openvino.session:OpenVinoSession"
     modules = ("openvino",)
     install = "pip install 'ulskip[openvino]'"
-
-    def open(self, views: "Views", room: "Room") -> "Session":
-        """Export the views unless they are cached, and load them."""
-        from ulskip_cli.engines.openvino.session import OpenVinoSession
-
-        return OpenVinoSession(views, self.weights)

@@ -32,8 +32,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
-from ulskip_cli.engines.torch.static_cache import takes_positions
-from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache
+from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache, takes_positions
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"
 GROUP_SIZE = 64  # of int4; widths of small models are not multiples of 128
@@ -238,10 +238,9 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
     """Return a float32 model whose request contains the KV cache; raise UsageError if its logits
     are not those of `model`.
     """
-    masks, cache = Masks(model), new_cache(model)
-    two = torch.ones(2, 2, dtype=torch.long)
+    masks, two = Masks(model), torch.ones(2, 2, dtype=torch.long)
     with torch.no_grad():
-        forward_with_cache(model, two, two, cache)
+        cache = encode_prompt(model, two, two).cache
     past = [torch.cat([state, state[:, :, :1]], 2) for state in _states(cache)]
     seen = torch.ones(2, past[0].shape[2], dtype=torch.long)
     steps = masks.of_steps(seen, 2)

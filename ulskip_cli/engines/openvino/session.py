@@ -21,7 +21,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
     grow as necessary.
     """
 
-    def __init__(self, views: Views, weights: str | None) -> None:
+    def __init__(self, views: Views, room: object, weights: str | None) -> None:
         # bfloat16 is stored as f16
         names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "f16"}
         super().__init__(views, weights or names.get(views.model.dtype), ENGINE)

@@ -13,8 +13,6 @@ from ulskip_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ulskip_cli.engines.base import Room, Session, Views
-
 
 class Torch(Engine):
     """Our own decode loop on torch: drafts, early exit, compiled steps."""
@@ -25,14 +23,7 @@ class Torch(Engine):
         Need.GENERATE_ARGUMENTS,
     }
     is_runtime = False
-
-    def open(self, views: "Views", room: "Room") -> "Session":
-        """Return a session, which makes its copies of the weights when it first prepares a
-        batch.
-        """
-        from ulskip_cli.engines.torch.session import TorchSession
-
-        return TorchSession(views)
+    session = "ulskip_cli.engines.torch.session:TorchSession"
 
     def choose(self, model: "PreTrainedModel", decoding: DecodingConfig) -> tuple[str, str | None]:
         """Return this engine; raise UsageError if it does not support the model or `decoding`."""

@@ -9,7 +9,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ulskip_cli.core.files import cache_dir
+from ulskip_cli.core.files import cache_dir, replacing
 from ulskip_cli.inference import shallow_view
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -150,15 +149,12 @@ def _built(compiler: list[str]) -> Path:
     library = _library(compiler)
     if library.is_file():
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as staging:
-        made = Path(staging) / library.name
+    with replacing(library) as made:
         paths = [f"-I{path}" for path in cpp_extension.include_paths()]
         paths += [f"-L{path}" for path in cpp_extension.library_paths()]
         files = [str(SOURCE), "-o", str(made)]
         command = [*compiler, *_FLAGS, *paths, *files, "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        made.replace(library)
     return library
 
 
@@ -223,18 +219,16 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
         int, PreTrainedConfig
     ] = {}  # the copy of each config, by id, because modules share configs
 
-    def change(module: nn.Module) -> PreTrainedConfig | None:
+    def change(module: nn.Module) -> dict[str, object]:
         config: Any = module.__dict__.get("config")
         if (
             isinstance(module, PreTrainedModel)
             or getattr(config, "_attn_implementation", None) != "sdpa"
         ):
-            return None  # models keep their config, because they make masks for `sdpa`
+            return {}  # models keep their config, because they make masks for `sdpa`
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)
             configs[id(config)]._attn_implementation = NAME
-        return configs[id(config)]
+        return {"config": configs[id(config)]}
 
-    changed = shallow_view.with_configs(view, change)
-    assert isinstance(changed, PreTrainedModel)
-    return changed
+    return shallow_view.with_attributes(view, change)

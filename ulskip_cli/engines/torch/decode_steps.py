@@ -19,8 +19,8 @@ from ulskip_cli.engines.torch.static_cache import (
     PositionsAndMasks,
     StaticLayer,
     UnplacedLayer,
-    takes_positions,
 )
+from ulskip_cli.inference import shallow_view
 
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
@@ -111,7 +111,7 @@ class CompiledSteps:
         )  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
         self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
-        self.with_positions = takes_positions(view)
+        self.with_positions = shallow_view.takes_positions(view)
         kind = StaticLayer if self.with_positions else UnplacedLayer
         self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
         self._forward = _forward if by_layer else _compiled_forward(device)

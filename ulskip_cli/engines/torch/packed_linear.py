@@ -140,13 +140,7 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
         return known[1]
 
     rebuilt = shallow_view.substituted(view, replacement)
-    assert isinstance(rebuilt, PreTrainedModel)
     return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
-
-
-def linear_backend_of(model: nn.Module) -> str:
-    """Return the name of the linear backend, read from the layers of a model."""
-    return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:

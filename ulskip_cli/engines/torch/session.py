@@ -23,9 +23,10 @@ from ulskip_cli.engines.torch.decode_steps import (
     EagerSteps,
     check_compiled,
 )
-from ulskip_cli.engines.torch.packed_linear import linear_backend_of, packed
+from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import is_out_of_memory
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
@@ -64,20 +65,14 @@ class ModelSession(SteppingSession):
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> Any:
         """Return the decode steps after a prompt, which take over its pruned cache."""
 
-    @property
-    @abstractmethod
-    def decode_model(self) -> torch.nn.Module:
-        """A model with the weights of the decode steps."""
-
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
-        cache = shallow_view.new_cache(self.prompt_model)
-        prompt = request.input_ids, request.attention_mask
-        logits = shallow_view.forward_with_cache(self.prompt_model, *prompt, cache, last_only=True)
+        prompt = encode_prompt(self.prompt_model, request.input_ids, request.attention_mask)
+        cache = prompt.cache
         self.kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, self.kept)
         shallow_view.prune_cache(cache, self.kept)
         self.steps = self.make_steps(request, cache)
-        return logits[:, -1]
+        return prompt.first_logits[:, -1]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -90,7 +85,7 @@ class ModelSession(SteppingSession):
 
     def details(self) -> dict[str, Any]:
         """Return the linear backend of the steps."""
-        return {"linear_backend": linear_backend_of(self.decode_model)}
+        return {"linear_backend": self.views.linear_backend}
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
@@ -100,7 +95,8 @@ class ModelSession(SteppingSession):
 class TorchSession(ModelSession):
     """Greedy decoding and sampling with the views of a plan."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *settings: object) -> None:
+        """Open a session; it needs no room and no format of weights."""
         super().__init__(views, views.prompt_model, views.stages[0].kept)
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
@@ -110,12 +106,6 @@ class TorchSession(ModelSession):
     def decode_models(self) -> list[PreTrainedModel]:
         """The views of the stages, with the weights of the linear backend."""
         return [packed(stage.view, self.views.linear_backend) for stage in self.views.stages]
-
-    @property
-    def decode_model(self) -> torch.nn.Module:
-        """The view of the first stage."""
-        model: torch.nn.Module = self.decode_models[0]
-        return model
 
     @property
     def can_shrink(self) -> bool:
@@ -128,12 +118,8 @@ class TorchSession(ModelSession):
 
         Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
         """
-        decode_models, compile_, device = (
-            self.decode_models,
-            request.decoding.compile,
-            request.input_ids.device,
-        )
-        key = _shape(request)
+        decode_models, compile_ = self.decode_models, request.decoding.compile
+        key, device = _shape(request), request.input_ids.device
         if not _compiles(request) or key in self._compiled or request.length < 2:
             return 0.0
         by_layer = compile_ == "layers"
@@ -141,19 +127,15 @@ class TorchSession(ModelSession):
             raise RunError(
                 f"expected a CPU for decoding.compile=layers, got {device}; use decoding.compile=on"
             )
-        cache = shallow_view.new_cache(self.prompt_model)
-        prompt = request.input_ids, request.attention_mask
-        shallow_view.forward_with_cache(self.prompt_model, *prompt, cache, last_only=True)
-        made = []
+        mask, made = request.attention_mask, list[CompiledSteps]()
+        cache = encode_prompt(self.prompt_model, request.input_ids, mask).cache
         # fails without a C++ compiler, and for models that torch.compile or our buffers do not
         # support
         try:
             for stage, model in zip(self.views.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
-                check_compiled(
-                    made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask
-                )
+                check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), mask)
         except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise

@@ -2,7 +2,6 @@
 internals of transformers.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
+
+from ulskip_cli.inference import shallow_view
 
 Masks = Tensor | Mapping[str, Tensor | None] | None
 
@@ -117,15 +118,7 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to buffers of `capacity` positions; raise TypeError if it contains
-    more than keys and values.
-    """
-    if not can_fix(cache):
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise TypeError(
-            f"expected a cache of keys and values only, got {', '.join(kinds)}; use"
-            " engine=transformers"
-        )
+    """Convert a cache of keys and values in place to buffers of `capacity` positions."""
     cursor = Cursor(cache.get_seq_length())
     for i, layer in enumerate(cache.layers):
         cache.layers[i] = FixedLayer(
@@ -204,25 +197,6 @@ def full_masks(
     )
 
 
-def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
-    """Return the mask of `count` steps in one forward pass; the last step attends to the first
-    `length` positions.
-    """
-    return _indexed(masks, (slice(None), slice(None), slice(step, step + count), slice(length)))
-
-
-def masks_of(masks: Masks, alive: Tensor) -> Masks:
-    """Return the masks of the sequences with the indices `alive` [sequences]."""
-    return _indexed(masks, alive)
-
-
-def takes_positions(view: PreTrainedModel) -> bool:
-    """Return True if a model accepts position ids; models with ALiBi derive positions from the
-    mask.
-    """
-    return "position_ids" in inspect.signature(view.forward).parameters
-
-
 class PositionsAndMasks:
     """The position ids and masks of a batch for passes over one token or, with `several`, over
     several tokens.
@@ -243,7 +217,7 @@ class PositionsAndMasks:
         self._single: Masks = None
         self._several: Masks = None
         self._positions: Tensor | None = None
-        if takes_positions(model):
+        if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
                 self._single = step_masks(model, cache, mask, steps)
@@ -260,12 +234,13 @@ class PositionsAndMasks:
             return {"attention_mask": self._mask[:, :end]}
         masks = self._single if count == 1 else self._several
         positions = self._positions[:, step : step + count]
-        return {"attention_mask": mask_at(masks, step, end, count), "position_ids": positions}
+        mask = _indexed(masks, (..., slice(step, step + count), slice(end)))
+        return {"attention_mask": mask, "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
-        self._single = masks_of(self._single, alive)
-        self._several = masks_of(self._several, alive)
+        self._single = _indexed(self._single, alive)
+        self._several = _indexed(self._several, alive)
         self._positions = None if self._positions is None else self._positions[alive]
         self._mask = self._mask[alive]
 

@@ -1,12 +1,9 @@
 """The engine `transformers`: its `generate` in two phases, with support for every option."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.engines import Engine
-
-if TYPE_CHECKING:
-    from ulskip_cli.engines.base import Room, Session, Views
 
 
 class Transformers(Engine):
@@ -18,9 +15,4 @@ class Transformers(Engine):
         Need.COMPILATION,
     }
     is_runtime = False
-
-    def open(self, views: "Views", room: "Room") -> "Session":
-        """Return a session."""
-        from ulskip_cli.engines.transformers.session import TransformersSession
-
-        return TransformersSession(views)
+    session = "ulskip_cli.engines.transformers.session:TransformersSession"

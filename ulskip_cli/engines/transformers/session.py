@@ -17,7 +17,8 @@ from ulskip_cli.inference.timing import now
 class TransformersSession(Session):
     """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *settings: object) -> None:
+        """Open a session; it needs no room and no format of weights."""
         self.views, self.device = views, views.device
         self._kv_bytes = (0, 0)
         self._prefilled_at = 0.0
@@ -49,17 +50,12 @@ class TransformersSession(Session):
             )
         # transformers checks many options only when it uses them
         except (TypeError, ValueError) as error:
-            if decoding.draft_tokens:
-                raise UsageError(
-                    f"transformers refuses to draft ({' '.join(str(error).split())[:200]});"
-                    " use engine=auto or batch_size=1"
-                ) from None
-            if not decoding.generate_kwargs:
+            if not (decoding.draft_tokens or decoding.generate_kwargs):
                 raise
             raise UsageError(
-                "decoding.generate_kwargs is refused by transformers"
-                f" ({' '.join(str(error).split())[:200]}); correct or remove one of:"
-                f" {', '.join(decoding.generate_kwargs)}"
+                "decoding.draft_tokens or decoding.generate_kwargs is refused by transformers"
+                f" ({' '.join(str(error).split())[:200]}); correct or remove them, or use"
+                " engine=auto or batch_size=1"
             ) from None
         clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
         output = BatchOutput.of(

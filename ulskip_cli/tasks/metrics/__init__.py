@@ -70,13 +70,12 @@ METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
 # metric.
 DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
-_ROW_KEYS = {row_key.key: row_key for spec in _REGISTRY for row_key in spec.row_keys}
-_SPEC_BY_ROW_KEY = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
+_BY_KEY = {row_key.key: (row_key, spec) for spec in _REGISTRY for row_key in spec.row_keys}
 
 
 def metric_keys() -> tuple[str, ...]:
     """Return the row keys of all metrics in the order of tables, without the decode loss."""
-    return tuple(_SPEC_BY_ROW_KEY)
+    return tuple(_BY_KEY)
 
 
 def quality_keys() -> tuple[str, ...]:
@@ -91,14 +90,14 @@ def row_key(key: str) -> RowKey:
     """Return how reports show the number under a row key: title, number format, and whether lower
     values are better.
     """
-    return DECODE_LOSS if key == DECODE_LOSS.key else _ROW_KEYS[key]
+    return DECODE_LOSS if key == DECODE_LOSS.key else _BY_KEY[key][0]
 
 
 def metric_of(key: str) -> MetricSpec | None:
     """Return the metric that computes the value of a row key; None for the decode loss and unknown
     keys.
     """
-    return _SPEC_BY_ROW_KEY.get(key)
+    return _BY_KEY[key][1] if key in _BY_KEY else None
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +40,6 @@ class ExactMatch(SegmentMetric):
         ]
 
 
-@dataclass(frozen=True)
 class Rouge(SegmentMetric):
     """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
 
@@ -49,14 +47,9 @@ class Rouge(SegmentMetric):
     references are not.
     """
 
-    stemmer: bool
-
     def signature(self) -> str:
         """The settings of the scorer."""
-        return (
-            f"rouge-score F-measure, stemmer={'yes' if self.stemmer else 'no'}, sentences split at"
-            " line breaks or sentence ends"
-        )
+        return "rouge-score F-measure, stemmer=yes, sentences split at line breaks or sentence ends"
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops
@@ -75,7 +68,7 @@ class Rouge(SegmentMetric):
         """Return the F-measures of all summaries in percent by kind of ROUGE."""
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
-        scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=self.stemmer)
+        scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=True)
         scored = [
             [
                 scorer.score(reference, one_sentence_per_line(text))
@@ -98,8 +91,8 @@ def exact_match(scoring: Scoring) -> ExactMatch:
 
 
 def rouge(scoring: Scoring) -> Rouge:
-    """Make ROUGE with or without the stemmer."""
-    return Rouge(scoring.stemmer)
+    """Make ROUGE, which has no settings."""
+    return Rouge()
 
 
 def fold(text: str) -> str:

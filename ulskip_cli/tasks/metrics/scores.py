@@ -2,10 +2,10 @@
 that are means over segments.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.task import Scoring as Scoring
 
@@ -41,27 +41,25 @@ class Scores:
     against_full: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class Metric(Protocol):
+class Metric(ABC):
     """A scorer with its settings."""
 
-    def check(self, references: Sequence[str] = ()) -> None:
+    def check(self, references: Sequence[str] = ()) -> None:  # noqa: B027 - few metrics need it
         """Raise UsageError before generation if a package is missing or a reference cannot be
         read.
         """
 
+    @abstractmethod
     def score(self, answers: Answers) -> Scores:
         """Score all answers."""
 
 
-class SegmentMetric:
+class SegmentMetric(Metric):
     """A metric that is the mean of one value for each answer, compared by a paired bootstrap."""
 
     @abstractmethod
     def signature(self) -> str:
         """Return the settings of the scorer."""
-
-    def check(self, references: Sequence[str] = ()) -> None:
-        """Accept any references."""
 
     @abstractmethod
     def segments(

@@ -14,13 +14,13 @@ from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Scores
+from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Metric, Scores
 
 EXTRAS = ("ja", "ko")  # target languages whose tokenizer is an extra of sacrebleu
 
 
 @dataclass(frozen=True)
-class Sacrebleu:
+class Sacrebleu(Metric):
     """A corpus metric of sacrebleu."""
 
     name: str  # row key
@@ -56,20 +56,11 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; raise UsageError
-    if it is unknown.
-    """
+    """Make BLEU with sacrebleu's tokenizer for the language."""
     language = scoring.target_language or ""
-    tokenize = scoring.tokenize
-    if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
-        known = ", ".join(BLEU.TOKENIZERS)
-        raise UsageError(
-            f"expected task.tokenize to be one of sacrebleu's tokenizers ({known}), got"
-            f" '{tokenize}'"
-        )
     return Sacrebleu(
         "bleu",
-        lambda: BLEU(tokenize=tokenize, trg_lang=language),
+        lambda: BLEU(trg_lang=language),
         language if language in EXTRAS else None,
     )
 
