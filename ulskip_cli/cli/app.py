@@ -4,7 +4,6 @@ Nothing here imports torch, so that help, plans and usage errors are fast.
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -23,7 +22,6 @@ from ulskip_cli.cli import (
     train,
     tune,
 )
-from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, one_line
@@ -68,9 +66,7 @@ def main() -> None:
 def invoke(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
     try:
-        command = typer.main.get_command(app)  # registers Typer's own completion for bash
-        install_bash_completion()
-        code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
+        code = app(list(arguments), prog_name="ulskip", standalone_mode=False)
         interruption.check()
         if code == INTERRUPT_CODE:
             raise KeyboardInterrupt
@@ -78,7 +74,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except (UsageError, RunError) as error:
         return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except typer.TyperException as error:
-        return _complain(_explained(error, arguments), error.exit_code)
+        return _complain(_explained(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain(interruption.MESSAGE, interruption.exit_code())
     except BrokenPipeError:
@@ -99,28 +95,14 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 
 
-def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
-    """Return the message of an error in the command line, with what to write instead."""
-    message, first = error.format_message().rstrip("."), arguments[0] if arguments else ""
+def _explained(error: typer.TyperException) -> str:
+    """Return the message of an error in the command line, with the form of overrides."""
+    message = error.format_message().rstrip(".")
+    if message.startswith("No such option"):
+        return f"{message}; keys have no dashes, e.g. ratio=2, and options follow the command"
     if message.startswith("No such command"):
-        if "=" in first:
-            return f"expected a command, got '{first[:80]}'; write e.g. ulskip run {first[:80]}"
-        near = re.search(r"Did you mean ('.+')", message)
-        advice = f"did you mean {near[1]}?" if near else "`ulskip --help` lists the commands"
-        return f"unknown command '{first[:80]}'; {advice}"
-    if not message.startswith("No such option"):
-        return message
-    option = str(getattr(error, "option_name", ""))
-    key, problem = option.lstrip("-").replace("-", "_"), f"unknown option {option[:80]};"
-    if option == first:
-        return f"{problem} write options after the command, e.g. ulskip run {option[:80]}"
-    from ulskip_cli.core.config import GROUPS
-    from ulskip_cli.core.config_schema import TrainingConfig, TuneConfig
-
-    if key.partition(".")[0] in {*TuneConfig.model_fields, *TrainingConfig.model_fields, *GROUPS}:
-        return f"{problem} keys have no dashes, write {key}=VALUE"
-    near = re.search(r"Possible options: ([^)]+)", message)
-    return f"{problem} {f'did you mean {near[1]}?' if near else '`--help` lists the options'}"
+        return f"{message}; overrides follow the command, e.g. ulskip run ratio=2"
+    return message
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from ulskip_cli.cli.completion import complete_config_name
 from ulskip_cli.cli.options import ConfigDir, Json
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ def config(
         typer.Argument(
             help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
             show_default=False,
-            autocompletion=complete_config_name,
         ),
     ] = None,
     config_dir: ConfigDir = None,

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ulskip_cli.cli.completion import complete_override
 from ulskip_cli.core.files import user_path
 
 
@@ -20,11 +19,7 @@ PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="key=value, e.g. task=wmt ratio=2.0",
-        show_default=False,
-        autocompletion=complete_override,
-    ),
+    typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False),
 ]
 ConfigDir = Annotated[
     Path | None,

@@ -1,7 +1,7 @@
 """The reference of the configuration keys: one walk over the fields of the classes, with several
 printers.
 
-`--help`, `ulskip config`, shell completion, the page of keys, `--print-config` and the JSON schema
+`--help`, `ulskip config`, the page of keys, `--print-config` and the JSON schema
 for editors print it.
 """
 
