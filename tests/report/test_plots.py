@@ -29,7 +29,7 @@ def draw(tmp_path):
 
 def test_a_sweep_has_its_plots(draw, tmp_path):
     found = draw([*small_sweep(), not_applicable()])
-    assert list(found) == ["quality", "targets", "layers"]
+    assert list(found) == ["quality", "layers"]
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
     for text in (
         "unified",
@@ -40,16 +40,7 @@ def test_a_sweep_has_its_plots(draw, tmp_path):
         "2x",
     ):
         assert f">{text}</text>" in found["quality"]
-    for text in ("predicted", "measured = target", "batch 8", "top_skip"):
-        assert f">{text}</text>" in found["targets"]
     assert ">unified 3x</text>" in found["layers"]
-
-
-def test_exit_depths_are_drawn_where_there_are_some(draw):
-    row = sweep_row("early_exit", exit_depths={"2": 30, "4": 60, "6": 10})
-    text = draw([sweep_row("full"), row])["exits"]
-    assert "mean 3.6" in text
-    assert "early_exit 2x, batch 1" in text
 
 
 def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):

@@ -96,8 +96,6 @@ def test_latex_has_booktabs_with_special_characters_escaped():
     assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
     assert r"top\_skip & " in text and r"20.0\textsuperscript{*}" in text
     assert r"early\_exit & 8 & 2 & N/A" in text
-    text = tables.latex(tables.long_section(small_sweep() * 5), "long")
-    assert text.startswith(r"\begin{longtable}") and r"\endhead" in text
 
 
 @pytest.mark.parametrize("value", ["=1+1", "+1+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\tx"])

@@ -63,7 +63,6 @@ class Column(NamedTuple):
     show: Callable[[Any], object] | None = None  # the value, unless it is the field's own
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
-    tip: str = ""  # explanation on the page of a report
 
     @property
     def head(self) -> str:
@@ -237,7 +236,7 @@ class Point(Section):
     ratio_basis: Text = value("meaning of the target: layers, cost or latency", setting=True)
     target_speedup: Ratio | None = value(
         "requested ratio; 1 for `full`, left out for `custom`",
-        Column("target", ".4g", tip="requested speedup"),
+        Column("target", ".4g"),
     )
     seed: Whole = value("the seed", setting=True)
     chat: Flag = value("true if prompts used the chat template", setting=True)
@@ -306,7 +305,7 @@ class Schedule(Section):
     layer_ratio: Positive | None = value(
         "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
         " attentions",
-        Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
+        Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio | None = value(
         "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
@@ -316,7 +315,6 @@ class Schedule(Section):
             "pre-\ndicted",
             ".2f",
             first=True,
-            tip="speedup predicted from the bytes of weights that a decode step reads",
         ),
     )
     draft_cost: Positive | None = value(
@@ -377,7 +375,6 @@ class Timing(Section):
             ".0%",
             lambda record: record.kv_share,
             14,
-            tip="share of the prompt's KV cache that is kept",
         ),
     )
     kept_kv_bytes: Count | None = value("size of this cache without the skipped layers")
@@ -389,7 +386,7 @@ class Quality(Section):
     decode_loss: Number | None = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
         " drafts the full model's",
-        Column("decode\nloss", ".2f", tip="cross-entropy of the references, nats per token"),
+        Column("decode\nloss", ".2f"),
     )
     decode_loss_mean_kept_layers: Number | None = value(
         "mean exit depth of `decode_loss`, with early exit"
@@ -397,13 +394,13 @@ class Quality(Section):
     agreement: Share | None = value(
         "share of the tokens of the full model's answers that the schedule also finds most likely,"
         " given the tokens before",
-        Column("agree-\nment", ".1%", leaves=8, tip="most likely token is the full model's"),
+        Column("agree-\nment", ".1%", leaves=8),
     )
     agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share | None = value("upper end of its interval")
     kl_divergence: Number | None = value(
         "mean KL(full || schedule) of the next token at the same positions, in nats",
-        Column("KL", ".2f", leaves=6, tip="divergence from the full model, nats per token"),
+        Column("KL", ".2f", leaves=6),
     )
     kl_divergence_low: Number | None = value("lower end of its interval")
     kl_divergence_high: Number | None = value("upper end of its interval")
@@ -445,7 +442,6 @@ class Throughput(Section):
             "decode\ntok/s",
             ".0f",
             first=True,
-            tip="generated tokens after the first, per second of decoding",
         ),
     )
     total_tokens_per_second: Rate | None = value(
@@ -454,7 +450,6 @@ class Throughput(Section):
             "total\ntok/s",
             ".0f",
             leaves=16,
-            tip="prompt and generated tokens, per second of prefill and decoding",
         ),
     )
     throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
@@ -467,7 +462,7 @@ class Throughput(Section):
     )
     acceptance_rate: Share | None = value(
         "accepted share of drafts",
-        Column("accept-\nance", ".2f", tip="share of drafted tokens that were accepted"),
+        Column("accept-\nance", ".2f"),
     )
     mean_accepted_length: Number | None = value(
         "tokens per check", Column("tokens\na check", ".2f", leaves=10)
@@ -776,8 +771,7 @@ def metric_column(key: str) -> Column:
             return None
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    tip = "* differs from the full model, p < 0.05"
-    return Column(row_key.column_title, "", show, row_key.leaves, tip=tip)
+    return Column(row_key.column_title, "", show, row_key.leaves)
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

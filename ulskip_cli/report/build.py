@@ -27,7 +27,7 @@ from ulskip_cli.report.rows import (
     warnings,
 )
 from ulskip_cli.report.tables import Section
-from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, overview, winners
+from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, winners
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -81,12 +81,6 @@ class Report:
         return tables.long_section(self.records)
 
     @cached_property
-    def overview(self) -> list[Section]:
-        """The best point of each model and target, if the rows have several settings."""
-        section = overview(self.groups, self.options.gate)
-        return [section] if len(self.groups) > 1 and section.cells else []
-
-    @cached_property
     def winners(self) -> dict[str, list[Winner]]:
         """The winners by setting; of several settings, those without a winner are left out."""
         several = len(self.groups) > 1
@@ -134,22 +128,9 @@ class Report:
         """Return the heading of a setting's winners."""
         return f"Winners{f', {label}' if len(self.groups) > 1 else ''}"
 
-    def texts(self) -> dict[str, str]:
-        """Return the content of all text files by name."""
-        long = tables.latex(
-            replace(self.long, title=self.long.title or "All points", note=""), "long"
-        )
-        return {
-            "report.md": self.markdown(),
-            "long.csv": tables.to_csv(self.records),
-            "long.tex": f"{tables.LATEX_HEADER}\n{long}",
-            "table4.csv": paper.to_csv(self.table4),
-            "table4.tex": f"{tables.LATEX_HEADER}\n{paper.latex(self.table4)}",
-        }
-
     def markdown(self) -> str:
         """Return the text of report.md."""
-        parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
+        parts = [f"# {self.long.title}".rstrip()]
         parts += ["## Layout of the paper's table 4", paper.markdown(self.table4).strip()]
         for label, found in self.winners.items():
             parts += [
@@ -178,7 +159,7 @@ def run(options: Options) -> None:
 
 def write(report: Report) -> list[Path]:
     """Write all files of a report and return their paths."""
-    options, paths, texts = report.options, report.paths, report.texts()
+    options, paths = report.options, report.paths
     folder = options.output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,11 +167,12 @@ def write(report: Report) -> list[Path]:
         reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
         raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
     plots = save_plots(report.groups, options.gate, folder) if options.plots else []
+    files = [folder / "report.md", *(file for plot in plots for file in plot.files)]
+    write_atomic(files[0], report.markdown())
     if options.page:
-        texts["report.html"] = render(report, plots)
-    for name, text in texts.items():
-        write_atomic(folder / name, text)
-    return [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
+        files.append(folder / "report.html")
+        write_atomic(files[-1], render(report, plots))
+    return files
 
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
@@ -199,23 +181,19 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     def tell(text: str, style: str = "", wrap: bool = True) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
-    def more(count: int, what: str, file: str) -> None:
+    def more(count: int, what: str) -> None:
         if count > 0:
-            tell(f"{file} has {count} more {what}")
+            tell(f"report.md has {count} more {what}")
 
-    def draw(section: Section, file: str, most: int = MAX_LINES) -> None:
-        shown = replace(section, cells=section.cells[: max(0, most)])
+    def draw(section: Section) -> None:
+        shown = replace(section, cells=section.cells[:MAX_LINES])
         if shown.cells:
-            console.print(tables.draw(shown, console.width, file))
+            console.print(tables.draw(shown, console.width, "report.md"))
+        more(len(section.cells) - MAX_LINES, "lines")
 
-    for section in report.overview:
-        draw(section, "report.md")
-    left = MAX_LINES
     for section in report.table4:
-        draw(section, "table4.csv", left)
-        left -= len(section.cells)
+        draw(section)
     tell(paper.NOTE, "italic")
-    more(-left, "lines", "table4.csv")
     for label, found in list(report.winners.items())[:MAX_SETTINGS]:
         gate = f"{report.options.gate:.0%}"
         title = report.winners_title(label)
@@ -223,10 +201,9 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         for winner in found:
             tell(f"  {winner.line(MAX_NAMES)}")
         tell("")
-    more(len(report.winners) - MAX_SETTINGS, "settings with winners", "report.md")
+    more(len(report.winners) - MAX_SETTINGS, "settings with winners")
     for section in report.sections:
-        draw(section, "report.md")
-        more(len(section.cells) - MAX_LINES, "lines", "report.md")
+        draw(section)
     for warning in report.warnings:
         tell(f"warning: {warning}", "yellow")
     folder = written[0].parent

@@ -25,18 +25,8 @@ MAX_RUNS = 48  # per data set
 MAX_PICKED = 12  # runs selected at first
 DATA_SET = ("task", "dataset", "pair")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
-NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
 # A Chinese or Japanese character, a word, or a sign.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
-
-
-def real_minus(text: str) -> str:
-    """Replace the hyphen before a negative number by a minus sign.
-
-    >>> real_minus("-0.3 to 1.2 with top-skip, 2026-01-01")
-    '−0.3 to 1.2 with top-skip, 2026-01-01'
-    """
-    return NEGATIVE.sub("−", text)
 
 
 def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
@@ -55,7 +45,6 @@ def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
         "separators": (",", ":"),
         "allow_nan": False,
     }
-    environment.filters["minus"] = real_minus
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.options.gate
     judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}

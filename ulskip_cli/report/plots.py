@@ -1,5 +1,5 @@
-"""Plots of results: quality against speed, speedup against target or prediction, exit depths, kept
-layers, learning curves; and the style of all plots.
+"""Plots of results: quality against speed, measured against predicted speedup, kept layers,
+learning curves; and the style of all plots.
 """
 
 import base64
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 INK, FAINT = "#24303c", "#8a97a5"  # text and axes; grids and reference lines
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
@@ -70,10 +69,8 @@ _STYLE: Any = {
 }
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
 MAX_PANELS = 4
-MAX_POINTS = 120  # per panel
 MAX_LABELS = 30
 MAX_SCHEDULES = 24
-MAX_EXITS = 6
 MAX_TITLE = 58  # characters over half a figure
 MAX_NAME = 40  # characters of a schedule beside its layers
 BARS = "Bars are confidence intervals; long ones go beyond the plot."
@@ -103,8 +100,6 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
     with applied():
         plots = {
             "quality": _quality(groups, gate),
-            "targets": _targets(groups),
-            "exits": _exits(groups),
             "layers": _kept_layers(groups),
         }
         for name, plot in plots.items():
@@ -135,13 +130,14 @@ def save_predictions(
     rows = [row for row in rows if row.predicted_speedup and row.measured_speedup]
     if not rows:
         return []
-    names = sorted(set(map(name_of, rows)))
     with applied():
         figure, (axes,) = panels(1, 6.4, 4.8)
-        handles = _draw_measured(
-            axes, rows, "predicted_speedup", name_of, lambda name: f"C{names.index(name)}"
+        handles = _draw_predictions(axes, rows, name_of)
+        axes.set(
+            xlabel="predicted decode speedup, by bytes of weights",
+            ylabel="measured decode speedup",
+            title=title,
         )
-        axes.set(xlabel="predicted decode speedup, by bytes of weights", title=title)
         legend_below(figure, handles)
         return save_figure(figure, path)
 
@@ -199,11 +195,16 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
 
 
 def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
-    figure, shown = _panel_per_group([(group, _scored(group)) for group in groups])
-    if figure is None:
+    """Draw a panel for each of the groups with the most rows; return None without quality."""
+    scored = [(group, rows) for group in groups if (rows := _scored(group))]
+    scored = sorted(scored, key=lambda pair: -len(pair[1]))[:MAX_PANELS]
+    if not scored:
         return None
+    width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
+    figure, each = panels(len(scored), width, 4.2)
     handles: Handles = {}
-    for axes, group, rows in shown:
+    for axes, (group, rows) in zip(each, scored, strict=True):
+        axes.set_title(shortened(group.label, most))
         metric = str(primary(group.records))
         full = _draw_full(axes, group, metric, gate)
         points = [*((_speedup(row), row.value(metric)) for row in rows), *full]
@@ -252,26 +253,6 @@ def _scored(group: Group) -> list[Record]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _panel_per_group(
-    groups: Sequence[tuple[Group, Sequence[Record]]],
-) -> "tuple[Figure | None, list[tuple[Axes, Group, Sequence[Record]]]]":
-    """Return a figure with one panel for each of the largest groups; of too many rows, only every
-    n-th row is drawn.
-    """
-    ranked = sorted(range(len(groups)), key=lambda i: -len(groups[i][1]))[:MAX_PANELS]
-    kept = [groups[i] for i in sorted(ranked) if groups[i][1]]
-    if not kept:
-        return None, []
-    width, most = (6.6, MAX_TITLE + 22) if len(kept) == 1 else (4.8, MAX_TITLE)
-    figure, each = panels(len(kept), width, 4.2)
-    for axes, (group, _) in zip(each, kept, strict=True):
-        axes.set_title(shortened(group.label, most))
-    return figure, [
-        (axes, group, rows[:: -(-len(rows) // MAX_POINTS)])
-        for axes, (group, rows) in zip(each, kept, strict=True)
-    ]
-
-
 def _draw_full(axes: "Axes", group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
     """Draw the full model and the quality gate; return the full model's point, or an empty list
     without a full row.
@@ -308,82 +289,33 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     return drawn
 
 
-def _targets(groups: Sequence[Group]) -> Drawn | None:
-    timed = [[row for row in group.done if row.measured_speedup] for group in groups]
-    asked = [[row for row in rows if row.target_speedup and not row.keeps_all] for rows in timed]
-    figure, shown = _panel_per_group(list(zip(groups, asked, strict=True)))
-    if figure is None:
-        return None
-    handles: Handles = {}
-    for axes, _, rows in shown:
-        drawn = _draw_measured(axes, rows, "target_speedup", lambda row: row.label, strategy_colour)
-        handles = drawn | handles
-        targets = sorted({row.target_speedup or 1.0 for row in rows})
-        axes.set_xticks(targets, [f"{target:g}x" for target in targets])
-        axes.set_xlabel("target speedup")
-    legend_below(figure, handles)
-    return f"Measured decode speedup against the target. {BARS}", figure
-
-
-def _draw_measured(
-    axes: "Axes",
-    rows: Sequence[Record],
-    key: str,
-    name_of: Callable[[Record], str],
-    colour_of: Callable[[str], str],
+def _draw_predictions(
+    axes: "Axes", rows: Sequence[Record], name_of: Callable[[Record], str]
 ) -> Handles:
-    """Draw measured speedups with intervals against another speedup: a colour for each name and a
+    """Draw measured speedups with intervals against predicted ones: a colour for each name and a
     marker for each batch size, side by side.
     """
     series = sorted(collected(rows, lambda row: (name_of(row), row.batch_size)).items())
-    batches = sorted({batch for (_, batch), _ in series})
+    names = sorted(set(map(name_of, rows)))
+    batches = sorted({row.batch_size for row in rows})
     markers = dict(zip(batches, cycle(MARKERS), strict=False))
-    xs = sorted({row.value(key) for row in rows})
+    xs = sorted({row.predicted_speedup or 1.0 for row in rows})
+    values = [*xs, *(row.measured_speedup or 1.0 for row in rows)]
+    limit_to(axes, [(min(1.0, xs[0]), min(1.0, *values)), (xs[-1] + 0.1, max(values))])
     gaps = (b - a for a, b in pairwise(sorted({round(x, 1) for x in xs})))
     width = 0.5 * min(gaps, default=0.5)
-    speedups = [(row.measured_speedup, row.predicted_speedup) for row in rows]
-    values = [value for pair in speedups for value in pair if value]
-    limit_to(axes, [(min(1.0, xs[0]), min(1.0, *values)), (xs[-1] + 0.1, max(values))])
     handles: Handles = {}
-    ticks: list[Line2D] = []
     for i, ((name, batch), same) in enumerate(series):
-        at = [row.value(key) + width * ((i + 0.5) / len(series) - 0.5) for row in same]
-        colour = colour_of(name)
+        shift, colour = width * ((i + 0.5) / len(series) - 0.5), f"C{names.index(name)}"
+        at = [(row.predicted_speedup or 1.0) + shift for row in same]
         measured = [row.measured_speedup or 1.0 for row in same]
         axes.plot(at, measured, markers[batch], color=colour, markersize=4)
         axes.vlines(at, *np.transpose(list(map(_interval, same))), color=colour, **BAR)
         handles.setdefault(name, axes.plot([], [], "s", markersize=6, color=colour)[0])
-        predicted = [row.predicted_speedup or np.nan for row in same]
-        if key != "predicted_speedup":
-            ticks = axes.plot(at, predicted, "_", color=INK, zorder=4)
     for batch in batches if len(batches) > 1 else ():
         (handles[f"batch {batch}"],) = axes.plot([], [], markers[batch], markersize=4, color=INK)
-    if ticks:
-        handles["predicted"] = ticks[0]
     (line,) = axes.plot([1, xs[-1]], [1, xs[-1]], color=FAINT, linestyle="--", linewidth=1)
-    axes.set_ylabel("measured decode speedup")
-    return handles | {f"measured = {key.partition('_')[0]}": line}
-
-
-def _exits(groups: Sequence[Group]) -> Drawn | None:
-    rows = [(group, row) for group in groups for row in group.done if row.exit_depths][:MAX_EXITS]
-    if not rows:
-        return None
-    figure, each = panels(len(rows), 2.3, 2.4, columns=3)
-    for axes, (group, row) in zip(each, rows, strict=True):
-        counts = {int(depth): count for depth, count in (row.exit_depths or {}).items()}
-        total = sum(counts.values()) or 1
-        mean = sum(depth * count for depth, count in counts.items()) / total
-        shares = [count / total for count in counts.values()]
-        axes.bar(list(counts), shares, color=strategy_colour(row.strategy), width=0.85)
-        axes.axvline(mean, color=INK, linestyle="--", linewidth=1)
-        annotate(axes, f"mean {mean:.1f}", (mean, 1), (4, -10), xycoords=("data", "axes fraction"))
-        axes.set(xlim=(0.3, (row.num_layers or 0) + 0.7), xlabel="layers run")
-        axes.set_title(f"{group.called(row)}, batch {row.batch_size}")
-        axes.locator_params(axis="x", integer=True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    each[0].set_ylabel("share of tokens")
-    return "Exit depths of early exit: how many layers each decoded token ran.", figure
+    return handles | {"measured = predicted": line}
 
 
 def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
@@ -446,16 +378,14 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     return files
 
 
-def panels(
-    count: int, width: float, height: float, columns: int = 2, **options: Any
-) -> "tuple[Figure, list[Axes]]":
+def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
     """Return a figure and its axes; each panel has the given size in inches."""
     from matplotlib.figure import Figure
 
-    across = min(count, columns)
+    across = min(count, 2)
     down = -(-count // across)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")
-    axes = list(figure.subplots(down, across, squeeze=False, **options).flat)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_visible(False)
     return figure, axes[:count]

@@ -26,7 +26,7 @@ from ulskip_cli.experiments.record import (
     columns,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Difference, Share, primary, shares
+from ulskip_cli.experiments.statistics import Share, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
     NAMES,
@@ -42,8 +42,6 @@ from ulskip_cli.report.rows import (
 from ulskip_cli.tasks.metrics import metric_keys
 
 MAX_CELL = 24  # characters per cell on a terminal
-MAX_LATEX_LINES = 40  # lines of a table on one page
-LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 STARS = (
@@ -147,7 +145,7 @@ def setting(key: str, leaves: int = 0) -> Column:
     return Column(title, "", partial(setting_text, key=key), leaves)
 
 
-def ends(interval: Interval | Difference | None, form: str = ".2f") -> str | None:
+def ends(interval: Interval | None, form: str = ".2f") -> str | None:
     """Return the ends of an interval as text; None if they are not known."""
     if interval is None or interval.low is None:
         return None
@@ -308,8 +306,7 @@ def escape_markdown(text: str) -> str:
 
 
 def latex(section: Section, label: str) -> str:
-    """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
-    is_long = len(section.cells) > MAX_LATEX_LINES
+    """Write a table in LaTeX with booktabs."""
     caption = sentences([section.title, section.note]) if section.note else section.title
     table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")
     text: str = table.to_latex(
@@ -317,8 +314,7 @@ def latex(section: Section, label: str) -> str:
         hrules=True,
         caption=escape_latex(caption),
         label=f"tab:{label}",
-        environment="longtable" if is_long else None,
-        position_float=None if is_long else "centering",
+        position_float="centering",
     )
     return text
 

@@ -1,5 +1,4 @@
-"""Verdicts on points: the winners of a group and of each model, and the comparison of two results
-folders.
+"""Verdicts on points: the winners of a group, and the comparison of two results folders.
 
 A winner is the fastest point of a batch size or the best quality of a target, among points that
 surely pass the quality gate.
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
+from ulskip_cli.experiments.record import Column, Interval, Record
 from ulskip_cli.experiments.statistics import (
     FAILS,
     FEW_PAIRS,
@@ -17,10 +16,8 @@ from ulskip_cli.experiments.statistics import (
     HOLDS,
     TIE,
     TITLES,
-    Difference,
-    Scorer,
     Share,
-    apart,
+    difference,
     from_records,
     primary,
     sentence,
@@ -35,7 +32,6 @@ from ulskip_cli.report.rows import (
     UNKNOWN,
     Group,
     collected,
-    default_of,
     done,
     grouped,
     setting_title,
@@ -47,13 +43,11 @@ TOLERANCE = 0.15  # relative difference that two measurements of a speedup may h
 MAX_LEADS = 3  # sentences before the table of a sweep
 MAX_BOOTSTRAPS = 200
 NOTE = (
-    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval"
-    " that excludes no difference, for each comparison and not corrected for their number."
-    " Intervals of quality come from a paired bootstrap if both sides' answers are stored, else"
-    " from the rows. Tokens/s are single measurements without an interval."
+    "Quality: new minus old; speedup: new divided by old. A star (*) marks a 95% interval that"
+    " excludes no difference, for each comparison and not corrected for their number. Intervals of"
+    " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
 )
 
-Judged = tuple[Group, Record, Share]
 Chosen = tuple[list[Record], list[str], list[str]]  # records that tie, figures and notes
 
 
@@ -116,7 +110,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
         elif passing:
             notes.append("no point that passes is faster than full")
         else:
-            notes.append(_why_none([judged[record.key] for record in rivals], rivals))
+            notes.append(_why_none([judged[record.key] for record in rivals]))
         points = list(zip(map(group.called, equal), figures, strict=True))
         found.append(Winner(title, equal, points, "; ".join(filter(None, notes))))
     return found
@@ -143,7 +137,8 @@ def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
 def _best(records: Sequence[Record], judged: Shares) -> Chosen:
     first, *others = sorted(records, key=lambda record: -judged[record.key].share)
     metric = judged[first.key].metric
-    tied = [first, *(record for record in others if not apart(first, record, metric))]
+    tied = [record for record in others if verdict(from_records(first, record, metric)) == TIE]
+    tied = [first, *tied]
     kept = [judged[record.key] for record in tied]
     return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], []
 
@@ -152,60 +147,10 @@ def _kept(share: Share) -> str:
     return f"{share.text()} of full's {share.title}"
 
 
-def _why_none(judged: Sequence[Share], records: Sequence[Record]) -> str:
-    unsure = [record for record, share in zip(records, judged, strict=True) if share.passes]
-    surely, first = "surely " * bool(unsure), judged[0]
-    note = f"no point {surely}keeps {first.gate:.0%} of full's {first.title}"
-    if any(record.has_few_examples for record in unsure):
-        note += f"; fewer than {MIN_FOR_STARS} examples are too few for an interval"
-    elif unsure:
-        count = f"{len(unsure)} point{'s' * (len(unsure) > 1)}"
-        note += f"; {first.gate:.0%} lies in the intervals of {count}, or these are not known"
-    limits = [(record, record.config.get("limit", default_of("limit"))) for record in unsure]
-    has_more = any(limit and record.num_examples == limit for record, limit in limits)
-    return f"{note}{', so raise limit to use more examples' * has_more}"
-
-
-def overview(groups: Sequence[Group], gate: float) -> Section:
-    """Make the table with the best point of every model and target: the fastest point that surely
-    passes the gate, or else the best quality among points that are faster than full. Models and
-    targets without such a point are left out.
-    """
-    judged = [
-        (group, record, share)
-        for group in groups
-        for share_of in [shares(group.records, gate)]
-        for record in group.done
-        if (share := share_of.get(record.key)) and not record.keeps_all
-        if (record.measured_speedup or 2.0) > 1  # without a measurement, it may be faster
-    ]
-
-    def rank(point: Judged) -> tuple[bool, bool, float]:
-        _, record, share = point
-        speedup = record.measured_speedup or 0.0
-        passes = share.can_win and speedup > 1
-        return passes, speedup > 1, speedup if passes else share.share
-
-    points = collected(judged, lambda point: (str(point[1].model), point[1].target_speedup or 0.0))
-    best = [max(points[name], key=rank) for name in sorted(points)]
-    columns = [
-        Column("model", "", lambda point: point[1].model),
-        Column(
-            "target",
-            "",
-            lambda point: f"{point[1].target_speedup:g}x" if point[1].target_speedup else None,
-        ),
-        Column("best point", "", lambda point: point[0].approach(point[1])),
-        Column("setting", "", lambda point: point[0].label, leaves=1),
-        Column("measured", ".2f", lambda point: point[1].measured_speedup),
-        Column("of full", ".1%", lambda point: point[2].share),
-        Column(f"keeps {gate:.0%}", "", lambda point: point[2].word),
-    ]
-    note = (
-        "The fastest point that surely passes the quality gate, or else the best quality of the"
-        " points that are faster than full. A question mark: the interval includes the gate."
-    )
-    return Section.of("Best of each model and target", best, columns, note, words=4)
+def _why_none(judged: Sequence[Share]) -> str:
+    unsure, first = any(share.passes for share in judged), judged[0]
+    note = f"no point {'surely ' * unsure}keeps {first.gate:.0%} of full's {first.title}"
+    return note + ", so use more examples" * unsure
 
 
 def lead(records: Sequence[Record]) -> list[str]:
@@ -229,8 +174,8 @@ class Pair:
     old: Record
     new: Record
     metric: str
-    quality: Difference | None  # new minus old; positive is better
-    speedup: Difference | None  # new divided by old
+    quality: Interval | None  # new minus old; positive is better
+    speedup: Interval | None  # new divided by old
     tolerance: float
     gate: float
 
@@ -259,12 +204,6 @@ class Pair:
         share = shares([self.new], self.gate).get(self.new.key)
         return share.verdict if share and not self.new.keeps_all else None
 
-    @property
-    def rates(self) -> float | None:
-        """Tokens/s of the new side divided by those of the old one."""
-        before, now = self.old.total_tokens_per_second, self.new.total_tokens_per_second
-        return now / before if before and now else None
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -282,28 +221,18 @@ class Comparison:
         names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
         name = names.pop() if len(names) == 1 else "quality"
 
-        def side(head: str, key: str, form: str, leaves: int) -> Column:
-            """Make the column of a value of one side; without a key, it shows the metric."""
-            *_, side = head.split("\n")
-            return Column(
-                head, form, lambda pair: getattr(pair, side).value(key or pair.metric), leaves
-            )
-
         columns = [
-            Column("approach", "", lambda pair: pair.new.label),
-            Column("target", ".4g", lambda pair: pair.new.target_speedup),
-            Column("batch", "", lambda pair: pair.new.batch_size),
-            side(f"{name}\nold", "", ".2f", 7),
-            side(f"{name}\nnew", "", ".2f", 0),
+            Column("approach", "", attrgetter("new.label")),
+            Column("target", ".4g", attrgetter("new.target_speedup")),
+            Column("batch", "", attrgetter("new.batch_size")),
+            Column(f"{name}\nold", ".2f", lambda pair: pair.old.value(pair.metric), 5),
+            Column(f"{name}\nnew", ".2f", lambda pair: pair.new.value(pair.metric)),
             Column("minus\nold", "", lambda pair: _starred(pair.quality, "+.2f", 0.0)),
-            Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 3),
-            side("speedup\nold", "measured_speedup", ".2f", 6),
-            side("speedup\nnew", "measured_speedup", ".2f", 0),
+            Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 2),
+            Column("speedup\nold", ".2f", attrgetter("old.measured_speedup"), 4),
+            Column("speedup\nnew", ".2f", attrgetter("new.measured_speedup")),
             Column("over\nold", "", lambda pair: _starred(pair.speedup, ".2f", 1.0)),
-            Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 4),
-            side("tok/s\nold", "total_tokens_per_second", ".0f", 2),
-            side("tok/s\nnew", "total_tokens_per_second", ".0f", 1),
-            Column("tok/s\nover old", ".2f", attrgetter("rates"), 5),
+            Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 3),
             Column(f"keeps\n{self.pairs[0].gate:.0%}", "", attrgetter("keeps")),
             Column("faster\nthan full", "", attrgetter("is_faster")),
             Column("as\nbefore", "", attrgetter("verdict")),
@@ -337,19 +266,19 @@ def compare(
         dict(zip(map(tuple, side.drop(columns=differs).to_numpy()), records, strict=True))
         for side, records in zip(tables, sides, strict=True)
     )
-    scorer, pairs = Scorer(), list[Pair]()
+    pairs = list[Pair]()
     for key in filter(before.__contains__, now):
         mine, theirs = now[key], before[key]
         metric, quality = primary([mine, theirs]) or "", None
         if mine.value(metric) is not None and theirs.value(metric) is not None:
-            judge = scorer.difference if len(pairs) < MAX_BOOTSTRAPS else from_records
+            judge = difference if len(pairs) < MAX_BOOTSTRAPS else from_records
             quality = judge(mine, theirs, metric)
         ratio = speed_ratio(mine, theirs)
         pairs.append(Pair(theirs, mine, metric, quality, ratio, tolerance, gate))
     return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
 
 
-def _starred(difference: Difference | None, form: str, bound: float) -> str | None:
-    if difference is None:
+def _starred(interval: Interval | None, form: str, bound: float) -> str | None:
+    if interval is None:
         return None
-    return f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
+    return f"{interval.value:{form}}{'*' * (verdict(interval, bound) != TIE)}"

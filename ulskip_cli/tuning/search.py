@@ -32,7 +32,7 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.experiments.statistics import HOLDS, TIE, Scorer, primary
+from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
 from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver, SweepOptions, make_jobs, run_sweep
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.training.run import train
@@ -346,12 +346,12 @@ def decide(records: Sequence[Record]) -> int:
     interval includes zero, the agreement with the full model decides, because it varies less
     between examples; without agreement, the loss decides.
     """
-    best, scorer = 0, Scorer()
+    best = 0
     if metric := primary(records):
         for i in range(1, len(records)):
-            verdict = scorer.difference(records[i], records[best], metric).verdict()
+            better = verdict(difference(records[i], records[best], metric))
             closer = (records[i].agreement or 0.0) > (records[best].agreement or 0.0)
-            if verdict == HOLDS or (verdict == TIE and closer):
+            if better == HOLDS or (better == TIE and closer):
                 best = i
     return best
 
