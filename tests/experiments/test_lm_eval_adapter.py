@@ -78,9 +78,9 @@ def evaluated(tasks):
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 
-    def evaluate(kind, **arguments):
+    def evaluate(model, arguments=None):
         found = lm_eval.simple_evaluate(
-            model=kind,
+            model=model,
             model_args=arguments,
             tasks=names,
             task_manager=manager,
@@ -96,18 +96,22 @@ def evaluated(tasks):
 
 @pytest.fixture(scope="module")
 def hf(evaluated):
-    return evaluated("hf", pretrained=str(ASSETS / "tiny"), dtype="float32")
+    return evaluated("hf", {"pretrained": str(ASSETS / "tiny"), "dtype": "float32"})
+
+
+def skipping(*overrides):
+    return SkippingLM(["model=tiny", "model.device=cpu", *overrides], batch_size=3)
 
 
 def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
-    results, answers = evaluated("ulskip", model="tiny", strategy="full")
+    results, answers = evaluated(skipping("strategy=full"))
     assert answers == hf[1]
     for task, values in hf[0]["results"].items():
         assert results["results"][task] | {"alias": ""} == values | {"alias": ""}
 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
-    results, kept = evaluated("ulskip", model="tiny", ratio=3)
+    results, kept = evaluated(skipping("ratio=3"))
     records = make_records(results)
     assert {record.task for record in records} == {f"lm_eval:{task}" for task in kept}
     for record in records:
@@ -115,7 +119,7 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
         assert (len(record.kept_layers), record.num_examples) == (4, 4)
         assert not any(FIRST_TOKEN_ONLY in warning for warning in record.warnings)
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
-    results, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
+    results, whole = evaluated(skipping("ratio=3", "prompt_layers=all"))
     for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):
         # no loss to be seen: hence the warning
         assert [row[0][0] for row in ours] == pytest.approx([row[0][0] for row in theirs], abs=1e-4)

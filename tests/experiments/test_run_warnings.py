@@ -50,11 +50,6 @@ SKIP_DECODE = ["strategy=skip_decode", "strategy.horizon=9"]
         ([], {"num_truncated_references": 1}, ["1 of 3 references", "decode_loss"]),
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
         (
-            EXIT,
-            {**MISSED, "calibration": {"examples": 3}},
-            ["3 calibration examples", "batch_size=4", "raise calibration.examples"],
-        ),
-        (
             SKIP_DECODE,
             {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 3.5},
             ["skip_decode", " 4.0 layers", "3.50", "strategy.horizon"],

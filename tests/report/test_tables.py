@@ -22,7 +22,7 @@ def markdown(*rows):
 
 def shown(rows, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(*tables.terminal(True)(rows, width))
+    console.print(tables.draw(tables.long_section(rows), width, tables.FILE))
     return console.export_text()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig, Wide
+from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 from ulskip_cli.core.printable import printable
 
@@ -25,7 +25,6 @@ def run(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    wide: Wide = False,
     force: Force = False,
     print_config: PrintConfig = False,
 ) -> None:
@@ -54,9 +53,7 @@ def run(
             run_points([point.baseline], session)
         outcome = run_points([point], session)
     tables.write_tables(folder)
-    show_outcome(
-        outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json
-    )
+    show_outcome(outcome, folder, tables.terminal, lambda records: [sentence(records[-1])], as_json)
 
 
 def bench(
@@ -101,7 +98,6 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    wide: Wide = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
     ] = False,
@@ -153,7 +149,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal(wide), verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:

@@ -68,8 +68,7 @@ def score(
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    for table in tables.terminal(True)(records, console.width):
-        console.print(table)
+    console.print(tables.draw(tables.long_section(records), console.width, tables.FILE))
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
     lines = [

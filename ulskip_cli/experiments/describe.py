@@ -162,14 +162,12 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     # beside another device, one thread starts the steps
     is_on_cpu = (record.device or "cpu").startswith("cpu")
     machine = record.environment
-    again = "" if record.task is None else " with --force"  # a benchmark uses no stored rows
     threads = machine.threads if machine and is_on_cpu else 1
-    fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
     if machine and is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
-            f" pairs, so the times and speedups may be wrong; repeat the run{again} when they have"
-            f" ended{fewer}"
+            " pairs, so the times and speedups may be wrong; measure again when they have ended"
+            " (`run` and `sweep` with --force), or set OMP_NUM_THREADS to the number of free CPUs"
         )
     elif (
         machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
@@ -177,7 +175,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
         yield (
             f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
             " machine was busy when this program started; the timed pairs ran alone and would"
-            f" have been faster, so repeat the run{again}"
+            " have been faster, so measure again (`run` and `sweep` with --force)"
         )
     if config.correction.label == "adapter" and record.keeps_all:
         yield "correction=adapter has no effect with strategy=full, which skips no layers"
@@ -245,21 +243,10 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
         return
     if abs(mean - target) <= DEPTH_TOLERANCE * target:
         return
-    num_calibrated = (record.calibration or {}).get("examples", config.batch_size)
-    advice = "change strategy.threshold or raise calibration.examples"
-    if not record.exit_depths:
-        advice = (
-            "the answers differ in length from those of the calibration; set strategy.horizon or"
-            " raise calibration.examples"
-        )
-    elif num_calibrated < config.batch_size:
-        advice = (
-            f"{num_calibrated} calibration examples are fewer than batch_size={config.batch_size};"
-            " raise calibration.examples"
-        )
     yield (
         f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the"
-        f" speedup differs from the target; {advice}"
+        " speedup differs from the target; raise calibration.examples to batch_size or more, or"
+        " change strategy.threshold or strategy.horizon"
     )
 
 

@@ -1,8 +1,7 @@
 """Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task
 (`ulskip lm-eval`).
 
-Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness
-under the name `ulskip`.
+Needs `pip install 'ulskip[lm-eval]'`.
 """
 
 import json
@@ -16,7 +15,6 @@ import torch
 from datasets.exceptions import DatasetsError
 from lm_eval import __version__ as lm_eval_version
 from lm_eval import simple_evaluate
-from lm_eval.api.registry import register_model
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
@@ -46,20 +44,11 @@ from ulskip_cli.strategies.plan import make_plan
 EXPERIMENT = "lm_eval"  # the default of name=
 # Configuration keys without effect here, and the options of the harness that replace them.
 _REFUSED_KEYS = {"limit": "--limit", "task": "--tasks"}
-# Options of the harness that would have no effect or give rows without scores, and replacements.
-_REFUSED_OPTIONS = {
-    "model": "model= before `--`, e.g. model=tiny",
-    "model_args": "keys of the configuration before `--`, e.g. model.path=DIR model.dtype=bfloat16",
-    "batch_size": "batch_size= before `--`, e.g. batch_size=8",
-    "max_batch_size": "batch_size= before `--`, e.g. batch_size=8",
-    "device": "model.device= before `--`, e.g. model.device=cuda",
-    "predict_only": "--log_samples",
-    "show_config": "the JSON in the results folder",
-    "wandb_args": "tracker=wandb before `--`",
-    "wandb_config_args": "tracker=wandb before `--`",
-    "trackio_args": "tracker=trackio before `--`",
-    "hf_hub_log_args": "`hf upload` on the results folder",
-}
+# Options of the harness that would have no effect or give rows without scores.
+_REFUSED_OPTIONS = (
+    *("model", "model_args", "batch_size", "max_batch_size", "device", "predict_only"),
+    *("show_config", "wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args"),
+)
 # Options that change the answers and are recorded by no other key of a row.
 _RECORDED = (
     *("apply_chat_template", "fewshot_as_multiturn", "system_instruction"),
@@ -71,12 +60,6 @@ ScoringRequest = tuple[object, list[int], list[int]]
 # log probability of a continuation, and True if greedy decoding would generate it
 Score = tuple[float, bool]
 
-# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our
-# configuration.
-_HARNESS_KEYS = (
-    *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id"),
-    *("softmax_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
-)
 _SAMPLING = ("temperature", "top_p", "top_k")
 _DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
 FIRST_TOKEN_ONLY = (
@@ -86,7 +69,6 @@ FIRST_TOKEN_ONLY = (
 )
 
 
-@register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
     """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as
     `ulskip run` does.
@@ -101,22 +83,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         overrides: Sequence[str] = (),
         batch_size: int | str = 1,
         max_batch_size: int | None = 64,
-        device: str | None = None,
-        pretrained: str | None = None,
-        **arguments: object,
     ) -> None:
         """Load the model and make the schedule; raise UsageError if the harness does not support
         the model or the strategy.
 
-        `overrides` and `arguments` are keys of the ulskip configuration, e.g. `model`, `strategy`,
-        `ratio`; `arguments` may also contain arguments of the harness's `hf` model that do not
-        concern the weights. `device` and `pretrained` are defaults of `model.device` and
-        `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
+        `overrides` are keys of the configuration, e.g. `model=tiny` or `ratio=2`. With
+        `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
         """
-        harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
-        defaults = {"model.device": device, "model.path": pretrained}
-        arguments = {key: value for key, value in defaults.items() if value} | arguments
-        overrides = [*map(_override, arguments.items()), *overrides]  # later overrides win
         config = self.ulskip_config = compose(overrides, command="lm-eval")
         self.loaded = load(config.model, config.seed)
         tokenizer = self.loaded.tokenizer
@@ -138,7 +111,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
-            **harness_arguments,
         )
 
     @property
@@ -268,17 +240,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
 
 
-def _override(argument: tuple[str, object]) -> str:
-    """Format a value that the harness parsed in Hydra's override syntax.
-
-    >>> [*map(_override, {"a": [0, 2], "b": True, "c": None, "d": 2.0, "e": "x"}.items())]
-    ['a=[0, 2]', 'b=true', 'c=null', 'd=2.0', 'e=x']
-    """
-    key, value = argument
-    text = value if isinstance(value, str) else json.dumps(value).replace('"', "")
-    return f"{key}={text}"
-
-
 def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
     """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
@@ -309,7 +270,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
             f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "
             "no chat template; remove the option"
         )
-    known = signature(simple_evaluate).parameters.keys() - _REFUSED_OPTIONS.keys()
+    known = signature(simple_evaluate).parameters.keys() - {*_REFUSED_OPTIONS}
     arguments = {name: getattr(options, name) for name in known if hasattr(options, name)}
     if options.use_cache:  # answers of another model or schedule must not be reused
         schedule = digest([model.record().id, model.scoring_plan.prompt_layers])
@@ -384,9 +345,12 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]
     file = getattr(given, "config", None)
     asked = EvaluatorConfig.load_yaml_config(file) if file else {}
     asked |= {name: value for name, value in vars(given).items() if value is not None}
-    for name, instead in _REFUSED_OPTIONS.items():
+    for name in _REFUSED_OPTIONS:
         if name in asked:
-            raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {instead}")
+            raise UsageError(
+                f"--{name} is not supported by `ulskip lm-eval`; use keys before `--`, e.g."
+                " model=tiny batch_size=8 model.device=cuda tracker=wandb"
+            )
     if not asked.get("tasks"):
         raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
     if asked.get("limit", 1) <= 0:

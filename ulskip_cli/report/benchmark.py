@@ -1,8 +1,7 @@
-"""Write the report of `ulskip bench`: decoding speed, the paper's values and a plot."""
+"""Write the report of `ulskip bench`: decoding speed, and the paper's values."""
 
 from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 
 from rich.table import Table
 
@@ -47,22 +46,14 @@ def lead(records: Sequence[Record]) -> list[str]:
     return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
 
 
-def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md and the plot of speedups from all benchmark records of a folder; return the
-    files.
-    """
-    from ulskip_cli.report.plots import save_predictions
-
+def write_bench_report(folder: ResultsFolder) -> None:
+    """Write bench.md from all benchmark records of a folder."""
     records = ordered(
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
-    title = tables.title(records)
-    parts = map(tables.with_heading, sections(records))
-    text = "\n\n".join([f"# {title}", *parts, tables.provenance(records)]) + "\n"
+    parts = [f"# {tables.title(records)}", *map(tables.with_heading, sections(records))]
+    text = "\n\n".join([*parts, tables.provenance(records)]) + "\n"
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
-    skipping = [record for record in records if (record.layer_ratio or 1) > 1]
-    plot = save_predictions(skipping, folder.path / "speedup", decoded_by, title)
-    return [folder.path / FILE, *plot]
 
 
 def ordered(records: Sequence[Record]) -> list[Record]:

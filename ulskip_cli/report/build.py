@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import GATE, shares
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import MAX_EXAMPLES, render
-from ulskip_cli.report.plots import save_plots
+from ulskip_cli.report.plots import save_quality
 from ulskip_cli.report.rows import (
     Group,
     find_folders,
@@ -166,12 +166,12 @@ def write(report: Report) -> list[Path]:
     except OSError as error:
         reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
         raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
-    plots = save_plots(report.groups, options.gate, folder) if options.plots else []
-    files = [folder / "report.md", *(file for plot in plots for file in plot.files)]
+    plot = save_quality(report.groups, folder / "quality", options.gate) if options.plots else []
+    files = [folder / "report.md", *plot]
     write_atomic(files[0], report.markdown())
     if options.page:
         files.append(folder / "report.html")
-        write_atomic(files[-1], render(report, plots))
+        write_atomic(files[-1], render(report, plot))
     return files
 
 
@@ -191,8 +191,9 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
             console.print(tables.draw(shown, console.width, "report.md"))
         more(len(section.cells) - MAX_LINES, "lines")
 
-    for section in report.table4:
+    for section in report.table4[:MAX_SETTINGS]:
         draw(section)
+    more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, "italic")
     for label, found in list(report.winners.items())[:MAX_SETTINGS]:
         gate = f"{report.options.gate:.0%}"

@@ -158,7 +158,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
         if any(record is finished[-1] for record in group.records)
     )
     drawn = ordered([record for record in alike.records if record.batch_size == alike.batches[0]])
-    return [file, *save_quality(drawn, folder.path / "quality", tables.title(drawn))]
+    return [file, *save_quality([Group(tables.title(drawn), drawn)], folder.path / "quality")]
 
 
 def beside_paper(groups: Sequence[Group]) -> list[Section]:

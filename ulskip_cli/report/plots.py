@@ -1,16 +1,12 @@
-"""Plots of results: quality against speed, measured against predicted speedup, kept layers,
-learning curves; and the style of all plots.
-"""
+"""Plots of results: quality against speed, and learning curves; and the style of all plots."""
 
-import base64
 import colorsys
 import io
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -70,76 +66,22 @@ _STYLE: Any = {
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
 MAX_PANELS = 4
 MAX_LABELS = 30
-MAX_SCHEDULES = 24
 MAX_TITLE = 58  # characters over half a figure
-MAX_NAME = 40  # characters of a schedule beside its layers
-BARS = "Bars are confidence intervals; long ones go beyond the plot."
-Drawn = tuple[str, "Figure"]  # caption and figure
+CAPTION = (
+    "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
+    " The grey band is the Pareto front: no point beats it in both."
+)
 LETTERS_PER_INCH = 15  # of a legend
 Handles = dict[str, "Artist"]  # of a legend, by label
 
 
-class SavedPlot(NamedTuple):
-    """A plot that is written to disk."""
-
-    caption: str  # what the plot shows
-    aspect: float  # width over height
-    files: list[Path]  # the PNG and the SVG
-
-    @property
-    def data_uri(self) -> str:
-        """The SVG encoded as the source of an image element."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.files[1].read_bytes()).decode()
-
-
-def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
-    """Draw and save every plot that has rows; `gate` is the share of the full model's quality at
-    which a line is drawn.
+def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> list[Path]:
+    """Plot quality against measured speedup, or predicted speedup if none was measured, with a line
+    at `gate`, the share of the full model's quality; write no file without quality.
     """
-    saved = []
     with applied():
-        plots = {
-            "quality": _quality(groups, gate),
-            "layers": _kept_layers(groups),
-        }
-        for name, plot in plots.items():
-            if plot:
-                caption, figure = plot
-                width, height = figure.get_size_inches()
-                saved.append(SavedPlot(caption, width / height, save_figure(figure, folder / name)))
-    return saved
-
-
-def save_quality(rows: Sequence[Record], path: Path, title: str = "") -> list[Path]:
-    """Plot quality against measured speedup, or predicted speedup if none was measured; write no
-    file without quality.
-    """
-    if primary(rows) == "decode_loss":
-        return []
-    with applied():
-        plot = _quality([Group(title, list(rows))], GATE)
-        return save_figure(plot[1], path) if plot else []
-
-
-def save_predictions(
-    rows: Sequence[Record], path: Path, name_of: Callable[[Record], str], title: str = ""
-) -> list[Path]:
-    """Plot measured against predicted speedup, one colour per name; write no file without
-    predictions.
-    """
-    rows = [row for row in rows if row.predicted_speedup and row.measured_speedup]
-    if not rows:
-        return []
-    with applied():
-        figure, (axes,) = panels(1, 6.4, 4.8)
-        handles = _draw_predictions(axes, rows, name_of)
-        axes.set(
-            xlabel="predicted decode speedup, by bytes of weights",
-            ylabel="measured decode speedup",
-            title=title,
-        )
-        legend_below(figure, handles)
-        return save_figure(figure, path)
+        figure = _quality(groups, gate)
+        return save_figure(figure, path) if figure else []
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
@@ -194,7 +136,7 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
     return band
 
 
-def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
+def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     """Draw a panel for each of the groups with the most rows; return None without quality."""
     scored = [(group, rows) for group in groups if (rows := _scored(group))]
     scored = sorted(scored, key=lambda pair: -len(pair[1]))[:MAX_PANELS]
@@ -225,12 +167,8 @@ def _quality(groups: Sequence[Group], gate: float) -> Drawn | None:
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
         )
-    caption = (
-        f"Quality against decode speedup. {BARS} The grey band is the Pareto front: no point beats"
-        " it in both."
-    )
     legend_below(figure, handles)
-    return caption, figure
+    return figure
 
 
 def _speedup(row: Record) -> float:
@@ -287,64 +225,6 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     ]
     axes.vlines(xs, *np.transpose(scores), color=colour, **BAR)
     return drawn
-
-
-def _draw_predictions(
-    axes: "Axes", rows: Sequence[Record], name_of: Callable[[Record], str]
-) -> Handles:
-    """Draw measured speedups with intervals against predicted ones: a colour for each name and a
-    marker for each batch size, side by side.
-    """
-    series = sorted(collected(rows, lambda row: (name_of(row), row.batch_size)).items())
-    names = sorted(set(map(name_of, rows)))
-    batches = sorted({row.batch_size for row in rows})
-    markers = dict(zip(batches, cycle(MARKERS), strict=False))
-    xs = sorted({row.predicted_speedup or 1.0 for row in rows})
-    values = [*xs, *(row.measured_speedup or 1.0 for row in rows)]
-    limit_to(axes, [(min(1.0, xs[0]), min(1.0, *values)), (xs[-1] + 0.1, max(values))])
-    gaps = (b - a for a, b in pairwise(sorted({round(x, 1) for x in xs})))
-    width = 0.5 * min(gaps, default=0.5)
-    handles: Handles = {}
-    for i, ((name, batch), same) in enumerate(series):
-        shift, colour = width * ((i + 0.5) / len(series) - 0.5), f"C{names.index(name)}"
-        at = [(row.predicted_speedup or 1.0) + shift for row in same]
-        measured = [row.measured_speedup or 1.0 for row in same]
-        axes.plot(at, measured, markers[batch], color=colour, markersize=4)
-        axes.vlines(at, *np.transpose(list(map(_interval, same))), color=colour, **BAR)
-        handles.setdefault(name, axes.plot([], [], "s", markersize=6, color=colour)[0])
-    for batch in batches if len(batches) > 1 else ():
-        (handles[f"batch {batch}"],) = axes.plot([], [], markers[batch], markersize=4, color=INK)
-    (line,) = axes.plot([1, xs[-1]], [1, xs[-1]], color=FAINT, linestyle="--", linewidth=1)
-    return handles | {"measured = predicted": line}
-
-
-def _kept_layers(groups: Sequence[Group]) -> Drawn | None:
-    schedules: dict[tuple[str, int | None, tuple[int, ...]], Record] = {}
-    for group in groups:
-        for row in sorted(group.done, key=lambda row: (row.target_speedup or 0, row.strategy)):
-            if row.kept_layers:
-                schedule = group.called(row), row.num_layers, row.kept_layers
-                schedules.setdefault(schedule, row)
-    shown = [(name, row) for (name, *_), row in schedules.items()][:MAX_SCHEDULES]
-    if not shown:
-        return None
-    depths = {row.num_layers or 0 for _, row in shown}
-    names = [f"{name} of {row.num_layers}" if len(depths) > 1 else name for name, row in shown]
-    figure, (axes,) = panels(1, 6.6, 0.7 + 0.24 * len(shown))
-    for y, (_, row) in enumerate(shown):
-        depth = row.num_layers or 0
-        fills: list[tuple[str, float]] = [(FAINT, 0.18)] * depth
-        for layer in row.kept_layers or ():
-            fills[layer] = strategy_colour(row.strategy), 1.0 if layer in row.last_stage else 0.45
-        bars = [(layer - 0.43, 0.86) for layer in range(depth)]
-        axes.broken_barh(bars, (y - 0.36, 0.72), facecolors=fills)
-    axes.set_yticks(range(len(names)), [shortened(name, MAX_NAME) for name in names])
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.6, max(depths) - 0.4), xlabel="layer")
-    axes.grid(visible=False)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    paler = any(len(row.last_stage) < len(row.kept_layers or ()) for _, row in shown)
-    caption = f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}."
-    return caption, figure
 
 
 def strategy_colour(strategy: str) -> str:

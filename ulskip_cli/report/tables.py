@@ -3,7 +3,7 @@ per record.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
@@ -41,6 +41,7 @@ from ulskip_cli.report.rows import (
 )
 from ulskip_cli.tasks.metrics import metric_keys
 
+FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
@@ -190,14 +191,9 @@ def short_section(records: Sequence[Record]) -> Section:
     )
 
 
-def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
-    """Return a function that draws the table of records for a terminal, with few columns or with as
-    many as fit.
-    """
-    make = long_section if wide else short_section
-    return lambda records, width: [
-        draw(make([displayed(record, Path()) for record in records]), width, "table.md")
-    ]
+def terminal(records: Sequence[Record], width: int) -> list[Table]:
+    """Draw the short table for a terminal of `width` columns."""
+    return [draw(short_section([displayed(record, Path()) for record in records]), width, FILE)]
 
 
 def settings(records: Sequence[Record]) -> list[Column]:
@@ -361,7 +357,7 @@ def write_tables(folder: ResultsFolder) -> None:
     records = [displayed(record, folder.path) for record in folder.records()]
     long = long_section(records)
     text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(records)])
-    write_atomic(folder.path / "table.md", escape_markdown(text) + "\n")
+    write_atomic(folder.path / FILE, escape_markdown(text) + "\n")
     write_atomic(folder.path / "table.csv", to_csv(records))
 
 
