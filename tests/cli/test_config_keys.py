@@ -27,30 +27,20 @@ def test_config_describes_the_choices_of_a_group(ulskip, group):
     code, out, _ = ulskip("config", group)
     assert code == 0
     assert all(f"{group}={choice}" in out for choice in group_choices(group))
-    told = json.loads(ulskip("config", group, "--json")[1])
-    assert told.keys() == group_choices(group).keys()
 
 
 def test_config_lists_groups_and_other_keys(ulskip):
     out = ulskip("config")[1]
     assert all(f"{group}=" in out for group in reference.ALL_GROUPS)
     assert "speed.pairs" in out and "output" in out
-    assert json.loads(ulskip("config", "--json")[1])["strategy"]
 
 
-def test_config_shows_one_choice_or_one_key(ulskip):
+def test_config_shows_one_choice(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
-    assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
-    assert (
-        json.loads(ulskip("config", "model.path", "--json")[1])[0]["default"] == "tiny"
-    )  # of the default choice
-    assert json.loads(ulskip("config", "decoding.num_beams", "--json")[1])[0]["default"] == 1
-    key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
-    assert (key["choices"], key["default"]) == (["min", "na"], "min")
 
 
-MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.pears": "speed.pairs"}
+MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified"}
 
 
 @pytest.mark.parametrize(("name", "nearest"), MISSPELT.items())

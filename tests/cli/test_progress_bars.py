@@ -6,9 +6,7 @@ import pytest
 
 from ulskip_cli.cli import progress_bars
 from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
-from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.record import read
-from ulskip_cli.experiments.results import ResultsFolder
 
 
 @pytest.fixture
@@ -59,33 +57,29 @@ def record(**values):
     return read(json.dumps({"id": "a", "strategy": "s", "batch_size": 1, **values}))
 
 
-def show_sweep(tmp_path, written):
-    config = compose([f"results_dir={tmp_path}"])
-    jobs = [SimpleNamespace(id=name, label=f"unified {name}", config=config) for name in "abc"]
-    ResultsFolder.of(config).append(record())
-    with SweepDisplay(jobs, written.append) as display:
+def show_sweep():
+    jobs = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]
+    with SweepDisplay(jobs) as display:
         display.job_settled(jobs[0], record(), is_new=False)
         display.phase("unified: generate", 4)(4, "9 tok/s")
-        timed = {"measured_speedup": 1.5, "bleu": 20.0, "wall_seconds": 2.0}
-        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5}
+        timed = {"measured_speedup": 1.5, "bleu": 20.0, "kept_layers": [0, 3], "num_layers": 4}
+        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5, "layer_ratio": 2.0}
         display.job_settled(jobs[1], record(**timed), is_new=True)
         display.note("worker 1 died")
         display.job_settled(jobs[2], record(status="failed", reason="no"), is_new=True)
 
 
-def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
-    written = []
-    show_sweep(tmp_path, written)
+def test_without_a_terminal_a_sweep_is_a_line_for_each_event(capsys):
+    show_sweep()
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
-        "[2/3] unified b: done, 2.0 s, 1.50x, BLEU 20.0",
+        "[2/3] unified b: s keeps 2 of 4 layers: 1.50x as fast (1.50 to 1.50), BLEU 20.0.",
         "worker 1 died",
-        "[3/3] unified c: failed: no",
+        "[3/3] unified c: s has no result: no.",
     ]
-    assert len(written) == 2  # with the first new row and at the end, but not with every row
 
 
-def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, terminal, capsys):
-    show_sweep(tmp_path, [])
+def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(terminal, capsys):
+    show_sweep()
     err = capsys.readouterr().err
     assert all(text in err for text in ("3/3", "2 done, 1 failed", "worker 1 died"))

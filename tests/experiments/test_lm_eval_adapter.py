@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, fingerprint
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.experiments.lm_eval_adapter import (
-    FIRST_TOKEN_ONLY,
+    FIRST_TOKEN,
     SkippingLM,
     evaluate,
     make_records,
@@ -111,22 +111,23 @@ def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, 
 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
-    results, kept = evaluated(skipping("ratio=3"))
-    records = make_records(results)
+    model = skipping("ratio=3")
+    results, kept = evaluated(model)
+    records = make_records(results, model.record())
     assert {record.task for record in records} == {f"lm_eval:{task}" for task in kept}
     for record in records:
         assert (record.prompt_layers, record.scored_prompt_layers) == ("all", "kept")
         assert (len(record.kept_layers), record.num_examples) == (4, 4)
-        assert not any(FIRST_TOKEN_ONLY in warning for warning in record.warnings)
+        assert FIRST_TOKEN not in record.warnings
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
-    results, whole = evaluated(skipping("ratio=3", "prompt_layers=all"))
+    model = skipping("ratio=3", "prompt_layers=all")
+    whole = evaluated(model)[1]
     for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):
         # no loss to be seen: hence the warning
         assert [row[0][0] for row in ours] == pytest.approx([row[0][0] for row in theirs], abs=1e-4)
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
-    record = make_records(results)[0]
-    assert record.scored_prompt_layers == "all"
-    assert any("8 of" in line and FIRST_TOKEN_ONLY in line for line in record.warnings)
+    record = model.record()
+    assert record.scored_prompt_layers == "all" and FIRST_TOKEN in record.warnings
 
 
 def test_a_strategy_without_its_calibration_is_refused():

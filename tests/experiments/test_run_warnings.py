@@ -88,25 +88,3 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
 )
 def test_a_run_as_requested_has_no_warning(warned, overrides, values):
     assert warned(*overrides, **values) == ()
-
-
-@pytest.mark.parametrize(
-    ("measured", "ends", "coverage", "overrides", "count"),
-    [
-        (1.53, (1.53, 1.53), None, [], 1),
-        (0.3, (0.3, 0.3), None, [], 1),
-        (0.9, (0.9, 0.9), None, [], 0),
-        (1.53, (1.53, 1.53), None, ["decoding.draft_tokens=2"], 0),
-        (1.53, (0.6, 4.0), 0.98, [], 0),
-        (1.53, (0.7, 4.0), 0.98, [], 1),
-        (1.53, (1.5, 1.6), 0.5, [], 0),
-    ],
-)
-def test_a_prediction_is_contradicted_by_a_whole_interval(
-    warned, measured, ends, coverage, overrides, count
-):
-    timing = {"measured_speedup_low": ends[0], "measured_speedup_high": ends[1]}
-    timing |= {"measured_speedup": measured, "speedup_interval_coverage": coverage}
-    lines = warned(*overrides, predicted_speedup=0.65, **timing)
-    assert len(lines) == count
-    assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)

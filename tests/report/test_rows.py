@@ -25,9 +25,6 @@ def test_what_has_no_rows_is_refused_with_what_has(tmp_path):
     write_folder(tmp_path / "one", small_sweep())
     with pytest.raises(UsageError, match=rf"'nowhere'.*{tmp_path / 'one'}"):
         find_folders([Path("nowhere")], tmp_path)
-    (tmp_path / "stopped" / "generations").mkdir(parents=True)
-    with pytest.raises(UsageError, match="resume"):
-        find_folders([tmp_path / "stopped"], tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "runs.jsonl").write_text("{broken\n")
     with pytest.raises(UsageError, match="empty"):

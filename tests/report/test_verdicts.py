@@ -23,7 +23,6 @@ def test_winners_are_named_among_points_that_pass():
     assert names(best["fastest at batch 1"]) == ["unified 3x"]
     assert best["fastest at batch 1"].word == "winner"
     assert names(best["best BLEU at 2x"]) == ["unified 2x"]
-    assert "only" in best["best BLEU at 2x"].note
     strict = found(small_sweep(), 0.99)["fastest at batch 8"]
     assert (strict.records, strict.word) == ([], "none") and "99%" in strict.note
     rows = [sweep_row("full"), sweep_row(), not_applicable(batch=1)]
@@ -34,7 +33,6 @@ def test_a_speed_of_too_few_timed_pairs_ties_with_the_fastest():
     rows = small_sweep(batches=(1,), unified_3=28.5)
     fastest, *_ = found([row.replace(speedup_interval_coverage=0.0) for row in rows]).values()
     assert names(fastest) == ["unified 3x", "unified 2x"]
-    assert "raise speed.pairs" in fastest.note
     assert fastest.points[0][1].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
 
 

@@ -51,12 +51,11 @@ def config(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
+            help="A group, e.g. strategy, or a choice, e.g. strategy=early_exit.",
             show_default=False,
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    as_json: Json = False,
     schema: Annotated[
         bool,
         typer.Option(
@@ -64,20 +63,14 @@ def config(
         ),
     ] = False,
 ) -> None:
-    """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
-    config speed.pairs`.
-    """
+    """List config groups, their choices and their keys, e.g. `ulskip config strategy`."""
     from ulskip_cli.cli.key_panels import describe
     from ulskip_cli.core.config_reference import json_schema
 
     if schema:
         print(json.dumps(json_schema(), indent=1))
         return
-    values, panels = describe(name or "", config_dir)
-    if as_json:
-        print(json.dumps(values, default=str))
-    else:
-        _print_panels(panels)
+    _print_panels(describe(name or "", config_dir))
 
 
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from ulskip_cli.cli.config_keys import Panels
 from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.config import group_choices, implied_choices
 from ulskip_cli.core.config_reference import ALL_GROUPS, ConfigKey
-from ulskip_cli.core.errors import require_choice, unknown
+from ulskip_cli.core.errors import require_choice
 
 MAX_DEFAULT = 40  # characters of a default value that help shows
 
@@ -41,57 +40,36 @@ def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, di
         yield title, _meanings(keys)
 
 
-def describe(name: str, extra_dir: Path | None) -> tuple[object, Panels]:
-    """Return what `ulskip config NAME` prints as JSON, and as panels; raise UsageError for an
-    unknown name.
-    """
+def describe(name: str, extra_dir: Path | None) -> Panels:
+    """Return what `ulskip config NAME` prints; raise UsageError for an unknown name."""
     group, _, choice = name.partition("=")
-    if not name:
-        groups = {group: list(group_choices(group, extra_dir)) for group in ALL_GROUPS}
-        lines = {f"{group}=": ", ".join(names) for group, names in groups.items()}
-        shared = {key.name for key in reference.top_level_keys("config")}
-        tuning = [key for key in reference.top_level_keys("tune") if key.name not in shared]
-        return groups, [
-            ("Config groups and their choices; `ulskip config GROUP` describes them", lines),
-            (
-                "Other keys of run, sweep, bench and plan",
-                _meanings(reference.top_level_keys("config")),
-            ),
-            ("Further keys of tune", _meanings(tuning)),
-            ("Other keys of train", _meanings(reference.top_level_keys("train"))),
-        ]
-    if group in ALL_GROUPS:
+    if name:
+        require_choice("config group", group, ALL_GROUPS)
         return _describe_group(group, choice.replace("-", "_"), extra_dir)
-    keys = {
-        key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)
-    }
-    group = name.partition(".")[0]
-    if group in ALL_GROUPS:  # keys of the default choice first: other choices have other defaults
-        default = reference.default_choice(group)
-        for choice in sorted(group_choices(group, extra_dir), key=lambda name: name != default):
-            keys = {key.name: key for key in reference.group_keys(group, choice, extra_dir)} | keys
-    shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
-    if not shown:
-        raise unknown(
-            "config group or key", name, [*ALL_GROUPS, *keys], "`ulskip config` lists all"
-        )
-    return list(map(asdict, shown)), [(f"Keys of {name}", _meanings(shown))]
+    lines = {f"{group}=": ", ".join(group_choices(group, extra_dir)) for group in ALL_GROUPS}
+    shared = {key.name for key in reference.top_level_keys("config")}
+    tuning = [key for key in reference.top_level_keys("tune") if key.name not in shared]
+    return [
+        ("Config groups and their choices; `ulskip config GROUP` describes them", lines),
+        (
+            "Other keys of run, sweep, bench and plan",
+            _meanings(reference.top_level_keys("config")),
+        ),
+        ("Further keys of tune", _meanings(tuning)),
+        ("Other keys of train", _meanings(reference.top_level_keys("train"))),
+    ]
 
 
-def _describe_group(group: str, choice: str, extra_dir: Path | None) -> tuple[object, Panels]:
+def _describe_group(group: str, choice: str, extra_dir: Path | None) -> Panels:
     described = reference.describe_choices(group, extra_dir)
     folded = {name.replace("-", "_"): name for name in described}
     if choice:
         name = folded[require_choice(group, choice, folded)]
         described = {name: described[name]}
     keys = {name: reference.group_keys(group, name, extra_dir) for name in described}
-    values = {
-        name: {"description": text, "keys": list(map(asdict, keys[name]))}
-        for name, text in described.items()
-    }
     choices = {f"{group}={name}": text for name, text in described.items()}
     alike = group not in ("task", "strategy") and not choice  # then one choice has all keys
-    return values, [
+    return [
         (f"Choices of {group}", choices),
         *(
             (f"Keys of {group}={name}", _meanings(keys[name]))

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,11 +25,9 @@ from ulskip_cli.core.progress import NullProgress, ReportProgress
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Job
 
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
-TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class ProgressBars:
@@ -127,66 +125,27 @@ class SweepDisplay(ProgressBars):
     result.
     """
 
-    def __init__(
-        self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]"
-    ) -> None:
-        """Display these jobs; `write_tables` is called at intervals while rows come, and at the
-        end.
-        """
+    def __init__(self, jobs: "Sequence[Job]") -> None:
+        """Display these jobs."""
         super().__init__()
-        self._config, self._write_tables = jobs[0].config, write_tables
-        self._written_at = float("-inf")
         self._total, self._states = len(jobs), Counter[str]()
         self._sweep = self.bars.add_task("points", total=self._total, note="")
         self.point(1, self._total)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        if kind is None:
-            self._write()
-
     def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
         """Count a job as settled, and show a new result."""
+        from ulskip_cli.experiments.statistics import sentence
+
         self._end_phase()
         self._states[record.status] += 1
         settled = self._states.total()
         counts = ", ".join(f"{count} {state}" for state, count in self._states.items())
         self.bars.update(self._sweep, completed=settled, note=counts)
         if is_new:
-            self.note(f"[{settled}/{self._total}] {job.label}: {_outcome(record)}")
-            if time.monotonic() - self._written_at >= TABLE_SECONDS:
-                self._write()
+            self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}")
         self.point(min(self._total, settled + 1), self._total)
-
-    def _write(self) -> None:
-        from ulskip_cli.experiments.results import ResultsFolder
-
-        folder = ResultsFolder.of(self._config)
-        if folder.records():
-            self._write_tables(folder)
-        self._written_at = time.monotonic()
 
     def _end_phase(self) -> None:
         if self._task is not None:
             self.bars.remove_task(self._task)
         self._label, self._task = "", None
-
-
-def _outcome(record: "Record") -> str:
-    if not record.is_done:
-        return f"{record.status}: {record.reason}"
-    from ulskip_cli.experiments.statistics import TITLES, primary
-
-    parts: list[str] = [record.status]
-    if record.wall_seconds:
-        parts.append(f"{record.wall_seconds:.1f} s")
-    if speedup := record.measured_speedup or record.predicted_speedup:
-        parts.append(f"{speedup:.2f}x")
-    if metric := primary([record]):
-        parts.append(f"{TITLES[metric]} {record.value(metric):.1f}")
-    return ", ".join(parts)

@@ -2,7 +2,6 @@
 times a grid.
 """
 
-import json
 import os
 import signal
 import sys
@@ -125,29 +124,29 @@ def sweep(
         return
     jobs = make_jobs(grid)
     if dry_run:
-        _show_dry_run(jobs, force, left_out, as_json)
+        _show_dry_run(jobs, force, left_out)
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepOptions, run_sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
+    from ulskip_cli.report.paper import write_paper_report
 
     words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    write = tables.write_tables if since is None else lambda folder: None
-    with SweepDisplay(jobs, write) as display:
+    with SweepDisplay(jobs) as display:
         outcome = run_sweep(jobs, SweepOptions(force, fail_fast, since, words), display)
         for line in left_out:
             display.note(line)
     if since is not None:
         return
     folder = ResultsFolder.of(jobs[0].config)
-    if len(jobs) > 1 and folder.records():
-        from ulskip_cli.report.paper import write_paper_report
-
+    if outcome.records:
+        tables.write_tables(folder)
+    if len(jobs) > 1 and outcome.records:
         write_paper_report(folder)
     show_outcome(outcome, folder, tables.terminal, verdicts.lead, as_json)
 
@@ -160,9 +159,7 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _show_dry_run(
-    jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
-) -> None:
+def _show_dry_run(jobs: "Sequence[Job]", force: bool, left_out: Sequence[str]) -> None:
     """Print the points of a sweep with their states, and the alternatives that are left out."""
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepStatus
@@ -171,14 +168,6 @@ def _show_dry_run(
     status = SweepStatus(ResultsFolder.of(config), config.launcher.name, force, quick=True)
     states = [(job, *status.describe(job)) for job in jobs]
     counts = Counter(state for _, state, _ in states)
-    if as_json:
-        rows = [
-            {"id": job.id, "label": job.label, "state": state, "note": note}
-            for job, state, note in states
-        ]
-        listed = {"points": rows, "counts": counts, "left_out": left_out}
-        print(json.dumps(listed, ensure_ascii=False))
-        return
     console, width = make_console(), max(len(job.label) for job in jobs)
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -3,7 +3,7 @@ weights and machine, and its warnings.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
@@ -14,41 +14,23 @@ from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.record import (
-    CorrectionUsed,
     Environment,
     Provenance,
     Record,
-    Row,
     Schedule,
     StageUsed,
     Throughput,
 )
-from ulskip_cli.experiments.statistics import TIE, verdict
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 # relative difference between mean depth and target that is allowed without a warning
 DEPTH_TOLERANCE = 0.05
-# factor between measured and predicted speedup that is allowed without a warning
-PREDICTION_FACTOR = 1.6
-
-
-@dataclass(frozen=True)
-class ScheduleProvenance:
-    """The measurements that decided a schedule: timing on this machine, or calibration on held-out
-    examples; and the correction that ran.
-    """
-
-    latency: LatencyTargetFit | None = None
-    calibration: Row | None = None
-    correction: CorrectionUsed | None = None
 
 
 def describe_schedule(
     plan: Plan,
-    found: ScheduleProvenance,
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
 ) -> Schedule:
@@ -72,8 +54,6 @@ def describe_schedule(
         layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
         predicted_speedup=plan.predicted_speedup or sum_drafts(timed or outputs).expected_speedup,
         draft_cost=plan.draft_cost,
-        latency_fit=found.latency.as_dict() if found.latency else None,
-        calibration=found.calibration,
     )
 
 
@@ -151,7 +131,6 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         *_untrained(plan, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),
-        *_misprediction(record),
     )
 
 
@@ -248,18 +227,3 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
         " speedup differs from the target; raise calibration.examples to batch_size or more, or"
         " change strategy.threshold or strategy.horizon"
     )
-
-
-def _misprediction(record: Record) -> Iterator[str]:
-    predicted, speedup = record.predicted_speedup, record.speedup
-    # the prediction for drafts is measured, and too few pairs contradict nothing
-    if not predicted or not speedup or record.draft_tokens:
-        return
-    value = speedup.value
-    is_near = 1 / PREDICTION_FACTOR <= value / predicted <= PREDICTION_FACTOR
-    if not is_near and verdict(speedup, predicted) != TIE:
-        yield (
-            f"{record.strategy}: the cost model predicted a speedup of {predicted:.2f}, but"
-            f" {value:.2f} was measured; it counts only the bytes of weights that a step reads, so"
-            " rely on the measured speedup"
-        )

@@ -4,7 +4,6 @@
 Needs `pip install 'ulskip[lm-eval]'`.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +26,9 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
-from ulskip_cli.experiments.describe import (
-    ScheduleProvenance,
-    describe_provenance,
-    describe_schedule,
-)
+from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, digest
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.loading import load
@@ -62,10 +57,9 @@ Score = tuple[float, bool]
 
 _SAMPLING = ("temperature", "top_p", "top_k")
 _DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
-FIRST_TOKEN_ONLY = (
-    "have a single token, which the full model predicts under prompt_layers=all, so their scores"
-    " show no effect of skipping; do not set prompt_layers=all, or use tasks with longer"
-    " continuations"
+FIRST_TOKEN = (
+    "the full model predicts the first token of each continuation, so scores of single tokens show"
+    " no effect of skipping; do not set prompt_layers=all, or use tasks with longer continuations"
 )
 
 
@@ -105,7 +99,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if scoring != self.plan:
             self.scorer = Decoder(self.loaded.model, scoring, *parts)
         self.scoring_plan = scoring
-        self.continuations = self.first_token_only = self._batches = 0
+        self._batches = 0
         super().__init__(
             pretrained=self.scorer.prompt_model,
             tokenizer=tokenizer,
@@ -127,8 +121,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Score]:
-        self.continuations += len(requests)
-        self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
             harness_scores: list[Score] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -219,14 +211,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             [config.identity, fingerprint(config.model), config.correction.fingerprint()]
         )
         warnings = list(self.plan.warnings)
-        is_full = not self._is_one_model and self.scoring_plan.prompt_layers == "all"
-        if self.first_token_only and is_full:
-            warnings.append(
-                f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}"
-            )
+        if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
+            warnings.append(FIRST_TOKEN)
         return Record.joined(
             Point.of(config, shared_id),
-            describe_schedule(self.plan, ScheduleProvenance()),
+            describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
@@ -302,19 +291,18 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, answers in samples.items():
         tracker.save_results_samples(task_name=task, samples=answers)
-    for record in make_records(results, recorded):
+    for record in make_records(results, model.record(), recorded):
         folder.save(config, record)
     return folder, results
 
 
-def make_records(results: Row, options: Row | None = None) -> list[Record]:
+def make_records(results: Row, shared: Record, options: Row | None = None) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record.
 
-    `options` are further harness options that change the answers; a row stores them under
-    `lm_eval_options`.
+    `shared` is the record of the model. `options` are further harness options that change the
+    answers; a row stores them under `lm_eval_options`.
     """
-    shared = read(json.dumps(results["config"]["ulskip"]))
     records = []
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")

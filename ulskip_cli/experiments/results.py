@@ -34,7 +34,6 @@ class ResultsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_new = False
 
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
@@ -46,7 +45,6 @@ class ResultsFolder:
         written to.
         """
         try:
-            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
@@ -54,12 +52,6 @@ class ResultsFolder:
                 f"cannot write results to {self.path} ({error.strerror or error}); set another"
                 " results_dir=DIR"
             ) from None
-
-    def remove_if_empty(self) -> None:
-        """Remove the folder if `check_writable` created the folder and it is still empty."""
-        if self._is_new:
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
 
     @property
     def runs_path(self) -> Path:

@@ -68,8 +68,6 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
         gate=f"{gate:.0%}",
         colour_of=strategy_colour,
         heading=tables.title(records) or "Skipped layers",
-        folders=sorted({record.folder for record in records}),
-        finished=max((record.finished_at or "" for record in records), default=""),
         table=table,
         facets=facets,
         rows=[(record, labels[record.key], judged.get(record.key)) for record in records],

@@ -117,8 +117,6 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
         if not below:
             known = ", ".join(map(str, _inside(results_dir)[:MAX_FOLDERS_NAMED]))
             hint = f"known: {known}" if known else "make one with `ulskip sweep`"
-            if (folder / "generations").is_dir():
-                hint = "repeat the run's command to resume it"
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
                 f" '{path}'; {hint}"

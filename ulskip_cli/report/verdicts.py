@@ -11,7 +11,6 @@ from operator import attrgetter
 from ulskip_cli.experiments.record import Column, Interval, Record
 from ulskip_cli.experiments.statistics import (
     FAILS,
-    FEW_PAIRS,
     GATE,
     HOLDS,
     TIE,
@@ -48,7 +47,7 @@ NOTE = (
     " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
 )
 
-Chosen = tuple[list[Record], list[str], list[str]]  # records that tie, figures and notes
+Chosen = tuple[list[Record], list[str], str]  # records that tie, their figures, and a note
 
 
 @dataclass(frozen=True)
@@ -102,17 +101,14 @@ def winners(group: Group, gate: float) -> list[Winner]:
     for title, choose, rivals in contests:
         passing = [record for record in rivals if judged[record.key].can_win]
         faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
-        equal, figures, notes = choose(faster, judged) if faster else ([], [], [])
-        if faster:
-            if len(faster) == 1 < len(rivals) and choose is _best:
-                notes.append("the only point that passes")
-            notes.append(judged[equal[0].key].caveat)
-        elif passing:
-            notes.append("no point that passes is faster than full")
-        else:
-            notes.append(_why_none([judged[record.key] for record in rivals]))
-        points = list(zip(map(group.called, equal), figures, strict=True))
-        found.append(Winner(title, equal, points, "; ".join(filter(None, notes))))
+        equal, figures, note = choose(faster, judged) if faster else ([], [], "")
+        if not passing:
+            note = _why_none([judged[record.key] for record in rivals])
+        elif not faster:
+            note = "no point that passes is faster than full"
+        found.append(
+            Winner(title, equal, list(zip(map(group.called, equal), figures, strict=True)), note)
+        )
     return found
 
 
@@ -125,13 +121,10 @@ def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
         for record, clock in clocks
         if low is None or clock.high is None or clock.high >= low
     ]
-    notes = []
-    if any(clock.low is None for _, clock in equal):
-        notes.append(f"{FEW_PAIRS}, so raise speed.pairs")
-    if low is not None and low <= 1:
-        notes.append("its interval includes 1x, so it may not be faster than full")
     tied = [record for record, _ in equal]
-    return tied, [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied], notes
+    figures = [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied]
+    is_unsure = low is not None and low <= 1
+    return tied, figures, "its interval includes 1x, so it may not be faster" * is_unsure
 
 
 def _best(records: Sequence[Record], judged: Shares) -> Chosen:
@@ -140,7 +133,7 @@ def _best(records: Sequence[Record], judged: Shares) -> Chosen:
     tied = [record for record in others if verdict(from_records(first, record, metric)) == TIE]
     tied = [first, *tied]
     kept = [judged[record.key] for record in tied]
-    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], []
+    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], ""
 
 
 def _kept(share: Share) -> str:

@@ -102,7 +102,7 @@ class Trials:
         decoder = Decoder(
             run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine
         )
-        workload, correction = run.workload, run.found.correction
+        workload, correction = run.workload, run.correction
         assert workload is not None  # random weights are refused
         if self._loss is None:
             held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
