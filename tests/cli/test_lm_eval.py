@@ -9,7 +9,7 @@ BAD = [
     (["ratoi=2", "--", "--tasks", "x"], "ratio"),
     (["ratio=9", "--", "--tasks", "x"], "6"),
     (["limit=3", "--", "--tasks", "x"], "--limit"),
-    (["--tasks", "x"], "behind `--`"),
+    (["--tasks", "x"], "--tasks"),
     (["--", "--tasks", "x", "--ratio", "2"], "--ratio 2"),
     (["--", "--tasks", "x", "--limit", "few"], "--limit"),
     (["--", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),

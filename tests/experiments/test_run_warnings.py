@@ -34,7 +34,6 @@ def warned(monkeypatch):
 EXIT = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=9"]
 EXITED = {"exit_depths": {"5": 1}, "target_kept_layers": 4.0}
 MISSED = {**EXITED, "evaluated_mean_kept_layers": 5.0}
-INT8 = "model.quantization=torchao-int8"
 NOT_BUILT = {"linear_backend": "onednn", "linear_backend_reason": "no compiler"}
 UNTRAINED = {"trained_for_these_layers": False}
 PATCH = CorrectionUsed(name="patch", kind="full")
@@ -60,8 +59,6 @@ SKIP_DECODE = ["strategy=skip_decode", "strategy.horizon=9"]
         ([], {"other_cpus": 2.0, "device": "cuda:0"}, ["2.0 CPUs"]),
         ([], {"other_cpus": 1.0, "wait_policy": "PASSIVE"}, ["1.0 CPUs"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
-        ([INT8], {"device": "cpu"}, [INT8, "engine="]),
-        (["decoding.compile=on"], {"task": None}, ["decoding.compile=on had no effect"]),
     ],
 )
 def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, values, parts):
@@ -82,7 +79,6 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
         ([], {"other_cpus": 1.0, "threads": 1}),
         ([], {"other_cpus": 1.0, "device": "cuda:0"}),
         ([], {"other_cpus": 0.0, "device": "cuda:0", "wait_policy": "PASSIVE"}),
-        ([INT8], {"device": "cuda:0"}),
         ([], {"task": None, **MISSED, **UNTRAINED}),
     ],
 )

@@ -47,8 +47,6 @@ def test_a_reason_is_told_once_and_many_are_cut():
     records = [not_applicable(batch=2), not_applicable(batch=8), sweep_row()]
     assert done(records) == records[2:]
     assert reasons(records) == ["N/A (early_exit): early_exit decodes one sequence at a time"]
-    many = [not_applicable(status="failed").replace(reason=f"reason {i}") for i in range(7)]
-    assert reasons(many)[-1] == "and 2 more reasons"
 
 
 def test_records_that_differ_in_strategy_target_and_batch_alone_are_one_group():

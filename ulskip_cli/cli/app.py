@@ -85,12 +85,6 @@ def invoke(arguments: Sequence[str]) -> int:
             return _complain(interruption.MESSAGE, interruption.exit_code())
         if os.environ.get("ULSKIP_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            return _complain(
-                f"cannot read or write {error.filename} ({error.strerror}); use a path that is"
-                " accessible",
-                1,
-            )
         first = str(error).strip().split("\n")[0][:300]  # OSErrors of connections, too
         return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 

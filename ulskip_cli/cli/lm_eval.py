@@ -23,17 +23,9 @@ class CommandWithHarness(CommandWithKeys):
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Parse the words before `--`, and keep those behind it."""
-        from typer._click.exceptions import NoSuchOption
-
         end = args.index("--") if "--" in args else len(args)
         ctx.meta["harness"] = args[end + 1 :]
-        try:
-            return super().parse_args(ctx, args[:end])
-        except NoSuchOption as error:
-            raise UsageError(
-                f"no such option: {error.option_name}; options of the harness stand behind `--`, "
-                "e.g. ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy"
-            ) from None
+        return super().parse_args(ctx, args[:end])
 
 
 class _HarnessParser(ArgumentParser):

@@ -46,7 +46,6 @@ def plan_lines(
     plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None
 ) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
-    from ulskip_cli.core.strategy import ATTENTION, LAYER
     from ulskip_cli.core.weight_sizes import gaps
 
     speedup, kv, kept_kv = (
@@ -68,16 +67,10 @@ def plan_lines(
             else f"{speedup:.2f}x in decode, from the bytes that a step reads"
         ),
         "KV bytes per token": cache,
-        "prompt_layers": (
-            "all layers encode the prompt"
-            if plan.prompt_layers == "all"
-            else "the kept layers encode the prompt"
-        ),
+        "prompt_layers": plan.prompt_layers,
     }
     if plan.draft_cost is not None:
         facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
-    if plan.unit != LAYER:
-        facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
     if correction or plan.patch_bytes != 0:
         read = (
             UNKNOWN

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -82,12 +81,7 @@ class ProgressBars:
         ]
         return f"{self._label}: {', '.join(filter(None, parts))}"
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self._ended.set()
         if kind is None:
             self._end_phase()

@@ -26,7 +26,7 @@ def report(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="terminal, or markdown, csv or latex: print one table, write no files."
+            "--format", help="terminal, or latex: print the table of targets, write no files."
         ),
     ] = "terminal",
     output: Annotated[

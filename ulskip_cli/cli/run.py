@@ -72,7 +72,7 @@ def bench(
     left_out: list[str] = []
     grid = points(overrides or [], config_dir, "bench", left_out.append)
     if print_config:
-        print_commented(*grid)
+        print_commented(grid[0])
         return
     resolver = Resolver()
     resolved = [resolve_benchmark(point, resolver) for point in grid]
@@ -120,7 +120,7 @@ def sweep(
     left_out: list[str] = []
     grid = points(overrides or [], config_dir, note=left_out.append)
     if print_config:
-        print_commented(*grid)
+        print_commented(grid[0])
         return
     jobs = make_jobs(grid)
     if dry_run:

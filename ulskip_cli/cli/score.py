@@ -71,12 +71,7 @@ def score(
     console.print(tables.draw(tables.long_section(records), console.width, tables.FILE))
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
-    lines = [
-        f"{run.record.id}: {key} was {before:.4f}, is {now:.4f}"
-        for run in scored
-        for key, (before, now) in run.changed.items()
-    ]
-    lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
+    lines = [f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged"]
     lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -27,18 +27,11 @@ def make_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
-def print_commented(*configs: "Config | TrainingConfig") -> None:
-    """Print a configuration as YAML with comments; for several points, print the first and the
-    number of points.
-    """
+def print_commented(config: "Config | TrainingConfig") -> None:
+    """Print a configuration as YAML with comments."""
     from ulskip_cli.core.config_reference import to_commented_yaml
 
-    if len(configs) > 1:
-        print(
-            f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a"
-            " sweep."
-        )
-    print(to_commented_yaml(configs[0]), end="")
+    print(to_commented_yaml(config), end="")
 
 
 def show_outcome(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
-from ulskip_cli.core.config_schema import COMPILED, Config
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.core.exit_rule import MISSING_KV
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
@@ -125,7 +125,7 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     the requested settings and the actual run.
     """
     if record.task is None:  # random prompts say nothing about quality
-        return (*plan.warnings, *_adjustments(config, record), *_uncompiled(config, record))
+        return (*plan.warnings, *_adjustments(config, record))
     return (
         *plan.warnings,
         *_untrained(plan, record),
@@ -135,8 +135,8 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
 
 
 def _adjustments(config: Config, record: Record) -> Iterator[str]:
-    """Yield the warnings about a busy machine, truncated texts, batch size, a missing kernel, and
-    slow quantized weights.
+    """Yield the warnings about a busy machine, truncated texts, batch size, and a missing
+    kernel.
     """
     # beside another device, one thread starts the steps
     is_on_cpu = (record.device or "cpu").startswith("cpu")
@@ -185,12 +185,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             f" {record.linear_backend} and may be slower; check the C++ compiler, or set"
             " ULSKIP_KERNEL=off"
         )
-    if config.model.quantization and is_on_cpu:
-        yield (
-            f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
-            " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
-            " engine=llama_cpp engine.weights=q8_0"
-        )
 
 
 def _untrained(plan: Plan, record: Record) -> Iterator[str]:
@@ -204,16 +198,6 @@ def _untrained(plan: Plan, record: Record) -> Iterator[str]:
         f" were trained for other layers, so quality may suffer; {train}use the strategy and ratio"
         " of their training"
     )
-
-
-def _uncompiled(config: Config, record: Record) -> Iterator[str]:
-    how = config.decoding.compile
-    if how in COMPILED and not record.compiled:
-        yield (
-            f"decoding.compile={how} had no effect: the {record.engine} engine does not compile"
-            " this model's steps, so they were timed uncompiled; use engine=torch if it supports"
-            " the model"
-        )
 
 
 def _depth_misses(config: Config, record: Record) -> Iterator[str]:

@@ -61,7 +61,7 @@ class ResolvedPoint:
 class Resolver:
     """Resolves configurations; data and model files are read once and reused for later points."""
 
-    _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
+    _data: dict[str, TaskExamples] = field(default_factory=dict)
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -112,17 +112,11 @@ class Resolver:
         key = f"{config.task} {config.offset} {config.limit}"
         if key not in self._data:
             scoring = config.task.scoring()
-            try:
-                metrics.make_metrics(scoring)  # a missing package is reported before a missing file
-                examples = evaluated_examples(config)
-                metrics.make_metrics(scoring, [example.reference for example in examples])
-                self._data[key] = TaskExamples(config.task, examples)
-            except UsageError as error:  # of all points with these data
-                self._data[key] = error
-        data = self._data[key]
-        if isinstance(data, UsageError):
-            raise data
-        return data
+            metrics.make_metrics(scoring)  # a missing package is reported before a missing file
+            examples = evaluated_examples(config)
+            metrics.make_metrics(scoring, [example.reference for example in examples])
+            self._data[key] = TaskExamples(config.task, examples)
+        return self._data[key]
 
     def fallback_id(self, config: Config) -> str:
         """Return the identifier of a refused point: `run_id`, or the configuration's hash if data

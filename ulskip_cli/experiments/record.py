@@ -7,6 +7,7 @@ the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -748,7 +749,7 @@ _NOTES = {  # of the fields, by key
 SETTING_FIELDS = tuple(key for key, notes in _NOTES.items() if notes["setting"])
 
 
-def columns() -> Iterator[tuple[str, Column]]:
+def field_columns() -> Iterator[tuple[str, Column]]:
     """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a
     report are printed from it.
     """
@@ -757,7 +758,7 @@ def columns() -> Iterator[tuple[str, Column]]:
             yield key, metric_column(key)
         for key in kind.model_fields:
             for column in _NOTES[key]["columns"]:
-                yield key, column
+                yield key, column._replace(show=column.show or methodcaller("value", key))
 
 
 def metric_column(key: str) -> Column:

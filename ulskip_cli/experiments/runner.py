@@ -231,8 +231,7 @@ def run_points(
         except Exception as error:
             if len(points) == 1 or isinstance(error, StorageError):
                 raise
-            label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
-            outcome.failures.append(f"{label}: {failure_reason(error)}")
+            outcome.failures.append(failure_reason(error))
     return outcome
 
 

@@ -6,7 +6,7 @@ from operator import attrgetter
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Column, Interval, Record
+from ulskip_cli.experiments.record import Column, Interval, Record, field_columns
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
@@ -99,7 +99,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
         column("kept_layers"),
         column("target_speedup"),
         column("predicted_speedup"),
-        *(measured for key, measured in tables.fields() if key == "measured_speedup"),
+        *(measured for key, measured in field_columns() if key == "measured_speedup"),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
         column("decode_tokens_per_second", "tok/s"),
         *(over for engine in references for over in _over_reference(engine)),

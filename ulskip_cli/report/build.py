@@ -30,11 +30,10 @@ from ulskip_cli.report.tables import Section
 from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, winners
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
-FORMATS = ("terminal", "markdown", "csv", "latex")
+FORMATS = ("terminal", "latex")
 PAPER = "paper"
 MAX_LINES = 60  # of a table on a terminal; files have all lines
 MAX_SETTINGS = 6
-MAX_NAMES = 4  # of points that tie
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Options:
 
     folders: Sequence[Path] = ()  # results folders; empty: all under `results_dir`
     against: str | None = None  # `paper`, or a folder of results to compare with
-    form: str = "terminal"  # every other format is printed and no file is written
+    form: str = "terminal"  # or `latex`, which is printed and writes no file
     output: Path | None = None  # where files go; None: `report/` within the folder
     page: bool = False
     plots: bool = True
@@ -88,7 +87,7 @@ class Report:
             group.label: [
                 winner
                 for winner in winners(group, self.options.gate)
-                if winner.records or not several
+                if winner.points or not several
             ]
             for group in self.groups
         }
@@ -153,8 +152,7 @@ def run(options: Options) -> None:
     if options.form == "terminal":
         show(report, write(report), Console(width=None if sys.stdout.isatty() else NO_TERMINAL))
     else:
-        forms = {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}
-        print(forms[options.form](report.table4), end="")
+        print(paper.latex(report.table4), end="")
 
 
 def write(report: Report) -> list[Path]:
@@ -200,7 +198,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         title = report.winners_title(label)
         tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
         for winner in found:
-            tell(f"  {winner.line(MAX_NAMES)}")
+            tell(f"  {winner.line()}")
         tell("")
     more(len(report.winners) - MAX_SETTINGS, "settings with winners")
     for section in report.sections:

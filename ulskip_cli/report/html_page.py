@@ -41,11 +41,6 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "separators": (",", ":"),
-        "allow_nan": False,
-    }
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.options.gate
     judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}

@@ -71,7 +71,6 @@ CAPTION = (
     "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
     " The grey band is the Pareto front: no point beats it in both."
 )
-LETTERS_PER_INCH = 15  # of a legend
 Handles = dict[str, "Artist"]  # of a legend, by label
 
 
@@ -274,14 +273,11 @@ def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]
 def legend_below(figure: "Figure", handles: "Mapping[str, Artist]") -> None:
     """Add one legend below all panels; `handles` maps labels to plotted artists."""
     if handles:
-        letters = 5 + max(map(len, handles))  # of a label with its mark
-        fitting = max(1, int(figure.get_figwidth() * LETTERS_PER_INCH / letters))
-        columns = -(-len(handles) // -(-len(handles) // fitting))  # rows of equal length
         figure.legend(
             list(handles.values()),
             list(handles),
             loc="outside lower center",
-            ncols=columns,
+            ncols=3,
             handlelength=1.6,
         )
 

@@ -21,7 +21,6 @@ from ulskip_cli.experiments.results import ResultsFolder
 
 FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
-MAX_REASONS = 5
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
@@ -178,12 +177,10 @@ def reasons(records: Iterable[Record]) -> list[str]:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
             strategies[record.absent, reason].append(record.strategy)
-    lines = [
+    return [
         f"{word} ({', '.join(dict.fromkeys(names))}): {text}"
         for (word, text), names in strategies.items()
     ]
-    more = len(lines) - MAX_REASONS
-    return [*lines[:MAX_REASONS], *[f"and {more} more reasons"] * (more > 0)]
 
 
 def warnings(records: Iterable[Record]) -> list[str]:

@@ -3,10 +3,9 @@ per record.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +22,7 @@ from ulskip_cli.experiments.record import (
     Column,
     Interval,
     Record,
-    columns,
+    field_columns,
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import Share, primary, shares
@@ -61,9 +60,6 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
-        "·": r"\textperiodcentered{}",
-        "…": r"\ldots{}",
-        "–": "--",
         "*": r"\textsuperscript{*}",
     }
 )
@@ -128,15 +124,9 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def fields() -> Iterator[tuple[str, Column]]:
-    """Walk the columns of all fields and metrics, with their keys."""
-    for key, column in columns():
-        yield key, column._replace(show=column.show or methodcaller("value", key))
-
-
 def column(key: str, title: str = "") -> Column:
     """Return the first column of a field."""
-    first = next(column for name, column in fields() if name == key)
+    first = next(column for name, column in field_columns() if name == key)
     return first._replace(title=title or first.title)
 
 
@@ -169,7 +159,7 @@ def long_section(records: Sequence[Record]) -> Section:
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
-    strategy, *measured = (column for _, column in fields())
+    strategy, *measured = (column for _, column in field_columns())
     return [strategy, *settings(records), *measured, *_harness(records)]
 
 
@@ -178,7 +168,7 @@ def short_section(records: Sequence[Record]) -> Section:
     records = ordered(records)
     metric = primary(records)
     strategy, *measured, rate = (
-        column for key, column in fields() if column.first or key == metric
+        column for key, column in field_columns() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
@@ -441,11 +431,6 @@ def explanations(records: Sequence[Record]) -> list[str]:
             "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
             " Answers differ in length, so these rates do not compare strategies."
         )
-    if any(
-        record.decode_loss is None and record.measured_speedup is not None and record.task
-        for record in records
-    ):
-        notes.append("Rows without quality have random weights.")
     return [*notes, *reasons(records)]
 
 

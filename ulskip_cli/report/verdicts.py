@@ -55,29 +55,15 @@ class Winner:
     """The best of the points that pass the gate."""
 
     title: str
-    records: list[Record]  # the winner, or all that tie, best first; empty if none passes
-    points: list[tuple[str, str]]  # their names and figures
+    points: list[tuple[str, str]]  # names and figures of all that tie, best first
     note: str = ""
 
-    @property
-    def word(self) -> str:
-        """The verdict: winner if the speedup of a single point is surely above 1."""
-        if len(self.records) != 1:
-            return "tie" if self.records else "none"
-        speedup = self.records[0].speedup
-        return "winner" if speedup and (speedup.low or 0.0) > 1 else "unsure"
-
-    def line(self, most: int | None = None) -> str:
-        """Return the winner in one line; with `most`, a tie has at most so many names and no
-        figures.
-        """
+    def line(self) -> str:
+        """Return the winner in one line; a tie has names without figures."""
+        names = [name for name, _ in self.points]
+        tie = f"a tie of {', '.join(names)}" if len(names) > 1 else ", ".join(*self.points)
         note = f" ({self.note})" if self.note and self.points else self.note
-        if len(self.points) < 2 or most is None:
-            tie = "a tie of " * (len(self.points) > 1)
-            return f"{self.title}: {tie}{'; '.join(map(', '.join, self.points))}{note}"
-        more = len(self.points) - most
-        names = ", ".join(name for name, _ in self.points[:most])
-        return f"{self.title}: tie: {names}{f' and {more} more' if more > 0 else ''}{note}"
+        return f"{self.title}: {tie}{note}"
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
@@ -106,9 +92,8 @@ def winners(group: Group, gate: float) -> list[Winner]:
             note = _why_none([judged[record.key] for record in rivals])
         elif not faster:
             note = "no point that passes is faster than full"
-        found.append(
-            Winner(title, equal, list(zip(map(group.called, equal), figures, strict=True)), note)
-        )
+        points = list(zip(map(group.called, equal), figures, strict=True))
+        found.append(Winner(title, points, note))
     return found
 
 
@@ -152,7 +137,7 @@ def lead(records: Sequence[Record]) -> list[str]:
     """
     groups = grouped(records)
     lines = [
-        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line(1)}."
+        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line()}."
         for group in groups
         for winner in winners(group, GATE)
         if winner.title.startswith("fastest")

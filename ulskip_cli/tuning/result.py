@@ -160,7 +160,7 @@ class TuneResult:
         return [
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
-            f" ({trial.candidate}{self._trained()})",
+            f" ({trial.candidate})",
             f"speed:    {speedup_text(record)} over the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
@@ -171,16 +171,6 @@ class TuneResult:
             *(["slower:   the full model is at least as fast; use strategy=full"] * self.is_slower),
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
-
-    def _trained(self) -> str:
-        """Return the text about the training: its size, and, if the trial without the adapter was
-        chosen, that the adapter is no better.
-        """
-        if self.training is None or "refused" in self.training:
-            return ""
-        size = f"{self.training['steps']} steps on {self.training['examples']} examples"
-        better = self.trial.adapter is not None
-        return f": {size}" if better else f"; an adapter trained for {size} is no better"
 
 
 def verdict(wish: float, value: float, low: float | None) -> str:

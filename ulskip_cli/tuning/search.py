@@ -221,10 +221,8 @@ class Tuning:
             elif trial := self._try(step, candidate, num_kept):
                 ranked.append((trial, candidate))
                 ranked.sort(key=lambda pair: pair[0].loss)
-                best = ranked[0][0]
-                word = f"best so far: {best.candidate}, {best.loss:.3f}"
-                word = "the best so far" if best is trial else word
-                self.progress.note(f"{step}: decode loss {trial.loss:.3f} ({word})")
+                best = ranked[0][0].candidate
+                self.progress.note(f"{step}: decode loss {trial.loss:.3f} (best so far: {best})")
         if not ranked:
             raise RunError(f"no candidate works with {num_kept} layers; set other candidates=[...]")
         # Of candidates with the same layers and kind of patch, only the best is measured.

@@ -116,7 +116,7 @@ def test_a_finished_point_is_done_for_good_unless_a_sweep_is_forced(jobs, folder
 def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     folder.append(jobs[0].failure_record(RunError("x")))
     status = SweepStatus(folder, "inline")
-    assert status.describe(jobs[0]) == ("to do", "failed before: x")
+    assert status.describe(jobs[0]) == ("to do", "")
     folder.append(jobs[1].failure_record(RunError("y")))
     assert states(status, jobs) == ["to do", "failed"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from ulskip_cli.core import environment, interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
 from ulskip_cli.experiments.record import (
@@ -181,20 +181,14 @@ class SweepStatus:
         return newest if counts and not newest.is_done else None
 
     def describe(self, job: Job) -> tuple[str, str]:
-        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
-        counts as settled.
-        """
+        """Return `done`, `n/a`, `failed` or `to do`, and the reason why a job is refused."""
         settled = self.record(job)
         if settled and settled.is_done:
             return DONE, ""
         if job.refused:
             refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
             return refused, failure_reason(job.refused)
-        num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
-        notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
-        for _, newest in self._records.get(job.id, [])[-1:]:
-            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
-        return TO_DO, "; ".join(notes)
+        return TO_DO, ""
 
     def _counts(self, record: Record) -> bool:
         """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
@@ -217,7 +211,6 @@ class SweepOutcome:
     num_requested: int
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
-    num_run: int = 0  # with baselines that only other points need; 0: as many as requested
 
     def as_json(self) -> Row:
         """Return the object that `--json` prints: the row of a single point, or all rows and
@@ -230,8 +223,8 @@ class SweepOutcome:
         """Raise RunError if a point failed."""
         if self.failures:
             raise RunError(
-                f"{len(self.failures)} of {self.num_run or self.num_requested} points failed, the"
-                f" first: {self.failures[0]}"
+                f"{len(self.failures)} of {max(self.num_requested, len(self.records))} points"
+                f" failed, the first: {self.failures[0]}"
             )
 
 
@@ -291,7 +284,7 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
             )
     records = {job.id: sweep.settled[job.id] for job in jobs if job.id in sweep.settled}
     requested = sum(job.requested for job in jobs)
-    return SweepOutcome(requested, records, sweep.failures(), len(jobs))
+    return SweepOutcome(requested, records, sweep.failures())
 
 
 @dataclass
