@@ -36,7 +36,7 @@ def test_config_lists_groups_and_other_keys(ulskip):
 
 
 def test_config_shows_one_choice(ulskip):
-    out = ulskip("config", "strategy=early-exit")[1]
+    out = ulskip("config", "strategy=early_exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
 
 

@@ -17,13 +17,11 @@ def warned(monkeypatch):
     monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1})
     monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
 
-    def call(*overrides, threads=2, wait_policy=None, **values):
+    def call(*overrides, threads=2, **values):
         config = compose(["batch_size=4", *overrides])
         plan = replace(make_plan(config, ModelMetadata(12, None, None)), warnings=())
         packages = {"torch": "2", "transformers": "5"}
-        machine = Environment(
-            ulskip="0", packages=packages, threads=threads, wait_policy=wait_policy
-        )
+        machine = Environment(ulskip="0", packages=packages, threads=threads)
         point = Point.of(config, "0" * 12)
         record = Record.joined(point, num_examples=3, environment=machine, **values)
         return run_warnings(config, plan, record)
@@ -57,8 +55,6 @@ SKIP_DECODE = ["strategy=skip_decode", "strategy.horizon=9"]
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         ([], {"other_cpus": 2.0, "device": "cuda:0"}, ["2.0 CPUs"]),
-        ([], {"other_cpus": 1.0, "wait_policy": "PASSIVE"}, ["1.0 CPUs"]),
-        ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
     ],
 )
 def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, values, parts):
@@ -78,7 +74,6 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
         ([], {"other_cpus": 0.1}),
         ([], {"other_cpus": 1.0, "threads": 1}),
         ([], {"other_cpus": 1.0, "device": "cuda:0"}),
-        ([], {"other_cpus": 0.0, "device": "cuda:0", "wait_policy": "PASSIVE"}),
         ([], {"task": None, **MISSED, **UNTRAINED}),
     ],
 )

@@ -101,17 +101,12 @@ def test_texts_are_kept_once_and_named_by_position(tmp_path):
     assert found.texts[only.examples[1]["source"]] == "Satz 1"
 
 
-def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
+def test_the_note_counts_what_is_left_out(tmp_path):
     assert "4 of 9 examples" in collected(tmp_path, {"unified-2-1": ["a"] * 9}, most=4).note
     assert collected(tmp_path / "none", {}).sets == []
     assert collected(tmp_path / "zero", {"unified-2-1": ["a"]}, most=0).sets == []
     unlike = collected(tmp_path / "unlike", {"unified-2-1": ["a", "b"], "unified-3-1": ["a"]})
     assert len(unlike.sets[0].runs) == 1  # the other run answered other examples
-    monkeypatch.setattr(html_page, "MAX_RUNS", 2)
-    rows = small_sweep()
-    found = collected(tmp_path / "most", {row.id: ["a"] for row in rows}, rows=rows)
-    assert {rows[run.row].batch_size for run in found.sets[0].runs} == {1}
-    assert "answers of 2 of 10 points" in found.note
 
 
 def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):

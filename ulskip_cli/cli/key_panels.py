@@ -10,8 +10,6 @@ from ulskip_cli.core.config import group_choices, implied_choices
 from ulskip_cli.core.config_reference import ALL_GROUPS, ConfigKey
 from ulskip_cli.core.errors import require_choice
 
-MAX_DEFAULT = 40  # characters of a default value that help shows
-
 
 def named_choices(words: Iterable[str]) -> dict[str, str]:
     """Return the group choices that words such as `task=jsonl` name or imply."""
@@ -45,7 +43,7 @@ def describe(name: str, extra_dir: Path | None) -> Panels:
     group, _, choice = name.partition("=")
     if name:
         require_choice("config group", group, ALL_GROUPS)
-        return _describe_group(group, choice.replace("-", "_"), extra_dir)
+        return _describe_group(group, choice, extra_dir)
     lines = {f"{group}=": ", ".join(group_choices(group, extra_dir)) for group in ALL_GROUPS}
     shared = {key.name for key in reference.top_level_keys("config")}
     tuning = [key for key in reference.top_level_keys("tune") if key.name not in shared]
@@ -62,10 +60,9 @@ def describe(name: str, extra_dir: Path | None) -> Panels:
 
 def _describe_group(group: str, choice: str, extra_dir: Path | None) -> Panels:
     described = reference.describe_choices(group, extra_dir)
-    folded = {name.replace("-", "_"): name for name in described}
     if choice:
-        name = folded[require_choice(group, choice, folded)]
-        described = {name: described[name]}
+        require_choice(group, choice, described)
+        described = {choice: described[choice]}
     keys = {name: reference.group_keys(group, name, extra_dir) for name in described}
     choices = {f"{group}={name}": text for name, text in described.items()}
     alike = group not in ("task", "strategy") and not choice  # then one choice has all keys
@@ -85,6 +82,5 @@ def _meanings(keys: Iterable[ConfigKey]) -> dict[str, str]:
 
 def _meaning(key: ConfigKey) -> str:
     value = json.dumps(key.default, ensure_ascii=False).replace('"', "")
-    shown = value if len(value) <= MAX_DEFAULT else value[: MAX_DEFAULT - 1] + "…"
     choices = f" [{'|'.join(key.choices)}]" if key.choices else ""
-    return f"{key.meaning}{choices} [default: {shown}]"
+    return f"{key.meaning}{choices} [default: {value}]"

@@ -69,8 +69,6 @@ def plan_lines(
         "KV bytes per token": cache,
         "prompt_layers": plan.prompt_layers,
     }
-    if plan.draft_cost is not None:
-        facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
     if correction or plan.patch_bytes != 0:
         read = (
             UNKNOWN

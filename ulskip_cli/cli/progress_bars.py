@@ -76,7 +76,6 @@ class ProgressBars:
         parts = [
             f"{task.completed} of {task.total}",
             task.fields["note"],
-            f"{task.speed:.3g}/s" if task.speed else "",
             "" if left is None else f"{timedelta(seconds=left)} left",
         ]
         return f"{self._label}: {', '.join(filter(None, parts))}"

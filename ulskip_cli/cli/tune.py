@@ -50,11 +50,7 @@ def tune(
     result.store()
     written = result.export(to, config_dir) if to is not None else []
     if as_json:
-        print(
-            json.dumps(
-                {**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False
-            )
-        )
+        print(json.dumps(result.as_json(), ensure_ascii=False))
         return
     console = make_console()
     for line in [*result.lines(), *written]:

@@ -148,16 +148,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             " pairs, so the times and speedups may be wrong; measure again when they have ended"
             " (`run` and `sweep` with --force), or set OMP_NUM_THREADS to the number of free CPUs"
         )
-    elif (
-        machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
-    ):
-        yield (
-            f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
-            " machine was busy when this program started; the timed pairs ran alone and would"
-            " have been faster, so measure again (`run` and `sweep` with --force)"
-        )
-    if config.correction.label == "adapter" and record.keeps_all:
-        yield "correction=adapter has no effect with strategy=full, which skips no layers"
     if record.num_truncated_sources:
         yield (
             f"{record.num_truncated_sources} of {record.num_examples} sources were truncated to fit"

@@ -343,8 +343,6 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]
         raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
     if asked.get("limit", 1) <= 0:
         raise ValueError(f"--limit: expected a number > 0, got {asked['limit']:g}")
-    if asked.get("num_fewshot", 0) < 0:
-        raise ValueError(f"--num_fewshot: expected a number >= 0, got {asked['num_fewshot']}")
     options = EvaluatorConfig.from_cli(Namespace(**{"output_path": str(output), **asked}))
     if not isinstance(options.samples, dict | None):
         raise ValueError(f"--samples: expected JSON or a file of JSON, got {options.samples}")

@@ -25,7 +25,7 @@ class RescoredRun:
     folder: ResultsFolder
     record: Record
     added: list[str]  # row keys of metrics that the row lacked
-    changed: dict[str, tuple[float, float]]  # old and new value by row key
+    changed: list[str]  # row keys whose value is another one
 
     def save(self) -> None:
         """Append the record to runs.jsonl if a score is new or changed; settings and measurements
@@ -104,11 +104,11 @@ def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> Resco
         texts = replace(texts, full=_texts(full).hypotheses)
     scores = metrics.score(extra.beside(task.scoring()), texts)
     before = record.scores
-    changed = {
-        key: (before[key], value)
+    changed = [
+        key
         for key, value in scores.values.items()
         if abs(before.get(key, value) - value) > TOLERANCE
-    }
+    ]
     compared = {key: Compared(**values) for key, values in scores.against_full.items()}
     rescored = record.replace(
         **scores.values,

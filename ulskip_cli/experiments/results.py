@@ -124,8 +124,7 @@ class ResultsFolder:
             for key in ANSWER_KEYS:
                 if not isinstance(answer.get(key), str):
                     raise UsageError(
-                        f"{path}, answer {number}: expected text under the key {key}, got"
-                        f" {str(answer.get(key))[:60]}; repeat the run"
+                        f"{path}, answer {number}: expected text under {key}; repeat the run"
                     )
         return answers
 

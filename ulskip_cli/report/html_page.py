@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
 
 MAX_EXAMPLES = 200  # per data set
-MAX_RUNS = 48  # per data set
 MAX_PICKED = 6  # runs selected at first
 DATA_SET = ("task", "dataset", "pair")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
@@ -139,8 +138,6 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
     """Read the answers to the first `most` examples of each data set; runs refer to rows by their
     index in `rows`.
     """
-    if most == 0:
-        return Answers("The page has no answers, because --examples is 0.")
     names = {
         row.key: group.called(row)
         if row.target_speedup and not row.keeps_all
@@ -158,10 +155,8 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
     sets = []
     notes = []
     for label, indices in stored.items():
-        chosen = sorted(sorted(indices, key=lambda i: (rows[i].batch_size, i))[:MAX_RUNS])
-        data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts, most)
-        counts = f"{len(data_set.examples)} of {data_set.stored} examples"
-        notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
+        data_set = _data_set(label, {i: rows[i] for i in indices}, names, texts, most)
+        notes.append(f"{label}: {len(data_set.examples)} of {data_set.stored} examples")
         sets += [data_set] if data_set.runs else []
     every = list(texts)
     return Answers("; ".join(notes) + ".", sets, every, _changes(sets, every))

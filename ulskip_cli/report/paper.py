@@ -146,13 +146,8 @@ def beside_paper(groups: Sequence[Group]) -> list[Section]:
     sections = []
     for group in timed:
         title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
-        facts = [record.environment for record in group.done if record.environment]
-        machines = dict.fromkeys(
-            fact.accelerator or f"{fact.processor}, {fact.threads} threads" for fact in facts
-        )
-        note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
         names = {record.key: group.approach(record) for record in group.records}
-        note += f" {CAVEAT}" * (group is timed[-1])
+        note = f"Ours: {group.label}." + f" {CAVEAT}" * (group is timed[-1])
         sections.append(_beside(title, {"ours": group.records}, names, note))
     return sections
 

@@ -20,7 +20,6 @@ from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 FILE = "runs.jsonl"
-MAX_FOLDERS_NAMED = 8
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
@@ -114,11 +113,10 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
         folder = path.parent if path.name == FILE else path
         below = [folder] * (folder / FILE).is_file() or _inside(folder)
         if not below:
-            known = ", ".join(map(str, _inside(results_dir)[:MAX_FOLDERS_NAMED]))
-            hint = f"known: {known}" if known else "make one with `ulskip sweep`"
+            known = ", ".join(map(str, _inside(results_dir)))
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
-                f" '{path}'; {hint}"
+                f" '{path}'; known: {known or 'none'}; `ulskip sweep` makes one"
             )
         folders.update(dict.fromkeys(below))
     return list(folders)

@@ -315,7 +315,9 @@ def escape_latex(text: str) -> str:
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Write all plain values of records as CSV, one line per record, under the keys of a row."""
+    """Write all plain values of records as CSV, one line per record, under the keys of a row. Texts
+    that a spreadsheet would run as a formula get a leading quote.
+    """
     lines, settings = [], [key for key in varying(records) if "." in key]
     for record in ordered(records):
         derived = {
@@ -330,13 +332,8 @@ def to_csv(records: Sequence[Record]) -> str:
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
-    return csv_text(lines, [*filter(plain.__contains__, order), *sorted(plain - set(order))])
-
-
-def csv_text(lines: Sequence[Mapping[str, object]], heads: Sequence[str]) -> str:
-    """Return lines as CSV. Texts that a spreadsheet would run as a formula get a leading quote."""
-    frame = pd.DataFrame(lines, columns=list(heads), dtype=object)
-    frame = frame.replace(FORMULA, "'", regex=True)
+    heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
+    frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
     frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
     text: str = frame.to_csv(index=False, lineterminator="\n")
     return text
@@ -382,17 +379,13 @@ def provenance(records: Sequence[Record]) -> str:
             packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
             line = f"{packages}; {facts.accelerator or chip}, {record.dtype}"
             commits, trained = used.setdefault(line, ({}, {}))
-            commits[f"{facts.ulskip} at {commit}"] = trained[weights(record)] = None
+            known = f" trained {record.training}" if record.training else ""
+            commits[f"{facts.ulskip} at {commit}"] = None
+            trained[f"weights of {record.model}{known}"] = None
     return "  \n".join(
         f"ulskip {', '.join(commits)}; {line}; {', '.join(trained)}."
         for line, (commits, trained) in used.items()
     )
-
-
-def weights(record: Record) -> str:
-    """Name the weights of a record, and state their training if it is known."""
-    known = f" trained {record.training}" if record.training else ""
-    return f"weights of {record.model}{known}"
 
 
 def interval_notes(records: Sequence[Record]) -> list[str]:

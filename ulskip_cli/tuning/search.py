@@ -216,8 +216,9 @@ class Tuning:
         for candidate in candidates:
             step = f"{candidate.label} at {num_kept} layers"
             if ranked and not self._in_time(step, TRIAL_SHARE):
-                advice = f"to include it, raise budget={self.config.budget:g}"
-                self.progress.note(f"no time is left for {step}; {advice}")
+                self.progress.note(
+                    f"no time is left for {step}; raise budget={self.config.budget:g}"
+                )
             elif trial := self._try(step, candidate, num_kept):
                 ranked.append((trial, candidate))
                 ranked.sort(key=lambda pair: pair[0].loss)

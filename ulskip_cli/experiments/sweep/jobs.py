@@ -186,8 +186,8 @@ class SweepStatus:
         if settled and settled.is_done:
             return DONE, ""
         if job.refused:
-            refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
-            return refused, failure_reason(job.refused)
+            record = job.failure_record(job.refused)
+            return record.status, record.reason or ""
         return TO_DO, ""
 
     def _counts(self, record: Record) -> bool:
