@@ -23,7 +23,7 @@ def test_winners_are_named_among_points_that_pass():
     assert names(best["fastest at batch 1"]) == ["unified 3x"]
     assert names(best["best BLEU at 2x"]) == ["unified 2x"]
     strict = found(small_sweep(), 0.99)["fastest at batch 8"]
-    assert strict.points == [] and "99%" in strict.note
+    assert strict.points == [] and "no point keeps 99%" in strict.line()
     rows = [sweep_row("full"), sweep_row(), not_applicable(batch=1)]
     assert all(names(winner) == ["unified 2x"] for winner in found(rows).values())
 

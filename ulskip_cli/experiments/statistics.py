@@ -285,12 +285,12 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
     return _better(Interval(value, value - half, value + half), metric)
 
 
-def _better(difference: Interval, metric: str) -> Interval:
+def _better(delta: Interval, metric: str) -> Interval:
     """Change the sign of a difference if lower is better, so that positive is better."""
     if metric not in LOWER_IS_BETTER:
-        return difference
-    low, high = (None if end is None else -end for end in (difference.high, difference.low))
-    return Interval(-difference.value, low, high)
+        return delta
+    low, high = (None if end is None else -end for end in (delta.high, delta.low))
+    return Interval(-delta.value, low, high)
 
 
 def speed_ratio(new: Record, old: Record) -> Interval | None:
@@ -318,13 +318,13 @@ def _log_error(record: Record) -> float | None:
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
-def unchanged(difference: Interval) -> str:
+def unchanged(delta: Interval) -> str:
     """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
     interval includes zero.
     """
-    if difference in (SAME, Interval(0.0, None, None)):
+    if delta in (SAME, Interval(0.0, None, None)):
         return HOLDS
-    return TIE if verdict(difference) == TIE else FAILS
+    return TIE if verdict(delta) == TIE else FAILS
 
 
 def within(ratio: Interval, tolerance: float) -> str:

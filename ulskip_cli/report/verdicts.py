@@ -61,9 +61,10 @@ class Winner:
     def line(self) -> str:
         """Return the winner in one line; a tie has names without figures."""
         names = [name for name, _ in self.points]
-        tie = f"a tie of {', '.join(names)}" if len(names) > 1 else ", ".join(*self.points)
-        note = f" ({self.note})" if self.note and self.points else self.note
-        return f"{self.title}: {tie}{note}"
+        if not names:
+            return f"{self.title}: {self.note}"
+        best = ", ".join(self.points[0]) if len(names) == 1 else f"a tie of {', '.join(names)}"
+        return f"{self.title}: {best}{f' ({self.note})' if self.note else ''}"
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
