@@ -335,8 +335,8 @@ def to_csv(records: Sequence[Record]) -> str:
     heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
     frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
     frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
-    text: str = frame.to_csv(index=False, lineterminator="\n")
-    return text
+    table: str = frame.to_csv(index=False, lineterminator="\n")
+    return table
 
 
 def write_tables(folder: ResultsFolder) -> None:
