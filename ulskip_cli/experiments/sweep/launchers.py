@@ -8,6 +8,7 @@ Slurm and Ray restart a lost worker; `Local` restarts its own.
 import importlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from ulskip_cli.core.errors import UsageError, one_line
 
 # A worker ends when its standard input is closed, which happens when its parent dies.
 END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"
+CONNECT_SECONDS = 10.0
 END_SECONDS = 5.0
 MINUTES = 24 * 60  # of a Slurm job
 
@@ -155,6 +157,7 @@ class Ray:
             # With Ray's own niceness, other processes would slow the timings.
             os.environ.setdefault("RAY_worker_niceness", "0")
         try:
+            _check_reachable(address)
             ray.init(
                 address=address,
                 ignore_reinit_error=True,
@@ -244,6 +247,15 @@ def _devices() -> list[str]:
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     count = torch.cuda.device_count()
     return visible[:count] if visible else [str(index) for index in range(count)]
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if the cluster's address does not accept a connection; Ray's own client would
+    wait for minutes.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _imported(package: str) -> ModuleType:
