@@ -54,7 +54,6 @@ REPORTED = ("demo", "latency/tiny", "lossless/news", "skip_adapters", "reproduce
 FORMS = (
     ["--no-plots"],
     ["--html", "--no-plots"],
-    ["--format", "csv"],
     ["--format", "latex"],
 )
 

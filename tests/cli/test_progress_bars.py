@@ -28,20 +28,16 @@ def test_without_a_terminal_each_phase_is_one_line(capsys):
     assert (out, err.splitlines()) == ("", ["[1/3] unified: generate (4)"])
 
 
-def test_a_long_phase_writes_a_line_with_step_note_rate_and_time_left_every_so_often(
-    monkeypatch, capsys
-):
-    now = 0.0
-    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: now)
+def test_a_line_of_a_phase_has_its_step_note_and_time_left(capsys):
     with ProgressBars() as bars:
         report = bars.phase("train, resumed at step 100", 1100)
-        report(100)
-        for done in range(101, 400):
-            now += 0.5
+        for done in (100, 101, 160):
             report(done, f"loss {done / 100}")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5  # 150 seconds with a line every 30
-    assert "160 of 1100, loss 1.6, 2/s, 0:07:50 left" in lines[1]
+        line = bars.line()
+        report(1100)
+        assert bars.line() == ""
+    assert line.startswith("train, resumed at step 100: 160 of 1100, loss 1.6, ")
+    assert line.endswith(" left")
 
 
 def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
@@ -70,8 +66,8 @@ def show_sweep(tmp_path, written):
     with SweepDisplay(jobs, written.append) as display:
         display.job_settled(jobs[0], record(), is_new=False)
         display.phase("unified: generate", 4)(4, "9 tok/s")
-        timed = {"measured_speedup": 1.5, "bleu": 20.0, "wall_seconds": 2.0}
-        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5}
+        timed = {"measured_speedup": 1.5, "bleu": 20.0, "kept_layers": [0, 3], "num_layers": 4}
+        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5, "layer_ratio": 2.0}
         display.job_settled(jobs[1], record(**timed), is_new=True)
         display.note("worker 1 died")
         display.job_settled(jobs[2], record(status="failed", reason="no"), is_new=True)
@@ -82,9 +78,9 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
     show_sweep(tmp_path, written)
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
-        "[2/3] unified b: done, 2.0 s, 1.50x, BLEU 20.0",
+        "[2/3] unified b: s keeps 2 of 4 layers: 1.50x as fast (1.50 to 1.50), BLEU 20.0.",
         "worker 1 died",
-        "[3/3] unified c: failed: no",
+        "[3/3] unified c: s has no result: no.",
     ]
     assert len(written) == 2  # with the first new row and at the end, but not with every row
 

@@ -12,6 +12,10 @@ from ulskip_cli.strategies.plan import make_plan
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 
+def ignore(done):
+    """Receive the number of done answers."""
+
+
 def plan_of(*overrides):
     return make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
 
@@ -45,7 +49,7 @@ def test_it_is_that_of_uncached_logits(name, prompt):
         p, q = full.softmax(-1), own.softmax(-1)
         divergence += float((p * (p / q).log()).sum())
         count += len(answer)
-    measured = meter(model).measure(view)
+    measured = meter(model).measure(view, ignore)
     assert measured["agreement"] == pytest.approx(same / count)
     assert measured["kl_divergence"] == pytest.approx(divergence / count, rel=1e-3)
     for key in ("agreement", "kl_divergence"):
@@ -53,12 +57,12 @@ def test_it_is_that_of_uncached_logits(name, prompt):
 
 
 def test_the_full_model_agrees_with_itself(llama):
-    measured = meter(llama).measure(decoder(llama, "strategy=full"))
+    measured = meter(llama).measure(decoder(llama, "strategy=full"), ignore)
     assert measured["agreement"] == measured["agreement_low"] == 1
     assert measured["kl_divergence_high"] == pytest.approx(0, abs=1e-6)
 
 
 def test_empty_answers_do_not_count(llama):
     view = decoder(llama, "ratio=2")
-    assert meter(llama, [ANSWERS[0], []]).measure(view)
-    assert meter(llama, [[], []]).measure(view) == {}
+    assert meter(llama, [ANSWERS[0], []]).measure(view, ignore)
+    assert meter(llama, [[], []]).measure(view, ignore) == {}

@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, fingerprint
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.experiments.lm_eval_adapter import (
-    FIRST_TOKEN_ONLY,
+    FIRST_TOKEN,
     SkippingLM,
     evaluate,
     make_records,
@@ -78,9 +78,9 @@ def evaluated(tasks):
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 
-    def evaluate(kind, **arguments):
+    def evaluate(model, arguments=None):
         found = lm_eval.simple_evaluate(
-            model=kind,
+            model=model,
             model_args=arguments,
             tasks=names,
             task_manager=manager,
@@ -96,33 +96,38 @@ def evaluated(tasks):
 
 @pytest.fixture(scope="module")
 def hf(evaluated):
-    return evaluated("hf", pretrained=str(ASSETS / "tiny"), dtype="float32")
+    return evaluated("hf", {"pretrained": str(ASSETS / "tiny"), "dtype": "float32"})
+
+
+def skipping(*overrides):
+    return SkippingLM(["model=tiny", "model.device=cpu", *overrides], batch_size=3)
 
 
 def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
-    results, answers = evaluated("ulskip", model="tiny", strategy="full")
+    results, answers = evaluated(skipping("strategy=full"))
     assert answers == hf[1]
     for task, values in hf[0]["results"].items():
         assert results["results"][task] | {"alias": ""} == values | {"alias": ""}
 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
-    results, kept = evaluated("ulskip", model="tiny", ratio=3)
-    records = make_records(results)
+    model = skipping("ratio=3")
+    results, kept = evaluated(model)
+    records = make_records(results, model.record())
     assert {record.task for record in records} == {f"lm_eval:{task}" for task in kept}
     for record in records:
         assert (record.prompt_layers, record.scored_prompt_layers) == ("all", "kept")
         assert (len(record.kept_layers), record.num_examples) == (4, 4)
-        assert not any(FIRST_TOKEN_ONLY in warning for warning in record.warnings)
+        assert FIRST_TOKEN not in record.warnings
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
-    results, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
+    model = skipping("ratio=3", "prompt_layers=all")
+    whole = evaluated(model)[1]
     for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):
         # no loss to be seen: hence the warning
         assert [row[0][0] for row in ours] == pytest.approx([row[0][0] for row in theirs], abs=1e-4)
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
-    record = make_records(results)[0]
-    assert record.scored_prompt_layers == "all"
-    assert any("8 of" in line and FIRST_TOKEN_ONLY in line for line in record.warnings)
+    record = model.record()
+    assert record.scored_prompt_layers == "all" and FIRST_TOKEN in record.warnings
 
 
 def test_a_strategy_without_its_calibration_is_refused():

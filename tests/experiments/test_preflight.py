@@ -6,7 +6,7 @@ from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
-from ulskip_cli.experiments.describe import ScheduleProvenance, describe_schedule
+from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.preflight import find_held_out, resolve, resolve_benchmark
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points
@@ -135,7 +135,7 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     (job,) = [job for job in make_jobs(points([*overrides, "batch_size=1"])) if job.requested]
     failed = job.failure_record(RunError("x"))
     asked = job.point.identity.replace(prompt_layers=job.point.plan.prompt_layers)
-    finished = Record.joined(asked, describe_schedule(job.point.plan, ScheduleProvenance()))
+    finished = Record.joined(asked, describe_schedule(job.point.plan))
     assert failed.settings() == finished.settings()
     assert (failed.dataset, failed.target_speedup) == ("sample", finished.target_speedup)
     assert (failed.status, finished.status) == ("failed", "done")

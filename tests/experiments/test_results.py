@@ -61,12 +61,13 @@ def test_a_finished_row_counts_if_it_is_accepted_and_has_its_generations(folder)
         (json.dumps({"id": "q", **POINT, "strategy": "\ud800"}), "JSON object"),
     ],
 )
-def test_a_refused_line_is_named_and_costs_only_itself(folder, line, named):
+def test_a_refused_line_is_named_and_costs_only_itself(folder, line, named, capsys):
     with folder.runs_path.open("a") as stream:
         stream.write(line)
     folder.append(record("r"))
-    _, (message,) = folder.read()
-    assert message.startswith(f"{folder.runs_path}, line 3: ") and named in message
+    folder.records(warn=True)
+    (message,) = capsys.readouterr().err.splitlines()
+    assert f" skipped {folder.runs_path}, line 3: " in message and named in message
     assert ids(folder) == ["p", "r"]
 
 

@@ -12,7 +12,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.experiments import runner
-from ulskip_cli.experiments.describe import ScheduleProvenance, describe_schedule
+from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.experiments.runner import Session
@@ -206,11 +206,11 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
         return SimpleNamespace(exits=exits, drafts=None, token_ids=[[1, 2]])
 
     answers, timed = [output(n3=10), output(n5=10)], [output(n2=1, n4=3)]
-    both = describe_schedule(plan, ScheduleProvenance(), answers, timed)
+    both = describe_schedule(plan, answers, timed)
     assert (both.evaluated_mean_kept_layers, both.mean_kept_layers) == (4, 3.5)
     assert both.layer_ratio == 6 / 3.5
     for without in ([], [output()]):  # no pairs, or pairs that end at their first token
-        alone = describe_schedule(plan, ScheduleProvenance(), answers, without)
+        alone = describe_schedule(plan, answers, without)
         assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
 
 

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
+from ulskip_cli.experiments.record import Interval
 from ulskip_cli.experiments.statistics import (
     FAILS,
     HOLDS,
+    SAME,
     TIE,
-    Difference,
-    Scorer,
-    apart,
+    difference,
     from_records,
     median_interval,
     primary,
@@ -21,6 +21,7 @@ from ulskip_cli.experiments.statistics import (
     shares,
     speed_ratio,
     unchanged,
+    verdict,
     within,
 )
 from ulskip_cli.report.rows import read_records
@@ -50,21 +51,20 @@ def stored(path, rows, **answers):
 def test_stored_answers_are_compared_by_a_paired_bootstrap(tmp_path):
     records = stored(tmp_path, small_sweep(), unified_21=GOOD, unified_28=GOOD, top_skip_21=BAD)
     good, bad, again = (records[key] for key in ("unified-2-1", "top_skip-2-1", "unified-2-8"))
-    better = Scorer().difference(good, bad, "bleu")
-    assert (better.how, better.verdict()) == ("paired bootstrap", HOLDS) and better.low > 50
-    assert Scorer().difference(bad, good, "bleu").verdict() == FAILS
-    same = Scorer().difference(good, again, "bleu")
-    assert same.is_same and (same.value, same.verdict(), unchanged(same)) == (0.0, TIE, HOLDS)
+    better = difference(good, bad, "bleu")
+    assert verdict(better) == HOLDS and better.low > 50
+    assert verdict(difference(bad, good, "bleu")) == FAILS
+    same = difference(good, again, "bleu")
+    assert same == SAME and (verdict(same), unchanged(same)) == (TIE, HOLDS)
 
 
 def test_without_answers_the_intervals_of_the_records_are_taken_together():
     new, old = sweep_row(bleu=27.5), sweep_row(bleu=5.0)
-    difference = Scorer().difference(new, old, "bleu")
-    assert (difference.value, difference.how) == (22.5, "from the rows' intervals")
-    assert difference.high - difference.low == pytest.approx(2 * 2**0.5)
+    value, low, high = difference(new, old, "bleu")
+    assert (value, high - low) == (22.5, pytest.approx(2 * 2**0.5))
     other_full = {**sweep_row().vs_baseline["bleu"].model_dump(), "full": 40.0}
-    difference = from_records(new, sweep_row(vs_baseline={"bleu": other_full}), "bleu")
-    assert (difference.low, difference.verdict()) == (None, TIE)
+    unknown = from_records(new, sweep_row(vs_baseline={"bleu": other_full}), "bleu")
+    assert (unknown.low, verdict(unknown)) == (None, TIE)
     losses = [sweep_row(decode_loss=loss) for loss in (1.5, 2.0)]
     assert from_records(*losses, "decode_loss").value == 0.5
 
@@ -74,8 +74,8 @@ def test_too_few_examples_give_no_interval(tmp_path, count):
     few = [record.replace(num_examples=count) for record in small_sweep()]
     records = stored(tmp_path, few, unified_21=GOOD[:count], top_skip_21=BAD[:count])
     for name in ("top_skip-2-1", "top_skip-3-1", "full-1-1"):  # with answers, and without
-        difference = Scorer().difference(records["unified-2-1"], records[name], "bleu")
-        assert (difference.low, difference.verdict()) == (None, TIE)
+        unknown = difference(records["unified-2-1"], records[name], "bleu")
+        assert (unknown.low, verdict(unknown)) == (None, TIE)
 
 
 def test_only_shared_examples_are_compared_where_the_data_differ(tmp_path):
@@ -84,26 +84,26 @@ def test_only_shared_examples_are_compared_where_the_data_differ(tmp_path):
         stored(tmp_path / name, small_sweep(), unified_21=answers)["unified-2-1"]
         for name, answers in texts.items()
     )
-    difference = Scorer().difference(long, short, "bleu")
-    assert "12 shared examples" in difference.how and difference.verdict() == HOLDS
-    assert Scorer().difference(long, few, "bleu").how == "from the rows' intervals"
+    assert verdict(difference(long, short, "bleu")) == HOLDS
+    assert difference(long, few, "bleu") == from_records(long, few, "bleu")
 
 
 def test_speedups_are_compared_as_ratios():
     ratio = speed_ratio(sweep_row(speedup=2.0), sweep_row(speedup=1.0))
     assert ratio.value == 2.0 and 1.9 < ratio.low < 2.0 < ratio.high < 2.1
-    assert ratio.verdict(1.0) == HOLDS and within(ratio, 0.15) == FAILS
-    assert within(Difference(1.0, 0.99, 1.01, ""), 0.15) == HOLDS
-    assert within(Difference(1.0, None, None, ""), 0.15) == TIE
+    assert verdict(ratio, 1.0) == HOLDS and within(ratio, 0.15) == FAILS
+    assert within(Interval(1.0, 0.99, 1.01), 0.15) == HOLDS
+    assert within(Interval(1.0, None, None), 0.15) == TIE
     assert speed_ratio(sweep_row(measured_speedup=None), sweep_row()) is None
     assert speed_ratio(sweep_row(speedup_interval_coverage=0.5), sweep_row()).low is None
 
 
 @given(st.floats(1, 40), st.floats(1, 40), st.floats(0.001, 0.2))
-def test_apart_is_symmetric_and_never_of_a_point_and_itself(bleu, other, margin):
+def test_a_difference_is_symmetric_and_a_point_ties_with_itself(bleu, other, margin):
     first, second = sweep_row(bleu=bleu, margin=margin), sweep_row(bleu=other, margin=margin)
-    assert apart(first, second, "bleu") == apart(second, first, "bleu")
-    assert not apart(first, first, "bleu")
+    value, low, high = from_records(first, second, "bleu")
+    assert from_records(second, first, "bleu") == pytest.approx((-value, -high, -low))
+    assert verdict(from_records(first, first, "bleu")) == TIE
 
 
 @pytest.mark.parametrize(

@@ -61,26 +61,18 @@ def test_what_varies_gets_a_column():
     assert heads[:3] == ["batch", "engine", "timed prompt tokens"]
 
 
-def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
+def test_the_folder_gets_tables_and_provenance(tmp_path):
     paper = [bench_row(experiment="paper_throughput", compiled=True)]
     rows = [*ENGINES, *paper, bench_row(3.0, compiled=True, compiled_layers=True)]
     write_folder(tmp_path, [*rows, sweep_row()])
-    files = benchmark.write_bench_report(ResultsFolder(tmp_path))
-    assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
-    text = files[0].read_text()
+    benchmark.write_bench_report(ResultsFolder(tmp_path))
+    text = (tmp_path / "bench.md").read_text()
     assert text.startswith("# tiny · greedy")
     assert "| 1 | torch | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 50% |" in text
     assert "10.0 GB/s (cpu, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
-    for drawn in (
-        "torch",
-        "transformers",
-        "torch, compiled",
-        "torch, compiled layers",
-        "batch 8",
-    ):
-        assert f">{drawn}</text>" in files[2].read_text()
+    assert "torch, compiled layers" in text
 
 
 def test_engines_of_the_same_rounds_are_compared_with_their_interval():

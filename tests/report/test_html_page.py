@@ -2,7 +2,6 @@ import html
 import json
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, write_folder
@@ -43,9 +42,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     assert not re.search(r"""(?:src|href)=["'](?!#|data:image/svg\+xml;base64,)""", text)
     assert not re.search(r"@import|url\(", text)
     assert "{{" not in text and "{%" not in text
-    widths = re.findall(r'<figure style="flex: ([\d.]+) 1 (\d+)px"><img ', text)
-    assert len(widths) >= 3
-    assert all(int(width) == pytest.approx(300 * float(aspect), abs=2) for aspect, width in widths)
+    assert text.count("<figure><img ") == 1
 
 
 def test_texts_cannot_leave_their_element(tmp_path):
@@ -117,19 +114,6 @@ def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
     assert "answers of 2 of 10 points" in found.note
 
 
-@pytest.mark.parametrize(
-    ("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])]
-)
-def test_full_and_unified_are_picked_at_first_or_all_without_unified(tmp_path, strategy, others):
-    rows = [
-        row.replace(strategy=row.strategy.replace("unified", strategy)) for row in small_sweep()
-    ]
-    (only,) = collected(tmp_path, {row.id: ["a"] for row in rows}, rows=rows).sets
-    names = ("full", f"{strategy} 2x", f"{strategy} 3x", *others)
-    labels = sorted(only.runs[i].label for i in only.picked)
-    assert labels == sorted(f"{name} · batch 1" for name in names)
-
-
 def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):
     stored = {"full-1-1": ["one full answer"], "unified-2-1": ["one other answer"]}
     found = collected(tmp_path, stored)
@@ -137,7 +121,7 @@ def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):
     full, other = (run.outputs[0] for run in only.runs)
     reference = only.examples[0]["reference"]
     assert set(found.changes) == {f"{reference},{full}", f"{reference},{other}", f"{full},{other}"}
-    assert found.changes[f"{full},{other}"] == [67, 3, 6, 7, 6, 0, 0]
+    assert found.changes[f"{full},{other}"] == [67, 0, 0, 0, 3, 5, 6, 7, 0, 0]
 
 
 texts = st.text(st.sampled_from("ab, \n\u00e9\u4e2d\U0001f600"), max_size=25)

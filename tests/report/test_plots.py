@@ -4,33 +4,13 @@ from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.report import plots
-from ulskip_cli.report.plots import (
-    learning_curve,
-    pareto_front,
-    save_plots,
-    save_predictions,
-    save_quality,
-)
-from ulskip_cli.report.rows import grouped
+from ulskip_cli.report.plots import learning_curve, pareto_front, save_quality
+from ulskip_cli.report.rows import Group, grouped
 
 
-@pytest.fixture
-def draw(tmp_path):
-    """The SVG of every plot of some rows, by name."""
-
-    def save(rows):
-        return {
-            plot.files[0].stem: plot.files[1].read_text("utf-8")
-            for plot in save_plots(grouped(rows), 0.9, tmp_path)
-        }
-
-    return save
-
-
-def test_a_sweep_has_its_plots(draw, tmp_path):
-    found = draw([*small_sweep(), not_applicable()])
-    assert list(found) == ["quality", "targets", "layers"]
-    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
+def test_a_sweep_is_drawn_with_front_and_gate(tmp_path):
+    png, svg = save_quality(grouped([*small_sweep(), not_applicable()]), tmp_path / "quality")
+    assert png.read_bytes().startswith(b"\x89PNG")
     for text in (
         "unified",
         "Pareto front",
@@ -39,25 +19,13 @@ def test_a_sweep_has_its_plots(draw, tmp_path):
         "BLEU",
         "2x",
     ):
-        assert f">{text}</text>" in found["quality"]
-    for text in ("predicted", "measured = target", "batch 8", "top_skip"):
-        assert f">{text}</text>" in found["targets"]
-    assert ">unified 3x</text>" in found["layers"]
+        assert f">{text}</text>" in svg.read_text("utf-8")
 
 
-def test_exit_depths_are_drawn_where_there_are_some(draw):
-    row = sweep_row("early_exit", exit_depths={"2": 30, "4": 60, "6": 10})
-    text = draw([sweep_row("full"), row])["exits"]
-    assert "mean 3.6" in text
-    assert "early_exit 2x, batch 1" in text
-
-
-def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
-    bare = sweep_row(
-        bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=None
-    )
-    assert draw([not_applicable()]) == draw([bare]) == draw([]) == {}
-    assert save_quality([sweep_row(bleu=None, chrf=None)], tmp_path / "quality") == []
+def test_rows_without_quality_are_not_drawn(tmp_path):
+    bare = sweep_row(bleu=None, chrf=None, decode_loss=None)
+    for rows in ([not_applicable()], [bare], []):
+        assert save_quality(grouped(rows), tmp_path / "quality") == []
     assert not list(tmp_path.iterdir())
 
 
@@ -66,7 +34,7 @@ def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_pat
     ends = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
     row = sweep_row(**dict.fromkeys(ends)) if kind == "predicted" else sweep_row()
     rows = [sweep_row("full"), row, row.replace(id="c", strategy="custom", target_speedup=None)]
-    png, svg = save_quality(rows, tmp_path / "plots" / "quality", "a title")
+    png, svg = save_quality([Group("a title", rows)], tmp_path / "plots" / "quality")
     assert png.read_bytes().startswith(b"\x89PNG")
     for text in ("custom", f"{kind} decode speedup, batch size 1", "a title", "3 layers"):
         assert f">{text}</text>" in svg.read_text("utf-8")
@@ -81,24 +49,6 @@ def test_a_learning_curve_has_a_line_a_depth(tmp_path):
         "utf-8"
     )
     assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
-
-
-def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
-    rows = [sweep_row(target=target, batch=batch) for target in (2.0, 3.0) for batch in (1, 8)]
-    rows.append(sweep_row(batch=2, predicted_speedup=None))
-    rows = [row.replace(engine=name) for row, name in zip(rows, "abaaa", strict=True)]
-    png, svg = save_predictions(rows, tmp_path / "speedup", lambda row: row.engine, "a title")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    drawn = svg.read_text("utf-8")
-    for text in ("a", "b", "batch 8", "measured decode speedup", "a title"):
-        assert f">{text}</text>" in drawn
-    assert "batch 2" not in drawn
-    assert save_predictions(rows[-1:], tmp_path / "none", lambda row: row.engine) == []
-
-
-def test_a_long_name_leaves_room_for_the_layers(draw):
-    layers = draw([sweep_row("full"), sweep_row("x" * 100, id="a")])["layers"]
-    assert f"…{'x' * 36} 2x</text>" in layers
 
 
 def test_a_strategy_without_an_entry_has_a_colour_of_its_own():

@@ -48,7 +48,7 @@ def test_one_file_is_divided_into_examples_that_report_choose_and_calibrate(
     ("overrides", "key"),
     [
         ([], "speedup=S"),
-        (["speedup=2", "quality=0.9"], "both: 2 and 0.9"),
+        (["speedup=2", "quality=0.9"], "either speedup=S"),
         (["speedup=1"], "speedup"),
         (["quality=1.1"], "quality"),
         (["speedup=2", "strategy=unified"], "strategy"),

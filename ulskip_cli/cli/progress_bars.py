@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Job
 
-REFRESH_SECONDS = 0.2  # at least, between two changes of a bar
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
@@ -42,41 +40,49 @@ class ProgressBars:
         """Create the display; unless `enabled`, it shows only notes."""
         self.console = Console(stderr=True)
         self._enabled = enabled
-        self._is_drawn = enabled and self.console.is_terminal
         self.bars = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
-            disable=not self._is_drawn,
+            disable=not (enabled and self.console.is_terminal),
         )
         self._prefix = ""
-        self._task: TaskID | None = None  # the bar of the running phase
-        self._line: Callable[[], str] | None = None  # the state of the running phase as text
+        self._label = ""  # of the running phase
+        self._task: TaskID | None = None  # its bar, unless the phase is short
         self._shown_at = time.monotonic()  # when the last line was written
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self.bars.start()
-        if self._enabled and not self._is_drawn:
+        if self._enabled and self.bars.disable:
             threading.Thread(target=self._write_lines, daemon=True).start()
         return self
 
     def _write_lines(self) -> None:
         while not self._ended.wait(LINE_SECONDS / 30):
-            line = self._line
-            if line and time.monotonic() - self._shown_at >= LINE_SECONDS:
-                self.note(line())
+            if time.monotonic() - self._shown_at >= LINE_SECONDS and (line := self.line()):
+                self.note(line)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def line(self) -> str:
+        """Return the state of the running phase as text; empty if it has ended."""
+        if self._task is None:
+            return self._label
+        task = self.bars.tasks[-1]
+        if task.finished:
+            return ""
+        left = task.time_remaining
+        parts = [
+            f"{task.completed} of {task.total}",
+            task.fields["note"],
+            "" if left is None else f"{timedelta(seconds=left)} left",
+        ]
+        return f"{self._label}: {', '.join(filter(None, parts))}"
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self._ended.set()
         if kind is None:
             self._end_phase()
@@ -95,47 +101,18 @@ class ProgressBars:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
         interruption.check()
         self._end_phase()
-        label = self._prefix + label
+        self._label = self._prefix + label
         if not total or not self._enabled:
-            self._line = lambda: label
             return NullProgress().phase(label, total)
-        first, began, last = None, time.monotonic(), (0, "")
-
-        def line() -> str:
-            done, note = last
-            parts = [f"{done} of {total}", note]
-            if first is not None and done > first:
-                rate = (done - first) / (time.monotonic() - began)
-                left = timedelta(seconds=round((total - done) / rate))
-                parts += [f"{rate:.3g}/s", f"{left} left"]
-            return f"{label}: {', '.join(filter(None, parts))}"
-
-        self._line = line
-        if self._is_drawn:
-            task = self._task = self.bars.add_task(label.replace("[", r"\["), total=total, note="")
-            self._shown_at = began - REFRESH_SECONDS
-        else:
-            self.note(f"{label} ({total})")
-
-        def report(done: int, note: str = "") -> None:
-            nonlocal first, began, last
-            now, last = time.monotonic(), (done, note)
-            if done >= total:
-                self._line = None
-            if first is None:  # a resumed phase does not begin at 0
-                first, began = done, now
-            if self._is_drawn and (done == total or now - self._shown_at >= REFRESH_SECONDS):
-                self.bars.update(task, completed=done, note=note)
-                self._shown_at = now
-            elif not self._is_drawn and done < total and now - self._shown_at >= LINE_SECONDS:
-                self.note(line())
-
-        return report
+        task = self._task = self.bars.add_task(self._label, total=total, note="")
+        if self.bars.disable:
+            self.note(f"{self._label} ({total})")
+        return lambda done, note="": self.bars.update(task, completed=done, note=note)
 
     def _end_phase(self) -> None:
-        self._line = None
         if self._task is not None:
             self.bars.update(self._task, completed=self.bars.tasks[-1].total)
+        self._label, self._task = "", None
 
 
 class SweepDisplay(ProgressBars):
@@ -156,25 +133,22 @@ class SweepDisplay(ProgressBars):
         self._sweep = self.bars.add_task("points", total=self._total, note="")
         self.point(1, self._total)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        super().__exit__(kind, *details)
         if kind is None:
             self._write()
 
     def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
         """Count a job as settled, and show a new result."""
+        from ulskip_cli.experiments.statistics import sentence
+
         self._end_phase()
         self._states[record.status] += 1
         settled = self._states.total()
         counts = ", ".join(f"{count} {state}" for state, count in self._states.items())
         self.bars.update(self._sweep, completed=settled, note=counts)
         if is_new:
-            self.note(f"[{settled}/{self._total}] {job.label}: {_outcome(record)}")
+            self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}")
             if time.monotonic() - self._written_at >= TABLE_SECONDS:
                 self._write()
         self.point(min(self._total, settled + 1), self._total)
@@ -190,19 +164,4 @@ class SweepDisplay(ProgressBars):
     def _end_phase(self) -> None:
         if self._task is not None:
             self.bars.remove_task(self._task)
-        self._line = self._task = None
-
-
-def _outcome(record: "Record") -> str:
-    if not record.is_done:
-        return f"{record.status}: {record.reason}"
-    from ulskip_cli.experiments.statistics import TITLES, primary
-
-    parts: list[str] = [record.status]
-    if record.wall_seconds:
-        parts.append(f"{record.wall_seconds:.1f} s")
-    if speedup := record.measured_speedup or record.predicted_speedup:
-        parts.append(f"{speedup:.2f}x")
-    if metric := primary([record]):
-        parts.append(f"{TITLES[metric]} {record.value(metric):.1f}")
-    return ", ".join(parts)
+        self._label, self._task = "", None

@@ -26,14 +26,14 @@ def report(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="terminal, or markdown, csv or latex: print one table, write no files."
+            "--format", help="terminal, or latex: print the table of targets, write no files."
         ),
     ] = "terminal",
     output: Annotated[
         Path | None,
         typer.Option(**PATH, help="Folder for the files. Default: report/ in the results folder."),
     ] = None,
-    plots: Annotated[bool, typer.Option(help="Draw the plots.")] = True,
+    plots: Annotated[bool, typer.Option(help="Draw the plot.")] = True,
     gate: Annotated[
         float,
         typer.Option(
@@ -53,7 +53,7 @@ def report(
         Path, typer.Option(**PATH, help="Folder that holds the results folders.")
     ] = Path("results"),
 ) -> None:
-    """Write tables, plots and a page from stored rows; `--compare A B` compares folder B with A."""
+    """Write tables, a plot and a page of stored rows; `--compare A B` compares folder B with A."""
     from ulskip_cli.report.build import Options, run
 
     options = (compare, form, output, html, plots, gate, tolerance, examples, results_dir)

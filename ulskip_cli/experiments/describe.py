@@ -3,7 +3,7 @@ weights and machine, and its warnings.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
@@ -14,13 +14,10 @@ from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.record import (
-    CorrectionUsed,
     Environment,
     Provenance,
     Record,
-    Row,
     Schedule,
     StageUsed,
     Throughput,
@@ -35,20 +32,8 @@ DEPTH_TOLERANCE = 0.05
 PREDICTION_FACTOR = 1.6
 
 
-@dataclass(frozen=True)
-class ScheduleProvenance:
-    """The measurements that decided a schedule: timing on this machine, or calibration on held-out
-    examples; and the correction that ran.
-    """
-
-    latency: LatencyTargetFit | None = None
-    calibration: Row | None = None
-    correction: CorrectionUsed | None = None
-
-
 def describe_schedule(
     plan: Plan,
-    found: ScheduleProvenance,
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
 ) -> Schedule:
@@ -72,8 +57,6 @@ def describe_schedule(
         layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
         predicted_speedup=plan.predicted_speedup or sum_drafts(timed or outputs).expected_speedup,
         draft_cost=plan.draft_cost,
-        latency_fit=found.latency.as_dict() if found.latency else None,
-        calibration=found.calibration,
     )
 
 

@@ -253,7 +253,7 @@ class AgreementMeter:
     size: BatchSize
     pad_token_id: int
 
-    def measure(self, decoder: Decoder, report: ReportProgress | None = None) -> dict[str, float]:
+    def measure(self, decoder: Decoder, report: ReportProgress) -> dict[str, float]:
         """Compare a schedule with the full model by teacher forcing, and return values for a
         record. They are empty if all answers are empty, or if an engine of another library gives no
         logits.
@@ -267,8 +267,7 @@ class AgreementMeter:
         sums: list[list[float]] = []
         for _, values in in_batches(order, self.size, lambda batch: self._sums(decoder, batch)):
             sums += values
-            if report:
-                report(len(sums))
+            report(len(sums))
         same, divergence, positions = np.array(sums).T
         return {
             **_mean_interval("agreement", same, positions),

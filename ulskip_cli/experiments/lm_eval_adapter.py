@@ -1,11 +1,9 @@
 """Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task
 (`ulskip lm-eval`).
 
-Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness
-under the name `ulskip`.
+Needs `pip install 'ulskip[lm-eval]'`.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +14,6 @@ import torch
 from datasets.exceptions import DatasetsError
 from lm_eval import __version__ as lm_eval_version
 from lm_eval import simple_evaluate
-from lm_eval.api.registry import register_model
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
@@ -29,13 +26,9 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
-from ulskip_cli.experiments.describe import (
-    ScheduleProvenance,
-    describe_provenance,
-    describe_schedule,
-)
+from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, digest
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.loading import load
@@ -71,22 +64,14 @@ ScoringRequest = tuple[object, list[int], list[int]]
 # log probability of a continuation, and True if greedy decoding would generate it
 Score = tuple[float, bool]
 
-# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our
-# configuration.
-_HARNESS_KEYS = (
-    *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id"),
-    *("softmax_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
-)
 _SAMPLING = ("temperature", "top_p", "top_k")
 _DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
-FIRST_TOKEN_ONLY = (
-    "have a single token, which the full model predicts under prompt_layers=all, so their scores"
-    " show no effect of skipping; do not set prompt_layers=all, or use tasks with longer"
-    " continuations"
+FIRST_TOKEN = (
+    "the full model predicts the first token of each continuation, so scores of single tokens show"
+    " no effect of skipping; do not set prompt_layers=all, or use tasks with longer continuations"
 )
 
 
-@register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
     """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as
     `ulskip run` does.
@@ -101,22 +86,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         overrides: Sequence[str] = (),
         batch_size: int | str = 1,
         max_batch_size: int | None = 64,
-        device: str | None = None,
-        pretrained: str | None = None,
-        **arguments: object,
     ) -> None:
         """Load the model and make the schedule; raise UsageError if the harness does not support
         the model or the strategy.
 
-        `overrides` and `arguments` are keys of the ulskip configuration, e.g. `model`, `strategy`,
-        `ratio`; `arguments` may also contain arguments of the harness's `hf` model that do not
-        concern the weights. `device` and `pretrained` are defaults of `model.device` and
-        `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
+        `overrides` are keys of the configuration, e.g. `model=tiny` or `ratio=2`. With
+        `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
         """
-        harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
-        defaults = {"model.device": device, "model.path": pretrained}
-        arguments = {key: value for key, value in defaults.items() if value} | arguments
-        overrides = [*map(_override, arguments.items()), *overrides]  # later overrides win
         config = self.ulskip_config = compose(overrides, command="lm-eval")
         self.loaded = load(config.model, config.seed)
         tokenizer = self.loaded.tokenizer
@@ -132,13 +108,12 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if scoring != self.plan:
             self.scorer = Decoder(self.loaded.model, scoring, *parts)
         self.scoring_plan = scoring
-        self.continuations = self.first_token_only = self._batches = 0
+        self._batches = 0
         super().__init__(
             pretrained=self.scorer.prompt_model,
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
-            **harness_arguments,
         )
 
     @property
@@ -155,8 +130,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Score]:
-        self.continuations += len(requests)
-        self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
             harness_scores: list[Score] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -247,14 +220,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             [config.identity, fingerprint(config.model), config.correction.fingerprint()]
         )
         warnings = list(self.plan.warnings)
-        is_full = not self._is_one_model and self.scoring_plan.prompt_layers == "all"
-        if self.first_token_only and is_full:
-            warnings.append(
-                f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}"
-            )
+        if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
+            warnings.append(FIRST_TOKEN)
         return Record.joined(
             Point.of(config, shared_id),
-            describe_schedule(self.plan, ScheduleProvenance()),
+            describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
@@ -266,17 +236,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             prompt_layers=self.plan.prompt_layers,
             correction=self.correction,
         )
-
-
-def _override(argument: tuple[str, object]) -> str:
-    """Format a value that the harness parsed in Hydra's override syntax.
-
-    >>> [*map(_override, {"a": [0, 2], "b": True, "c": None, "d": 2.0, "e": "x"}.items())]
-    ['a=[0, 2]', 'b=true', 'c=null', 'd=2.0', 'e=x']
-    """
-    key, value = argument
-    text = value if isinstance(value, str) else json.dumps(value).replace('"', "")
-    return f"{key}={text}"
 
 
 def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
@@ -341,19 +300,18 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, answers in samples.items():
         tracker.save_results_samples(task_name=task, samples=answers)
-    for record in make_records(results, recorded):
+    for record in make_records(results, model.record(), recorded):
         folder.save(config, record)
     return folder, results
 
 
-def make_records(results: Row, options: Row | None = None) -> list[Record]:
+def make_records(results: Row, shared: Record, options: Row | None = None) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record.
 
-    `options` are further harness options that change the answers; a row stores them under
-    `lm_eval_options`.
+    `shared` is the record of the model. `options` are further harness options that change the
+    answers; a row stores them under `lm_eval_options`.
     """
-    shared = read(json.dumps(results["config"]["ulskip"]))
     records = []
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
@@ -391,8 +349,6 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]
         raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
     if asked.get("limit", 1) <= 0:
         raise ValueError(f"--limit: expected a number > 0, got {asked['limit']:g}")
-    if asked.get("num_fewshot", 0) < 0:
-        raise ValueError(f"--num_fewshot: expected a number >= 0, got {asked['num_fewshot']}")
     options = EvaluatorConfig.from_cli(Namespace(**{"output_path": str(output), **asked}))
     if not isinstance(options.samples, dict | None):
         raise ValueError(f"--samples: expected JSON or a file of JSON, got {options.samples}")

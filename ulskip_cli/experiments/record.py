@@ -7,6 +7,7 @@ the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -63,7 +64,6 @@ class Column(NamedTuple):
     show: Callable[[Any], object] | None = None  # the value, unless it is the field's own
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
-    tip: str = ""  # explanation on the page of a report
 
     @property
     def head(self) -> str:
@@ -236,7 +236,7 @@ class Point(Section):
     ratio_basis: Text = value("meaning of the target: layers, cost or latency", setting=True)
     target_speedup: Ratio | None = value(
         "requested ratio; 1 for `full`, left out for `custom`",
-        Column("target", ".4g", tip="requested speedup"),
+        Column("target", ".4g"),
     )
     seed: Whole = value("the seed", setting=True)
     chat: Flag = value("true if prompts used the chat template", setting=True)
@@ -307,7 +307,7 @@ class Schedule(Section):
     layer_ratio: Positive | None = value(
         "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
         " attentions",
-        Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
+        Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio | None = value(
         "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
@@ -317,7 +317,6 @@ class Schedule(Section):
             "pre-\ndicted",
             ".2f",
             first=True,
-            tip="speedup predicted from the bytes of weights that a decode step reads",
         ),
     )
     draft_cost: Positive | None = value(
@@ -378,7 +377,6 @@ class Timing(Section):
             ".0%",
             lambda record: record.kv_share,
             14,
-            tip="share of the prompt's KV cache that is kept",
         ),
     )
     kept_kv_bytes: Count | None = value("size of this cache without the skipped layers")
@@ -390,7 +388,7 @@ class Quality(Section):
     decode_loss: Number | None = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
         " drafts the full model's",
-        Column("decode\nloss", ".2f", tip="cross-entropy of the references, nats per token"),
+        Column("decode\nloss", ".2f"),
     )
     decode_loss_mean_kept_layers: Number | None = value(
         "mean exit depth of `decode_loss`, with early exit"
@@ -398,13 +396,13 @@ class Quality(Section):
     agreement: Share | None = value(
         "share of the tokens of the full model's answers that the schedule also finds most likely,"
         " given the tokens before",
-        Column("agree-\nment", ".1%", leaves=8, tip="most likely token is the full model's"),
+        Column("agree-\nment", ".1%", leaves=8),
     )
     agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share | None = value("upper end of its interval")
     kl_divergence: Number | None = value(
         "mean KL(full || schedule) of the next token at the same positions, in nats",
-        Column("KL", ".2f", leaves=6, tip="divergence from the full model, nats per token"),
+        Column("KL", ".2f", leaves=6),
     )
     kl_divergence_low: Number | None = value("lower end of its interval")
     kl_divergence_high: Number | None = value("upper end of its interval")
@@ -446,7 +444,6 @@ class Throughput(Section):
             "decode\ntok/s",
             ".0f",
             first=True,
-            tip="generated tokens after the first, per second of decoding",
         ),
     )
     total_tokens_per_second: Rate | None = value(
@@ -455,7 +452,6 @@ class Throughput(Section):
             "total\ntok/s",
             ".0f",
             leaves=16,
-            tip="prompt and generated tokens, per second of prefill and decoding",
         ),
     )
     throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
@@ -468,7 +464,7 @@ class Throughput(Section):
     )
     acceptance_rate: Share | None = value(
         "accepted share of drafts",
-        Column("accept-\nance", ".2f", tip="share of drafted tokens that were accepted"),
+        Column("accept-\nance", ".2f"),
     )
     mean_accepted_length: Number | None = value(
         "tokens per check", Column("tokens\na check", ".2f", leaves=10)
@@ -754,7 +750,7 @@ _NOTES = {  # of the fields, by key
 SETTING_FIELDS = tuple(key for key, notes in _NOTES.items() if notes["setting"])
 
 
-def columns() -> Iterator[tuple[str, Column]]:
+def field_columns() -> Iterator[tuple[str, Column]]:
     """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a
     report are printed from it.
     """
@@ -763,7 +759,7 @@ def columns() -> Iterator[tuple[str, Column]]:
             yield key, metric_column(key)
         for key in kind.model_fields:
             for column in _NOTES[key]["columns"]:
-                yield key, column
+                yield key, column._replace(show=column.show or methodcaller("value", key))
 
 
 def metric_column(key: str) -> Column:
@@ -777,8 +773,7 @@ def metric_column(key: str) -> Column:
             return None
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    tip = "* differs from the full model, p < 0.05"
-    return Column(row_key.column_title, "", show, row_key.leaves, tip=tip)
+    return Column(row_key.column_title, "", show, row_key.leaves)
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

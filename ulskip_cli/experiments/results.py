@@ -70,24 +70,15 @@ class ResultsFolder:
         """Return the newest record of every point, failed points included; refused lines are
         skipped, with a warning if requested.
         """
-        records, refused = self.read()
-        if len(refused) > MAX_REFUSED:
-            refused[MAX_REFUSED:] = [f"{len(refused) - MAX_REFUSED} more lines of {self.runs_path}"]
-        for message in refused if warn else ():
-            print(f"warning: skipped {message}", file=sys.stderr)
-        return records
-
-    def read(self) -> tuple[list[Record], list[str]]:
-        """Return the newest record of every point, and a message with file, line and key for every
-        line that is refused.
-        """
         records, refused = [], []
         for number, line in enumerate(self._lines(), start=1):
             try:
                 records += [read(line, self.runs_path, number)] if line.strip() else []
             except UsageError as error:
                 refused.append(one_line(str(error)))
-        return newest(records), refused
+        for message in refused[:MAX_REFUSED] if warn else ():
+            print(f"warning: skipped {message}", file=sys.stderr)
+        return newest(records)
 
     def rows(self) -> list[Record]:
         """Return the records of all lines that are not refused, in file order."""
@@ -141,8 +132,7 @@ class ResultsFolder:
             for key in ANSWER_KEYS:
                 if not isinstance(answer.get(key), str):
                     raise UsageError(
-                        f"{path}, answer {number}: expected text under the key {key}, got"
-                        f" {str(answer.get(key))[:60]}; repeat the run"
+                        f"{path}, answer {number}: expected text under {key}; repeat the run"
                     )
         return answers
 

@@ -24,7 +24,6 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.calibration import calibrate_patches, calibrate_strategy, zero_patches
 from ulskip_cli.experiments.describe import (
-    ScheduleProvenance,
     describe_provenance,
     describe_schedule,
     measure_throughput,
@@ -187,7 +186,9 @@ class PreparedRun:
     full: LoadedModel  # of the baseline, in most runs the same
     workload: Workload | None  # None: random prompts
     plan: Plan
-    found: ScheduleProvenance
+    latency: LatencyTargetFit | None  # decided the depth, with ratio_basis=latency
+    calibration: Row | None  # what a row stores of a calibration
+    correction: CorrectionUsed | None
     adapter: SkipAdapter | None  # corrects the views that skip layers
     started_at: float  # seconds on the clock of `time.monotonic`
 
@@ -264,9 +265,18 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
             adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
         else:
             adapter, used = zero_patches(config, loaded, plan)
-    found = ScheduleProvenance(latency, calibration, used)
     return PreparedRun(
-        point, timed or asked, loaded, full, workload, plan, found, adapter, started_at
+        point=point,
+        timed=timed or asked,
+        loaded=loaded,
+        full=full,
+        workload=workload,
+        plan=plan,
+        latency=latency,
+        calibration=calibration,
+        correction=used,
+        adapter=adapter,
+        started_at=started_at,
     )
 
 
@@ -277,7 +287,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run, baseline)
     # values on which answers depend and that are not a part of the id
-    correction = run.found.correction and run.found.correction.model_dump()
+    correction = run.correction and run.correction.model_dump()
     answered_by = [run.plan.as_dict(), correction, workload and workload.prompts]
     origin = {
         **environment.origin(str(run.loaded.model.device)),
@@ -329,7 +339,7 @@ def make_record(
     pairs, generations = timed.strategy if timed else [], answers.generations if answers else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
-    described = describe_schedule(plan, run.found, outputs if answers or plan.exits else [], pairs)
+    described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
     record = Record.joined(
@@ -341,7 +351,9 @@ def make_record(
         chat=run.workload.chat if run.workload else None,
         prompt_layers=plan.prompt_layers,
         baseline_id=baseline.id if baseline else None,
-        correction=run.found.correction,
+        correction=run.correction,
+        latency_fit=run.latency.as_dict() if run.latency else None,
+        calibration=run.calibration,
     )
     if timed and not answers:
         record = record.replace(compile_seconds=timed.compile_seconds)

@@ -9,7 +9,7 @@ known.
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from math import comb
 from pathlib import Path
@@ -32,8 +32,8 @@ HIGHEST_SCORE = 100.0  # of all metrics where higher is better
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 Z = 1.96  # half a 95% interval in standard errors
 FEW_PAIRS = "too few timed pairs for an interval"
-SAME_ANSWERS = "the same answers"
 SAME_SCORE = 1e-6
+SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Media
     )
 
 
-def verdict(interval: "Interval | Difference", bound: float) -> str:
+def verdict(interval: Interval, bound: float = 0.0) -> str:
     """Judge the claim that a value is above a bound.
 
     >>> ends = ((1.1, 1.3), (0.9, 1.3), (None, None))
@@ -221,62 +221,31 @@ def _share(metric: str, score: float, full: float) -> float:
     return min(max(0.0, share), MAX_SHARE)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The difference or ratio of one value of two records, with its interval."""
-
-    value: float
-    low: float | None  # ends of its interval; None if unknown
-    high: float | None
-    how: str  # the source of the interval
-
-    def verdict(self, bound: float = 0.0) -> str:
-        """Judge the claim that the value is above a bound."""
-        return verdict(self, bound)
-
-    @property
-    def is_same(self) -> bool:
-        """True if both sides gave the same answers."""
-        return self.low == self.high == 0
+def difference(new: Record, old: Record, metric: str) -> Interval:
+    """Compute `new` minus `old` (positive is better) by a paired bootstrap over answers to the same
+    examples, or from the two records if too few answers are stored.
+    """
+    return _bootstrap(new, old, metric) or from_records(new, old, metric)
 
 
-@dataclass
-class Scorer:
-    """Compares the quality of records; answers and results are cached."""
-
-    _found: dict[tuple[str, ...], Difference] = field(default_factory=dict)
-
-    def difference(self, new: Record, old: Record, metric: str) -> Difference:
-        """Compute `new` minus `old` (positive is better) by a paired bootstrap over answers to the
-        same examples.
-        """
-        key = (new.folder, new.id, old.folder, old.id, metric)
-        if key not in self._found:
-            self._found[key] = self._bootstrap(new, old, metric) or from_records(new, old, metric)
-        return self._found[key]
-
-    def _bootstrap(self, new: Record, old: Record, metric: str) -> Difference | None:
-        sides = [_hypotheses(record.folder, record.id) for record in (new, old)]
-        shared = [example for example in sides[0] if example in sides[1]]
-        most = max(map(len, sides))
-        if not shared or len(shared) < min(most, MIN_FOR_STARS):
-            return None
-        on = f" to {len(shared)} shared examples" if len(shared) < most else ""
-        texts, others = ([side[example] for example in shared] for side in sides)
-        if texts == others:
-            return Difference(0.0, 0.0, 0.0, f"{SAME_ANSWERS}{on}")
-        spec = metrics.metric_of(metric)
-        if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
-            return None
-        task = new.config.get("task") or {}
-        language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
-        scoring = Scoring((spec.name,), language)
-        sources, references = map(list, zip(*shared, strict=True))
-        answers = Answers(texts, references, sources, others)
-        delta = metrics.score(scoring, answers).against_full[metric]
-        ends = delta["delta"], delta["delta_low"], delta["delta_high"]
-        how = f"paired bootstrap{f' over answers{on}' if on else ''}"
-        return _better(Difference(*ends, how), metric)
+def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
+    sides = [_hypotheses(record.folder, record.id) for record in (new, old)]
+    shared = [example for example in sides[0] if example in sides[1]]
+    if not shared or len(shared) < min(MIN_FOR_STARS, max(map(len, sides))):
+        return None
+    texts, others = ([side[example] for example in shared] for side in sides)
+    if texts == others:
+        return SAME
+    spec = metrics.metric_of(metric)
+    if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
+        return None
+    task = new.config.get("task") or {}
+    language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
+    scoring = Scoring((spec.name,), language)
+    sources, references = map(list, zip(*shared, strict=True))
+    answers = Answers(texts, references, sources, others)
+    delta = metrics.score(scoring, answers).against_full[metric]
+    return _better(Interval(delta["delta"], delta["delta_low"], delta["delta_high"]), metric)
 
 
 @cache
@@ -296,7 +265,7 @@ def read_answers(folder: str, run_id: str) -> list[Row]:
         return []
 
 
-def from_records(new: Record, old: Record, metric: str) -> Difference:
+def from_records(new: Record, old: Record, metric: str) -> Interval:
     """Compute `new` minus `old` from two intervals against the same full model, treated as
     independent.
 
@@ -304,44 +273,27 @@ def from_records(new: Record, old: Record, metric: str) -> Difference:
     it equals itself.
     """
     value = float(new.value(metric)) - float(old.value(metric))
-    compared = [(record.vs_baseline.get(metric), record.value(metric)) for record in (new, old)]
-    full, other_full = (against.full if against else score for against, score in compared)
-    half, how = _half_width(new, old, metric), "from the rows' intervals"
-    if half is None or abs(full - other_full) > SAME_SCORE:
-        half, how = None, "no answers to the same examples"
-    if new.has_few_examples or old.has_few_examples:
-        half, how = None, f"fewer than {MIN_FOR_STARS} examples"
-    low, high = (None, None) if half is None else (value - half, value + half)
-    return _better(Difference(value, low, high, how), metric)
+    sides = [(record.vs_baseline.get(metric), record) for record in (new, old)]
+    halves = [(against.delta_high - against.delta_low) / 2 for against, _ in sides if against]
+    full, other_full = (
+        against.full if against else record.value(metric) for against, record in sides
+    )
+    is_known = halves and abs(full - other_full) <= SAME_SCORE
+    if not is_known or new.has_few_examples or old.has_few_examples:
+        return _better(Interval(value, None, None), metric)
+    half = math.hypot(*halves)
+    return _better(Interval(value, value - half, value + half), metric)
 
 
-def apart(record: Record, other: Record, metric: str) -> bool:
-    """Return True if the interval of the difference of two records excludes zero.
-
-    The intervals of the two records count as independent.
-    """
-    half, scores = _half_width(record, other, metric), (record.value(metric), other.value(metric))
-    return half is not None and None not in scores and abs(scores[0] - scores[1]) > half
-
-
-def _half_width(new: Record, old: Record, metric: str) -> float | None:
-    """Return half the interval of two records' difference, from their intervals against the full
-    model; None if neither has one.
-    """
-    compared = [record.vs_baseline.get(metric) for record in (new, old)]
-    halves = [(against.delta_high - against.delta_low) / 2 for against in compared if against]
-    return math.hypot(*halves) if halves else None
-
-
-def _better(difference: Difference, metric: str) -> Difference:
+def _better(delta: Interval, metric: str) -> Interval:
     """Change the sign of a difference if lower is better, so that positive is better."""
     if metric not in LOWER_IS_BETTER:
-        return difference
-    low, high = (None if end is None else -end for end in (difference.high, difference.low))
-    return Difference(-difference.value, low, high, difference.how)
+        return delta
+    low, high = (None if end is None else -end for end in (delta.high, delta.low))
+    return Interval(-delta.value, low, high)
 
 
-def speed_ratio(new: Record, old: Record) -> Difference | None:
+def speed_ratio(new: Record, old: Record) -> Interval | None:
     """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was
     not measured.
     """
@@ -350,9 +302,9 @@ def speed_ratio(new: Record, old: Record) -> Difference | None:
     value = new.measured_speedup / old.measured_speedup
     errors = [_log_error(record) for record in (new, old)]
     if None in errors:
-        return Difference(value, None, None, "too few timed pairs")
+        return Interval(value, None, None)
     spread = math.exp(Z * math.hypot(*filter(None, errors)))
-    return Difference(value, value / spread, value * spread, "from the rows' intervals")
+    return Interval(value, value / spread, value * spread)
 
 
 def _log_error(record: Record) -> float | None:
@@ -366,16 +318,16 @@ def _log_error(record: Record) -> float | None:
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
-def unchanged(difference: Difference) -> str:
+def unchanged(delta: Interval) -> str:
     """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
     interval includes zero.
     """
-    if difference.is_same or (difference.low is None and difference.value == 0):
+    if delta in (SAME, Interval(0.0, None, None)):
         return HOLDS
-    return TIE if verdict(difference, 0) == TIE else FAILS
+    return TIE if verdict(delta) == TIE else FAILS
 
 
-def within(ratio: Difference, tolerance: float) -> str:
+def within(ratio: Interval, tolerance: float) -> str:
     """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and
     slower.
     """

@@ -1,13 +1,12 @@
-"""Write the report of `ulskip bench`: decoding speed, the paper's values and a plot."""
+"""Write the report of `ulskip bench`: decoding speed, and the paper's values."""
 
 from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Column, Interval, Record
+from ulskip_cli.experiments.record import Column, Interval, Record, field_columns
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
@@ -47,22 +46,14 @@ def lead(records: Sequence[Record]) -> list[str]:
     return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
 
 
-def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md and the plot of speedups from all benchmark records of a folder; return the
-    files.
-    """
-    from ulskip_cli.report.plots import save_predictions
-
+def write_bench_report(folder: ResultsFolder) -> None:
+    """Write bench.md from all benchmark records of a folder."""
     records = ordered(
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
-    title = tables.title(records)
-    parts = map(tables.with_heading, sections(records))
-    text = "\n\n".join([f"# {title}", *parts, tables.provenance(records)]) + "\n"
+    parts = [f"# {tables.title(records)}", *map(tables.with_heading, sections(records))]
+    text = "\n\n".join([*parts, tables.provenance(records)]) + "\n"
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
-    skipping = [record for record in records if (record.layer_ratio or 1) > 1]
-    plot = save_predictions(skipping, folder.path / "speedup", decoded_by, title)
-    return [folder.path / FILE, *plot]
 
 
 def ordered(records: Sequence[Record]) -> list[Record]:
@@ -108,7 +99,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
         column("kept_layers"),
         column("target_speedup"),
         column("predicted_speedup"),
-        *(measured for key, measured in tables.fields() if key == "measured_speedup"),
+        *(measured for key, measured in field_columns() if key == "measured_speedup"),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
         column("decode_tokens_per_second", "tok/s"),
         *(over for engine in references for over in _over_reference(engine)),

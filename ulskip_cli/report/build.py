@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import GATE, shares
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import MAX_EXAMPLES, render
-from ulskip_cli.report.plots import save_plots
+from ulskip_cli.report.plots import save_quality
 from ulskip_cli.report.rows import (
     Group,
     find_folders,
@@ -30,11 +30,10 @@ from ulskip_cli.report.tables import Section
 from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, overview, winners
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
-FORMATS = ("terminal", "markdown", "csv", "latex")
+FORMATS = ("terminal", "latex")
 PAPER = "paper"
 MAX_LINES = 60  # of a table on a terminal; files have all lines
 MAX_SETTINGS = 6
-MAX_NAMES = 4  # of points that tie
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Options:
 
     folders: Sequence[Path] = ()  # results folders; empty: all under `results_dir`
     against: str | None = None  # `paper`, or a folder of results to compare with
-    form: str = "terminal"  # every other format is printed and no file is written
+    form: str = "terminal"  # or `latex`, which is printed and writes no file
     output: Path | None = None  # where files go; None: `report/` within the folder
     page: bool = False
     plots: bool = True
@@ -94,7 +93,7 @@ class Report:
             group.label: [
                 winner
                 for winner in winners(group, self.options.gate)
-                if winner.records or not several
+                if winner.points or not several
             ]
             for group in self.groups
         }
@@ -134,19 +133,6 @@ class Report:
         """Return the heading of a setting's winners."""
         return f"Winners{f', {label}' if len(self.groups) > 1 else ''}"
 
-    def texts(self) -> dict[str, str]:
-        """Return the content of all text files by name."""
-        long = tables.latex(
-            replace(self.long, title=self.long.title or "All points", note=""), "long"
-        )
-        return {
-            "report.md": self.markdown(),
-            "long.csv": tables.to_csv(self.records),
-            "long.tex": f"{tables.LATEX_HEADER}\n{long}",
-            "table4.csv": paper.to_csv(self.table4),
-            "table4.tex": f"{tables.LATEX_HEADER}\n{paper.latex(self.table4)}",
-        }
-
     def markdown(self) -> str:
         """Return the text of report.md."""
         parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
@@ -172,25 +158,25 @@ def run(options: Options) -> None:
     if options.form == "terminal":
         show(report, write(report), Console(width=None if sys.stdout.isatty() else NO_TERMINAL))
     else:
-        forms = {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}
-        print(forms[options.form](report.table4), end="")
+        print(paper.latex(report.table4), end="")
 
 
 def write(report: Report) -> list[Path]:
     """Write all files of a report and return their paths."""
-    options, paths, texts = report.options, report.paths, report.texts()
+    options, paths = report.options, report.paths
     folder = options.output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
         raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
-    plots = save_plots(report.groups, options.gate, folder) if options.plots else []
+    plot = save_quality(report.groups, folder / "quality", options.gate) if options.plots else []
+    files = [folder / "report.md", *plot]
+    write_atomic(files[0], report.markdown())
     if options.page:
-        texts["report.html"] = render(report, plots)
-    for name, text in texts.items():
-        write_atomic(folder / name, text)
-    return [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
+        files.append(folder / "report.html")
+        write_atomic(files[-1], render(report, plot))
+    return files
 
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
@@ -199,34 +185,32 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     def tell(text: str, style: str = "", wrap: bool = True) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
-    def more(count: int, what: str, file: str) -> None:
+    def more(count: int, what: str) -> None:
         if count > 0:
-            tell(f"{file} has {count} more {what}")
+            tell(f"report.md has {count} more {what}")
 
-    def draw(section: Section, file: str, most: int = MAX_LINES) -> None:
-        shown = replace(section, cells=section.cells[: max(0, most)])
+    def draw(section: Section) -> None:
+        shown = replace(section, cells=section.cells[:MAX_LINES])
         if shown.cells:
-            console.print(tables.draw(shown, console.width, file))
+            console.print(tables.draw(shown, console.width, "report.md"))
+        more(len(section.cells) - MAX_LINES, "lines")
 
     for section in report.overview:
-        draw(section, "report.md")
-    left = MAX_LINES
-    for section in report.table4:
-        draw(section, "table4.csv", left)
-        left -= len(section.cells)
+        draw(section)
+    for section in report.table4[:MAX_SETTINGS]:
+        draw(section)
+    more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, "italic")
-    more(-left, "lines", "table4.csv")
     for label, found in list(report.winners.items())[:MAX_SETTINGS]:
         gate = f"{report.options.gate:.0%}"
         title = report.winners_title(label)
         tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
         for winner in found:
-            tell(f"  {winner.line(MAX_NAMES)}")
+            tell(f"  {winner.line()}")
         tell("")
-    more(len(report.winners) - MAX_SETTINGS, "settings with winners", "report.md")
+    more(len(report.winners) - MAX_SETTINGS, "settings with winners")
     for section in report.sections:
-        draw(section, "report.md")
-        more(len(section.cells) - MAX_LINES, "lines", "report.md")
+        draw(section)
     for warning in report.warnings:
         tell(f"warning: {warning}", "yellow")
     folder = written[0].parent

@@ -7,14 +7,21 @@ The full model ran in `baseline_engine`, or is the `baseline_model` of smaller o
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
-from ulskip_cli.experiments.statistics import HOLDS, Difference, Scorer, Share, shares
+from ulskip_cli.experiments.statistics import (
+    HOLDS,
+    SAME,
+    Share,
+    difference,
+    shares,
+    verdict,
+)
 from ulskip_cli.report.plots import MARKERS, annotate, draw_front, limit_to, panels
 from ulskip_cli.report.rows import collected, done
 from ulskip_cli.report.tables import Section, ends
@@ -107,7 +114,6 @@ class Frontier:
 
     points: tuple[Point, ...]
     folder: str = ""  # of the records, if other folders have frontiers too
-    _scorer: Scorer = field(default_factory=Scorer)
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
@@ -128,13 +134,11 @@ class Frontier:
 
     def _is_sure(self, point: Point, rival: Point) -> bool:
         """Return True if the intervals say that a point is faster, and not worse, than another."""
-        difference = self._difference(point, rival)
         low, high = point.clock.low, rival.clock.high
-        is_faster = low is not None and high is not None and low > high
-        return is_faster and (difference.is_same or difference.verdict() == HOLDS)
-
-    def _difference(self, point: Point, rival: Point) -> Difference:
-        return self._scorer.difference(point.record, rival.record, point.quality.metric)
+        if low is None or high is None or low <= high:
+            return False
+        better = _better_by(point, rival)
+        return better == SAME or verdict(better) == HOLDS
 
     def best(self, target: float, *kinds: str) -> Point | None:
         """Return the point of some kinds (of any without kinds) with the best quality among those
@@ -166,32 +170,25 @@ class Frontier:
         next of another kind.
         """
         best = [(target, point) for target in TARGETS if (point := self.best(target))]
-        judged = [(f"{target:g}x", *self._verdict(target, point)) for target, point in best]
+        lines = [[f"{target:g}x", self._verdict(target, point)] for target, point in best]
         note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
-        if any(difference and "rows" in difference.how for *_, difference in judged):
-            note += (
-                " Some intervals come from the rows alone and are wider than with the answers of"
-                " both sides, which are not stored here."
-            )
         if caveat := self.points[-1].quality.caveat:
             note += f" {caveat[0].upper()}{caveat[1:]}."
-        lines = [[target, text] for target, text, _ in judged]
         return Section(title, [Column("speedup"), Column("verdict")], lines, note, sentences=True)
 
-    def _verdict(self, target: float, best: Point) -> tuple[str, Difference | None]:
+    def _verdict(self, target: float, best: Point) -> str:
         lead = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
         rival = self.best(target, *(kind for kind in KINDS if kind != best.kind))
         if not rival:
-            return f"{lead}. Nothing of another kind is as fast.", None
-        apart = self._difference(best, rival)
-        interval = f" ({text})" if (text := ends(apart, "+.1f")) else ""
-        decided = "sure" if apart.verdict() == HOLDS else "undecided"
-        text = (
+            return f"{lead}. Nothing of another kind is as fast."
+        better = _better_by(best, rival)
+        interval = f" ({text})" if (text := ends(better, "+.1f")) else ""
+        decided = "sure" if verdict(better) == HOLDS else "undecided"
+        return (
             f"{lead}. Next: {rival.kind} ({rival.name}, {rival.speedup:.2f}x),"
-            f" {rival.quality.share:.1%}. {best.quality.title} {apart.value:+.1f}{interval}:"
+            f" {rival.quality.share:.1%}. {best.quality.title} {better.value:+.1f}{interval}:"
             f" {decided}."
         )
-        return text, apart
 
     def table(self, title: str) -> Section:
         """Make the table of all points."""
@@ -261,6 +258,11 @@ class Frontier:
         )
         axes.legend(title="numbers: kept layers", title_fontsize=8)
         return figure
+
+
+def _better_by(point: Point, rival: Point) -> Interval:
+    """Return by how much the quality of a point is better than that of another one."""
+    return difference(point.record, rival.record, point.quality.metric)
 
 
 def frontiers(records: Sequence[Record]) -> list[Frontier]:

@@ -2,6 +2,7 @@
 of runs side by side.
 """
 
+import base64
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from ulskip_cli.experiments.record import Column, Record
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.plots import SavedPlot, strategy_colour
+from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group
 from ulskip_cli.report.tables import EMPTY, Section, Shares
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 MAX_EXAMPLES = 200  # per data set
 MAX_RUNS = 48  # per data set
-MAX_PICKED = 12  # runs selected at first
+MAX_PICKED = 6  # runs selected at first
 DATA_SET = ("task", "dataset", "pair")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
 NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
-# A Chinese or Japanese character, a word, or a sign.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
+# A Chinese or Japanese character, a word, or a sign, with the spaces before it.
+WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S)|\s+")
 
 
 def real_minus(text: str) -> str:
@@ -39,8 +40,8 @@ def real_minus(text: str) -> str:
     return NEGATIVE.sub("−", text)
 
 
-def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
-    """Return the page of a report."""
+def render(report: "Report", plot: Sequence[Path]) -> str:
+    """Return the page of a report; `plot` is a PNG and an SVG, or empty."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -50,11 +51,6 @@ def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "separators": (",", ":"),
-        "allow_nan": False,
-    }
     environment.filters["minus"] = real_minus
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.options.gate
@@ -72,13 +68,12 @@ def render(report: "Report", plots: Sequence[SavedPlot]) -> str:
     }
     return environment.get_template("page.html").render(
         report=report,
-        plots=plots,
+        plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
+        caption=CAPTION,
         answers=asdict(answers),
         gate=f"{gate:.0%}",
         colour_of=strategy_colour,
         heading=tables.title(records) or "Skipped layers",
-        folders=sorted({record.folder for record in records}),
-        finished=max((record.finished_at or "" for record in records), default=""),
         table=table,
         facets=facets,
         rows=[(record, labels[record.key], judged.get(record.key)) for record in records],
@@ -155,8 +150,6 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
     """Read the answers to the first `most` examples of each data set; runs refer to rows by their
     index in `rows`.
     """
-    if most == 0:
-        return Answers("The page has no answers, because --examples is 0.")
     names = {
         row.key: group.called(row)
         if row.target_speedup and not row.keeps_all
@@ -216,9 +209,7 @@ def _data_set(
     first: dict[str, int] = {}  # of every label the run with the smallest batch
     for k in sorted(range(len(ran)), key=lambda k: ran[k].batch_size):
         first.setdefault(made.runs[k].label, k)
-    main = [k for k in first.values() if ran[k].strategy in ("full", "unified")]
-    has_unified = any(ran[k].strategy == "unified" for k in main)
-    made.picked = sorted(main if has_unified else first.values())[:MAX_PICKED]
+    made.picked = sorted(first.values())[:MAX_PICKED]
     labels = [run.label for run in made.runs]
     for run, row in zip(made.runs, ran, strict=True):
         if labels.count(run.label) > 1:
@@ -244,26 +235,18 @@ def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[in
 
 
 def compare_texts(base: str, text: str) -> list[int]:
-    """Return the percentage of equal words, then triples of character counts: in both, only in
-    `base`, only in `text`.
+    """Return the percentage of equal words, then triples of character counts: in both, and after
+    them only in `base`, and only in `text`.
 
     >>> compare_texts("a b c", "a c")
-    [80, 1, 3, 1, 1, 0, 0]
+    [80, 0, 0, 0, 1, 2, 0, 2, 0, 0]
     """
-    ours, theirs = (list(WORD.finditer(whole)) for whole in (base, text))
-    matcher = SequenceMatcher(None, [word[0] for word in ours], [word[0] for word in theirs])
-    lengths: list[int] = []
-    i = j = equal = 0  # where both texts are, and the equal characters since the last difference
-    for block in matcher.get_matching_blocks():
-        for k in range(block.size):
-            (start, end), (other, other_end) = ours[block.a + k].span(), theirs[block.b + k].span()
-            if k == 0 or start - i != other - j:  # a difference ends here, if only of spaces
-                if start > i or other > j:
-                    lengths += [equal, start - i, other - j]
-                    equal = 0
-                equal += end - start
-            else:
-                equal += end - i
-            i, j = end, other_end
-    lengths += [equal, len(base) - i, len(text) - j]
-    return [round(100 * matcher.ratio()), *lengths]
+    ours, theirs = WORD.findall(base), WORD.findall(text)
+    matcher = SequenceMatcher(None, ours, theirs)
+    result = [round(100 * matcher.ratio())]
+    i = j = equal = 0
+    for start, other, size in matcher.get_matching_blocks():
+        result += [equal, sum(map(len, ours[i:start])), sum(map(len, theirs[j:other]))]
+        i, j = start + size, other + size
+        equal = sum(map(len, ours[start:i]))
+    return result

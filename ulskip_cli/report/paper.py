@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import Group, collected, displayed, done, grouped, ordered
+from ulskip_cli.report.rows import Group, collected, displayed, done, grouped
 from ulskip_cli.report.tables import Section
 
 BATCHES = (1, 2, 8)
@@ -117,19 +117,6 @@ def markdown(sections: Sequence[Section]) -> str:
     return tables.escape_markdown("\n\n".join([*parts, NOTE]) + "\n")
 
 
-def to_csv(sections: Sequence[Section]) -> str:
-    """Write the tables as one CSV; the first column is the setting, the others are the cells as
-    shown.
-    """
-    lines = [
-        {"setting": section.title, **line}
-        for section in sections
-        for line in section.frame.to_dict("records")
-    ]
-    heads = dict.fromkeys(["setting", *(head for line in lines for head in line)])
-    return tables.csv_text(lines, list(heads))
-
-
 def latex(sections: Sequence[Section]) -> str:
     """Write the tables in LaTeX, with the note in the first caption."""
     noted = [replace(section, note=NOTE if i == 0 else "") for i, section in enumerate(sections)]
@@ -139,26 +126,16 @@ def latex(sections: Sequence[Section]) -> str:
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, plot the quality of the newest record's group at its smallest batch size,
-    and return the files.
-    """
+    """Write table4.md, plot the quality, and return the files."""
     from ulskip_cli.report.plots import save_quality
 
     records = [displayed(record, folder.path) for record in folder.records()]
-    file, finished = folder.path / "table4.md", done(records)
+    file = folder.path / "table4.md"
     text = (
         f"# {tables.title(records)}\n\n{markdown(table4(records))}\n{tables.provenance(records)}\n"
     )
     write_atomic(file, tables.escape_markdown(text))
-    if not finished:
-        return [file]
-    alike = next(
-        group
-        for group in grouped(finished)
-        if any(record is finished[-1] for record in group.records)
-    )
-    drawn = ordered([record for record in alike.records if record.batch_size == alike.batches[0]])
-    return [file, *save_quality(drawn, folder.path / "quality", tables.title(drawn))]
+    return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
 
 
 def beside_paper(groups: Sequence[Group]) -> list[Section]:
@@ -169,13 +146,8 @@ def beside_paper(groups: Sequence[Group]) -> list[Section]:
     sections = []
     for group in timed:
         title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
-        facts = [record.environment for record in group.done if record.environment]
-        machines = dict.fromkeys(
-            fact.accelerator or f"{fact.processor}, {fact.threads} threads" for fact in facts
-        )
-        note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
         names = {record.key: group.approach(record) for record in group.records}
-        note += f" {CAVEAT}" * (group is timed[-1])
+        note = f"Ours: {group.label}." + f" {CAVEAT}" * (group is timed[-1])
         sections.append(_beside(title, {"ours": group.records}, names, note))
     return sections
 

@@ -20,8 +20,6 @@ from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 FILE = "runs.jsonl"
-MAX_FOLDERS_NAMED = 8
-MAX_REASONS = 5
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
@@ -115,13 +113,10 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
         folder = path.parent if path.name == FILE else path
         below = [folder] * (folder / FILE).is_file() or _inside(folder)
         if not below:
-            known = ", ".join(map(str, _inside(results_dir)[:MAX_FOLDERS_NAMED]))
-            hint = f"known: {known}" if known else "make one with `ulskip sweep`"
-            if (folder / "generations").is_dir():
-                hint = "repeat the run's command to resume it"
+            known = ", ".join(map(str, _inside(results_dir)))
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
-                f" '{path}'; {hint}"
+                f" '{path}'; known: {known or 'none'}; `ulskip sweep` makes one"
             )
         folders.update(dict.fromkeys(below))
     return list(folders)
@@ -180,12 +175,10 @@ def reasons(records: Iterable[Record]) -> list[str]:
             reason = record.reason or "no reason given"
             reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
             strategies[record.absent, reason].append(record.strategy)
-    lines = [
+    return [
         f"{word} ({', '.join(dict.fromkeys(names))}): {text}"
         for (word, text), names in strategies.items()
     ]
-    more = len(lines) - MAX_REASONS
-    return [*lines[:MAX_REASONS], *[f"and {more} more reasons"] * (more > 0)]
 
 
 def warnings(records: Iterable[Record]) -> list[str]:

@@ -3,10 +3,9 @@ per record.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 
 import pandas as pd
@@ -23,10 +22,10 @@ from ulskip_cli.experiments.record import (
     Column,
     Interval,
     Record,
-    columns,
+    field_columns,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Difference, Share, primary, shares
+from ulskip_cli.experiments.statistics import Share, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
     NAMES,
@@ -41,9 +40,8 @@ from ulskip_cli.report.rows import (
 )
 from ulskip_cli.tasks.metrics import metric_keys
 
+FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
-MAX_LATEX_LINES = 40  # lines of a table on one page
-LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 STARS = (
@@ -62,9 +60,6 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
-        "·": r"\textperiodcentered{}",
-        "…": r"\ldots{}",
-        "–": "--",
         "*": r"\textsuperscript{*}",
     }
 )
@@ -129,15 +124,9 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def fields() -> Iterator[tuple[str, Column]]:
-    """Walk the columns of all fields and metrics, with their keys."""
-    for key, column in columns():
-        yield key, column._replace(show=column.show or methodcaller("value", key))
-
-
 def column(key: str, title: str = "") -> Column:
     """Return the first column of a field."""
-    first = next(column for name, column in fields() if name == key)
+    first = next(column for name, column in field_columns() if name == key)
     return first._replace(title=title or first.title)
 
 
@@ -147,7 +136,7 @@ def setting(key: str, leaves: int = 0) -> Column:
     return Column(title, "", partial(setting_text, key=key), leaves)
 
 
-def ends(interval: Interval | Difference | None, form: str = ".2f") -> str | None:
+def ends(interval: Interval | None, form: str = ".2f") -> str | None:
     """Return the ends of an interval as text; None if they are not known."""
     if interval is None or interval.low is None:
         return None
@@ -170,7 +159,7 @@ def long_section(records: Sequence[Record]) -> Section:
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
-    strategy, *measured = (column for _, column in fields())
+    strategy, *measured = (column for _, column in field_columns())
     return [strategy, *settings(records), *measured, *_harness(records)]
 
 
@@ -179,7 +168,7 @@ def short_section(records: Sequence[Record]) -> Section:
     records = ordered(records)
     metric = primary(records)
     strategy, *measured, rate = (
-        column for key, column in fields() if column.first or key == metric
+        column for key, column in field_columns() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
@@ -198,7 +187,7 @@ def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
     """
     make = long_section if wide else short_section
     return lambda records, width: [
-        draw(make([displayed(record, Path()) for record in records]), width, "table.md")
+        draw(make([displayed(record, Path()) for record in records]), width, FILE)
     ]
 
 
@@ -308,8 +297,7 @@ def escape_markdown(text: str) -> str:
 
 
 def latex(section: Section, label: str) -> str:
-    """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
-    is_long = len(section.cells) > MAX_LATEX_LINES
+    """Write a table in LaTeX with booktabs."""
     caption = sentences([section.title, section.note]) if section.note else section.title
     table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")
     text: str = table.to_latex(
@@ -317,8 +305,7 @@ def latex(section: Section, label: str) -> str:
         hrules=True,
         caption=escape_latex(caption),
         label=f"tab:{label}",
-        environment="longtable" if is_long else None,
-        position_float=None if is_long else "centering",
+        position_float="centering",
     )
     return text
 
@@ -333,7 +320,9 @@ def escape_latex(text: str) -> str:
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Write all plain values of records as CSV, one line per record, under the keys of a row."""
+    """Write all plain values of records as CSV, one line per record, under the keys of a row. Texts
+    that a spreadsheet would run as a formula get a leading quote.
+    """
     lines, settings = [], [key for key in varying(records) if "." in key]
     for record in ordered(records):
         derived = {
@@ -348,16 +337,11 @@ def to_csv(records: Sequence[Record]) -> str:
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
-    return csv_text(lines, [*filter(plain.__contains__, order), *sorted(plain - set(order))])
-
-
-def csv_text(lines: Sequence[Mapping[str, object]], heads: Sequence[str]) -> str:
-    """Return lines as CSV. Texts that a spreadsheet would run as a formula get a leading quote."""
-    frame = pd.DataFrame(lines, columns=list(heads), dtype=object)
-    frame = frame.replace(FORMULA, "'", regex=True)
+    heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
+    frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
     frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
-    text: str = frame.to_csv(index=False, lineterminator="\n")
-    return text
+    table: str = frame.to_csv(index=False, lineterminator="\n")
+    return table
 
 
 def write_tables(folder: ResultsFolder) -> None:
@@ -365,7 +349,7 @@ def write_tables(folder: ResultsFolder) -> None:
     records = [displayed(record, folder.path) for record in folder.records()]
     long = long_section(records)
     text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(records)])
-    write_atomic(folder.path / "table.md", escape_markdown(text) + "\n")
+    write_atomic(folder.path / FILE, escape_markdown(text) + "\n")
     write_atomic(folder.path / "table.csv", to_csv(records))
 
 
@@ -400,17 +384,13 @@ def provenance(records: Sequence[Record]) -> str:
             packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
             line = f"{packages}; {facts.accelerator or chip}, {record.dtype}"
             commits, trained = used.setdefault(line, ({}, {}))
-            commits[f"{facts.ulskip} at {commit}"] = trained[weights(record)] = None
+            known = f" trained {record.training}" if record.training else ""
+            commits[f"{facts.ulskip} at {commit}"] = None
+            trained[f"weights of {record.model}{known}"] = None
     return "  \n".join(
         f"ulskip {', '.join(commits)}; {line}; {', '.join(trained)}."
         for line, (commits, trained) in used.items()
     )
-
-
-def weights(record: Record) -> str:
-    """Name the weights of a record, and state their training if it is known."""
-    known = f" trained {record.training}" if record.training else ""
-    return f"weights of {record.model}{known}"
 
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
@@ -449,11 +429,6 @@ def explanations(records: Sequence[Record]) -> list[str]:
             "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
             " Answers differ in length, so these rates do not compare strategies."
         )
-    if any(
-        record.decode_loss is None and record.measured_speedup is not None and record.task
-        for record in records
-    ):
-        notes.append("Rows without quality have random weights.")
     return [*notes, *reasons(records)]
 
 

@@ -12,15 +12,12 @@ from operator import attrgetter
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
 from ulskip_cli.experiments.statistics import (
     FAILS,
-    FEW_PAIRS,
     GATE,
     HOLDS,
     TIE,
     TITLES,
-    Difference,
-    Scorer,
     Share,
-    apart,
+    difference,
     from_records,
     primary,
     sentence,
@@ -47,14 +44,13 @@ TOLERANCE = 0.15  # relative difference that two measurements of a speedup may h
 MAX_LEADS = 3  # sentences before the table of a sweep
 MAX_BOOTSTRAPS = 200
 NOTE = (
-    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval"
-    " that excludes no difference, for each comparison and not corrected for their number."
-    " Intervals of quality come from a paired bootstrap if both sides' answers are stored, else"
-    " from the rows. Tokens/s are single measurements without an interval."
+    "Quality: new minus old; speedup: new divided by old. A star (*) marks a 95% interval that"
+    " excludes no difference, for each comparison and not corrected for their number. Intervals of"
+    " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
 )
 
 Judged = tuple[Group, Record, Share]
-Chosen = tuple[list[Record], list[str], list[str]]  # records that tie, figures and notes
+Chosen = tuple[list[Record], list[str], str]  # records that tie, their figures, and a note
 
 
 @dataclass(frozen=True)
@@ -62,29 +58,16 @@ class Winner:
     """The best of the points that pass the gate."""
 
     title: str
-    records: list[Record]  # the winner, or all that tie, best first; empty if none passes
-    points: list[tuple[str, str]]  # their names and figures
+    points: list[tuple[str, str]]  # names and figures of all that tie, best first
     note: str = ""
 
-    @property
-    def word(self) -> str:
-        """The verdict: winner if the speedup of a single point is surely above 1."""
-        if len(self.records) != 1:
-            return "tie" if self.records else "none"
-        speedup = self.records[0].speedup
-        return "winner" if speedup and (speedup.low or 0.0) > 1 else "unsure"
-
-    def line(self, most: int | None = None) -> str:
-        """Return the winner in one line; with `most`, a tie has at most so many names and no
-        figures.
-        """
-        note = f" ({self.note})" if self.note and self.points else self.note
-        if len(self.points) < 2 or most is None:
-            tie = "a tie of " * (len(self.points) > 1)
-            return f"{self.title}: {tie}{'; '.join(map(', '.join, self.points))}{note}"
-        more = len(self.points) - most
-        names = ", ".join(name for name, _ in self.points[:most])
-        return f"{self.title}: tie: {names}{f' and {more} more' if more > 0 else ''}{note}"
+    def line(self) -> str:
+        """Return the winner in one line; a tie has names without figures."""
+        names = [name for name, _ in self.points]
+        if not names:
+            return f"{self.title}: {self.note}"
+        best = ", ".join(self.points[0]) if len(names) == 1 else f"a tie of {', '.join(names)}"
+        return f"{self.title}: {best}{f' ({self.note})' if self.note else ''}"
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
@@ -108,17 +91,13 @@ def winners(group: Group, gate: float) -> list[Winner]:
     for title, choose, rivals in contests:
         passing = [record for record in rivals if judged[record.key].can_win]
         faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
-        equal, figures, notes = choose(faster, judged) if faster else ([], [], [])
-        if faster:
-            if len(faster) == 1 < len(rivals) and choose is _best:
-                notes.append("the only point that passes")
-            notes.append(judged[equal[0].key].caveat)
-        elif passing:
-            notes.append("no point that passes is faster than full")
-        else:
-            notes.append(_why_none([judged[record.key] for record in rivals], rivals))
+        equal, figures, note = choose(faster, judged) if faster else ([], [], "")
+        if not passing:
+            note = _why_none([judged[record.key] for record in rivals], rivals)
+        elif not faster:
+            note = "no point that passes is faster than full"
         points = list(zip(map(group.called, equal), figures, strict=True))
-        found.append(Winner(title, equal, points, "; ".join(filter(None, notes))))
+        found.append(Winner(title, points, note))
     return found
 
 
@@ -131,21 +110,19 @@ def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
         for record, clock in clocks
         if low is None or clock.high is None or clock.high >= low
     ]
-    notes = []
-    if any(clock.low is None for _, clock in equal):
-        notes.append(f"{FEW_PAIRS}, so raise speed.pairs")
-    if low is not None and low <= 1:
-        notes.append("its interval includes 1x, so it may not be faster than full")
     tied = [record for record, _ in equal]
-    return tied, [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied], notes
+    figures = [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied]
+    is_unsure = low is not None and low <= 1
+    return tied, figures, "its interval includes 1x, so it may not be faster" * is_unsure
 
 
 def _best(records: Sequence[Record], judged: Shares) -> Chosen:
     first, *others = sorted(records, key=lambda record: -judged[record.key].share)
     metric = judged[first.key].metric
-    tied = [first, *(record for record in others if not apart(first, record, metric))]
+    tied = [record for record in others if verdict(from_records(first, record, metric)) == TIE]
+    tied = [first, *tied]
     kept = [judged[record.key] for record in tied]
-    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], []
+    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], ""
 
 
 def _kept(share: Share) -> str:
@@ -214,7 +191,7 @@ def lead(records: Sequence[Record]) -> list[str]:
     """
     groups = grouped(records)
     lines = [
-        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line(1)}."
+        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line()}."
         for group in groups
         for winner in winners(group, GATE)
         if winner.title.startswith("fastest")
@@ -229,8 +206,8 @@ class Pair:
     old: Record
     new: Record
     metric: str
-    quality: Difference | None  # new minus old; positive is better
-    speedup: Difference | None  # new divided by old
+    quality: Interval | None  # new minus old; positive is better
+    speedup: Interval | None  # new divided by old
     tolerance: float
     gate: float
 
@@ -259,12 +236,6 @@ class Pair:
         share = shares([self.new], self.gate).get(self.new.key)
         return share.verdict if share and not self.new.keeps_all else None
 
-    @property
-    def rates(self) -> float | None:
-        """Tokens/s of the new side divided by those of the old one."""
-        before, now = self.old.total_tokens_per_second, self.new.total_tokens_per_second
-        return now / before if before and now else None
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -282,28 +253,18 @@ class Comparison:
         names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
         name = names.pop() if len(names) == 1 else "quality"
 
-        def side(head: str, key: str, form: str, leaves: int) -> Column:
-            """Make the column of a value of one side; without a key, it shows the metric."""
-            *_, side = head.split("\n")
-            return Column(
-                head, form, lambda pair: getattr(pair, side).value(key or pair.metric), leaves
-            )
-
         columns = [
-            Column("approach", "", lambda pair: pair.new.label),
-            Column("target", ".4g", lambda pair: pair.new.target_speedup),
-            Column("batch", "", lambda pair: pair.new.batch_size),
-            side(f"{name}\nold", "", ".2f", 7),
-            side(f"{name}\nnew", "", ".2f", 0),
+            Column("approach", "", attrgetter("new.label")),
+            Column("target", ".4g", attrgetter("new.target_speedup")),
+            Column("batch", "", attrgetter("new.batch_size")),
+            Column(f"{name}\nold", ".2f", lambda pair: pair.old.value(pair.metric), 5),
+            Column(f"{name}\nnew", ".2f", lambda pair: pair.new.value(pair.metric)),
             Column("minus\nold", "", lambda pair: _starred(pair.quality, "+.2f", 0.0)),
-            Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 3),
-            side("speedup\nold", "measured_speedup", ".2f", 6),
-            side("speedup\nnew", "measured_speedup", ".2f", 0),
+            Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 2),
+            Column("speedup\nold", ".2f", attrgetter("old.measured_speedup"), 4),
+            Column("speedup\nnew", ".2f", attrgetter("new.measured_speedup")),
             Column("over\nold", "", lambda pair: _starred(pair.speedup, ".2f", 1.0)),
-            Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 4),
-            side("tok/s\nold", "total_tokens_per_second", ".0f", 2),
-            side("tok/s\nnew", "total_tokens_per_second", ".0f", 1),
-            Column("tok/s\nover old", ".2f", attrgetter("rates"), 5),
+            Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 3),
             Column(f"keeps\n{self.pairs[0].gate:.0%}", "", attrgetter("keeps")),
             Column("faster\nthan full", "", attrgetter("is_faster")),
             Column("as\nbefore", "", attrgetter("verdict")),
@@ -337,19 +298,19 @@ def compare(
         dict(zip(map(tuple, side.drop(columns=differs).to_numpy()), records, strict=True))
         for side, records in zip(tables, sides, strict=True)
     )
-    scorer, pairs = Scorer(), list[Pair]()
+    pairs = list[Pair]()
     for key in filter(before.__contains__, now):
         mine, theirs = now[key], before[key]
         metric, quality = primary([mine, theirs]) or "", None
         if mine.value(metric) is not None and theirs.value(metric) is not None:
-            judge = scorer.difference if len(pairs) < MAX_BOOTSTRAPS else from_records
+            judge = difference if len(pairs) < MAX_BOOTSTRAPS else from_records
             quality = judge(mine, theirs, metric)
         ratio = speed_ratio(mine, theirs)
         pairs.append(Pair(theirs, mine, metric, quality, ratio, tolerance, gate))
     return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
 
 
-def _starred(difference: Difference | None, form: str, bound: float) -> str | None:
-    if difference is None:
+def _starred(interval: Interval | None, form: str, bound: float) -> str | None:
+    if interval is None:
         return None
-    return f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
+    return f"{interval.value:{form}}{'*' * (verdict(interval, bound) != TIE)}"

@@ -149,11 +149,9 @@ class TuneResult:
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
         skipped = spans(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
-        wish, key = config.quality or 1.0, "quality"
-        low, value, high = judged.low, judged.share, judged.high
+        wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
-            wish, key = config.speedup, "speedup"
-            value, low, high = record.speedup
+            wish, key, (value, low, _) = config.speedup, "speedup", record.speedup
         export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
         patch = []
         if self.patch_kind not in MERGEABLE:
@@ -162,11 +160,11 @@ class TuneResult:
         return [
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
-            f" ({trial.candidate}{self._trained()})",
+            f" ({trial.candidate})",
             f"speed:    {speedup_text(record)} over the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
-            f"goal:     {key}={wish:g} is {verdict(wish, value, low, high)}",
+            f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
             *patch,
@@ -174,31 +172,16 @@ class TuneResult:
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 
-    def _trained(self) -> str:
-        """Return the text about the training: its size, and, if the trial without the adapter was
-        chosen, that the adapter is no better.
-        """
-        if self.training is None or "refused" in self.training:
-            return ""
-        size = f"{self.training['steps']} steps on {self.training['examples']} examples"
-        better = self.trial.adapter is not None
-        return f": {size}" if better else f"; an adapter trained for {size} is no better"
 
+def verdict(wish: float, value: float, low: float | None) -> str:
+    """Describe how surely a measured value, with the low end of its interval, reaches a wanted one.
 
-def verdict(wish: float, value: float, low: float | None, high: float | None) -> str:
-    """Describe how surely a measured value with its interval reaches a wanted value.
-
-    >>> verdict(1.5, 1.6, 1.55, 1.7), verdict(1.5, 1.6, 1.4, 1.7), verdict(1.5, 1.4, 1.3, 1.45)
-    ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
+    >>> verdict(1.5, 1.6, 1.55), verdict(1.5, 1.6, 1.4), verdict(1.5, 1.4, 1.3)
+    ('surely met', 'met, but not surely', 'missed; this is the nearest')
     """
     if value < wish:
-        includes = high is not None and high >= wish
-        return "missed" + (
-            ", but the interval includes it" if includes else "; this is the nearest"
-        )
-    if low is None:
-        return "met, without an interval: too few examples or timed pairs"
-    return "surely met" if low >= wish else "met, but the interval includes less"
+        return "missed; this is the nearest"
+    return "surely met" if low is not None and low >= wish else "met, but not surely"
 
 
 def judge(record: Record, gate: float) -> Share:

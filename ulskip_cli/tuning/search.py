@@ -32,7 +32,7 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.experiments.statistics import HOLDS, TIE, Scorer, primary
+from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
 from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver, SweepOptions, make_jobs, run_sweep
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.training.run import train
@@ -102,7 +102,7 @@ class Trials:
         decoder = Decoder(
             run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine
         )
-        workload, correction = run.workload, run.found.correction
+        workload, correction = run.workload, run.correction
         assert workload is not None  # random weights are refused
         if self._loss is None:
             held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
@@ -216,15 +216,14 @@ class Tuning:
         for candidate in candidates:
             step = f"{candidate.label} at {num_kept} layers"
             if ranked and not self._in_time(step, TRIAL_SHARE):
-                advice = f"to include it, raise budget={self.config.budget:g}"
-                self.progress.note(f"no time is left for {step}; {advice}")
+                self.progress.note(
+                    f"no time is left for {step}; raise budget={self.config.budget:g}"
+                )
             elif trial := self._try(step, candidate, num_kept):
                 ranked.append((trial, candidate))
                 ranked.sort(key=lambda pair: pair[0].loss)
-                best = ranked[0][0]
-                word = f"best so far: {best.candidate}, {best.loss:.3f}"
-                word = "the best so far" if best is trial else word
-                self.progress.note(f"{step}: decode loss {trial.loss:.3f} ({word})")
+                best = ranked[0][0].candidate
+                self.progress.note(f"{step}: decode loss {trial.loss:.3f} (best so far: {best})")
         if not ranked:
             raise RunError(f"no candidate works with {num_kept} layers; set other candidates=[...]")
         # Of candidates with the same layers and kind of patch, only the best is measured.
@@ -346,12 +345,12 @@ def decide(records: Sequence[Record]) -> int:
     interval includes zero, the agreement with the full model decides, because it varies less
     between examples; without agreement, the loss decides.
     """
-    best, scorer = 0, Scorer()
+    best = 0
     if metric := primary(records):
         for i in range(1, len(records)):
-            verdict = scorer.difference(records[i], records[best], metric).verdict()
+            better = verdict(difference(records[i], records[best], metric))
             closer = (records[i].agreement or 0.0) > (records[best].agreement or 0.0)
-            if verdict == HOLDS or (verdict == TIE and closer):
+            if better == HOLDS or (better == TIE and closer):
                 best = i
     return best
 

@@ -188,8 +188,8 @@ class SweepStatus:
         if settled and settled.is_done:
             return DONE, ""
         if job.refused:
-            refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
-            return refused, failure_reason(job.refused)
+            record = job.failure_record(job.refused)
+            return record.status, record.reason or ""
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
         for _, newest in self._records.get(job.id, [])[-1:]:
