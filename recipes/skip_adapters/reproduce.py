@@ -5,10 +5,10 @@ two cores.
 
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches and adapters learn
 from the training articles. The last 100 validation articles watch the training, and the first 200
-are reported. An adapter trains for about an hour on two cores, and a row takes some minutes. If it
-is interrupted, the same command resumes. --only chooses the adapters to train, of those in LAYERS,
-and --page writes the page of the stored rows alone. shares.py computes the shares and intervals
-again from the stored answers.
+are reported. An adapter trains for less than an hour on two cores, and a row takes some minutes. If
+it is interrupted, the same command resumes. --only chooses the adapters to train, of those in
+ADAPTERS, and --page writes the page of the stored rows alone. shares.py computes the shares and
+intervals again from the stored answers.
 """
 
 import argparse
@@ -34,24 +34,38 @@ LAYERS = {
     20: [*range(4), *range(13, 20), *range(21, 30)],
     15: [0, 1, *range(17, 30)],
 }
+# The number of layers of every adapter, and True if its gaps are trained first.
+ADAPTERS = {
+    "adapter-24": (24, False),
+    "adapter-20": (20, False),
+    "adapter-20-gaps": (20, True),
+    "adapter-15-gaps": (15, True),
+}
+FOLDED = {15}  # merged into the weights, so that every engine runs the adapter
 # Two answers of the full model to every window, one greedy and one sampled, and the second half of
 # each prompt.
 TRAIN = [
     "train=adapter",
     "train.responses=own",
     "train.own.samples=2",
-    "train.ce_weight=1",
     "train.prompt_share=0.5",
-    "train.epochs=2",
     "train.batch_size=16",
-    "train.learning_rate=5e-4",
     "train.max_length=640",
     "train.precision=bf16",
     "train.lora.rank=128",
     "train.lora.alpha=256",
     "train.save_every=12",
     "train.log_every=4",
-    "train.evaluate_every=36",
+]
+WHOLE = ["train.ce_weight=1", "train.learning_rate=5e-4", "train.evaluate_every=15"]
+GAPS = [
+    "train.gap_weight=1",
+    "train.ce_weight=0",
+    "train.distill_weight=0",
+    "train.epochs=6",
+    "train.learning_rate=1e-3",
+    "correction.learning_rate=1e-3",
+    "train.evaluate_every=1000",
 ]
 HEADS = (
     *("layers", "strategy", "correction", "prompt", "agreement", "KL", "decode loss"),
@@ -64,7 +78,8 @@ NOTE = (
     " with its 95% interval; KL: the mean divergence from the full model there. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. R-1 of full: ROUGE-1 as"
     " a share of the full model's, with the 95% interval of the paired bootstrap. Loops: answers"
-    " that repeat themselves. `answers.jsonl.gz` has every answer."
+    " that repeat themselves. Gaps first: the layers around each gap were trained alone before the"
+    " whole view. `answers.jsonl.gz` has every answer."
 )
 
 
@@ -120,17 +135,22 @@ def layers(count: int) -> list[str]:
     ]
 
 
-def train(work: Path, count: int) -> None:
-    call(
-        "train",
-        *TRAIN,
-        *task(work, "windows"),
+def train(work: Path, name: str) -> None:
+    """Train the whole view for two epochs, or its gaps for six and then the whole view for one."""
+    count, has_gaps = ADAPTERS[name]
+    common = [
+        *("train", *TRAIN, *task(work, "windows"), *layers(count)),
         f"train.own.file={work}/own.jsonl",
         f"train.validation={{file:{work}/choose.jsonl,limit:20}}",
-        *layers(count),
         f"train.ratios={RATIOS[count]:g}",
-        f"output={work}/adapter-{count}",
-    )
+        *(["correction.kind=folded"] if count in FOLDED else []),
+    ]
+    if not has_gaps:
+        call(*common, *WHOLE, "train.epochs=2", f"output={work}/{name}")
+        return
+    start = work / f"gaps-{count}"
+    call(*common, *GAPS, f"output={start}")
+    call(*common, *WHOLE, "train.epochs=1", f"train.start={start}", f"output={work}/{name}")
 
 
 def evaluate(work: Path, limit: int) -> None:
@@ -148,7 +168,7 @@ def evaluate(work: Path, limit: int) -> None:
         at = [*common, *layers(count), f"ratio={ratio:g}"]
         prompts = "all,kept" if count == 20 else "all"
         call("sweep", *at, "correction=patch", f"prompt_layers={prompts}")
-        if (folder := work / f"adapter-{count}").joinpath("adapter.json").exists():
+        for folder in sorted(work.glob(f"adapter-{count}*")):
             call("sweep", *at, "correction=adapter", f"correction.path={folder}")
     call("sweep", *common, "strategy=one_block", "ratio=1.25", "correction=none,patch")
 
@@ -157,7 +177,9 @@ def correction(row: Record) -> str:
     """Name the correction of a row's views."""
     if row.correction is None:
         return "none"
-    return "adapter" if row.correction.path else f"patch ({row.correction.kind})"
+    if not row.correction.path:
+        return f"patch ({row.correction.kind})"
+    return "adapter, gaps first" if row.correction.path.endswith("-gaps") else "adapter"
 
 
 def line(row: Record) -> str:
@@ -217,14 +239,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--only", default="24,20,15", help="train these adapters alone: 24,20")
+    parser.add_argument("--only", default=",".join(ADAPTERS), help="train these adapters alone")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
         args.work.mkdir(parents=True, exist_ok=True)
         prepare(args.data, args.work)
-        for count in filter(None, args.only.split(",")):
-            train(args.work, int(count))
+        for name in filter(None, args.only.split(",")):
+            train(args.work, name)
         evaluate(args.work, args.limit)
     write_page()
 

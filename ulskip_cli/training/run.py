@@ -6,18 +6,21 @@ import json
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import read_object, user_path, write_atomic
+from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.options import Options, Table, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -98,7 +101,7 @@ def train(
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
     with trainer.args.main_process_first(local=False):
-        resume_from = last_checkpoint(checkpoints)
+        resume_from = last_checkpoint(checkpoints, progress)
     try:  # trackers print, and standard output belongs to `--json`
         with contextlib.redirect_stdout(sys.stderr):
             trainer.train(resume_from_checkpoint=resume_from)
@@ -252,12 +255,26 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     }
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint, or None; incomplete ones, which a killed process
-    leaves, are removed.
+def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
+    """Return the newest readable checkpoint, or None; newer ones that cannot be read are removed.
+
+    A killed process leaves a cut-off checkpoint, and a crash of the machine leaves damaged files.
     """
     while newest := get_last_checkpoint(folder):
-        if read_object(Path(newest) / "trainer_state.json"):  # Trainer writes it last
+        if _is_readable(Path(newest)):
             return str(newest)
+        progress.phase(f"remove the unreadable {newest}", 1)
         shutil.rmtree(newest)
     return None
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    try:  # Trainer writes its state last
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        weights = list(checkpoint.glob("*.safetensors"))
+        for file in weights:
+            safe_open(file, "pt").keys()  # type: ignore[no-untyped-call]
+        archives = map(zipfile.ZipFile, checkpoint.glob("*.pt*"))
+        return bool(weights) and all(archive.testzip() is None for archive in archives)
+    except (FileNotFoundError, ValueError, TypeError, SafetensorError, zipfile.BadZipFile):
+        return False
