@@ -170,10 +170,15 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
 
 @pytest.mark.parametrize(
     "change",
-    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4", "train.start=nowhere"],
+    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"],
     ids=lambda text: text,
 )
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
-    start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]
+    start = f"train.start={finished[0]}"
     with pytest.raises(UsageError, match=r"train\.start"):
-        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", *start, change)
+        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", start, change)
+
+
+def test_a_start_without_an_adapter_is_refused_before_the_training(ulskip, tmp_path):
+    code, _, error = ulskip("train", *QUICK, f"train.start={tmp_path}", f"output={tmp_path}/a")
+    assert code == 2 and "train.start" in error

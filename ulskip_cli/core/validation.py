@@ -6,7 +6,6 @@ from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.
@@ -76,10 +75,6 @@ def check_training(config: TrainingConfig) -> None:
             train.responses != "reference" and Need.RANDOM_WEIGHTS in needs
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
-        f"expected train.start={train.start} to be the folder of a skip adapter": (
-            train.start is not None
-            and not (user_path(train.start, "train.start") / "adapter.json").is_file()
-        ),
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
         " train.lora.rank=16": (
             not train.lora.rank and (not trains_adapter or kind in ("none", "folded"))

@@ -7,12 +7,16 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import Table, load_json
+from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.strategies.training_schedules import schedules
 
 
 def check_training(config: TrainingConfig) -> None:
     """Raise UsageError for a configuration with which training would fail."""
     trainer_arguments(config)
+    start = config.train.start
+    if start is not None and not (user_path(start, "train.start") / RECORD).is_file():
+        raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
     schedules(config, read_metadata(config.model).num_layers)
     config.task.examples()
 
