@@ -22,7 +22,7 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.report.plots import MARKERS, annotate, draw_front, limit_to, panels
+from ulskip_cli.report.plots import MARKERS, annotate_apart, draw_front, limit_to, panels
 from ulskip_cli.report.rows import collected, done
 from ulskip_cli.report.tables import Section, ends
 
@@ -171,7 +171,10 @@ class Frontier:
         """
         best = [(target, point) for target in TARGETS if (point := self.best(target))]
         lines = [[f"{target:g}x", self._verdict(target, point)] for target, point in best]
-        note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
+        note = (
+            "Undecided: the 95% interval of the difference contains zero, or is unknown. Where the"
+            " answers of both sides are not stored, it comes from the rows and is wider."
+        )
         if caveat := self.points[-1].quality.caveat:
             note += f" {caveat[0].upper()}{caveat[1:]}."
         return Section(title, [Column("speedup"), Column("verdict")], lines, note, sentences=True)
@@ -248,9 +251,13 @@ class Frontier:
             marker = MARKERS[i % len(MARKERS)]
             xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
             axes.plot(xs, ys, marker, color=f"C{i % 10}", label=label)
-            for point in members:
-                kept = (point.record.layers or "").partition("/")[0]
-                annotate(axes, kept, at[point.record.id], (5, 3), fontsize=7)
+        annotate_apart(
+            axes,
+            [
+                ((point.record.layers or "").partition("/")[0], at[point.record.id])
+                for point in self.points
+            ],
+        )
         first = self.points[0]
         axes.set(
             xlabel=f"decode speedup over {first.name} at full depth",
