@@ -247,6 +247,8 @@ def main() -> None:
         prepare(args.data, args.work)
         for name in filter(None, args.only.split(",")):
             train(args.work, name)
+        for record in args.work.glob("*/training.json"):
+            write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
         evaluate(args.work, args.limit)
     write_page()
 
