@@ -15,10 +15,7 @@ from ulskip_cli.core.engines import PLAIN, Engine
 class Acme(Engine):
     supports: ClassVar = PLAIN - {Need.SAMPLING}
     formats: ClassVar = {"f32": (32, 32)}
-
-    def open(self, views, room):
-        from acme_engine.session import AcmeSession
-        return AcmeSession(views)
+    session = "acme_engine.session:AcmeSession"
 """
 SESSION = """
 import torch
@@ -28,7 +25,7 @@ from ulskip_cli.inference import shallow_view
 class AcmeSession(SteppingSession):
     can_shrink = False
 
-    def __init__(self, views):
+    def __init__(self, views, room, weights):
         self.views = views
 
     def encode(self, request):

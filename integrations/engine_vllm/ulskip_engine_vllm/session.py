@@ -41,7 +41,7 @@ END_SECONDS = 20.0  # that a worker has to end by itself
 class VllmSession(Session):
     """Greedy decoding with vLLM. The layers that decode also encode the prompts."""
 
-    def __init__(self, views: Views, weights: str | None, room: Room) -> None:
+    def __init__(self, views: Views, room: Room, weights: str | None) -> None:
         view = views.stages[0].view
         if view.dtype not in DTYPES.values():
             raise UsageError(
