@@ -710,6 +710,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             return bool(self.calibration or (self.correction and not self.correction.path))
         if key == "engine" and self.engine in METHODS:
             return False
+        if key.startswith("decoding.draft"):
+            return bool(self.draft_tokens)
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
 
     def choice(self, key: str) -> str:
