@@ -83,9 +83,10 @@ class SplitLayer:
         self._hidden = (3 * torch.randn(first.shape, generator=generator)).to(first)
         self.layer, self._width = layer, first.shape[-1]
         called = {name: calls[child] for name, child in layer.named_children() if child in calls}
+        outputs = {name: output for name, (_, _, output) in called.items()}
         self._lengths = {
             name: len(output) if isinstance(output, tuple) else None
-            for name, (_, _, output) in called.items()
+            for name, output in outputs.items()
         }
         cached = [
             name
@@ -93,8 +94,7 @@ class SplitLayer:
             if any(value is cache for value in (*args, *options.values()))
         ]
         parts = {*cached, *(name for name in called if _has_matrix(layer.get_submodule(name)))}
-        nothing = self._nothing(parts)
-        ramp = torch.linspace(1, 7, self._width).to(self._hidden)
+        nothing, ramp = self._nothing(parts), self._ramp(1, 7)
         constants = self._stand_ins(parts, lambda states: ramp.expand(*states.shape[:-1], -1))
         adding = [
             name
@@ -112,9 +112,27 @@ class SplitLayer:
         )
 
     def without(self, unit: str) -> nn.Module:
-        """Return a copy of the layer without its attention or its MLP."""
-        dropped = [self.attention] if unit == ATTENTION else self.mlp
-        return self._changed(self._nothing(dropped))
+        """Return a copy of the layer without its attention or its MLP, and without the norms that
+        only this part reads.
+        """
+        parts: tuple[Sequence[str], ...] = ([self.attention], self.mlp)
+        own, others = parts if unit == ATTENTION else parts[::-1]
+        dropped = self._nothing(own)
+        # The echo of a state differs from every norm output, and shows if a norm changed its input.
+        slope, offset = self._ramp(1, 7), self._ramp(5, -3)
+
+        def echo(states: Tensor) -> Tensor:
+            weights = torch.linspace(1, 7, states.shape[-1]).to(states)
+            return (states * weights).mean(-1, keepdim=True) * slope + offset
+
+        echoes = self._stand_ins(others, echo)
+        expected = self._output({**dropped, **echoes})
+        for name, child in self.layer.named_children():
+            if name not in (self.attention, *self.mlp) and any(True for _ in child.parameters()):
+                skipped = {name: nn.Identity()}
+                if self._gives({**dropped, **echoes, **skipped}, expected):
+                    dropped |= skipped
+        return self._changed(dropped)
 
     def states_between(
         self, args: tuple[Any, ...], options: Mapping[str, Any], attention: Any
@@ -127,6 +145,9 @@ class SplitLayer:
         children = {**self._nothing(self.mlp), **replayed}
         # a call would run the hooks of the layer
         return _states(self._changed(children).forward(*args, **options))
+
+    def _ramp(self, first: float, last: float) -> Tensor:
+        return torch.linspace(first, last, self._width).to(self._hidden)
 
     def _stand_ins(
         self, names: Iterable[str], value: Value, adds: bool = True
@@ -144,16 +165,20 @@ class SplitLayer:
         replaced = {self.layer.get_submodule(name): child for name, child in children.items()}
         return shallow_view.substituted(self.layer, replaced.get)
 
-    def _gives(self, children: Mapping[str, nn.Module], expected: Tensor) -> bool:
-        """Return True if the layer with some children replaced runs on the random states and
-        returns `expected`.
+    def _output(self, children: Mapping[str, nn.Module]) -> Tensor | None:
+        """Run the layer with some children replaced on the random states; return None if it cannot
+        run.
         """
         try:
             with torch.no_grad():
                 output = self._changed(children)(self._hidden, *self._args, **self._options)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-            return False
-        return torch.equal(_states(output).to(expected.device), expected)
+            return None
+        return _states(output).to(self._hidden.device)
+
+    def _gives(self, children: Mapping[str, nn.Module], expected: Tensor | None) -> bool:
+        output = self._output(children)
+        return output is not None and expected is not None and torch.equal(output, expected)
 
 
 def split_layers(model: PreTrainedModel, unit: str) -> list[SplitLayer]:
