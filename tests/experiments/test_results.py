@@ -78,6 +78,13 @@ def test_a_line_that_is_no_answer_is_refused_by_file_and_number(folder, line):
         folder.generations("p")
 
 
+def test_a_saved_run_removes_what_a_killed_attempt_left_of_its_files(folder):
+    left = folder.path / "generations/.p.partial.jsonl.2a39141a.tmp"
+    left.write_text("{")
+    folder.save(compose([]), record("p"))
+    assert not left.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=str(tmp_path / "file")):

@@ -140,12 +140,14 @@ class ResultsFolder:
         self, config: Config, record: Record, generations: Sequence[Row] | None = None
     ) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists,
-        all other files exist.
+        all other files exist. What a killed attempt left of its files is removed.
         """
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
         self.append(record)
+        for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
+            unfinished.unlink(missing_ok=True)
         tracking.log_row(config, record.to_row(), self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
