@@ -28,10 +28,8 @@ def test_a_plan_is_drawn_and_listed():
 
 
 def test_corrections_are_shown_with_their_bytes():
-    assert "gaps" not in drawn()
     assert "full, 2 gaps, 8,448 bytes" in drawn("full", sizes=replace(SIZES, patch=4224))
     assert "full, 2 gaps, unknown" in drawn("full", sizes=replace(SIZES, patch=None))
-    assert "folded, 2 gaps, 0 bytes" in drawn("folded", sizes=SIZES)
 
 
 def test_exits_are_shown_instead_of_a_schedule():

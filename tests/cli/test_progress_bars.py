@@ -17,17 +17,6 @@ def terminal(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_without_a_terminal_each_phase_is_one_line(capsys):
-    with ProgressBars() as bars:
-        bars.point(1, 3)
-        report = bars.phase("unified: generate", 4)
-        for done in range(5):
-            report(done)
-        bars.phase("write", 0)(1)
-    out, err = capsys.readouterr()
-    assert (out, err.splitlines()) == ("", ["[1/3] unified: generate (4)"])
-
-
 def test_a_line_of_a_phase_has_its_step_note_and_time_left(capsys):
     with ProgressBars() as bars:
         report = bars.phase("train, resumed at step 100", 1100)
