@@ -25,10 +25,9 @@ class Loudest(Strategy):
         return (*range(num_kept - 1), last)
 
     def calibrate(self, num_layers, num_kept, held_out):
-        losses = {
-            last: held_out.decode_loss((*range(num_kept - 1), last))
-            for last in (num_layers - 2, num_layers - 1)
-        }
+        first = range(num_kept - 1)
+        choices = (num_layers - 2, num_layers - 1)
+        losses = {last: held_out.decode_loss((*first, last)) for last in choices}
         return CalibrationResult({"last": min(losses, key=losses.get)}, {"tried": len(losses)})
 '''
 
