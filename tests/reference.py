@@ -88,16 +88,14 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
     layers = stack_of(model)
 
     def where(chosen):
-        return torch.tensor([False] * prompt_len + [chosen(first) for first in first_steps])[
-            :, None
-        ]
+        steps = [chosen(first) for first in first_steps]
+        return torch.tensor([False] * prompt_len + steps)[:, None]
 
     def patched(i, state):
         for first, changes in corrected.items():
             if i in changes:
-                state = torch.where(
-                    where(lambda one, first=first: one == first), changes[i](state), state
-                )
+                chosen = where(lambda step, first=first: step == first)
+                state = torch.where(chosen, changes[i](state), state)
         return state
 
     def enter(i):
@@ -124,21 +122,16 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
         decoded = where(lambda first: True)
         return lambda module, args, output: torch.where(decoded, function(args[0], output), output)
 
-    hooks = [
-        layer.register_forward_pre_hook(enter(i), with_kwargs=True)
-        for i, layer in enumerate(layers)
-    ]
-    hooks += [
-        layer.register_forward_hook(leave(i), with_kwargs=True) for i, layer in enumerate(layers)
-    ]
+    hooks = []
+    for i, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(enter(i), with_kwargs=True))
+        hooks.append(layer.register_forward_hook(leave(i), with_kwargs=True))
     for (i, path), function in (linears or {}).items():
         hooks.append(layers[i].get_submodule(path).register_forward_hook(change(function)))
     try:
-        options = (
-            {}
-            if isinstance(model, transformers.BloomForCausalLM)
-            else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        )
+        options = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        if isinstance(model, transformers.BloomForCausalLM):
+            options = {}
         with torch.no_grad():
             return model(ids, attention_mask=mask, use_cache=False, **options).logits
     finally:
@@ -158,30 +151,22 @@ def without_parts(model, prompt_len, kept, unit):
     def drop(i):
         def dropped(module, args, kwargs, output):
             whole = output[0] if isinstance(output, tuple) else output
-            steps = [position - prompt_len for position in range(whole.shape[1])]
-            skips = [
-                step >= 0 and i not in stages[max(one for one in stages if one <= step)]
-                for step in steps
-            ]
+            skips = [False] * prompt_len
+            for step in range(whole.shape[1] - prompt_len):
+                skips.append(i not in stages[max(first for first in stages if first <= step)])
             adds = type(module).__name__ in ("BloomAttention", "BloomMLP")
-            before = (
-                kwargs.get("residual", args[-1] if args else None)
-                if adds
-                else torch.zeros_like(whole)
-            )
+            residual = kwargs.get("residual", args[-1] if args else None)
+            before = residual if adds else torch.zeros_like(whole)
             mixed = torch.where(torch.tensor(skips)[:, None], before, whole)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return dropped
 
-    names = (
-        ("self_attn", "attn", "self_attention", "attention") if unit == "attention" else ("mlp",)
-    )
-    parts = [
-        next(getattr(layer, name) for name in names if hasattr(layer, name))
-        for layer in stack_of(model)
-    ]
-    hooks = [part.register_forward_hook(drop(i), with_kwargs=True) for i, part in enumerate(parts)]
+    names = {"attention": ("self_attn", "attn", "self_attention", "attention"), "mlp": ("mlp",)}
+    hooks = []
+    for i, layer in enumerate(stack_of(model)):
+        part = next(getattr(layer, name) for name in names[unit] if hasattr(layer, name))
+        hooks.append(part.register_forward_hook(drop(i), with_kwargs=True))
     try:
         yield
     finally:
@@ -193,9 +178,8 @@ def reference_greedy(model, ids, mask, kept, steps, **corrections):
     """Generate greedy tokens with the reference, [batch, steps]."""
     prompt_len = ids.shape[1]
     for _ in range(steps):
-        token = reference_logits(model, ids, mask, prompt_len, kept, **corrections)[:, -1].argmax(
-            -1, keepdim=True
-        )
+        logits = reference_logits(model, ids, mask, prompt_len, kept, **corrections)
+        token = logits[:, -1].argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids[:, prompt_len:]
 
@@ -240,23 +224,16 @@ def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections
     """
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
-    best = (
-        reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept, **corrections)[
-            0, -1
-        ]
-        .topk(2)
-        .values
-    )
-    return float(best[0] - best[1]) < NEAR_TIE
+    mask = torch.ones_like(whole)
+    logits = reference_logits(model, whole, mask, len(prompt), kept, **corrections)
+    best, next_best = logits[0, -1].topk(2).values
+    return float(best - next_best) < NEAR_TIE
 
 
 def linear_paths(layer):
     """Return the paths of a decoder layer's linear layers."""
-    return [
-        name
-        for name, module in layer.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
-    ]
+    kinds = {name: type(module).__name__ for name, module in layer.named_modules()}
+    return [name for name, kind in kinds.items() if kind in ("Linear", "Conv1D")]
 
 
 def random_corrections(model, kept, kind, seed=0):
@@ -272,12 +249,9 @@ def random_corrections(model, kept, kind, seed=0):
     if kind == "lora":
         for layer in kept:
             for path in linear_paths(stack_of(model)[layer]):
-                weight = stack_of(model)[layer].get_submodule(path).weight
-                outputs, inputs = (
-                    weight.shape
-                    if type(stack_of(model)[layer].get_submodule(path)).__name__ == "Linear"
-                    else weight.T.shape
-                )
+                linear = stack_of(model)[layer].get_submodule(path)
+                is_linear = type(linear).__name__ == "Linear"
+                outputs, inputs = (linear.weight if is_linear else linear.weight.T).shape
                 down, up = draw(2, inputs), draw(outputs, 2)
                 tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
                 linears[layer, path] = lambda x, y, down=down, up=up: y + (x @ down.T) @ up.T
@@ -288,10 +262,8 @@ def random_corrections(model, kept, kind, seed=0):
         matrix, bias, prefix = draw(32, 32), draw(32), f"patch.0.{after}"
         if kind == "folded":
             path = linear_paths(stack_of(model)[before])[-1]
-            tensors |= {
-                f"fold.0.{before}.{path}.weight": matrix,
-                f"fold.0.{before}.{path}.bias": bias,
-            }
+            name = f"fold.0.{before}.{path}"
+            tensors |= {f"{name}.weight": matrix, f"{name}.bias": bias}
             linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
         else:
             tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}

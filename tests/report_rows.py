@@ -3,6 +3,7 @@ answers, for the tests of reports.
 """
 
 import json
+import re
 
 from ulskip_cli.experiments.record import read
 
@@ -24,6 +25,11 @@ COMMON = {
     "warnings": [],
     "strategy_options": {},
 }
+# The keys of values that depend on time, on the name of the folder or on the number of threads.
+TIMES = re.compile(
+    r"seconds|per_second|other_cpus|measured_speedup|end_to_end_speedup|speedup_interval|pairs"
+    r"|finished_at|memory|^experiment$|^environment$"
+)
 KEPT = {1.0: [0, 1, 2, 3, 4, 5], 2.0: [0, 2, 5], 3.0: [0, 5]}
 FULL_BLEU = 30.0
 
@@ -178,3 +184,16 @@ def write_folder(path, rows, answers=None):
             [{**keys, "hypothesis": text, "flags": []} for keys, text in lines],
         )
     return path
+
+
+def timeless_rows(folder):
+    """Read the rows by id, each there once, without what depends on time."""
+    rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text("utf-8").splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        row["config"].pop("name", None)
+        row["warnings"] = [text for text in row["warnings"] if "speed" not in text]
+    return {
+        row["id"]: {key: value for key, value in row.items() if not TIMES.search(key)}
+        for row in rows
+    }

@@ -35,12 +35,10 @@ def test_a_schedule_is_the_strategys():
     assert api.kept_layers(12, 1.0, "custom", layers=[0, 5, 11]) == (0, 5, 11)
     with pytest.raises(UsageError, match=r"'unifed'.*'unified'"):
         api.kept_layers(12, 3.0, "unifed")
-    with pytest.raises(UsageError, match="spacng"):
-        api.kept_layers(12, 3.0, spacng="even")
-    for num_layers in (12.5, "12", None, 10**9):
+    for num_layers in (12.5, "12", 10**9):
         with pytest.raises(UsageError, match="num_layers"):
             api.kept_layers(num_layers, 2)
-    for ratio in ("2", True, float("nan")):
+    for ratio in ("2", True):
         with pytest.raises(UsageError, match="ratio"):
             api.kept_layers(12, ratio)
 
@@ -82,11 +80,7 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"kept": [0, 1.5]}, "kept"),
         ({"seed": "x"}, "seed"),
         ({"max_new_token": 3}, "'max_new_token'.*'max_new_tokens'"),
-        ({"max_new_tokens": 0}, "max_new_tokens.* 0"),
-        ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"prompt_layers": "some"}, "prompt_layers"),
-        ({"kept": [3, 0]}, r"\[3, 0\]"),
-        ({"generate_kwargs": {"no_such": 1}}, "no_such"),
         ({"unit": "head"}, "'head'.*attention, mlp"),
         ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=kept"),
         (
@@ -139,7 +133,6 @@ NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias":
     ("adapter", "kept", "match"),
     [
         (SkipAdapter(6, ((0, 5), (0, 3, 5)), {}), None, r"\(0, 3, 5\)"),
-        (SkipAdapter(6, ((0, 3, 5),), {}), (0, 5), r"\(0, 5\)"),
         (SkipAdapter(8, ((0, 3, 5),), {}), None, "of 6.* 8"),
         (SkipAdapter(6, ((0, 3, 5),), NARROW), None, "7"),
         ("nowhere", None, "nowhere"),

@@ -39,10 +39,7 @@ def partners(need):
 
 
 # `ulskip bench` alone times patches of random weights.
-NOT_IN_RUNS = {
-    (Need.RANDOM_WEIGHTS, Need.PATCHES),
-    (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES),
-}
+NOT_IN_RUNS = {(Need.RANDOM_WEIGHTS, Need.PATCHES), (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES)}
 # All pairs take a quarter of an hour, so a need that excludes some runs beside a third of the rest.
 PAIRS = [
     (need, other)

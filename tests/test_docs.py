@@ -2,13 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ulskip_cli.core.config import compose, compose_training
-from ulskip_cli.report.plots import COLOURS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -61,15 +62,6 @@ def test_measured_numbers_in_tables_are_in_the_files_that_their_section_links_to
         assert [found for found in shown if found not in measured] == []
 
 
-@pytest.mark.slow
-def test_every_strategy_has_a_colour_and_a_row_in_its_page():
-    page = (ROOT / "docs" / "strategies.md").read_text()
-    named = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    for file in (ROOT / "configs" / "strategy").glob("*.yaml"):
-        assert file.stem in COLOURS
-        assert file.stem == "full" or any(f"`{file.stem}`" in cell for cell in named), file.stem
-
-
 def test_the_examples_use_known_keys_and_values():
     pages = [page.read_text("utf-8") for page in PAGES]
     blocks = [
@@ -96,25 +88,11 @@ def test_the_examples_use_known_keys_and_values():
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_loads_nothing(tmp_path, monkeypatch):
     pytest.importorskip("mkdocs")
-    import subprocess
-    import sys
-
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--quiet",
-        "--strict",
-        "--site-dir",
-        str(tmp_path),
-    ]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    build = ["mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run([sys.executable, "-m", *build], cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    loaded = re.compile(
-        r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+href=\"https?:|url\([\"']?https?:"
-    )
+    loaded = re.compile(r"(?:<(?:script|img|iframe|link)[^>]+(?:src|href)=|url\()[\"']?https?:")
     for file in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
         assert not loaded.search(file.read_text("utf-8")), file.name
     assert "kept_layers" in (tmp_path / "api.html").read_text("utf-8")

@@ -27,12 +27,8 @@ def test_an_installed_wheel_plans_and_finds_its_sample(tmp_path):
         " cli.__file__, cli.__file__;assert config.compose([]).task.examples();"
         " sys.exit(cli.invoke(['plan', 'ratio=2']))"
     )
-    run = [
-        sys.executable,
-        "-P",
-        "-c",
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}",
-    ]
+    place = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})"
+    run = [sys.executable, "-P", "-c", f"{place}; {script}"]
     told = subprocess.run(run, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (0, "")
     assert "6 of 12 layers" in told.stdout

@@ -23,8 +23,7 @@ COMMANDS = [
 ]
 QUICK = ["limit=3", "decoding.max_new_tokens=8"]
 QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
-FEW = ["choice_examples=4", "calibration.examples=8"]
-FEW.append("candidates=['strategy=unified','strategy=top_skip']")
+FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
 
 
 @pytest.mark.slow
@@ -42,6 +41,7 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = command[0] in ("run", "sweep", "bench", "tune")
     keep = [part for part in command if not part.startswith("limit=")]
+    command = [part.replace("max_steps=20", "max_steps=2") for part in command]
     if command[0] == "report":
         assert invoke(["run", *QUICK]) == 0
         capsys.readouterr()
@@ -86,10 +86,3 @@ def test_tables_equal_their_files(page):
     text = page.read_text("utf-8")
     assert readme.fill_tables(text) == text
     assert len(readme.BLOCK.findall(text)) == text.count("<!-- table:")
-
-
-def test_a_marker_selects_columns_and_keeps_the_provenance():
-    text = "| a | b | c |\n| --- | --- | ---: |\n| 1 | 2 | 3 |\n\na note\n\nulskip 0"
-    assert readme.select(text, ["c", "a"]) == "| c | a |\n| ---: | --- |\n| 3 | 1 |\n\nulskip 0"
-    with pytest.raises(ValueError, match="'d'"):
-        readme.select(text, ["d"])

@@ -12,12 +12,9 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     assert len(rows.splitlines()) == 3
     files = {path.name for path in (tmp_path / "default").iterdir()}
     assert {"table4.md", "quality.png", "quality.svg"} <= files
-    code, out, err = ulskip("sweep", *grid)
-    assert (code, "generate" in err) == (0, False)
-    assert "nothing to run" in err and "--force" in err
+    code, _, err = ulskip("sweep", *grid)
+    assert code == 0 and "nothing to run" in err and "--force" in err
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
-    # a warning may name it too
-    assert len([line for line in out.splitlines() if line.startswith(" unified")]) == 2
 
 
 def for_bench(overrides):
@@ -39,16 +36,13 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "2 engines in rounds" in err
     assert "[3/4] 2 engines in rounds" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
     expected = "runs.jsonl configs table.md table.csv bench.md"
     assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
-    assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
-        (size, engine) for size in (1, 2) for engine in ("torch", "transformers")
-    ]
-    assert told["failed"] == []
+    points = [(row["batch_size"], row["engine"]) for row in told["rows"]]
+    assert points == [(size, engine) for size in (1, 2) for engine in ("torch", "transformers")]
 
 
 def test_plan(ulskip):
@@ -78,9 +72,6 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
         json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1])
         for ratio in (2, 3)
     ]
-    assert rows[0]["training"] == "with unified skipping: 6, 3 layers drawn per step, 2 steps"
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
     assert [row["trained_for_these_layers"] for row in rows] == [True, False]
-    assert rows[0]["warnings"] == []
-    (warning,) = rows[1]["warnings"]
-    assert warning.startswith("unified with 2 of 6 layers")
+    assert [len(row["warnings"]) for row in rows] == [0, 1]

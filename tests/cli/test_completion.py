@@ -7,9 +7,7 @@ from ulskip_cli.cli.app import invoke
 
 def complete(monkeypatch, capsys, *words):
     """Complete the last word as bash asks for it, with equals signs as words of their own."""
-    split = [part for word in words for part in re.split("(=)", word) if part] + [""] * (
-        words[-1] == ""
-    )
+    split = [part for word in words for part in re.split("(=)", word) if part or not word]
     monkeypatch.setenv("_ULSKIP_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "\n".join(["ulskip", *split]))
     monkeypatch.setenv("COMP_CWORD", str(len(split)))
@@ -31,10 +29,7 @@ def complete(monkeypatch, capsys, *words):
         (["run", "decoding."], {"decoding.compile=", "decoding.num_beams="}, {"ratio="}),
         (["run", "strategy=early_exit", "strategy."], {"strategy.batch="}, {"strategy.spacing="}),
         (["run", "prompt_layers="], {"all", "kept"}, set()),
-        (["run", "prompt_l"], {"prompt_layers=all", "prompt_layers=kept"}, set()),
-        (["run", "baseline="], {"true", "false"}, set()),
         (["run", "rati"], {"ratio=", "ratio_basis="}, set()),
-        (["train", "train=lo"], {"lora"}, {"tiny"}),
         (["config", "strategy=ea"], {"early_exit"}, {"unified"}),
         (["run", "nothing"], set(), {"model="}),
     ],

@@ -35,17 +35,12 @@ def test_config_lists_groups_and_other_keys(ulskip):
     out = ulskip("config")[1]
     assert all(f"{group}=" in out for group in reference.ALL_GROUPS)
     assert "speed.pairs" in out and "output" in out
-    assert json.loads(ulskip("config", "--json")[1])["strategy"]
 
 
 def test_config_shows_one_choice_or_one_key(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
     assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
-    assert (
-        json.loads(ulskip("config", "model.path", "--json")[1])[0]["default"] == "tiny"
-    )  # of the default choice
-    assert json.loads(ulskip("config", "decoding.num_beams", "--json")[1])[0]["default"] == 1
     key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
     assert (key["choices"], key["default"]) == (["min", "na"], "min")
 
@@ -69,7 +64,6 @@ def test_every_command_prints_its_configuration(ulskip, command):
 def test_help_shows_the_keys_of_the_named_choices(ulskip):
     out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
     assert "task.prompt_key" in out and "strategy.confidence" in out and "task.pair" not in out
-    assert "default: smollm2-135m" in out  # the model that task=jsonl selects
 
 
 def test_the_schema_is_json(ulskip):

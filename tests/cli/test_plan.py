@@ -21,17 +21,13 @@ def drawn(correction="", memory=None, **changes):
 
 def test_a_plan_is_drawn_and_listed():
     text = drawn(sizes=SIZES)
-    assert "█·█··█" in text
-    assert "kept: 0, 2, 5" in text
-    assert "600" in text and "300" in text and "1.82x" in text
-    assert "careful" in text
+    shown = ("█·█··█", "kept: 0, 2, 5", "600", "300", "1.82x", "careful")
+    assert all(part in text for part in shown)
 
 
 def test_corrections_are_shown_with_their_bytes():
-    assert "gaps" not in drawn()
     assert "full, 2 gaps, 8,448 bytes" in drawn("full", sizes=replace(SIZES, patch=4224))
     assert "full, 2 gaps, unknown" in drawn("full", sizes=replace(SIZES, patch=None))
-    assert "folded, 2 gaps, 0 bytes" in drawn("folded", sizes=SIZES)
 
 
 def test_exits_are_shown_instead_of_a_schedule():

@@ -58,17 +58,6 @@ def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
         assert f"engine={engine}" in str(caught.value) and need.text in str(caught.value)
 
 
-@pytest.mark.parametrize("need", Need)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_refuses_exactly_what_it_does_not_support(command, need):
-    if need in COMMANDS[command]:
-        capabilities.check({need}, command)
-        return
-    with pytest.raises(NotApplicable) as caught:
-        capabilities.check({need}, command)
-    assert command in str(caught.value) and need.remedy in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("command", "need"),
     [

@@ -16,16 +16,12 @@ from ulskip_cli.tasks import metrics
 def test_every_shipped_config_composes(path, monkeypatch):
     monkeypatch.setenv("ULSKIP_VLLM_PYTHON", "python")  # the package of the engine need not be here
     group = path.parent.name
-    needed = {"hf": ["model.path=x"], "adapter": ["model.path=x", "correction.path=y"]}.get(
-        path.stem, []
-    )
-    needed = needed[:1] if group == "train" else needed
-    composed = (
-        config.compose_training if group == "train" or path.stem == "train" else config.compose
-    )
-    chosen = composed(
-        [f"{group}={path.stem}", *needed] if group in (*config.GROUPS, "train") else []
-    )
+    paths = {"hf": ["model.path=x"], "adapter": ["model.path=x", "correction.path=y"]}
+    needed = paths.get(path.stem, [])[: 1 if group == "train" else 2]
+    is_training = "train" in (group, path.stem)
+    compose = config.compose_training if is_training else config.compose
+    is_choice = group in (*config.GROUPS, "train")
+    chosen = compose([f"{group}={path.stem}", *needed] if is_choice else [])
     for has_chat in (True, False):
         assert "{source}" in chosen.task.template_for(has_chat).prompt_format
     metrics.make_metrics(chosen.task.scoring())
@@ -36,16 +32,11 @@ def test_every_shipped_config_composes(path, monkeypatch):
     [
         (["strategy.spacng=even"], r"strategy\.spacng.*strategy\.spacing.*ulskip config strategy"),
         (["ratio"], "key=value.*'ratio'"),
-        (["ratio_basis=layer"], "ratio_basis.*'layer'.*layers"),
         (["model=hf"], r"model\.path"),
         (["name=a/b"], "name"),
         (["+decoding.surprise=1"], r"decoding\.surprise"),
-        (["speed=3"], "speed .*3"),
         (["ratio=${nothing}"], "nothing"),
         (["decoding.stop=[[x]]"], r"decoding\.stop .*list of texts, written \[a,b\]"),
-        (["decoding.generate_kwargs=[1]"], r"decoding\.generate_kwargs .*\{a: 1, b: 2\}.*\[1\]"),
-        (["decoding.temperature=0"], r"decoding\.temperature > 0.*0"),
-        (["decoding=sample", "decoding.top_p=1.5"], r"decoding\.top_p <= 1.*1\.5"),
         (["model=random", "model.quantization=bnb-nf4"], r"model\.quantization"),
         (["strategy=null"], "strategy 'None'"),
         (["strategy=custom", "strategy.layers=[0,x]"], r"strategy\.layers"),
@@ -69,11 +60,7 @@ def test_a_class_that_is_no_strategy_is_named(target, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        *("strategy._target_=a.B", "+strategy._target_=a.B", "task._target_=a.B"),
-        *("strategy.name=full", "decoding.name=beam"),
-    ],
+    "override", ["strategy._target_=a.B", "+strategy._target_=a.B", "decoding.name=beam"]
 )
 def test_keys_that_only_a_file_sets_are_no_overrides(override):
     with pytest.raises(UsageError, match=r"_target_|\.name"):
@@ -84,16 +71,9 @@ def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_config(config.compose(["decoding=self_speculative", "ratio=3"]))
     looked_up = config.baseline_config(config.compose(["decoding=prompt_lookup", "strategy=full"]))
     assert looked_up.identity == drafted.identity == config.compose(["strategy=full"]).identity
-    sampled = config.baseline_config(
-        config.compose(["decoding=sample", "decoding.draft_tokens=auto"])
-    )
+    drafting = config.compose(["decoding=sample", "decoding.draft_tokens=auto"])
+    sampled = config.baseline_config(drafting)
     assert sampled.identity == config.compose(["strategy=full", "decoding=sample"]).identity
-
-
-def test_all_ratios_share_one_baseline():
-    chosen = [config.compose(["ratio=2"]), config.compose(["ratio=3", "prompt_layers=kept"])]
-    baselines = {config.baseline_config(point).identity for point in chosen}
-    assert baselines == {config.compose(["strategy=full", "ratio=5"]).identity}
 
 
 def test_the_stored_yaml_says_everything_that_decides_the_result():
@@ -109,18 +89,12 @@ def test_the_stored_yaml_says_everything_that_decides_the_result():
     [
         (["train.ratio=2"], r"train\.ratio'.*train\.ratios"),
         (["train=papr"], "papr.*paper"),
-        (["train.ratios=2,3"], "ulskip sweep"),
         (["decoding=beam"], "unknown key 'decoding'"),
     ],
 )
 def test_bad_training_settings_are_one_line(overrides, message):
     with pytest.raises(UsageError, match=message):
         config.compose_training(overrides)
-
-
-def test_a_path_alone_is_a_model_of_ones_own():
-    assert config.compose(["model.path=some/folder"]).model.source == "hf"
-    assert config.compose(["model=random", "model.path=bloom-7b1"]).model.source == "random"
 
 
 @given(st.text(alphabet="\\${}a:'\" ", max_size=12) | st.just("${oc.env:HOME}"))
@@ -140,14 +114,10 @@ ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
     task = config.compose(overrides).task
-    assert (task.prompt, task.response) == (
-        "{source}\nTranslate German to English:",
-        "{reference}\t\\n",
-    )
-    assert task.dataset == r"C:\new"
-    added = config.compose(
-        [r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"]
-    )
+    assert task.prompt == "{source}\nTranslate German to English:"
+    assert (task.response, task.dataset) == ("{reference}\t\\n", r"C:\new")
+    template = r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"
+    added = config.compose([template])
     assert added.task.templates["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
 
 
@@ -168,12 +138,9 @@ BROKEN = {
     "malformed": (HEAD + b"layers: [", ", line 4"),
     "duplicate key": (HEAD + b"options: {a: 1, a: 2}", '", line 3'),
     "empty": (b"", ""),
-    "list": (b"- a", ""),
     "whole number as key": (HEAD + b"5: 5", ""),
     "python object": (HEAD + b"x: !!python/object/apply:os.getcwd []", ", line 3"),
-    "no text as name": (b"_target_: x\nname: null\n", ""),
     "no name": (b"_target_: x\n", ""),
-    "no list as defaults": (b"defaults: 5\n" + HEAD, ""),
     "itself as defaults": (b"defaults: [mine]\n" + HEAD, ""),
 }
 
@@ -190,14 +157,10 @@ def test_a_broken_file_of_the_config_folder_is_named(content, line, tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("2", 2),
-        ("2.50", 2.5),
         ("1e-4", 1e-4),
         ("null", None),
-        ("true", True),
         ("", ""),
         ("on", "on"),
-        ("a/b-c.d e", "a/b-c.d e"),
         ("[0,[a,b]]", [0, ["a", "b"]]),
         ("{a:1,b: 'x,y'}", {"a": 1, "b": "x,y"}),
         ('"2,3"', "2,3"),
@@ -210,10 +173,8 @@ def test_the_value_of_an_override(text, value):
 
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
-    text = (
-        "# @package _global_\ndefaults: [{override /task: jsonl}, {override /model: hf}, _self_]\n"
-        "model: {path: x}\nratio: 3\nlimit: 5\n"
-    )
+    text = "# @package _global_\ndefaults: [{override /task: jsonl}, {override /model: hf}, _self_]"
+    text += "\nmodel: {path: x}\nratio: 3\nlimit: 5\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)

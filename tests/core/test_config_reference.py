@@ -29,11 +29,9 @@ def test_every_choice_has_a_description():
 def test_defaults_are_those_of_a_composed_configuration(overrides):
     composed = config.compose(overrides).plain()
     chosen = {**config.implied_choices("", "config"), **dict(text.split("=") for text in overrides)}
-    keys = [*reference.top_level_keys("config"), *reference.group_keys("task", chosen["task"])]
-    keys += [
-        *reference.group_keys("strategy", chosen["strategy"]),
-        *reference.group_keys("decoding", chosen["decoding"]),
-    ]
+    keys = [*reference.top_level_keys("config")]
+    for group in ("task", "strategy", "decoding"):
+        keys += reference.group_keys(group, chosen[group])
     for key in keys:
         value = composed
         for part in key.name.split("."):

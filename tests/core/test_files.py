@@ -86,16 +86,8 @@ def test_any_object_survives_a_line(rows):
         assert read_jsonl(path) == rows
 
 
-def test_missing_and_broken_files_have_no_objects(tmp_path):
-    (tmp_path / "broken.json").write_text("[1]")
-    assert read_object(tmp_path / "broken.json") is None
+def test_missing_files_have_no_objects(tmp_path):
     assert (read_object(tmp_path / "none"), read_jsonl(tmp_path / "none")) == (None, [])
-
-
-@pytest.mark.parametrize("text", ["", " ", "a\0b", "~nouser/x", f"x/{'ä' * 128}", "a/" * 2100])
-def test_a_text_that_is_no_path_is_refused(text):
-    with pytest.raises(UsageError, match="expected output to be a path"):
-        user_path(text, "output")
 
 
 def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
@@ -104,19 +96,15 @@ def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("user", "owner", "accepted"),
+    ("user", "owner", "is_accepted"),
     [(1000, 1000, True), (1000, 0, True), (1000, 1001, False), (0, 1000, True)],
 )
-def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, accepted):
+def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, is_accepted):
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: user)
-    monkeypatch.setattr(
-        Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR, st_uid=owner)
-    )
-    with (
-        contextlib.nullcontext()
-        if accepted
-        else pytest.raises(UsageError, match="set ULSKIP_CACHE")
-    ):
+    folder = SimpleNamespace(st_mode=stat.S_IFDIR, st_uid=owner)
+    monkeypatch.setattr(Path, "stat", lambda path, **_: folder)
+    refused = pytest.raises(UsageError, match="set ULSKIP_CACHE")
+    with contextlib.nullcontext() if is_accepted else refused:
         assert cache_dir() == tmp_path / "cache"

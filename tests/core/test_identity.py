@@ -14,10 +14,7 @@ UNUSED = [
     ([], "decoding.draft=ngram"),
     (["decoding=prompt_lookup", "strategy=full"], "decoding.draft_vocab=100"),
     ([], "name=other"),
-    ([], "results_dir=elsewhere"),
     ([], "tracker=tensorboard"),
-    ([], "tracker_options={project: mine}"),
-    ([], "launcher=local"),
     ([], "launcher.workers=3"),
     ([], "baseline_engine=auto"),
     (["engine=torch"], "memory_budget=1GiB"),
@@ -52,9 +49,8 @@ class UnifiedWithMore(Unified):
     gain: float = option(1.0, "an option of a later version")
 
 
-UnifiedWithMore.__module__ = (
-    Unified.__module__
-)  # a class of ulskip, which is not named in identities
+# Classes of ulskip are not named in identities.
+UnifiedWithMore.__module__ = Unified.__module__
 UnifiedWithMore.__qualname__ = Unified.__qualname__
 
 
@@ -62,6 +58,5 @@ def test_a_new_option_with_a_default_changes_no_identity():
     config = compose(["strategy=unified"])
     later = config.replace(strategy=UnifiedWithMore(name="unified"))
     assert later.identity == config.identity
-    assert (
-        config.replace(strategy=UnifiedWithMore(name="unified", gain=2)).identity != later.identity
-    )
+    changed = config.replace(strategy=UnifiedWithMore(name="unified", gain=2))
+    assert changed.identity != later.identity

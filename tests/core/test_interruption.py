@@ -9,14 +9,6 @@ import sys
 import pytest
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-AT_IMPORT = """
-class Finder:
-    def find_spec(self, name, *rest):
-        if name == "typer":
-            os.kill(os.getpid(), signal.{})
-
-sys.meta_path.insert(0, Finder())
-"""
 IN_COMMAND = """
 from ulskip_cli.core import config
 
@@ -40,7 +32,7 @@ def compose(*args):
 
 config.compose = compose
 """
-WRAPPED = """
+AT_IMPORT_IN_A_CLASS = """
 class Sender:
     def __set_name__(self, owner, name):
         os.kill(os.getpid(), signal.{0})
@@ -55,12 +47,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
-MOMENTS = {
-    "import": AT_IMPORT,
-    "command": IN_COMMAND,
-    "swallowed": SWALLOWED,
-    "wrapped": WRAPPED,
-}
+MOMENTS = [IN_COMMAND, SWALLOWED, AT_IMPORT_IN_A_CLASS]
 
 
 def heed_all():
@@ -69,28 +56,25 @@ def heed_all():
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
-def ran(moment, name, before=heed_all):
-    code = (
-        "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n"
-        + moment.format(name)
-        + "\nmain()"
-    )
-    command = [sys.executable, "-c", code, "plan", "model=random"]
+def ran(moment, name, arguments=("plan", "model=random"), before=heed_all):
+    head = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n"
+    command = [sys.executable, "-c", f"{head}{moment.format(name)}\nmain()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
 
 
 @pytest.mark.parametrize(
     ("moment", "name"),
-    [*((moment, "SIGTERM") for moment in MOMENTS), ("command", "SIGINT"), ("command", "SIGHUP")],
+    [*((moment, "SIGTERM") for moment in MOMENTS), (IN_COMMAND, "SIGINT"), (IN_COMMAND, "SIGHUP")],
+    ids=range(5),
 )
 def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name):
-    ended = ran(MOMENTS[moment], name)
+    ended = ran(moment, name)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (SIGNALS[name], 1), ended.stderr
     assert ended.stderr.startswith("ulskip: interrupted")
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
-    ended = ran(SWALLOWED, "SIGHUP", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ended = ran(SWALLOWED, "SIGHUP", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -110,12 +94,6 @@ runner.load = load
 
 
 def test_a_sweep_ends_although_a_library_swallows_the_signal_while_it_loads(overrides, tmp_path):
-    code = (
-        "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n"
-        + SWALLOWING_SWEEP.format("SIGTERM")
-        + "\nmain()"
-    )
-    command = [sys.executable, "-c", code, "sweep", "ratio=2,3", *overrides]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = ran(SWALLOWING_SWEEP, "SIGTERM", ["sweep", "ratio=2,3", *overrides])
     assert (ended.returncode, ended.stderr.splitlines()[-1][:19]) == (143, "ulskip: interrupted")
     assert not (tmp_path / "default" / "runs.jsonl").exists()

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import compose
-
 MODULE = '''
 from typing import Literal
 
@@ -27,10 +25,9 @@ class Loudest(Strategy):
         return (*range(num_kept - 1), last)
 
     def calibrate(self, num_layers, num_kept, held_out):
-        losses = {
-            last: held_out.decode_loss((*range(num_kept - 1), last))
-            for last in (num_layers - 2, num_layers - 1)
-        }
+        first = range(num_kept - 1)
+        choices = (num_layers - 2, num_layers - 1)
+        losses = {last: held_out.decode_loss((*first, last)) for last in choices}
         return CalibrationResult({"last": min(losses, key=losses.get)}, {"tried": len(losses)})
 '''
 
@@ -44,14 +41,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "configs" / "strategy" / "loudest.yaml").write_text(preset)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path / "configs"
-
-
-def test_it_is_composed_with_its_options(folder):
-    config = compose(["strategy=loudest", "strategy.last=4"], folder)
-    assert (config.strategy.side, config.strategy.last) == ("right", 4)
-    assert config.strategy.is_calibrated
-    assert config.strategy.changed()["_target_"] == "users_strategy.Loudest"
-    assert config.identity != compose(["strategy=loudest"], folder).identity
 
 
 def test_it_is_planned_and_listed(folder, ulskip):

@@ -1,13 +1,9 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, reference_logits
+from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
-from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments.evaluate import AgreementMeter
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.strategies.plan import make_plan
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
@@ -16,18 +12,8 @@ def ignore(done):
     """Receive the number of done answers."""
 
 
-def plan_of(*overrides):
-    return make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-
-
-def decoder(model, *overrides):
-    return Decoder(
-        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    )
-
-
 def meter(model, answers=ANSWERS):
-    full = decoder(model, "strategy=full")
+    full = decoder_for(model, "strategy=full")
     return AgreementMeter(full, PROMPTS, answers, BatchSize(2), 0)
 
 
@@ -35,8 +21,8 @@ def meter(model, answers=ANSWERS):
 @pytest.mark.parametrize("prompt", ["all", "kept"])
 def test_it_is_that_of_uncached_logits(name, prompt):
     model = build_model(name)
-    view = decoder(model, "ratio=2", f"prompt_layers={prompt}")
-    kept = plan_of("ratio=2").kept_layers
+    view = decoder_for(model, "ratio=2", f"prompt_layers={prompt}")
+    kept = plan_for("ratio=2").kept_layers
     same, divergence, count = 0, 0.0, 0
     for prompt_ids, answer in zip(PROMPTS, ANSWERS, strict=True):
         ids = torch.tensor([prompt_ids + answer])
@@ -57,12 +43,12 @@ def test_it_is_that_of_uncached_logits(name, prompt):
 
 
 def test_the_full_model_agrees_with_itself(llama):
-    measured = meter(llama).measure(decoder(llama, "strategy=full"), ignore)
+    measured = meter(llama).measure(decoder_for(llama, "strategy=full"), ignore)
     assert measured["agreement"] == measured["agreement_low"] == 1
     assert measured["kl_divergence_high"] == pytest.approx(0, abs=1e-6)
 
 
 def test_empty_answers_do_not_count(llama):
-    view = decoder(llama, "ratio=2")
+    view = decoder_for(llama, "ratio=2")
     assert meter(llama, [ANSWERS[0], []]).measure(view, ignore)
     assert meter(llama, [[], []]).measure(view, ignore) == {}

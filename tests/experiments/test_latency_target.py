@@ -81,15 +81,13 @@ def test_a_target_out_of_reach_is_refused_before_it_is_timed():
         solve_depth_for_speedup(line, 4, lambda depth: pytest.fail("timed"))
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("folded", 0), ("none", 0)])
+@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("folded", 0)])
 def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
     made, real = [], latency_target.Decoder
     monkeypatch.setattr(
         latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more)
     )
-    correction = (
-        ["correction=none"] if kind == "none" else ["correction=patch", f"correction.kind={kind}"]
-    )
+    correction = ["correction=patch", f"correction.kind={kind}"]
     config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
     ids = random_ids(2, 5)
     plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))

@@ -15,12 +15,7 @@ from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, fingerprint
 from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.experiments.lm_eval_adapter import (
-    FIRST_TOKEN,
-    SkippingLM,
-    evaluate,
-    make_records,
-)
+from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import pick_device
@@ -156,11 +151,8 @@ def test_schedules_whose_contexts_all_layers_read_score_first_tokens_as_the_mode
     full = scores("strategy=full")
     assert single == pytest.approx(full[1], abs=1e-4) and layers == "all"
     assert several != pytest.approx(full[0], abs=1e-4)
-
-
-def test_a_schedule_that_changes_from_token_to_token_is_scored():
-    falling = scores("strategy=skip_decode", "strategy.horizon=2")
-    assert falling[0] != pytest.approx(scores("strategy=full")[0], abs=1e-4)
+    falling = scores("strategy=skip_decode", "strategy.horizon=2")  # changes from token to token
+    assert falling[0] != pytest.approx(full[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("prompt_layers", ["kept", "all"])
@@ -203,8 +195,6 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     (answer,) = generate(model, plain.tokenizer, ["Der Hund schläft."], kept, **options)
     assert mine[0, len(prompt) :].tolist() == answer.token_ids
     assert adapted.record().correction.path == str(tmp_path)
-    with pytest.raises(UsageError, match=r"correction\.path"):
-        SkippingLM([*asked, *corrected, "ratio=2"])
 
 
 @pytest.fixture

@@ -34,13 +34,7 @@ def run(config, session=None):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        ["correction.kind=full"],
-        ["correction.kind=folded"],
-        ["correction.kind=full", "correction.responses=both"],
-    ],
-    ids=" ".join,
+    "changes", [["correction.kind=full", "correction.responses=both"], ["correction.kind=folded"]]
 )
 def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, changes):
     half = config("ratio=2", "correction=patch", *changes)
@@ -49,9 +43,7 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     kind = half.correction.kind
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
-    assert row["correction"]["tokens"] > 0 and (row["correction"]["bytes"] > 0) == (
-        kind != "folded"
-    )
+    assert (row["correction"]["bytes"] > 0) == (kind != "folded")
     assert row["correction"]["base"]["fingerprint"] == fingerprint(half.model)
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
@@ -66,10 +58,7 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
-    record = {
-        "base": {"model": model.label, "fingerprint": fingerprint(model)},
-        "kind": "full",
-    }
+    record = {"base": {"model": model.label, "fingerprint": fingerprint(model)}, "kind": "full"}
     found = zero_adapter(load(model).model, [(0, 2, 5)], "full")
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
@@ -103,8 +92,6 @@ def test_a_search_with_patches_depends_on_their_fit(config):
 def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
     with pytest.raises(UsageError, match=r"correction\.path.*\[0,2,5\].*\[0,5\]"):
         run(config("ratio=3", "correction=adapter", f"correction.path={adapter}"))
-    with pytest.raises(UsageError, match=r"correction\.path"):
-        run(config("ratio=2", "correction=adapter", f"correction.path={tmp_path / 'missing'}"))
     other = load(config().model)
     other.model.model.norm.weight.data.mul_(2)
     other.model.save_pretrained(tmp_path / "model")

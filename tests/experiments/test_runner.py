@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.record import Point
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
@@ -42,7 +42,7 @@ def config(model_folder, tmp_path):
 
 
 def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
-    rows = [record.to_row() for record in runner.run_point(resolve(config("ratio=2")), Session())]
+    rows = run_point(config("ratio=2"), Session())
     full, half = rows
     assert (full["strategy"], half["strategy"]) == ("full", "unified")
     assert half["kept_layers"] == [0, 2, 5]
@@ -69,19 +69,6 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert sum(len(answer["token_ids"]) for answer in answers) == half["generated_tokens"]
 
 
-def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
-    (job,) = [job for job in make_jobs([config("ratio=1.5", "ratio_basis=cost")]) if job.requested]
-    failed = job.failure_record(RuntimeError("x"))
-    finished = runner.run_point(job.point, Session())[-1]
-    asked = {key: value for key, value in failed.to_row().items() if key in Point.model_fields}
-    assert {key: finished.to_row()[key] for key in asked} == asked
-    settings = {key for key in failed.settings() if failed.knows(key)}
-    assert {"model", "task", "ratio", "seed"} <= settings
-    assert {key: finished.settings()[key] for key in settings} == {
-        key: failed.settings()[key] for key in settings
-    }
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -94,22 +81,15 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(
 ):
     full, drafted = run_point(config(*overrides), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
-    assert {side["engine"] for side in full["pairs"].values()} == {"torch"}
-    assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
-    assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
     if drafted["config"]["decoding"].get("draft", "layers") == "layers":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
-    assert drafted["predicted_speedup"] > 0
-    assert full["acceptance_rate"] is None
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
-    assert drafted["measured_speedup"] > 0
+    assert drafted["measured_speedup"] > 0 and drafted["predicted_speedup"] > 0
     if full["decoding"] == "greedy":
-        texts = [
-            (tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text()
-            for row in (full, drafted)
-        ]
-        assert texts[0] == texts[1]
+        folder = tmp_path / "default" / "generations"
+        texts = {(folder / f"{row['id']}.jsonl").read_text() for row in (full, drafted)}
+        assert len(texts) == 1
 
 
 def test_weights_and_baseline_are_used_again(config, monkeypatch):
@@ -124,8 +104,6 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])
 def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
-    from ulskip_cli.engines.decoder import Decoder
-
     timed, generate = [], Decoder.generate
 
     def counted(self, *args, **options):
@@ -135,14 +113,9 @@ def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatc
     monkeypatch.setattr(Decoder, "generate", counted)
     run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
     assert timed.count(5) == 3  # a warm-up and two rounds
-    timed.clear()
-    (full,) = run_point(config("strategy=full", "name=paired", "speed.new_tokens=5"), Session())
-    assert timed.count(5) == 6 and full["measured_speedup"] > 0
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
-    from ulskip_cli.core import environment
-
     first = run_point(config("ratio=2"), Session())[0]
     here = environment.machine()
     with monkeypatch.context() as elsewhere:
@@ -176,8 +149,6 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     assert row["mean_kept_layers"] == pytest.approx(7 / 1.7 - 1, abs=0.05)
     assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
     assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
-    assert not [text for text in row["warnings"] if "later" in text]
-    assert set(row["latency_fit"]["residuals"]) == {"6", "2"}
     run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]
     shorter = "task.prompt='{source}\\n{target_language}:'"
@@ -209,15 +180,14 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
     both = describe_schedule(plan, answers, timed)
     assert (both.evaluated_mean_kept_layers, both.mean_kept_layers) == (4, 3.5)
     assert both.layer_ratio == 6 / 3.5
-    for without in ([], [output()]):  # no pairs, or pairs that end at their first token
-        alone = describe_schedule(plan, answers, without)
-        assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
+    alone = describe_schedule(plan, answers, [output()])  # pairs that end at their first token
+    assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
 
 
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
-    full, row = run_point(config(*overrides), session)
+    row = run_point(config(*overrides), session)[-1]
     keys = ("engine", "target_kept_layers", "missing_kv")
     assert [row[key] for key in keys] == ["early_exit", 3, "recompute"]
     calibration = row["calibration"]
@@ -230,9 +200,6 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
         sum(depth * count for depth, count in depths.items()) / decoded
     )
     assert 0 < row["exit_check_fraction"] < 1
-    assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
-    assert row["baseline_id"] == full["id"]
-    assert row["measured_speedup"] > 0 and row["decode_loss"] > 0
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
     given = [f"strategy.{key}={value}" for key, value in calibration["options"].items()]
     again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
@@ -251,16 +218,11 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     session = Session()
     full, whole = run_point(config(*overrides, "ratio=1"), session)
     assert (full["engine"], whole["engine"]) == ("transformers", "torch")
-    assert whole["baseline_id"] == full["id"]
-    assert whole["kept_layers"] == full["kept_layers"] and whole["bleu"] == full["bleu"]
+    assert (whole["baseline_id"], whole["bleu"]) == (full["id"], full["bleu"])
     assert whole["measured_speedup"] is not None and whole["predicted_speedup"] is None
     engines = {side: pairs["engine"] for side, pairs in whole["pairs"].items()}
     assert engines == {"full": "transformers", "strategy": "torch"}
-    again, half = run_point(config(*overrides, "ratio=2"), session)
-    assert again["id"] == half["baseline_id"] == full["id"]
-    assert half["vs_baseline"]["bleu"]["full"] == full["bleu"]
-    same = [config("engine=torch"), config("engine=torch", "baseline_engine=torch")]
-    assert len({resolve(point).run_id for point in same}) == 1
+    assert run_point(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])

@@ -111,7 +111,6 @@ def test_a_difference_is_symmetric_and_a_point_ties_with_itself(bleu, other, mar
     [
         ({}, "bleu"),
         ({"bleu": None}, "chrf"),
-        ({"bleu": None, "chrf": None}, "decode_loss"),
         ({"bleu": None, "chrf": None, "decode_loss": None}, None),
         ({"bleu": None, "chrf": None, "rouge1": 9.0, "rougeL": 10.0}, "rougeL"),
     ],
@@ -166,11 +165,9 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
 @pytest.mark.parametrize(
     ("record", "parts"),
     [
-        (sweep_row(bleu=26.3), ("unified keeps 3 of 6 layers", "1.80x as fast (1.78 to 1.82)")),
-        (sweep_row(bleu=26.3), ("BLEU 26.3 instead of 30.0 (a significant",)),
+        (sweep_row(bleu=26.3), ("1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0")),
         (sweep_row(num_examples=4), ("too few examples",)),
         (sweep_row(speedup_interval_coverage=0.0), ("too few timed pairs",)),
-        (sweep_row("full"), ("the full model runs 6 layers: BLEU 30.0.",)),
         (not_applicable(), ("no result", "one sequence")),
     ],
 )

@@ -1,12 +1,11 @@
-import json
 import sys
-from pathlib import Path
 
 import pytest
 from recipe import RECIPES, load_recipe
-from report_rows import COMMON
+from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose_training
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.strategies.training_schedules import schedules
 
 reproduce = load_recipe("multi30k/reproduce.py")
@@ -38,58 +37,6 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
         ]
 
 
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """Return a function that runs the recipe and returns its commands, with the layers that search
-    found already.
-    """
-    monkeypatch.chdir(tmp_path)
-    called = []
-    monkeypatch.setattr(reproduce, "call", lambda *arguments: called.append(arguments))
-    monkeypatch.setattr(reproduce.Reproduction, "found", lambda self, ratio: [0, 8])
-
-    def run(*arguments):
-        called.clear()
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", str(tmp_path), *arguments])
-        reproduce.main()
-        return (
-            called[1:] if called[0][0] == "train" else called
-        )  # the first command trains the base, unless it times
-
-    return run
-
-
-def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    common = {"status": "done", "strategy": "search", "target_speedup": 6.0, "batch_size": 1}
-    common |= {"num_layers": 12, "layer_ratio": 6.0}
-    patch = {"correction": {"name": "patch", "kind": "full"}}
-    found = [
-        ("base", [0, 7], {}),
-        ("base", [0, 8], {}),
-        ("base", [0, 9], patch),
-        ("other", [0, 4], {}),
-    ]
-    rows = [
-        {**common, "id": f"p{i}", "model": f"runs/{model}", "kept_layers": kept, **more}
-        for i, (model, kept, more) in enumerate(found)
-    ]
-    (tmp_path / "results" / "multi30k").mkdir(parents=True)
-    (tmp_path / "results" / "multi30k" / "runs.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows)
-    )
-    assert reproduce.Reproduction(Path("runs")).found(6) == [0, 8]
-
-
-def test_an_adapter_is_evaluated_on_the_base_and_on_both_test_sets(commands):
-    train, *evaluations = commands("--only", "adapter-unified-2x-s1")
-    base, folder = "model.path=runs/multi30k/base", "runs/multi30k/adapter-unified-2x-s1"
-    assert {base, "train=adapter", f"output={folder}"} <= set(train)
-    for command, test in zip(evaluations, ("test", "test_2017_flickr"), strict=True):
-        source = f"task.source_file=runs/multi30k/data/{test}.de"
-        assert {base, f"correction.path={folder}", source, "ratio=2"} <= set(command)
-
-
 REFERENCES = [
     f"a {colour} dog runs over the {place} with a ball"
     for colour in ("red", "blue", "black")
@@ -118,36 +65,18 @@ def report(monkeypatch):
 
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
-    row = {
-        **COMMON,
-        "id": f"{checkpoint}-{link}",
-        "status": "done",
-        "strategy": strategy,
-        "target_speedup": target,
-        "batch_size": 64,
-        "model": "runs/base",
-        "config": {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}},
-        "num_layers": 12,
-        "kept_layers": list(range(int(12 / target))),
-        "num_examples": len(REFERENCES),
-        "predicted_speedup": target,
-        "layer_ratio": target,
-        "training": "somehow",
-        "bleu": 20.0 if hypotheses == ENDS else 100.0,
-        "decode_loss": 1.0,
-        "pair": "de-en",
-        **(more or {"model": f"runs/{checkpoint}"}),
-        **more,
-    }
-    with (folder / "runs.jsonl").open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+    config = {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}}
+    layers = {"num_layers": 12, "kept_layers": list(range(int(12 / target)))}
+    values = {"id": f"{checkpoint}-{link}", "model": f"runs/{'base' if more else checkpoint}"}
+    values |= {"num_examples": len(REFERENCES), "layer_ratio": target, **layers, **more}
+    row = sweep_row(strategy, target, batch=64, config=config, **values)
+    row = row.replace(bleu=20.0 if hypotheses == ENDS else 100.0, measured_speedup=None)
     texts = [
-        {"source": "x", "hypothesis": h, "reference": r}
-        for h, r in zip(hypotheses, REFERENCES, strict=True)
+        {"source": "x", "hypothesis": hypothesis, "reference": reference}
+        for hypothesis, reference in zip(hypotheses, REFERENCES, strict=True)
     ]
-    (folder / "generations").mkdir(exist_ok=True)
-    file = folder / "generations" / f"{checkpoint}-{link}.jsonl"
-    file.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    ResultsFolder(folder).append(row)
+    ResultsFolder(folder).save_generations(row.id, texts)
 
 
 @pytest.fixture
@@ -190,11 +119,4 @@ def test_the_page_is_made_again_without_generations(results, report):
     for file in (results / "generations").iterdir():
         file.unlink()
     report.write(results)
-    assert (results / "README.md").read_text() == first
-    (results / "comparisons.json").unlink()
-    data = results / "data"
-    data.mkdir()
-    for test in ("test_2016_flickr", "test_2017_flickr"):
-        (data / f"{test}.en").write_text("\n".join(REFERENCES) + "\n")
-    report.write(results, data)
     assert (results / "README.md").read_text() == first

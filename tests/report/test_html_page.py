@@ -91,16 +91,6 @@ def collected(tmp_path, stored, most=200, rows=None):
     return html_page.collect(grouped(rows), rows, most)
 
 
-def test_texts_are_kept_once_and_named_by_position(tmp_path):
-    found = collected(tmp_path, {"unified-2-1": ["a", "b"], "unified-3-1": ["a", "a"]})
-    (only,) = found.sets
-    answers = [[found.texts[i] for i in run.outputs] for run in only.runs]
-    assert answers == [["a", "b"], ["a", "a"]]
-    assert [run.label for run in only.runs] == ["unified 2x", "unified 3x"]
-    assert len(set(found.texts)) == len(found.texts)
-    assert found.texts[only.examples[1]["source"]] == "Satz 1"
-
-
 def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
     assert "4 of 9 examples" in collected(tmp_path, {"unified-2-1": ["a"] * 9}, most=4).note
     assert collected(tmp_path / "none", {}).sets == []

@@ -40,15 +40,10 @@ def paths(value, path=()):
     """The paths of all values in a row; of a list, of its first two elements."""
     if path:
         yield path
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:2])
-        if isinstance(value, list)
-        else ()
-    )
-    for key, one in inner:
-        yield from paths(one, (*path, key))
+    if isinstance(value, list):
+        value = dict(enumerate(value[:2]))
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from paths(inner, (*path, key))
 
 
 @st.composite
@@ -114,11 +109,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
-    [
-        ("measured_speedup", "fast", '"fast"'),
-        ("vs_baseline", {"\x1b]0;x\x07": "x"}, "vs_baseline"),
-        ("exit_depths", {"9" * 5000: 1}, "exit_depths"),
-    ],
+    [("measured_speedup", "fast", '"fast"'), ("vs_baseline", {"\x1b]0;x\x07": "x"}, "vs_baseline")],
 )
 def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip, key, value, words):
     rows = some_rows("lossless/news")

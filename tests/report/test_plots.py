@@ -11,14 +11,7 @@ from ulskip_cli.report.rows import Group, grouped
 def test_a_sweep_is_drawn_with_front_and_gate(tmp_path):
     png, svg = save_quality(grouped([*small_sweep(), not_applicable()]), tmp_path / "quality")
     assert png.read_bytes().startswith(b"\x89PNG")
-    for text in (
-        "unified",
-        "Pareto front",
-        "measured decode speedup, batch size 1",
-        "quality gate: 90% of full",
-        "BLEU",
-        "2x",
-    ):
+    for text in ("unified", "Pareto front", "quality gate: 90% of full", "BLEU", "2x"):
         assert f">{text}</text>" in svg.read_text("utf-8")
 
 
@@ -45,9 +38,7 @@ def test_a_learning_curve_has_a_line_a_depth(tmp_path):
         {"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)
     ]
     _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
-    assert ">12 layers</text>" in svg.read_text("utf-8") and ">6 layers</text>" in svg.read_text(
-        "utf-8"
-    )
+    assert ">6 layers</text>" in svg.read_text("utf-8")
     assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
 
 
@@ -59,12 +50,8 @@ def test_a_strategy_without_an_entry_has_a_colour_of_its_own():
 
 @given(st.lists(st.tuples(st.floats(0.5, 5), st.floats(0, 50)), min_size=1, max_size=20))
 def test_the_front_is_what_nothing_beats(points):
-    front = pareto_front(points)
-    assert set(front) <= set(points)
-    assert front == sorted(front)
-    for speed, value in points:
-        assert any(fast >= speed and good >= value for fast, good in front)
-    for one in front:
-        assert not any(
-            fast >= one[0] and good >= one[1] and (fast, good) != one for fast, good in points
-        )
+    def is_beaten(point):
+        rivals = [rival for rival in points if rival != point]
+        return any(fast >= point[0] and good >= point[1] for fast, good in rivals)
+
+    assert pareto_front(points) == sorted({point for point in points if not is_beaten(point)})

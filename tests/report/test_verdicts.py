@@ -105,14 +105,8 @@ def test_every_pair_has_verdicts():
         record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
         for record in small_sweep()
     ]
-    first, second = (
-        against(new, small_sweep(unified_2=20.5)).pairs[-2:] for new in (small_sweep(), worse)
+    same, slower = (
+        against(new, small_sweep(unified_2=20.5)).pairs[-1] for new in (small_sweep(), worse)
     )
-    assert {(pair.keeps, pair.is_faster, pair.verdict) for pair in first} == {
-        ("does not hold", "holds", "tie")
-    }
-    assert {(pair.is_faster, pair.verdict) for pair in second} == {
-        ("does not hold", "does not hold")
-    }
-    heads = against(worse, small_sweep()).section("Against x").heads
-    assert heads[-3:] == ["keeps 90%", "faster than full", "as before"]
+    assert (same.keeps, same.is_faster, same.verdict) == ("does not hold", "holds", "tie")
+    assert slower.is_faster == slower.verdict == "does not hold"

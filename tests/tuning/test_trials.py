@@ -1,21 +1,6 @@
 from ulskip_cli.tuning.search import StepLog
 
 
-def test_a_finished_step_does_not_run_again(tmp_path):
-    path, runs = tmp_path / "deep" / "log.jsonl", []
-
-    def step(value):
-        runs.append(value)
-        return value
-
-    log = StepLog(path)
-    assert [log.once("a", lambda i=i: step(i)) for i in (1, 3)] == [1, 1]
-    assert log.once("b", lambda: step({"c": [2]})) == {"c": [2]}
-    again = StepLog(path)
-    assert [again.once("a", lambda: step(4)), again.once("b", lambda: step(5))] == [1, {"c": [2]}]
-    assert runs == [1, {"c": [2]}]
-
-
 def test_a_step_that_a_crash_cut_runs_again(tmp_path):
     path = tmp_path / "log.jsonl"
     log = StepLog(path)

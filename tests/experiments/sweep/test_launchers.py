@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import subprocess
 import sys
 import time
@@ -10,15 +9,13 @@ import warnings
 
 import psutil
 import pytest
+from report_rows import timeless_rows
 
 from ulskip_cli.cli.app import invoke
 
 QUICK = ["limit=4", "decoding.max_new_tokens=4", "batch_size=2"]
 QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 GRID = ["strategy=unified", "ratio=1.5,2,3"]
-TIMES = re.compile(
-    r"seconds|per_second|other_cpus|_speedup|^pairs$|finished_at|memory|experiment|environment"
-)
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +27,7 @@ def command(model_folder, tmp_path_factory):
     base = ["sweep", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={results}"]
     base += [*QUICK, *GRID]
     assert invoke([*base, "name=inline"]) == 0
-    return base, results, rows(results / "inline")
-
-
-def rows(folder):
-    """Return the rows by id, each there once, without what depends on time."""
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-    assert len({row["id"] for row in lines}) == len(lines)
-    for row in lines:
-        row["config"].pop("name", None)
-        row["warnings"] = [text for text in row["warnings"] if "speed" not in text]
-    return {
-        row["id"]: {
-            key: value
-            for key, value in row.items()
-            if not TIMES.search(key) or key == "target_speedup"
-        }
-        for row in lines
-    }
+    return base, results, timeless_rows(results / "inline")
 
 
 def kill_a_worker(words):
@@ -85,7 +65,7 @@ def test_a_launcher_leaves_the_same_rows_although_a_worker_dies(name, command, t
         errors = process.stderr.read()
     assert process.returncode == 0, errors
     assert killed
-    assert rows(folder) == expected
+    assert timeless_rows(folder) == expected
     lines = (folder / "runs.jsonl").read_text().splitlines()
     assert {json.loads(line)["environment"]["threads"] for line in lines} == {1}
 

@@ -1,13 +1,12 @@
 import errno
 import json
 import os
-import re
 import threading
 
 import pytest
 import torch
+from report_rows import timeless_rows
 
-from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
@@ -17,11 +16,8 @@ from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import SweepOptions, make_jobs, run_sweep
 from ulskip_cli.strategies.cost import LatencyFit
 
-QUICK = [
-    *("limit=5", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0"),
-    *("speed.new_tokens=3", "batch_size=2"),
-]
-TIMES = re.compile(r"seconds|per_second|other_cpus|speedup|pairs|finished_at|memory")
+QUICK = ["limit=5", "decoding.max_new_tokens=4", "batch_size=2"]
+QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 
 
 class Watcher(runner.NullProgress):
@@ -96,14 +92,6 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
     assert folder.records()[0].id in folder.records()[-1].reason
 
 
-def test_a_point_that_was_claimed_and_not_finished_comes_last(quick_sweep):
-    run, jobs, folder = quick_sweep
-    folder.check_writable()
-    with folder.claim(jobs[1].id) as is_claimed:
-        assert is_claimed
-    assert run() == [ALL[0], ALL[2], ALL[1]]
-
-
 def test_two_sweeps_share_the_work(quick_sweep):
     run, _, folder = quick_sweep
     both, settled = threading.Barrier(2), []
@@ -122,35 +110,13 @@ def test_two_sweeps_share_the_work(quick_sweep):
 
 
 @pytest.fixture
-def sweep(model_folder, tmp_path, capsys):
-    def call(*arguments, name="x"):
-        base = [f"model.path={model_folder}", "model.dtype=float32"]
-        base += [f"results_dir={tmp_path}", f"name={name}"]
-        code = invoke(["sweep", *base, *QUICK, *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def sweep(ulskip, model_folder, tmp_path):
+    base = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}"]
+    return lambda *words, name="x": ulskip("sweep", *base, *QUICK, f"name={name}", *words)
 
 
 def stored(folder):
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-
-
-def results(folder):
-    """Return the rows by id, each there once, without what depends on time."""
-    rows = stored(folder)
-    assert len({row["id"] for row in rows}) == len(rows)
-    timeless = {}
-    for row in rows:
-        row["warnings"] = [text for text in row["warnings"] if "speedup" not in text]
-        row["config"].pop("name", None)
-        timeless[row["id"]] = {
-            key: value
-            for key, value in row.items()
-            if key == "target_speedup" or not (TIMES.search(key) or key == "experiment")
-        }
-    return timeless
 
 
 def interrupt_after(monkeypatch, batches):
@@ -184,7 +150,7 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert listed["counts"] == {"done": 1, "to do": 2}
     assert listed["points"][1]["note"] == "finished batches: 1"
     assert sweep(*grid)[0] == 0
-    assert results(tmp_path / "x") == results(tmp_path / "whole")
+    assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
     assert len(answered) == 3 * 5  # no prompt was answered twice
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 
@@ -198,7 +164,7 @@ def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(
         interrupt_after(patch, 2)
         assert sweep("strategy=full")[0] == 130
     assert sweep("strategy=full")[0] == 0
-    assert results(tmp_path / "x") == results(tmp_path / "whole")
+    assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
     assert {row["evaluated_batch_size"] for row in stored(tmp_path / "x")} == {1}
 
 
@@ -220,35 +186,23 @@ def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypa
     (unfinished,) = (tmp_path / "x" / "generations").glob("*.partial.jsonl")
     assert len(unfinished.read_text().splitlines()) > 1
     assert sweep(*grid)[0] == 0
-    assert results(tmp_path / "x") == results(tmp_path / "whole")
+    assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
 
 
 def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):
-    for _ in range(2):
-        code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative")
-        assert code == 0 and "N/A" in out
-        rows = {row["status"]: row for row in stored(tmp_path / "x")}
-        assert "decoding.draft_tokens" in rows["n/a"]["reason"]
-        assert len(stored(tmp_path / "x")) == 3
+    code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative")
+    assert code == 0 and "N/A" in out
+    rows = {row["status"]: row for row in stored(tmp_path / "x")}
+    assert "decoding.draft_tokens" in rows["n/a"]["reason"]
     assert "N/A" in (tmp_path / "x" / "table.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory at batch size 1"),
-        (ConnectionError("hub"), "ConnectionError: hub"),
-    ],
-    ids=["device", "hub"],
-)
-def test_a_failure_is_told_and_the_next_sweep_tries_it_again(
-    sweep, tmp_path, monkeypatch, error, reason
-):
+def test_a_failure_is_told_and_the_next_sweep_tries_it_again(sweep, tmp_path, monkeypatch):
     generate = Decoder.generate
 
     def fails(self, *args, **options):
         if len(self.stages[0].kept) == 3:
-            raise error
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(self, *args, **options)
 
     with monkeypatch.context() as patch:
@@ -256,15 +210,10 @@ def test_a_failure_is_told_and_the_next_sweep_tries_it_again(
         code, out, err = sweep("ratio=2,3", "baseline=false")
     assert (code, "failed" in out) == (1, True)
     last = err.splitlines()[-1]
-    assert "1 of 2 points" in last and f"unified ratio 2: {reason}" in last
+    assert "1 of 2 points" in last
+    assert "unified ratio 2: out of memory at batch size 1" in last
     assert sweep("ratio=2,3", "baseline=false")[0] == 0
     assert [row["status"] for row in stored(tmp_path / "x")] == ["failed", "done", "done"]
-
-
-def test_a_model_out_of_reach_fails_alone(sweep, tmp_path, model_folder):
-    code, _, err = sweep(f"model.path={model_folder},some/model", "strategy=full")
-    assert code == 1 and "some/model" in err.splitlines()[-1]
-    assert sorted(row["status"] for row in stored(tmp_path / "x")) == ["done", "failed"]
 
 
 def test_a_full_disk_ends_the_sweep_in_one_line_and_nothing_is_lost(sweep, tmp_path, monkeypatch):
@@ -283,15 +232,6 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_nothing_is_lost(sweep, tmp_p
     last = err.splitlines()[-1]
     assert (code, out) == (1, "")
     assert str(tmp_path / "x") in last and "No space left on device" in last
-    assert sweep("ratio=2,3")[0] == 0
-    assert len(ResultsFolder(tmp_path / "x").records()) == 3
-
-
-def test_a_broken_line_costs_only_its_point(sweep, tmp_path):
-    assert sweep("ratio=2,3")[0] == 0
-    runs = tmp_path / "x" / "runs.jsonl"
-    lines = runs.read_text().splitlines(keepends=True)
-    runs.write_text("".join(lines[:1]) + "\x00rubbish\n" + lines[1] + lines[2][:-30])
     assert sweep("ratio=2,3")[0] == 0
     assert len(ResultsFolder(tmp_path / "x").records()) == 3
 
