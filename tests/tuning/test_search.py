@@ -56,7 +56,7 @@ def test_a_speedup_out_of_reach_gets_the_nearest(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "wish", [["speedup=1.5"], ["quality=0.9", "candidates=['strategy=unified correction=none']"]]
+    "wish", [["speedup=1.5"], ["quality=0.001", "candidates=['strategy=unified correction=none']"]]
 )
 def test_an_interrupted_tuning_ends_with_the_same_choice(
     tune, tmp_path, wish, monkeypatch, rows_of
@@ -83,5 +83,6 @@ def test_an_interrupted_tuning_ends_with_the_same_choice(
     assert resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
     ids = [row["id"] for row in rows_of()]
     assert len(set(ids)) == len(ids) and resumed["row"]["id"] in ids
-    best = min(resumed["trials"], key=lambda one: (len(one["kept_layers"]), one["loss"]))
-    assert "quality=0.9" in wish or len(best["kept_layers"]) == len(resumed["kept_layers"])
+    assert resumed["meets_wish"]
+    best = min(resumed["trials"], key=lambda trial: (len(trial["kept_layers"]), trial["loss"]))
+    assert len(best["kept_layers"]) == len(resumed["kept_layers"])
