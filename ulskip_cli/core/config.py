@@ -21,7 +21,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, TrainingConfig, TuneConfig
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
-from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
 from ulskip_cli.core.options import Choice, Table, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
@@ -222,9 +222,9 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     try:
         kind = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"{what}: cannot import the class {target} of _target_ ({reason})"
+            f"{what}: cannot import the class {target} of _target_"
+            f" ({type(error).__name__}: {reason(error)})"
         ) from None
     base = CHOICES[group]
     if not isinstance(kind, type) or not issubclass(kind, base):
@@ -262,12 +262,11 @@ def read_mapping(file: Path) -> Table:
         return _read(file, file.stat().st_mtime_ns)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        reason = str(error.problem)
+        problem = str(error.problem)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        line, reason = "", getattr(error, "strerror", None) or str(error)
+        line, problem = "", reason(error)
     raise UsageError(
-        f"expected lines of the form `key: value` in {file}{line}, got an error:"
-        f" {' '.join(reason.split())[:120]}"
+        f"expected lines of the form `key: value` in {file}{line}, got an error: {problem}"
     )
 
 
@@ -455,7 +454,7 @@ def _hydra_compose(
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())[:300]) from None
+        raise UsageError(reason(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

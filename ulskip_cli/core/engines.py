@@ -22,7 +22,7 @@ from pydantic import field_validator
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import ALL, Need
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
@@ -137,9 +137,9 @@ def engine_class(name: str) -> type[Engine]:
     try:
         kind = point.load()
     except Exception as error:  # another distribution may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"engine={name}: cannot import {point.value} ({reason}); install its package again"
+            f"engine={name}: cannot import {point.value} ({type(error).__name__}: {reason(error)});"
+            " install its package again"
         ) from None
     return kind  # type: ignore[no-any-return]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import UsageError, unknown
+from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, Table, load_json, parse
@@ -291,8 +291,7 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
         environment.check_hub_reachable()
         return Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:
-        reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"expected {key} to be a local folder or an available hub id, got '{name}' ({reason}); "
-            "give a local folder, or use model=tiny, which needs no network"
+            f"expected {key} to be a local folder or an available hub id, got '{name}'"
+            f" ({reason(error)}); give a local folder, or use model=tiny, which needs no network"
         ) from None

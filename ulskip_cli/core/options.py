@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 Parsed = TypeVar("Parsed", bound="Options")
@@ -144,11 +144,11 @@ def load_json(path: Path, what: str) -> Table:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
-        reason = "" if isinstance(values, dict) else "no JSON object"
+        problem = "" if isinstance(values, dict) else "no JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        values, reason = {}, getattr(error, "strerror", None) or str(error)
-    if reason:
-        raise UsageError(f"expected {what} in {path}, got {' '.join(reason.split())[:120]}")
+        values, problem = {}, reason(error)
+    if problem:
+        raise UsageError(f"expected {what} in {path}, got {problem}")
     return dict(values)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 
 PROJECT = "ulskip"
 _LEFT_OUT = ("config", "strategy_options", "pairs")  # the raw samples of `pairs` stay in the row
@@ -66,10 +66,9 @@ def log_row(config: Config, row: Mapping[str, Any], folder: Path) -> None:
             run.store_init_configuration(parameters)
             run.log(metrics, step=None)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
         print(
             f"ulskip: tracker={config.tracker} failed, so {name} is not logged completely; its"
-            f" results are not affected ({type(error).__name__}: {reason})",
+            f" results are not affected ({type(error).__name__}: {reason(error)})",
             file=sys.stderr,
         )
     finally:

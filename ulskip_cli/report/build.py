@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, shares
@@ -168,8 +168,10 @@ def write(report: Report) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
-        raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
+        raise UsageError(
+            f"expected a writable folder, got '{folder}' ({reason(error)}); choose another with"
+            " --output=FOLDER"
+        ) from None
     plot = save_quality(report.groups, folder / "quality", options.gate) if options.plots else []
     files = [folder / "report.md", *plot]
     write_atomic(files[0], report.markdown())
