@@ -68,8 +68,8 @@ def score(
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    for table in tables.terminal(True)(records, console.width):
-        console.print(table)
+    for section in tables.shown(True)(records):
+        console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
     lines = [
@@ -80,4 +80,4 @@ def score(
     lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
     lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line)

@@ -156,7 +156,8 @@ def run(options: Options) -> None:
     """Make a report and show it."""
     report = Report.of(options)
     if options.form == "terminal":
-        show(report, write(report), Console(width=None if sys.stdout.isatty() else NO_TERMINAL))
+        width = None if sys.stdout.isatty() else NO_TERMINAL
+        show(report, write(report), Console(width=width, markup=False, highlight=False))
     else:
         print(paper.latex(report.table4), end="")
 
@@ -185,7 +186,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     """Show a report on a terminal: table 4, the winners, other tables and warnings."""
 
     def tell(text: str, style: str = "", wrap: bool = True) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrap)
+        console.print(text, style=style, soft_wrap=not wrap)
 
     def more(count: int, what: str) -> None:
         if count > 0:
