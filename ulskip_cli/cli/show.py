@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
-def make_console() -> Console:
+def make_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
     """Return a console for standard output: texts are shown as they are, and long lines are not
     wrapped.
     """
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    width = None if sys.stdout.isatty() else pipe_columns
     return Console(width=width, markup=False, highlight=False, soft_wrap=True)
 
 
