@@ -47,6 +47,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 Composed = TypeVar("Composed", bound=Shared)
+Chosen = TypeVar("Chosen", bound=Choice)
 
 
 def compose(
@@ -125,7 +126,7 @@ def make_choice(node: Mapping[str, object], group: str) -> Choice:
     return parse(choice_class(node, group), values, f"{group}.")
 
 
-def changed_choice(choice: Choice, changes: Mapping[str, object], prefix: str) -> Any:
+def changed_choice(choice: Chosen, changes: Mapping[str, object], prefix: str) -> Chosen:
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
@@ -25,6 +25,11 @@ from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ulskip_cli.core.config_schema import DecodingConfig
 
 GROUP = "ulskip.engines"
 METHODS = (
@@ -84,7 +89,9 @@ class Engine(Choice):
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
-    def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
+    def choose(
+        self, model: "PreTrainedModel", decoding: "DecodingConfig"
+    ) -> tuple[str, str | None]:
         """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none
         supports it.
         """

@@ -81,18 +81,18 @@ class _Sizes(Options):
         "num_attention_heads", "n_head", "num_heads", "n_heads"
     )
     # Some models have one value per layer.
-    num_key_value_heads: Size | list[Any] | None = None
-    head_dim: Size | list[Any] | None = None
-    intermediate_size: Size | list[Any] | None = _sized("intermediate_size", "n_inner")
+    num_key_value_heads: Size | list[object] | None = None
+    head_dim: Size | list[object] | None = None
+    intermediate_size: Size | list[object] | None = _sized("intermediate_size", "n_inner")
     max_position_embeddings: Size | None = _sized(
         "max_position_embeddings", "n_positions", "max_seq_len"
     )
     multi_query: bool | None = None
-    kv_lora_rank: Any = None  # the cache contains latent vectors instead of keys and values
+    kv_lora_rank: object = None  # the cache contains latent vectors instead of keys and values
     dtype: str | None = _sized("dtype", "torch_dtype")
 
 
-def _number(size: int | list[Any] | None) -> int | None:
+def _number(size: int | list[object] | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
