@@ -37,10 +37,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
-    from ulskip_cli.core.config import group_choices
     from ulskip_cli.experiments import rescore
 
-    group_choices("task", config_dir)  # allows the classes of the user's own tasks
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
@@ -56,7 +54,7 @@ def score(
         runs = rescore.find_runs(target, results_dir)
         report_progress = bars.phase("score", len(runs))
         for folder, record in runs:
-            scored.append(rescore.rescore(folder, record, extra))
+            scored.append(rescore.rescore(folder, record, extra, config_dir))
             scored[-1].save()
             report_progress(len(scored))
     folders = {str(run.folder.path): run.folder for run in scored}

@@ -112,11 +112,11 @@ def preset(
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def stored_choice(group: str, values: Mapping[str, object]) -> Any:
+def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
     defaults of the class in its preset.
     """
-    target = read_choice(group, str(values.get("name")))["_target_"]
+    target = read_choice(group, str(values.get("name")), extra_dir)["_target_"]
     return make_choice({**values, "_target_": target}, group)
 
 
