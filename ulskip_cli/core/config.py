@@ -180,10 +180,21 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
 
 
 def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
-    """Return the config folders of plug-ins and of the user."""
-    if extra_dir is not None and not extra_dir.is_dir():
+    """Return the config folders of plug-ins and of the user; raise UsageError if the user's folder
+    has a file with the name of a shipped one, which Hydra would read instead.
+    """
+    if extra_dir is None:
+        return tuple(plugin_config_dirs())
+    if not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    return (*plugin_config_dirs(), *([extra_dir] if extra_dir else []))
+    for file in sorted(extra_dir.glob("*/*.yaml")):
+        shipped = config_dir() / file.relative_to(extra_dir)
+        if shipped.is_file() and not shipped.samefile(file):
+            raise UsageError(
+                f"{file}: {file.parent.name}={file.stem} is already defined by {shipped}; give your"
+                " file and its key `name` another name"
+            )
+    return (*plugin_config_dirs(), extra_dir)
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
