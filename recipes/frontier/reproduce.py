@@ -16,20 +16,31 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import group_choices
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plots
-from ulskip_cli.report.frontier import Frontier, frontiers
-from ulskip_cli.report.rows import read_records
+from ulskip_cli.report.frontier import SMALLER, Frontier, frontiers
+from ulskip_cli.report.rows import collected, read_records
 from ulskip_cli.report.tables import markdown, provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
 PARTS = ("sample", "multi30k", "cnn_dm")
 MULTI30K_SENTENCES = 300
+MARKERS = "osD^vP*X"
+SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
 MERGED = (
     "none",
     "folded",
@@ -95,6 +106,47 @@ def measure(args: argparse.Namespace, part: str) -> None:
         call("sweep", *common, able, "ratio=2", *custom)
 
 
+def plot(frontier: Frontier) -> "Figure":
+    """Draw quality against speedup: a colour and a marker for each engine and format, with the
+    numbers of kept layers.
+
+    Smaller models have markers of their own.
+    """
+    points, first = frontier.points, frontier.points[0]
+    figure, (axes,) = plots.panels(1, 7.6, 4.8)
+    at = {point.record.id: (point.speedup, 100 * point.quality.share) for point in points}
+    plots.limit_to(axes, list(at.values()))
+    plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
+    series = collected(
+        points, lambda point: point.engine + f", {SMALLER}" * (point.kind == SMALLER)
+    )
+    for i, (label, members) in enumerate(series.items()):
+        marker = MARKERS[i % len(MARKERS)]
+        xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
+        axes.plot(xs, ys, marker, color=f"C{i % 10}", label=label)
+    layers = [(point.record.layers or "").partition("/")[0] for point in points]
+    annotate_apart(axes, layers, [at[point.record.id] for point in points])
+    axes.set(
+        xlabel=f"decode speedup over {first.name} at full depth",
+        ylabel=f"{first.quality.title}, % of the baseline",
+    )
+    axes.legend(title="numbers: kept layers", title_fontsize=8)
+    return figure
+
+
+def annotate_apart(
+    axes: "Axes", texts: "Sequence[str]", points: "Sequence[tuple[float, float]]"
+) -> None:
+    """Write a small text beside each point, on the side that is farthest from other points and
+    texts.
+    """
+    taken = axes.transData.transform(points) / axes.figure.dpi * 72
+    for text, point, at in zip(texts, points, taken.copy(), strict=True):
+        side = max(SIDES, key=lambda offset: np.hypot(*(taken - at - offset).T).min())
+        plots.annotate(axes, text, point, side, ha="center", va="center", fontsize=7)
+        taken = np.vstack([taken, at + side])
+
+
 def page(found: list[Frontier], folder: Path) -> str:
     """Write a plot for each frontier and return the page."""
     parts = ["# What is best at which speed?"]
@@ -109,7 +161,7 @@ def page(found: list[Frontier], folder: Path) -> str:
         first = one.points[0].record
         name = f"frontier-{first.model}-{Path(first.dataset).name.partition('.')[0]}"
         with plots.applied():
-            plots.save_figure(one.plot(), folder / name)
+            plots.save_figure(plot(one), folder / name)
         sections = one.sections()
         for section in sections:
             parts += [f"## {section.title}", markdown(section), section.note]

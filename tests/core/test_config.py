@@ -179,3 +179,14 @@ def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
     assert config.compose(["experiment=mine", "model=tiny"], tmp_path).model.name == "tiny"
+
+
+@pytest.mark.parametrize("command", [["plan"], ["config", "strategy=unified"], ["tasks"]])
+def test_a_file_of_the_user_with_the_name_of_a_shipped_one_is_refused(ulskip, tmp_path, command):
+    file = tmp_path / "strategy" / "unified.yaml"
+    file.parent.mkdir()
+    file.write_text("_target_: ulskip_cli.strategies.static.TopSkip\nname: unified\n")
+    code, _, err = ulskip(*command, "--config-dir", tmp_path)
+    assert code == 2 and f"{file}: strategy=unified is already defined by" in err
+    file.rename(file.with_name("mine.yaml"))
+    assert ulskip(*command, "--config-dir", tmp_path)[0] == 0

@@ -48,7 +48,7 @@ MISFITS = [
     ({"layers": [0, "x"]}, "p.layers", "a list of whole numbers", "x"),
     ({"names": [["x"]]}, "p.names", "a list of texts", '["x"]'),
     ({"table": [1]}, "p.table", "{a: 1, b: 2}", "[1]"),
-    ({"part": 3}, "p.part", "{a: 1, b: 2}", "3"),
+    ({"part": 3}, "p.part", "a section of keys such as p.part.size", "3"),
     ({"part": {"weights": [1, -1]}}, "p.part.weights", ">= 0", "-1"),
 ]
 PYDANTIC = ("Input should", "validation error", "errors.pydantic.dev", "Extra inputs")

@@ -76,6 +76,8 @@ def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adap
         for name in ("plain", "corrected")
     ]
     assert texts[0] == texts[1]
+    (full,) = run(config("strategy=full", "name=full", *given))
+    assert sum("has no effect with strategy=full" in line for line in full["warnings"]) == 1
 
 
 def test_a_search_with_patches_depends_on_their_fit(config):

@@ -3,8 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
-from report_rows import sweep_row
+import torch
+from report_rows import ENVIRONMENT, sweep_row
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import FAILED, Point, Quality, Record, read
@@ -93,3 +95,17 @@ def test_what_a_row_shows_follows_from_its_measurements():
     stages = [{"first_step": 4, "kept_layers": [0, 5]}]
     staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)
     assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
+
+
+@pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:3", False), ("cpu", False)])
+def test_a_row_belongs_to_this_machine_if_its_accelerator_is_here(monkeypatch, device, here):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    on_cpu = {**ENVIRONMENT, **environment.machine("cpu")}
+    del on_cpu["platform"]
+    on_gpu = sweep_row(device=device, environment={**on_cpu, "accelerator": "H100"})
+    assert on_gpu.is_from_here("threads") is here and on_gpu.is_from_here(quick=True)
+    assert sweep_row(environment=on_cpu).is_from_here()
+    assert not sweep_row(environment={**on_cpu, "threads": 99}).is_from_here("threads")
+    other, unknown = sweep_row(environment=ENVIRONMENT), sweep_row(environment=None)
+    assert not any(row.is_from_here(quick=quick) for row in (other, unknown) for quick in (0, 1))

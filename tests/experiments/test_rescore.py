@@ -131,3 +131,17 @@ def test_a_row_does_not_choose_the_model_that_scores_it(metric):
     mine = {f"{metric}_model": "mine"}
     assert ExtraMetrics(**mine).beside(scoring) == Scoring((metric,), **mine)
     assert ExtraMetrics(["bleu"]).beside(replace(scoring, metrics=())) == Scoring(("bleu",))
+
+
+def test_a_row_of_a_users_own_task_needs_the_folder_of_its_file(folder, ulskip, tmp_path):
+    file = folder / "runs.jsonl"
+    file.write_text(file.read_text().replace('"name": "wmt"', '"name": "mine"'))
+    assert file.read_text().count('"mine"') == 2
+    (tmp_path / "configs" / "task").mkdir(parents=True)
+    preset = "_target_: ulskip_cli.tasks.wmt.Wmt\nname: mine\n"
+    (tmp_path / "configs" / "task" / "mine.yaml").write_text(preset)
+    score = ["score", folder, "--metric", "ter"]
+    code, _, err = ulskip(*score)
+    assert (code, "unknown task 'mine'" in err) == (2, True)
+    code, out, _ = ulskip(*score, "--config-dir", tmp_path / "configs")
+    assert code == 0 and "added: ter; 2 of 2 runs are unchanged" in out

@@ -5,7 +5,7 @@ from report_rows import bench_row, sweep_row, write_folder
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report import benchmark
+from ulskip_cli.report import benchmark, tables
 
 ENGINES = [
     bench_row(target, batch, engine)
@@ -18,9 +18,9 @@ FULL = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
 
 
 def shown(rows, width):
-    console = Console(width=width, record=True, file=io.StringIO())
-    for table in benchmark.terminal(rows, width):
-        console.print(table)
+    console = Console(width=width, record=True, file=io.StringIO(), markup=False)
+    for section in benchmark.sections(rows):
+        console.print(tables.draw(section, width, benchmark.FILE))
     return console.export_text()
 
 

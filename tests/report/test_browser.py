@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_rows import small_sweep, write_folder
 
-from ulskip_cli.report.build import Options, Report, write
+from ulskip_cli.report.build import Report, write
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -31,8 +31,8 @@ def opened(address, folder, *more):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def page_of(folder, **options):
-    files = write(Report.of(Options((folder,), page=True, results_dir=folder.parent, **options)))
+def page_of(folder, against=None, **options):
+    files = write(Report([folder], against, results_dir=folder.parent), page=True, **options)
     return next(file for file in files if file.name == "report.html").read_text("utf-8")
 
 

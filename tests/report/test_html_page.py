@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, write_folder
 
 from ulskip_cli.report import html_page
-from ulskip_cli.report.build import Options, Report, write
+from ulskip_cli.report.build import Report, write
 from ulskip_cli.report.rows import grouped, read_records
 
 EVIL = "</script><script>alert('x')</script> <!-- \"quoted\" & \u2028"
 
 
-def page(tmp_path, rows, answers=None, **options):
+def page(tmp_path, rows, answers=None, against=None, **options):
     folder = write_folder(tmp_path / "x", rows, answers)
-    files = write(Report.of(Options((folder,), page=True, results_dir=tmp_path, **options)))
+    files = write(Report([folder], against, results_dir=tmp_path), page=True, **options)
     return next(file for file in files if file.name == "report.html").read_text("utf-8")
 
 

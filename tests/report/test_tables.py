@@ -17,8 +17,9 @@ def markdown(*rows):
 
 
 def shown(rows, width):
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(*tables.terminal(True)(rows, width))
+    console = Console(width=width, record=True, file=io.StringIO(), markup=False)
+    for section in tables.shown(True)(rows):
+        console.print(tables.draw(section, width, tables.FILE))
     return console.export_text()
 
 

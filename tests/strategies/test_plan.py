@@ -7,6 +7,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.corrections.adapter import Adapter
 from ulskip_cli.strategies.memory import memory_plan
 from ulskip_cli.strategies.plan import make_plan
 
@@ -20,6 +21,16 @@ def test_a_plan_states_all_three_speedups():
     assert plan.target_speedup == plan.layer_ratio == 2.0
     assert plan.predicted_speedup == pytest.approx(1500 / 900)
     assert (plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token) == (1200, 600)
+
+
+@pytest.mark.parametrize(("strategy", "warns"), [("full", True), ("unified", False)])
+def test_an_adapter_has_no_effect_on_all_layers(monkeypatch, strategy, warns):
+    monkeypatch.setattr(Adapter, "patch_kind", lambda self, model: "none")
+    adapter = ["correction=adapter", "correction.path=a", f"strategy={strategy}", "ratio=2"]
+    plan = make_plan(compose(adapter), METADATA)
+    assert [text.partition(" has no effect")[0] for text in plan.warnings] == (
+        ["correction=adapter"] * warns
+    )
 
 
 def test_drafts_are_checked_by_every_layer_so_all_keys_stay():

@@ -26,7 +26,7 @@ from ulskip_cli.cli import (
 from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
-from ulskip_cli.core.errors import RunError, UsageError, one_line
+from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
 
 app = typer.Typer(
     help="Make LLM inference faster by skipping layers, and measure the cost in quality.",
@@ -95,8 +95,8 @@ def invoke(arguments: Sequence[str]) -> int:
                 " accessible",
                 1,
             )
-        first = str(error).strip().split("\n")[0][:300]  # OSErrors of connections, too
-        return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
+        kind = type(error).__name__
+        return _complain(f"{kind}: {reason(error)} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 
 
 def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:

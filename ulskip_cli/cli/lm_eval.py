@@ -75,8 +75,7 @@ def lm_eval(
         if column in results:
             print(make_table(results, column))
     tables.write_tables(folder)
-    written = f"written to {folder.path}/"
-    make_console().print(written, markup=False, highlight=False, soft_wrap=True)
+    make_console().print(f"written to {folder.path}/")
 
 
 def parse_options(words: Sequence[str]) -> Namespace:

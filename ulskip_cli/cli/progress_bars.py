@@ -20,7 +20,8 @@ from rich.progress import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.printable import printable
-from ulskip_cli.core.progress import NullProgress, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.experiments.sweep.jobs import SweepObserver
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record
@@ -31,7 +32,7 @@ LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothi
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
-class ProgressBars:
+class ProgressBars(ProgressCallback):
     """Shows each phase as a bar, or as lines if standard error is not a terminal; a new phase
     completes the last bar.
     """
@@ -103,7 +104,7 @@ class ProgressBars:
         self._end_phase()
         self._label = self._prefix + label
         if not total or not self._enabled:
-            return NullProgress().phase(label, total)
+            return super().phase(label, total)
         task = self._task = self.bars.add_task(self._label, total=total, note="")
         if self.bars.disable:
             self.note(f"{self._label} ({total})")
@@ -115,7 +116,7 @@ class ProgressBars:
         self._label, self._task = "", None
 
 
-class SweepDisplay(ProgressBars):
+class SweepDisplay(ProgressBars, SweepObserver):
     """Shows a sweep: a bar of its jobs, the phase of the running job, and a line for each new
     result.
     """

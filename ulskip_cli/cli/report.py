@@ -6,6 +6,11 @@ from typing import Annotated
 import typer
 
 from ulskip_cli.cli.options import PATH
+from ulskip_cli.cli.show import make_console
+from ulskip_cli.core.errors import require_choice
+
+NO_TERMINAL = 100  # columns of output into a file or a pipe
+FORMATS = ("terminal", "latex")
 
 
 def report(
@@ -54,7 +59,15 @@ def report(
     ] = Path("results"),
 ) -> None:
     """Write tables, a plot and a page of stored rows; `--compare A B` compares folder B with A."""
-    from ulskip_cli.report.build import Options, run
+    require_choice("format", form, FORMATS)
+    from ulskip_cli.report import build, paper
+    from ulskip_cli.report.rows import find_folders
 
-    options = (compare, form, output, html, plots, gate, tolerance, examples, results_dir)
-    run(Options(folders or (), *options))
+    made = build.Report(
+        find_folders(folders or (), results_dir), compare, gate, tolerance, results_dir
+    )
+    if form == "latex":
+        print(paper.latex(made.table4), end="")
+        return
+    written = build.write(made, output, plots, html, examples)
+    build.show(made, written, make_console(NO_TERMINAL))

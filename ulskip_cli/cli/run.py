@@ -55,7 +55,7 @@ def run(
         outcome = run_points([point], session)
     tables.write_tables(folder)
     show_outcome(
-        outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json
+        outcome, folder, tables.shown(wide), lambda records: [sentence(records[-1])], as_json
     )
 
 
@@ -94,7 +94,7 @@ def bench(
     if outcome.records:
         tables.write_tables(folder)
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.terminal, benchmark.lead, as_json)
+    show_outcome(outcome, folder, benchmark.sections, benchmark.lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -153,7 +153,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal(wide), verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.shown(wide), verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -188,4 +188,4 @@ def _show_dry_run(
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
     for line in (*points, "", total, *left_out):
-        console.print(printable(line.rstrip()), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line.rstrip()))

@@ -37,10 +37,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
-    from ulskip_cli.core.config import group_choices
     from ulskip_cli.experiments import rescore
 
-    group_choices("task", config_dir)  # allows the classes of the user's own tasks
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
@@ -56,7 +54,7 @@ def score(
         runs = rescore.find_runs(target, results_dir)
         report_progress = bars.phase("score", len(runs))
         for folder, record in runs:
-            scored.append(rescore.rescore(folder, record, extra))
+            scored.append(rescore.rescore(folder, record, extra, config_dir))
             scored[-1].save()
             report_progress(len(scored))
     folders = {str(run.folder.path): run.folder for run in scored}
@@ -68,8 +66,8 @@ def score(
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    for table in tables.terminal(True)(records, console.width):
-        console.print(table)
+    for section in tables.shown(True)(records):
+        console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
     lines = [
@@ -80,4 +78,4 @@ def score(
     lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
     lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line)

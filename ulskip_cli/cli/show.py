@@ -12,19 +12,21 @@ from rich.console import Console
 from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Record, Row
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepOutcome
+    from ulskip_cli.report.tables import Section
 
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
-def make_console() -> Console:
-    """Return a console for standard output."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+def make_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
+    """Return a console for standard output: texts are shown as they are, and long lines are not
+    wrapped.
+    """
+    width = None if sys.stdout.isatty() else pipe_columns
+    return Console(width=width, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_yaml(*configs: "Config | TrainingConfig") -> None:
@@ -44,16 +46,18 @@ def print_yaml(*configs: "Config | TrainingConfig") -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_tables: Callable[["Sequence[Record]", int], "Sequence[Table]"],
+    make_sections: Callable[["Sequence[Record]"], "Sequence[Section]"],
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
+    file: str = "table.md",
 ) -> None:
     """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point
     failed.
 
-    `make_tables` takes records and the width of the terminal in columns.
+    `file` has the columns that do not fit a terminal.
     """
     from ulskip_cli.report.rows import warnings
+    from ulskip_cli.report.tables import draw
 
     records = list(outcome.records.values())
     if as_json:
@@ -61,19 +65,15 @@ def show_outcome(
     elif records:
         console = make_console()
         for sentence in sentences(records):
-            console.print(
-                printable(sentence), style="bold", highlight=False, markup=False, soft_wrap=True
-            )
-        for table in make_tables(records, console.width):
-            console.print(table)
+            console.print(printable(sentence), style="bold")
+        for section in make_sections(records):
+            console.print(draw(section, console.width, file), soft_wrap=False)
         for warning in warnings(records):
-            console.print(
-                f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False
-            )
+            console.print(f"warning: {printable(warning)}", style="yellow", soft_wrap=False)
         written = f"written to {folder.path}/"
         if any(record.num_examples for record in records):
             written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
-        console.print(written, markup=False, highlight=False, soft_wrap=True)
+        console.print(written)
     outcome.check()
 
 

@@ -62,4 +62,4 @@ def tune(
         return
     console = make_console()
     for line in [*result.lines(), *written]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line)

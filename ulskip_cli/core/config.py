@@ -21,7 +21,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, TrainingConfig, TuneConfig
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
-from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
 from ulskip_cli.core.options import Choice, Table, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
@@ -47,6 +47,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 Composed = TypeVar("Composed", bound=Shared)
+Chosen = TypeVar("Chosen", bound=Choice)
 
 
 def compose(
@@ -111,11 +112,11 @@ def preset(
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def stored_choice(group: str, values: Mapping[str, object]) -> Any:
+def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
     defaults of the class in its preset.
     """
-    target = read_choice(group, str(values.get("name")))["_target_"]
+    target = read_choice(group, str(values.get("name")), extra_dir)["_target_"]
     return make_choice({**values, "_target_": target}, group)
 
 
@@ -125,7 +126,7 @@ def make_choice(node: Mapping[str, object], group: str) -> Choice:
     return parse(choice_class(node, group), values, f"{group}.")
 
 
-def changed_choice(choice: Choice, changes: Mapping[str, object], prefix: str) -> Any:
+def changed_choice(choice: Chosen, changes: Mapping[str, object], prefix: str) -> Chosen:
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """
@@ -179,10 +180,21 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
 
 
 def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
-    """Return the config folders of plug-ins and of the user."""
-    if extra_dir is not None and not extra_dir.is_dir():
+    """Return the config folders of plug-ins and of the user; raise UsageError if the user's folder
+    has a file with the name of a shipped one, which Hydra would read instead.
+    """
+    if extra_dir is None:
+        return tuple(plugin_config_dirs())
+    if not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    return (*plugin_config_dirs(), *([extra_dir] if extra_dir else []))
+    for file in sorted(extra_dir.glob("*/*.yaml")):
+        shipped = config_dir() / file.relative_to(extra_dir)
+        if shipped.is_file() and not shipped.samefile(file):
+            raise UsageError(
+                f"{file}: {file.parent.name}={file.stem} is already defined by {shipped}; give your"
+                " file and its key `name` another name"
+            )
+    return (*plugin_config_dirs(), extra_dir)
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
@@ -222,9 +234,9 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     try:
         kind = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"{what}: cannot import the class {target} of _target_ ({reason})"
+            f"{what}: cannot import the class {target} of _target_"
+            f" ({type(error).__name__}: {reason(error)})"
         ) from None
     base = CHOICES[group]
     if not isinstance(kind, type) or not issubclass(kind, base):
@@ -262,12 +274,11 @@ def read_mapping(file: Path) -> Table:
         return _read(file, file.stat().st_mtime_ns)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        reason = str(error.problem)
+        problem = str(error.problem)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        line, reason = "", getattr(error, "strerror", None) or str(error)
+        line, problem = "", reason(error)
     raise UsageError(
-        f"expected lines of the form `key: value` in {file}{line}, got an error:"
-        f" {' '.join(reason.split())[:120]}"
+        f"expected lines of the form `key: value` in {file}{line}, got an error: {problem}"
     )
 
 
@@ -455,7 +466,7 @@ def _hydra_compose(
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())[:300]) from None
+        raise UsageError(reason(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

@@ -16,15 +16,20 @@ from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import ALL, Need
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ulskip_cli.core.config_schema import DecodingConfig
 
 GROUP = "ulskip.engines"
 METHODS = (
@@ -84,7 +89,9 @@ class Engine(Choice):
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
-    def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
+    def choose(
+        self, model: "PreTrainedModel", decoding: "DecodingConfig"
+    ) -> tuple[str, str | None]:
         """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none
         supports it.
         """
@@ -137,9 +144,9 @@ def engine_class(name: str) -> type[Engine]:
     try:
         kind = point.load()
     except Exception as error:  # another distribution may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"engine={name}: cannot import {point.value} ({reason}); install its package again"
+            f"engine={name}: cannot import {point.value} ({type(error).__name__}: {reason(error)});"
+            " install its package again"
         ) from None
     return kind  # type: ignore[no-any-return]
 

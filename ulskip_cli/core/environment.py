@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def machine(device: str = "cuda") -> Facts:
     has_gpu = place.type == "cuda" and (place.index or 0) < torch.cuda.device_count()
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -56,21 +56,6 @@ def origin(device: str) -> Facts:
     facts = {**code(), **machine(device)}
     del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
     return facts
-
-
-def is_like_here(measured: Mapping[str, object], device: str, also: Sequence[str] = ()) -> bool:
-    """Return True if a row's `environment` describes a machine like this one; `also` lists further
-    keys to compare.
-    """
-    here = machine(device)
-    return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
-
-
-def is_likely_here(measured: Mapping[str, object]) -> bool:
-    """Return True if a row was measured on a processor like this machine's; this check needs no
-    torch.
-    """
-    return measured.get("processor") == _processor()
 
 
 @contextlib.contextmanager
@@ -124,7 +109,8 @@ def _git() -> Facts:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         return text.split("model name", 1)[1].split("\n")[0].split(":", 1)[1].strip()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 _MAX_WORD, _MAX_LINE = 120, 600  # letters that are left of twice as many
 # more known names than this are not listed in an error if it names a command that lists them
 MAX_LISTED = 10
+MAX_REASON = 200  # letters of another library's error
 
 
 class UsageError(Exception):
@@ -68,6 +69,16 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
         f"unknown {kind} '{got}';{hint}{listed}"
         + (f"{';' if listed else ''} {advice}" if advice else "")
     )
+
+
+def reason(error: BaseException) -> str:
+    r"""Return the text of another library's exception on one line, or the name of its type.
+
+    >>> reason(ValueError("bad\nvalue")), reason(OSError(2, "No such file")), reason(KeyError())
+    ('bad value', 'No such file', 'KeyError')
+    """
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text[:MAX_REASON] or type(error).__name__
 
 
 def nearest(got: object, names: Iterable[str]) -> str | None:

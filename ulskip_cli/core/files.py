@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ulskip_cli.core.errors import StorageError, UsageError
+from ulskip_cli.core.errors import StorageError, UsageError, reason
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -99,7 +99,7 @@ def _storing(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # of a folder without locks
         is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
         raise StorageError(
-            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); earlier"
+            f"cannot write {path} ({reason(error)}); earlier"
             f" results are kept; {'free some space' if is_full else 'make the folder writable'} and"
             " run the same command again"
         ) from None
@@ -134,8 +134,9 @@ def user_path(given: str | Path, key: str) -> Path:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.lstat(name)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"expected {key} to be a path, got '{text[:80]}' ({reason})") from None
+        raise UsageError(
+            f"expected {key} to be a path, got '{text[:80]}' ({reason(error)})"
+        ) from None
     if not text.strip():
         raise UsageError(f"expected {key} to be a path, got '{text}'; use . for this folder")
     return path

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -74,7 +73,7 @@ def _leave_terminal() -> None:
             os.dup2(null, descriptor)
 
 
-def _report_unraisable(unraisable: Any) -> None:
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """Report an exception that Python ignores, but not an interruption, which `check` raises
     again.
     """

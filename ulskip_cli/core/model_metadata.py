@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import UsageError, unknown
+from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, Table, load_json, parse
@@ -81,18 +81,18 @@ class _Sizes(Options):
         "num_attention_heads", "n_head", "num_heads", "n_heads"
     )
     # Some models have one value per layer.
-    num_key_value_heads: Size | list[Any] | None = None
-    head_dim: Size | list[Any] | None = None
-    intermediate_size: Size | list[Any] | None = _sized("intermediate_size", "n_inner")
+    num_key_value_heads: Size | list[object] | None = None
+    head_dim: Size | list[object] | None = None
+    intermediate_size: Size | list[object] | None = _sized("intermediate_size", "n_inner")
     max_position_embeddings: Size | None = _sized(
         "max_position_embeddings", "n_positions", "max_seq_len"
     )
     multi_query: bool | None = None
-    kv_lora_rank: Any = None  # the cache contains latent vectors instead of keys and values
+    kv_lora_rank: object = None  # the cache contains latent vectors instead of keys and values
     dtype: str | None = _sized("dtype", "torch_dtype")
 
 
-def _number(size: int | list[Any] | None) -> int | None:
+def _number(size: int | list[object] | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
@@ -291,8 +291,7 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
         environment.check_hub_reachable()
         return Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:
-        reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"expected {key} to be a local folder or an available hub id, got '{name}' ({reason}); "
-            "give a local folder, or use model=tiny, which needs no network"
+            f"expected {key} to be a local folder or an available hub id, got '{name}'"
+            f" ({reason(error)}); give a local folder, or use model=tiny, which needs no network"
         ) from None

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 Parsed = TypeVar("Parsed", bound="Options")
@@ -144,16 +144,17 @@ def load_json(path: Path, what: str) -> Table:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
-        reason = "" if isinstance(values, dict) else "no JSON object"
+        problem = "" if isinstance(values, dict) else "no JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        values, reason = {}, getattr(error, "strerror", None) or str(error)
-    if reason:
-        raise UsageError(f"expected {what} in {path}, got {' '.join(reason.split())[:120]}")
+        values, problem = {}, reason(error)
+    if problem:
+        raise UsageError(f"expected {what} in {path}, got {problem}")
     return dict(values)
 
 
-def describe_type(hint: object) -> str:
-    """Name a type in plain words, or return an empty string for Any.
+def describe_type(hint: object, prefix: str = "") -> str:
+    """Name a type in plain words, or return an empty string for Any. The example of a key in a
+    section of options begins with `prefix`.
 
     >>> describe_type(int | None), describe_type(tuple[str, ...]), describe_type(Literal["a", "b"])
     ('a whole number or null', 'a list of texts, written [a,b]', 'a or b')
@@ -167,9 +168,9 @@ def describe_type(hint: object) -> str:
             for name, sign in SIGNS.items()
             if hasattr(bound, name)
         ]
-        return " ".join([describe_type(arguments[0]), *limits])
+        return " ".join([describe_type(arguments[0], prefix), *limits])
     if origin in (Union, types.UnionType):
-        return " or ".join(filter(None, map(describe_type, arguments)))
+        return " or ".join(filter(None, (describe_type(part, prefix) for part in arguments)))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
@@ -177,7 +178,10 @@ def describe_type(hint: object) -> str:
         if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
         return f"a list{f', each {element},' if element else ','} written [a,b]"
-    return MAPPING if origin is dict or options_in(hint) else NAMES.get(hint, "")
+    if section := options_in(hint):
+        first = next(name for name in section.model_fields if name != "name")
+        return f"a section of keys such as {prefix}{first}"
+    return MAPPING if origin is dict else NAMES.get(hint, "")
 
 
 def choices_of(hint: object) -> tuple[str, ...]:
@@ -233,7 +237,7 @@ def misfit(
     for name, sign in (SIGNS | LENGTHS).items():
         if len(parts) == 1 and name in first.get("ctx", {}):
             return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
-    expected = describe_type(hint) or "of the type that its class declares"
+    expected = describe_type(hint, f"{key}.") or "of the type that its class declares"
     return UsageError(f"expected {what} to be {expected}, got {got}")
 
 

@@ -10,13 +10,14 @@ class ReportProgress(Protocol):
         """Report progress."""
 
 
-class ProgressCallback(Protocol):
-    """A receiver of progress, such as a progress bar."""
+class ProgressCallback:
+    """A receiver of progress, such as a progress bar. This base class ignores all progress."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """End the current phase, begin another, and return a callback for its progress; a total of
         0 needs no display.
         """
+        return lambda done, note="": None
 
     def point(self, number: int, total: int) -> None:
         """Report the following phases as phases of point `number` of `total`."""
@@ -25,15 +26,4 @@ class ProgressCallback(Protocol):
         """Show a line to the user."""
 
 
-class NullProgress:
-    """A receiver that ignores all progress."""
-
-    def phase(self, label: str, total: int) -> ReportProgress:
-        """Return a callback that does nothing."""
-        return lambda done, note="": None
-
-    def point(self, number: int, total: int) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
+NullProgress = ProgressCallback  # the name where all progress is ignored

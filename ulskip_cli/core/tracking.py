@@ -9,10 +9,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 PROJECT = "ulskip"
 _LEFT_OUT = ("config", "strategy_options", "pairs")  # the raw samples of `pairs` stay in the row
@@ -66,10 +69,9 @@ def log_row(config: Config, row: Mapping[str, Any], folder: Path) -> None:
             run.store_init_configuration(parameters)
             run.log(metrics, step=None)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
         print(
             f"ulskip: tracker={config.tracker} failed, so {name} is not logged completely; its"
-            f" results are not affected ({type(error).__name__}: {reason})",
+            f" results are not affected ({type(error).__name__}: {reason(error)})",
             file=sys.stderr,
         )
     finally:
@@ -90,7 +92,7 @@ def split_row(
     return parameters, metrics
 
 
-def _make(config: Config, name: str, folder: Path) -> Any:
+def _make(config: Config, name: str, folder: Path) -> "GeneralTracker":
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -103,7 +105,7 @@ def _make(config: Config, name: str, folder: Path) -> Any:
     return kind(project, **{key: name, **options})
 
 
-def _finish(run: Any) -> None:
+def _finish(run: "GeneralTracker") -> None:
     if run.name == "trackio":  # accelerate's finish() leaves the run open, which prints at exit
         import trackio
 

@@ -162,8 +162,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             " machine was busy when this program started; the timed pairs ran alone and would"
             f" have been faster, so repeat the run{again}"
         )
-    if config.correction.label == "adapter" and record.keeps_all:
-        yield "correction=adapter has no effect with strategy=full, which skips no layers"
     if record.num_truncated_sources:
         yield (
             f"{record.num_truncated_sources} of {record.num_examples} sources were truncated to fit"

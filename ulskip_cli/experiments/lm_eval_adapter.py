@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -289,11 +289,10 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         with environment.offline_if_hub_unreachable():
             results: Row = simple_evaluate(model=model, **arguments)
     except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # a hub or file is missing
-        reason = " ".join(str(error).split())[:160]
         tasks = (task["task"] if isinstance(task, dict) else task for task in options.tasks)
         raise UsageError(
-            f"cannot read the data of --tasks {','.join(tasks)} ({reason}); check the connection"
-            " and the task, or use --include_path with tasks of local files"
+            f"cannot read the data of --tasks {','.join(tasks)} ({reason(error)}); check the"
+            " connection and the task, or use --include_path with tasks of local files"
         ) from None
     results["config"]["model"] = "ulskip"
     samples = results.pop("samples", {})

@@ -671,14 +671,16 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """
         return 0 < (self.num_examples or 0) < MIN_FOR_STARS
 
-    def is_from_here(self, *also: str) -> bool:
+    def is_from_here(self, *also: str, quick: bool = False) -> bool:
         """Return True if the record was measured on a machine like this one; `also` names further
-        facts of the environment that must agree.
+        facts of the environment that must agree. `quick` compares processors alone, which needs no
+        torch.
         """
         where = self.environment
-        return where is not None and environment.is_like_here(
-            where.model_dump(), self.device or "cpu", also
-        )
+        if quick or where is None:
+            return where is not None and where.processor == environment.processor()
+        here = environment.machine(self.device or "cpu")
+        return all(getattr(where, key) == here[key] for key in (*environment.MACHINE, *also))
 
     def is_significant(self, metric: str) -> bool:
         """Return True if a score differs significantly from the full model's score."""

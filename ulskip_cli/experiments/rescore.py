@@ -87,16 +87,18 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     return runs
 
 
-def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> RescoredRun:
+def rescore(
+    folder: ResultsFolder, record: Record, extra: ExtraMetrics, extra_dir: Path | None = None
+) -> RescoredRun:
     """Score a run's stored generations by its own and the extra metrics; raise UsageError if the
-    row has no configuration.
+    row has no configuration, or a task of which neither ulskip nor `extra_dir` has a file.
     """
     if "task" not in record.config:
         raise UsageError(
             f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run"
             " to score it"
         )
-    task: Task = stored_choice("task", record.config["task"])
+    task: Task = stored_choice("task", record.config["task"], extra_dir)
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     texts = _texts(answers)

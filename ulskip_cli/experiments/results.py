@@ -20,7 +20,7 @@ from pathlib import Path
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError, one_line
+from ulskip_cli.core.errors import UsageError, one_line, reason
 from ulskip_cli.core.files import append_line, lock, user_path, write_atomic
 from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
@@ -51,7 +51,7 @@ class ResultsFolder:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UsageError(
-                f"cannot write results to {self.path} ({error.strerror or error}); set another"
+                f"cannot write results to {self.path} ({reason(error)}); set another"
                 " results_dir=DIR"
             ) from None
 

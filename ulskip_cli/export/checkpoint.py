@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
@@ -290,9 +290,8 @@ def _read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedCon
         advice = "use another model"
         if "trust_remote_code" in str(error):
             advice = "model.trust_remote_code=true runs its code"
-        reason = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"transformers cannot read {folder / CONFIG} ({reason}); {advice}"
+            f"transformers cannot read {folder / CONFIG} ({reason(error)}); {advice}"
         ) from None
     if quantization := getattr(config, "quantization_config", None):
         raise UsageError(

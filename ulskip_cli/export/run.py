@@ -19,7 +19,7 @@ from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.preflight import schedule_of
@@ -256,7 +256,7 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                 staging.mkdir()
         except OSError as error:
             raise UsageError(
-                f"cannot write to --to {target} ({error.strerror or error}); use another path"
+                f"cannot write to --to {target} ({reason(error)}); use another path"
             ) from None
         yield staging
         if is_folder and target.exists():  # a rename replaces a file, but no folder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, reason
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,9 +56,8 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
             if not is_out_of_memory(error):
                 raise
             if size.used == 1:
-                reason = (str(error) or type(error).__name__).splitlines()[0][:120]
                 raise RunError(
-                    f"out of memory at batch size 1 ({reason}); use a smaller model,"
+                    f"out of memory at batch size 1 ({reason(error)}); use a smaller model,"
                     " model.dtype=bfloat16 or shorter prompts and answers"
                 ) from None
             size.used //= 2

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import cache_dir, replacing, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
@@ -56,10 +56,9 @@ def folder_of(model: ModelConfig) -> Path:
         with environment.offline_if_hub_unreachable():
             return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the"
-            " id, or give a local folder"
+            f"cannot download model.path={path} from the Hugging Face hub ({reason(error)});"
+            " correct the id, or give a local folder"
         ) from None
 
 

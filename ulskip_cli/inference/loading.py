@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ulskip_cli.core import interruption
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
 from ulskip_cli.core.options import Table, load_json
@@ -133,9 +133,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:160]
         raise UsageError(
-            f"model.device={name} is not available on this machine ({reason}); use"
+            f"model.device={name} is not available on this machine ({reason(error)}); use"
             " model.device=auto"
         ) from None
     return device
@@ -173,10 +172,9 @@ def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
         raise
     except Exception as error:
         kind = "tokenizer" if factory is AutoTokenizer else "model"
-        reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or"
-            " hub id with safetensors weights and tokenizer files"
+            f"cannot load a {kind} from '{config.path}' ({reason(error)}); set model.path to a"
+            " folder or hub id with safetensors weights and tokenizer files"
         ) from error
 
 
@@ -237,10 +235,9 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         return adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason}); use an"
-            " adapter of the layers of this model, such as LoRA"
+            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason(error)});"
+            " use an adapter of the layers of this model, such as LoRA"
         ) from None
 
 
@@ -319,7 +316,7 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
     except Exception as error:
         raise UsageError(
             f"expected a model_type with a causal LM in transformers, such as llama, and its sizes"
-            f" in {file}, got {shape.get('model_type')} ({' '.join(str(error).split())[:200]})"
+            f" in {file}, got {shape.get('model_type')} ({reason(error)})"
         ) from None
     raise RunError(
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"

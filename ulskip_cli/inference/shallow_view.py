@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.inference import architecture_support
 
@@ -418,9 +418,8 @@ def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedM
                 config, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use"
-            " --format schedule to export, and engine=torch in a run"
+            f"cannot build the model of a {type(config).__name__} without weights"
+            f" ({reason(error)}); use --format schedule to export, and engine=torch in a run"
         ) from error
     return model

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
@@ -84,7 +84,7 @@ class SkipAdapter:
                 return shallow_view.shallow_view(model, kept, adapt)
         except (RuntimeError, AttributeError, KeyError) as error:
             raise UsageError(
-                f"the skip adapter does not fit this model ({str(error).splitlines()[0][:160]})"
+                f"the skip adapter does not fit this model ({reason(error)})"
             ) from None
 
     def save(self, folder: Path) -> None:
@@ -124,9 +124,8 @@ class SkipAdapter:
             kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise UsageError(
-                f"expected a skip adapter in {folder}, got an error: {reason}; make one with"
+                f"expected a skip adapter in {folder}, got an error: {reason(error)}; make one with"
                 " `ulskip train train=adapter`"
             ) from None
 

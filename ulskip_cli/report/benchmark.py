@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from operator import attrgetter
 
-from rich.table import Table
-
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Column, Interval, Record, field_columns
 from ulskip_cli.experiments.results import ResultsFolder
@@ -30,11 +28,6 @@ SHARED = {
     "timed_prompt_tokens": "{} prompt tokens",
     "timed_new_tokens": "{} new tokens",
 }
-
-
-def terminal(records: Sequence[Record], width: int) -> list[Table]:
-    """Draw the tables for a terminal of `width` columns."""
-    return [tables.draw(section, width, FILE) for section in sections(records)]
 
 
 def lead(records: Sequence[Record]) -> list[str]:

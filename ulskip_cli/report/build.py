@@ -2,7 +2,6 @@
 a page. No model is loaded.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, shares
@@ -29,45 +28,31 @@ from ulskip_cli.report.rows import (
 from ulskip_cli.report.tables import Section
 from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, overview, winners
 
-NO_TERMINAL = 100  # columns of output into a file or a pipe
-FORMATS = ("terminal", "latex")
 PAPER = "paper"
+PAGE = "report.html"
 MAX_LINES = 60  # of a table on a terminal; files have all lines
 MAX_SETTINGS = 6
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of `ulskip report`."""
+class Report:
+    """The rows of a report, and how they are judged."""
 
-    folders: Sequence[Path] = ()  # results folders; empty: all under `results_dir`
+    paths: list[Path]  # results folders
     against: str | None = None  # `paper`, or a folder of results to compare with
-    form: str = "terminal"  # or `latex`, which is printed and writes no file
-    output: Path | None = None  # where files go; None: `report/` within the folder
-    page: bool = False
-    plots: bool = True
     gate: float = GATE
     tolerance: float = TOLERANCE
-    most: int = MAX_EXAMPLES  # examples on the page
     results_dir: Path = Path("results")
 
+    @cached_property
+    def records(self) -> list[Record]:
+        """The rows of all folders, in order."""
+        return ordered(read_records(self.paths))
 
-@dataclass(frozen=True)
-class Report:
-    """The rows of a report with their groups."""
-
-    options: Options
-    paths: list[Path]
-    records: list[Record]
-    groups: list[Group]
-
-    @classmethod
-    def of(cls, options: Options) -> "Report":
-        """Read and group the rows."""
-        require_choice("format", options.form, FORMATS)
-        paths = find_folders(options.folders, options.results_dir)
-        records = ordered(read_records(paths))
-        return cls(options, paths, records, grouped(records))
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The rows by their settings."""
+        return grouped(self.records)
 
     @cached_property
     def table4(self) -> list[Section]:
@@ -82,7 +67,7 @@ class Report:
     @cached_property
     def overview(self) -> list[Section]:
         """The best point of each model and target, if the rows have several settings."""
-        section = overview(self.groups, self.options.gate)
+        section = overview(self.groups, self.gate)
         return [section] if len(self.groups) > 1 and section.cells else []
 
     @cached_property
@@ -91,9 +76,7 @@ class Report:
         several = len(self.groups) > 1
         by_label = {
             group.label: [
-                winner
-                for winner in winners(group, self.options.gate)
-                if winner.points or not several
+                winner for winner in winners(group, self.gate) if winner.points or not several
             ]
             for group in self.groups
         }
@@ -112,21 +95,20 @@ class Report:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """Further tables: frontiers, and the comparison that the options request."""
-        options, against = self.options, self.options.against
+        """Further tables: frontiers, and the comparison with `against`."""
         found = [section for front in frontiers(self.records) for section in front.sections()]
-        if against == PAPER:
+        if self.against == PAPER:
             found += paper.beside_paper(self.groups)
-        elif against:
-            old = read_records(find_folders([Path(against)], options.results_dir))
-            compared = compare(self.records, old, options.tolerance, options.gate)
+        elif self.against:
+            old = read_records(find_folders([Path(self.against)], self.results_dir))
+            compared = compare(self.records, old, self.tolerance, self.gate)
             if not compared.pairs:
                 names = ", ".join(f"'{path}'" for path in self.paths[:3])
                 raise UsageError(
-                    f"expected points that '{against}' and {names} both contain, got none; compare"
-                    " runs of one task"
+                    f"expected points that '{self.against}' and {names} both contain, got none;"
+                    " compare runs of one task"
                 )
-            found.append(compared.section(f"Comparison with {against}"))
+            found.append(compared.section(f"Comparison with {self.against}"))
         return found
 
     def winners_title(self, label: str) -> str:
@@ -140,7 +122,7 @@ class Report:
         for label, found in self.winners.items():
             parts += [
                 f"## {self.winners_title(label)}",
-                f"Winners are chosen among points that keep {self.options.gate:.0%} of full's"
+                f"Winners are chosen among points that keep {self.gate:.0%} of full's"
                 " quality by their whole interval.",
                 "\n".join(f"- {winner.line()}" for winner in found),
             ]
@@ -152,30 +134,31 @@ class Report:
         return tables.escape_markdown("\n\n".join(filter(None, parts)) + "\n")
 
 
-def run(options: Options) -> None:
-    """Make a report and show it."""
-    report = Report.of(options)
-    if options.form == "terminal":
-        show(report, write(report), Console(width=None if sys.stdout.isatty() else NO_TERMINAL))
-    else:
-        print(paper.latex(report.table4), end="")
-
-
-def write(report: Report) -> list[Path]:
-    """Write all files of a report and return their paths."""
-    options, paths = report.options, report.paths
-    folder = options.output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
+def write(
+    report: Report,
+    output: Path | None = None,
+    plots: bool = True,
+    page: bool = False,
+    most: int = MAX_EXAMPLES,
+) -> list[Path]:
+    """Write all files of a report and return their paths; by default into `report/` in the results
+    folder. A `page` shows the answers to `most` examples of each data set.
+    """
+    paths = report.paths
+    folder = output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
-        raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
-    plot = save_quality(report.groups, folder / "quality", options.gate) if options.plots else []
+        raise UsageError(
+            f"expected a writable folder, got '{folder}' ({reason(error)}); choose another with"
+            " --output=FOLDER"
+        ) from None
+    plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
     write_atomic(files[0], report.markdown())
-    if options.page:
-        files.append(folder / "report.html")
-        write_atomic(files[-1], render(report, plot))
+    if page:
+        files.append(folder / PAGE)
+        write_atomic(files[-1], render(report, plot, most))
     return files
 
 
@@ -183,7 +166,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     """Show a report on a terminal: table 4, the winners, other tables and warnings."""
 
     def tell(text: str, style: str = "", wrap: bool = True) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=not wrap)
+        console.print(text, style=style, soft_wrap=not wrap)
 
     def more(count: int, what: str) -> None:
         if count > 0:
@@ -192,7 +175,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     def draw(section: Section) -> None:
         shown = replace(section, cells=section.cells[:MAX_LINES])
         if shown.cells:
-            console.print(tables.draw(shown, console.width, "report.md"))
+            console.print(tables.draw(shown, console.width, "report.md"), soft_wrap=False)
         more(len(section.cells) - MAX_LINES, "lines")
 
     for section in report.overview:
@@ -202,7 +185,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, "italic")
     for label, found in list(report.winners.items())[:MAX_SETTINGS]:
-        gate = f"{report.options.gate:.0%}"
+        gate = f"{report.gate:.0%}"
         title = report.winners_title(label)
         tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
         for winner in found:
@@ -214,9 +197,6 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     for warning in report.warnings:
         tell(f"warning: {warning}", "yellow")
     folder = written[0].parent
-    page = (
-        f"open {folder / 'report.html'}"
-        if report.options.page
-        else "add --html for a page with examples"
-    )
+    has_page = folder / PAGE in written
+    page = f"open {folder / PAGE}" if has_page else "add --html for a page with examples"
     tell(f"written to {folder}/; {page}", wrap=False)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
@@ -22,12 +21,8 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.report.plots import MARKERS, annotate_apart, draw_front, limit_to, panels
 from ulskip_cli.report.rows import collected, done
 from ulskip_cli.report.tables import Section, ends
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
@@ -233,38 +228,6 @@ class Frontier:
             " less than this speedup."
         )
         return Section(title, list(map(Column, ("speedup", *kinds))), lines, note, words=1)
-
-    def plot(self) -> "Figure":
-        """Draw quality against speedup: a colour and a marker for each engine and format, with the
-        numbers of kept layers.
-
-        Smaller models have markers of their own.
-        """
-        figure, (axes,) = panels(1, 7.6, 4.8)
-        at = {point.record.id: (point.speedup, 100 * point.quality.share) for point in self.points}
-        limit_to(axes, list(at.values()))
-        draw_front(axes, sorted(at[name] for name in at if name not in self.beaten))
-        series = collected(
-            self.points, lambda point: point.engine + f", {SMALLER}" * (point.kind == SMALLER)
-        )
-        for i, (label, members) in enumerate(series.items()):
-            marker = MARKERS[i % len(MARKERS)]
-            xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
-            axes.plot(xs, ys, marker, color=f"C{i % 10}", label=label)
-        annotate_apart(
-            axes,
-            [
-                ((point.record.layers or "").partition("/")[0], at[point.record.id])
-                for point in self.points
-            ],
-        )
-        first = self.points[0]
-        axes.set(
-            xlabel=f"decode speedup over {first.name} at full depth",
-            ylabel=f"{first.quality.title}, % of the baseline",
-        )
-        axes.legend(title="numbers: kept layers", title_fontsize=8)
-        return figure
 
 
 def _better_by(point: Point, rival: Point) -> Interval:

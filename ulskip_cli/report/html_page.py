@@ -40,7 +40,7 @@ def real_minus(text: str) -> str:
     return NEGATIVE.sub("−", text)
 
 
-def render(report: "Report", plot: Sequence[Path]) -> str:
+def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     """Return the page of a report; `plot` is a PNG and an SVG, or empty."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -53,11 +53,11 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
     )
     environment.filters["minus"] = real_minus
     environment.filters["order"] = order
-    groups, records, gate = report.groups, report.records, report.options.gate
+    groups, records, gate = report.groups, report.records, report.gate
     judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
-    answers = collect(groups, records, report.options.most)
+    answers = collect(groups, records, most)
     table = _points(records, judged)
     names = {"strategy", "target", *(shown.head for shown in tables.settings(records))}
     values = zip(table.heads, zip(*table.cells, strict=True), strict=True)

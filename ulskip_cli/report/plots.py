@@ -36,8 +36,6 @@ COLOURS = {
     "search": "#3d9ca8",
     "custom": "#8c6d46",
 }
-MARKERS = "osD^vP*X"
-SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
 _STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -291,17 +289,6 @@ def limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
     axes.margins(0.1)
     axes.autoscale_view()
     axes.autoscale(enable=False)
-
-
-def annotate_apart(axes: "Axes", labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Write a small text beside each point, on the side that is farthest from other points and
-    texts.
-    """
-    taken = axes.transData.transform([point for _, point in labels]) / axes.figure.dpi * 72
-    for (text, point), at in zip(labels, taken.copy(), strict=True):
-        side = max(SIDES, key=lambda offset: np.hypot(*(taken - at - offset).T).min())
-        annotate(axes, text, point, side, ha="center", va="center", fontsize=7)
-        taken = np.vstack([taken, at + side])
 
 
 def annotate(

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
@@ -181,14 +180,12 @@ def short_section(records: Sequence[Record]) -> Section:
     )
 
 
-def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
-    """Return a function that draws the table of records for a terminal, with few columns or with as
+def shown(wide: bool) -> Callable[[Sequence[Record]], list[Section]]:
+    """Return a function that makes the table of records for a terminal, with few columns or with as
     many as fit.
     """
     make = long_section if wide else short_section
-    return lambda records, width: [
-        draw(make([displayed(record, Path()) for record in records]), width, FILE)
-    ]
+    return lambda records: [make([displayed(record, Path()) for record in records])]
 
 
 def settings(records: Sequence[Record]) -> list[Column]:
@@ -224,8 +221,8 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal; if columns do not fit, drop the least important ones and name
-    the complete file.
+    """Draw a table for a terminal without markup; if columns do not fit, drop the least important
+    ones and name the complete file.
     """
     heads = section.columns
     leaving = sorted(
@@ -236,15 +233,15 @@ def draw(section: Section, width: int, file: str) -> Table:
         kept = [i for i in range(len(heads)) if i not in leaving[:missing]]
         for roomy in [True] * (width >= 100) + [False]:
             table = _drawn(section, kept, sentences([section.note, more]), roomy)
-            if Console(width=10_000).measure(table).maximum <= width:
+            if Console(width=10_000, markup=False).measure(table).maximum <= width:
                 return table
     return table
 
 
 def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
     table = Table(
-        title=escape_markup(section.title),
-        caption=escape_markup(note),
+        title=section.title,
+        caption=note,
         title_style="bold",
         title_justify="left",
         caption_justify="left",
@@ -254,12 +251,12 @@ def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Tab
     most = 10_000 if section.sentences else MAX_CELL
     for i in kept:
         table.add_column(
-            escape_markup(section.columns[i].title),
+            section.columns[i].title,
             justify="left" if i < section.num_words else "right",
             no_wrap=not section.sentences,
         )
     for line in section.cells:
-        table.add_row(*(escape_markup(shortened(line[i], most)) for i in kept))
+        table.add_row(*(shortened(line[i], most) for i in kept))
     return table
 
 

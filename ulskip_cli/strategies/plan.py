@@ -197,6 +197,10 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
             f"strategy={strategy.name} is not calibrated yet; a run calibrates it, and this plan"
             f" uses {strategy.stand_in}"
         )
+    if config.correction.label == "adapter" and count == num_layers:
+        warnings.append(
+            "correction=adapter has no effect with strategy=full, which skips no layers"
+        )
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.task import Example, Task, Template
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PromptFormatter:
             )
         except Exception as error:  # a chat template is a program and may raise anything
             raise UsageError(
-                f"the model's chat template failed ({str(error).strip()[:160]});"
+                f"the model's chat template failed ({reason(error)});"
                 " task.template=plain needs no chat template"
             ) from None
         if conversation.startswith(chat_prompt):

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.options import Options, Table, load_json, parse
@@ -96,7 +96,7 @@ def train(
     try:
         trainer = SkipTrainer(setup, progress, identity)
     except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
-        raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"train.training_args: {reason(error)}") from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
@@ -109,7 +109,7 @@ def train(
         if type(error).__module__.partition(".")[0] != config.tracker:
             raise
         raise RunError(
-            f"tracker={config.tracker} failed ({str(error).strip()}); repair it or set"
+            f"tracker={config.tracker} failed ({reason(error)}); repair it or set"
             " tracker=none, and run the same command again to continue"
         ) from None
     seconds = round(time.perf_counter() - began, 1)

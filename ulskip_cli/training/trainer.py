@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.tracking import PROJECT, flatten
@@ -170,7 +170,7 @@ def training_arguments(config: TrainingConfig, identity: str) -> TrainingArgumen
             }
         )
     except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"train.training_args: {reason(error)}") from None
     made.settings = dict(flatten(config.resolved()))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun

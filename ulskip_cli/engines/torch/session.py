@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.torch import static_cache
@@ -139,12 +139,9 @@ class TorchSession(ModelSession):
         except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
-            reason = next(
-                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-            )
             if compile_ != "auto":
                 raise RunError(
-                    f"torch.compile failed on the decode step ({reason[:160]}); use"
+                    f"torch.compile failed on the decode step ({reason(error)}); use"
                     " decoding.compile=off"
                 ) from None
             made = []

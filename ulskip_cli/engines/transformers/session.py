@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
 from ulskip_cli.engines.transformers import options
 from ulskip_cli.inference import shallow_view
@@ -54,7 +54,7 @@ class TransformersSession(Session):
                 raise
             raise UsageError(
                 "decoding.draft_tokens or decoding.generate_kwargs is refused by transformers"
-                f" ({' '.join(str(error).split())[:200]}); correct or remove them, or use"
+                f" ({reason(error)}); correct or remove them, or use"
                 " engine=auto or batch_size=1"
             ) from None
         clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from ulskip_cli.core import environment, interruption
+from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, write_atomic
@@ -204,10 +204,8 @@ class SweepStatus:
             return False
         if self._launcher in SHARED:
             return True
-        if self._quick:
-            where = record.environment
-            return where is not None and environment.is_likely_here(where.model_dump())
-        return record.is_from_here(*["threads"] * (self._launcher == "inline"))
+        also = ["threads"] * (self._launcher == "inline")
+        return record.is_from_here(*also, quick=self._quick)
 
 
 @dataclass
@@ -247,7 +245,7 @@ class SweepOptions:
     words: Sequence[str] | None = None
 
 
-class SweepObserver(ProgressCallback, Protocol):
+class SweepObserver(ProgressCallback):
     """Receives the events of a sweep, e.g. the terminal's display."""
 
     def job_settled(self, job: Job, record: Record, is_new: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
@@ -76,8 +76,8 @@ class Comet(SegmentMetric):
             )
             output = Path(folder) / "scores.json"
             if process.returncode or not output.is_file():
-                reason = process.stderr.strip() or process.stdout.strip()
-                raise _scoring_error("comet", self.model, reason.split("\n")[-1])
+                text = process.stderr.strip() or process.stdout.strip()
+                raise _scoring_error("comet", self.model, text.split("\n")[-1][:160])
             scored = json.loads(output.read_text("utf-8"))
         return [
             {"comet": 100 * np.array([segment["COMET"] for segment in scored[name]])}
@@ -132,9 +132,8 @@ class BertScore(SegmentMetric):
                 for texts in systems
             ]
         except Exception as error:
-            reason = str(error).strip() or type(error).__name__
             model = self.model or f"the default for '{self.language}'"
-            raise _scoring_error("bertscore", model, reason) from None
+            raise _scoring_error("bertscore", model, reason(error)) from None
         return [{"bertscore": 100 * np.asarray(f1, dtype=np.float64)} for _, _, f1 in scored]
 
 
@@ -148,9 +147,8 @@ def bertscore(scoring: Scoring) -> BertScore:
     return BertScore(scoring.bertscore_model, scoring.target_language or "en")
 
 
-def _scoring_error(metric: str, model: str, reason: str) -> RunError:
-    first = reason.split("\n")[0][:160]
+def _scoring_error(metric: str, model: str, problem: str) -> RunError:
     key = f"task.{metric}_model (ulskip score: --{metric}-model)"
     return RunError(
-        f"metric {metric}: cannot score with {model} ({first}); set {key} to a local model"
+        f"metric {metric}: cannot score with {model} ({problem}); set {key} to a local model"
     )

@@ -12,7 +12,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Metric, Scores
 
@@ -40,9 +40,9 @@ class Sacrebleu(Metric):
                 if self.extra
                 else "see sacrebleu's documentation"
             )
-            reason = str(error).strip().split("\n")[0]
             raise UsageError(
-                f"metric {self.name}: sacrebleu cannot tokenize this language ({reason}); {install}"
+                f"metric {self.name}: sacrebleu cannot tokenize this language ({reason(error)});"
+                f" {install}"
             ) from None
 
     def score(self, answers: Answers) -> Scores:
