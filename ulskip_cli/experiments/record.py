@@ -565,10 +565,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             **({key: item for part in sections for key, item in part} | values)
         )
 
-    def join(self, *sections: Section, **values: object) -> Self:
-        """Return a copy with the values of further sections."""
-        return self.replace(**({key: item for part in sections for key, item in part} | values))
-
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""
         return self.model_dump(mode="json", exclude_none=True)

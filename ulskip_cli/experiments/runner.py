@@ -320,52 +320,50 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, progress)
-    record = make_record(run, decoder, answers, timed, baseline)
-    record = record.join(quality, wall_seconds=checkpoints.elapsed_seconds)
-    record = save_record(run, session, record, answers.generations if answers else None)
+    seconds = checkpoints.elapsed_seconds
+    record = store_record(run, session, decoder, timed, quality, seconds, answers, baseline)
     checkpoints.remove()
     return record
 
 
-def make_record(
+def store_record(
     run: PreparedRun,
+    session: Session,
     decoder: Decoder,
-    answers: GeneratedAnswers | None,
     timed: TimedPairs | None,
-    baseline: Record | None,
+    section: Section,
+    wall_seconds: float,
+    answers: GeneratedAnswers | None = None,
+    baseline: Record | None = None,
 ) -> Record:
-    """Return the record of a measured point, without quality scores."""
-    config, plan = run.point.config, run.plan
-    pairs, generations = timed.strategy if timed else [], answers.generations if answers else []
+    """Make the record of a measured point, store it with its warnings, and return it. `section`
+    holds the values that only an evaluation or only a benchmark has.
+    """
+    config, plan, pairs = run.point.config, run.plan, timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
+    generations = answers.generations if answers else None
     record = Record.joined(
         run.point.identity,
         described,
         *([measure_throughput(outputs, source)] if outputs else []),
         *([timed.timing()] if timed else []),
-        describe_provenance(config, plan, run.loaded, decoder, len(generations)),
+        describe_provenance(config, plan, run.loaded, decoder, len(generations or ())),
+        section,
         chat=run.workload.chat if run.workload else None,
         prompt_layers=plan.prompt_layers,
         baseline_id=baseline.id if baseline else None,
         correction=run.correction,
         latency_fit=run.latency.as_dict() if run.latency else None,
         calibration=run.calibration,
+        wall_seconds=wall_seconds,
     )
     if timed and not answers:
         record = record.replace(compile_seconds=timed.compile_seconds)
-    return record
-
-
-def save_record(
-    run: PreparedRun, session: Session, record: Record, generations: Sequence[Row] | None = None
-) -> Record:
-    """Store a record with its warnings, and return it."""
     session.progress.phase("write", 0)
-    config = run.point.config
-    record = record.replace(warnings=run_warnings(config, run.plan, record))
+    record = record.replace(warnings=run_warnings(config, plan, record))
     ResultsFolder.of(config).save(config, record, generations)
     return record
