@@ -7,7 +7,7 @@ the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator
-from operator import methodcaller
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -64,7 +64,7 @@ class Column(NamedTuple):
 
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
-    show: Callable[[Any], object] | None = None  # the value, unless it is the field's own
+    show: Callable[[Any], object] | str = ""  # makes the value, or names its attribute
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
 
@@ -72,6 +72,11 @@ class Column(NamedTuple):
     def head(self) -> str:
         """The title on one line."""
         return self.title.replace("-\n", "").replace("\n", " ")
+
+    def value(self, line: object) -> object:
+        """Return the value that the column shows of a line."""
+        show = attrgetter(self.show) if isinstance(self.show, str) else self.show
+        return show(line)
 
 
 def value(
@@ -221,7 +226,7 @@ class Point(Section):
     baseline_model: Text = value("model of the baseline, if it is another one", setting=True)
     strategy: str = value(
         "the strategy",
-        Column("strategy", show=lambda record: record.label, first=True),
+        Column("strategy", show="label", first=True),
         default=...,
     )
     strategy_options: Row = value(
@@ -293,7 +298,7 @@ class Schedule(Section):
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers = value(
         "the layers that every step runs, or the first stage",
-        Column("layers", show=lambda record: record.layers, first=True),
+        Column("layers", show="layers", first=True),
     )
     unit: Unit | None = value(
         "`attention` or `mlp` if the other layers skip only this part ([half"
@@ -340,7 +345,7 @@ class Timing(Section):
     measured_speedup: Ratio = value(
         "median ratio of decode seconds per token of the full model and the strategy",
         Column("mea-\nsured", ".2f", first=True),
-        Column("inter-\nval", show=lambda record: record.interval, leaves=15, first=True),
+        Column("inter-\nval", show="interval", leaves=15, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its interval")
     measured_speedup_high: Ratio = value("upper end of its interval")
@@ -353,7 +358,7 @@ class Timing(Section):
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
         " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`",
-        Column("pairs", "d", lambda record: record.num_pairs, leaves=9),
+        Column("pairs", "d", "num_pairs", leaves=9),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
@@ -368,7 +373,7 @@ class Timing(Section):
         Column(
             "KV\nkept",
             ".0%",
-            lambda record: record.kv_share,
+            "kv_share",
             14,
         ),
     )
@@ -748,7 +753,7 @@ def field_columns() -> Iterator[tuple[str, Column]]:
             yield key, metric_column(key)
         for key in kind.model_fields:
             for column in _NOTES[key]["columns"]:
-                yield key, column._replace(show=column.show or methodcaller("value", key))
+                yield key, column._replace(show=column.show or key)
 
 
 def metric_column(key: str) -> Column:
