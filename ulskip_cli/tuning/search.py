@@ -33,7 +33,7 @@ from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
-from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver, SweepOptions, make_jobs, run_sweep
+from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
@@ -307,7 +307,7 @@ class Tuning:
         """
         jobs = make_jobs(configs, self._resolver)
         with self.observe(jobs) as observer:
-            outcome = run_sweep(jobs, SweepOptions(), observer)
+            outcome = Sweep(jobs, observer).run()
         outcome.check()
         rows = {job.config.identity: outcome.records[job.id] for job in jobs}
         folder = str(self.folder.path)
