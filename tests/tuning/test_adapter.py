@@ -42,7 +42,7 @@ def test_no_example_that_chooses_or_is_reported_is_trained_on(
         overrides.append(f"calibration.task={{file: {calibration}}}")
     split = divide(compose(overrides), wanted)
     sides = resolve_point(split.choice), resolve_point(split.final)
-    used = {example.source for side in sides for example in side.examples}
+    used = {example.source for side in sides for example in side.data.examples}
     try:
         found = [example.source for example in training_examples(split)]
     except UsageError as error:

@@ -70,7 +70,7 @@ def bench(
 
     Points are measured again on every call.
     """
-    from ulskip_cli.experiments.preflight import Resolver, resolve_benchmark
+    from ulskip_cli.experiments.preflight import Resolver
     from ulskip_cli.experiments.sweep.grid import points
 
     left_out: list[str] = []
@@ -79,7 +79,7 @@ def bench(
         print_yaml(*grid)
         return
     resolver = Resolver()
-    resolved = [resolve_benchmark(point, resolver) for point in grid]
+    resolved = [resolver.resolve(point, "bench") for point in grid]
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.benchmark import Benchmarks
     from ulskip_cli.experiments.results import ResultsFolder

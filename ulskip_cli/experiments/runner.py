@@ -82,17 +82,13 @@ class Session:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
         context is too short. A workload of None stands for random prompts, or for none held out.
         """
-        if point.task is None:
+        if point.data is None:
             return None, None
-        model, held_out = point.config.model, point.held_out
-        if str(model) not in self._tokenizers:
-            self._tokenizers[str(model)] = load_tokenizer(model)
-        tokenizer = self._tokenizers[str(model)]
-        workload = encode_workload(point, tokenizer)
-        if held_out is None:
-            return workload, None
-        calibrating = replace(point, task=held_out.task, examples=held_out.examples)
-        return workload, encode_workload(calibrating, tokenizer)
+        key = str(point.config.model)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(point.config.model)
+        tokenizer, calibrating = self._tokenizers[key], replace(point, data=point.held_out)
+        return encode_workload(point, tokenizer), encode_workload(calibrating, tokenizer)
 
     def load(
         self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
@@ -261,7 +257,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     adapter, entry = load_adapter(config, plan)
     used = CorrectionUsed(name="adapter", **entry) if entry else None
     if config.correction.is_fitted and not plan.keeps_all:
-        if point.task:
+        if point.data:
             adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
         else:
             adapter, used = zero_patches(config, loaded, plan)
