@@ -18,6 +18,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit, notes_of
 from ulskip_cli.core.strategy import LAYER, Unit
 from ulskip_cli.tasks import metrics
@@ -29,7 +30,7 @@ MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; fi
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 
-Row = dict[str, Any]  # a record as a JSON object
+Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
 Flag = bool | None
 Whole = int | None
