@@ -118,7 +118,7 @@ def point(llama, tokenizer):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.engines.decoder import Decoder
-    from ulskip_cli.experiments.preflight import ResolvedPoint
+    from ulskip_cli.experiments.preflight import ResolvedPoint, TaskExamples
     from ulskip_cli.experiments.workload import encode_workload
     from ulskip_cli.strategies.plan import make_plan
 
@@ -128,8 +128,8 @@ def point(llama, tokenizer):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
-        task, examples = config.task, config.task.examples()[: config.limit]
-        resolved = ResolvedPoint(config, task, examples, None, metadata, plan, "0" * 12, "weights")
+        data = TaskExamples(config.task, config.task.examples()[: config.limit])
+        resolved = ResolvedPoint(config, data, None, metadata, plan, "0" * 12, "weights")
         return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build

@@ -11,7 +11,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels, session
 from ulskip_cli.experiments import benchmark, runner
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit
-from ulskip_cli.experiments.preflight import resolve_benchmark
+from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -61,7 +61,7 @@ class Bench:
 
     def run_each(self, *configs):
         """Return the rows of configurations that are one grid."""
-        points = [resolve_benchmark(config) for config in configs]
+        points = [Resolver().resolve(config, "bench") for config in configs]
         benchmarks = benchmark.Benchmarks(points)
         return [benchmarks.run_point(point, self.session)[0].to_row() for point in points]
 
@@ -172,7 +172,9 @@ def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch
         return real(point, *args)
 
     monkeypatch.setattr(benchmark, "prepare_run", prepare)
-    points = [resolve_benchmark(point(f"engine={name}")) for name in ("torch", "transformers")]
+    points = [
+        Resolver().resolve(point(f"engine={name}"), "bench") for name in ("torch", "transformers")
+    ]
     benchmarks = benchmark.Benchmarks(points)
     assert benchmarks.run_point(points[0], bench.session)[0].engine == "torch"
     with pytest.raises(RunError, match="no"):

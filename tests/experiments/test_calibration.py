@@ -28,8 +28,7 @@ def ready(tmp_path, model_folder):
         if held_out is None:
             return config, loaded, None
         plan, ids = make_plan(config, loaded.metadata), ("0" * 12, "weights")
-        data = (held_out.task, held_out.examples, None)
-        point = ResolvedPoint(config, *data, loaded.metadata, plan, *ids)
+        point = ResolvedPoint(config, held_out, None, loaded.metadata, plan, *ids)
         return config, loaded, encode_workload(point, loaded.tokenizer)
 
     return make

@@ -7,7 +7,7 @@ from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
-from ulskip_cli.experiments.preflight import find_held_out, resolve, resolve_benchmark
+from ulskip_cli.experiments.preflight import Resolver, find_held_out, resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -28,8 +28,9 @@ def files(tmp_path):
 def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
-    assert (point.config, len(point.examples), point.held_out) == (config, 3, None)
-    assert (point.metadata.num_layers, point.plan.num_kept, point.task.data) == (12, 6, "sample")
+    assert (point.config, len(point.data.examples), point.held_out) == (config, 3, None)
+    kept = point.metadata.num_layers, point.plan.num_kept
+    assert (*kept, point.data.task.data) == (12, 6, "sample")
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
     assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
     assert point.identity.baseline_id == point.baseline.run_id
@@ -41,7 +42,7 @@ def test_a_point_has_all_that_follows_from_its_configuration():
 def test_bundled_samples_hold_out_examples_that_no_run_evaluates(task):
     point = resolve(compose([*task, "model=tiny", "strategy=search"]))
     assert point.held_out.examples and point.held_out.task.data == "held_out"
-    evaluated = {example.source for example in point.task.examples()}
+    evaluated = {example.source for example in point.data.task.examples()}
     assert not evaluated & {example.source for example in point.held_out.examples}
 
 
@@ -61,7 +62,7 @@ def test_bundled_samples_hold_out_examples_that_no_run_evaluates(task):
 def test_held_out_examples_are_not_evaluated(files, tmp_path, overrides, expected):
     point = resolve(compose([*files, *(text.replace("DIR", str(tmp_path)) for text in overrides)]))
     assert [example.source for example in point.held_out.examples] == expected
-    assert not {example.source for example in point.examples} & {*expected}
+    assert not {example.source for example in point.data.examples} & {*expected}
 
 
 def test_missing_examples_are_refused(files):
@@ -149,13 +150,13 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
 )
 def test_an_impossible_benchmark_is_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
-        resolve_benchmark(compose(overrides))
+        Resolver().resolve(compose(overrides), "bench")
 
 
 def test_a_benchmark_does_not_read_its_task():
     config = compose(["task=jsonl"])
-    point = resolve_benchmark(config)
-    assert (point.task, point.examples, point.baseline) == (None, (), None)
+    point = Resolver().resolve(config, "bench")
+    assert point.data is point.baseline is None
     with pytest.raises(UsageError):
         resolve(config)
 

@@ -32,7 +32,7 @@ def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
     point = asked("ratio=3")
     record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), wall_seconds=1.5)
     assert (record.scores, record.target_speedup, record.wall_seconds) == ({"bleu": 20.0}, 3.0, 1.5)
-    record = record.join(Quality(chrf=1.0, decode_loss=3.0)).replace(mine={"deep": [1]})
+    record = record.replace(**dict(Quality(chrf=1.0, decode_loss=3.0)), mine={"deep": [1]})
     assert (record.scores, record.decode_loss) == ({"bleu": 20.0, "chrf": 1.0}, 3.0)
     row = record.to_row()
     assert row["mine"] == {"deep": [1]} and "reason" not in row

@@ -130,6 +130,6 @@ def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch, tmp_path
     observer = SimpleNamespace(
         job_settled=lambda *given: None, rows_changed=lambda folder: None, note=lambda text: None
     )
-    outcome = sweep.run_sweep([job], sweep.SweepOptions(words=words), observer)
+    outcome = sweep.Sweep([job], observer, words=words).run()
     assert ended == [[]]  # asked until no worker was alive
     assert outcome.records[job.id].is_done and fake.made == []  # the worker logs, not the sweep

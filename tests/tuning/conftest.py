@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.tuning.search import Trials
+from ulskip_cli.tuning.search import Tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
 FEW += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4"]
@@ -19,7 +19,7 @@ def tune(ulskip, tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     speedups = {str(count): 12 / count for count in range(2, 12)}
-    monkeypatch.setattr(Trials, "speedups", lambda self, config, wanted: speedups)
+    monkeypatch.setattr(Tuning, "speedups", lambda self, wanted: speedups)
 
     def call(*more):
         code, out, err = ulskip("tune", *FEW, *more, "--json")

@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve as resolve_point
 from ulskip_cli.tuning import search as adapter
 from ulskip_cli.tuning.request import divide, training_examples
-from ulskip_cli.tuning.search import Trials
+from ulskip_cli.tuning.search import Tuning
 
 ONE = "candidates=['strategy=unified']"
 TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
@@ -43,7 +43,7 @@ def test_no_example_that_chooses_or_is_reported_is_trained_on(
         overrides.append(f"calibration.task={{file: {calibration}}}")
     split = divide(compose(overrides), wanted)
     sides = resolve_point(split.choice), resolve_point(split.final)
-    used = {example.source for side in sides for example in side.examples}
+    used = {example.source for side in sides for example in side.data.examples}
     try:
         found = [example.source for example in training_examples(split)]
     except UsageError as error:
@@ -68,14 +68,14 @@ def with_seconds(monkeypatch, seconds):
 
 def with_loss(monkeypatch, change):
     """Change the decode loss of the trained adapter."""
-    run = Trials.run
+    run = Tuning.measure_loss
 
     def changed(self, candidate, num_kept):
         trial = run(self, candidate, num_kept)
         trained = candidate.config.correction.label == "adapter"
         return trial.replace(loss=trial.loss + change) if trained else trial
 
-    monkeypatch.setattr(Trials, "run", changed)
+    monkeypatch.setattr(Tuning, "measure_loss", changed)
 
 
 def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch, ulskip):

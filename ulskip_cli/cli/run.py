@@ -70,7 +70,7 @@ def bench(
 
     Points are measured again on every call.
     """
-    from ulskip_cli.experiments.preflight import Resolver, resolve_benchmark
+    from ulskip_cli.experiments.preflight import Resolver
     from ulskip_cli.experiments.sweep.grid import points
 
     left_out: list[str] = []
@@ -79,7 +79,7 @@ def bench(
         print_yaml(*grid)
         return
     resolver = Resolver()
-    resolved = [resolve_benchmark(point, resolver) for point in grid]
+    resolved = [resolver.resolve(point, "bench") for point in grid]
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.benchmark import Benchmarks
     from ulskip_cli.experiments.results import ResultsFolder
@@ -133,7 +133,7 @@ def sweep(
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import SweepOptions, run_sweep
+    from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
 
@@ -143,7 +143,9 @@ def sweep(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     write = tables.write_tables if since is None else lambda folder: None
     with SweepDisplay(jobs, write) as display:
-        outcome = run_sweep(jobs, SweepOptions(force, fail_fast, since, words), display)
+        outcome = Sweep(
+            jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
+        ).run()
         for line in left_out:
             display.note(line)
     if since is not None:
@@ -168,12 +170,10 @@ def _show_dry_run(
     jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
 ) -> None:
     """Print the points of a sweep with their states, and the alternatives that are left out."""
-    from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import SweepStatus
+    from ulskip_cli.experiments.sweep.jobs import Sweep
 
-    config = jobs[0].config
-    status = SweepStatus(ResultsFolder.of(config), config.launcher.name, force, quick=True)
-    states = [(job, *status.describe(job)) for job in jobs]
+    planned = Sweep(jobs, force=force)
+    states = [(job, *planned.describe(job)) for job in jobs]
     counts = Counter(state for _, state, _ in states)
     if as_json:
         rows = [

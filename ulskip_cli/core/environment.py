@@ -11,15 +11,15 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from ulskip_cli.core.files import Table
 
 __version__ = "0.3.0"
-Facts = dict[str, Any]  # by the keys of a row's `environment`
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 
 
-def code() -> Facts:
+def code() -> Table:
     """Return the versions of this program and its packages, and the git commit and dirty flag of a
     checkout.
     """
@@ -33,7 +33,7 @@ def code() -> Facts:
     }
 
 
-def machine(device: str = "cuda") -> Facts:
+def machine(device: str = "cuda") -> Table:
     """Describe the machine: processor, threads and how they wait, instruction set, and CUDA
     accelerator (None for others).
     """
@@ -51,7 +51,7 @@ def machine(device: str = "cuda") -> Facts:
     }
 
 
-def origin(device: str) -> Facts:
+def origin(device: str) -> Table:
     """Return the code version and the machine, which must be the same for all batches of a run."""
     facts = {**code(), **machine(device)}
     del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
@@ -92,11 +92,11 @@ def check_hub_reachable() -> None:
 
 
 @functools.cache  # the state at the first call is the code that runs, even if files change later
-def _git() -> Facts:
+def _git() -> Table:
     root = Path(__file__).parents[2]
     paths = [".", ":(exclude)results", ":(exclude)benchmarks/results"]
     command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", *paths]
-    unknown: Facts = {"git_commit": None, "git_dirty": None}
+    unknown: Table = {"git_commit": None, "git_dirty": None}
     if not (root / ".git").exists():
         return unknown
     try:

@@ -15,10 +15,12 @@ from filelock import FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError, UsageError, reason
 
+Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Table]:
     """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no
     objects.
     """
@@ -26,14 +28,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [row for line in lines if (row := _object(line)) is not None]
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> Table | None:
     """Read the JSON object in a file; return None if the file is missing or contains no JSON
     object.
     """
     return _object(path.read_bytes()) if path.is_file() else None
 
 
-def _object(text: str | bytes) -> dict[str, Any] | None:
+def _object(text: str | bytes) -> Table | None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

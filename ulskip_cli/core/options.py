@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
+from ulskip_cli.core.files import Table as Table
 
-Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.files import Table
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -36,18 +37,18 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None
     are left out.
     """
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list | tuple) else value
 
 
-def log_row(config: Config, row: Mapping[str, Any], folder: Path) -> None:
+def log_row(config: Config, row: Table, folder: Path) -> None:
     """Log a finished row to the tracker, if any: configuration, texts and lists as parameters, and
     all other numbers as metrics. A tracker that fails prints one warning.
 
@@ -78,9 +79,7 @@ def log_row(config: Config, row: Mapping[str, Any], folder: Path) -> None:
         sys.stdin = stdin
 
 
-def split_row(
-    config: Config, row: Mapping[str, Any]
-) -> tuple[dict[str, str | float], dict[str, float]]:
+def split_row(config: Config, row: Table) -> tuple[dict[str, str | float], dict[str, float]]:
     """Return the parameters and the metrics of a row, with dotted keys."""
     parameters = dict(flatten(config.resolved()))
     metrics = {}

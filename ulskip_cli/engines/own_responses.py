@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import append_line, read_jsonl
+from ulskip_cli.core.files import Table, append_line, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, longest_first
 from ulskip_cli.inference import shallow_view
@@ -87,9 +86,7 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
     its own for the others.
     """
-    changes: dict[str, Any] = (
-        {"do_sample": True, "temperature": options.temperature} if sample else {}
-    )
+    changes: Table = {"do_sample": True, "temperature": options.temperature} if sample else {}
     if sample == 0 and options.num_beams > 1:
         changes = {"num_beams": options.num_beams}
     return replace(

@@ -22,13 +22,7 @@ from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record, Row
-from ulskip_cli.experiments.runner import (
-    PreparedRun,
-    Session,
-    make_record,
-    prepare_run,
-    save_record,
-)
+from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.experiments.workload import decode_context, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.timing import now
@@ -84,10 +78,9 @@ class Benchmarks:
         if point.run_id not in self._timed:
             self._time(point, session)
         timed = self._timed.pop(point.run_id)
-        record = make_record(timed.run, timed.pair.strategy, None, timed.pairs, None)
-        seconds = time.monotonic() - timed.run.started_at
-        record = record.join(_describe(timed), wall_seconds=seconds)
-        return [save_record(timed.run, session, record)]
+        run, section = timed.run, _describe(timed)
+        seconds = time.monotonic() - run.started_at
+        return [store_record(run, session, timed.pair.strategy, timed.pairs, section, seconds)]
 
     def _time(self, point: ResolvedPoint, session: Session) -> None:
         """Time a point together with the untried points of its group, or with the first one only if

@@ -329,7 +329,7 @@ def make_records(results: Row, shared: Record, options: Row | None = None) -> li
         )
         asked = [shared.id, task, num_examples, section.model_dump(exclude={"lm_eval"})]
         point = {"id": digest(asked), "task": f"lm_eval:{task}", "num_examples": num_examples}
-        records.append(shared.join(section, **point))
+        records.append(shared.replace(**dict(section), **point))
     return records
 
 

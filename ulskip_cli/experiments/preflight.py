@@ -39,8 +39,7 @@ class ResolvedPoint:
     """One point of an experiment with everything derived from its configuration."""
 
     config: Config
-    task: Task | None  # None for a benchmark, which times random prompts
-    examples: Sequence[Example]  # for evaluation, in the task's order
+    data: TaskExamples | None  # to evaluate; None for a benchmark, which times random prompts
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     metadata: ModelMetadata
     plan: Plan  # before calibration and timing
@@ -52,9 +51,10 @@ class ResolvedPoint:
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
         baseline_id = self.baseline.run_id if self.baseline else None
-        if self.task is None:
+        if self.data is None:
             return Point.of(self.config, self.run_id).replace(task=None, pair=None)
-        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data)
+        dataset = self.data.task.data
+        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=dataset)
 
 
 @dataclass
@@ -65,25 +65,30 @@ class Resolver:
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
-    def resolve(self, config: Config) -> ResolvedPoint:
-        """Check a run and derive its point; raise a UsageError (or NotApplicable) that names the
-        unsupported key.
+    def resolve(self, config: Config, command: str = "run") -> ResolvedPoint:
+        """Check a run, or a benchmark, which reads no task, and derive its point; raise a
+        UsageError (or NotApplicable) that names the unsupported key.
         """
-        metadata, plan = self.schedule(config, "run")
-        data = self.data(config)
-        held_out = find_held_out(config) if config.model.source != "random" else None
-        _check_calibration(config, plan)
-        compared = config.baseline and (not plan.is_full_model or config.has_other_baseline)
+        metadata, plan = self.schedule(config, command)
+        data = held_out = baseline = None
+        if command == "bench":
+            _check_benchmark(config, metadata.context)
+        else:
+            data = self.data(config)
+            held_out = find_held_out(config) if config.model.source != "random" else None
+            _check_calibration(config, plan)
+            if config.baseline and (not plan.is_full_model or config.has_other_baseline):
+                baseline = self.resolve(baseline_config(config))
+        texts = "".join(part.text for part in (data, held_out) if part) or "[]"
         return ResolvedPoint(
             config,
-            data.task,
-            data.examples,
+            data,
             held_out,
             metadata,
             plan,
-            self.run_id(config, data.text + (held_out.text if held_out else "")),
+            self.run_id(config, texts),
             self.weights_fingerprint(config.model),
-            self.resolve(baseline_config(config)) if compared else None,
+            baseline,
         )
 
     def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
@@ -183,41 +188,6 @@ def resolve(config: Config) -> ResolvedPoint:
     return Resolver().resolve(config)
 
 
-def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
-    """Resolve a benchmark, which reads no task; raise a UsageError that names the key if a value is
-    not supported.
-    """
-    resolver = resolver or Resolver()
-    metadata, plan = resolver.schedule(config, "bench")
-    speed, context = config.speed, metadata.context
-    refused = {
-        "speed.enabled=false": not speed.enabled,
-        "limit= or offset=": config.limit is not None or config.offset,
-        "baseline=false": not config.baseline,
-    }
-    for key, is_given in refused.items():
-        if is_given:
-            raise UsageError(
-                f"{key} is not supported by `ulskip bench`, which compares the speed of the full"
-                " model and the strategy on random prompts; use `ulskip run`"
-            )
-    if context is not None and speed.prompt_tokens + speed.new_tokens > context:
-        raise UsageError(
-            "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
-            f" {context}, got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
-        )
-    return ResolvedPoint(
-        config,
-        None,
-        (),
-        None,
-        metadata,
-        plan,
-        resolver.run_id(config, "[]"),
-        resolver.weights_fingerprint(config.model),
-    )
-
-
 def evaluated_examples(config: Config) -> list[Example]:
     """Return the examples that a run evaluates: `limit` examples after the first `offset`; raise
     UsageError if none is left.
@@ -280,3 +250,24 @@ def _check_calibration(config: Config, plan: Plan) -> None:
         )
     if config.strategy.is_calibrated and config.ratio_basis != "latency":
         config.correction.folder_for(config.model, plan.skipping_sets)
+
+
+def _check_benchmark(config: Config, context: int | None) -> None:
+    """Refuse values that a benchmark does not support."""
+    speed = config.speed
+    refused = {
+        "speed.enabled=false": not speed.enabled,
+        "limit= or offset=": config.limit is not None or config.offset,
+        "baseline=false": not config.baseline,
+    }
+    for key, is_given in refused.items():
+        if is_given:
+            raise UsageError(
+                f"{key} is not supported by `ulskip bench`, which compares the speed of the full"
+                " model and the strategy on random prompts; use `ulskip run`"
+            )
+    if context is not None and speed.prompt_tokens + speed.new_tokens > context:
+        raise UsageError(
+            "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
+            f" {context}, got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
+        )

@@ -7,7 +7,7 @@ the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 from collections.abc import Callable, Iterator
-from operator import methodcaller
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -18,6 +18,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit, notes_of
 from ulskip_cli.core.strategy import LAYER, Unit
 from ulskip_cli.tasks import metrics
@@ -29,20 +30,23 @@ MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; fi
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 
-Row = dict[str, Any]  # a record as a JSON object
+Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
 Flag = bool | None
 Whole = int | None
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_ .+=-]*$", max_length=128)]  # of files
-Number = Annotated[float, Field(ge=-1e30, le=1e30)]
-Count = Annotated[int, Field(ge=0, le=10**18)]
-Positive = Annotated[float, Field(gt=0, le=1e30)]
-Rate = Annotated[float, Field(ge=0, le=1e30)]
-Ratio = Annotated[float, Field(gt=0, le=1e6)]
-Share = Annotated[float, Field(ge=0, le=1)]
+KnownNumber = Annotated[float, Field(ge=-1e30, le=1e30)]
+KnownCount = Annotated[int, Field(ge=0, le=10**18)]
+KnownPositive = Annotated[float, Field(gt=0, le=1e30)]
+Number = KnownNumber | None
+Count = KnownCount | None
+Positive = KnownPositive | None
+Rate = Annotated[float, Field(ge=0, le=1e30)] | None
+Ratio = Annotated[float, Field(gt=0, le=1e6)] | None
+Share = Annotated[float, Field(ge=0, le=1)] | None
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
-Layers = Annotated[tuple[Count, ...], Field(min_length=1)]
-Seconds = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Layers = Annotated[tuple[KnownCount, ...], Field(min_length=1)] | None
+Seconds = Annotated[tuple[KnownPositive, ...], Field(min_length=1)]
 Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
@@ -61,7 +65,7 @@ class Column(NamedTuple):
 
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
-    show: Callable[[Any], object] | None = None  # the value, unless it is the field's own
+    show: Callable[[Any], object] | str = ""  # makes the value, or names its attribute
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
 
@@ -69,6 +73,11 @@ class Column(NamedTuple):
     def head(self) -> str:
         """The title on one line."""
         return self.title.replace("-\n", "").replace("\n", " ")
+
+    def value(self, line: object) -> object:
+        """Return the value that the column shows of a line."""
+        show = attrgetter(self.show) if isinstance(self.show, str) else self.show
+        return show(line)
 
 
 def value(
@@ -105,10 +114,10 @@ class CorrectionUsed(Section):
     """
 
     name: str
-    kind: str | None = None
-    path: str | None = None
+    kind: Text = None
+    path: Text = None
     id: Name | None = None
-    lora_rank: Count | None = None
+    lora_rank: Count = None
 
     @property
     def label(self) -> str:
@@ -121,26 +130,26 @@ class CorrectionUsed(Section):
 class StageUsed(Section):
     """A later stage of a schedule."""
 
-    first_step: Count
-    kept_layers: Layers | None = None
+    first_step: KnownCount
+    kept_layers: Layers = None
 
 
 class Compared(Section):
     """A score beside the full model's score."""
 
-    full: Number
-    delta: Number
-    delta_low: Number
-    delta_high: Number
-    p_value: Share | None
+    full: KnownNumber
+    delta: KnownNumber
+    delta_low: KnownNumber
+    delta_high: KnownNumber
+    p_value: Share
 
 
 class Side(Section):
     """The raw seconds of one side of timed pairs."""
 
     decode_seconds: Seconds
-    decoded_tokens: tuple[Count, ...] | None = None
-    generated_tokens: tuple[Count, ...] | None = None
+    decoded_tokens: tuple[KnownCount, ...] | None = None
+    generated_tokens: tuple[KnownCount, ...] | None = None
 
 
 class Pairs(Section):
@@ -153,25 +162,25 @@ class Pairs(Section):
 class Limits(Section):
     """The rate at which the machine reads memory."""
 
-    bytes_per_second: Positive
+    bytes_per_second: KnownPositive
 
 
 class OverReference(Section):
     """Tokens/s divided by those of the reference of a benchmark, with an interval over rounds."""
 
-    over_reference: Ratio | None = value(
+    over_reference: Ratio = value(
         "tokens/s divided by those of the full model with `reference_engine`, from rounds"
     )
-    over_reference_low: Ratio | None = value("lower end of its interval")
-    over_reference_high: Ratio | None = value("upper end of its interval")
+    over_reference_low: Ratio = value("lower end of its interval")
+    over_reference_high: Ratio = value("upper end of its interval")
 
 
 class FullSide(OverReference):
     """The full model's side of a benchmark."""
 
-    decode_tokens_per_second: Positive
-    total_tokens_per_second: Positive
-    bandwidth_share: Number | None = None
+    decode_tokens_per_second: KnownPositive
+    total_tokens_per_second: KnownPositive
+    bandwidth_share: Number = None
 
 
 class Packages(Section):
@@ -185,17 +194,17 @@ class Environment(Section):
     """The code and the machine of a run."""
 
     ulskip: str
-    git_commit: str | None = None
-    git_dirty: bool | None = None
+    git_commit: Text = None
+    git_dirty: Flag = None
     packages: Packages
-    accelerator: str | None = None
-    processor: str | None = None
-    threads: Count
-    wait_policy: str | None = None
-    instruction_set: str | None = None
+    accelerator: Text = None
+    processor: Text = None
+    threads: KnownCount
+    wait_policy: Text = None
+    instruction_set: Text = None
 
     @property
-    def machine(self) -> tuple[str | None, str | None, int]:
+    def machine(self) -> tuple[Text, Text, int]:
         """The processor, the accelerator and the number of threads, which decide times."""
         return self.processor, self.accelerator, self.threads
 
@@ -218,7 +227,7 @@ class Point(Section):
     baseline_model: Text = value("model of the baseline, if it is another one", setting=True)
     strategy: str = value(
         "the strategy",
-        Column("strategy", show=lambda record: record.label, first=True),
+        Column("strategy", show="label", first=True),
         default=...,
     )
     strategy_options: Row = value(
@@ -231,10 +240,10 @@ class Point(Section):
     draft_tokens: int | str | None = value(
         "largest number of drafts per check, or `auto`; 0 without drafts", setting=True
     )
-    batch_size: Count = value("sequences decoded together", setting=True, default=...)
+    batch_size: KnownCount = value("sequences decoded together", setting=True, default=...)
     prompt_layers: Text = value("layers that encode the prompt", setting=True)
     ratio_basis: Text = value("meaning of the target: layers, cost or latency", setting=True)
-    target_speedup: Ratio | None = value(
+    target_speedup: Ratio = value(
         "requested ratio; 1 for `full`, left out for `custom`",
         Column("target", ".4g"),
     )
@@ -251,8 +260,8 @@ class Point(Section):
         config: Config,
         run_id: str,
         *,
-        baseline_id: str | None = None,
-        dataset: str | None = None,
+        baseline_id: Text = None,
+        dataset: Text = None,
     ) -> "Point":
         """Make the identity of a point before its run."""
         strategy, correction = config.strategy, config.correction
@@ -288,9 +297,9 @@ class Schedule(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
-    kept_layers: Layers | None = value(
+    kept_layers: Layers = value(
         "the layers that every step runs, or the first stage",
-        Column("layers", show=lambda record: record.layers, first=True),
+        Column("layers", show="layers", first=True),
     )
     unit: Unit | None = value(
         "`attention` or `mlp` if the other layers skip only this part ([half"
@@ -299,17 +308,15 @@ class Schedule(Section):
     later_stages: tuple[StageUsed, ...] = value(
         "first step and layers of later stages, which run fewer layers", default=()
     )
-    target_kept_layers: Positive | None = value("requested mean number of layers")
-    mean_kept_layers: Positive | None = value("mean number of layers over the timed pairs")
-    evaluated_mean_kept_layers: Positive | None = value(
-        "mean number of layers over the evaluated answers"
-    )
-    layer_ratio: Positive | None = value(
+    target_kept_layers: Positive = value("requested mean number of layers")
+    mean_kept_layers: Positive = value("mean number of layers over the timed pairs")
+    evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
+    layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
         " attentions",
         Column("layer\nratio", ".2f"),
     )
-    predicted_speedup: Ratio | None = value(
+    predicted_speedup: Ratio = value(
         "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
         " final norm and the output head; with drafts, computed from the measured costs of drafts"
         " and checks",
@@ -319,7 +326,7 @@ class Schedule(Section):
             first=True,
         ),
     )
-    draft_cost: Positive | None = value(
+    draft_cost: Positive = value(
         "bytes that a drafting step reads, divided by those of a full step"
     )
     latency_fit: Row | None = value(
@@ -336,94 +343,84 @@ class Timing(Section):
     bytes.
     """
 
-    measured_speedup: Ratio | None = value(
+    measured_speedup: Ratio = value(
         "median ratio of decode seconds per token of the full model and the strategy",
         Column("mea-\nsured", ".2f", first=True),
-        Column("inter-\nval", show=lambda record: record.interval, leaves=15, first=True),
+        Column("inter-\nval", show="interval", leaves=15, first=True),
     )
-    measured_speedup_low: Ratio | None = value("lower end of its interval")
-    measured_speedup_high: Ratio | None = value("upper end of its interval")
-    end_to_end_speedup: Ratio | None = value(
-        "median ratio of the seconds of prefill and decode per token"
-    )
-    end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
-    end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
-    speedup_interval_coverage: Share | None = value(
+    measured_speedup_low: Ratio = value("lower end of its interval")
+    measured_speedup_high: Ratio = value("upper end of its interval")
+    end_to_end_speedup: Ratio = value("median ratio of the seconds of prefill and decode per token")
+    end_to_end_speedup_low: Ratio = value("lower end of its interval")
+    end_to_end_speedup_high: Ratio = value("upper end of its interval")
+    speedup_interval_coverage: Share = value(
         "probability that the intervals contain the true median: 98.4% with seven pairs"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
         " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`",
-        Column("pairs", "d", lambda record: record.num_pairs, leaves=9),
+        Column("pairs", "d", "num_pairs", leaves=9),
     )
-    timed_batch_size: Count | None = value(
-        "smaller than `batch_size` if a batch did not fit into memory"
-    )
-    other_cpus: Rate | None = value(
+    timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
+    other_cpus: Rate = value(
         "mean number of CPUs that other processes used during the pairs",
         Column("other\nCPUs", ".1f", leaves=7),
     )
-    prefill_seconds: Number | None = value("median seconds of prefill per batch")
-    time_to_first_token_seconds: Number | None = value(
-        "median seconds to the first token per batch"
-    )
-    time_per_output_token_seconds: Positive | None = value(
-        "median seconds of a decode step per batch"
-    )
-    prompt_kv_bytes: Count | None = value(
+    prefill_seconds: Number = value("median seconds of prefill per batch")
+    time_to_first_token_seconds: Number = value("median seconds to the first token per batch")
+    time_per_output_token_seconds: Positive = value("median seconds of a decode step per batch")
+    prompt_kv_bytes: Count = value(
         "exact size of the KV cache of the prompt",
         Column(
             "KV\nkept",
             ".0%",
-            lambda record: record.kv_share,
+            "kv_share",
             14,
         ),
     )
-    kept_kv_bytes: Count | None = value("size of this cache without the skipped layers")
+    kept_kv_bytes: Count = value("size of this cache without the skipped layers")
 
 
 class Quality(Section):
     """The quality of the answers; each metric of the task adds a value under its own key."""
 
-    decode_loss: Number | None = value(
+    decode_loss: Number = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
         " drafts the full model's",
         Column("decode\nloss", ".2f"),
     )
-    decode_loss_mean_kept_layers: Number | None = value(
+    decode_loss_mean_kept_layers: Number = value(
         "mean exit depth of `decode_loss`, with early exit"
     )
-    agreement: Share | None = value(
+    agreement: Share = value(
         "share of the tokens of the full model's answers that the schedule also finds most likely,"
         " given the tokens before",
         Column("agree-\nment", ".1%", leaves=8),
     )
-    agreement_low: Share | None = value("lower end of its 95% bootstrap interval over answers")
-    agreement_high: Share | None = value("upper end of its interval")
-    kl_divergence: Number | None = value(
+    agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
+    agreement_high: Share = value("upper end of its interval")
+    kl_divergence: Number = value(
         "mean KL(full || schedule) of the next token at the same positions, in nats",
         Column("KL", ".2f", leaves=6),
     )
-    kl_divergence_low: Number | None = value("lower end of its interval")
-    kl_divergence_high: Number | None = value("upper end of its interval")
+    kl_divergence_low: Number = value("lower end of its interval")
+    kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
         "per metric the full model's score, `delta`, its 95% paired bootstrap interval and"
         " `p_value`",
         default={},
     )
-    degenerate: dict[str, Count] = value(
+    degenerate: dict[str, KnownCount] = value(
         "number of outputs that are `empty`, end in a `loop` or `hit_limit`", default={}
     )
-    length_ratio: Number | None = value("words of hypotheses divided by words of references")
-    num_truncated_sources: Count | None = value("sources that were truncated to fit the context")
-    num_truncated_references: Count | None = value(
-        "references whose end `decode_loss` does not count"
-    )
-    evaluated_batch_size: Count | None = value(
+    length_ratio: Number = value("words of hypotheses divided by words of references")
+    num_truncated_sources: Count = value("sources that were truncated to fit the context")
+    num_truncated_references: Count = value("references whose end `decode_loss` does not count")
+    evaluated_batch_size: Count = value(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
-    peak_memory_bytes: Count | None = value(
+    peak_memory_bytes: Count = value(
         "peak during generation, of the CUDA allocator or else of the process"
     )
 
@@ -437,7 +434,7 @@ class Quality(Section):
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
-    decode_tokens_per_second: Rate | None = value(
+    decode_tokens_per_second: Rate = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
         " after EOS",
         Column(
@@ -446,7 +443,7 @@ class Throughput(Section):
             first=True,
         ),
     )
-    total_tokens_per_second: Rate | None = value(
+    total_tokens_per_second: Rate = value(
         "prompt and generated tokens per second of prefill and decode",
         Column(
             "total\ntok/s",
@@ -455,30 +452,30 @@ class Throughput(Section):
         ),
     )
     throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
-    prompt_tokens: Count | None = value("prompt tokens in these rates")
-    generated_tokens: Count | None = value("generated tokens in these rates")
-    decode_seconds: Number | None = value("decode seconds in these rates")
-    total_seconds: Number | None = value("seconds of prefill and decode in these rates")
-    compile_seconds: Number | None = value(
+    prompt_tokens: Count = value("prompt tokens in these rates")
+    generated_tokens: Count = value("generated tokens in these rates")
+    decode_seconds: Number = value("decode seconds in these rates")
+    total_seconds: Number = value("seconds of prefill and decode in these rates")
+    compile_seconds: Number = value(
         "compilation, or conversion for an engine on another library; excluded from all times"
     )
-    acceptance_rate: Share | None = value(
+    acceptance_rate: Share = value(
         "accepted share of drafts",
         Column("accept-\nance", ".2f"),
     )
-    mean_accepted_length: Number | None = value(
+    mean_accepted_length: Number = value(
         "tokens per check", Column("tokens\na check", ".2f", leaves=10)
     )
-    exit_depths: dict[Depth, Count] | None = value("tokens by depth, with early exit")
-    exit_check_fraction: Number | None = value("share of decode time in the checks of early exit")
+    exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
+    exit_check_fraction: Number = value("share of decode time in the checks of early exit")
     missing_kv: Text = value("method for missing keys, with early exit")
 
 
 class Benchmark(OverReference):
     """Values of `ulskip bench`. Its rows have no task, and their throughput is from timed pairs."""
 
-    timed_prompt_tokens: Count | None = value("length of every prompt", setting=True)
-    timed_new_tokens: Count | None = value("length of every answer", setting=True)
+    timed_prompt_tokens: Count = value("length of every prompt", setting=True)
+    timed_new_tokens: Count = value("length of every answer", setting=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
     compiled_layers: Flag = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value(
@@ -487,10 +484,10 @@ class Benchmark(OverReference):
     reference_engine: Text = value(
         "the engine whose full model ran in the same rounds, the first of the grid"
     )
-    step_bytes: Count | None = value(
+    step_bytes: Count = value(
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
-    bandwidth_share: Number | None = value(
+    bandwidth_share: Number = value(
         "`step_bytes` per second, divided by the rate of `machine_limits`, from rounds; left out"
         " above 1"
     )
@@ -536,7 +533,7 @@ class Provenance(Section):
     training: Text = value("how the weights were trained")
     trained_for: Row | None = value("strategy, ratios and layers from `training.json`")
     trained_for_these_layers: Flag = value("true if this row's layers were trained")
-    num_examples: Count | None = value("number of evaluated examples", setting=True)
+    num_examples: Count = value("number of evaluated examples", setting=True)
     environment: Environment | None = value(
         "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set,"
         " accelerator"
@@ -552,7 +549,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("reason why there is no result")
     log: Text = value("file with the traceback")
-    wall_seconds: Number | None = value("duration of the point, over all attempts")
+    wall_seconds: Number = value("duration of the point, over all attempts")
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
@@ -564,10 +561,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return cls.model_construct(
             **({key: item for part in sections for key, item in part} | values)
         )
-
-    def join(self, *sections: Section, **values: object) -> Self:
-        """Return a copy with the values of further sections."""
-        return self.replace(**({key: item for part in sections for key, item in part} | values))
 
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""
@@ -763,7 +756,7 @@ def field_columns() -> Iterator[tuple[str, Column]]:
             yield key, metric_column(key)
         for key in kind.model_fields:
             for column in _NOTES[key]["columns"]:
-                yield key, column._replace(show=column.show or methodcaller("value", key))
+                yield key, column._replace(show=column.show or key)
 
 
 def metric_column(key: str) -> Column:

@@ -82,17 +82,13 @@ class Session:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
         context is too short. A workload of None stands for random prompts, or for none held out.
         """
-        if point.task is None:
+        if point.data is None:
             return None, None
-        model, held_out = point.config.model, point.held_out
-        if str(model) not in self._tokenizers:
-            self._tokenizers[str(model)] = load_tokenizer(model)
-        tokenizer = self._tokenizers[str(model)]
-        workload = encode_workload(point, tokenizer)
-        if held_out is None:
-            return workload, None
-        calibrating = replace(point, task=held_out.task, examples=held_out.examples)
-        return workload, encode_workload(calibrating, tokenizer)
+        key = str(point.config.model)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(point.config.model)
+        tokenizer, calibrating = self._tokenizers[key], replace(point, data=point.held_out)
+        return encode_workload(point, tokenizer), encode_workload(calibrating, tokenizer)
 
     def load(
         self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
@@ -261,7 +257,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     adapter, entry = load_adapter(config, plan)
     used = CorrectionUsed(name="adapter", **entry) if entry else None
     if config.correction.is_fitted and not plan.keeps_all:
-        if point.task:
+        if point.data:
             adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
         else:
             adapter, used = zero_patches(config, loaded, plan)
@@ -320,52 +316,50 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, progress)
-    record = make_record(run, decoder, answers, timed, baseline)
-    record = record.join(quality, wall_seconds=checkpoints.elapsed_seconds)
-    record = save_record(run, session, record, answers.generations if answers else None)
+    seconds = checkpoints.elapsed_seconds
+    record = store_record(run, session, decoder, timed, quality, seconds, answers, baseline)
     checkpoints.remove()
     return record
 
 
-def make_record(
+def store_record(
     run: PreparedRun,
+    session: Session,
     decoder: Decoder,
-    answers: GeneratedAnswers | None,
     timed: TimedPairs | None,
-    baseline: Record | None,
+    section: Section,
+    wall_seconds: float,
+    answers: GeneratedAnswers | None = None,
+    baseline: Record | None = None,
 ) -> Record:
-    """Return the record of a measured point, without quality scores."""
-    config, plan = run.point.config, run.plan
-    pairs, generations = timed.strategy if timed else [], answers.generations if answers else []
+    """Make the record of a measured point, store it with its warnings, and return it. `section`
+    holds the values that only an evaluation or only a benchmark has.
+    """
+    config, plan, pairs = run.point.config, run.plan, timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
+    generations = answers.generations if answers else None
     record = Record.joined(
         run.point.identity,
         described,
         *([measure_throughput(outputs, source)] if outputs else []),
         *([timed.timing()] if timed else []),
-        describe_provenance(config, plan, run.loaded, decoder, len(generations)),
+        describe_provenance(config, plan, run.loaded, decoder, len(generations or ())),
+        section,
         chat=run.workload.chat if run.workload else None,
         prompt_layers=plan.prompt_layers,
         baseline_id=baseline.id if baseline else None,
         correction=run.correction,
         latency_fit=run.latency.as_dict() if run.latency else None,
         calibration=run.calibration,
+        wall_seconds=wall_seconds,
     )
     if timed and not answers:
         record = record.replace(compile_seconds=timed.compile_seconds)
-    return record
-
-
-def save_record(
-    run: PreparedRun, session: Session, record: Record, generations: Sequence[Row] | None = None
-) -> Record:
-    """Store a record with its warnings, and return it."""
     session.progress.phase("write", 0)
-    config = run.point.config
-    record = record.replace(warnings=run_warnings(config, run.plan, record))
+    record = record.replace(warnings=run_warnings(config, plan, record))
     ResultsFolder.of(config).save(config, record, generations)
     return record

@@ -43,13 +43,14 @@ def encode_workload(
     the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
     None, which stands for random prompts.
     """
-    task, config, max_positions = point.task, point.config, point.metadata.context
-    if tokenizer is None or task is None:
+    data, config, max_positions = point.data, point.config, point.metadata.context
+    if tokenizer is None or data is None:
         return None
+    task, examples = data.task, data.examples
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
     new_tokens, speed = config.decoding.max_new_tokens, config.speed
     encoded = encode(
-        formatter, tokenizer, point.examples, max_positions, new_tokens, task.may_truncate_source
+        formatter, tokenizer, examples, max_positions, new_tokens, task.may_truncate_source
     )
     if speed.enabled and max_positions is not None and speed.new_tokens >= max_positions:
         raise UsageError(
@@ -57,7 +58,7 @@ def encode_workload(
             f" {speed.new_tokens}; lower speed.new_tokens"
         )
     pad, chat = pad_token_id(tokenizer), formatter.template.chat
-    return Workload(task, point.examples, encoded, pad, chat, max_positions, tokenizer)
+    return Workload(task, examples, encoded, pad, chat, max_positions, tokenizer)
 
 
 def decode_context(config: Config, workload: Workload | None) -> DecodeContext:

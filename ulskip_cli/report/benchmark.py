@@ -1,7 +1,6 @@
 """Write the report of `ulskip bench`: decoding speed, and the paper's values."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Column, Interval, Record, field_columns
@@ -81,7 +80,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
     references = sorted({record.reference_engine or "" for record in records} - {""})
     shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]
     columns = [
-        Column("batch", "", attrgetter("batch_size")),
+        Column("batch", "", "batch_size"),
         Column("engine", "", decoded_by),
         *[column("strategy")] * (len({record.label for record in records}) > 1),
         *(

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import attrgetter
 
 from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
@@ -198,13 +197,13 @@ class Frontier:
         )
         batch_sizes = {point.record.batch_size for point in self.points}
         columns = [
-            Column("engine", "", attrgetter("engine")),
-            Column("method", "", attrgetter("method")),
-            Column("layers", "", attrgetter("record.layers")),
-            *[Column("batch", "", attrgetter("record.batch_size"))] * (len(batch_sizes) > 1),
-            Column("speedup", ".2f", attrgetter("speedup")),
+            Column("engine", "", "engine"),
+            Column("method", "", "method"),
+            Column("layers", "", "record.layers"),
+            *[Column("batch", "", "record.batch_size")] * (len(batch_sizes) > 1),
+            Column("speedup", ".2f", "speedup"),
             Column("interval", "", lambda point: None if point is first else ends(point.clock)),
-            Column(first.quality.title, ".1f", attrgetter("quality.value")),
+            Column(first.quality.title, ".1f", "quality.value"),
             Column("of baseline", "", lambda point: point.quality.text()),
             Column("verdict", "", self._fate),
         ]

@@ -119,7 +119,7 @@ class Section:
 
 def cell(line: object, column: Column) -> str:
     """Return the text of a cell; without a value, the reason that a record has none, or a dash."""
-    value = column.show(line) if column.show else None
+    value = column.value(line)
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 

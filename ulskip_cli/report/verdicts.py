@@ -7,7 +7,6 @@ surely pass the quality gate.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
 from ulskip_cli.experiments.statistics import (
@@ -254,20 +253,20 @@ class Comparison:
         name = names.pop() if len(names) == 1 else "quality"
 
         columns = [
-            Column("approach", "", attrgetter("new.label")),
-            Column("target", ".4g", attrgetter("new.target_speedup")),
-            Column("batch", "", attrgetter("new.batch_size")),
+            Column("approach", "", "new.label"),
+            Column("target", ".4g", "new.target_speedup"),
+            Column("batch", "", "new.batch_size"),
             Column(f"{name}\nold", ".2f", lambda pair: pair.old.value(pair.metric), 5),
             Column(f"{name}\nnew", ".2f", lambda pair: pair.new.value(pair.metric)),
             Column("minus\nold", "", lambda pair: _starred(pair.quality, "+.2f", 0.0)),
             Column("minus old,\n95%", "", lambda pair: ends(pair.quality, "+.2f"), 2),
-            Column("speedup\nold", ".2f", attrgetter("old.measured_speedup"), 4),
-            Column("speedup\nnew", ".2f", attrgetter("new.measured_speedup")),
+            Column("speedup\nold", ".2f", "old.measured_speedup", 4),
+            Column("speedup\nnew", ".2f", "new.measured_speedup"),
             Column("over\nold", "", lambda pair: _starred(pair.speedup, ".2f", 1.0)),
             Column("over old,\n95%", "", lambda pair: ends(pair.speedup), 3),
-            Column(f"keeps\n{self.pairs[0].gate:.0%}", "", attrgetter("keeps")),
-            Column("faster\nthan full", "", attrgetter("is_faster")),
-            Column("as\nbefore", "", attrgetter("verdict")),
+            Column(f"keeps\n{self.pairs[0].gate:.0%}", "", "keeps"),
+            Column("faster\nthan full", "", "is_faster"),
+            Column("as\nbefore", "", "verdict"),
         ]
         allowed = f"{self.pairs[0].tolerance:.0%}"
         notes = [NOTE, f"As before: the same answers, and a speedup within {allowed}"]

@@ -33,7 +33,7 @@ from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
-from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver, SweepOptions, make_jobs, run_sweep
+from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
@@ -86,63 +86,6 @@ class StepLog:
 
 
 @dataclass
-class Trials:
-    """Runs trials in this process; the weights and the encoded prompts are kept between them."""
-
-    session: Session
-    num_layers: int
-    resolver: Resolver = field(default_factory=Resolver)
-    _loss: ReferenceLoss | None = None
-
-    def run(self, candidate: Candidate, num_kept: int) -> Trial:
-        """Calibrate a candidate, fit its patches, and measure its decode loss."""
-        run = prepare_run(
-            self.resolver.resolve(candidate.at(self.num_layers, num_kept)), self.session
-        )
-        decoder = Decoder(
-            run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine
-        )
-        workload, correction = run.workload, run.correction
-        assert workload is not None  # random weights are refused
-        if self._loss is None:
-            held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
-            size, pad = BatchSize(run.point.config.batch_size), workload.pad_token_id
-            self._loss = ReferenceLoss(workload.encoded, size, pad, held)
-        phase = f"{candidate.label}: decode loss"
-        loss = self._loss.of(decoder, self.session.progress.phase(phase, len(workload.encoded)))
-        return Trial(
-            candidate=candidate.label,
-            kept_layers=run.plan.kept_layers,
-            loss=loss,
-            patch=correction.id if correction else None,
-            adapter=correction.path if correction else None,
-        )
-
-    def speedups(self, config: Config, wanted: float) -> dict[str, float]:
-        """Return the speedup at every number of layers, by a line fitted to timed depths and
-        corrected by timed pairs.
-        """
-        asked = config.replace(ratio=wanted, ratio_basis="latency")
-        workload, _ = self.session.encode(self.resolver.resolve(asked))
-        loaded = self.session.load(config.model, config.seed)
-        fit, offset = self.session.fit_latency(asked, loaded, workload), 0.0
-        try:
-            solution = self.session.solve_depth(asked, loaded, workload, rounds=1)
-            offset = solution.offset if solution else 0.0
-        except NotApplicable:  # out of reach: the line gives the nearest
-            pass
-        return {
-            str(count): round(1 / (fit.share(count) + offset), 4)
-            for count in range(MIN_KEPT, self.num_layers)
-        }
-
-    def release(self) -> None:
-        """Free the weights before workers load them."""
-        self._loss = None
-        self.session = Session(self.session.progress)
-
-
-@dataclass
 class Tuning:
     """Runs a request. `observe` returns the display of a sweep of jobs."""
 
@@ -156,7 +99,8 @@ class Tuning:
         self.config = self.request.config
         self.folder = ResultsFolder.of(self.config)
         self._log = StepLog(self.folder.path / "tuning" / f"{self.request.key}.jsonl")
-        self._runner = Trials(Session(self.progress), self.request.num_layers)
+        self._resolver, self._session = Resolver(), Session(self.progress)
+        self._loss: ReferenceLoss | None = None
 
     def run(self) -> TuneResult:
         """Run all steps that are not finished, and return the result; raise RunError if a
@@ -176,14 +120,30 @@ class Tuning:
         """Return the best candidate with the largest number of layers that meets the wanted
         speedup.
         """
-        wanted, candidates = self.config.speedup or 1.0, self.request.candidates
+        wanted = self.config.speedup or 1.0
         here = environment.machine()
         machine = f"{here['processor']}, {here['accelerator']}, {here['threads']} threads"
-        speedups = self._log.once(
-            f"speedup by layers on {machine}",
-            lambda: self._runner.speedups(candidates[0].config, wanted),
-        )
-        return self._best(candidates, num_kept_for(speedups, wanted))[0]
+        speedups = self._log.once(f"speedup by layers on {machine}", lambda: self.speedups(wanted))
+        return self._best(self.request.candidates, num_kept_for(speedups, wanted))[0]
+
+    def speedups(self, wanted: float) -> dict[str, float]:
+        """Return the speedup at every number of layers, by a line fitted to timed depths and
+        corrected by timed pairs.
+        """
+        config, session = self.request.candidates[0].config, self._session
+        asked = config.replace(ratio=wanted, ratio_basis="latency")
+        workload, _ = session.encode(self._resolver.resolve(asked))
+        loaded = session.load(config.model, config.seed)
+        fit, offset = session.fit_latency(asked, loaded, workload), 0.0
+        try:
+            solution = session.solve_depth(asked, loaded, workload, rounds=1)
+            offset = solution.offset if solution else 0.0
+        except NotApplicable:  # out of reach: the line gives the nearest
+            pass
+        return {
+            str(count): round(1 / (fit.share(count) + offset), 4)
+            for count in range(MIN_KEPT, self.request.num_layers)
+        }
 
     def _good_enough(self) -> Chosen:
         """Return the best candidate with the smallest number of layers that keeps the wanted
@@ -240,7 +200,8 @@ class Tuning:
         known: Sequence[Chosen] = (),
     ) -> tuple[Chosen, tuple[Candidate, ...]]:
         """Measure candidates; return the best one, with those measured before, and all of them."""
-        self._runner.release()
+        # Free the weights before workers load them.
+        self._loss, self._session = None, Session(self.progress)
         configs = [candidate.at(self.request.num_layers, num_kept) for _, candidate in ranked]
         records = self._measure(
             [config.replace(speed=config.speed.replace(enabled=False)) for config in configs]
@@ -282,13 +243,39 @@ class Tuning:
     def _try(self, step: str, candidate: Candidate, num_kept: int) -> Trial | None:
         """Return the trial of a candidate, or None if it does not apply."""
         outcome = self._unless_refused(
-            step, lambda: self._runner.run(candidate, num_kept).plain(), (NotApplicable,)
+            step, lambda: self.measure_loss(candidate, num_kept).plain(), (NotApplicable,)
         )
         if "refused" in outcome:
             self.progress.note(f"left out: {step}: {outcome['refused']}")
             return None
         self.trials.append(parse(Trial, outcome, file=self._log.path))
         return self.trials[-1]
+
+    def measure_loss(self, candidate: Candidate, num_kept: int) -> Trial:
+        """Calibrate a candidate, fit its patches, and measure its decode loss; the weights and the
+        encoded prompts are kept for the next trial.
+        """
+        config = candidate.at(self.request.num_layers, num_kept)
+        run = prepare_run(self._resolver.resolve(config), self._session)
+        loaded, workload, correction = run.loaded, run.workload, run.correction
+        decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
+        assert workload is not None  # random weights are refused
+        if self._loss is None:
+            self._loss = ReferenceLoss(
+                workload.encoded,
+                BatchSize(config.batch_size),
+                workload.pad_token_id,
+                KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0,
+            )
+        report = self.progress.phase(f"{candidate.label}: decode loss", len(workload.encoded))
+        loss = self._loss.of(decoder, report)
+        return Trial(
+            candidate=candidate.label,
+            kept_layers=run.plan.kept_layers,
+            loss=loss,
+            patch=correction.id if correction else None,
+            adapter=correction.path if correction else None,
+        )
 
     def _unless_refused(
         self, step: str, run: Callable[[], Row], expected: Errors = (UsageError, RunError)
@@ -318,13 +305,13 @@ class Tuning:
         """Run points and their baselines as a sweep, and return the records of the points with
         their folder.
         """
-        resolver = Resolver()
-        jobs = make_jobs(configs, resolver)
+        jobs = make_jobs(configs, self._resolver)
         with self.observe(jobs) as observer:
-            outcome = run_sweep(jobs, SweepOptions(), observer)
+            outcome = Sweep(jobs, observer).run()
         outcome.check()
-        ids = [resolver.resolve(config).run_id for config in configs]
-        return [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
+        rows = {job.config.identity: outcome.records[job.id] for job in jobs}
+        folder = str(self.folder.path)
+        return [rows[config.identity].replace(folder=folder) for config in configs]
 
 
 def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:

@@ -4,10 +4,11 @@ import pytest
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import SweepStatus, failure_reason, make_jobs
+from ulskip_cli.experiments.sweep.jobs import Sweep, failure_reason, make_jobs
 
 
 def jobs_of(*overrides):
@@ -74,47 +75,51 @@ def done(job, **machine):
     return read(json.dumps({**row, "environment": where}))
 
 
-def states(status, jobs):
-    status.refresh()
-    return [record.status if (record := status.record(job)) else "to do" for job in jobs]
+def make_sweep(jobs, **options):
+    return Sweep(jobs, NullProgress(), **options)
+
+
+def states(sweep, jobs):
+    sweep.refresh()
+    return [record.status if (record := sweep.record(job)) else "to do" for job in jobs]
 
 
 def test_a_finished_point_is_done_for_good_unless_a_sweep_is_forced(jobs, folder):
     folder.save(jobs[0].config, done(jobs[0]), [])
-    status = SweepStatus(folder, "inline")
+    sweep = make_sweep(jobs)
     folder.append(jobs[0].failure_record(RunError("x")))
-    assert states(status, jobs) == ["done", "to do"]
-    forced = SweepStatus(folder, "inline", force=True)
+    assert states(sweep, jobs) == ["done", "to do"]
+    forced = make_sweep(jobs, force=True)
     assert states(forced, jobs) == ["to do", "to do"]
-    joined = SweepStatus(folder, "inline", force=True, since=forced.since)
+    joined = make_sweep(jobs, force=True, since=2)
     folder.save(jobs[0].config, done(jobs[0]), [])
     assert states(forced, jobs) == states(joined, jobs) == ["done", "to do"]
 
 
 def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     folder.append(jobs[0].failure_record(RunError("x")))
-    status = SweepStatus(folder, "inline")
-    assert status.describe(jobs[0]) == ("to do", "failed before: x")
+    sweep = make_sweep(jobs)
+    assert sweep.describe(jobs[0]) == ("to do", "failed before: x")
     folder.append(jobs[1].failure_record(RunError("y")))
-    assert states(status, jobs) == ["to do", "failed"]
+    assert states(sweep, jobs) == ["to do", "failed"]
 
 
 @pytest.mark.parametrize(("launcher", "state"), [("inline", "to do"), ("ray", "done")])
-def test_rows_of_other_machines_are_to_do_until_this_sweep_has_run_them(
-    jobs, folder, launcher, state
-):
+def test_rows_of_other_machines_are_to_do_until_this_sweep_has_run_them(tmp_path, launcher, state):
+    jobs = jobs_of("ratio=2,3", f"results_dir={tmp_path}", f"launcher={launcher}")[1:]
+    folder = ResultsFolder.of(jobs[0].config)
     folder.save(jobs[0].config, done(jobs[0], processor="another"), [])
-    status = SweepStatus(folder, launcher)
-    assert states(status, jobs[:1]) == [state]
+    sweep = make_sweep(jobs)
+    assert states(sweep, jobs[:1]) == [state]
     folder.save(jobs[0].config, done(jobs[0], processor="another"), [])  # by a worker elsewhere
-    assert states(status, jobs[:1]) == ["done"]
+    assert states(sweep, jobs[:1]) == ["done"]
 
 
 def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
     folder.save(jobs[0].config, done(jobs[0]), [])
     folder.save_generations(jobs[1].id, [])
-    status, line = SweepStatus(folder, "inline"), json.dumps(done(jobs[1]).to_row()) + "\n"
+    sweep, line = make_sweep(jobs), json.dumps(done(jobs[1]).to_row()) + "\n"
     for part, state in ((line[:10], "to do"), (line[10:], "done")):
         with folder.runs_path.open("a") as stream:
             stream.write(part)
-        assert states(status, jobs) == ["done", state]
+        assert states(sweep, jobs) == ["done", state]

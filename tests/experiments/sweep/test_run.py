@@ -13,7 +13,7 @@ from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import SweepOptions, make_jobs, run_sweep
+from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["limit=5", "decoding.max_new_tokens=4", "batch_size=2"]
@@ -48,7 +48,7 @@ def quick_sweep(tmp_path, monkeypatch):
 
     def run(act=acts[0], **options):
         acts[0], watcher = act, Watcher()
-        run_sweep(jobs, SweepOptions(**options), watcher)
+        Sweep(jobs, watcher, **options).run()
         return watcher.new
 
     return run, jobs, folder
@@ -88,7 +88,7 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
     settled = run(fail_at(1, RunError("out of memory"), "full"))
     assert [status for _, status in settled] == ["failed"] * 3
     with pytest.raises(RunError, match="3 of 3 points failed"):
-        run_sweep(jobs, SweepOptions(), Watcher()).check()
+        Sweep(jobs, Watcher()).run().check()
     assert folder.records()[0].id in folder.records()[-1].reason
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ulskip_cli.core.files import Table
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.inference import shallow_view
 
@@ -20,7 +21,7 @@ Code = Callable[..., Any]
 
 
 def with_compiled_layers(
-    view: PreTrainedModel, shape: tuple[int, int], options: dict[str, Any]
+    view: PreTrainedModel, shape: tuple[int, int], options: Table
 ) -> PreTrainedModel:
     """Return a copy of a view whose decoder layers are compiled in its first two steps, which must
     differ in length.
@@ -127,7 +128,7 @@ class _LayerCode:
     directly, with the same weights and buffers.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: Table) -> None:
         self._options = options
         # the code of the last call with its inputs and outputs
         self._called: list[tuple[Code, list[Any], Any]] = []

@@ -6,7 +6,7 @@ import gc
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -131,83 +131,6 @@ def _label(config: Config, varying: Sequence[str]) -> str:
     return " ".join(words)
 
 
-class SweepStatus:
-    """Derives the states of jobs from the rows of a results folder."""
-
-    def __init__(
-        self,
-        folder: ResultsFolder,
-        launcher: str,
-        force: bool = False,
-        since: int | None = None,
-        quick: bool = False,
-    ) -> None:
-        """Read the existing rows. With `force`, only rows that this sweep appends count.
-
-        Rows of machines whose times do not compare with this machine's count only for launchers
-        that use several machines. `since` is the number of stored rows when the sweep began; None
-        means that the sweep begins now. `quick` compares processors alone, which needs no torch.
-        """
-        self.folder, self.force = folder, force
-        self._launcher, self._quick = launcher, quick
-        self._records: dict[str, list[tuple[int, Record]]] = {}
-        count = self.refresh()
-        self.since = count if since is None else since
-
-    def refresh(self) -> int:
-        """Read the rows again, and return their number."""
-        rows = self.folder.rows()
-        self._records = {}
-        for index, record in enumerate(rows):
-            self._records.setdefault(record.id, []).append((index, record))
-        return len(rows)
-
-    def record(self, job: Job) -> Record | None:
-        """Return the record that settles a job, or None if the job has to run.
-
-        Finished runs of earlier sweeps settle a job, but failed runs do not. A finished record
-        counts only if its generations are stored.
-        """
-        records = self._records.get(job.id)
-        if not records:
-            return None
-        if self.folder.generations_path(job.id).is_file():
-            for index, record in reversed(records):
-                is_new = index >= self.since
-                if record.is_done and (is_new or self._counts(record)):
-                    return record
-        index, newest = records[-1]
-        counts = index >= self.since or (job.refused and newest.status == NOT_APPLICABLE)
-        return newest if counts and not newest.is_done else None
-
-    def describe(self, job: Job) -> tuple[str, str]:
-        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
-        counts as settled.
-        """
-        settled = self.record(job)
-        if settled and settled.is_done:
-            return DONE, ""
-        if job.refused:
-            record = job.failure_record(job.refused)
-            return record.status, record.reason or ""
-        num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
-        notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
-        for _, newest in self._records.get(job.id, [])[-1:]:
-            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
-        return TO_DO, "; ".join(notes)
-
-    def _counts(self, record: Record) -> bool:
-        """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
-        threads has to be equal too.
-        """
-        if self.force:
-            return False
-        if self._launcher in SHARED:
-            return True
-        also = ["threads"] * (self._launcher == "inline")
-        return record.is_from_here(*also, quick=self._quick)
-
-
 @dataclass
 class SweepOutcome:
     """The records and failures of a grid's points."""
@@ -233,18 +156,6 @@ class SweepOutcome:
             )
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """Options of a sweep."""
-
-    force: bool = False  # run finished points again
-    fail_fast: bool = False  # stop at the first failure
-    # in a worker: the number of rows when its sweep began; None: this process runs the sweep
-    since: int | None = None
-    # words of the command line that workers run; None: this process runs the jobs
-    words: Sequence[str] | None = None
-
-
 class SweepObserver(ProgressCallback):
     """Receives the events of a sweep, e.g. the terminal's display."""
 
@@ -252,61 +163,128 @@ class SweepObserver(ProgressCallback):
         """Handle the record of a job; `is_new` is False if it was finished before the sweep."""
 
 
-def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
-    """Run all jobs that are not finished, and return the records of all jobs.
-
-    Raises UsageError if the folder cannot be written or the launcher's package is missing,
-    StorageError if a result cannot be stored, and RunError if workers end without finishing all
-    points.
-    """
-    config, is_worker = jobs[0].config, options.since is not None
-    folder = ResultsFolder.of(config)
-    folder.check_writable()
-    if not is_worker:
-        for job in jobs if options.force else ():
-            folder.checkpoint_path(job.id).unlink(missing_ok=True)
-    status = SweepStatus(folder, config.launcher.name, options.force, options.since)
-    sweep = _Sweep(jobs, status, observer)
-    sweep.update(is_new=False)
-    if options.words is not None and not sweep.to_do:
-        observer.note("nothing to run: all points are finished; --force measures them again")
-    if config.launcher.name == "inline" or is_worker or options.words is None:
-        sweep.run_here(options.fail_fast)
-    elif unfinished := sweep.to_do:
-        command, logs = worker_command(options.words, status.since), folder.path / "logs"
-        pool = POOLS[config.launcher.name](config.launcher, command, logs, len(unfinished))
-        try:
-            while pool.alive():
-                time.sleep(POLL_SECONDS)
-                sweep.update()
-        finally:
-            pool.end()
-        sweep.update()
-        if sweep.to_do and not (options.fail_fast and sweep.failures()):
-            raise RunError(
-                f"{len(sweep.to_do)} of {len(jobs)} points did not run, because all workers ended"
-                f" (perhaps out of memory); see {logs}, and run the same command again to continue"
-            )
-    records = {job.id: sweep.settled[job.id] for job in jobs if job.id in sweep.settled}
-    requested = sum(job.requested for job in jobs)
-    return SweepOutcome(requested, records, sweep.failures(), len(jobs))
-
-
 @dataclass
-class _Sweep:
+class Sweep:
+    """The jobs of a results folder: their states by the stored rows, and their run. Without an
+    observer, the processors of machines are compared alone, which needs no torch.
+    """
+
     jobs: Sequence[Job]  # a baseline before its points
-    status: SweepStatus
-    observer: SweepObserver
-    settled: dict[str, Record] = field(default_factory=dict)
+    observer: SweepObserver | None = None
+    _: KW_ONLY
+    force: bool = False  # run finished points again: only rows that this sweep appends count
+    fail_fast: bool = False  # stop at the first failure
+    # in a worker: the number of rows when its sweep began; None: this process runs the sweep
+    since: int | None = None
+    # words of the command line that workers run; None: this process runs the jobs
+    words: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        config = self.jobs[0].config
+        self.folder, self._launcher = ResultsFolder.of(config), config.launcher
+        self._settled: dict[str, Record] = {}
+        self._records: dict[str, list[tuple[int, Record]]] = {}
+        count = self.refresh()
+        self._began = count if self.since is None else self.since
+
+    def run(self) -> SweepOutcome:
+        """Run all jobs that are not finished, and return the records of all jobs.
+
+        Raises UsageError if the folder cannot be written or the launcher's package is missing,
+        StorageError if a result cannot be stored, and RunError if workers end without finishing all
+        points.
+        """
+        jobs, observer, is_worker = self.jobs, self.observer, self.since is not None
+        assert observer
+        self.folder.check_writable()
+        for job in jobs if self.force and not is_worker else ():
+            self.folder.checkpoint_path(job.id).unlink(missing_ok=True)
+        self.update(is_new=False)
+        if self.words is not None and not self.to_do:
+            observer.note("nothing to run: all points are finished; --force measures them again")
+        if self._launcher.name == "inline" or is_worker or self.words is None:
+            self._run_here(observer)
+        elif unfinished := self.to_do:
+            command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
+            pool = POOLS[self._launcher.name](self._launcher, command, logs, len(unfinished))
+            try:
+                while pool.alive():
+                    time.sleep(POLL_SECONDS)
+                    self.update()
+            finally:
+                pool.end()
+            self.update()
+            if self.to_do and not (self.fail_fast and self.failures()):
+                raise RunError(
+                    f"{len(self.to_do)} of {len(jobs)} points did not run, because all workers"
+                    f" ended (perhaps out of memory); see {logs}, and run the same command again to"
+                    " continue"
+                )
+        records = {job.id: self._settled[job.id] for job in jobs if job.id in self._settled}
+        requested = sum(job.requested for job in jobs)
+        return SweepOutcome(requested, records, self.failures(), len(jobs))
+
+    def refresh(self) -> int:
+        """Read the rows again, and return their number."""
+        rows = self.folder.rows()
+        self._records = {}
+        for index, record in enumerate(rows):
+            self._records.setdefault(record.id, []).append((index, record))
+        return len(rows)
+
+    def record(self, job: Job) -> Record | None:
+        """Return the record that settles a job, or None if the job has to run.
+
+        Finished runs of earlier sweeps settle a job, but failed runs do not. A finished record
+        counts only if its generations are stored.
+        """
+        records = self._records.get(job.id)
+        if not records:
+            return None
+        if self.folder.generations_path(job.id).is_file():
+            for index, record in reversed(records):
+                is_new = index >= self._began
+                if record.is_done and (is_new or self._counts(record)):
+                    return record
+        index, newest = records[-1]
+        counts = index >= self._began or (job.refused and newest.status == NOT_APPLICABLE)
+        return newest if counts and not newest.is_done else None
+
+    def describe(self, job: Job) -> tuple[str, str]:
+        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
+        counts as settled.
+        """
+        settled = self.record(job)
+        if settled and settled.is_done:
+            return DONE, ""
+        if job.refused:
+            record = job.failure_record(job.refused)
+            return record.status, record.reason or ""
+        num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
+        notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
+        for _, newest in self._records.get(job.id, [])[-1:]:
+            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
+        return TO_DO, "; ".join(notes)
+
+    def _counts(self, record: Record) -> bool:
+        """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
+        threads has to be equal too.
+        """
+        if self.force:
+            return False
+        if self._launcher.name in SHARED:
+            return True
+        also = ["threads"] * (self._launcher.name == "inline")
+        return record.is_from_here(*also, quick=self.observer is None)
 
     @property
     def to_do(self) -> list[Job]:
         """The jobs that have no record yet."""
-        return [job for job in self.jobs if job.id not in self.settled]
+        return [job for job in self.jobs if job.id not in self._settled]
 
     def failures(self) -> list[str]:
         """Return one line for every job that failed in this sweep."""
-        records = [(job.label, self.settled.get(job.id)) for job in self.jobs]
+        records = [(job.label, self._settled.get(job.id)) for job in self.jobs]
         return [
             f"{label}: {record.reason}"
             for label, record in records
@@ -315,13 +293,13 @@ class _Sweep:
 
     def update(self, is_new: bool = True) -> None:
         """Settle the jobs that this or another process has recorded since the last call."""
-        self.status.refresh()
+        self.refresh()
         for job in self.to_do:
-            if record := self.status.record(job):
-                self.settled[job.id] = record
+            if self.observer and (record := self.record(job)):
+                self._settled[job.id] = record
                 self.observer.job_settled(job, record, is_new)
 
-    def run_here(self, fail_fast: bool) -> None:
+    def _run_here(self, observer: SweepObserver) -> None:
         """Run the jobs that no other process has claimed, and wait for the others.
 
         A job that was claimed before and has no record comes last, because it may have ended the
@@ -331,32 +309,32 @@ class _Sweep:
             return
         from ulskip_cli.experiments.runner import Session
 
-        folder, session = self.status.folder, Session(self.observer)
+        folder, session = self.folder, Session(observer)
         order = sorted(self.to_do, key=lambda job: folder.was_claimed(job.id))
         while order:
             for job in order:
-                if fail_fast and self.failures():
+                if self.fail_fast and self.failures():
                     return
-                if job.baseline and job.baseline not in self.settled:
+                if job.baseline and job.baseline not in self._settled:
                     continue
                 with folder.claim(job.id) as is_claimed:
                     self.update()
-                    if is_claimed and job.id not in self.settled:
-                        self._run(job, session)
+                    if is_claimed and job.id not in self._settled:
+                        self._run_job(job, session)
                         self.update()
-            left = [job for job in order if job.id not in self.settled]
+            left = [job for job in order if job.id not in self._settled]
             if len(left) == len(order):
                 time.sleep(POLL_SECONDS)
                 self.update()
             order = left
 
-    def _run(self, job: Job, session: "Session") -> None:
+    def _run_job(self, job: Job, session: "Session") -> None:
         """Run a job; store a failure as its record, with the traceback in a file."""
         from ulskip_cli.experiments import runner
         from ulskip_cli.inference.batching import release
 
         interruption.check()
-        baseline = self.settled[job.baseline] if job.baseline else None
+        baseline = self._settled[job.baseline] if job.baseline else None
         try:
             if baseline and not baseline.is_done:
                 raise RunError(
@@ -371,7 +349,7 @@ class _Sweep:
         except StorageError:
             raise
         except Exception as error:
-            folder = self.status.folder
+            folder = self.folder
             finished_at = datetime.now(UTC).isoformat(timespec="seconds")
             record = job.failure_record(error).replace(finished_at=finished_at)
             if not isinstance(error, NotApplicable):
