@@ -84,12 +84,6 @@ class Engine(Choice):
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
-    def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
-        """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none
-        supports it.
-        """
-        return self.name, f"engine={self.name}"
-
     def supported(self, needs: Set[Need]) -> frozenset[Need]:
         """Return what the engine supports of a request with these needs."""
         return self.supports
