@@ -208,7 +208,7 @@ class PositionsAndMasks:
         cache: DynamicCache,
         mask: Tensor,
         steps: int,
-        several: bool = True,
+        several: bool,
     ) -> None:
         """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
         prompt_len] is the prompt's mask.
