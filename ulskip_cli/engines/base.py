@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.options import Table
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 
@@ -235,7 +236,7 @@ class Session(ABC):
         """
         raise NotImplementedError
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Table:
         """Return the package, version and build of the library and the format `weights`, as a row
         stores them.
         """

@@ -7,7 +7,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psutil
 import torch
@@ -18,6 +17,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
@@ -137,7 +137,7 @@ class Decoder:
         return self._asked.is_runtime
 
     @property
-    def build(self) -> dict[str, Any] | None:
+    def build(self) -> Table | None:
         """The version and build of the library, and the format of the weights; None on torch and
         before the first batch.
         """

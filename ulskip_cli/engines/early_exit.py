@@ -10,7 +10,6 @@ The confidence measures are those of CALM (arXiv:2207.07061).
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
@@ -51,7 +51,7 @@ class EarlyExitSession(ModelSession):
         assert request.exits is not None
         return ExitSteps(self.views.model, self.layerwise, cache, request, request.exits)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Table:
         """Return the linear backend and the exit depths."""
         return {**super().details(), "exits": self.steps.exits}
 

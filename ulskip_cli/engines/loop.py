@@ -3,12 +3,12 @@ the clock.
 """
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
 from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.inference.timing import now
@@ -49,7 +49,7 @@ class SteppingSession(Session):
         """
         raise NotImplementedError
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Table:
         """Return further fields of the batch's `BatchOutput`."""
         return {}
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -87,7 +86,7 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
     its own for the others.
     """
-    changes: dict[str, Any] = (
+    changes: dict[str, object] = (
         {"do_sample": True, "temperature": options.temperature} if sample else {}
     )
     if sample == 0 and options.num_beams > 1:

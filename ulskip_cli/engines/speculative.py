@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import numpy
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
 from ulskip_cli.engines.sampling import (
@@ -217,7 +217,7 @@ class SpeculativeSession(ModelSession):
         mask, length = request.attention_mask, request.length
         return EagerSteps(self.decode_model, cache, mask, length, several=True)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Table:
         """Return the linear backend and the counts of drafts."""
         return {**super().details(), "drafts": self._stats}
 

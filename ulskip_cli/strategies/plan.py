@@ -3,9 +3,8 @@ Imports no torch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -16,6 +15,7 @@ from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.strategy import LAYER, MLP, Strategy, Unit
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
@@ -257,7 +257,7 @@ def needs(config: Config, plan: Plan) -> frozenset[Need]:
     return frozenset(needed)
 
 
-def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
+def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """Return True if weights were trained with the layers of a plan, and None if it is unknown how
     they were trained.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Task, Template
@@ -40,14 +40,16 @@ class PromptFormatter:
     tokenizer: PreTrainedTokenizerBase | None = (
         None  # owner of the chat template; None if `template` is not a chat
     )
-    chat_options: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
+    chat_options: Mapping[str, object] = field(
+        default_factory=dict
+    )  # variables of the chat template
 
     @classmethod
     def for_task(
         cls,
         task: Task,
         tokenizer: PreTrainedTokenizerBase | None,
-        chat_options: Mapping[str, Any] | None,
+        chat_options: Mapping[str, object] | None,
     ) -> PromptFormatter:
         """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no
         chat template.

@@ -5,18 +5,16 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.task import Example
-
-Row = dict[str, Any]  # of a user's file or dataset
 
 
 def examples_from_rows(
-    rows: Sequence[Row], source_key: str, reference_key: str, origin: str
+    rows: Sequence[Table], source_key: str, reference_key: str, origin: str
 ) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
     source or reference.
@@ -66,7 +64,7 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def read_jsonl(file: Path) -> list[Row]:
+def read_jsonl(file: Path) -> list[Table]:
     """Read a file of JSON objects like `read_objects`; raise UsageError also for a file without
     objects.
     """
@@ -76,7 +74,7 @@ def read_jsonl(file: Path) -> list[Row]:
     return objects
 
 
-def read_objects(file: Path) -> list[Row]:
+def read_objects(file: Path) -> list[Table]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise
     UsageError for other lines.
     """
@@ -101,7 +99,7 @@ def is_dataset(name: str) -> bool:
 
 def load_dataset_rows(
     name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()
-) -> list[Row]:
+) -> list[Table]:
     """Load a split of a hub dataset or folder. Without `subset`, use the first existing default
     subset, or the only subset.
     """

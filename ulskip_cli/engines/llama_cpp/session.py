@@ -8,7 +8,6 @@ from ctypes import POINTER, c_uint8
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
 from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
@@ -222,7 +222,7 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         """Continue with the sequences at the indices `alive` [sequences] only."""
         self._sequences = [self._sequences[i] for i in alive.tolist()]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Table:
         """Return the package, version and build options (e.g. AVX512) of the library, and the
         format of the weights.
         """

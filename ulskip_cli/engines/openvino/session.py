@@ -1,7 +1,6 @@
 """The session of OpenVINO, which has a traced model and an inference request for each view."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import openvino
 import torch
@@ -9,6 +8,7 @@ from openvino.properties import hint
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.library import LibrarySession
 from ulskip_cli.engines.openvino.export import ENGINE, Masks, OpenVinoRequest, export
@@ -73,7 +73,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         )
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Table:
         """Return the package, version and build of the library, and the format of the weights."""
         build = [
             f"{name}={self.full.compiled.get_property(precision).get_type_name()}"

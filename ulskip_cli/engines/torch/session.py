@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.torch import static_cache
@@ -83,7 +84,7 @@ class ModelSession(SteppingSession):
         """Continue with the sequences at the indices `alive` [sequences] only."""
         self.steps.drop_finished(alive)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Table:
         """Return the linear backend of the steps."""
         return {"linear_backend": self.views.linear_backend}
 
@@ -171,7 +172,7 @@ class TorchSession(ModelSession):
         else:
             self.steps.switch_to_view(self.decode_models[stage], kept)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Table:
         """Return the linear backend of the steps, and True as `compiled` if they are."""
         return {**super().details(), "compiled": bool(self._now)}
 

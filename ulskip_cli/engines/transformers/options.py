@@ -1,9 +1,8 @@
 """The options of transformers' `generate` in a decoding configuration."""
 
-from typing import Any
-
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import UsageError, unknown
+from ulskip_cli.core.options import Table
 
 # Options that have a key of their own under `decoding`.
 OWN_KEYS = {
@@ -66,12 +65,12 @@ def check(decoding: DecodingConfig) -> None:
         ) from None
 
 
-def settings(decoding: DecodingConfig) -> dict[str, Any]:
+def settings(decoding: DecodingConfig) -> Table:
     """Convert a decoding configuration to options of `generate`; the options override the
     checkpoint's own defaults.
     """
     # Greedy decoding ignores these three; transformers' defaults cause no warning.
-    sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if decoding.do_sample:
         sampling = {key: getattr(decoding, key) for key in sampling}
     return {
