@@ -23,7 +23,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.engines.base import BatchRequest
-from ulskip_cli.engines.early_exit import ExitSteps, softmax_diff
+from ulskip_cli.engines.early_exit import ExitSteps, confidence_of
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
@@ -73,7 +73,7 @@ class ReplayedSteps(ExitSteps):
     def _confident_logits(self, hidden, before, threshold):
         logits = self.layerwise.logits(hidden)
         float(
-            softmax_diff(logits).min()
+            confidence_of("softmax_diff", hidden, before, logits).min()
         )  # computed and synchronised as in real decoding, then ignored
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None

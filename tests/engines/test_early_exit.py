@@ -58,10 +58,15 @@ def reference(model, ids, mask, rule, length, ends=()):
             for check in rule.checks:
                 if rule.confidence == "cosine":
                     state = behind(model, ids, mask, options, check)
-                    sure = None if before is None else early_exit.cosine(state, before)
+                    sure = (
+                        None
+                        if before is None
+                        else early_exit.confidence_of("cosine", state, before, None)
+                    )
                     before = state
                 else:
-                    sure = early_exit.LOGIT_CONFIDENCES[rule.confidence](logits[check - 1])
+                    state = logits[check - 1]
+                    sure = early_exit.confidence_of(rule.confidence, state, None, state)
                 if sure is not None and sure[~done].min() >= rule.threshold_at(step - 1):
                     depth = check
                     break
@@ -108,8 +113,8 @@ def median_threshold(model, kind, ids, mask):
     logits = model(ids, attention_mask=mask).logits
     if kind == "cosine":
         states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return float(early_exit.cosine(states[3], states[2]).median())
-    return float(early_exit.LOGIT_CONFIDENCES[kind](logits).median())
+        return float(early_exit.confidence_of(kind, states[3], states[2], None).median())
+    return float(early_exit.confidence_of(kind, logits, None, logits).median())
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("softmax_diff", 3), ("softmax_max", 1), ("cosine", 3)])

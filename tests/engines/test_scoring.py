@@ -7,12 +7,7 @@ from reference import NUM_LAYERS, build_model, decoder_for, plan_for, random_ids
 
 from ulskip_cli.core.exit_rule import Confidence, ExitRule
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.early_exit import (
-    cosine,
-    exit_logits,
-    softmax_diff,
-    softmax_max,
-)
+from ulskip_cli.engines.early_exit import confidence_of, exit_logits
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
@@ -25,11 +20,17 @@ THRESHOLDS = {"softmax_diff": 0.12, "softmax_max": 0.25, "cosine": 0.85}
 
 def test_confidences_match_their_definitions():
     logits = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]]).log().clamp(min=-50)
-    torch.testing.assert_close(softmax_max(logits), torch.tensor([0.6, 1.0]))
-    torch.testing.assert_close(softmax_diff(logits), torch.tensor([0.3, 1.0]))
+    torch.testing.assert_close(
+        confidence_of("softmax_max", logits, None, logits), torch.tensor([0.6, 1.0])
+    )
+    torch.testing.assert_close(
+        confidence_of("softmax_diff", logits, None, logits), torch.tensor([0.3, 1.0])
+    )
     one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 2.0]])
-    torch.testing.assert_close(cosine(one, other), torch.tensor([1 / math.sqrt(2)]))
-    torch.testing.assert_close(cosine(one, one), torch.tensor([1.0]))
+    torch.testing.assert_close(
+        confidence_of("cosine", one, other, None), torch.tensor([1 / math.sqrt(2)])
+    )
+    torch.testing.assert_close(confidence_of("cosine", one, one, None), torch.tensor([1.0]))
 
 
 def batch(rows=3):

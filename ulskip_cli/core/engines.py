@@ -27,9 +27,7 @@ from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ulskip_cli.core.config_schema import DecodingConfig
+    pass
 
 GROUP = "ulskip.engines"
 METHODS = (
@@ -88,14 +86,6 @@ class Engine(Choice):
         `engines/base.py`. By default it is made by the class `session`.
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
-
-    def choose(
-        self, model: "PreTrainedModel", decoding: "DecodingConfig"
-    ) -> tuple[str, str | None]:
-        """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none
-        supports it.
-        """
-        return self.name, f"engine={self.name}"
 
     def supported(self, needs: Set[Need]) -> frozenset[Need]:
         """Return what the engine supports of a request with these needs."""

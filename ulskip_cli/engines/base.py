@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.options import Table
 from ulskip_cli.inference.shallow_view import StageView
 
 
@@ -35,11 +34,6 @@ class Views:
     ]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the inputs."""
-        return shallow_view.input_device(self.model)
 
 
 @dataclass(frozen=True)
@@ -235,7 +229,7 @@ class Session(ABC):
         """
         raise NotImplementedError
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Table:
         """Return the package, version and build of the library and the format `weights`, as a row
         stores them.
         """

@@ -22,6 +22,7 @@ from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
+from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.inference import half_layers, shallow_view
@@ -114,15 +115,21 @@ class Decoder:
         """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
         none supports it.
         """
-        own_loop = decoding.draft_tokens and self._asked.name != "transformers"
-        if not self.exits and not own_loop:
-            return self._asked.choose(self.model, decoding)
-        if reason := unsupported_reason(self.model, decoding):
-            asked = "strategy=early_exit" if self.exits else "decoding.draft_tokens"
-            raise UsageError(
-                f"{asked} is not supported with {reason}; use another model, option or strategy"
-            )
-        return "early_exit" if self.exits else "speculative", None
+        asked, remedy = self._asked.name, "use another model, option or strategy"
+        if self.exits:
+            engine, option = "early_exit", "strategy=early_exit"
+        elif decoding.draft_tokens and asked != "transformers":
+            engine, option = "speculative", "decoding.draft_tokens"
+        elif isinstance(self._asked, Torch):
+            engine, option, remedy = "torch", "engine=torch", "engine=auto selects another"
+        else:
+            return asked, f"engine={asked}"
+        reason = unsupported_reason(self.model, decoding)
+        if reason and engine == "torch" and isinstance(self._asked, Auto):
+            return "transformers", reason
+        if reason:
+            raise UsageError(f"{option} is not supported with {reason}; {remedy}")
+        return engine, None
 
     @property
     def is_runtime(self) -> bool:

@@ -19,10 +19,9 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
-from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
-from ulskip_cli.engines.torch.static_cache import PositionsAndMasks
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
@@ -57,8 +56,8 @@ class EarlyExitSession(ModelSession):
         return {**super().details(), "exits": self.steps.exits}
 
 
-class ExitSteps:
-    """Decode steps; the exit rule chooses the depth at which a step ends."""
+class ExitSteps(EagerSteps):
+    """Eager decode steps; the exit rule chooses the depth at which a step ends."""
 
     def __init__(
         self,
@@ -71,10 +70,9 @@ class ExitSteps:
         """Take over a cache with the prompt in every layer; `layerwise` is the split model or its
         packed copy.
         """
-        mask, steps = request.attention_mask, request.length - 1
+        mask = request.attention_mask
+        super().__init__(model, cache, mask, request.length, several=True)
         self.layerwise, self.rule = layerwise, rule
-        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
-        self.positions = PositionsAndMasks(model, self.cache, mask, steps)
         self.ids = request.input_ids
         self.eos_token_ids = torch.tensor(
             request.stop_token_ids, dtype=torch.long, device=mask.device
@@ -118,9 +116,7 @@ class ExitSteps:
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
-        for layer in self.cache.layers:
-            layer.keep_sequences(alive)
-        self.positions.drop_finished(alive)
+        super().drop_finished(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
         self._pending = [[hidden[alive] for hidden in states] for states in self._pending]
 
@@ -153,41 +149,25 @@ class ExitSteps:
         return logits[:, -1]
 
 
-def softmax_diff(logits: Tensor) -> Tensor:
-    """Return p1 - p2, the difference of the two largest probabilities: [..., vocab_size] to
-    [...].
-    """
-    best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
-    return best[..., 0] - best[..., 1]
-
-
-def softmax_max(logits: Tensor) -> Tensor:
-    """Return p1, the largest probability: [..., vocab_size] to [...]."""
-    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
-
-
-def cosine(hidden: Tensor, before: Tensor) -> Tensor:
-    """Return the cosine similarity of the hidden states at two consecutive checks: [...,
-    hidden_size] to [...].
-    """
-    return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
-
-
-LOGIT_CONFIDENCES = {"softmax_diff": softmax_diff, "softmax_max": softmax_max}
-
-
 def confidence_of(
     kind: str, hidden: Tensor, before: Tensor | None, logits: Tensor | None
 ) -> Tensor:
-    """Return the confidence [batch, tokens] at a check. `before` are the hidden states at the
-    previous check; at the first one, `cosine` returns -inf.
+    """Return the confidence [batch, tokens] at a check.
+
+    `cosine` is the cosine similarity of the hidden states `before`, at the previous check, and
+    `hidden` [batch, tokens, hidden_size]; at the first check it is -inf. `softmax_max` is p1, the
+    largest probability of the `logits` [batch, tokens, vocab_size], and `softmax_diff` is p1 - p2.
     """
-    if kind != "cosine":
-        assert logits is not None
-        return LOGIT_CONFIDENCES[kind](logits)
-    if before is None:
-        return hidden.new_full(hidden.shape[:-1], -torch.inf)
-    return cosine(hidden, before)
+    if kind == "cosine":
+        if before is None:
+            return hidden.new_full(hidden.shape[:-1], -torch.inf)
+        return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
+    assert logits is not None
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    if kind == "softmax_max":
+        return probabilities.amax(dim=-1)
+    best = probabilities.topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
 
 
 def hidden_states(

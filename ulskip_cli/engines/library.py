@@ -28,8 +28,12 @@ class LibrarySession(SteppingSession, Generic[Copy]):
     Keys and values move to a view from the full model, or from the view of the stage before.
     """
 
-    def __init__(self, views: Views, weights: str | None, engine: str) -> None:
-        """Load the copies; raise UsageError if `weights`, the format, is None."""
+    def __init__(self, views: Views, weights: str | None, engine: str, bf16: str = "bf16") -> None:
+        """Load the copies in the format `weights`, or in that of the model; raise UsageError if the
+        latter is unknown. `bf16` is the format in which the library stores bfloat16.
+        """
+        names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: bf16}
+        weights = weights or names.get(views.model.dtype)
         if weights is None:
             raise UsageError(
                 f"engine={engine} does not support weights in {views.model.dtype}; use"

@@ -13,6 +13,7 @@ import torch
 
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.core.strategy import MLP
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.engines.base import BatchOutput
@@ -173,7 +174,7 @@ def _describe(timed: _Timed) -> Benchmark:
         **_describe_side(timed, pairs.full, [(1, tuple(range(depth)))], depth),
         **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
     )
-    steps = run.plan.step_counts(pairs.full[0].steps)
+    steps = step_counts(run.plan.stages, pairs.full[0].steps)
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.plan.timed_tokens,

@@ -155,12 +155,6 @@ class Plan:
         """The part of `kv_bytes_per_token` that remains after the prompt."""
         return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
 
-    def step_counts(self, steps: int) -> list[tuple[int, Layers]]:
-        """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
-        layers of the stage.
-        """
-        return schedule.step_counts(self.stages, steps)
-
     def mean_kept(self, steps: int) -> float:
         """Return the mean number of layers over the first `steps` decode steps; early exit returns
         its target depth.

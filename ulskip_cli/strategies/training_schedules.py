@@ -18,7 +18,7 @@ def schedules(
     strategy = config.strategy
     full_depth = (Stage(0, tuple(range(num_layers))),)
     if strategy.exits_early:
-        _check_early_exit_training(config, num_layers)
+        trained_exits(config, num_layers)  # checks the exits
         return dict.fromkeys(config.train.ratios, full_depth)
     if not strategy.is_calibrated and not strategy.is_positional:
         name = strategy.name
@@ -52,19 +52,3 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
             " strategy.min_exit"
         )
     return (*checks, num_layers)
-
-
-def _check_early_exit_training(config: TrainingConfig, num_layers: int) -> None:
-    trained_exits(config, num_layers)
-    name = config.strategy.name
-    for key in ("full_weight", "distill_weight"):
-        if getattr(config.train, key):
-            raise UsageError(
-                f"train.{key} is not supported with strategy={name}, which trains every exit; set"
-                f" train.{key}=0"
-            )
-    if config.prompt_layers != "all":
-        raise UsageError(
-            f"prompt_layers=kept is not supported in training with strategy={name}; use"
-            " prompt_layers=all"
-        )

@@ -51,17 +51,20 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch):
 
 
 def test_comet_reads_source_hypothesis_and_reference(comet_command):
-    scores = Comet("some/model").score(ANSWERS)
+    scores = Comet("comet", Scoring(("comet",), comet_model="some/model")).score(ANSWERS)
     assert scores.values["comet"] == pytest.approx(30)
     assert scores.against_full["comet"]["delta"] == pytest.approx(-20)
     assert scores.signatures == {"comet": "COMET some/model"}
     alone = Answers(ANSWERS.hypotheses, ANSWERS.references, ANSWERS.sources)
-    assert Comet("some/model").score(alone).against_full == {}
+    assert (
+        Comet("comet", Scoring(("comet",), comet_model="some/model")).score(alone).against_full
+        == {}
+    )
 
 
 def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(comet_command):
     with pytest.raises(RunError, match=r"some/missing.*no route to host.*task\.comet_model"):
-        Comet("some/missing").score(ANSWERS)
+        Comet("comet", Scoring(("comet",), comet_model="some/missing")).score(ANSWERS)
 
 
 def test_bertscore_with_a_model_folder(tmp_path, monkeypatch):
@@ -81,9 +84,9 @@ def test_bertscore_with_a_model_folder(tmp_path, monkeypatch):
     transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(
         tmp_path
     )  # of unlimited length
-    scores = BertScore(str(tmp_path), "en").score(ANSWERS)
+    metric = BertScore("bertscore", Scoring(("bertscore",), bertscore_model=str(tmp_path)))
+    scores = metric.score(ANSWERS)
     assert 0 < scores.values["bertscore"] < 100
-    assert BertScore(str(tmp_path), "en").score(Answers(["the cat"], ["the cat"], [""])).values[
-        "bertscore"
-    ] == pytest.approx(100)
+    same = metric.score(Answers(["the cat"], ["the cat"], [""]))
+    assert same.values["bertscore"] == pytest.approx(100)
     assert scores.against_full["bertscore"]["full"] == pytest.approx(100, abs=1e-3)

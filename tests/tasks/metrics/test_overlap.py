@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.overlap import ExactMatch, Rouge, one_sentence_per_line
-from ulskip_cli.tasks.metrics.scores import Answers, compare
+from ulskip_cli.tasks.metrics.scores import Answers, Scoring, compare
 
 HYPOTHESES = [
     "The mayor opened the bridge. Crowds were cheering.",
@@ -21,7 +21,9 @@ REFERENCES = [
 
 
 def score(hypotheses, references, full=None):
-    return Rouge().score(Answers(hypotheses, references, references, full))
+    return Rouge("rouge", Scoring(("rouge",))).score(
+        Answers(hypotheses, references, references, full)
+    )
 
 
 def test_values_equal_rouge_score_called_directly():
@@ -53,7 +55,7 @@ def test_only_text_without_line_breaks_is_split_into_sentences():
 
 def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     references = ["new york", "b", "c", "d"]
-    scores = ExactMatch().score(
+    scores = ExactMatch("exact_match", Scoring(("exact_match",))).score(
         Answers(
             [" New  York\n", "x", "x", "x"], references, references, ["new york", "b", "x", "x"]
         )

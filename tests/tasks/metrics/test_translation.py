@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics import translation
+from ulskip_cli.tasks.metrics import METRICS
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 REFERENCES = [
@@ -38,10 +38,8 @@ def by_command(tmp_path, hypotheses, references, *options):
 
 def test_scores_equal_sacrebleus_own_command(tmp_path):
     expected = by_command(tmp_path, GOOD, REFERENCES, "-m", "bleu", "chrf", "ter")
-    for one, make in zip(
-        expected, (translation.bleu, translation.chrf, translation.ter), strict=True
-    ):
-        scores = make(ENGLISH).score(answers(GOOD))
+    for one, metric in zip(expected, ("bleu", "chrf", "ter"), strict=True):
+        scores = METRICS[metric].make(ENGLISH).score(answers(GOOD))
         (name,) = scores.values
         assert scores.values[name] == pytest.approx(one["score"], abs=1e-5)
         assert scores.signatures[name] == one["signature"]
@@ -50,7 +48,7 @@ def test_scores_equal_sacrebleus_own_command(tmp_path):
 
 def test_chinese_is_split_by_sacrebleus_chinese_tokenizer(tmp_path):
     (expected,) = by_command(tmp_path, CHINESE, CHINESE_TRUE, "-l", "en-zh", "-m", "bleu")
-    metric = translation.bleu(Scoring(("bleu",), "zh"))
+    metric = METRICS["bleu"].make(Scoring(("bleu",), "zh"))
     scores = metric.score(answers(CHINESE, references=CHINESE_TRUE))
     assert "tok:zh" in expected["signature"]
     assert scores.signatures["bleu"] == expected["signature"]
@@ -62,17 +60,17 @@ def test_a_language_whose_tokenizer_is_missing_says_what_to_install(language):
     if importlib.util.find_spec({"ja": "MeCab", "ko": "mecab_ko"}[language]):
         pytest.skip("its tokenizer is installed")
     with pytest.raises(UsageError, match=rf'pip install "sacrebleu\[{language}\]"'):
-        translation.bleu(Scoring(("bleu",), language)).check()
+        METRICS["bleu"].make(Scoring(("bleu",), language)).check()
 
 
 def test_a_worse_system_is_significantly_worse():
-    compared = translation.bleu(ENGLISH).score(answers(BAD, GOOD)).against_full["bleu"]
+    compared = METRICS["bleu"].make(ENGLISH).score(answers(BAD, GOOD)).against_full["bleu"]
     slack = 1e-4  # sacrebleu resamples in float32
     assert compared["delta_low"] - slack <= compared["delta"] <= compared["delta_high"] + slack < 0
     assert compared["p_value"] < 0.05
 
 
 def test_a_system_does_not_differ_from_itself():
-    compared = translation.chrf(ENGLISH).score(answers(GOOD, GOOD)).against_full["chrf"]
+    compared = METRICS["chrf"].make(ENGLISH).score(answers(GOOD, GOOD)).against_full["chrf"]
     assert (compared["delta"], compared["delta_low"], compared["delta_high"]) == (0, 0, 0)
     assert compared["p_value"] > 0.05

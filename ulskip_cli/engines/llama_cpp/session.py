@@ -182,8 +182,7 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
 
     def __init__(self, views: Views, room: Room, weights: str | None) -> None:
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
-        names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-        super().__init__(views, weights or names.get(views.model.dtype), ENGINE)
+        super().__init__(views, weights, ENGINE)
 
     def load(self, model: PreTrainedModel) -> LlamaContext:
         """Load a model from its GGUF file."""

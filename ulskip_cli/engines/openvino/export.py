@@ -91,7 +91,7 @@ class OpenVinoRequest:
         default of the machine.
         """
         self.masks = masks
-        options: dict[Any, Any] = {
+        options: dict[object, object] = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.enable_cpu_pinning: False,  # several processes would share the same cores
             properties.num_streams: 1,

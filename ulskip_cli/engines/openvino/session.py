@@ -22,9 +22,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
     """
 
     def __init__(self, views: Views, room: object, weights: str | None) -> None:
-        # bfloat16 is stored as f16
-        names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "f16"}
-        super().__init__(views, weights or names.get(views.model.dtype), ENGINE)
+        super().__init__(views, weights, ENGINE, bf16="f16")
 
     def load(self, model: PreTrainedModel) -> OpenVinoRequest:
         """Load a model from its OpenVINO file."""

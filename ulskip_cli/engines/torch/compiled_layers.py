@@ -3,7 +3,7 @@
 import operator
 import types
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.engines.torch.static_cache import StaticLayer
 from ulskip_cli.inference import shallow_view
 
 MAX_KINDS = 64  # of layers, for one shape of the steps
@@ -63,7 +64,7 @@ class CompiledLayer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         """Run the layer on the arguments that its model passes, with the part of the cache that
         belongs to this layer.
         """
@@ -84,11 +85,11 @@ class CompiledLayer(nn.Module):
         self._run, result = self._shared.bind(tensors, sizes, self.layer, args, kwargs)
         return result
 
-    def _own(self, value: Any) -> Any:
+    def _own(self, value: object) -> object:
         return _LayerCache(value.layers[self._cached]) if isinstance(value, DynamicCache) else value
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _tensors(args: tuple[object, ...], kwargs: dict[str, object]) -> list[Tensor]:
     """Return the tensors that a model passes to a layer; each call can pass other tensors."""
     tensors = []
     for value in (*args, *kwargs.values()):
@@ -104,20 +105,18 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 class _LayerCache(Cache):  # type: ignore[misc]
     """The keys and values of one layer; the layer index of a call is ignored."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: StaticLayer) -> None:
         self.layers = [layer]
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of a step, and return all that the step reads."""
-        updated: tuple[Tensor, Tensor] = self.layers[0].update(key_states, value_states)
-        return updated
+        return self.layers[0].update(key_states, value_states)
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """Return the number of filled positions."""
-        length: int = self.layers[0].get_seq_length()
-        return length
+        return self.layers[0].get_seq_length()
 
 
 class _LayerCode:
@@ -131,7 +130,7 @@ class _LayerCode:
     def __init__(self, options: Table) -> None:
         self._options = options
         # the code of the last call with its inputs and outputs
-        self._called: list[tuple[Code, list[Any], Any]] = []
+        self._called: list[tuple[Code, list[object], Sequence[Tensor]]] = []
         self._compiled = torch.compile(
             own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
         )
@@ -141,9 +140,9 @@ class _LayerCode:
         tensors: list[Tensor],
         sizes: dict[int, tuple[int, int]],
         layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Code, Any]:
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> tuple[Code, object]:
         """Run a layer; return a function that runs it on the tensors of later calls, and the result
         of this call.
 
@@ -166,7 +165,7 @@ class _LayerCode:
         for i, _ in passed:
             inputs[i] = None
 
-        def run(tensors: list[Tensor]) -> Any:
+        def run(tensors: list[Tensor]) -> object:
             values = inputs.copy()
             for i, place in passed:
                 values[i] = tensors[place]
@@ -177,13 +176,13 @@ class _LayerCode:
 
         return run, result
 
-    def _compile(self, graph: torch.fx.GraphModule, inputs: Any) -> Code:
+    def _compile(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor | int]) -> Code:
         from torch._inductor.compile_fx import compile_fx  # warns when it is imported
 
         _merge_linears(graph)
         code: Any = compile_fx(graph, inputs, config_patches=self._options)
 
-        def run(*values: Any) -> Any:
+        def run(*values: object) -> object:
             outputs = code(*values)
             self._called = [(code, list(values), outputs)]
             return outputs
@@ -214,11 +213,11 @@ def _merge_linears(module: torch.fx.GraphModule) -> None:
 _codes: dict[tuple[int, int], _LayerCode] = {}  # by shape
 
 
-def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _run(layer: nn.Module, *args: object, **kwargs: object) -> object:
     return layer(*args, **kwargs)
 
 
-def own_copy(function: Any) -> Code:
+def own_copy(function: Code) -> Code:
     """Return a copy of a function with a code object of its own, because torch.compile stores its
     results by code object.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.files import cache_dir
+from ulskip_cli.core.options import Table
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
 from ulskip_cli.engines.torch.static_cache import (
@@ -229,7 +230,7 @@ def _keep_compiled_code() -> None:
             os.environ[_COMPILED_CODE] = str(folder)
 
 
-def _inductor_options(device: torch.device) -> dict[str, Any]:
+def _inductor_options(device: torch.device) -> Table:
     _keep_compiled_code()
     return {
         "triton.cudagraphs": device.type == "cuda",

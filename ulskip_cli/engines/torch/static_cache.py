@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
+from ulskip_cli.core.options import Table
 from ulskip_cli.inference import shallow_view
 
 Masks = Tensor | Mapping[str, Tensor | None] | None
@@ -49,7 +50,7 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Do nothing, because the buffers exist already."""
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of a step; the caller advances the cursor after all layers."""
         start, end = self.cursor.length, self.cursor.length + key_states.shape[-2]
@@ -94,7 +95,7 @@ class StaticLayer(FixedLayer):
             buffer[:, :, self.cursor.length :] = 0
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write the keys and values of one step at the cursor's index."""
         self.keys.index_copy_(2, self.cursor.index, key_states)
@@ -208,7 +209,7 @@ class PositionsAndMasks:
         cache: DynamicCache,
         mask: Tensor,
         steps: int,
-        several: bool = True,
+        several: bool,
     ) -> None:
         """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
         prompt_len] is the prompt's mask.
@@ -225,7 +226,7 @@ class PositionsAndMasks:
                 self._several = full_masks(model, cache, mask, steps, self.prompt_len + steps)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
-    def options(self, start: int, count: int) -> dict[str, Any]:
+    def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
         padded sequence on.
         """

@@ -35,7 +35,7 @@ class MetricSpec:
     """One entry in the registry of metrics."""
 
     name: str  # in `task.metrics`
-    module: str  # with a function of this name, which makes the metric from `Scoring`
+    kind: str  # `module:class` of the metric
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
     is_neural: bool = False  # needs a separate model, which a report does not load
@@ -47,7 +47,7 @@ class MetricSpec:
 
     def make(self, scoring: Scoring) -> Metric:
         """Make the metric with the settings of a task."""
-        metric: Metric = pkgutil.resolve_name(f"{__name__}.{self.module}:{self.name}")(scoring)
+        metric: Metric = pkgutil.resolve_name(f"{__name__}.{self.kind}")(self.name, scoring)
         return metric
 
 
@@ -58,13 +58,17 @@ ROUGE_KEYS = (
     RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", leaves=12),
 )
 _REGISTRY = (
-    MetricSpec("bleu", "translation", (RowKey("bleu", "BLEU"),)),
-    MetricSpec("chrf", "translation", (RowKey("chrf", "chrF", leaves=13),)),
-    MetricSpec("ter", "translation", (RowKey("ter", "TER", lower_is_better=True),)),
-    MetricSpec("rouge", "overlap", ROUGE_KEYS, primary_key="rougeL"),
-    MetricSpec("exact_match", "overlap", (RowKey("exact_match", "exact match", "exact"),)),
-    MetricSpec("comet", "neural", (RowKey("comet", "COMET"),), is_neural=True),
-    MetricSpec("bertscore", "neural", (RowKey("bertscore", "BERTScore"),), is_neural=True),
+    MetricSpec("bleu", "translation:Sacrebleu", (RowKey("bleu", "BLEU"),)),
+    MetricSpec("chrf", "translation:Sacrebleu", (RowKey("chrf", "chrF", leaves=13),)),
+    MetricSpec("ter", "translation:Sacrebleu", (RowKey("ter", "TER", lower_is_better=True),)),
+    MetricSpec("rouge", "overlap:Rouge", ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec(
+        "exact_match", "overlap:ExactMatch", (RowKey("exact_match", "exact match", "exact"),)
+    ),
+    MetricSpec("comet", "neural:Comet", (RowKey("comet", "COMET"),), is_neural=True),
+    MetricSpec(
+        "bertscore", "neural:BertScore", (RowKey("bertscore", "BERTScore"),), is_neural=True
+    ),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ import numpy as np
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
 
 if TYPE_CHECKING:
@@ -31,17 +29,14 @@ UNLIMITED = 100_000  # tokens; some tokenizers have a maximum length that overfl
 COMET_COMMAND = "comet-score"
 
 
-@dataclass(frozen=True)
 class Comet(SegmentMetric):
     """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs
     an older transformers.
     """
 
-    model: str  # hub id or path of a checkpoint
-
     def signature(self) -> str:
         """The model."""
-        return f"COMET {self.model}"
+        return f"COMET {self.scoring.comet_model}"
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the command is not on the PATH."""
@@ -58,17 +53,18 @@ class Comet(SegmentMetric):
         """Score all systems in one call of the command."""
         import torch
 
-        local = user_path(self.model, "a metric's model")
+        model = self.scoring.comet_model
+        local = user_path(model, "a metric's model")
         with tempfile.TemporaryDirectory() as folder:
             names = [f"system{i}" for i in range(len(systems))]
             texts = [answers.sources, answers.references, *systems]
             for name, lines in zip(("source", "reference", *names), texts, strict=True):
                 text = "".join(f"{' '.join(line.split())}\n" for line in lines)
                 (Path(folder) / name).write_text(text, "utf-8")
-            model = str(local.resolve()) if local.is_file() else self.model
+            found = str(local.resolve()) if local.is_file() else model
             command = [
                 *(COMET_COMMAND, "-s", "source", "-r", "reference", "-t", *names),
-                *("--quiet", "--only_system", "--model", model, "--batch_size", str(BATCH_SIZE)),
+                *("--quiet", "--only_system", "--model", found, "--batch_size", str(BATCH_SIZE)),
                 *("--gpus", str(int(torch.cuda.is_available())), "--to_json", "scores.json"),
             ]
             process = subprocess.run(
@@ -77,7 +73,7 @@ class Comet(SegmentMetric):
             output = Path(folder) / "scores.json"
             if process.returncode or not output.is_file():
                 text = process.stderr.strip() or process.stdout.strip()
-                raise _scoring_error("comet", self.model, text.split("\n")[-1][:160])
+                raise _scoring_error("comet", model, text.split("\n")[-1][:160])
             scored = json.loads(output.read_text("utf-8"))
         return [
             {"comet": 100 * np.array([segment["COMET"] for segment in scored[name]])}
@@ -85,14 +81,14 @@ class Comet(SegmentMetric):
         ]
 
 
-@dataclass(frozen=True)
 class BertScore(SegmentMetric):
     """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean
-    over segments, times 100.
+    over segments, times 100. Without a target language, the texts are English.
     """
 
-    model: str | None  # hub id or folder; None: bert-score's default for the language
-    language: str
+    @property
+    def _language(self) -> str:
+        return self.scoring.target_language or "en"
 
     def signature(self) -> str:
         """The model, its layer and the versions of packages."""
@@ -113,11 +109,11 @@ class BertScore(SegmentMetric):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        depth = None  # bert-score has a default layer for known models
-        if self.model and Path(self.model).exists():
-            depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
+        model, depth = self.scoring.bertscore_model, None  # known models have a default layer
+        if model and Path(model).exists():
+            depth = AutoConfig.from_pretrained(model).num_hidden_layers
         with environment.offline_if_hub_unreachable():
-            scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
+            scorer = BERTScorer(model_type=model, lang=self._language, num_layers=depth)
         length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
         scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)
         return scorer
@@ -132,19 +128,9 @@ class BertScore(SegmentMetric):
                 for texts in systems
             ]
         except Exception as error:
-            model = self.model or f"the default for '{self.language}'"
+            model = self.scoring.bertscore_model or f"the default for '{self._language}'"
             raise _scoring_error("bertscore", model, reason(error)) from None
         return [{"bertscore": 100 * np.asarray(f1, dtype=np.float64)} for _, _, f1 in scored]
-
-
-def comet(scoring: Scoring) -> Comet:
-    """Make COMET with the model of the task."""
-    return Comet(scoring.comet_model)
-
-
-def bertscore(scoring: Scoring) -> BertScore:
-    """Make BERTScore for the target language, or for English if the task names no language."""
-    return BertScore(scoring.bertscore_model, scoring.target_language or "en")
 
 
 def _scoring_error(metric: str, model: str, problem: str) -> RunError:

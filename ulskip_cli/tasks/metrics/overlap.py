@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
 
 if TYPE_CHECKING:
@@ -83,16 +82,6 @@ class Rouge(SegmentMetric):
             }
             for rows in scored
         ]
-
-
-def exact_match(scoring: Scoring) -> ExactMatch:
-    """Make exact match, which has no settings."""
-    return ExactMatch()
-
-
-def rouge(scoring: Scoring) -> Rouge:
-    """Make ROUGE, which has no settings."""
-    return Rouge()
 
 
 def fold(text: str) -> str:

@@ -41,8 +41,12 @@ class Scores:
     against_full: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Metric(ABC):
-    """A scorer with its settings."""
+    """A scorer, which reads its settings from those of the task."""
+
+    name: str  # in `task.metrics`
+    scoring: Scoring
 
     def check(self, references: Sequence[str] = ()) -> None:  # noqa: B027 - few metrics need it
         """Raise UsageError before generation if a package is missing or a reference cannot be

@@ -3,8 +3,7 @@ bootstrap.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from sacrebleu.metrics.base import Metric as SacrebleuMetric
@@ -13,19 +12,23 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Metric, Scores
 
 EXTRAS = ("ja", "ko")  # target languages whose tokenizer is an extra of sacrebleu
 
 
-@dataclass(frozen=True)
 class Sacrebleu(Metric):
-    """A corpus metric of sacrebleu."""
+    """A corpus metric of sacrebleu: BLEU, chrF2 or TER."""
 
-    name: str  # row key
-    make: Callable[[], SacrebleuMetric]
-    extra: str | None = None  # extra of the package sacrebleu that the tokenizer requires
+    def make(self) -> SacrebleuMetric:
+        """Make BLEU with sacrebleu's tokenizer for the language, chrF2, which needs no tokenizer,
+        or TER, which counts characters instead of words for Chinese and Japanese.
+        """
+        language = self.scoring.target_language or ""
+        if self.name == "bleu":
+            return BLEU(trg_lang=language)
+        asian = language in ("zh", "ja")
+        return TER(normalized=asian, asian_support=asian) if self.name == "ter" else CHRF()
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
@@ -35,9 +38,10 @@ class Sacrebleu(Metric):
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
+            language = self.scoring.target_language
             install = (
-                f'install it with: pip install "sacrebleu[{self.extra}]"'
-                if self.extra
+                f'install it with: pip install "sacrebleu[{language}]"'
+                if language in EXTRAS
                 else "see sacrebleu's documentation"
             )
             raise UsageError(
@@ -53,27 +57,6 @@ class Sacrebleu(Metric):
         signatures = {self.name: str(metric.get_signature())}
         compared = {self.name: compare(metric, answers)} if answers.full else {}
         return Scores({self.name: value}, signatures, compared)
-
-
-def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with sacrebleu's tokenizer for the language."""
-    language = scoring.target_language or ""
-    return Sacrebleu(
-        "bleu",
-        lambda: BLEU(trg_lang=language),
-        language if language in EXTRAS else None,
-    )
-
-
-def chrf(scoring: Scoring) -> Sacrebleu:
-    """Make chrF2, which needs no tokenizer."""
-    return Sacrebleu("chrf", CHRF)
-
-
-def ter(scoring: Scoring) -> Sacrebleu:
-    """Make TER, which counts characters instead of words for Chinese and Japanese."""
-    asian = scoring.target_language in ("zh", "ja")
-    return Sacrebleu("ter", lambda: TER(normalized=asian, asian_support=asian))
 
 
 def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, float]:
