@@ -91,5 +91,5 @@ def given_logits(
     without early exit.
     """
     if decoder.exits:
-        return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)
+        return exit_logits(decoder.layerwise, decoder.exits, prompt, ids, mask)
     return predict_response(decoder.stages, prompt, ids, mask), None

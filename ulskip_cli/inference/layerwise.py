@@ -2,7 +2,7 @@
 after them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -24,6 +24,7 @@ class LayerInputs:
     hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
     # further arguments of every layer: masks, position embeddings, the cache
     calls: Sequence[Arguments]
+    cache: DynamicCache  # to which the layers append
 
 
 class LayerwiseModel:
@@ -57,8 +58,35 @@ class LayerwiseModel:
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
-            return LayerInputs(entered.hidden, self._calls)
+            return LayerInputs(entered.hidden, self._calls, cache)
         raise AssertionError("expected a forward pass that reaches the last layer")
+
+    def after(
+        self,
+        prompt: EncodedPrompt,
+        ids: Tensor,
+        seen: Tensor | None = None,
+        kept: Sequence[int] | None = None,
+    ) -> LayerInputs:
+        """Return the inputs of the layers for `ids` [batch, count], the beginning of a response to
+        `prompt`, which is not changed.
+
+        `EncodedPrompt.whole_mask` describes `seen`. `kept` are the layers of the prompt's model
+        that this model has; None means all.
+        """
+        layers = range(len(self.layers)) if kept is None else kept
+        options = shallow_view.placing(self._before, prompt.whole_mask(ids, seen), ids.shape[1])
+        return self.enter(ids, shallow_view.fork_cache(prompt.cache, layers), **options)
+
+    def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
+        """Yield the hidden states [batch, count, hidden_size] in front of the first layer, and
+        behind each layer when it has run.
+        """
+        hidden = inputs.hidden
+        yield hidden
+        for index in range(len(self.layers)):
+            hidden = self.layer(index, hidden, inputs)
+            yield hidden
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """Run one layer on `hidden` [batch, count, hidden_size] with the arguments in `inputs`;

@@ -9,11 +9,11 @@ last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Bot
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
@@ -34,12 +34,11 @@ _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 @dataclass
 class _Batch:
-    """The inputs of one batch's regression; a student pass appends to a fork of `cache`."""
+    """The inputs of one batch's regression."""
 
     input_ids: Tensor  # [batch, count]
-    mask: Tensor  # [batch, cached_len + count]
-    counted: Tensor  # [batch, count], True at the positions of the regression
-    prompt: EncodedPrompt | None  # None if the kept layers encode the prompts
+    counted: Tensor  # [batch, count], True at the positions of the regression, False at padding
+    prompt: EncodedPrompt  # empty if the kept layers encode the prompts, as part of `input_ids`
     teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
 
 
@@ -100,24 +99,14 @@ class PatchFitter:
                 *padded(responses, pad_token_id, left=False),
             )
         )
-        whole = torch.cat([prompt_mask, mask], 1)
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
-            return _Batch(ids, whole, mask.bool(), prompt)
-        return _Batch(torch.cat([prompt_ids, ids], 1), whole, whole.bool(), None)
-
-    def _enter(
-        self, layerwise: LayerwiseModel, model: PreTrainedModel, batch: _Batch, kept: Sequence[int]
-    ) -> LayerInputs:
-        if batch.prompt is None:
-            cache: DynamicCache = shallow_view.new_cache(model)
-        else:
-            cache = shallow_view.fork_cache(batch.prompt.cache, kept)
-        return layerwise.enter(
-            batch.input_ids,
-            cache,
-            **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]),
+            return _Batch(ids, mask.bool(), prompt)
+        empty = EncodedPrompt(
+            torch.empty(0), shallow_view.new_cache(self.model), prompt_mask[:, :0]
         )
+        whole = torch.cat([prompt_mask, mask], 1)
+        return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 
     def _teach(self, depths: Collection[int]) -> None:
         """Compute the full model's states at `depths` where they are missing."""
@@ -125,13 +114,13 @@ class PatchFitter:
             missing = set(depths) - batch.teacher.keys()
             if not missing:
                 continue
-            entry = self._enter(self.full, self.model, batch, range(self.num_layers))
-            hidden = entry.hidden
-            for index in range(max(missing) + 1):
-                if index in missing:
-                    batch.teacher[index] = hidden[batch.counted]
-                if index < max(missing):
-                    hidden = self.full.layer(index, hidden, entry)
+            inputs = self.full.after(batch.prompt, batch.input_ids, batch.counted)
+            states = islice(self.full.states(inputs), max(missing) + 1)  # no layer above it runs
+            batch.teacher |= {
+                depth: hidden[batch.counted]
+                for depth, hidden in enumerate(states)
+                if depth in missing
+            }
 
     @torch.inference_mode()
     def fit(self, kept: Sequence[int], kind: str, ridge: float) -> SkipAdapter:
@@ -178,9 +167,12 @@ class PatchFitter:
                 " layer before a gap; use correction.kind=full"
             )
         self._teach(ends)
-        view = shallow_view.shallow_view(self.model, kept)
-        layerwise = LayerwiseModel(view)
-        entries = [self._enter(layerwise, view, batch, kept) for batch in self.batches]
+        layerwise = LayerwiseModel(shallow_view.shallow_view(self.model, kept))
+
+        def enter(batch: _Batch) -> LayerInputs:
+            return layerwise.after(batch.prompt, batch.input_ids, batch.counted, kept)
+
+        entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
         tensors: dict[str, Tensor] = {}
         for place, (before, layer) in enumerate(pairwise([*kept, self.num_layers])):
@@ -194,8 +186,7 @@ class PatchFitter:
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
             # The cache in `entries` has these positions already.
-            fresh = self._enter(layerwise, view, self.batches[0], kept)
-            folding.check(first, fresh, ran[0], self.batches[0].counted)
+            folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             parts = self._regress(
                 self._counted(outputs), self._counted(states), layer, ridge, folding.has_bias
             )

@@ -125,22 +125,20 @@ class AdapterLoss(TwoPassLoss):
         full model's state behind the layer after a gap, y that of the layers around the gap, which
         run on the full model's state in front of them.
         """
-        view, depths = self._view(kept), self.outputs.depths
+        depths = self.outputs.depths
         if kept not in self._layerwise_views:
-            self._layerwise_views[kept] = LayerwiseModel(view)
+            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
         layerwise = self._layerwise_views[kept]
-        inputs, chosen = batch.response_ids[:, :-1], batch.is_labelled[:, 1:]
-        mask = torch.cat([prompt.mask, batch.is_labelled[:, :-1].to(prompt.mask)], dim=1)
+        ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
+        chosen = labelled[:, 1:]
         losses = [states.new_zeros((), dtype=torch.float32)]
         for first, last in self._spans(kept):
-            cache = shallow_view.fork_cache(prompt.cache, kept)
-            options = shallow_view.placing(view, mask, inputs.shape[1])
-            entry = layerwise.enter(inputs, cache, **options)
-            hidden = torch.zeros_like(entry.hidden)
+            inputs = layerwise.after(prompt, ids, labelled, kept)
+            hidden = torch.zeros_like(inputs.hidden)
             hidden[chosen] = states[:, depths.index(first)]
             for place, layer in enumerate(kept):
                 if first <= layer < last:
-                    hidden = layerwise.layer(place, hidden, entry)
+                    hidden = layerwise.layer(place, hidden, inputs)
             target = states[:, depths.index(last)].float()
             error = (hidden[chosen].float() - target).pow(2).sum(-1)
             losses.append((error / target.pow(2).sum(-1)).sum())

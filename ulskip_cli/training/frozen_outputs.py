@@ -158,26 +158,20 @@ class FrozenOutputs:
         distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
         encoded.cache.batch_select_indices(rows)
-        logits, mask = encoded.first_logits[rows], batch.prompt_mask
-        prompt = EncodedPrompt(logits, encoded.cache, mask)
+        prompt = EncodedPrompt(encoded.first_logits[rows], encoded.cache, batch.prompt_mask)
         if not with_states:
             return FrozenBatch(prompt)
-        layers, labelled = range(len(self.layerwise.layers)), batch.is_labelled
-        inputs = batch.response_ids[:, :-1]
-        mask = torch.cat([mask, labelled[:, :-1].to(mask)], dim=1)
-        cache = shallow_view.fork_cache(prompt.cache, layers)
-        options = shallow_view.placing(self.model, mask, inputs.shape[1])
-        entry = self.layerwise.enter(inputs, cache, **options)
-        hidden, states = entry.hidden, list[Tensor]()
-        for layer in layers:
-            if layer in self.depths:
-                states.append(hidden[labelled[:, 1:]])
-            hidden = self.layerwise.layer(layer, hidden, entry)
-        states.append(hidden[labelled[:, 1:]])
+        labelled = batch.is_labelled
+        inputs = self.layerwise.after(prompt, batch.response_ids[:, :-1], labelled)
+        states = [
+            hidden[labelled[:, 1:]]
+            for depth, hidden in enumerate(self.layerwise.states(inputs))
+            if depth in self.depths
+        ]
         response = list[Tensor]()
         if self.drafts:
             start = batch.prompt_ids.shape[1]
-            kept = [cache.layers[i] for i in self.layers]
+            kept = [inputs.cache.layers[i] for i in self.layers]
             response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
         return FrozenBatch(prompt, torch.stack(states, dim=1), response)
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
@@ -124,8 +123,8 @@ class TwoPassLoss(nn.Module):
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
-        model, layerwise = self.base, self._layerwise
-        prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
+        layerwise = self._layerwise
+        prompt = encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
             yield from ((depth, first) for depth in sorted(self.exits))
@@ -134,8 +133,9 @@ class TwoPassLoss(nn.Module):
         def loss_at(hidden: Tensor) -> Tensor:
             return self._cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
 
-        states = hidden_states(model, layerwise, prompt, batch.response_ids, batch.is_labelled)
-        for depth, hidden in states:
+        # The states of all decode steps, because early exit reads only keys of the full model.
+        inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
+        for depth, hidden in enumerate(layerwise.states(inputs)):
             if depth in self.exits and torch.is_grad_enabled():
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
                 yield depth, first + loss
