@@ -21,7 +21,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.ridge_regression import RidgeRegression
+from ulskip_cli.inference.ridge_regression import solve_ridge
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -146,8 +146,12 @@ class PatchFitter:
             key = (before[layer], layer, ridge)
             parts = self._fitted.get(key)
             if parts is None:
-                inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
-                parts = self._regress(inputs, inputs, layer, ridge)
+                start, teachers = before[layer] + 1, [batch.teacher for batch in self.batches]
+                pairs = (
+                    (teacher[start], teacher[layer].double() - teacher[start].double())
+                    for teacher in teachers
+                )
+                parts = solve_ridge(pairs, ridge)
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
@@ -187,36 +191,18 @@ class PatchFitter:
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
             # The cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
-            parts = self._regress(
-                self._counted(outputs), self._counted(states), layer, ridge, folding.has_bias
+            pairs = (
+                (
+                    output[batch.counted],
+                    batch.teacher[layer].double() - state[batch.counted].double(),
+                )
+                for batch, state, output in zip(self.batches, states, outputs, strict=True)
             )
+            parts = solve_ridge(pairs, ridge, folding.has_bias)
             states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
             path = f"fold.0.{before}.{folding.path}."
             tensors |= {path + name: tensor for name, tensor in parts.items()}
         return tensors
-
-    def _counted(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Return the states [positions, width] at the positions of the regression, for each
-        batch.
-        """
-        return [state[batch.counted] for state, batch in zip(states, self.batches, strict=True)]
-
-    def _regress(
-        self,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        layer: int,
-        ridge: float,
-        has_bias: bool = True,
-    ) -> Parts:
-        """Regress the full model's states before `layer` minus `states` on `inputs`, both
-        [positions, width] for each batch.
-        """
-        width, hidden_size = inputs[0].shape[1], states[0].shape[1]
-        sums = RidgeRegression.empty(width, hidden_size)
-        for batch, x, state in zip(self.batches, inputs, states, strict=True):
-            sums.add(x, batch.teacher[layer].double() - state.double())
-        return sums.solve(ridge, has_bias)
 
 
 class _FoldingLayer:
