@@ -22,10 +22,13 @@ class GapPatch(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GapPatch":
-        """Make a patch from the tensors of its `state_dict`."""
+    def from_parts(cls, modules: Mapping[str, Mapping[str, Tensor]]) -> "GapPatch":
+        """Make a patch from the tensors of its `state_dict`, by module and parameter."""
+        tensors = {
+            f"{path}.{name}": modules[path][name] for path in modules for name in modules[path]
+        }
         patch = cls(len(tensors["linear.bias"]))
-        patch.load_state_dict(dict(tensors))
+        patch.load_state_dict(tensors)
         return patch
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -63,13 +63,13 @@ class SkipAdapter:
                 f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
         width = model.config.get_text_config(decoder=True).hidden_size
-        patches = self.by_layer(f"patch.{self.kept_sets.index(kept)}.")
-        changes = self.linear_changes(kept)
+        index = self.kept_sets.index(kept)
+        patches, changes = self.parts(f"patch.{index}."), self.parts("lora.", f"fold.{index}.")
 
         def patch(layer: int, device: torch.device) -> nn.Module | None:
             if layer not in patches:
                 return None
-            made = GapPatch.from_tensors(patches[layer]).to(device, model.dtype)
+            made = GapPatch.from_parts(patches[layer]).to(device, model.dtype)
             made(torch.zeros(width, dtype=model.dtype, device=device))  # fails for another width
             return made.requires_grad_(False).eval()
 
@@ -130,23 +130,18 @@ class SkipAdapter:
                 " `ulskip train train=adapter`"
             ) from None
 
-    def linear_changes(self, kept: Layers) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by
-        layer and module.
+    def parts(self, *prefixes: str) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the tensors whose name begins with one of `prefixes`, by layer, module and the
+        last part of their name.
         """
-        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{self.kept_sets.index(kept)}.")
-        return {layer: by_module({**lora.get(layer, {}), **folds.get(layer, {})}) for layer in kept}
-
-    def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
-        """Return the tensors whose name begins with `prefix`, by layer and by the rest of their
-        name.
-        """
-        tensors: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in self.tensors.items():
-            if name.startswith(prefix):
-                layer, _, rest = name.removeprefix(prefix).partition(".")
-                tensors[int(layer)][rest] = tensor
-        return tensors
+        layers = defaultdict[int, dict[str, dict[str, Tensor]]](lambda: defaultdict(dict))
+        for prefix in prefixes:
+            for name, tensor in self.tensors.items():
+                if name.startswith(prefix):
+                    layer, _, rest = name.removeprefix(prefix).partition(".")
+                    module, _, part = rest.rpartition(".")
+                    layers[int(layer)][module][part] = tensor
+        return layers
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
@@ -198,15 +193,6 @@ def timing_adapter(
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
     return zero_adapter(model, corrected, kind) if kind == "full" and corrected else None
-
-
-def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of one layer by module and by the rest of their name."""
-    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        modules[module][part] = tensor
-    return modules
 
 
 def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:

@@ -23,7 +23,7 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
+from ulskip_cli.inference.skip_adapter import SkipAdapter, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
@@ -64,8 +64,8 @@ class AdapterLoss(TwoPassLoss):
             )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
-            for layer, tensors in start.by_layer(f"patch.{index}.").items():
-                self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
+            for layer, modules in start.parts(f"patch.{index}.").items():
+                self.patches[f"{index}-{layer}"] = GapPatch.from_parts(modules).to(model.device)
         for path, (layer, name) in self.lora_paths.items():
             if f"lora.{layer}.{name}.A" in start.tensors:  # of an adapter that is trained further
                 module: Any = self.model.get_submodule(path)
@@ -226,11 +226,10 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
     """Return a copy of a model that shares its weights, except those into which patches are
     folded.
     """
-    folds = start.by_layer("fold.0.")
     stack = shallow_view.decoder_layers(model)
     changed = {
-        id(stack[layer]): with_linears(stack[layer], by_module(tensors))
-        for layer, tensors in folds.items()
+        id(stack[layer]): with_linears(stack[layer], modules)
+        for layer, modules in start.parts("fold.0.").items()
     }
     return shallow_view.substituted(model, lambda part: changed.get(id(part)))
 
