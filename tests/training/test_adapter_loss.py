@@ -15,6 +15,7 @@ from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
@@ -258,14 +259,14 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     assert {"patch.0", "patch.1", "lora.0", "lora.2", "lora.5"} == names
 
 
-def pairs_of(inputs):
+def examples_of(inputs):
     """Return the prompts and responses of a batch without padding."""
     prompts = [
         ids[mask.bool()].tolist()
         for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)
     ]
     responses = [ids[ids != IGNORED_LABEL].tolist() for ids in inputs["labels"]]
-    return list(zip(prompts, responses, strict=True))
+    return list(map(EncodedExample, prompts, responses))
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["enough memory", "half the memory"])
@@ -283,7 +284,7 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     monkeypatch.setattr(
         frozen_outputs, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
     )
-    other.outputs.prepare(pairs_of(inputs), lambda done, note="": reports.append(done))
+    other.outputs.prepare(examples_of(inputs), lambda done, note="": reports.append(done))
     prepared = len(passes)
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
     assert other.outputs.free_bytes >= 0

@@ -40,7 +40,7 @@ class ReferenceLoss:
         done examples.
         """
         self.exits = ExitStats()
-        lengths = [len(example.prompt_ids) + len(example.response_ids) for example in self.examples]
+        lengths = [example.num_tokens for example in self.examples]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(

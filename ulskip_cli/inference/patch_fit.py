@@ -68,7 +68,7 @@ class PatchFitter:
                 "expected responses of at least two tokens to fit patches, got none; use other"
                 " held-out examples"
             )
-        usable.sort(key=lambda example: -len(example.prompt_ids) - len(example.response_ids))
+        usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         self._fitted: dict[tuple[int, int, float], Parts] = {}  # joint, by the gap's ends
         with torch.inference_mode():

@@ -16,7 +16,8 @@ from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
-from ulskip_cli.training.data import LossBatch, Pair, PairCollator
+from ulskip_cli.tasks.encoding import EncodedExample
+from ulskip_cli.training.data import LossBatch, PairCollator
 
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 
@@ -63,18 +64,21 @@ class FrozenOutputs:
         self._kept: dict[Key, Outputs] = {}
 
     @torch.no_grad()
-    def prepare(self, pairs: Sequence[Pair], report: ReportProgress) -> None:
-        """Compute the outputs for pairs of prompt and response in large batches while there is
-        memory; `of` computes the others.
+    def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
+        """Compute the outputs for prompts and responses in large batches while there is memory;
+        `of` computes the others.
 
-        The batches depend on `pairs` alone, so a resumed training with as much memory has the same
-        outputs.
+        The batches depend on `examples` alone, so a resumed training with as much memory has the
+        same outputs.
         """
-        order, done = sorted(pairs, key=lambda pair: (len(pair[0]), pair)), 0
+
+        def length_and_ids(example: EncodedExample) -> tuple[int, list[int], list[int]]:
+            return len(example.prompt_ids), example.prompt_ids, example.response_ids
+
+        order, done = sorted(examples, key=length_and_ids), 0
         while self._separable and done < len(order):
-            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done][0]))]
-            examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
-            tensors = PairCollator(0)(examples)
+            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
+            tensors = PairCollator(0)(chunk)
             batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
             if not self._keep(self._split(self._together(batch, with_states=True), batch)):
                 return
