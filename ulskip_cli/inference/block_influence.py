@@ -63,10 +63,8 @@ def block_influence(
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                ids, attention_mask = (
-                    tensor.to(device)
-                    for tensor in padded(order[start : start + batch_size], 0, left=True)
-                )
+                batch = order[start : start + batch_size]
+                ids, attention_mask = padded(batch, 0, True, device)
                 mask = attention_mask.bool()
                 encode_prompt(model, ids, attention_mask)
                 count += int(mask.sum())
