@@ -13,7 +13,7 @@ from torch.nn import functional
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training import frozen_outputs
@@ -93,8 +93,8 @@ def test_distillation_is_the_divergence_from_the_full_model(model):
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
     tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
-    parts = [((EVERY,), {}), (((0, 2, 5),), tensors)]
-    adapter = combined([SkipAdapter(NUM_LAYERS, sets, values) for sets, values in parts])
+    tensors = {name.replace(".0.", ".1.", 1): tensor for name, tensor in tensors.items()}
+    adapter = SkipAdapter(NUM_LAYERS, (EVERY, (0, 2, 5)), tensors)
     inputs = batch()
     patches = {"patches": {2: corrections["patches"]}}
     logits = reference(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches)

@@ -7,7 +7,7 @@ last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Bot
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -118,17 +118,26 @@ class PatchFitter:
             }
 
     @torch.inference_mode()
-    def fit(self, kept: Sequence[int], kind: str, ridge: float) -> SkipAdapter:
-        """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot
-        be folded.
+    def fit(
+        self,
+        kept_sets: Sequence[Sequence[int]],
+        kind: str,
+        ridge: float,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> SkipAdapter:
+        """Return an adapter with a patch at every gap of each set of kept layers; raise UsageError
+        if a patch cannot be folded. `report` gets the number of finished sets.
         """
         fit = self._fit_folded if kind == "folded" else self._fit_joint
-        tensors = fit(kept, gaps(kept, self.num_layers), ridge)
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        return SkipAdapter(self.num_layers, (tuple(kept),), tensors)
+        tensors: dict[str, Tensor] = {}
+        for index, kept in enumerate(kept_sets):
+            fitted = fit(index, kept, gaps(kept, self.num_layers), ridge)
+            tensors |= {name: tensor.float() for name, tensor in fitted.items()}
+            report(index + 1)
+        return SkipAdapter(self.num_layers, tuple(map(tuple, kept_sets)), tensors)
 
     def _fit_joint(
-        self, kept: Sequence[int], ends: Collection[int], ridge: float
+        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return patches that map the full model's states before a gap to those behind it.
 
@@ -150,12 +159,12 @@ class PatchFitter:
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            tensors[f"patch.0.{layer}.linear.weight"] = parts["weight"].T
-            tensors[f"patch.0.{layer}.linear.bias"] = parts["bias"]
+            tensors[f"patch.{index}.{layer}.linear.weight"] = parts["weight"].T
+            tensors[f"patch.{index}.{layer}.linear.bias"] = parts["bias"]
         return tensors
 
     def _fit_folded(
-        self, kept: Sequence[int], ends: Collection[int], ridge: float
+        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return folded patches, in order: each maps the view's states, corrected by the earlier
         patches, to the full model's.
@@ -195,7 +204,7 @@ class PatchFitter:
             )
             parts = solve_ridge(pairs, ridge, folding.has_bias)
             states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
-            path = f"fold.0.{before}.{folding.path}."
+            path = f"fold.{index}.{before}.{folding.path}."
             tensors |= {path + name: tensor for name, tensor in parts.items()}
         return tensors
 

@@ -158,20 +158,6 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[s
     return adapter, {"path": folder, "bytes": size, **adapter.record}
 
 
-def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
-    """Return one adapter with the sets of several adapters of the same model, which must have no
-    LoRA.
-    """
-    kept_sets: list[Layers] = []
-    tensors: dict[str, Tensor] = {}
-    for adapter in adapters:
-        for name, tensor in adapter.tensors.items():
-            kind, index, rest = name.split(".", 2)
-            tensors[f"{kind}.{int(index) + len(kept_sets)}.{rest}"] = tensor
-        kept_sets += adapter.kept_sets
-    return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
-
-
 def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
     num_layers = shallow_view.num_layers(model)

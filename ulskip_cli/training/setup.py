@@ -27,7 +27,7 @@ from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -203,11 +203,7 @@ def build_adapter_loss(
         )
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
-        fitted = list[SkipAdapter]()
-        for kept in kept_sets:
-            fitted.append(fitter.fit(kept, patches.kind, DEFAULT_RIDGE))
-            report(len(fitted))
-        start = combined(fitted)
+        start = fitter.fit(kept_sets, patches.kind, DEFAULT_RIDGE, report)
     else:
         start = zero_adapter(model, kept_sets, patches.kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
