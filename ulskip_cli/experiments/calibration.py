@@ -32,7 +32,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.skip_adapter import SkipAdapter, timing_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -258,13 +258,13 @@ def calibrate_patches(
 
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
-) -> tuple[SkipAdapter | None, CorrectionUsed]:
+) -> tuple[SkipAdapter, CorrectionUsed]:
     """Return patches of zeros, and what a row stores of them. A benchmark uses them, because times
     do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
     used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], kind)
+    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 

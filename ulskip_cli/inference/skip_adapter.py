@@ -159,7 +159,9 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[s
 
 
 def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
-    """Return an adapter whose patches change nothing; kind none and folded have no patches."""
+    """Return an adapter whose patches change nothing but take the usual time; kind none and folded
+    have no patches, and take no time.
+    """
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
@@ -168,17 +170,6 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str)
             state = GapPatch(hidden_size).state_dict()
             tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
-
-
-def timing_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str
-) -> SkipAdapter | None:
-    """Return patches that change nothing but take the usual time, or None for a kind that takes no
-    time.
-    """
-    num_layers = shallow_view.num_layers(model)
-    corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
-    return zero_adapter(model, corrected, kind) if kind == "full" and corrected else None
 
 
 def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
