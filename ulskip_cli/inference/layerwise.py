@@ -115,7 +115,7 @@ class LayerwiseModel:
         self._state = torch.empty(0)
         return logits
 
-    def _record(self, *args: Any, **options: Any) -> Any:
+    def _record(self, *args: Any, **options: Any) -> object:
         """Record the arguments of a layer and return its input unchanged; the last layer ends the
         forward pass.
         """
@@ -125,7 +125,7 @@ class LayerwiseModel:
             raise _EnteredError(hidden)
         return self._output(hidden)
 
-    def _output(self, hidden: Tensor) -> Any:
+    def _output(self, hidden: Tensor) -> object:
         return (hidden,) if self._in_tuples else hidden
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
@@ -153,14 +153,14 @@ class _EnteredError(Exception):
 class _StandIn(nn.Module):
     """A module in place of a layer, which calls a function; models read attributes of layers."""
 
-    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
+    def __init__(self, layer: nn.Module, call: Callable[..., object]) -> None:
         super().__init__()
         self.__dict__.update(layer=layer, call=call)  # bypasses the registration as submodules
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
 
-    def forward(self, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: object, **options: object) -> object:
         return self.call(*args, **options)
 
 
@@ -172,7 +172,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
     layers = shallow_view.decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
 
-    def begin(module: nn.Module, args: Any, output: Any) -> None:
+    def begin(module: nn.Module, args: object, output: object) -> None:
         nonlocal in_tuples
         in_tuples = isinstance(output, tuple)
         after.clear()

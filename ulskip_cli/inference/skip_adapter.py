@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path, write_atomic
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections.adapter import RECORD
@@ -48,9 +49,7 @@ class SkipAdapter:
     num_layers: int
     kept_sets: tuple[Layers, ...]
     tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # base model, kind, and how the adapter was made
+    record: Table = field(default_factory=dict)  # base model, kind, and how the adapter was made
 
     def view(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
@@ -144,7 +143,7 @@ class SkipAdapter:
         return layers
 
 
-def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
+def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:
     """Return the skip adapter of a configuration for a plan and its entry in a row, or None without
     one.
 

@@ -6,7 +6,7 @@ computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -187,7 +187,7 @@ class AdapterLoss(TwoPassLoss):
         ).logits
         return torch.cat([prompt.first_logits, logits], dim=1)
 
-    def adapter(self, record: Mapping[str, object]) -> SkipAdapter:
+    def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
         tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")

@@ -36,7 +36,7 @@ class TwoPassLoss(nn.Module):
         model: nn.Module,
         prompt_layers: str = "all",
         weights: TrainOptions | None = None,
-        teacher: nn.Module | None = None,
+        teacher: PreTrainedModel | None = None,
         exits: Collection[int] = (),
     ) -> None:
         """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on
@@ -64,7 +64,7 @@ class TwoPassLoss(nn.Module):
         return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
     @property
-    def config(self) -> Any:
+    def config(self) -> object:
         """The model's configuration, which Trainer reads."""
         return self.base.config
 
@@ -201,7 +201,7 @@ class TwoPassLoss(nn.Module):
         """
         if not self._teacher or not self.weights.distill_weight:
             return None
-        teacher: Any = self._teacher[0].to(batch.prompt_ids.device)
+        teacher = self._teacher[0].to(batch.prompt_ids.device)
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             return self._full_logits(teacher, batch)
@@ -254,7 +254,7 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
         dropped = before + functional.dropout(after - before, probability)
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
-    def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def on_embedding(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return functional.dropout(output, probability, module.training)
 
     for layer in shallow_view.decoder_layers(model):
