@@ -83,7 +83,7 @@ class Measurement:
         if name in self.found:
             return
         began = time.monotonic()
-        adapter = fitter.fit(kept, kind, ridge) if fitter else None
+        adapter = fitter.fit([kept], kind, ridge) if fitter else None
         self.measure_adapter(
             name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began
         )

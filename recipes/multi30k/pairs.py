@@ -18,7 +18,6 @@ from ulskip_cli.training.data import (
     PairCollator,
     TokenPairs,
     load_training_texts,
-    tokenized,
 )
 from ulskip_cli.training.trainer import validation_losses
 from ulskip_cli.training.two_pass_loss import TwoPassLoss
@@ -49,7 +48,7 @@ def main() -> None:
     )
     loaded = load(config.model)
     texts = load_training_texts(config, loaded.tokenizer)
-    pairs = TokenPairs(tokenized(loaded.tokenizer, texts.train, texts.formatter), None)
+    pairs = TokenPairs(texts.formatter.tokenize(loaded.tokenizer, texts.train), None)
     collator = PairCollator(pad_token_id(loaded.tokenizer))
     depth = loaded.metadata.num_layers
     schedules = {str(kept): (Stage(0, kept),) for kept in combinations(range(depth), 2)}

@@ -46,7 +46,6 @@ def scored(model, rule, inputs):
     prompt, prompt_mask, response, mask = inputs
     with torch.no_grad():
         return exit_logits(
-            model,
             LayerwiseModel(model),
             rule,
             encode_prompt(model, prompt, prompt_mask),

@@ -52,7 +52,7 @@ def fitted(model, kind="folded"):
         for i in range(3)
     ]
     adapter = (
-        PatchFitter(model, examples, 0).fit(KEPT, kind, DEFAULT_RIDGE) if kind != "none" else None
+        PatchFitter(model, examples, 0).fit([KEPT], kind, DEFAULT_RIDGE) if kind != "none" else None
     )
     tensors = dict(adapter.tensors) if adapter else {}
     name = LINEARS[model.config.model_type]

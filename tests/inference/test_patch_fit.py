@@ -73,7 +73,7 @@ def own_answers(model, pairs):
 
 
 def fitted(model, pairs, kept=KEPT, kind="full"):
-    return PatchFitter(model, pairs, 0).fit(kept, kind, DEFAULT_RIDGE)
+    return PatchFitter(model, pairs, 0).fit([kept], kind, DEFAULT_RIDGE)
 
 
 def test_a_patch_brings_the_states_closer_to_the_full_models(model):
@@ -126,7 +126,7 @@ PARTS = ("weight", "bias")
 def test_a_skipped_linear_map_is_recovered():
     model, matrix = linear_llama()
     kept, pairs = (0, 2, 4, 5), examples(60)
-    adapter = PatchFitter(model, pairs, 0).fit(kept, "full", 1e-12)
+    adapter = PatchFitter(model, pairs, 0).fit([kept], "full", 1e-12)
     for layer in (2, 4):
         weight, bias = (adapter.tensors[f"patch.0.{layer}.linear.{part}"] for part in PARTS)
         torch.testing.assert_close(weight.T, matrix, rtol=1e-3, atol=1e-3)
@@ -146,7 +146,7 @@ def test_a_fit_depends_on_neither_batches_nor_order_nor_padding(llama):
     for batch_size, order in ((1, pairs), (7, pairs[::-1])):
         got = (
             PatchFitter(llama, order, 0, batch_size=batch_size)
-            .fit(KEPT, "full", DEFAULT_RIDGE)
+            .fit([KEPT], "full", DEFAULT_RIDGE)
             .tensors
         )
         torch.testing.assert_close(dict(got), dict(expected), rtol=1e-3, atol=1e-4)
@@ -170,7 +170,7 @@ def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
     assert fitter.num_positions == sum(
         len(one.prompt_ids) + len(one.response_ids) - 1 for one in pairs
     )
-    adapter = fitter.fit(KEPT, "full", 1e-6)
+    adapter = fitter.fit([KEPT], "full", 1e-6)
     ids = torch.tensor([pairs[0].prompt_ids])
     with torch.no_grad():
         full = llama(ids).logits

@@ -22,7 +22,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Stage
 
 KINDS = ("full", "folded", "lora")
@@ -92,7 +92,12 @@ def test_tokens_of_both_engines_equal_the_uncached_reference(model, kind):
 def test_each_stage_has_patches_of_its_own(model):
     stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
     parts = [corrected(model, "full", kept, seed) for seed, kept in enumerate(stages.values())]
-    adapter = combined([one for one, _ in parts])
+    tensors = {
+        name.replace(".0.", f".{index}.", 1): tensor
+        for index, (one, _) in enumerate(parts)
+        for name, tensor in one.tensors.items()
+    }
+    adapter = SkipAdapter(NUM_LAYERS, tuple(stages.values()), tensors)
     corrections = {
         "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     }

@@ -13,8 +13,9 @@ from torch.nn import functional
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView, forward_with_cache, prune_cache
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
@@ -92,8 +93,8 @@ def test_distillation_is_the_divergence_from_the_full_model(model):
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
     tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
-    parts = [((EVERY,), {}), (((0, 2, 5),), tensors)]
-    adapter = combined([SkipAdapter(NUM_LAYERS, sets, values) for sets, values in parts])
+    tensors = {name.replace(".0.", ".1.", 1): tensor for name, tensor in tensors.items()}
+    adapter = SkipAdapter(NUM_LAYERS, (EVERY, (0, 2, 5)), tensors)
     inputs = batch()
     patches = {"patches": {2: corrections["patches"]}}
     logits = reference(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches)
@@ -258,14 +259,14 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     assert {"patch.0", "patch.1", "lora.0", "lora.2", "lora.5"} == names
 
 
-def pairs_of(inputs):
+def examples_of(inputs):
     """Return the prompts and responses of a batch without padding."""
     prompts = [
         ids[mask.bool()].tolist()
         for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)
     ]
     responses = [ids[ids != IGNORED_LABEL].tolist() for ids in inputs["labels"]]
-    return list(zip(prompts, responses, strict=True))
+    return list(map(EncodedExample, prompts, responses))
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["enough memory", "half the memory"])
@@ -283,7 +284,7 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     monkeypatch.setattr(
         frozen_outputs, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
     )
-    other.outputs.prepare(pairs_of(inputs), lambda done, note="": reports.append(done))
+    other.outputs.prepare(examples_of(inputs), lambda done, note="": reports.append(done))
     prepared = len(passes)
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
     assert other.outputs.free_bytes >= 0

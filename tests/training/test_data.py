@@ -5,13 +5,12 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Template
-from ulskip_cli.tasks.encoding import PromptFormatter
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter
 from ulskip_cli.training.data import (
     PairCollator,
     SimilarLengthSampler,
     TokenPairs,
     load_training_texts,
-    tokenized,
     train_tokenizer,
 )
 
@@ -33,14 +32,17 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
         for _, response in texts.train
     )
     assert (
-        tokenized(tokenizer, texts.train, texts.formatter)[0][1].count(tokenizer.eos_token_id) == 1
+        texts.formatter.tokenize(tokenizer, texts.train)[0].response_ids.count(
+            tokenizer.eos_token_id
+        )
+        == 1
     )
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
     texts = load_training_texts(compose_training(settings), tokenizer)
-    pairs = TokenPairs(tokenized(tokenizer, texts.train, texts.formatter), 600)
+    pairs = TokenPairs(texts.formatter.tokenize(tokenizer, texts.train), 600)
     assert (len(pairs), pairs.num_too_long) == (4, 0)
     assert max(pairs.lengths()) <= 600
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
@@ -78,15 +80,15 @@ def test_nothing_left_to_train_on_is_refused():
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
-    pairs = TokenPairs(tokenized(tokenizer, texts, PLAIN), max_length=8)
+    pairs = TokenPairs(PLAIN.tokenize(tokenizer, texts), max_length=8)
     assert (len(pairs), pairs.num_too_long) == (1, 1)
-    assert pairs[0]["response"][-1] == tokenizer.eos_token_id
+    assert pairs[0].response_ids[-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match=r"train\.max_length=2"):
-        TokenPairs(pairs.pairs, max_length=2)
+        TokenPairs(pairs.examples, max_length=2)
 
 
 def test_padding_is_masked_and_has_no_label():
-    examples = [{"prompt": [5, 6], "response": [7, 1]}, {"prompt": [5], "response": [8, 9, 1]}]
+    examples = [EncodedExample([5, 6], [7, 1]), EncodedExample([5], [8, 9, 1])]
     batch = PairCollator(pad_token_id=0)(examples)
     assert batch["prompt_ids"].tolist() == [[5, 6], [0, 5]]
     assert batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]

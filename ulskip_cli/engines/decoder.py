@@ -26,7 +26,7 @@ from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.inference import half_layers, shallow_view
-from ulskip_cli.inference.batching import BatchSize, in_batches, padded
+from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -260,17 +260,13 @@ def generate_all(
         )  # the range that torch accepts
         return decoder.generate(ids, mask, seeded, on_step=on_step)
 
-    for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
+    order = longest_first(list(map(len, prompts)))
+    for positions, output in in_batches(order[skip:], size, work):
         done += len(positions)
         tokens += output.generated_tokens
         if on_tokens:
             on_tokens(done, tokens)
         yield positions, output
-
-
-def longest_first(prompts: Sequence[list[int]]) -> list[int]:
-    """Return the indices of the prompts, longest prompt first."""
-    return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -9,7 +9,6 @@ The confidence measures are those of CALM (arXiv:2207.07061).
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -170,33 +169,7 @@ def confidence_of(
     return best[..., 0] - best[..., 1]
 
 
-def hidden_states(
-    model: PreTrainedModel,
-    layerwise: LayerwiseModel,
-    prompt: EncodedPrompt,
-    response_ids: Tensor,
-    response_mask: Tensor | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield each depth with the hidden states [batch, response_len - 1, hidden_size] that predict
-    all tokens but the first.
-
-    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is
-    not changed.
-    """
-    # One differentiable pass gives the states of all decode steps, because early exit reads only
-    # keys of the full model.
-    inputs = response_ids[:, :-1]
-    mask = prompt.whole_mask(inputs, response_mask)
-    cache = shallow_view.fork_cache(prompt.cache, range(len(layerwise.layers)))
-    entry = layerwise.enter(inputs, cache, **shallow_view.placing(model, mask, inputs.shape[1]))
-    hidden = entry.hidden
-    for index in range(len(layerwise.layers)):
-        hidden = layerwise.layer(index, hidden, entry)
-        yield index + 1, hidden
-
-
 def exit_logits(
-    model: PreTrainedModel,
     layerwise: LayerwiseModel,
     rule: ExitRule,
     prompt: EncodedPrompt,
@@ -206,8 +179,9 @@ def exit_logits(
     """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1]
     of a response.
 
-    A batch exits together, so the lowest confidence of all unfinished sequences counts.
-    `hidden_states` describes the arguments.
+    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is
+    not changed. A batch exits together, so the lowest confidence of all unfinished sequences
+    counts.
     """
     steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
     if not steps:
@@ -216,7 +190,10 @@ def exit_logits(
     threshold = torch.tensor(thresholds, dtype=torch.float64, device=response_ids.device)
     depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
     chosen = before = None
-    for depth, hidden in hidden_states(model, layerwise, prompt, response_ids, response_mask):
+    # One pass gives the states of all decode steps, because early exit reads only keys of the full
+    # model.
+    inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
+    for depth, hidden in enumerate(layerwise.states(inputs)):
         if depth not in rule.checks and depth != rule.num_layers:
             continue
         logits, exits = layerwise.logits(hidden), depths == 0

@@ -15,9 +15,9 @@ from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, append_line, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, longest_first
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.strategies.plan import Plan
 
 BATCH_SIZE = 32
@@ -47,7 +47,7 @@ def generate_own_responses(
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     report = progress.phase("own answers", len(prompts) * options.samples)
-    order = longest_first(prompts)
+    order = longest_first(list(map(len, prompts)))
     for sample, how in enumerate(contexts):
         is_stored = [(names[at], sample) in stored for at in order]
         finished = [*is_stored, False].index(False)

@@ -11,7 +11,7 @@ from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.batching import BatchSize, in_batches, padded
+from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
     encode_prompt,
@@ -40,8 +40,7 @@ class ReferenceLoss:
         done examples.
         """
         self.exits = ExitStats()
-        lengths = [len(example.prompt_ids) + len(example.response_ids) for example in self.examples]
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        order = longest_first([example.num_tokens for example in self.examples])
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(
             order, self.size, lambda batch: self._batch_loss(decoder, batch)
@@ -52,14 +51,10 @@ class ReferenceLoss:
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
         examples = [self.examples[i] for i in batch]
-        prompts, responses = (
-            [tensor.to(decoder.device) for tensor in padded(rows, self.pad_token_id, left)]
-            for rows, left in (
-                ([example.prompt_ids for example in examples], True),
-                ([example.response_ids for example in examples], False),
-            )
-        )
-        (prompt_ids, prompt_mask), (ids, mask) = prompts, responses
+        prompts = [example.prompt_ids for example in examples]
+        responses = [example.response_ids for example in examples]
+        prompt_ids, prompt_mask = padded(prompts, self.pad_token_id, True, decoder.device)
+        ids, mask = padded(responses, self.pad_token_id, False, decoder.device)
         if decoder.is_runtime:
             losses = decoder.losses(prompt_ids, prompt_mask, ids)
         else:
@@ -91,5 +86,5 @@ def given_logits(
     without early exit.
     """
     if decoder.exits:
-        return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)
+        return exit_logits(decoder.layerwise, decoder.exits, prompt, ids, mask)
     return predict_response(decoder.stages, prompt, ids, mask), None

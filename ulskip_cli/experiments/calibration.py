@@ -32,7 +32,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, timing_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -121,7 +121,7 @@ class HeldOutEvaluator:
             if self._fitter is None:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
             kind = config.correction.patch_kind(config.model)
-            adapter = self._fitter.fit(kept_layers, kind, SEARCH_RIDGE)
+            adapter = self._fitter.fit([kept_layers], kind, SEARCH_RIDGE)
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
         unit, num_layers = config.strategy.skipped_unit, self.loaded.metadata.num_layers
@@ -258,13 +258,13 @@ def calibrate_patches(
 
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
-) -> tuple[SkipAdapter | None, CorrectionUsed]:
+) -> tuple[SkipAdapter, CorrectionUsed]:
     """Return patches of zeros, and what a row stores of them. A benchmark uses them, because times
     do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
     used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], kind)
+    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
@@ -274,7 +274,7 @@ def _fit_patches(
     """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on all
     responses.
     """
-    num_prompts = len(evaluator.workload.prompts)
+    model, num_prompts = evaluator.loaded.model, len(evaluator.workload.prompts)
     kind = evaluator.config.correction.patch_kind(evaluator.config.model)
     choosing: list[EncodedExample] = []
     fitting: list[EncodedExample] = []
@@ -282,18 +282,17 @@ def _fit_patches(
         (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
     fitter, loss = evaluator.fitter(fitting or examples), evaluator.reference_loss(choosing)
 
-    def fit(ridge: float) -> SkipAdapter:
-        return combined([fitter.fit(kept, kind, ridge) for kept in plan.skipping_sets])
-
     losses: dict[float, float] = {}
     report = evaluator.progress.phase("calibrate: patches", len(RIDGES) + 1)
     for ridge in RIDGES:
-        losses[ridge] = loss.of(Decoder(evaluator.loaded.model, plan, adapter=fit(ridge)))
+        losses[ridge] = loss.of(
+            Decoder(model, plan, adapter=fitter.fit(plan.skipping_sets, kind, ridge))
+        )
         report(len(losses))
     best = min(losses, key=losses.__getitem__)
     if fitting:
         fitter = fitter.joined(evaluator.fitter(choosing))
-    return fit(best), {
+    return fitter.fit(plan.skipping_sets, kind, best), {
         "ridge": best,
         "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},
         "examples": len(examples),

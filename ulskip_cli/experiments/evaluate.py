@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import Config
@@ -27,7 +26,6 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import (
     Decoder,
     generate_all,
-    longest_first,
     until_stop,
 )
 from ulskip_cli.engines.sampling import InvalidLogitsError
@@ -35,7 +33,13 @@ from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
 from ulskip_cli.inference import timing
-from ulskip_cli.inference.batching import BatchSize, in_batches, padded, run_with_oom_retry
+from ulskip_cli.inference.batching import (
+    BatchSize,
+    in_batches,
+    longest_first,
+    padded,
+    run_with_oom_retry,
+)
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
@@ -145,7 +149,9 @@ def generate_answers(
 
     progress.phase(f"{name}: warm up", 0)
     compile_seconds = run_with_oom_retry(size, warm_up)
-    finished = checkpoints.batches(longest_first(workload.prompts)) if checkpoints else []
+    finished = (
+        checkpoints.batches(longest_first(list(map(len, workload.prompts)))) if checkpoints else []
+    )
     batches = [(batch.positions, batch.output) for batch in finished]
     if finished:
         size.used = finished[-1].batch_size
@@ -261,7 +267,7 @@ class AgreementMeter:
         `report` gets the number of done answers.
         """
         lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
-        order = sorted((i for i, ids in enumerate(self.answers) if ids), key=lambda i: -lengths[i])
+        order = [i for i in longest_first(lengths) if self.answers[i]]
         if not order or decoder.is_runtime or self.full.is_runtime:
             return {}
         sums: list[list[float]] = []
@@ -279,7 +285,8 @@ class AgreementMeter:
         """Return, for each answer of a batch, the number of positions with the same most likely
         token, the summed divergence, and the number of positions.
         """
-        ids, mask = self._to_device(decoder, [self.answers[i] for i in batch], left=False)
+        answers = [self.answers[i] for i in batch]
+        ids, mask = padded(answers, self.pad_token_id, False, decoder.device)
         prompt = self._prompt(self.full, batch)
         full = predict_response(self.full.stages, prompt, ids, mask)
         if decoder.prompt_model is not self.full.prompt_model:
@@ -296,14 +303,9 @@ class AgreementMeter:
         return sums
 
     def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        ids, mask = self._to_device(decoder, [self.prompts[i] for i in batch], left=True)
+        prompts = [self.prompts[i] for i in batch]
+        ids, mask = padded(prompts, self.pad_token_id, True, decoder.device)
         return encode_prompt(decoder.prompt_model, ids, mask)
-
-    def _to_device(
-        self, decoder: Decoder, rows: Sequence[list[int]], left: bool
-    ) -> tuple[Tensor, Tensor]:
-        ids, mask = padded(rows, self.pad_token_id, left=left)
-        return ids.to(decoder.device), mask.to(decoder.device)
 
 
 def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:

@@ -30,7 +30,7 @@ from ulskip_cli.experiments.describe import describe_provenance, describe_schedu
 from ulskip_cli.experiments.preflight import Resolver, digest
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.inference.batching import BatchSize, in_batches, padded
+from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -137,7 +137,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             return harness_scores
         size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
-        order = sorted(range(len(requests)), key=lambda i: -lengths[i])
+        order = longest_first(lengths)
         scores: dict[int, Score] = {}
         for positions, batch in in_batches(
             order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)
@@ -155,8 +155,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         wholes = [(requests[i][1] + requests[i][2])[-self.max_length - 1 :] for i in positions]
         prompts = [ids[: -len(tail)] for ids, tail in zip(wholes, responses, strict=True)]
         pad, device = self.tokenizer.pad_token_id, self.scorer.device
-        prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
-        response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
+        prompt_ids, prompt_mask = padded(prompts, pad, True, device)
+        response_ids, mask = padded(responses, pad, False, device)
         with torch.inference_mode():
             prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
             logits = given_logits(self.scorer, prompt, response_ids, mask)[0]

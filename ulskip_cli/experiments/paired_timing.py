@@ -21,7 +21,7 @@ from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
 from ulskip_cli.experiments.statistics import MedianInterval, median_interval
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.skip_adapter import timing_adapter
+from ulskip_cli.inference.skip_adapter import zero_adapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan
 
@@ -297,7 +297,8 @@ def make_pair_timer(
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in decoders:
-            adapter = timing_adapter(model, sets, config.correction.patch_kind(config.model))
+            kind = config.correction.patch_kind(config.model)
+            adapter = None if plan.keeps_all else zero_adapter(model, sets, kind)
             decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         later = plan.later_stages
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]

@@ -64,15 +64,26 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
         release()  # outside the handler, because its traceback holds the tensors
 
 
-def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the left or right; return ids and attention mask, each [batch,
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Return the indices of the lengths, longest first."""
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def padded(
+    rows: Sequence[Sequence[int]],
+    pad_token_id: int,
+    left: bool,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the left or right; return ids and attention mask on a device, each [batch,
     longest_row].
     """
     side = "left" if left else "right"
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
     ones = list(map(torch.ones_like, tensors))
-    return ids, pad_sequence(ones, batch_first=True, padding_side=side)
+    mask = pad_sequence(ones, batch_first=True, padding_side=side)
+    return ids.to(device), mask.to(device)
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

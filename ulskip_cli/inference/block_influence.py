@@ -31,7 +31,7 @@ def block_influence(
     """
     layers = shallow_view.decoder_layers(model)
     parts = [] if unit == LAYER else half_layers.split_layers(model, unit)
-    attention_outputs: dict[int, Any] = {}
+    attention_outputs: dict[int, object] = {}
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
 
@@ -46,7 +46,7 @@ def block_influence(
         )
         sums[index] += float(similar[mask.to(similar.device)].double().sum())
 
-    def keep(index: int, module: nn.Module, args: Any, output: Any) -> None:
+    def keep(index: int, module: nn.Module, args: object, output: object) -> None:
         attention_outputs[index] = output
 
     # Hooks are used because the last of a model's `hidden_states` is the output of the final norm,
@@ -63,10 +63,8 @@ def block_influence(
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                ids, attention_mask = (
-                    tensor.to(device)
-                    for tensor in padded(order[start : start + batch_size], 0, left=True)
-                )
+                batch = order[start : start + batch_size]
+                ids, attention_mask = padded(batch, 0, True, device)
                 mask = attention_mask.bool()
                 encode_prompt(model, ids, attention_mask)
                 count += int(mask.sum())

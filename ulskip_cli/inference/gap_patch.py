@@ -22,10 +22,13 @@ class GapPatch(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GapPatch":
-        """Make a patch from the tensors of its `state_dict`."""
+    def from_parts(cls, modules: Mapping[str, Mapping[str, Tensor]]) -> "GapPatch":
+        """Make a patch from the tensors of its `state_dict`, by module and parameter."""
+        tensors = {
+            f"{path}.{name}": modules[path][name] for path in modules for name in modules[path]
+        }
         patch = cls(len(tensors["linear.bias"]))
-        patch.load_state_dict(dict(tensors))
+        patch.load_state_dict(tensors)
         return patch
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -43,13 +46,15 @@ def patched_layer(
     """
     patches = {"patch_before": before, "patch_after": after}
     children = {name: patch for name, patch in patches.items() if patch is not None}
-    kind: Any = type(layer)
-    return shallow_view.copied(layer, children, _patched_class(kind)) if children else layer
+    if children:
+        kind = _patched_class(type(layer))  # type: ignore[arg-type]
+        layer = shallow_view.copied(layer, children, kind)
+    return layer
 
 
 @functools.cache
-def _patched_class(source: Any) -> type:
-    class PatchedLayer(source):  # type: ignore[misc]
+def _patched_class(source: type[nn.Module]) -> type:
+    class PatchedLayer(source):  # type: ignore[misc, valid-type]
         """A decoder layer with patches."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:

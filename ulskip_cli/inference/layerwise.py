@@ -2,7 +2,7 @@
 after them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -24,6 +24,7 @@ class LayerInputs:
     hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
     # further arguments of every layer: masks, position embeddings, the cache
     calls: Sequence[Arguments]
+    cache: DynamicCache  # to which the layers append
 
 
 class LayerwiseModel:
@@ -57,8 +58,35 @@ class LayerwiseModel:
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
-            return LayerInputs(entered.hidden, self._calls)
+            return LayerInputs(entered.hidden, self._calls, cache)
         raise AssertionError("expected a forward pass that reaches the last layer")
+
+    def after(
+        self,
+        prompt: EncodedPrompt,
+        ids: Tensor,
+        seen: Tensor | None = None,
+        kept: Sequence[int] | None = None,
+    ) -> LayerInputs:
+        """Return the inputs of the layers for `ids` [batch, count], the beginning of a response to
+        `prompt`, which is not changed.
+
+        `EncodedPrompt.whole_mask` describes `seen`. `kept` are the layers of the prompt's model
+        that this model has; None means all.
+        """
+        layers = range(len(self.layers)) if kept is None else kept
+        options = shallow_view.placing(self._before, prompt.whole_mask(ids, seen), ids.shape[1])
+        return self.enter(ids, shallow_view.fork_cache(prompt.cache, layers), **options)
+
+    def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
+        """Yield the hidden states [batch, count, hidden_size] in front of the first layer, and
+        behind each layer when it has run.
+        """
+        hidden = inputs.hidden
+        yield hidden
+        for index in range(len(self.layers)):
+            hidden = self.layer(index, hidden, inputs)
+            yield hidden
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """Run one layer on `hidden` [batch, count, hidden_size] with the arguments in `inputs`;
@@ -87,7 +115,7 @@ class LayerwiseModel:
         self._state = torch.empty(0)
         return logits
 
-    def _record(self, *args: Any, **options: Any) -> Any:
+    def _record(self, *args: Any, **options: Any) -> object:
         """Record the arguments of a layer and return its input unchanged; the last layer ends the
         forward pass.
         """
@@ -97,7 +125,7 @@ class LayerwiseModel:
             raise _EnteredError(hidden)
         return self._output(hidden)
 
-    def _output(self, hidden: Tensor) -> Any:
+    def _output(self, hidden: Tensor) -> object:
         return (hidden,) if self._in_tuples else hidden
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
@@ -125,14 +153,14 @@ class _EnteredError(Exception):
 class _StandIn(nn.Module):
     """A module in place of a layer, which calls a function; models read attributes of layers."""
 
-    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
+    def __init__(self, layer: nn.Module, call: Callable[..., object]) -> None:
         super().__init__()
         self.__dict__.update(layer=layer, call=call)  # bypasses the registration as submodules
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
 
-    def forward(self, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: object, **options: object) -> object:
         return self.call(*args, **options)
 
 
@@ -144,7 +172,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
     layers = shallow_view.decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
 
-    def begin(module: nn.Module, args: Any, output: Any) -> None:
+    def begin(module: nn.Module, args: object, output: object) -> None:
         nonlocal in_tuples
         in_tuples = isinstance(output, tuple)
         after.clear()

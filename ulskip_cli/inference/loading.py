@@ -293,7 +293,7 @@ def _check_weights(
         )
 
 
-def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
+def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTrainedModel:
     """Create a model with random weights from config.json and `changes`; raise UsageError for an
     unknown model_type, and RunError if out of memory.
     """

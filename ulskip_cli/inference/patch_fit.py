@@ -7,13 +7,13 @@ last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Bot
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
@@ -21,7 +21,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.ridge_regression import RidgeRegression
+from ulskip_cli.inference.ridge_regression import solve_ridge
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -34,12 +34,11 @@ _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 @dataclass
 class _Batch:
-    """The inputs of one batch's regression; a student pass appends to a fork of `cache`."""
+    """The inputs of one batch's regression."""
 
     input_ids: Tensor  # [batch, count]
-    mask: Tensor  # [batch, cached_len + count]
-    counted: Tensor  # [batch, count], True at the positions of the regression
-    prompt: EncodedPrompt | None  # None if the kept layers encode the prompts
+    counted: Tensor  # [batch, count], True at the positions of the regression, False at padding
+    prompt: EncodedPrompt  # empty if the kept layers encode the prompts, as part of `input_ids`
     teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
 
 
@@ -69,7 +68,7 @@ class PatchFitter:
                 "expected responses of at least two tokens to fit patches, got none; use other"
                 " held-out examples"
             )
-        usable.sort(key=lambda example: -len(example.prompt_ids) - len(example.response_ids))
+        usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         self._fitted: dict[tuple[int, int, float], Parts] = {}  # joint, by the gap's ends
         with torch.inference_mode():
@@ -93,31 +92,16 @@ class PatchFitter:
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
         prompts = [example.prompt_ids for example in examples]
         responses = [example.response_ids[:-1] for example in examples]
-        prompt_ids, prompt_mask, ids, mask = (
-            tensor.to(self.device)
-            for tensor in (
-                *padded(prompts, pad_token_id, left=True),
-                *padded(responses, pad_token_id, left=False),
-            )
-        )
-        whole = torch.cat([prompt_mask, mask], 1)
+        prompt_ids, prompt_mask = padded(prompts, pad_token_id, True, self.device)
+        ids, mask = padded(responses, pad_token_id, False, self.device)
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
-            return _Batch(ids, whole, mask.bool(), prompt)
-        return _Batch(torch.cat([prompt_ids, ids], 1), whole, whole.bool(), None)
-
-    def _enter(
-        self, layerwise: LayerwiseModel, model: PreTrainedModel, batch: _Batch, kept: Sequence[int]
-    ) -> LayerInputs:
-        if batch.prompt is None:
-            cache: DynamicCache = shallow_view.new_cache(model)
-        else:
-            cache = shallow_view.fork_cache(batch.prompt.cache, kept)
-        return layerwise.enter(
-            batch.input_ids,
-            cache,
-            **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]),
+            return _Batch(ids, mask.bool(), prompt)
+        empty = EncodedPrompt(
+            torch.empty(0), shallow_view.new_cache(self.model), prompt_mask[:, :0]
         )
+        whole = torch.cat([prompt_mask, mask], 1)
+        return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 
     def _teach(self, depths: Collection[int]) -> None:
         """Compute the full model's states at `depths` where they are missing."""
@@ -125,26 +109,35 @@ class PatchFitter:
             missing = set(depths) - batch.teacher.keys()
             if not missing:
                 continue
-            entry = self._enter(self.full, self.model, batch, range(self.num_layers))
-            hidden = entry.hidden
-            for index in range(max(missing) + 1):
-                if index in missing:
-                    batch.teacher[index] = hidden[batch.counted]
-                if index < max(missing):
-                    hidden = self.full.layer(index, hidden, entry)
+            inputs = self.full.after(batch.prompt, batch.input_ids, batch.counted)
+            states = islice(self.full.states(inputs), max(missing) + 1)  # no layer above it runs
+            batch.teacher |= {
+                depth: hidden[batch.counted]
+                for depth, hidden in enumerate(states)
+                if depth in missing
+            }
 
     @torch.inference_mode()
-    def fit(self, kept: Sequence[int], kind: str, ridge: float) -> SkipAdapter:
-        """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot
-        be folded.
+    def fit(
+        self,
+        kept_sets: Sequence[Sequence[int]],
+        kind: str,
+        ridge: float,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> SkipAdapter:
+        """Return an adapter with a patch at every gap of each set of kept layers; raise UsageError
+        if a patch cannot be folded. `report` gets the number of finished sets.
         """
         fit = self._fit_folded if kind == "folded" else self._fit_joint
-        tensors = fit(kept, gaps(kept, self.num_layers), ridge)
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        return SkipAdapter(self.num_layers, (tuple(kept),), tensors)
+        tensors: dict[str, Tensor] = {}
+        for index, kept in enumerate(kept_sets):
+            fitted = fit(index, kept, gaps(kept, self.num_layers), ridge)
+            tensors |= {name: tensor.float() for name, tensor in fitted.items()}
+            report(index + 1)
+        return SkipAdapter(self.num_layers, tuple(map(tuple, kept_sets)), tensors)
 
     def _fit_joint(
-        self, kept: Sequence[int], ends: Collection[int], ridge: float
+        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return patches that map the full model's states before a gap to those behind it.
 
@@ -157,17 +150,21 @@ class PatchFitter:
             key = (before[layer], layer, ridge)
             parts = self._fitted.get(key)
             if parts is None:
-                inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
-                parts = self._regress(inputs, inputs, layer, ridge)
+                start, teachers = before[layer] + 1, [batch.teacher for batch in self.batches]
+                pairs = (
+                    (teacher[start], teacher[layer].double() - teacher[start].double())
+                    for teacher in teachers
+                )
+                parts = solve_ridge(pairs, ridge)
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            tensors[f"patch.0.{layer}.linear.weight"] = parts["weight"].T
-            tensors[f"patch.0.{layer}.linear.bias"] = parts["bias"]
+            tensors[f"patch.{index}.{layer}.linear.weight"] = parts["weight"].T
+            tensors[f"patch.{index}.{layer}.linear.bias"] = parts["bias"]
         return tensors
 
     def _fit_folded(
-        self, kept: Sequence[int], ends: Collection[int], ridge: float
+        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
     ) -> dict[str, Tensor]:
         """Return folded patches, in order: each maps the view's states, corrected by the earlier
         patches, to the full model's.
@@ -178,9 +175,12 @@ class PatchFitter:
                 " layer before a gap; use correction.kind=full"
             )
         self._teach(ends)
-        view = shallow_view.shallow_view(self.model, kept)
-        layerwise = LayerwiseModel(view)
-        entries = [self._enter(layerwise, view, batch, kept) for batch in self.batches]
+        layerwise = LayerwiseModel(shallow_view.shallow_view(self.model, kept))
+
+        def enter(batch: _Batch) -> LayerInputs:
+            return layerwise.after(batch.prompt, batch.input_ids, batch.counted, kept)
+
+        entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
         tensors: dict[str, Tensor] = {}
         for place, (before, layer) in enumerate(pairwise([*kept, self.num_layers])):
@@ -194,38 +194,19 @@ class PatchFitter:
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
             # The cache in `entries` has these positions already.
-            fresh = self._enter(layerwise, view, self.batches[0], kept)
-            folding.check(first, fresh, ran[0], self.batches[0].counted)
-            parts = self._regress(
-                self._counted(outputs), self._counted(states), layer, ridge, folding.has_bias
+            folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
+            pairs = (
+                (
+                    output[batch.counted],
+                    batch.teacher[layer].double() - state[batch.counted].double(),
+                )
+                for batch, state, output in zip(self.batches, states, outputs, strict=True)
             )
+            parts = solve_ridge(pairs, ridge, folding.has_bias)
             states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
-            path = f"fold.0.{before}.{folding.path}."
+            path = f"fold.{index}.{before}.{folding.path}."
             tensors |= {path + name: tensor for name, tensor in parts.items()}
         return tensors
-
-    def _counted(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Return the states [positions, width] at the positions of the regression, for each
-        batch.
-        """
-        return [state[batch.counted] for state, batch in zip(states, self.batches, strict=True)]
-
-    def _regress(
-        self,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        layer: int,
-        ridge: float,
-        has_bias: bool = True,
-    ) -> Parts:
-        """Regress the full model's states before `layer` minus `states` on `inputs`, both
-        [positions, width] for each batch.
-        """
-        width, hidden_size = inputs[0].shape[1], states[0].shape[1]
-        sums = RidgeRegression.empty(width, hidden_size)
-        for batch, x, state in zip(self.batches, inputs, states, strict=True):
-            sums.add(x, batch.teacher[layer].double() - state.double())
-        return sums.solve(ridge, has_bias)
 
 
 class _FoldingLayer:

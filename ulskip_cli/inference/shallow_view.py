@@ -241,20 +241,23 @@ def forward_with_cache(
         ]
         return steps[-1] if last_only else torch.cat(steps, dim=1)
     options = placing(model, attention_mask, new_len)
-    if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
+    limit = (
+        {"logits_to_keep": 1}
+        if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )
     if architecture_support.is_all_recurrent(cache):
         options["attention_mask"] = attention_mask[:, -new_len:]
-    outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options)
+    outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
     logits: Tensor = outputs.logits
     return logits[:, -1:] if last_only else logits
 
 
-def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
+def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Tensor]:
     """Return the mask [batch, cached_len + new_len] and the position ids [batch, new_len] of a
     forward pass.
     """
-    options: dict[str, Any] = {"attention_mask": attention_mask}
+    options = {"attention_mask": attention_mask}
     if takes_positions(model):
         options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
     return options
@@ -272,7 +275,7 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def _forked(layer: Any) -> Any:
+def _forked(layer: object) -> object:
     fork = copy.copy(layer)
     for name, held in vars(layer).items():
         if isinstance(

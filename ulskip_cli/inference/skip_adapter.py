@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import user_path, write_atomic
+from ulskip_cli.core.options import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections.adapter import RECORD
@@ -48,9 +49,7 @@ class SkipAdapter:
     num_layers: int
     kept_sets: tuple[Layers, ...]
     tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # base model, kind, and how the adapter was made
+    record: Table = field(default_factory=dict)  # base model, kind, and how the adapter was made
 
     def view(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
@@ -63,13 +62,13 @@ class SkipAdapter:
                 f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
         width = model.config.get_text_config(decoder=True).hidden_size
-        patches = self.by_layer(f"patch.{self.kept_sets.index(kept)}.")
-        changes = self.linear_changes(kept)
+        index = self.kept_sets.index(kept)
+        patches, changes = self.parts(f"patch.{index}."), self.parts("lora.", f"fold.{index}.")
 
         def patch(layer: int, device: torch.device) -> nn.Module | None:
             if layer not in patches:
                 return None
-            made = GapPatch.from_tensors(patches[layer]).to(device, model.dtype)
+            made = GapPatch.from_parts(patches[layer]).to(device, model.dtype)
             made(torch.zeros(width, dtype=model.dtype, device=device))  # fails for another width
             return made.requires_grad_(False).eval()
 
@@ -129,26 +128,21 @@ class SkipAdapter:
                 " `ulskip train train=adapter`"
             ) from None
 
-    def linear_changes(self, kept: Layers) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by
-        layer and module.
+    def parts(self, *prefixes: str) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the tensors whose name begins with one of `prefixes`, by layer, module and the
+        last part of their name.
         """
-        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{self.kept_sets.index(kept)}.")
-        return {layer: by_module({**lora.get(layer, {}), **folds.get(layer, {})}) for layer in kept}
-
-    def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
-        """Return the tensors whose name begins with `prefix`, by layer and by the rest of their
-        name.
-        """
-        tensors: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in self.tensors.items():
-            if name.startswith(prefix):
-                layer, _, rest = name.removeprefix(prefix).partition(".")
-                tensors[int(layer)][rest] = tensor
-        return tensors
+        layers = defaultdict[int, dict[str, dict[str, Tensor]]](lambda: defaultdict(dict))
+        for prefix in prefixes:
+            for name, tensor in self.tensors.items():
+                if name.startswith(prefix):
+                    layer, _, rest = name.removeprefix(prefix).partition(".")
+                    module, _, part = rest.rpartition(".")
+                    layers[int(layer)][module][part] = tensor
+        return layers
 
 
-def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
+def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:
     """Return the skip adapter of a configuration for a plan and its entry in a row, or None without
     one.
 
@@ -162,22 +156,10 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[s
     return adapter, {"path": folder, "bytes": size, **adapter.record}
 
 
-def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
-    """Return one adapter with the sets of several adapters of the same model, which must have no
-    LoRA.
-    """
-    kept_sets: list[Layers] = []
-    tensors: dict[str, Tensor] = {}
-    for adapter in adapters:
-        for name, tensor in adapter.tensors.items():
-            kind, index, rest = name.split(".", 2)
-            tensors[f"{kind}.{int(index) + len(kept_sets)}.{rest}"] = tensor
-        kept_sets += adapter.kept_sets
-    return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
-
-
 def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
-    """Return an adapter whose patches change nothing; kind none and folded have no patches."""
+    """Return an adapter whose patches change nothing but take the usual time; kind none and folded
+    have no patches, and take no time.
+    """
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
@@ -186,26 +168,6 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str)
             state = GapPatch(hidden_size).state_dict()
             tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
-
-
-def timing_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str
-) -> SkipAdapter | None:
-    """Return patches that change nothing but take the usual time, or None for a kind that takes no
-    time.
-    """
-    num_layers = shallow_view.num_layers(model)
-    corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
-    return zero_adapter(model, corrected, kind) if kind == "full" and corrected else None
-
-
-def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of one layer by module and by the rest of their name."""
-    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        modules[module][part] = tensor
-    return modules
 
 
 def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:

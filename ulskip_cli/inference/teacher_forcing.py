@@ -22,10 +22,11 @@ class EncodedPrompt:
 
     def whole_mask(self, inputs: Tensor, response_mask: Tensor | None) -> Tensor:
         """Return the mask [batch, prompt_len + count] of the prompt and `inputs` [batch, count],
-        the beginning of a response. Without `response_mask` [batch, response_len], no padding is
+        the beginning of a response. Without `response_mask` [batch, count or more], no padding is
         hidden.
         """
-        after = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1]
+        count = inputs.shape[1]
+        after = torch.ones_like(inputs) if response_mask is None else response_mask[:, :count]
         return torch.cat([self.mask, after.to(inputs.dtype)], dim=1)
 
 

@@ -30,6 +30,11 @@ class EncodedExample:
         False  # the end of the response, with EOS, was dropped at the end of the context
     )
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
 
 @dataclass(frozen=True)
 class PromptFormatter:

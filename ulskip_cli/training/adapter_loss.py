@@ -6,7 +6,7 @@ computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
+from ulskip_cli.inference.skip_adapter import SkipAdapter, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
@@ -64,8 +64,8 @@ class AdapterLoss(TwoPassLoss):
             )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
-            for layer, tensors in start.by_layer(f"patch.{index}.").items():
-                self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
+            for layer, modules in start.parts(f"patch.{index}.").items():
+                self.patches[f"{index}-{layer}"] = GapPatch.from_parts(modules).to(model.device)
         for path, (layer, name) in self.lora_paths.items():
             if f"lora.{layer}.{name}.A" in start.tensors:  # of an adapter that is trained further
                 module: Any = self.model.get_submodule(path)
@@ -125,22 +125,20 @@ class AdapterLoss(TwoPassLoss):
         full model's state behind the layer after a gap, y that of the layers around the gap, which
         run on the full model's state in front of them.
         """
-        view, depths = self._view(kept), self.outputs.depths
+        depths = self.outputs.depths
         if kept not in self._layerwise_views:
-            self._layerwise_views[kept] = LayerwiseModel(view)
+            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
         layerwise = self._layerwise_views[kept]
-        inputs, chosen = batch.response_ids[:, :-1], batch.is_labelled[:, 1:]
-        mask = torch.cat([prompt.mask, batch.is_labelled[:, :-1].to(prompt.mask)], dim=1)
+        ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
+        chosen = labelled[:, 1:]
         losses = [states.new_zeros((), dtype=torch.float32)]
         for first, last in self._spans(kept):
-            cache = shallow_view.fork_cache(prompt.cache, kept)
-            options = shallow_view.placing(view, mask, inputs.shape[1])
-            entry = layerwise.enter(inputs, cache, **options)
-            hidden = torch.zeros_like(entry.hidden)
+            inputs = layerwise.after(prompt, ids, labelled, kept)
+            hidden = torch.zeros_like(inputs.hidden)
             hidden[chosen] = states[:, depths.index(first)]
             for place, layer in enumerate(kept):
                 if first <= layer < last:
-                    hidden = layerwise.layer(place, hidden, entry)
+                    hidden = layerwise.layer(place, hidden, inputs)
             target = states[:, depths.index(last)].float()
             error = (hidden[chosen].float() - target).pow(2).sum(-1)
             losses.append((error / target.pow(2).sum(-1)).sum())
@@ -189,7 +187,7 @@ class AdapterLoss(TwoPassLoss):
         ).logits
         return torch.cat([prompt.first_logits, logits], dim=1)
 
-    def adapter(self, record: Mapping[str, object]) -> SkipAdapter:
+    def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
         tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
@@ -228,11 +226,10 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
     """Return a copy of a model that shares its weights, except those into which patches are
     folded.
     """
-    folds = start.by_layer("fold.0.")
     stack = shallow_view.decoder_layers(model)
     changed = {
-        id(stack[layer]): with_linears(stack[layer], by_module(tensors))
-        for layer, tensors in folds.items()
+        id(stack[layer]): with_linears(stack[layer], modules)
+        for layer, modules in start.parts("fold.0.").items()
     }
     return shallow_view.substituted(model, lambda part: changed.get(id(part)))
 

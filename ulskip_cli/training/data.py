@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,9 +17,8 @@ from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, truncate_source
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair, truncate_source
 
-Pair = tuple[list[int], list[int]]  # token ids of prompt and response
 IGNORED_LABEL = -100
 
 
@@ -97,45 +96,34 @@ def train_tokenizer(
     )
 
 
-def tokenized(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[TextPair], formatter: PromptFormatter
-) -> list[Pair]:
-    """Return prompts and responses as token ids, with EOS."""
-    return [
-        (example.prompt_ids, example.response_ids)
-        for example in formatter.tokenize(tokenizer, texts)
-    ]
-
-
-class TokenPairs(Dataset[dict[str, list[int]]]):
+class TokenPairs(Dataset[EncodedExample]):
     """Prompts and responses as token ids; `num_too_long` counts the examples dropped for exceeding
     `max_length`.
     """
 
-    def __init__(self, pairs: Sequence[Pair], max_length: int | None) -> None:
+    def __init__(self, examples: Sequence[EncodedExample], max_length: int | None) -> None:
         limit = max_length or math.inf
-        self.pairs = [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= limit]
-        self.num_too_long = len(pairs) - len(self.pairs)
-        if not self.pairs:
+        self.examples = [example for example in examples if example.num_tokens <= limit]
+        self.num_too_long = len(examples) - len(self.examples)
+        if not self.examples:
             raise UsageError(
                 f"expected examples of at most train.max_length={max_length} tokens, got only"
                 " longer ones; raise train.max_length"
             )
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        prompt, response = self.pairs[index]
-        return {"prompt": prompt, "response": response}
+    def __getitem__(self, index: int) -> EncodedExample:
+        return self.examples[index]
 
     def lengths(self) -> list[int]:
         """Return the number of tokens of every example."""
-        return [len(prompt) + len(response) for prompt, response in self.pairs]
+        return [example.num_tokens for example in self.examples]
 
     def response_lengths(self) -> list[int]:
         """Return the number of tokens of every response."""
-        return [len(response) for _, response in self.pairs]
+        return [len(example.response_ids) for example in self.examples]
 
 
 @dataclass(frozen=True)
@@ -159,15 +147,15 @@ class PairCollator:
 
     pad_token_id: int
 
-    def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the
         tensors as keyword arguments.
         """
         prompt_ids, prompt_mask = padded(
-            [example["prompt"] for example in examples], self.pad_token_id, left=True
+            [example.prompt_ids for example in examples], self.pad_token_id, left=True
         )
         response_ids, mask = padded(
-            [example["response"] for example in examples], self.pad_token_id, left=False
+            [example.response_ids for example in examples], self.pad_token_id, left=False
         )
         return {
             "prompt_ids": prompt_ids,

@@ -16,7 +16,8 @@ from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
-from ulskip_cli.training.data import LossBatch, Pair, PairCollator
+from ulskip_cli.tasks.encoding import EncodedExample
+from ulskip_cli.training.data import LossBatch, PairCollator
 
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 
@@ -63,18 +64,21 @@ class FrozenOutputs:
         self._kept: dict[Key, Outputs] = {}
 
     @torch.no_grad()
-    def prepare(self, pairs: Sequence[Pair], report: ReportProgress) -> None:
-        """Compute the outputs for pairs of prompt and response in large batches while there is
-        memory; `of` computes the others.
+    def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
+        """Compute the outputs for prompts and responses in large batches while there is memory;
+        `of` computes the others.
 
-        The batches depend on `pairs` alone, so a resumed training with as much memory has the same
-        outputs.
+        The batches depend on `examples` alone, so a resumed training with as much memory has the
+        same outputs.
         """
-        order, done = sorted(pairs, key=lambda pair: (len(pair[0]), pair)), 0
+
+        def length_and_ids(example: EncodedExample) -> tuple[int, list[int], list[int]]:
+            return len(example.prompt_ids), example.prompt_ids, example.response_ids
+
+        order, done = sorted(examples, key=length_and_ids), 0
         while self._separable and done < len(order):
-            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done][0]))]
-            examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
-            tensors = PairCollator(0)(examples)
+            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
+            tensors = PairCollator(0)(chunk)
             batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
             if not self._keep(self._split(self._together(batch, with_states=True), batch)):
                 return
@@ -158,26 +162,20 @@ class FrozenOutputs:
         distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
         encoded.cache.batch_select_indices(rows)
-        logits, mask = encoded.first_logits[rows], batch.prompt_mask
-        prompt = EncodedPrompt(logits, encoded.cache, mask)
+        prompt = EncodedPrompt(encoded.first_logits[rows], encoded.cache, batch.prompt_mask)
         if not with_states:
             return FrozenBatch(prompt)
-        layers, labelled = range(len(self.layerwise.layers)), batch.is_labelled
-        inputs = batch.response_ids[:, :-1]
-        mask = torch.cat([mask, labelled[:, :-1].to(mask)], dim=1)
-        cache = shallow_view.fork_cache(prompt.cache, layers)
-        options = shallow_view.placing(self.model, mask, inputs.shape[1])
-        entry = self.layerwise.enter(inputs, cache, **options)
-        hidden, states = entry.hidden, list[Tensor]()
-        for layer in layers:
-            if layer in self.depths:
-                states.append(hidden[labelled[:, 1:]])
-            hidden = self.layerwise.layer(layer, hidden, entry)
-        states.append(hidden[labelled[:, 1:]])
+        labelled = batch.is_labelled
+        inputs = self.layerwise.after(prompt, batch.response_ids[:, :-1], labelled)
+        states = [
+            hidden[labelled[:, 1:]]
+            for depth, hidden in enumerate(self.layerwise.states(inputs))
+            if depth in self.depths
+        ]
         response = list[Tensor]()
         if self.drafts:
             start = batch.prompt_ids.shape[1]
-            kept = [cache.layers[i] for i in self.layers]
+            kept = [inputs.cache.layers[i] for i in self.layers]
             response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
         return FrozenBatch(prompt, torch.stack(states, dim=1), response)
 

@@ -27,17 +27,15 @@ from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import (
-    Pair,
     PairCollator,
     SimilarLengthSampler,
     TokenPairs,
     TrainingTexts,
-    tokenized,
     train_tokenizer,
 )
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
@@ -83,7 +81,7 @@ def prepare_training(
     depth = shallow_view.num_layers(source.model)
     progress.phase("tokenize", len(texts.train))
     train, validation = (
-        TokenPairs(tokenized(source.tokenizer, part, texts.formatter), config.train.max_length)
+        TokenPairs(texts.formatter.tokenize(source.tokenizer, part), config.train.max_length)
         if part
         else None
         for part in (texts.train, texts.validation)
@@ -138,26 +136,27 @@ def with_responses(
     config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
 ) -> TokenPairs:
     """Return the prompts of `references` with the responses that `train.responses` names."""
-    train, prompts = config.train, [prompt for prompt, _ in references.pairs]
+    train = config.train
+    prompts = [example.prompt_ids for example in references.examples]
     if train.method != "adapter" and train.responses == "reference" and not train.prompt_share:
         return references
-    pairs: list[Pair] = list(references.pairs)
+    examples = list(references.examples)
     if train.responses != "reference":
         length = train.own.max_new_tokens or config.task.max_new_tokens
         file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
         set_seed(config.seed)  # sampled answers change the random state, stored ones do not
-        pairs = []
-        for pair, several in zip(references.pairs, answers, strict=True):
-            pairs += [pair] if train.responses == "both" else []
-            pairs += [(pair[0], answer) for answer in several]
+        examples = []
+        for example, several in zip(references.examples, answers, strict=True):
+            examples += [example] if train.responses == "both" else []
+            examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
     for prompt in prompts if train.prompt_share else ():
         cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
-        pairs.append((prompt[:cut], prompt[cut:]))
+        examples.append(EncodedExample(prompt[:cut], prompt[cut:]))
     # The full model predicts the first token, so an adapter learns from the others.
     shortest = 2 if train.method == "adapter" else 1
-    usable = [pair for pair in pairs if len(pair[1]) >= shortest]
+    usable = [example for example in examples if len(example.response_ids) >= shortest]
     if not usable:
         raise UsageError(f"expected responses of at least {shortest} tokens, got none")
     return TokenPairs(usable, train.max_length)
@@ -200,16 +199,11 @@ def build_adapter_loss(
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif patches.kind != "none":
         chosen = random.Random(config.seed).sample(
-            examples.pairs, min(patches.examples, len(examples))
+            examples.examples, min(patches.examples, len(examples))
         )
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
-        encoded = [EncodedExample(prompt, response) for prompt, response in chosen]
-        fitter = PatchFitter(model, encoded, collator.pad_token_id)
-        fitted = list[SkipAdapter]()
-        for kept in kept_sets:
-            fitted.append(fitter.fit(kept, patches.kind, DEFAULT_RIDGE))
-            report(len(fitted))
-        start = combined(fitted)
+        fitter = PatchFitter(model, chosen, collator.pad_token_id)
+        start = fitter.fit(kept_sets, patches.kind, DEFAULT_RIDGE, report)
     else:
         start = zero_adapter(model, kept_sets, patches.kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
@@ -218,11 +212,11 @@ def build_adapter_loss(
     batch = train.batch_size * train.gradient_accumulation_steps
     visits = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
     order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
-    pairs = [examples.pairs[i] for i in list(order)[: math.ceil(visits)]]
+    first = [examples[i] for i in list(order)[: math.ceil(visits)]]
     dtype = AUTOCAST.get(train.precision)
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-        report = progress.phase("encode prompts and responses", len(pairs))
-        module.outputs.prepare(pairs, report)
+        report = progress.phase("encode prompts and responses", len(first))
+        module.outputs.prepare(first, report)
     return module
 
 

@@ -27,6 +27,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.tracking import PROJECT, flatten
 from ulskip_cli.inference import loading
+from ulskip_cli.inference.batching import longest_first
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import LossBatch, PairCollator, SimilarLengthSampler, TokenPairs
 from ulskip_cli.training.preflight import trainer_arguments
@@ -209,7 +210,7 @@ def validation_losses(
     """
     totals, count = defaultdict[str, float](float), 0
     weights, module.weights = module.eval().weights, TrainOptions()
-    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
+    order = longest_first(pairs.lengths())
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             tensors = collator([pairs[i] for i in order[start : start + batch_size]])

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
@@ -37,7 +36,7 @@ class TwoPassLoss(nn.Module):
         model: nn.Module,
         prompt_layers: str = "all",
         weights: TrainOptions | None = None,
-        teacher: nn.Module | None = None,
+        teacher: PreTrainedModel | None = None,
         exits: Collection[int] = (),
     ) -> None:
         """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on
@@ -65,7 +64,7 @@ class TwoPassLoss(nn.Module):
         return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
     @property
-    def config(self) -> Any:
+    def config(self) -> object:
         """The model's configuration, which Trainer reads."""
         return self.base.config
 
@@ -124,8 +123,8 @@ class TwoPassLoss(nn.Module):
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
-        model, layerwise = self.base, self._layerwise
-        prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
+        layerwise = self._layerwise
+        prompt = encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
             yield from ((depth, first) for depth in sorted(self.exits))
@@ -134,8 +133,9 @@ class TwoPassLoss(nn.Module):
         def loss_at(hidden: Tensor) -> Tensor:
             return self._cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
 
-        states = hidden_states(model, layerwise, prompt, batch.response_ids, batch.is_labelled)
-        for depth, hidden in states:
+        # The states of all decode steps, because early exit reads only keys of the full model.
+        inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
+        for depth, hidden in enumerate(layerwise.states(inputs)):
             if depth in self.exits and torch.is_grad_enabled():
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
                 yield depth, first + loss
@@ -201,7 +201,7 @@ class TwoPassLoss(nn.Module):
         """
         if not self._teacher or not self.weights.distill_weight:
             return None
-        teacher: Any = self._teacher[0].to(batch.prompt_ids.device)
+        teacher = self._teacher[0].to(batch.prompt_ids.device)
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             return self._full_logits(teacher, batch)
@@ -254,7 +254,7 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
         dropped = before + functional.dropout(after - before, probability)
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
-    def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def on_embedding(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return functional.dropout(output, probability, module.training)
 
     for layer in shallow_view.decoder_layers(model):

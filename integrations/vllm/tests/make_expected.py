@@ -17,7 +17,7 @@ from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -88,7 +88,7 @@ for name, overrides in MODELS.items():
     if name == "tiny":  # a folded adapter, fitted on the prompts and the answers of the full model
         answers = generate(model, tokenizer, prompts[:20], max_new_tokens=NEW_TOKENS)
         examples = [EncodedExample(i, a.token_ids) for i, a in zip(ids[:20], answers, strict=True)]
-        fitted = PatchFitter(model, examples, 0).fit(kept, PatchOptions("folded"))
+        fitted = PatchFitter(model, examples, 0).fit([kept], "folded", DEFAULT_RIDGE)
         base = {"model": "tiny", "fingerprint": fingerprint(config)}
         record = {"base": base, "kind": "folded", "rank": None, "lora_rank": None}
         SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
