@@ -122,8 +122,9 @@ def test_the_full_model_is_bit_identical(model, kind):
     assert tokens(decoder_for(model, adapter, EVERY), ids, mask) == full
 
 
-def test_a_zero_adapter_changes_nothing(model):
-    ids = random_ids(2, 5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_zero_adapter_changes_nothing(model, dtype):
+    model, ids = model.to(dtype), random_ids(2, 5)
     adapter = zero_adapter(model, [KEPT, (0, 5)], "full")
     assert adapter.tensors
     for kept in (KEPT, (0, 5)):

@@ -9,6 +9,7 @@ from torch.nn import functional
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import response_losses
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
@@ -130,6 +131,23 @@ def test_dropout_acts_in_training_only_and_in_views_too(model):
     assert losses() == plain
     module.train()
     assert all(abs(loss - before) > 1e-4 for loss, before in zip(losses(), plain, strict=True))
+
+
+def test_the_prompt_gets_gradients_through_its_cache(llama):
+    inputs, kept = batch(), (0, 2, 5)
+    inputs["labels"][:, 0] = -100  # the second pass alone
+    TwoPassLoss(llama)(**inputs, stages=through(kept))["loss"].backward()
+    assert llama.model.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
+    # skipped in decode, yet it made the prompt's keys
+    assert llama.model.layers[1].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_probing_layers_draws_no_random_numbers(llama):
+    llama.train()
+    add_dropout(llama, 0.5)
+    before = torch.get_rng_state()
+    LayerwiseModel(llama)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
