@@ -9,7 +9,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections, random_ids
+from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
@@ -123,19 +123,6 @@ def test_patches_that_do_not_fold_are_refused(engine):
     decoder = decoder_for(model, schedule, engine, adapter=adapter)
     with pytest.raises(UsageError, match=rf"engine={engine}.*full.*correction\.kind=folded"):
         decoder.generate(*batch(True), DecodeContext(GREEDY, 0))
-
-
-def test_a_sequence_continues_after_others_are_dropped(engine):
-    (ids, mask), following = batch(True), random_ids(5, 2, seed=1)
-    opened = opened_for(engine, build_model("llama"))
-    encode(opened, ids, mask)
-    opened.step(following[:, :1])
-    wanted = opened.step(following[:, 1:]).clone()
-    alive = torch.tensor([1, 3, 4])
-    encode(opened, ids, mask)
-    opened.step(following[:, :1])
-    opened.keep(alive)
-    assert torch.allclose(opened.step(following[alive, 1:]), wanted[alive], atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [("f32", "f16", "int8", "int4"), ("f32", "bf16", "q8_0", "q4_0")])

@@ -105,13 +105,6 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
     assert drafts.gained > drafts.passes
 
 
-@pytest.mark.parametrize("kept", [(0, 1, 2), (4, 5), (1,)])
-def test_any_layers_can_draft(llama, kept):
-    drafts, near_ties = compared(llama, kept)
-    assert near_ties <= 5
-    assert 0 < drafts.accepted < drafts.drafted
-
-
 def test_finished_sequences_do_not_delay_the_others(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(True)
@@ -177,6 +170,7 @@ def tiny(seed, vocab_size, width, spread):
 )
 def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
     model = tiny(seed, vocab_size, 8, 0.8).double()
+    kept = data.draw(st.sampled_from([(0, 2), (0, 1), (1, 2), (1,)]))
     model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
     ids = torch.randint(1, vocab_size, (size, 6))
     mask = torch.ones_like(ids)
@@ -210,7 +204,7 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
                 "drafters",
                 lambda *args: [foreign, Rubbish(seed, vocab_size)],
             )
-        drafted = decoder_for(model, (0, 2)).generate(ids * mask, mask, DecodeContext(decoding, 0))
+        drafted = decoder_for(model, kept).generate(ids * mask, mask, DecodeContext(decoding, 0))
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 
