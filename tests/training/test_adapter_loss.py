@@ -235,15 +235,6 @@ def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     expected = sum(losses) / len(patches) / labelled.sum()
     loss = module(**inputs, stages=through(kept))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
-    losses = trained(module, inputs, kept)
-    assert losses[-1] < losses[0]
-    changed = {
-        name
-        for name, p in module.named_parameters()
-        if name in before and not p.equal(before[name])
-    }
-    assert any("lora" in name for name in changed) and any("patches" in name for name in changed)
 
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
