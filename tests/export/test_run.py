@@ -84,7 +84,7 @@ def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_pat
 
 
 def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
-    files = {form: tmp_path / f"{form}.yml" for form in ("schedule", "mergekit")}
+    files = {"schedule": tmp_path / "s.json", "mergekit": tmp_path / "m.yml"}
     for form, file in files.items():
         point = ["ratio=3", "name='a;b'", "--format", form, "--to", file]
         assert ulskip("export", *point)[0] == 0

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, one_stage, random_ids, reference_logits, response_logits
+from reference import NUM_LAYERS, one_stage, reference_logits, response_logits, through
+from reference import training_batch as batch
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import TrainOptions
@@ -17,20 +18,6 @@ from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
 KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
-
-
-def batch(rows=3):
-    """Prompts padded on the left, responses on the right."""
-    prompt, response = random_ids(rows, 7), random_ids(rows, 5, seed=1)
-    mask, labels = torch.ones_like(prompt), response.clone()
-    mask[0, :3] = 0
-    labels[1, 3:] = -100
-    return {"prompt_ids": prompt, "prompt_mask": mask, "response_ids": response, "labels": labels}
-
-
-def through(kept):
-    """A schedule of one stage."""
-    return (Stage(0, kept),)
 
 
 def stepwise_losses(model, kept, inputs):
