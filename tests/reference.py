@@ -9,6 +9,7 @@ import transformers
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
@@ -218,6 +219,22 @@ def batch(padded):
     return ids * mask, mask
 
 
+def training_batch(rows=3, seed=0):
+    """Prompts padded on the left, responses on the right; the first two rows have one prompt."""
+    prompt, response = random_ids(rows, 7, seed), random_ids(rows, 5, seed + 1)
+    mask, labels = torch.ones_like(prompt), response.clone()
+    prompt[1] = prompt[0]
+    mask[:2, :3] = 0
+    labels[1, 3:] = -100
+    texts = {"prompt_ids": prompt * mask, "prompt_mask": mask, "response_ids": response}
+    return {**texts, "labels": labels}
+
+
+def through(kept):
+    """Make the schedule that keeps the same layers at all positions."""
+    return (Stage(0, kept),)
+
+
 def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections):
     """Return True if the best two logits of the reference are within NEAR_TIE where two
     continuations first differ.
@@ -228,6 +245,17 @@ def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections
     logits = reference_logits(model, whole, mask, len(prompt), kept, **corrections)
     best, next_best = logits[0, -1].topk(2).values
     return float(best - next_best) < NEAR_TIE
+
+
+def count_near_ties(model, ids, mask, rows, expected, kept=range(NUM_LAYERS), **corrections):
+    """Return the number of rows that differ from the expected ones; each has to differ at a
+    near-tie.
+    """
+    different = [i for i in range(len(expected)) if rows[i] != expected[i]]
+    for i in different:
+        prompt = ids[i][mask[i].bool()]
+        assert is_near_tie(model, prompt, rows[i], expected[i], kept, **corrections)
+    return len(different)
 
 
 def linear_paths(layer):

@@ -1,10 +1,8 @@
 import pytest
 
-from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)
@@ -20,11 +18,3 @@ def test_the_predicted_speedup_counts_the_patch_of_each_gap():
     assert predicted() == folded == pytest.approx(650 / 350)
     patch = 2 * (3 * 3 + 3)  # bytes
     assert predicted("correction=patch") == pytest.approx(650 / (350 + 2 * patch))
-
-
-@pytest.mark.parametrize(
-    ("kind", "need"), [("full", Need.PATCHES), ("folded", Need.FOLDED_PATCHES)]
-)
-def test_a_kind_decides_need_and_label(kind, need):
-    patch = Patch(kind=kind)
-    assert (patch.needs(), patch.label, patch.is_fitted) == ({need}, kind, True)

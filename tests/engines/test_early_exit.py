@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, decoder_for, plan_for, random_ids
+from reference import plan_for, random_ids
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.exit_rule import ExitRule
@@ -13,7 +13,6 @@ from ulskip_cli.inference.shallow_view import shallow_view
 
 LENGTH = 10
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
-NEVER, ALWAYS = 2.0, 0.0
 
 
 def exiting(model, threshold, confidence="softmax_diff", **rule):
@@ -92,21 +91,6 @@ def histogram(depths, rows):
     return {depth: depths.count(depth) * rows for depth in sorted(set(depths))}
 
 
-@pytest.mark.parametrize("kind", ["softmax_diff", "cosine"])
-def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
-    ids, mask = batch()
-    output = exiting(model, NEVER, kind).generate(ids, mask, DecodeContext(GREEDY, 0))
-    assert output.engine == "early_exit"
-    assert (
-        output.token_ids
-        == decoder_for(model, "strategy=full")
-        .generate(ids, mask, DecodeContext(GREEDY, 0))
-        .token_ids
-    )
-    assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
-    assert output.exits.check_seconds > 0
-
-
 @torch.no_grad()
 def median_threshold(model, kind, ids, mask):
     """Return a threshold that about half of the checks reach."""
@@ -117,31 +101,23 @@ def median_threshold(model, kind, ids, mask):
     return float(early_exit.confidence_of(kind, logits, None, logits).median())
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("softmax_diff", 3), ("softmax_max", 1), ("cosine", 3)])
-def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
+@pytest.mark.parametrize(
+    ("kind", "rows", "rule"),
+    [
+        ("softmax_diff", 3, {}),
+        ("softmax_max", 1, {}),
+        ("softmax_diff", 1, {"every": 2, "horizon": 4}),
+        ("cosine", 3, {}),
+    ],
+)
+def test_every_step_is_that_of_the_uncached_reference(model, kind, rows, rule):
     ids, mask = batch(rows)
-    decoder = exiting(model, median_threshold(model, kind, ids, mask), kind, batch="min")
+    decoder = exiting(model, median_threshold(model, kind, ids, mask), kind, **rule)
     output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     tokens, depths = reference(model, ids, mask, decoder.exits, LENGTH)
-    assert output.token_ids == tokens
+    assert (output.engine, output.token_ids) == ("early_exit", tokens)
     assert output.exits.depths == histogram(depths, rows)
-
-
-@pytest.mark.slow
-def test_pending_tokens_of_several_depths_are_computed_later(llama):
-    ids, mask = batch(1)
-    seen = set()
-    for threshold in (0.05, 0.2, 0.5):
-        for every in (1, 2):
-            decoder = exiting(llama, threshold, every=every, horizon=4)
-            output = decoder.generate(
-                ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=16), 0)
-            )
-            tokens, depths = reference(llama, ids, mask, decoder.exits, 16)
-            assert output.token_ids == tokens
-            assert output.exits.depths == histogram(depths, 1)
-            seen |= set(output.exits.depths)
-    assert len(seen) >= 4  # else the test would show little
+    assert output.exits.check_seconds > 0
 
 
 def test_finished_sequences_do_not_delay_the_others(llama):
@@ -161,10 +137,3 @@ def test_finished_sequences_do_not_delay_the_others(llama):
     )
     assert output.exits.depths == counts
     assert len(counts) > 1
-    alone = [
-        exiting(llama, NEVER)
-        .generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(GREEDY, 0))
-        .token_ids[0]
-        for i in range(3)
-    ]
-    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone

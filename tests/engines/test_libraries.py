@@ -9,7 +9,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections, random_ids
+from reference import NUM_LAYERS, batch, build_model, count_near_ties, random_corrections
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
@@ -83,11 +83,8 @@ def test_tokens_equal_those_of_torch(engine, name, overrides):
         if (engine, name) in (("openvino", "llama"), ("openvino", "gpt2")):
             assert got.prompt_kv_bytes == wanted.prompt_kv_bytes
             assert got.kept_kv_bytes == wanted.kept_kv_bytes
-        for i, (row, expected) in enumerate(zip(got.token_ids, wanted.token_ids, strict=True)):
-            if row != expected:
-                near_ties += 1
-                prompt = ids[i][mask[i].bool()]
-                assert is_near_tie(torchs.prompt_model, prompt, row, expected, kept)
+        texts = ids, mask, got.token_ids, wanted.token_ids
+        near_ties += count_near_ties(torchs.prompt_model, *texts, kept)
     assert near_ties <= 1  # of 20 sequences
     assert seconds[0] > 0 and not any(seconds[1:])  # the views are loaded once
     examples = [EncodedExample([5, 6, 7, 8], [9, 10, 11]), EncodedExample([5, 6], [9])]
@@ -123,19 +120,6 @@ def test_patches_that_do_not_fold_are_refused(engine):
     decoder = decoder_for(model, schedule, engine, adapter=adapter)
     with pytest.raises(UsageError, match=rf"engine={engine}.*full.*correction\.kind=folded"):
         decoder.generate(*batch(True), DecodeContext(GREEDY, 0))
-
-
-def test_a_sequence_continues_after_others_are_dropped(engine):
-    (ids, mask), following = batch(True), random_ids(5, 2, seed=1)
-    opened = opened_for(engine, build_model("llama"))
-    encode(opened, ids, mask)
-    opened.step(following[:, :1])
-    wanted = opened.step(following[:, 1:]).clone()
-    alive = torch.tensor([1, 3, 4])
-    encode(opened, ids, mask)
-    opened.step(following[:, :1])
-    opened.keep(alive)
-    assert torch.allclose(opened.step(following[alive, 1:]), wanted[alive], atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [("f32", "f16", "int8", "int4"), ("f32", "bf16", "q8_0", "q4_0")])

@@ -57,6 +57,7 @@ FILES = {
     "acme-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: acme\nVersion: 1.0\n",
     "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
 }
+STAGES = ["strategy=skip_decode", "strategy.horizon=4", "ratio=2"]
 SMALL = [
     "limit=4",
     "decoding.max_new_tokens=8",
@@ -91,37 +92,23 @@ def rows_of(folder):
 def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, tmp_path):
     where = [f"results_dir={tmp_path}", "name=x"]
     code, _, err = ulskip(
-        "sweep", "engine=acme,torch", "ratio=2", "speed.new_tokens=6", *SMALL, *where
+        "sweep", "engine=acme,torch", *STAGES, "speed.new_tokens=6", *SMALL, *where
     )
     assert code == 0, err
     rows = {(row["engine"], row["strategy"]): row for row in rows_of(tmp_path / "x")}
     assert set(rows) == {
         ("acme", "full"),
-        ("acme", "unified"),
+        ("acme", "skip_decode"),
         ("torch", "full"),
-        ("torch", "unified"),
+        ("torch", "skip_decode"),
     }
-    for strategy in ("full", "unified"):
+    for strategy in ("full", "skip_decode"):
         acme, torchs = rows["acme", strategy], rows["torch", strategy]
         assert acme["decode_loss"] == pytest.approx(torchs["decode_loss"], rel=1e-4)
         assert acme["bleu"] == torchs["bleu"]
         assert acme["engine_build"]["package"] == "acme"
     code, out, err = ulskip("report", tmp_path / "x")
     assert code == 0 and "acme" in out, err
-
-
-@pytest.mark.usefixtures("acme")
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["run", "baseline_engine=acme", "strategy=skip_decode", "speed.new_tokens=4", *SMALL],
-        ["bench", "engine=acme", "batch_size=1", "speed.new_tokens=4", *SMALL[2:]],
-    ],
-)
-def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):
-    code, _, err = ulskip(*arguments, f"results_dir={tmp_path}", "name=x")
-    assert code == 0, err
-    assert "acme" in {row["engine"] for row in rows_of(tmp_path / "x")}
 
 
 def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip):

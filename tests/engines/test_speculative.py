@@ -7,7 +7,7 @@ import reference
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import batch, is_near_tie, random_ids, stack_of
+from reference import batch, count_near_ties, random_ids, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -91,10 +91,8 @@ def compared(model, kept):
             )
             assert output.engine == "speculative"
             drafts += output.drafts
-            for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
-                if one != other:
-                    near_ties += 1
-                    assert is_near_tie(model, ids[part][i][mask[part][i].bool()], one, other)
+            texts = ids[part], mask[part], output.token_ids, expected[part]
+            near_ties += count_near_ties(model, *texts)
     return drafts, near_ties
 
 
@@ -103,13 +101,6 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
     assert near_ties <= 5  # a sequence may be the same one five times
     assert 0 < drafts.accepted < drafts.drafted  # some drafts were accepted and some rejected
     assert drafts.gained > drafts.passes
-
-
-@pytest.mark.parametrize("kept", [(0, 1, 2), (4, 5), (1,)])
-def test_any_layers_can_draft(llama, kept):
-    drafts, near_ties = compared(llama, kept)
-    assert near_ties <= 5
-    assert 0 < drafts.accepted < drafts.drafted
 
 
 def test_finished_sequences_do_not_delay_the_others(llama):
@@ -177,6 +168,7 @@ def tiny(seed, vocab_size, width, spread):
 )
 def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
     model = tiny(seed, vocab_size, 8, 0.8).double()
+    kept = data.draw(st.sampled_from([(0, 2), (0, 1), (1, 2), (1,)]))
     model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
     ids = torch.randint(1, vocab_size, (size, 6))
     mask = torch.ones_like(ids)
@@ -210,7 +202,7 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
                 "drafters",
                 lambda *args: [foreign, Rubbish(seed, vocab_size)],
             )
-        drafted = decoder_for(model, (0, 2)).generate(ids * mask, mask, DecodeContext(decoding, 0))
+        drafted = decoder_for(model, kept).generate(ids * mask, mask, DecodeContext(decoding, 0))
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 

@@ -48,18 +48,8 @@ def found(tmp_path, config, *rows):
     return ids
 
 
-def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
-    rows = [
-        {**row, "id": "new", "finished_at": "2026-02-01"},
-        row,
-        {**row, "id": "other", "batch_size": 1},
-    ]
-    assert found(tmp_path, config, *rows) == ["other", "new"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path, config, row):
+    changes = [
         {"kept_layers": [0, 11]},
         {"num_layers": 30},
         {"prompt_layers": "kept"},
@@ -72,11 +62,12 @@ def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
         {"config": {"model": {"path": "other"}}},
         {"config": {"model": {"dtype": "bfloat16"}}},
         {"later_stages": [{"first_step": 3, "kept_layers": [0, 11]}]},
-    ],
-    ids=str,
-)
-def test_rows_of_another_schedule_do_not_count(tmp_path, config, row, change):
-    assert found(tmp_path, config, {**row, **change}) == []
+        {"id": "new", "finished_at": "2026-02-01"},
+        {},
+        {"id": "other", "batch_size": 1},
+    ]
+    rows = [{**row, "id": str(change), **change} for change in changes]
+    assert found(tmp_path, config, *rows) == ["other", "new"]
 
 
 @pytest.mark.parametrize(

@@ -135,24 +135,17 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
         PairExport.read(tmp_path / "alone")
 
 
-def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
-    export(model_folder, tmp_path / "one", "prompt_layers=kept")
-    schedule = f"strategy.file={tmp_path / 'one' / 'schedule.json'}"
-    again = ["strategy=custom", schedule, "prompt_layers=kept"]
-
-    def export_again(source, to, *overrides):
-        request = ExportRequest(tmp_path / to)
-        record = run_export([f"model.path={source}", *overrides], None, request)
-        return record, (tmp_path / to / "model.safetensors").read_bytes()
-
-    one = (tmp_path / "one" / "model.safetensors").read_bytes()
-    record, two = export_again(model_folder, "two", *again)
-    assert record["kept_layers"] == list(KEPT) and one == two
-    with pytest.raises(UsageError, match=r"\b3 layers.*\b6\b"):
-        export_again(tmp_path / "one", "three", *again)
-    assert export_again(tmp_path / "one", "three", "strategy=full")[1] == one
-    with pytest.raises(UsageError, match=f"--to.*{tmp_path / 'one'}"):
-        export_again(tmp_path / "one", "one", "strategy=full")
+def test_an_export_can_be_exported_but_not_onto_itself(model_folder, tmp_path):
+    source = tmp_path / "source"
+    export(model_folder, source, "prompt_layers=kept")
+    full = [f"model.path={source}", "strategy=full"]
+    run_export(full, None, ExportRequest(tmp_path / "again"))
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("source", "again")
+    )
+    assert first == second
+    with pytest.raises(UsageError, match=f"--to.*{source}"):
+        run_export(full, None, ExportRequest(source))
 
 
 @pytest.mark.usefixtures("wrong_weights")

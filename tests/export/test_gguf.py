@@ -17,36 +17,30 @@ def export(source, to, *overrides, **options):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, dtype):
-    record = export(model_folder, tmp_path / "x.gguf", f"model.dtype={dtype}")
+@pytest.mark.parametrize(
+    ("stored", "dtype", "expected"),
+    [
+        ("float32", "bfloat16", "BF16"),
+        ("float32", "float16", "F16"),
+        ("bfloat16", "float32", "F32"),
+        ("bfloat16", "auto", "BF16"),
+    ],
+)
+def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, stored, dtype, expected):
+    source, to = tmp_path / "source", tmp_path / "out" / "x.gguf"
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=stored)
+    model.save_pretrained(source)
+    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
+    record = export(source, to, f"model.dtype={dtype}")
     assert "30 tensors" in record["checked"]
-    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
-    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    assert record["dtype"] == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[expected]
+    assert [path.name for path in to.parent.iterdir()] == ["x.gguf"]
+    reader = gguf.GGUFReader(to)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    assert (
-        kinds["blk.2.attn_q.weight"]
-        == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
-    )
+    assert kinds["blk.2.attn_q.weight"] == kinds["token_embd.weight"] == expected
     assert kinds["output_norm.weight"] == "F32"
     assert int(reader.get_field("llama.block_count").contents()) == 3
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [("float32", "F32"), ("float16", "F16"), ("auto", "BF16")]
-)
-def test_16_bit_weights_are_written_in_the_requested_dtype(model_folder, tmp_path, dtype, expected):
-    source = tmp_path / "source"
-    transformers.AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype="bfloat16"
-    ).save_pretrained(source)
-    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
-    record = export(source, tmp_path / "x.gguf", f"model.dtype={dtype}")
-    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
-    assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == expected
-    assert record["dtype"] == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[expected]
-    assert "tensors" in record["checked"]
 
 
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ from ulskip_cli.export.run import (
     FORMATS,
     ExportRequest,
     layer_ranges,
-    mergekit_recipe,
     resolve,
     schedule_file,
 )
+from ulskip_cli.strategies.custom import read
 
 STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
 
@@ -56,27 +56,6 @@ def resolved(to, form, *overrides):
     return resolve(overrides, None, ExportRequest(to, form))
 
 
-def test_a_merge_recipe_names_slices(tmp_path):
-    point = resolved(tmp_path, "mergekit", "strategy=custom", "strategy.layers=[0,1,5,11]")
-    recipe = yaml.safe_load(mergekit_recipe(point))
-    assert [one["sources"][0]["layer_range"] for one in recipe["slices"]] == [
-        [0, 2],
-        [5, 6],
-        [11, 12],
-    ]
-    assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
-
-
-def test_a_schedule_file_contains_strategy_and_command(tmp_path):
-    made = schedule_file(resolved(tmp_path, "schedule", "ratio=3"))
-    assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
-    assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
-    assert made.made_by.endswith("ulskip export ratio=3")
-    assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(
-        shlex.quote("name='a;b'")
-    )
-
-
 def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     to = tmp_path / "out"
     code, out, _ = ulskip("export", f"model.path={model_folder}", "ratio=2", "--to", to)
@@ -104,12 +83,19 @@ def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_pat
     assert json.loads((tmp_path / "schedule.json").read_text())["kept_layers"] == [0, 4, 7, 11]
 
 
-def test_a_schedule_and_a_recipe_are_files(ulskip, tmp_path):
-    assert ulskip("export", "ratio=3", "--format", "schedule", "--to", tmp_path)[0] == 0
-    assert json.loads((tmp_path / "schedule.json").read_text())["kept_layers"] == [0, 4, 7, 11]
-    code, out, _ = ulskip(
-        "plan", "strategy=custom", f"strategy.file={tmp_path}/schedule.json", "--json"
-    )
+def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
+    files = {"schedule": tmp_path / "s.json", "mergekit": tmp_path / "m.yml"}
+    for form, file in files.items():
+        point = ["ratio=3", "name='a;b'", "--format", form, "--to", file]
+        assert ulskip("export", *point)[0] == 0
+    made = read(files["schedule"])
+    assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
+    assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
+    assert made.made_by.endswith("ulskip export ratio=3 " + shlex.quote("name='a;b'"))
+    again = "strategy=custom", f"strategy.file={files['schedule']}"
+    code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])
-    assert ulskip("export", "ratio=3", "--format", "mergekit", "--to", tmp_path / "m.yml")[0] == 0
-    assert len(yaml.safe_load((tmp_path / "m.yml").read_text())["slices"]) == 4
+    recipe = yaml.safe_load(files["mergekit"].read_text())
+    ranges = [[0, 1], [4, 5], [7, 8], [11, 12]]
+    assert [part["sources"][0]["layer_range"] for part in recipe["slices"]] == ranges
+    assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.inference.batching import BatchSize, in_batches, is_out_of_memory, padded
+from ulskip_cli.inference.batching import BatchSize, in_batches, is_out_of_memory
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 CPU = RuntimeError(
@@ -38,12 +38,3 @@ def test_other_errors_are_raised():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(in_batches([1, 2], BatchSize(2), limited(1, RuntimeError("shapes"))))
-
-
-def test_padding_sides():
-    left, left_mask = padded([[1, 2, 3], [4]], 0, left=True)
-    right, right_mask = padded([[1, 2, 3], [4]], 0, left=False)
-    assert left.tolist() == [[1, 2, 3], [0, 0, 4]]
-    assert right.tolist() == [[1, 2, 3], [4, 0, 0]]
-    assert left_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert right_mask.tolist() == [[1, 1, 1], [1, 0, 0]]

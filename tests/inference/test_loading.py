@@ -1,5 +1,3 @@
-import json
-import re
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -7,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, build_model, decoder_for, reference_logits
+from reference import build_model, decoder_for, reference_logits
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -19,8 +17,14 @@ from ulskip_cli.inference import batching, shallow_view
 from ulskip_cli.inference.loading import load
 
 
+def saved(folder, **changes):
+    """The settings of a saved model."""
+    settings = {"dtype": "float32", "device": "cpu", **changes}
+    return ModelConfig(name="hf", source="hf", path=str(folder), **settings)
+
+
 def test_a_folder_loads_with_its_tokenizer(model_folder):
-    loaded = load(ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="bfloat16"))
+    loaded = load(saved(model_folder, dtype="bfloat16"))
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
     assert loaded.tokenizer.padding_side == "left"
@@ -36,15 +40,6 @@ def test_random_weights_follow_the_seed():
     assert load(config).tokenizer is None
 
 
-def test_a_folder_without_weights_or_tokenizer_is_refused(model_folder, tmp_path):
-    (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
-    with pytest.raises(UsageError, match=r"model\.safetensors.*model\.path"):
-        load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
-    (tmp_path / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes())
-    with pytest.raises(UsageError, match=r"tokenizer.*model\.path"):
-        load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
-
-
 def tokens(model, kept=(0, 2, 5)):
     """Two-phase greedy tokens."""
     decoder = decoder_for(model, "strategy=custom", f"strategy.layers={list(kept)}")
@@ -54,7 +49,7 @@ def tokens(model, kept=(0, 2, 5)):
 
 
 def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeypatch, tmp_path):
-    plain = load(ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")).model
+    plain = load(saved(model_folder)).model
     parts = ("model.embed_tokens", "model.norm", "lm_head", "model.rotary_emb")
     places = dict.fromkeys(parts, "cpu")
     places |= {f"model.layers.{i}": "cpu" if i < 3 else "disk" for i in range(6)}
@@ -70,63 +65,36 @@ def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeyp
 
 def test_int8_weights_through_torchao(model_folder):
     pytest.importorskip("torchao", reason="the extra quantization is not installed")
-    config = ModelConfig(
-        name="hf", source="hf", path=str(model_folder), dtype="float32", device="cpu"
+    plain, quantized = (
+        load(saved(model_folder, quantization=how)) for how in (None, "torchao-int8")
     )
-    plain, quantized = load(config), load(config.replace(quantization="torchao-int8"))
     assert quantized.notes["quantization"] == "torchao, int8 weights"
     assert quantized.metadata.weights.layers[0] < plain.metadata.weights.layers[0] / 2
-    kept = (0, 2, 5)
+    ids, kept = torch.tensor([[5, 6, 7, 8]]), (0, 2, 5)
     view = shallow_view.shallow_view(quantized.model, kept)
-    assert (
-        view.model.layers[1].mlp.up_proj.weight
-        is quantized.model.model.layers[2].mlp.up_proj.weight
-    )
-    ids = torch.tensor([[5, 6, 7, 8]])
     expected = reference_logits(quantized.model, ids, torch.ones_like(ids), 0, kept)
     with torch.no_grad():
-        torch.testing.assert_close(
-            view(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4
-        )
+        got = view(ids, use_cache=False).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def adapter(model_folder, tmp_path):
-    config = ModelConfig(
-        name="hf", source="hf", path=str(model_folder), dtype="float32", device="cpu"
-    )
+def test_an_adapter_is_merged_into_plain_weights(model_folder, tmp_path):
     torch.manual_seed(3)
+    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lora = LoraConfig(
-            r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        adapted = get_peft_model(load(config).model, lora)
-        adapted.save_pretrained(tmp_path / "adapter")
-    return config.replace(adapter=str(tmp_path / "adapter")), adapted
-
-
-def test_an_adapter_is_merged_into_plain_weights(adapter):
-    config, adapted = adapter
-    loaded = load(config)
+        lora = LoraConfig(r=4, init_lora_weights=False, **options)
+        adapted = get_peft_model(load(saved(model_folder)).model, lora)
+        adapted.save_pretrained(tmp_path)
+    loaded, ids = load(saved(model_folder, adapter=str(tmp_path))), torch.tensor([[5, 6, 7]])
     assert type(loaded.model).__name__ == "LlamaForCausalLM"
-    ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        torch.testing.assert_close(
-            loaded.model(ids).logits, adapted.eval()(ids).logits, rtol=1e-4, atol=1e-4
-        )
+        expected, got = adapted.eval()(ids).logits, loaded.model(ids).logits
+        plain = load(saved(model_folder)).model(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(got, plain, atol=1e-2)
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
-    assert f"the adapter {config.adapter}" in loaded.notes["training"]
-    assert tokens(loaded.model) != tokens(load(config.replace(adapter=None)).model)
-
-
-def test_a_broken_generation_config_is_named(model_folder, tmp_path):
-    for file in model_folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"generation_config\.json"):
-        load(ModelConfig(name="x", source="hf", path=str(tmp_path)))
+    assert f"the adapter {tmp_path}" in loaded.notes["training"]
 
 
 def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
@@ -135,83 +103,74 @@ def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
         load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))
 
 
-@pytest.fixture(params=["llama", "bloom", "gpt2"])
-def checkpoint(request, tokenizer, tmp_path):
-    """A function that changes the tensors of a tiny random model, and loads it."""
-    model = build_model(request.param)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A copy of the saved model, to be changed."""
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.safetensors", r"model\.safetensors.*model\.path"),
+        ("tokenizer.json", r"tokenizer.*model\.path"),
+        ("generation_config.json", r"generation_config\.json"),
+    ],
+)
+def test_a_missing_or_broken_file_is_named(folder, name, reason):
+    (folder / name).unlink()
+    if name == "generation_config.json":
+        (folder / name).write_text("{")
+    with pytest.raises(UsageError, match=reason):
+        load(saved(folder))
+
+
+LAYER, UP = "model.layers.2.", "model.layers.2.mlp.up_proj.weight"
+
+
+def replace_tensors(folder, change):
+    """Save other tensors in a folder: a dictionary made from those that it has."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without_layer(found):
+    return {name: tensor for name, tensor in found.items() if LAYER not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda found: {**found, UP: torch.zeros(3, 5)}, rf"{UP}.*\[3, 5\]"),
+        (lambda found: {**found, f"{LAYER}mlp.another.bias": torch.zeros(4)}, "mlp.another.bias"),
+        (lambda found: {**found, UP: found[UP].to(torch.int8)}, rf"of whole numbers \({UP}"),
+        (lambda found: {**found, UP: found[UP].bool()}, rf"of whole numbers \({UP}"),
+        (without_layer, LAYER),
+    ],
+    ids=["shape", "unknown", "integers", "booleans", "missing"],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(folder, change, reason):
+    replace_tensors(folder, change)
+    with pytest.raises(UsageError, match=reason):
+        load(saved(folder))
+
+
+def test_a_missing_layer_of_a_quantized_model_is_named(folder):
+    pytest.importorskip("torchao", reason="the extra quantization is not installed")
+    replace_tensors(folder, without_layer)
+    with pytest.raises(UsageError, match=LAYER):
+        load(saved(folder, quantization="torchao-int8"))
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt2"])
+def test_old_buffers_and_heads_of_other_tasks_are_ignored(name, folder):
+    model = build_model(name)
+    model.save_pretrained(folder)
     (stack,) = [name for name, part in model.named_modules() if type(part) is torch.nn.ModuleList]
-
-    def change(rule, **keys):
-        file = tmp_path / "model.safetensors"
-        tensors = load_file(file)
-        save_file({**tensors, **rule(tensors, stack)}, file, metadata={"format": "pt"})
-        return load(ModelConfig(name="hf", source="hf", path=str(tmp_path), **keys)).model
-
-    change.folder, change.stack = tmp_path, stack
-    return change
-
-
-def weight_of(tensors, prefix):
-    return next(name for name in tensors if name.startswith(prefix) and "mlp" in name)
-
-
-def test_tensors_of_other_shapes_or_names_are_refused_by_name(checkpoint):
-    folder, stack = re.escape(str(checkpoint.folder)), re.escape(checkpoint.stack)
-
-    def reshaped(tensors, stack):
-        return {weight_of(tensors, f"{stack}.3."): torch.zeros(3, 5)}
-
-    with pytest.raises(UsageError, match=rf"{folder}.*{stack}\.3\.mlp.*\[3, 5\]"):
-        checkpoint(reshaped)
-    with pytest.raises(UsageError, match=rf"{stack}\.1\.mlp\.another\.bias"):
-        checkpoint(lambda tensors, stack: {f"{stack}.1.mlp.another.bias": torch.zeros(4)})
-
-
-@pytest.mark.parametrize("change", [1, -1])
-def test_a_config_of_another_depth_is_refused(checkpoint, change):
-    file = checkpoint.folder / "config.json"
-    config = json.loads(file.read_text())
-    key = "num_hidden_layers" if "num_hidden_layers" in config else "n_layer"
-    config.pop("layer_types", None)
-    file.write_text(json.dumps({**config, key: NUM_LAYERS + change}))
-    layer = min(NUM_LAYERS, NUM_LAYERS + change)
-    with pytest.raises(UsageError, match=rf"{re.escape(checkpoint.stack)}\.{layer}\."):
-        checkpoint(lambda tensors, stack: {})
-
-
-def test_old_buffers_and_heads_of_other_tasks_are_ignored(checkpoint):
-    def extended(tensors, stack):
-        buffers = {f"{stack}.0.attn.bias": torch.ones(2, dtype=torch.bool)}
-        names = ("attn.masked_bias", "self_attn.rotary_emb.inv_freq")
-        buffers |= {f"{stack}.0.{name}": torch.zeros(2) for name in names}
-        return {**buffers, "v_head.summary.weight": torch.zeros(2)}
-
-    loaded = checkpoint(extended, dtype="float32", device="cpu").state_dict()
-    original = load_file(checkpoint.folder / "model.safetensors")
-    assert all(torch.equal(loaded[name], original[name]) for name in loaded.keys() & original)
-
-
-@pytest.mark.parametrize("quantization", [None, "torchao-int8"])
-def test_a_missing_layer_is_named(model_folder, tmp_path, quantization):
-    if quantization:
-        pytest.importorskip("torchao", reason="the extra quantization is not installed")
-    folder = shutil.copytree(model_folder, tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    assert "lm_head.weight" not in tensors  # a tied head need not be stored
-    rest = {name: tensor for name, tensor in tensors.items() if ".layers.2." not in name}
-    save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
-    config = ModelConfig(name="hf", source="hf", path=str(folder), quantization=quantization)
-    with pytest.raises(UsageError, match=r"model\.layers\.2\."):
-        load(config)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
-def test_weights_of_whole_numbers_are_refused_by_name(checkpoint, dtype):
-    def rounded(tensors, stack):
-        name = weight_of(tensors, f"{stack}.2.")
-        return {name: tensors[name].to(dtype)}
-
-    with pytest.raises(UsageError, match=rf"of whole numbers \({re.escape(checkpoint.stack)}\.2"):
-        checkpoint(rounded)
+    others = {f"{stack}.0.attn.bias": torch.ones(2, dtype=torch.bool)}
+    others |= {f"{stack}.0.attn.masked_bias": torch.zeros(2)}
+    others |= {f"{stack}.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+    others |= {"v_head.summary.weight": torch.zeros(2)}
+    replace_tensors(folder, lambda found: {**found, **others})
+    loaded, expected = load(saved(folder)).model.state_dict(), model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

@@ -48,17 +48,6 @@ def test_keeping_all_equals_generate(model, options):
     assert torch.equal(decode(model, tuple(range(NUM_LAYERS)), ids, **options), expected[:, 9:])
 
 
-def test_left_padding_changes_nothing(model):
-    kept, lengths = (0, 2, 5), (9, 4, 6)
-    rows = [random_ids(1, length, seed=length) for length in lengths]
-    ids = torch.cat([torch.nn.functional.pad(row, (9 - row.shape[1], 0)) for row in rows])
-    mask = torch.cat(
-        [torch.nn.functional.pad(torch.ones_like(row), (9 - row.shape[1], 0)) for row in rows]
-    )
-    together = decode(model, kept, ids, mask)
-    assert torch.equal(together, torch.cat([decode(model, kept, row) for row in rows]))
-
-
 def test_an_encoder_decoder_is_refused_by_name():
     config = transformers.T5Config(
         num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50

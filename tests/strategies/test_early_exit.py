@@ -39,10 +39,3 @@ def test_the_threshold_makes_the_mean_depth_that_of_the_static_strategies(num_ke
     assert found.options["horizon"] == 17
     assert found.notes["mean_kept_layers"] == pytest.approx(num_kept, rel=0.02)
     assert EarlyExit(**found.options).is_calibrated
-
-
-def test_a_depth_that_jumps_over_the_target_gives_the_nearest():
-    found = EarlyExit(horizon=4).calibrate(
-        12, 6, Smooth(lambda threshold: 5.5 if threshold < 0.7 else 8.0)
-    )
-    assert found.notes["mean_kept_layers"] == 5.5 and found.options["horizon"] == 4

@@ -5,10 +5,8 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections.adapter import Adapter
-from ulskip_cli.strategies.memory import memory_plan
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(
@@ -87,15 +85,6 @@ def test_unknown_stays_unknown():
     assert "ratio_basis" in plan.warnings[0]
 
 
-def test_stages_tell_their_mean_depth():
-    plan = make_plan(
-        compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None)
-    )
-    staged = replace(plan, stages=(plan.stages[0], Stage(4, (0, 5))))
-    assert [stage.first_step for stage in staged.stages] == [0, 4]
-    assert (staged.mean_kept(4), staged.mean_kept(8), staged.mean_kept(2)) == (3, 2.5, 3)
-
-
 def test_early_exit_promises_what_its_layers_and_heads_cost():
     exits = ["strategy=early_exit", "ratio=2"]
     plan = make_plan(compose([*exits, "strategy.min_exit=2", "strategy.every=2"]), METADATA)
@@ -146,16 +135,3 @@ def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
     unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
     assert (unknown.num_kept, unknown.predicted_speedup) == (6, None)
     assert "sizes of the weights" in unknown.warnings[0]
-
-
-def test_a_memory_plan_counts_the_keys_of_kept_attentions():
-    sized = replace(HALVES, workspace_bytes_per_token=1, workspace_bytes_per_sequence=1)
-    budget = ["ratio=2", "memory_budget=1MB", "speed.prompt_tokens=4"]
-    full, attention, mlp = (
-        memory_plan(config, sized, make_plan(config, sized)).max_batch
-        for config in (
-            compose([*budget, choice])
-            for choice in ("strategy=full", "strategy.unit=attention", "strategy.unit=mlp")
-        )
-    )
-    assert full == mlp and attention == pytest.approx(2 * full, rel=0.01)

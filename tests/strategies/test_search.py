@@ -1,5 +1,3 @@
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +12,6 @@ from ulskip_cli.strategies.search import (
     OneBlock,
     Search,
     first_layers,
-    swaps,
     without_block,
 )
 
@@ -106,17 +103,6 @@ def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, se
     assert len(asked) == len(set(asked)) <= budget and asked == landscapes[1].asked
     losses = [landscapes[0].decode_loss(layers) for layers in [first.options["layers"], *asked]]
     assert losses[0] == min(losses)
-
-
-@given(st.integers(3, 12), st.data())
-def test_swaps_exchange_one_layer_near_ones_first(num_layers, data):
-    layers = st.integers(0, num_layers - 1)
-    kept = sorted(data.draw(st.sets(layers, min_size=1, max_size=num_layers - 1)))
-    swapped = swaps(kept, num_layers, random.Random(1))
-    assert len(swapped) == len(kept) * (num_layers - len(kept))
-    pairs = [(set(kept) - set(layers), set(layers) - set(kept)) for layers in swapped]
-    distances = [abs(out - into) for (out,), (into,) in pairs]
-    assert distances == sorted(distances)
 
 
 def test_found_layers_are_for_one_count():

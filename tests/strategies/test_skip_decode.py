@@ -55,18 +55,6 @@ def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, 
     assert mean == pytest.approx(num_kept, abs=0.5)  # a horizon moves whole steps
 
 
-class Answers:
-    def output_lengths(self):
-        return [10, 20, 33]
-
-
-def test_a_calibration_fills_in_the_horizon():
-    found = SkipDecode().calibrate(12, 6, Answers())
-    assert SkipDecode(**found.options).is_calibrated
-    assert found.notes["mean_kept_layers"] == pytest.approx(6, rel=0.02)
-    assert found.notes["mean_output_tokens"] == 21
-
-
 def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     config = compose(["strategy=skip_decode", "strategy.horizon=20"])
     plan = make_plan(config, read_metadata(config.model))

@@ -25,31 +25,17 @@ def test_plain_texts_decode_to_themselves_and_end_with_eos(tokenizer):
     assert pad_token_id(tokenizer) == tokenizer.pad_token_id
 
 
-def test_a_chat_response_is_the_text_after_the_chat_prompt(tokenizer, monkeypatch):
+@pytest.mark.parametrize(("settings", "mark"), [({}, ""), ({"brief": True}, "!")])
+def test_a_chat_response_is_the_text_after_the_chat_prompt(tokenizer, monkeypatch, settings, mark):
     monkeypatch.setattr(tokenizer, "chat_template", CHAT_TEMPLATE)
-    formatter = PromptFormatter(Template("Say {source}", "{reference}", chat=True), tokenizer)
-    assert formatter.format(Example("0", "cat", "Katze")) == (
-        "<user>Say cat<eos>\n<assistant>",
-        "Katze<eos>",
-    )
-    (one,) = formatter.tokenize(tokenizer, [formatter.format(Example("0", "cat", "Katze"))])
-    assert (
-        one.response_ids.count(tokenizer.eos_token_id) == 1
-    )  # from the chat template, none is added
+    template = Template("Say {source}", "{reference}", chat=True)
+    formatter = PromptFormatter(template, tokenizer, settings)
+    texts = formatter.format(Example("0", "cat", "Katze"))
+    assert texts == (f"<user>Say cat<eos>\n<assistant>{mark}", "Katze<eos>")
+    (one,) = formatter.tokenize(tokenizer, [texts])
+    # from the chat template, none is added
+    assert one.response_ids.count(tokenizer.eos_token_id) == 1
     assert one.prompt_ids.count(tokenizer.eos_token_id) == 1
-
-
-def test_a_chat_template_that_rewrites_its_prompt_still_ends_the_response_with_eos(
-    tokenizer, monkeypatch
-):
-    monkeypatch.setattr(tokenizer, "chat_template", CHAT_TEMPLATE)
-    formatter = PromptFormatter(
-        Template("{source}", "{reference}", chat=True), tokenizer, {"brief": True}
-    )
-    assert formatter.format(Example("0", "cat", "Katze")) == (
-        "<user>cat<eos>\n<assistant>!",
-        "Katze<eos>",
-    )
 
 
 def test_a_failing_chat_template_suggests_a_plain_one(tokenizer, monkeypatch):

@@ -6,20 +6,11 @@ import pytest
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import (
-    Example,
     examples_from_rows,
     load_dataset_rows,
     read_jsonl,
     read_text,
 )
-
-
-def test_rows_become_examples_in_order():
-    rows = [{"id": 7, "q": "a", "a": "b"}, {"q": "c", "a": "d"}]
-    assert examples_from_rows(rows, "q", "a", "x.jsonl") == [
-        Example("7", "a", "b"),
-        Example("1", "c", "d"),
-    ]
 
 
 @pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": 5}, {"q": " ", "a": "b"}, {}])
@@ -48,11 +39,6 @@ def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
         read_text(tmp_path / name)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.txt"):
-        read_text(tmp_path / "none.txt")
-
-
 @pytest.mark.parametrize(
     ("text", "named"), [("", "empty"), ("nonsense\n", "line 1"), ("{}\n[1]\n", "line 2")]
 )
@@ -60,25 +46,6 @@ def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(UsageError, match=rf"bad\.jsonl.*{named}"):
         read_jsonl(tmp_path / "bad.jsonl")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "data").mkdir()
-    lines = [json.dumps({"translation": {"de": f"der {i}", "en": f"the {i}"}}) for i in range(3)]
-    (tmp_path / "data" / "test.jsonl").write_text("\n".join(lines) + "\n")
-    return tmp_path / "data"
-
-
-def test_a_local_folder_is_read_like_a_hub_dataset(folder):
-    rows = load_dataset_rows(str(folder), None, "test")
-    assert rows[2]["translation"] == {"de": "der 2", "en": "the 2"}
-
-
-def test_a_missing_split_is_an_error_of_one_line(folder):
-    with pytest.raises(UsageError, match="validation") as caught:
-        load_dataset_rows(str(folder), None, "validation")
-    assert "\n" not in str(caught.value)
 
 
 def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
@@ -108,8 +75,10 @@ def subsets(tmp_path):
     return write
 
 
-def test_the_only_subset_or_a_default_is_taken(subsets):
+def test_the_only_subset_or_a_default_is_taken(subsets, tmp_path):
     assert load_dataset_rows(subsets("a"), None, "test") == [{"subset": "a"}]
+    with pytest.raises(UsageError, match=r"^[^\n]*validation[^\n]*$"):
+        load_dataset_rows(str(tmp_path), None, "validation")
     folder = subsets("cs-en", "de-en")
     assert load_dataset_rows(folder, None, "test", ("de-en", "en-de")) == [{"subset": "de-en"}]
     assert load_dataset_rows(folder, "cs-en", "test", ("de-en",)) == [{"subset": "cs-en"}]

@@ -57,11 +57,6 @@ def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
     assert (named.examples()[0].source, named.reversed().examples()[0].source) == ("c", "d")
 
 
-def test_a_hypothesis_is_one_line():
-    assert Wmt().hypothesis("  A cat. \nTranslate") == "A cat."
-    assert Wmt().hypothesis("\n") == ""
-
-
 @pytest.fixture
 def files(tmp_path):
     def write(source, reference):
@@ -141,3 +136,8 @@ def test_a_failed_download_names_the_test_set_and_the_reason(monkeypatch):
     monkeypatch.setattr(DATASETS["wmt22"], "get_source_file", fail)
     with pytest.raises(RunError, match=r"wmt22.*no route"):
         Wmt(dataset="wmt22").examples()
+
+
+def test_a_hypothesis_is_one_line():
+    assert Wmt().hypothesis("  A cat. \nTranslate") == "A cat."
+    assert Wmt().hypothesis("\n") == ""

@@ -7,7 +7,9 @@ from reference import (
     reference_logits,
     response_logits,
     stack_of,
+    through,
 )
+from reference import training_batch as batch
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
@@ -23,25 +25,6 @@ from ulskip_cli.training.data import IGNORED_LABEL
 EVERY, KEPT = tuple(range(NUM_LAYERS)), (1, 2, 4)
 PLENTY = 10**9  # bytes
 CROSS_ENTROPY, DISTILL = TrainOptions(), TrainOptions(ce_weight=0.0, distill_weight=1.0)
-
-
-def batch(rows=3, seed=0):
-    """Prompts padded on the left, responses on the right; the first two rows have one prompt."""
-    prompt, response = random_ids(rows, 7, seed), random_ids(rows, 5, seed=seed + 1)
-    mask, labels = torch.ones_like(prompt), response.clone()
-    prompt[1] = prompt[0]
-    mask[:2, :3] = 0
-    labels[1, 3:] = -100
-    return {
-        "prompt_ids": prompt * mask,
-        "prompt_mask": mask,
-        "response_ids": response,
-        "labels": labels,
-    }
-
-
-def through(kept):
-    return (Stage(0, kept),)
 
 
 def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY, draft_length=0):
@@ -236,15 +219,6 @@ def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     expected = sum(losses) / len(patches) / labelled.sum()
     loss = module(**inputs, stages=through(kept))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
-    losses = trained(module, inputs, kept)
-    assert losses[-1] < losses[0]
-    changed = {
-        name
-        for name, p in module.named_parameters()
-        if name in before and not p.equal(before[name])
-    }
-    assert any("lora" in name for name in changed) and any("patches" in name for name in changed)
 
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):

@@ -3,14 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.training import run, setup, trainer
 from ulskip_cli.training.run import train
 
@@ -108,53 +107,31 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
     assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
 
 
+DRAFTER = ["train=drafter", "train.responses=own", "train.own.max_new_tokens=6", "train.ratios=3"]
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "used"),
     [
-        ["correction.kind=none"],
-        ["correction.kind=folded"],
-        ["train.gap_weight=1", "train.ce_weight=0", "train.distill_weight=0"],
-        ["strategy=skip_decode", "train.ratios=1.2"],
+        (["correction.kind=none"], []),
+        (["correction.kind=folded"], []),
+        (["strategy=skip_decode", "train.ratios=1.2"], []),
+        (DRAFTER, ["decoding=self_speculative", "decoding.draft=both"]),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, changes):
+def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, changes, used):
     trained(model_folder, tmp_path / "adapter", *changes, "train.max_steps=2")
     kept_sets = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["kept_sets"]
     kept = next(layers for layers in kept_sets if len(layers) < 6)
     model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    adapter = ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
+    adapter = ["correction=adapter", f"correction.path={tmp_path / 'adapter'}", *used]
     chosen = ["strategy=custom", f"strategy.layers={kept}", *adapter, "speed.enabled=false"]
     config = compose([*model, *chosen, f"results_dir={tmp_path}", *quick])
     row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
     assert row["correction"]["path"] == str(tmp_path / "adapter")
     assert row["correction"]["bytes"] > 0 and row["decode_loss"] > 0
-
-
-def test_a_drafter_of_few_layers_trains_and_drafts(model_folder, tmp_path, quick):
-    own = ["train=drafter", "train.responses=own", "train.own.max_new_tokens=6", "train.ratios=3"]
-    trained(model_folder, tmp_path / "drafter", *own, "train.epochs=0.5", "train.max_steps=null")
-    model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    adapter = ["correction=adapter", f"correction.path={tmp_path / 'drafter'}", "ratio=3"]
-    drafts = ["decoding=self_speculative", "decoding.draft=both", "speed.enabled=false"]
-    config = compose([*model, *adapter, *drafts, f"results_dir={tmp_path}", *quick])
-    row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
-    assert 0 <= row["acceptance_rate"] <= 1 and row["kept_layers"] == [0, 5]
-
-
-def test_changed_tensors_and_tensors_of_other_types_are_refused(tmp_path):
-    adapter = SkipAdapter(3, ((0, 2),), {"patch.0.2.linear.bias": torch.zeros(4)})
-    adapter.save(tmp_path)
-    assert SkipAdapter.load(tmp_path).kept_sets == ((0, 2),)
-    weights = tmp_path / "adapter.safetensors"
-    save_file({"patch.0.2.linear.bias": torch.ones(4)}, weights)
-    with pytest.raises(UsageError, match=r"adapter\.safetensors is not the file"):
-        SkipAdapter.load(tmp_path)
-    record = json.loads((tmp_path / "adapter.json").read_text())
-    (tmp_path / "adapter.json").write_text(json.dumps({**record, "sha256": ""}))
-    save_file({"patch.0.2.linear.bias": torch.ones(4, dtype=torch.int64)}, weights)
-    with pytest.raises(UsageError, match=r"patch\.0\.2\.linear\.bias has the type torch\.int64"):
-        SkipAdapter.load(tmp_path)
+    assert ("acceptance_rate" in row) == bool(used)
 
 
 def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):

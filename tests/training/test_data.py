@@ -11,7 +11,6 @@ from ulskip_cli.training.data import (
     SimilarLengthSampler,
     TokenPairs,
     load_training_texts,
-    train_tokenizer,
 )
 
 PLAIN = PromptFormatter(Template("{source}", "{reference}"))
@@ -105,19 +104,6 @@ def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, 
         orders.append(list(sampler))
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(len(lengths)))
-
-
-def test_a_tokenizer_learns_the_texts_and_gives_them_back():
-    texts = [("der Hund schläft im Haus\nTranslate:", " the dog sleeps")] * 3
-    tokenizer = train_tokenizer(texts, vocab_size=300, max_length=64)
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (
-        0,
-        1,
-        "left",
-    )
-    ids = tokenizer("der Hund ☃ schläft")["input_ids"]
-    assert tokenizer.decode(ids) == "der Hund ☃ schläft"
-    assert len(tokenizer) <= 300
 
 
 def test_an_offset_leaves_out_the_first_examples():

@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.training.preflight import check_training, trainer_arguments
+from ulskip_cli.training.preflight import trainer_arguments
 
 
 def check(extra):
@@ -33,14 +33,3 @@ def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     check({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="stage 3"):
         check({"deepspeed": str(tmp_path / "zero3.json")})
-
-
-def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
-    check_training(compose_training([]))
-    check_training(compose_training(["strategy=early_exit"]))
-    with pytest.raises(UsageError, match=r"train\.full_weight"):
-        check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))
-    with pytest.raises(UsageError, match=r"strategy\.min_exit"):
-        check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
-    with pytest.raises(UsageError, match="prompt_layers=all"):
-        check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))

@@ -49,14 +49,6 @@ def finished(model_folder, tmp_path_factory):
     return trained(model_folder, tmp_path_factory.mktemp("finished") / "out", *changes)
 
 
-@pytest.fixture(scope="module")
-def positional(model_folder, tmp_path_factory):
-    """A training with fewer layers at later positions."""
-    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]"]
-    changes += ["train.max_steps=1", "train.held_out=4"]
-    return trained(model_folder, tmp_path_factory.mktemp("positional") / "out", *changes)
-
-
 @pytest.fixture(scope="module", params=sorted(LONG_TRAININGS))
 def undisturbed(request, model_folder, tmp_path_factory):
     """A long training of each kind of loss that nothing interrupts."""
@@ -66,15 +58,6 @@ def undisturbed(request, model_folder, tmp_path_factory):
 
 def weights(folder):
     return load_file(Path(folder) / "model.safetensors")
-
-
-def test_skip_decode_trains_every_depth(positional):
-    config, record = positional
-    assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
-    assert [len(stage.kept_layers) for stage in record.later_stages["1.5"]] == [4, 3]
-    assert record.kept_counts == (6, 5, 4, 3)
-    note = "with skip_decode skipping: 6, 5, 4, 3 layers by position, 1 steps"
-    assert training_note(config.output) == note
 
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, model_folder):
@@ -146,6 +129,7 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("undisturbed", ["unified"], indirect=True)
 def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrides, tmp_path):
     changes, whole_config, whole = undisturbed
     command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *changes]

@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, one_stage, random_ids, reference_logits, response_logits
+from reference import NUM_LAYERS, one_stage, reference_logits, response_logits, through
+from reference import training_batch as batch
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import response_losses
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
@@ -16,20 +18,6 @@ from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
 KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
-
-
-def batch(rows=3):
-    """Prompts padded on the left, responses on the right."""
-    prompt, response = random_ids(rows, 7), random_ids(rows, 5, seed=1)
-    mask, labels = torch.ones_like(prompt), response.clone()
-    mask[0, :3] = 0
-    labels[1, 3:] = -100
-    return {"prompt_ids": prompt, "prompt_mask": mask, "response_ids": response, "labels": labels}
-
-
-def through(kept):
-    """A schedule of one stage."""
-    return (Stage(0, kept),)
 
 
 def stepwise_losses(model, kept, inputs):
@@ -130,6 +118,23 @@ def test_dropout_acts_in_training_only_and_in_views_too(model):
     assert losses() == plain
     module.train()
     assert all(abs(loss - before) > 1e-4 for loss, before in zip(losses(), plain, strict=True))
+
+
+def test_the_prompt_gets_gradients_through_its_cache(llama):
+    inputs, kept = batch(), (0, 2, 5)
+    inputs["labels"][:, 0] = -100  # the second pass alone
+    TwoPassLoss(llama)(**inputs, stages=through(kept))["loss"].backward()
+    assert llama.model.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
+    # skipped in decode, yet it made the prompt's keys
+    assert llama.model.layers[1].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_probing_layers_draws_no_random_numbers(llama):
+    llama.train()
+    add_dropout(llama, 0.5)
+    before = torch.get_rng_state()
+    LayerwiseModel(llama)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

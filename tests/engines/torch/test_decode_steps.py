@@ -1,27 +1,14 @@
-from dataclasses import replace
-
 import pytest
 import torch
-from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
+from reference import ARCHITECTURES, NUM_LAYERS, batch, build_model, decoder_for, random_ids
 from torch._dynamo.utils import counters
 from transformers import BartConfig, BartForCausalLM
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.strategies.plan import Stage, make_plan
+from ulskip_cli.engines.decoder import DecodeContext
 
 COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")
-
-
-def plan_of(*overrides):
-    return make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-
-
-def decoder_of(model, *overrides):
-    return Decoder(model, plan_of(*overrides))
 
 
 @pytest.fixture
@@ -45,7 +32,7 @@ def compiler():
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
     context = DecodeContext(COMPILED.replace(compile=compile), 0)
     model = build_model(name)
-    decoder = decoder_of(model, "ratio=2")
+    decoder = decoder_for(model, "ratio=2")
     spent = []
     for length, padded, ends in (
         (9, True, None),
@@ -74,7 +61,7 @@ def test_layers_of_all_schedules_share_their_code(name, kinds, compiler, request
     graphs = []
     for ratio in (1, 2):
         before = counters["stats"]["unique_graphs"]
-        decoder = decoder_of(model, f"ratio={ratio}")
+        decoder = decoder_for(model, f"ratio={ratio}")
         decoder.generate(ids, torch.ones_like(ids), context)
         graphs.append(counters["stats"]["unique_graphs"] - before)
     assert graphs == [kinds, 0]
@@ -100,7 +87,7 @@ def test_code_that_gives_other_logits_is_not_used(compiler):
     config = BartConfig(
         is_decoder=True, is_encoder_decoder=False, eos_token_id=None, init_std=0.3, **sizes
     )
-    decoder = decoder_of(BartForCausalLM(config).eval(), "ratio=2")
+    decoder = decoder_for(BartForCausalLM(config).eval(), "ratio=2")
     ids = random_ids(2, 9)
     with pytest.raises(
         RunError, match=r"logits.*decoding\.compile=off"
@@ -110,26 +97,19 @@ def test_code_that_gives_other_logits_is_not_used(compiler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", ["on", "layers"])
-def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compiler):
-    context = DecodeContext(COMPILED.replace(compile=compile), 0)
-    plan = plan_of("strategy=custom", "strategy.layers=[0,2,5]")
-    decoder = Decoder(llama, replace(plan, stages=(*plan.stages, Stage(3, (0, 5)))))
-    ids = random_ids(2, 6)
-    mask = torch.ones_like(ids)
-    mask[1, :2] = 0
-    fast = decoder.generate(ids * mask, mask, context)
-    slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
-    assert fast.token_ids == slow.token_ids
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compile", ["on", "layers"])
-@pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_compiled_steps_run_without_a_part(llama, unit, compile, compiler):
-    decoder = decoder_of(llama, "ratio=2", f"strategy.unit={unit}")
-    ids = random_ids(2, 9)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("ratio_basis=latency", "speed.new_tokens=10"),  # runs 3.5 of 6 layers
+        ("strategy.unit=attention",),
+        ("strategy.unit=mlp",),
+    ],
+    ids=" ".join,
+)
+def test_compiled_steps_run_stages_and_leave_out_parts(llama, overrides, compile, compiler):
+    decoder, (ids, mask) = decoder_for(llama, "ratio=2", *overrides, ratio=3.5), batch(True)
     eager, compiled = (
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED.replace(compile=how), 0))
+        decoder.generate(ids, mask, DecodeContext(COMPILED.replace(compile=how), 0))
         for how in ("off", compile)
     )
     assert compiled.compiled and compiled.token_ids == eager.token_ids

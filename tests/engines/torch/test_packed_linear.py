@@ -139,17 +139,6 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     assert (output.engine, output.linear_backend) == ("early_exit", expected)
 
 
-def test_a_view_is_not_packed_if_the_full_model_does_not_fit(llama, monkeypatch):
-    linear = [module.weight.nbytes for module in llama.modules() if type(module) is nn.Linear]
-    set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
-    half = decoder_of(llama, "ratio=2")
-    ids = random_ids(1, 4)
-    assert (
-        half.generate(ids, torch.ones_like(ids), DecodeContext(DECODING, 0)).linear_backend
-        == "torch"
-    )
-
-
 SIZES, DTYPES = st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16])
 
 

@@ -1,7 +1,7 @@
 import torch
 from reference import random_ids
 
-from ulskip_cli.engines.torch.static_cache import fixed, step_masks
+from ulskip_cli.engines.torch.static_cache import fixed
 from ulskip_cli.inference import shallow_view
 
 
@@ -28,13 +28,3 @@ def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
         torch.equal(layer.keys[:, :, :5], before)
         for layer, before in zip(cache.layers, keys, strict=True)
     )
-
-
-def test_masks_hide_padding_and_later_positions(llama):
-    ids, mask = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
-    mask[1, :2] = 0
-    cache, _ = fixed(prompt_cache(llama, ids, mask), 9)
-    masks = step_masks(llama, cache, mask, 4)
-    assert masks.shape == (2, 1, 4, 9)
-    seen = masks[:, 0, 1, :7] == 0
-    assert seen.tolist() == [[True] * 7, [False] * 2 + [True] * 5]

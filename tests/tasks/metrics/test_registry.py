@@ -7,14 +7,6 @@ ANSWERS = Answers(["the cat sat here today"] * 3, ["the cat sat here now"] * 3, 
 WITHOUT_A_MODEL = tuple(name for name, spec in metrics.METRICS.items() if not spec.is_neural)
 
 
-def test_a_metric_scores_the_same_alone_and_among_others():
-    together = metrics.score(Scoring(WITHOUT_A_MODEL, "en"), ANSWERS)
-    for name in WITHOUT_A_MODEL:
-        alone = metrics.score(Scoring((name,), "en"), ANSWERS)
-        assert alone.values.items() <= together.values.items()
-        assert alone.signatures.items() <= together.signatures.items()
-
-
 @pytest.mark.parametrize("name", WITHOUT_A_MODEL)
 def test_a_metric_fills_the_row_keys_of_its_entry(name):
     spec = metrics.METRICS[name]

@@ -18,41 +18,32 @@ GOOD = [text.replace("today", "now") for text in REFERENCES]
 BAD = [text.replace("sleeps in", "of of") for text in GOOD]
 
 
-ENGLISH = Scoring(("bleu",), "en")
-CHINESE = ["今天天气很好。", "我们去公园吧!", "猫在房子里睡觉。", "他昨天买了3本书。"] * 3
-CHINESE_TRUE = ["今天天气真好。", "我们一起去公园吧!", "猫在屋里睡觉。", "他昨天买了三本书。"] * 3
+CHINESE = ["今天天气很好。", "我们去公园吧!", "猫在房子里睡觉。", "他昨天买了3本书。"]
+CHINESE_TRUE = ["今天天气真好。", "我们一起去公园吧!", "猫在屋里睡觉。", "他昨天买了三本书。"]
 
 
-def answers(hypotheses, full=None, references=REFERENCES):
-    return Answers(hypotheses, references, references, full)
-
-
-def by_command(tmp_path, hypotheses, references, *options):
-    (tmp_path / "ref").write_text("\n".join(references) + "\n")
-    (tmp_path / "hyp").write_text("\n".join(hypotheses) + "\n")
-    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref")]
-    command += ["-i", str(tmp_path / "hyp"), "-w", "6", *options]
-    scored = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return scored if isinstance(scored, list) else [scored]
-
-
-def test_scores_equal_sacrebleus_own_command(tmp_path):
-    expected = by_command(tmp_path, GOOD, REFERENCES, "-m", "bleu", "chrf", "ter")
-    for one, metric in zip(expected, ("bleu", "chrf", "ter"), strict=True):
-        scores = METRICS[metric].make(ENGLISH).score(answers(GOOD))
-        (name,) = scores.values
-        assert scores.values[name] == pytest.approx(one["score"], abs=1e-5)
-        assert scores.signatures[name] == one["signature"]
+@pytest.mark.parametrize(
+    ("language", "texts", "metrics"),
+    [
+        ("en", (GOOD, REFERENCES), ["bleu", "chrf", "ter"]),
+        ("zh", (CHINESE, CHINESE_TRUE), ["bleu"]),
+    ],
+)
+def test_scores_equal_sacrebleus_own_command(tmp_path, language, texts, metrics):
+    files = tmp_path / "hyp", tmp_path / "ref"
+    for file, lines in zip(files, texts, strict=True):
+        file.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "sacrebleu", files[1], "-i", files[0], "-w", "6"]
+    command += ["-l", f"de-{language}", "-m", *metrics]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    found = found if isinstance(found, list) else [found]
+    for expected, name in zip(found, metrics, strict=True):
+        metric = METRICS[name].make(Scoring((name,), language))
+        scores = metric.score(Answers(*texts, texts[1]))
+        assert scores.values == {name: pytest.approx(expected["score"], abs=1e-5)}
+        assert scores.signatures == {name: expected["signature"]}
         assert scores.against_full == {}
-
-
-def test_chinese_is_split_by_sacrebleus_chinese_tokenizer(tmp_path):
-    (expected,) = by_command(tmp_path, CHINESE, CHINESE_TRUE, "-l", "en-zh", "-m", "bleu")
-    metric = METRICS["bleu"].make(Scoring(("bleu",), "zh"))
-    scores = metric.score(answers(CHINESE, references=CHINESE_TRUE))
-    assert "tok:zh" in expected["signature"]
-    assert scores.signatures["bleu"] == expected["signature"]
-    assert scores.values["bleu"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("language", ["ja", "ko"])
@@ -64,13 +55,23 @@ def test_a_language_whose_tokenizer_is_missing_says_what_to_install(language):
 
 
 def test_a_worse_system_is_significantly_worse():
-    compared = METRICS["bleu"].make(ENGLISH).score(answers(BAD, GOOD)).against_full["bleu"]
+    compared = (
+        METRICS["bleu"]
+        .make(Scoring(("bleu",), "en"))
+        .score(Answers(BAD, REFERENCES, REFERENCES, GOOD))
+        .against_full["bleu"]
+    )
     slack = 1e-4  # sacrebleu resamples in float32
     assert compared["delta_low"] - slack <= compared["delta"] <= compared["delta_high"] + slack < 0
     assert compared["p_value"] < 0.05
 
 
 def test_a_system_does_not_differ_from_itself():
-    compared = METRICS["chrf"].make(ENGLISH).score(answers(GOOD, GOOD)).against_full["chrf"]
+    compared = (
+        METRICS["chrf"]
+        .make(Scoring(("chrf",), "en"))
+        .score(Answers(GOOD, REFERENCES, REFERENCES, GOOD))
+        .against_full["chrf"]
+    )
     assert (compared["delta"], compared["delta_low"], compared["delta_high"]) == (0, 0, 0)
     assert compared["p_value"] > 0.05
