@@ -16,7 +16,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import unsupported_reason
-from ulskip_cli.inference import architecture_support, shallow_view
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import Plan
 
@@ -145,7 +145,7 @@ def _differs(model, decoder, kept, ids):
         given = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
-    limit = NEAR * (25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1)
+    limit = NEAR * (25 if shallow_view.is_recurrent(shallow_view.new_cache(model)) else 1)
     return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 

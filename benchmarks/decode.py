@@ -20,13 +20,13 @@ from transformers import CompileConfig, GenerationConfig
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.benchmark import ReadBandwidth
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (1, 2), (1, 8)

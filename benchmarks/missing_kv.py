@@ -21,7 +21,7 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import BatchRequest
 from ulskip_cli.engines.early_exit import ExitSteps, confidence_of
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed

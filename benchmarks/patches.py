@@ -20,7 +20,7 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.files import read_object, write_atomic
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
@@ -30,8 +30,7 @@ from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
-from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
+from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.strategies.search import first_layers, spread, without_block
@@ -123,7 +122,7 @@ class Measurement:
         )
         prompts = [one.prompt_ids for one in examples]
         answers = generate_own_responses(
-            self.model, prompts, OwnResponses(), context, file, NullProgress()
+            self.model, prompts, OwnResponses(), context, file, ProgressCallback()
         )
         return [
             EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)

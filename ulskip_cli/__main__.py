@@ -12,12 +12,12 @@ def main() -> None:
     """
     interruption.install()
     try:
-        from ulskip_cli.core import cpu_load
+        from ulskip_cli.core import environment
 
-        meter = cpu_load.LoadMeter()
+        meter = environment.LoadMeter()
         from ulskip_cli.cli.app import main as run
 
-        cpu_load.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
+        environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
         run()
     except (KeyboardInterrupt, Exception) as error:  # during the imports, or a second signal
         if not isinstance(error, KeyboardInterrupt) and not interruption.received():

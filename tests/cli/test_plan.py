@@ -4,9 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.cli.plan import KEPT, plan_lines, strip
-from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.schedule import Stage
-from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.core.model_metadata import WeightSizes
+from ulskip_cli.core.schedule import ExitRule, Stage
 from ulskip_cli.strategies.plan import Plan, StepSizes
 
 PLAN = Plan(

@@ -123,7 +123,7 @@ def test_escapes_are_those_of_texts_for_the_model_alone(more):
 
 def test_a_users_own_folder_adds_choices(tmp_path):
     (tmp_path / "strategy").mkdir()
-    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\nlayers: [0, 2, 11]\n"
+    text = "_target_: ulskip_cli.strategies.static.Custom\nname: mine\nlayers: [0, 2, 11]\n"
     (tmp_path / "strategy" / "mine.yaml").write_text(text)
     chosen = config.compose(["strategy=mine"], tmp_path)
     assert chosen.strategy.layers == (0, 2, 11)

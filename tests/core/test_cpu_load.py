@@ -7,13 +7,13 @@ import time
 import psutil
 import pytest
 
-from ulskip_cli.core import cpu_load
-from ulskip_cli.core.cpu_load import LoadMeter, let_threads_sleep
+from ulskip_cli.core import environment
+from ulskip_cli.core.environment import LoadMeter, let_threads_sleep
 
 
 @pytest.fixture
 def four_cpus(monkeypatch):
-    monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(environment, "_cpus", lambda: {0, 1, 2, 3})
 
 
 def cpu(**seconds):
@@ -33,9 +33,9 @@ def test_others_are_busy_time_without_idle_guests_and_this_process(
     not_ours = cpu(user=10)
     clock, times = iter([0.0, seconds]), iter([(0.0,) * 5, (own, 0.0, 0.0, 0.0, 0.0)])
     cpus = iter([[cpu()] * 5, [*spent, not_ours]])
-    monkeypatch.setattr(cpu_load.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(cpu_load.os, "times", lambda: next(times))
-    monkeypatch.setattr(cpu_load.psutil, "cpu_times", lambda percpu: next(cpus))
+    monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(environment.os, "times", lambda: next(times))
+    monkeypatch.setattr(environment.psutil, "cpu_times", lambda percpu: next(cpus))
     assert LoadMeter().other_cpus(least) == expected
 
 
@@ -71,21 +71,21 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(
     four_cpus, monkeypatch, others, given, expected
 ):
     for minute, lasts in ((3.0, True), (0.1, False)):
-        monkeypatch.setattr(cpu_load.psutil, "getloadavg", lambda load=minute: (load,) * 3)
-        environment = dict(given)
-        let_threads_sleep(others, environment)
-        assert environment == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
+        monkeypatch.setattr(environment.psutil, "getloadavg", lambda load=minute: (load,) * 3)
+        variables = dict(given)
+        let_threads_sleep(others, variables)
+        assert variables == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
 
 
 def test_the_command_decides_before_torch_is_imported():
     program = (
-        "import sys, os; from ulskip_cli import __main__ as m; from ulskip_cli.core import"
-        " cpu_load; cpu_load.LoadMeter.other_cpus = lambda self: 99.0; cpu_load.psutil.getloadavg ="
-        " lambda: (99.0,) * 3; cpu_load._cpus = lambda: {0, 1}; sys.argv = ['ulskip', '--version'];"
-        " sys.exit = lambda code: None; m.main();"
+        "import sys, os; from ulskip_cli import __main__ as m;"
+        " from ulskip_cli.core import environment; environment.LoadMeter.other_cpus = lambda self: 99.0;"
+        " environment._cpus = lambda: {0, 1}; environment.psutil.getloadavg = lambda: (99.0,) * 3;"
+        " sys.argv = ['ulskip', '--version']; sys.exit = lambda code: None; m.main();"
         " print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
     )
-    unset = {*cpu_load.WAITING, "OMP_NUM_THREADS"}
+    unset = {*environment.WAITING, "OMP_NUM_THREADS"}
     clean = {key: value for key, value in os.environ.items() if key not in unset}
     done = subprocess.run(
         [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True

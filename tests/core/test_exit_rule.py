@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.schedule import ExitRule
 
 
 @given(st.floats(0, 1), st.integers(0, 300), st.integers(1, 300))

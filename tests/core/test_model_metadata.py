@@ -19,8 +19,8 @@ from ulskip_cli.core.model_metadata import (
     fingerprint,
     read_headers,
     read_metadata,
+    sort_weight_sizes,
 )
-from ulskip_cli.core.weight_sizes import sort_weight_sizes
 
 NOTE = {"format": "pt"}
 

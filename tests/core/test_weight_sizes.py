@@ -4,8 +4,13 @@ from hypothesis import strategies as st
 from reference import NUM_LAYERS, VOCAB_SIZE
 
 from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.core.model_metadata import read_headers, read_metadata
-from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
+from ulskip_cli.core.model_metadata import (
+    WeightSizes,
+    gaps,
+    read_headers,
+    read_metadata,
+    sort_weight_sizes,
+)
 from ulskip_cli.inference.half_layers import split_layers
 
 sizes = st.builds(

@@ -1,8 +1,7 @@
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)

@@ -6,7 +6,7 @@ import torch
 from reference import plan_for, random_ids
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines import early_exit
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.shallow_view import shallow_view

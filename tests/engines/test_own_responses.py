@@ -5,7 +5,7 @@ import torch
 from reference import build_model, random_ids, reference_greedy
 
 from ulskip_cli.core.config_schema import OwnResponses
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import own_responses
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
@@ -30,7 +30,7 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
     model.generation_config.eos_token_id = changes.pop("eos", None)
     options = OwnResponses(samples=samples, **changes)
     return generate_own_responses(
-        model, prompts, options, greedy_context(0, LENGTH, seed), file, NullProgress()
+        model, prompts, options, greedy_context(0, LENGTH, seed), file, ProgressCallback()
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, random_ids, reference_logits
 
-from ulskip_cli.core.exit_rule import Confidence, ExitRule
+from ulskip_cli.core.schedule import Confidence, ExitRule
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import confidence_of, exit_logits
 from ulskip_cli.engines.scoring import ReferenceLoss

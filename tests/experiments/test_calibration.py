@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.core.config import compose, preset
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments import calibration
@@ -36,7 +36,7 @@ def ready(tmp_path, model_folder):
 
 def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     config, loaded, work = ready("strategy=block_influence", "ratio=2")
-    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
     plan = make_plan(found, loaded.metadata)
     assert list(found.strategy.scores) == row["options"]["scores"]
     assert not plan.warnings and row["examples"] == 6
@@ -44,7 +44,7 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     assert json.loads(file.read_text()) | {"schedule": row["schedule"]} == row
     monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("again"))
     other = {"ratio": 3.0, "batch_size": 2}
-    again, _ = calibrate_strategy(config.replace(**other), loaded, work, NullProgress())
+    again, _ = calibrate_strategy(config.replace(**other), loaded, work, ProgressCallback())
     assert again == found.replace(**other)
     schedule = ["strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
     shared = compose(["model=hf", f"model.path={config.model.path}", *schedule])
@@ -52,14 +52,14 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     for options in (7, {**row["options"], "unit": "mlp"}, {**row["options"], "_target_": "os.x"}):
         file.write_text(json.dumps({"options": options}))
         with pytest.raises(pytest.fail.Exception):
-            calibrate_strategy(config, loaded, work, NullProgress())
+            calibrate_strategy(config, loaded, work, ProgressCallback())
 
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
 def test_a_search_lowers_the_loss_that_rows_report(ready, unit):
     searched = ["strategy=search", "strategy.budget=6", f"strategy.unit={unit}"]
     config, loaded, work = ready(*searched, "ratio=2")
-    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
     own = ReferenceLoss(work.encoded, BatchSize(3), work.pad_token_id).of(
@@ -79,7 +79,7 @@ def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
     ids = set()
     for batch_size in (1, 3):
         config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
-        ids.add(calibrate_strategy(config, loaded, work, NullProgress())[1]["id"])
+        ids.add(calibrate_strategy(config, loaded, work, ProgressCallback())[1]["id"])
         assert set(seen) == {batch_size}
         seen.clear()
     assert len(ids) == 2
@@ -87,7 +87,7 @@ def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
 
 def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
     config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
-    assert calibrate_strategy(config, loaded, work, NullProgress()) == (config, None)
+    assert calibrate_strategy(config, loaded, work, ProgressCallback()) == (config, None)
     more = config.calibration.replace(examples=9)
     assert config.identity == config.replace(calibration=more).identity
     uncalibrated = config.replace(strategy=preset("strategy", "skip_decode"))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.experiments.evaluate import generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import time_pairs
@@ -11,8 +11,8 @@ from ulskip_cli.experiments.paired_timing import time_pairs
 
 def evaluated(decoder, workload, config, baseline=None):
     """The answers and their scores."""
-    answers = generate_answers(decoder, workload, config, NullProgress())
-    return answers, score_answers(answers, workload, decoder, baseline, NullProgress())
+    answers = generate_answers(decoder, workload, config, ProgressCallback())
+    return answers, score_answers(answers, workload, decoder, baseline, ProgressCallback())
 
 
 def test_answers_come_back_in_the_tasks_order(point):
@@ -36,7 +36,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
     limit_memory()
     halved, quality = evaluated(decoder, workload, config)
     assert halved.generations == asked.generations
-    timing = time_pairs(decoder, decoder, workload, config, NullProgress()).timing()
+    timing = time_pairs(decoder, decoder, workload, config, ProgressCallback()).timing()
     assert quality.evaluated_batch_size == timing.timed_batch_size == 1
 
 
@@ -66,9 +66,11 @@ def test_truncated_references_are_counted(point, tmp_path):
 
 
 def test_a_stop_string_ends_text_and_hypothesis(point):
-    free = generate_answers(*point(), NullProgress()).generations
+    free = generate_answers(*point(), ProgressCallback()).generations
     letter = free[0]["output"].strip()[-1]
-    stopped = generate_answers(*point(f"decoding.stop=['{letter}']"), NullProgress()).generations
+    stopped = generate_answers(
+        *point(f"decoding.stop=['{letter}']"), ProgressCallback()
+    ).generations
     assert all(letter not in one["output"] for one in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
@@ -81,7 +83,7 @@ def test_stored_answers_of_other_examples_are_refused(point):
 
 def test_logits_that_are_not_finite_are_refused(point):
     decoder, workload, config = point()
-    answers = generate_answers(decoder, workload, config, NullProgress())
+    answers = generate_answers(decoder, workload, config, ProgressCallback())
     decoder.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidLogitsError, match="nan"):
-        score_answers(answers, workload, decoder, None, NullProgress())
+        score_answers(answers, workload, decoder, None, ProgressCallback())

@@ -13,8 +13,7 @@ from lm_eval.tasks import TaskManager
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, fingerprint
-from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.core.model_metadata import ASSETS, fingerprint, gaps
 from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference import shallow_view

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core import cpu_load
+from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.torch import cpu_kernels
@@ -14,7 +14,7 @@ from ulskip_cli.strategies.plan import make_plan
 @pytest.fixture
 def warned(monkeypatch):
     """Return a function that gives the warnings of a record on a machine with two CPUs."""
-    monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1})
+    monkeypatch.setattr(environment, "_cpus", lambda: {0, 1})
     monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
 
     def call(*overrides, threads=2, wait_policy=None, **values):

@@ -15,7 +15,7 @@ from ulskip_cli.export.run import (
     resolve,
     schedule_file,
 )
-from ulskip_cli.strategies.custom import read
+from ulskip_cli.strategies.static import read
 
 STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
 

@@ -13,8 +13,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.export.run import ExportRequest, summary
 from ulskip_cli.export.run import export as run_export
-from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
+from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample

@@ -3,7 +3,7 @@ import tiny_configs
 import torch
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import architecture_support, shallow_view
+from ulskip_cli.inference import shallow_view
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_recurrent_model_reads_given_text_token_by_token():
     model = tiny_configs.build("mamba")
     ids = torch.randint(2, 100, (1, 9), generator=torch.Generator().manual_seed(0))
     cache = shallow_view.new_cache(model)
-    assert architecture_support.is_all_recurrent(cache)
+    assert shallow_view.is_all_recurrent(cache)
     with torch.no_grad():
         expected = model(ids).logits
         shallow_view.forward_with_cache(model, ids[:, :4], torch.ones(1, 4), cache)

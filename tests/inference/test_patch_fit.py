@@ -13,8 +13,7 @@ from reference import (
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
+from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.tasks.encoding import EncodedExample
 
 KEPT = (0, 2, 4)  # gaps in front of 2 and 4 and behind the last layer

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.inference.ridge_regression import solve_ridge
+from ulskip_cli.inference.patch_fit import solve_ridge
 
 seeds = st.integers(0, 10_000)
 

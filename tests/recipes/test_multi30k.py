@@ -6,7 +6,7 @@ from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.strategies.training_schedules import schedules
+from ulskip_cli.training.preflight import schedules
 
 reproduce = load_recipe("multi30k/reproduce.py")
 ADAPTERS = [one for seed in (1, 2, 3) for one in reproduce.adapters(seed)]

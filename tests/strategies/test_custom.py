@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.custom import Custom, ScheduleFile, read
+from ulskip_cli.strategies.static import Custom, ScheduleFile, read
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.memory import memory_plan, parse_bytes
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
+from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes
 
 METADATA = ModelMetadata(
     num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.training import run, setup, trainer
@@ -20,7 +20,9 @@ QUICK += ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
 
 def trained(model_folder, output, *changes):
     model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    return train(compose_training([*model, f"output={output}", *QUICK, *changes]), NullProgress())
+    return train(
+        compose_training([*model, f"output={output}", *QUICK, *changes]), ProgressCallback()
+    )
 
 
 def tensors(folder):

@@ -23,8 +23,8 @@ from ulskip_cli.cli import (
     train,
     tune,
 )
-from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
+from ulskip_cli.cli.options import install_bash_completion
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from ulskip_cli.cli.completion import complete_config_name
-from ulskip_cli.cli.options import ConfigDir, Json
+from ulskip_cli.cli.options import ConfigDir, Json, complete_config_name
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter

@@ -9,9 +9,8 @@ from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_yaml
 
 if TYPE_CHECKING:
-    from ulskip_cli.core.exit_rule import ExitRule
-    from ulskip_cli.strategies.memory import MemoryPlan
-    from ulskip_cli.strategies.plan import Plan
+    from ulskip_cli.core.schedule import ExitRule
+    from ulskip_cli.strategies.plan import MemoryPlan, Plan
 
 KEPT, SKIPPED = "█", "·"
 UNKNOWN = "unknown without the model's files"
@@ -26,8 +25,7 @@ def plan(
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
     from ulskip_cli.core.model_metadata import read_metadata
-    from ulskip_cli.strategies.memory import memory_plan
-    from ulskip_cli.strategies.plan import make_plan
+    from ulskip_cli.strategies.plan import make_plan, memory_plan
 
     chosen = config.compose(overrides or [], config_dir, "plan")
     if print_config:
@@ -46,8 +44,8 @@ def plan_lines(
     plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None
 ) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
+    from ulskip_cli.core.model_metadata import gaps
     from ulskip_cli.core.strategy import ATTENTION, LAYER
-    from ulskip_cli.core.weight_sizes import gaps
 
     speedup, kv, kept_kv = (
         plan.predicted_speedup,

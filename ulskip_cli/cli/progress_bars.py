@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from ulskip_cli.core import interruption
-from ulskip_cli.core.printable import printable
+from ulskip_cli.core.files import printable
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.experiments.sweep.jobs import SweepObserver
 

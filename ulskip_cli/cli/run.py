@@ -15,7 +15,7 @@ import typer
 
 from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import make_console, print_yaml, show_outcome
-from ulskip_cli.core.printable import printable
+from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.sweep.jobs import Job

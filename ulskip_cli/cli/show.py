@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ulskip_cli.core.printable import printable
+from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config, TrainingConfig

@@ -22,7 +22,8 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, Traini
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
-from ulskip_cli.core.options import Choice, Table, options_in, parse
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.options import Choice, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training

@@ -31,7 +31,8 @@ from ulskip_cli.core.config_schema import (
     TrainOptions,
     TuneConfig,
 )
-from ulskip_cli.core.options import Options, Table, choices_of, describe_type, notes_of, options_in
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
     "config": (Config, GROUPS),

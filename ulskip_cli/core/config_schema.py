@@ -12,8 +12,9 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Options, Table, option
+from ulskip_cli.core.options import Options, option
 from ulskip_cli.core.strategy import LAYER, Strategy
 from ulskip_cli.core.task import Task
 

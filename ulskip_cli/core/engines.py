@@ -23,8 +23,8 @@ from pydantic import field_validator
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.errors import UsageError, reason, require_choice
+from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
-from ulskip_cli.core.weight_sizes import WeightSizes
 
 if TYPE_CHECKING:
     pass

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from ulskip_cli.core.options import Options, Table, option
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.options import Options, option
 
 
 class ModelConfig(Options):

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +16,124 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason, unknown
-from ulskip_cli.core.files import cache_dir, user_path
+from ulskip_cli.core.files import Table, cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.options import Options, Table, load_json, parse
-from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
+from ulskip_cli.core.options import Options, load_json, parse
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
+_ATTENTION = re.compile("attn|attention")
+Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of weights that a decode step reads at batch 1."""
+
+    head: int  # h, final norm and output head; with `of_unit`, everything that runs in every step
+    layers: tuple[int, ...]  # with `of_unit`, the attention or the MLP of each layer
+    patch: int = 0  # the patch at each gap
+    attention: tuple[
+        int, ...
+    ] = ()  # the part of each layer that is attention, without norms; empty: unknown
+    mlp: tuple[int, ...] = ()
+
+    def of_unit(self, unit: str) -> "WeightSizes | None":
+        """Return the sizes for a schedule that skips only a unit (layer, attention or mlp); None if
+        they are unknown.
+        """
+        if unit == "layer":
+            return self
+        parts: tuple[int, ...] = getattr(self, unit)
+        return (
+            replace(self, head=self.head + sum(self.layers) - sum(parts), layers=parts)
+            if parts
+            else None
+        )
+
+    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
+        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
+        bytes.
+
+        A step runs the output head `heads` times.
+        """
+        patches = self.patch * len(gaps(kept, len(self.layers)))
+        step = heads * self.head + sum(self.layers[i] for i in kept) + patches
+        return (self.head + sum(self.layers)) / step
+
+    def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
+        """Return the bytes of a drafting step, which reads a share of the output head, divided by
+        those of a full step.
+        """
+        saved = (1 - head_share) * self.head / (self.head + sum(self.layers))
+        return 1 / self.predicted_speedup(kept) - saved
+
+    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
+        the layers of every stage.
+        """
+        total = sum(count for count, _ in steps)
+        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
+
+
+def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
+    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept
+    layer.
+
+    >>> gaps((0, 1, 4, 6), 8)
+    [4, 6, 8]
+    """
+    return [
+        after
+        for before, after in zip([-1, *kept], [*kept, num_layers], strict=True)
+        if after != before + 1
+    ]
+
+
+def sort_weight_sizes(
+    tensors: Mapping[str, Stored], num_layers: int, vocab_size: int
+) -> WeightSizes | None:
+    """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one
+    stack has N layers.
+
+    If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
+    """
+    stacks: dict[str, dict[int, dict[str, Stored]]] = defaultdict(lambda: defaultdict(dict))
+    head = list[int]()
+    rest = 0
+    for name, (shape, size) in tensors.items():
+        if match := _LAYER.search(name):
+            stacks[name[: match.start()]][int(match[1])][name[match.end() :]] = (shape, size)
+        elif len(shape) == 2 and vocab_size in shape:
+            head.append(size)
+        elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
+            rest += size
+    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
+    if len(full) != 1 or not head:
+        return None
+    layers = [full[0][i] for i in range(num_layers)]
+    attention, mlp = zip(*map(_part_sizes, layers), strict=True)
+    known = all(attention) and all(mlp)
+    return WeightSizes(
+        head=min(head) + rest,
+        layers=tuple(sum(size for _, size in layer.values()) for layer in layers),
+        attention=attention if known else (),
+        mlp=mlp if known else (),
+    )
+
+
+def _part_sizes(layer: Mapping[str, Stored]) -> tuple[int, int]:
+    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that
+    there is none.
+    """
+    modules = {name: name.partition(".")[0] for name in layer}
+    parts = {modules[name] for name, (shape, _) in layer.items() if len(shape) > 1}
+    sizes = Counter[bool]()
+    for name, (_, size) in layer.items():
+        if modules[name] in parts:
+            sizes[bool(_ATTENTION.search(modules[name]))] += size
+    return sizes[True], sizes[False]
+
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29

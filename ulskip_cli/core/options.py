@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
-from ulskip_cli.core.files import Table as Table
+from ulskip_cli.core.files import Table
 
 Parsed = TypeVar("Parsed", bound="Options")
 Model = TypeVar("Model", bound=BaseModel)

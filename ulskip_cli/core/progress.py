@@ -24,6 +24,3 @@ class ProgressCallback:
 
     def note(self, text: str) -> None:
         """Show a line to the user."""
-
-
-NullProgress = ProgressCallback  # the name where all progress is ignored

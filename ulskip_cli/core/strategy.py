@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, Self
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.options import Choice, option
-from ulskip_cli.core.schedule import Layers, Stage
+from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 
 OptionValues = Mapping[str, object]
 Unit = Literal["layer", "attention", "mlp"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.options import Table
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.inference.shallow_view import StageView
 
 

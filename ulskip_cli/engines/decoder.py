@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.schedule import ExitRule, Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.files import Table
+from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
+from ulskip_cli.engines.loop import AccumulatingTimer
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.inference.timing import AccumulatingTimer
 
 
 class EarlyExitSession(ModelSession):

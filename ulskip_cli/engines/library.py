@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import cache_dir, replacing
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.inference.gap_patch import GapPatch
+from ulskip_cli.inference.skip_adapter import GapPatch
 
 Copy = TypeVar("Copy")
 

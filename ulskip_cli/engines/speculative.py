@@ -15,6 +15,7 @@ from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
+from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.sampling import (
     DraftHead,
     Drafts,
@@ -27,7 +28,6 @@ from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.cost import draft_vocab_size
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included

@@ -13,10 +13,11 @@ import torch
 
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.core.strategy import MLP
-from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
@@ -26,7 +27,6 @@ from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record, R
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.experiments.workload import decode_context, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.inference.timing import now
 
 READ_BYTES = 2**29  # larger than any cache
 MEMORY_SHARE = 0.25  # at most this share of free memory is read

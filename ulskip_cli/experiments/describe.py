@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import COMPILED, Config
-from ulskip_cli.core.cpu_load import is_crowded
-from ulskip_cli.core.exit_rule import MISSING_KV
+from ulskip_cli.core.environment import is_crowded
+from ulskip_cli.core.schedule import MISSING_KV
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder

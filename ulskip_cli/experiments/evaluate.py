@@ -28,11 +28,11 @@ from ulskip_cli.engines.decoder import (
     generate_all,
     until_stop,
 )
+from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
-from ulskip_cli.inference import timing
 from ulskip_cli.inference.batching import (
     BatchSize,
     in_batches,
@@ -163,13 +163,13 @@ def generate_answers(
     def on_tokens(done: int, tokens: int) -> None:
         report(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
 
-    timing.reset_peak(decoder.device)
+    reset_peak(decoder.device)
     for positions, output in generate_all(
         decoder, workload.prompts, context, size, on_tokens, num_finished
     ):
         batches.append((list(positions), output))
         if checkpoints:
-            checkpoints.add(positions, output, size.used, timing.peak_bytes(decoder.device))
+            checkpoints.add(positions, output, size.used, peak_bytes(decoder.device))
     generations: dict[int, Row] = {}
     for positions, output in batches:
         for position, ids, hit in zip(
@@ -194,7 +194,7 @@ def generate_answers(
         [generations[position] for position in range(len(generations))],
         [replace(first, compile_seconds=first.compile_seconds + compile_seconds), *others],
         size,
-        max(timing.peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
+        max(peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
     )
 
 

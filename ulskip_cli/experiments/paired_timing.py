@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, DecodingConfig, SpeedConfig
-from ulskip_cli.core.cpu_load import LoadMeter
+from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput

@@ -16,8 +16,8 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.record import Point
-from ulskip_cli.strategies.custom import ScheduleFile
 from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.static import ScheduleFile
 from ulskip_cli.tasks import metrics
 
 

@@ -18,7 +18,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
@@ -72,7 +72,7 @@ class Session:
     timings. Each is loaded or measured once.
     """
 
-    progress: ProgressCallback = field(default_factory=NullProgress)
+    progress: ProgressCallback = field(default_factory=ProgressCallback)
     _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _full: tuple[str, Decoder] | None = None

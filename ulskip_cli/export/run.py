@@ -21,12 +21,11 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.model_metadata import find_config, read_metadata
-from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import schedule_of
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.strategies.custom import ScheduleFile
-from ulskip_cli.strategies.memory import parse_bytes
-from ulskip_cli.strategies.plan import Plan, make_plan, needs
+from ulskip_cli.strategies.plan import Plan, make_plan, needs, parse_bytes
+from ulskip_cli.strategies.static import ScheduleFile
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
 # Kinds of patches that a model without ulskip can contain; LoRA is merged too.
@@ -123,7 +122,7 @@ def export(
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
     """
-    point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
+    point, progress = resolve(overrides, config_dir, request), progress or ProgressCallback()
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint

@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import cache_dir, replacing, user_path
+from ulskip_cli.core.files import Table, all_printable, cache_dir, replacing, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
-from ulskip_cli.core.options import Options, Table, load_json, parse
-from ulskip_cli.core.printable import all_printable
+from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.schedule import Stage
 
 # Files that belong to the weights.

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.options import Table
+from ulskip_cli.core.files import Table
 
 _MODEL_TYPES = ("llama", "mistral")
 _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16

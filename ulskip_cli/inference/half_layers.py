@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.strategy import ATTENTION
-from ulskip_cli.inference import architecture_support, shallow_view
+from ulskip_cli.inference import shallow_view
 
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # arguments and output of a module
 Value = Callable[[Tensor], Tensor]
@@ -188,7 +188,7 @@ def split_layers(model: PreTrainedModel, unit: str) -> list[SplitLayer]:
     layers, cache = shallow_view.decoder_layers(model), shallow_view.new_cache(model)
     calls: dict[nn.Module, Call] = {}
     reason = "some of its layers have a recurrent state"
-    if not architecture_support.is_recurrent(cache):
+    if not shallow_view.is_recurrent(cache):
         ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
         with ExitStack() as hooks, torch.no_grad():
             for module in (part for layer in layers for part in (layer, *layer.children())):

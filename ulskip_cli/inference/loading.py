@@ -26,10 +26,16 @@ from transformers import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
-from ulskip_cli.core.options import Table, load_json
-from ulskip_cli.core.weight_sizes import sort_weight_sizes
+from ulskip_cli.core.model_metadata import (
+    ModelMetadata,
+    find_adapter,
+    find_config,
+    read_metadata,
+    sort_weight_sizes,
+)
+from ulskip_cli.core.options import load_json
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.checkpoint import SMOLLM2, origin, trained_for, training_note

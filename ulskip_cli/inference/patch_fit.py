@@ -7,7 +7,7 @@ last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Bot
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -17,14 +17,48 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.ridge_regression import solve_ridge
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
+
+DEFAULT_RIDGE = 0.1  # lambda, as a multiple of the mean variance of the inputs
+_LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
+
+
+def solve_ridge(
+    pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
+) -> dict[str, Tensor]:
+    """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `d = x weight +
+    bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
+
+    `pairs` are the positions of each batch: `x` [count, inputs], `d` [count, outputs].
+    """
+    sums, count = list[Tensor](), 0
+    for x, d in pairs:
+        x, d = x.double().cpu(), d.double().cpu()
+        parts = [x.T @ x, x.T @ d, x.sum(0), d.sum(0)]
+        sums = (
+            [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
+        )
+        count += len(x)
+    squares, cross, x_sum, d_sum = sums
+    x_mean, d_mean, gram = x_sum / count, d_sum / count, squares
+    if has_bias:
+        gram = gram - count * torch.outer(x_mean, x_mean)
+        cross = cross - count * torch.outer(x_mean, d_mean)
+    least = (
+        _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
+    )  # of inputs that do not vary
+    scale = gram.diagonal().mean().clamp_min(least)
+    weight = torch.linalg.solve(
+        gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
+    )
+    return {"weight": weight, **({"bias": d_mean - x_mean @ weight} if has_bias else {})}
+
 
 Parts = dict[str, Tensor]  # of a solved map
 

@@ -8,18 +8,125 @@ internals of transformers.
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.inference import architecture_support
+
+# Keys of a text config that make layers depend on one another.
+_DEPENDENCIES = {
+    "num_kv_shared_layers": (
+        "its layers reuse the keys and values of other layers (num_kv_shared_layers)"
+    ),
+    "hidden_size_per_layer_input": (
+        "its layers read separate inputs selected by layer index (hidden_size_per_layer_input)"
+    ),
+    "n_recurrent_loops": (
+        "its layers run in loops that the config defines by layer index (n_recurrent_loops)"
+    ),
+    "loop_num_passes": (
+        "its layers run in loops that the config defines by layer index (loop_num_passes)"
+    ),
+    "n_layers_per_attn_res_block": (
+        "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)"
+    ),
+    "cross_attention_layers": (
+        "its config selects the cross-attention layers by layer index (cross_attention_layers)"
+    ),
+}
+# Module attributes that only unsupported architectures have.
+_UNSUPPORTED_ATTRIBUTES = {
+    "_setup_cache": (
+        "its layers store their recurrent state in module attributes instead of a cache"
+    ),
+    "layer_dic": "its layers share one block that selects weights by layer index",
+    "create_position_ids_from_input_ids": (
+        "its position ids start after its padding id, but generate starts them at 0"
+    ),
+    "image_patch_tokens": "it counts image tokens before every prompt, even without an image",
+}
+# Config lists with one entry per layer, and the entry that marks a dependent layer.
+_DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
+# Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
+# states.
+_EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
+
+
+def unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
+    if model.config.is_encoder_decoder or not model.can_generate():
+        return "it is not a decoder-only causal LM"
+    text_config = model.config.get_text_config(decoder=True)
+    for key, dependency in _DEPENDENCIES.items():
+        if getattr(text_config, key, None):
+            return dependency
+    for key, borrowed in _DEPENDENT_ENTRIES.items():
+        if borrowed in (getattr(text_config, key, None) or ()):
+            return (
+                "some layers reuse the token selection or the keys and values of another layer"
+                f" ({key})"
+            )
+    if (
+        "cache" not in inspect.signature(model.forward).parameters
+        or not model._supports_default_dynamic_cache()
+    ):
+        return "it has no cache with one entry per layer"
+    for module in model.modules():
+        for attribute, dependency in _UNSUPPORTED_ATTRIBUTES.items():
+            if hasattr(module, attribute):
+                return dependency
+    return None
+
+
+def dependent_layers(layers: Iterable[nn.Module]) -> str | None:
+    """Return a reason if layers take an argument, besides the hidden states, that earlier layers
+    compute; else None.
+    """
+    for layer in layers:
+        for name in inspect.signature(layer.forward).parameters:
+            if name.startswith(_EXTRA_INPUTS):
+                return f"each layer reads a further output of the layer before it ({name})"
+    return None
+
+
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Return True if some layers have a recurrent state, which can be continued only one token at a
+    time.
+    """
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def is_all_recurrent(cache: DynamicCache) -> bool:
+    """Return True if no layer has keys and values; the attention mask of a step then covers only
+    the new tokens.
+    """
+    return is_recurrent(cache) and not any(
+        isinstance(layer, CacheLayerMixin) for layer in cache.layers
+    )
+
+
+def missing_attention_layers(
+    full: DynamicCache, kept: DynamicCache, layers: Sequence[int]
+) -> str | None:
+    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are
+    caches of model and view.
+    """
+    attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
+    if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
+        return None
+    return (
+        f"expected an attention layer among the kept layers, got {list(layers)}; "
+        f"add one of {attention}, because only attention layers count positions"
+    )
+
 
 Kind = TypeVar("Kind", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
@@ -92,7 +199,7 @@ def shallow_view(
         return shell
 
     view = rebuilt(model, *path.split(".", 1))
-    reason = architecture_support.missing_attention_layers(new_cache(model), new_cache(view), kept)
+    reason = missing_attention_layers(new_cache(model), new_cache(view), kept)
     if reason is not None:
         raise UsageError(f"{type(model).__name__}: {reason}")
     return view
@@ -229,11 +336,7 @@ def forward_with_cache(
     of the last position only.
     """
     new_len = input_ids.shape[1]
-    if (
-        new_len > 1
-        and architecture_support.is_recurrent(cache)
-        and attention_mask.shape[1] > new_len
-    ):
+    if new_len > 1 and is_recurrent(cache) and attention_mask.shape[1] > new_len:
         ends = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
         steps = [
             forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache)
@@ -246,7 +349,7 @@ def forward_with_cache(
         if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters
         else {}
     )
-    if architecture_support.is_all_recurrent(cache):
+    if is_all_recurrent(cache):
         options["attention_mask"] = attention_mask[:, -new_len:]
     outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
     logits: Tensor = outputs.logits
@@ -305,10 +408,10 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    reason = architecture_support.unsupported_reason(model)
+    reason = unsupported_reason(model)
     if reason is None and len(outermost) == 1:
         stack = stacks[outermost[0]]
-        reason = architecture_support.dependent_layers(stack)
+        reason = dependent_layers(stack)
         if reason is None:
             return outermost[0], stack
     raise UsageError(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.printable import all_printable
+from ulskip_cli.core.files import all_printable
 from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 

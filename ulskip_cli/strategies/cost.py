@@ -7,8 +7,8 @@ from statistics import linear_regression
 
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.schedule import MIN_KEPT, check_target
-from ulskip_cli.core.weight_sizes import WeightSizes
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
 # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M

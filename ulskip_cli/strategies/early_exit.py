@@ -4,9 +4,8 @@
 
 import math
 
-from ulskip_cli.core.exit_rule import FALLS_TO, Batch, Confidence, ExitRule
 from ulskip_cli.core.options import option
-from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.schedule import FALLS_TO, Batch, Confidence, ExitRule, Layers
 from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 NEVER = 2.0  # no confidence is above 1

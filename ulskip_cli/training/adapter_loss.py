@@ -17,13 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter, with_linears
+from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter, patched_layer, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs

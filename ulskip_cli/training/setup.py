@@ -17,18 +17,15 @@ from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import user_path
-from ulskip_cli.core.options import Table
+from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
+from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import (
@@ -38,6 +35,7 @@ from ulskip_cli.training.data import (
     TrainingTexts,
     train_tokenizer,
 )
+from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision

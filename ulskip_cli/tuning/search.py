@@ -19,9 +19,8 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose_training, preset
 from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import append_line, read_jsonl
+from ulskip_cli.core.files import all_printable, append_line, read_jsonl
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training

@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Room, Session, Views
 from ulskip_cli.engines.library import cached_export, exportable_tensors
+from ulskip_cli.engines.loop import now
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.shallow_view import first_difference, meta_model
-from ulskip_cli.inference.timing import now
 
 from ulskip_engine_vllm import PYTHON, worker
 

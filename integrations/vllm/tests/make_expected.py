@@ -16,8 +16,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, export
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.ridge_regression import DEFAULT_RIDGE
+from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.tasks.encoding import EncodedExample

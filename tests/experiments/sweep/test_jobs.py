@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
@@ -76,7 +76,7 @@ def done(job, **machine):
 
 
 def make_sweep(jobs, **options):
-    return Sweep(jobs, NullProgress(), **options)
+    return Sweep(jobs, ProgressCallback(), **options)
 
 
 def states(sweep, jobs):

@@ -20,7 +20,7 @@ QUICK = ["limit=5", "decoding.max_new_tokens=4", "batch_size=2"]
 QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 
 
-class Watcher(runner.NullProgress):
+class Watcher(runner.ProgressCallback):
     def __init__(self):
         self.new = []
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.files import cache_dir
-from ulskip_cli.core.options import Table
+from ulskip_cli.core.files import Table, cache_dir
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
 from ulskip_cli.engines.torch.static_cache import (

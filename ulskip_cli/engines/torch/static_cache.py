@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from ulskip_cli.core.options import Table
+from ulskip_cli.core.files import Table
 from ulskip_cli.inference import shallow_view
 
 Masks = Tensor | Mapping[str, Tensor | None] | None

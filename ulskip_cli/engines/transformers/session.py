@@ -9,9 +9,9 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
+from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers import options
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.timing import now
 
 
 class TransformersSession(Session):

@@ -3,7 +3,7 @@ import pytest
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Stage, even
-from ulskip_cli.strategies.training_schedules import schedules, trained_exits
+from ulskip_cli.training.preflight import schedules, trained_exits
 
 FULL = (Stage(0, tuple(range(12))),)
 
