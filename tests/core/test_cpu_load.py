@@ -80,7 +80,8 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(
 def test_the_command_decides_before_torch_is_imported():
     program = (
         "import sys, os; from ulskip_cli import __main__ as m;"
-        " from ulskip_cli.core import environment; environment.LoadMeter.other_cpus = lambda self: 99.0;"
+        " from ulskip_cli.core import environment;"
+        " environment.LoadMeter.other_cpus = lambda self: 99.0;"
         " environment._cpus = lambda: {0, 1}; environment.psutil.getloadavg = lambda: (99.0,) * 3;"
         " sys.argv = ['ulskip', '--version']; sys.exit = lambda code: None; m.main();"
         " print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
