@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
-from ulskip_cli.corrections.adapter import Adapter
+from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(

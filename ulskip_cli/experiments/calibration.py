@@ -18,8 +18,7 @@ from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
-from ulskip_cli.corrections.adapter import RECORD
-from ulskip_cli.corrections.patch import Patch
+from ulskip_cli.corrections import RECORD, Patch
 from ulskip_cli.engines.base import BatchOutput, ExitStats
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context

@@ -8,7 +8,7 @@ from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.corrections.adapter import RECORD
+from ulskip_cli.corrections import RECORD
 
 TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are unknown
 

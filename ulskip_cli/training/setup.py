@@ -20,7 +20,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.corrections.adapter import read_record
+from ulskip_cli.corrections import read_record
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes

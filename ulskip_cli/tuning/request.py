@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.task import Example
-from ulskip_cli.corrections.patch import Patch
+from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, digest, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import Record
 

@@ -2,10 +2,12 @@ import json
 
 import pytest
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.corrections.adapter import Adapter, read_record
+from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, fingerprint
+from ulskip_cli.corrections import Adapter, read_record
+from ulskip_cli.strategies.plan import make_plan
 
 
 @pytest.fixture
@@ -56,3 +58,18 @@ def test_adapters_of_different_kinds_are_refused(model, write):
     assert Adapter(path=(str(one),)).patch_kind(model) == "folded"
     with pytest.raises(UsageError, match="folded and full"):
         Adapter(path=(str(one), str(other))).patch_kind(model)
+
+
+METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)
+
+
+def predicted(*overrides):
+    config = compose(["strategy=custom", "strategy.layers=[0,2,5]", *overrides])
+    return make_plan(config, METADATA).predicted_speedup
+
+
+def test_the_predicted_speedup_counts_the_patch_of_each_gap():
+    folded = predicted("correction=patch", "correction.kind=folded")
+    assert predicted() == folded == pytest.approx(650 / 350)
+    patch = 2 * (3 * 3 + 3)  # bytes
+    assert predicted("correction=patch") == pytest.approx(650 / (350 + 2 * patch))

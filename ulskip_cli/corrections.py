@@ -1,19 +1,55 @@
-"""Skip adapters: folders with trained or stored patches and LoRA, one for each set of kept layers
-(docs/adapters.md).
+"""Corrections of the hidden states behind skipped layers. They act in decode steps only, and the
+model stays unchanged.
+
+`core/correction.py` is the interface. `inference/patch_fit.py` computes patches, and
+`training/adapter_loss.py` trains skip adapters: folders with patches and LoRA, one for each set of
+kept layers (docs/adapters.md).
 """
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction
+from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import fingerprint, folder_fingerprint
 from ulskip_cli.core.options import Options, load_json, option, parse
+
+
+class Patch(Correction):
+    """Patches that a run computes. Folded patches are merged into the layer before the gap and cost
+    no time (arXiv:2505.02819).
+    """
+
+    is_fitted = True
+
+    kind: Kind = option(
+        "full", "full: a matrix for each gap; folded: merged into the layer before it"
+    )
+    responses: Literal["auto", "reference", "own", "both"] = option(
+        "auto",
+        "responses that patches are fitted on; auto: the full model's own answers too if the"
+        " references are few",
+    )
+
+    @property
+    def label(self) -> str:
+        """The kind of the patches."""
+        return self.kind
+
+    def needs(self) -> frozenset[Need]:
+        """Return the kind of patches that the engine has to support."""
+        return frozenset({Need.FOLDED_PATCHES if self.kind == "folded" else Need.PATCHES})
+
+    def patch_kind(self, model: ModelConfig) -> str:
+        """Return the kind of the patches."""
+        return self.kind
+
 
 RECORD = "adapter.json"
 
