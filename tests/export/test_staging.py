@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,27 @@ def test_a_failure_removes_the_folders_it_made(tmp_path, target, is_folder):
         (staging / "half" if is_folder else staging).write_text("half")
         raise RuntimeError
     assert names(tmp_path) == ["mine"]
+
+
+def test_an_earlier_export_is_kept_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    def fail(path, target):
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_export(tmp_path / "out", "weights")
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="Input"):
+        write_export(tmp_path / "out", "newer")
+    assert (tmp_path / "out" / "model").read_text() == "weights"
+    assert names(tmp_path) == ["out", "out/model", "out/ulskip_export.json"]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_target_that_cannot_be_written_is_refused(tmp_path, is_folder):
+    (tmp_path / "file").write_text("")
+    to = tmp_path / "file" / "out"
+    with pytest.raises(UsageError, match=f"cannot write to --to {to}"), staged(to, is_folder):
+        pass
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -82,16 +81,24 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield the path of a new file or folder, which replaces `target` if the block succeeds; else
-    nothing is left behind.
+    """Yield the path of a new file or folder, in a hidden folder next to `target`; it replaces
+    `target` if the block succeeds. Otherwise `target` stays as it was, and nothing is left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        ".ulskip-part", f".{target.name}.", target.parent, ignore_cleanup_errors=True
+    ) as scratch:  # writable by this user only
         staging = Path(scratch) / target.name
+        earlier = staging.with_name(target.name + ".earlier")
         yield staging
-        if target.is_dir():
-            shutil.rmtree(target)
-        staging.replace(target)
+        if target.is_dir():  # a rename replaces a file, but no folder
+            target.rename(earlier)
+        try:
+            staging.replace(target)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(target)
+            raise
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ replace the target when the export is complete. Only formats that contain weight
 import contextlib
 import json
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
+from ulskip_cli.core.files import replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import schedule_of
@@ -235,42 +234,25 @@ def check_target(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path in a hidden folder next to the target; the content of the path replaces the
-    target if the block succeeds.
+    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`.
 
-    After a failure the target is unchanged, and the scratch folder and all created parent folders
-    are removed.
+    After a failure the target is unchanged, and all created parent folders are removed.
     """
     check_target(target, is_folder)
     target = target.absolute()
     made = [parent for parent in target.parents if not parent.exists()]
-    scratch: Path | None = None
     try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # A new folder, writable by this user only.
-            scratch = Path(tempfile.mkdtemp(".ulskip-part", f".{target.name}.", target.parent))
-            staging = scratch / target.name
-            if is_folder:
-                staging.mkdir()
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to --to {target} ({reason(error)}); use another path"
-            ) from None
-        yield staging
-        if is_folder and target.exists():  # a rename replaces a file, but no folder
-            earlier = scratch / "earlier"
-            target.rename(earlier)
+        with contextlib.ExitStack() as stack:
             try:
-                staging.rename(target)
-            except OSError:
-                earlier.rename(target)
-                raise
-        else:
-            staging.replace(target)
+                staging = stack.enter_context(replacing(target))
+                if is_folder:
+                    staging.mkdir()
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write to --to {target} ({reason(error)}); use another path"
+                ) from None
+            yield staging
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):  # after a success they are not empty
             for parent in made:
                 parent.rmdir()
