@@ -22,7 +22,7 @@ def test_one_file_is_divided_into_examples_that_report_choose_and_calibrate(
     overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
     overrides += ["strategy=search", f"limit={limit or 'null'}"]
     split = divide(compose(overrides), wanted)
-    choice, final = (resolve_point(side).examples for side in (split.choice, split.final))
+    choice, final = (resolve_point(side).data.examples for side in (split.choice, split.final))
     held_out = find_held_out(split.choice).examples
     assert find_held_out(split.final).examples == held_out
     sources = [example.source for example in (*choice, *final, *held_out)]

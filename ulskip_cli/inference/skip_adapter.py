@@ -186,7 +186,7 @@ class SkipAdapter:
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UsageError(
-                f"expected a skip adapter in {folder}, got an error: {reason(error)}; make one with"
+                f"expected a skip adapter in {folder}, got an error: {error}; make one with"
                 " `ulskip train train=adapter`"
             ) from None
 

@@ -144,7 +144,7 @@ def write(
     """Write all files of a report and return their paths; by default into `report/` in the results
     folder. A `page` shows the answers to `most` examples of each data set.
     """
-    paths = report.paths
+    paths, text = report.paths, report.markdown()  # refused rows leave no folder behind
     folder = output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def write(
         ) from None
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
-    write_atomic(files[0], report.markdown())
+    write_atomic(files[0], text)
     if page:
         files.append(folder / PAGE)
         write_atomic(files[-1], render(report, plot, most))
