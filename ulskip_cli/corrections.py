@@ -3,7 +3,7 @@ model stays unchanged.
 
 `core/correction.py` is the interface. `inference/patch_fit.py` computes patches, and
 `training/adapter_loss.py` trains skip adapters: folders with patches and LoRA, one for each set of
-kept layers (docs/adapters.md).
+kept layers (docs/adapters.md). This module has their options, and reads adapter.json for plans.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,6 +19,8 @@ from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import fingerprint, folder_fingerprint
 from ulskip_cli.core.options import Options, load_json, option, parse
+
+RECORD = "adapter.json"
 
 
 class Patch(Correction):
@@ -49,9 +51,6 @@ class Patch(Correction):
     def patch_kind(self, model: ModelConfig) -> str:
         """Return the kind of the patches."""
         return self.kind
-
-
-RECORD = "adapter.json"
 
 
 class AdapterBase(Options):

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -7,6 +8,7 @@ from reference import NUM_LAYERS, batch, count_near_ties, decoder_for, plan_for,
 from transformers import MinNewTokensLengthLogitsProcessor
 
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.engines import loop
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
 from ulskip_cli.strategies.plan import Stage
@@ -102,3 +104,21 @@ def test_eos_is_suppressed_as_by_transformers(length, ends):
 def test_scores_that_are_not_finite_choose_no_token(wrong):
     with pytest.raises(InvalidLogitsError, match="finite"):
         TokenSampler(DecodingConfig(), 1, [], 0, CPU).pick(torch.tensor([[1.0, 2.0], [0.0, wrong]]))
+
+
+DEVICE, SIZE = torch.device("cpu"), 200_000_000
+
+
+def test_an_allocation_that_was_freed_counts():
+    loop.reset_peak(DEVICE)
+    before = loop.peak_bytes(DEVICE)
+    torch.ones(SIZE // 4)
+    assert loop.peak_bytes(DEVICE) > before + SIZE // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak")
+def test_a_peak_before_the_reset_does_not_count():
+    torch.ones(SIZE // 4)
+    peak = loop.peak_bytes(DEVICE)
+    loop.reset_peak(DEVICE)
+    assert loop.peak_bytes(DEVICE) < peak - SIZE // 2

@@ -15,7 +15,7 @@ from ulskip_cli.export.run import (
     resolve,
     schedule_file,
 )
-from ulskip_cli.strategies.static import read
+from ulskip_cli.strategies.static import read_schedule
 
 STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
 
@@ -88,7 +88,7 @@ def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
     for form, file in files.items():
         point = ["ratio=3", "name='a;b'", "--format", form, "--to", file]
         assert ulskip("export", *point)[0] == 0
-    made = read(files["schedule"])
+    made = read_schedule(files["schedule"])
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
     assert made.made_by.endswith("ulskip export ratio=3 " + shlex.quote("name='a;b'"))

@@ -18,7 +18,7 @@ def markdown(*rows):
 
 def shown(rows, width):
     console = Console(width=width, record=True, file=io.StringIO(), markup=False)
-    for section in tables.shown(True)(rows):
+    for section in tables.terminal_sections(True)(rows):
         console.print(tables.draw(section, width, tables.FILE))
     return console.export_text()
 

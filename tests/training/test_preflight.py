@@ -4,7 +4,8 @@ import pytest
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.training.preflight import trainer_arguments
+from ulskip_cli.core.schedule import Stage, even
+from ulskip_cli.training.preflight import schedules, trained_exits, trainer_arguments
 
 
 def check(extra):
@@ -33,3 +34,44 @@ def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     check({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="stage 3"):
         check({"deepspeed": str(tmp_path / "zero3.json")})
+
+
+FULL = (Stage(0, tuple(range(12))),)
+
+
+def test_each_ratio_has_the_layers_that_a_run_keeps():
+    found = schedules(compose_training(["train.ratios=[1,2,3]"]), 12)
+    assert found == {1.0: FULL, 2.0: (Stage(0, even(12, 6)),), 3.0: (Stage(0, even(12, 4)),)}
+
+
+def test_a_positional_strategy_has_stages_that_depend_on_the_lengths():
+    config = compose_training(["strategy=skip_decode", "train.ratios=[2]"])
+    short, long = (schedules(config, 12, [length])[2.0] for length in (8, 80))
+    assert len(short) > 1 and [stage.kept_layers for stage in short] == [
+        stage.kept_layers for stage in long
+    ]
+    assert short[-1].first_step < long[-1].first_step
+
+
+def test_early_exit_trains_the_full_depth_with_an_exit_at_every_check():
+    config = compose_training(
+        ["strategy=early_exit", "strategy.min_exit=4", "strategy.every=3", "train.ratios=[2]"]
+    )
+    assert schedules(config, 12) == {2.0: FULL}
+    assert trained_exits(config, 12) == (4, 7, 10, 12)
+    assert trained_exits(compose_training(["strategy=unified"]), 12) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["strategy=search"], "strategy=search"),
+        (["strategy=early_exit", "strategy.min_exit=12"], "min_exit"),
+        (["strategy=early_exit", "train.full_weight=1"], "full_weight"),
+        (["strategy=early_exit", "prompt_layers=kept"], "prompt_layers"),
+        (["train.ratios=[20]"], "ratio=20"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_its_key(overrides, named):
+    with pytest.raises(UsageError, match=named):
+        schedules(compose_training(overrides), 12)

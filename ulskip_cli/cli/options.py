@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments that several commands share, and the shell completion of `key=value`."""
 
 import re
 from pathlib import Path

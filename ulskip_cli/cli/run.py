@@ -55,7 +55,11 @@ def run(
         outcome = run_points([point], session)
     tables.write_tables(folder)
     show_outcome(
-        outcome, folder, tables.shown(wide), lambda records: [sentence(records[-1])], as_json
+        outcome,
+        folder,
+        tables.terminal_sections(wide),
+        lambda records: [sentence(records[-1])],
+        as_json,
     )
 
 
@@ -155,7 +159,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.shown(wide), verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal_sections(wide), verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:

@@ -37,8 +37,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
+    from ulskip_cli.core.config import group_choices
     from ulskip_cli.experiments import rescore
 
+    group_choices("task", config_dir)  # refuses a folder that does not exist
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
@@ -66,7 +68,7 @@ def score(
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    for section in tables.shown(True)(records):
+    for section in tables.terminal_sections(True)(records):
         console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)

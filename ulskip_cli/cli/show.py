@@ -26,7 +26,7 @@ def make_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
     wrapped.
     """
     width = None if sys.stdout.isatty() else pipe_columns
-    return Console(width=width, markup=False, highlight=False, soft_wrap=True)
+    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_yaml(*configs: "Config | TrainingConfig") -> None:

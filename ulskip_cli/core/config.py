@@ -277,7 +277,7 @@ def read_mapping(file: Path) -> Table:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = str(error.problem)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        line, problem = "", reason(error)
+        line, problem = "", reason(error, True)
     raise UsageError(
         f"expected lines of the form `key: value` in {file}{line}, got an error: {problem}"
     )

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -25,9 +25,6 @@ from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
-
-if TYPE_CHECKING:
-    pass
 
 GROUP = "ulskip.engines"
 METHODS = (

@@ -1,5 +1,5 @@
-"""The environment of a result: versions of code and packages, the machine, and access to the
-Hugging Face hub.
+"""The environment of a result: versions of code and packages, the machine, its load by other
+processes, and access to the Hugging Face hub.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -157,7 +156,7 @@ class LoadMeter:
                 busy += sum(seconds for key, seconds in spent if key not in NOT_BUSY)
         own = sum(os.times()[:4])  # of this process and of its children that have ended
         for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 own += sum(child.cpu_times()[:4])
         return time.monotonic(), busy, own
 

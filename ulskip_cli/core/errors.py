@@ -71,13 +71,19 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     )
 
 
-def reason(error: BaseException) -> str:
-    r"""Return the text of another library's exception on one line, or the name of its type.
+def reason(error: BaseException, has_path: bool = False) -> str:
+    r"""Return the text of another library's exception on one line, or the name of its type;
+    `has_path` leaves out a file's path, which the message names already.
 
     >>> reason(ValueError("bad\nvalue")), reason(OSError(2, "No such file")), reason(KeyError())
     ('bad value', 'No such file', 'KeyError')
+    >>> reason(OSError(2, "No such file", "a")), reason(OSError(2, "No such file", "a"), True)
+    ('No such file: a', 'No such file')
     """
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    text = str(getattr(error, "strerror", None) or error)
+    if not has_path and isinstance(error, OSError) and error.filename is not None:
+        text += f": {error.filename}"
+    text = " ".join(text.split())
     return text[:MAX_REASON] or type(error).__name__
 
 

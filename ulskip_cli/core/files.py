@@ -1,4 +1,6 @@
-"""Crash-safe files: atomic writes, appended lines, JSON lines, and locks between processes."""
+"""Crash-safe files: atomic writes, appended lines, JSON lines, and locks between processes; paths
+that users give, and texts of other people's files without control characters.
+"""
 
 import contextlib
 import errno
@@ -91,11 +93,11 @@ def replacing(target: Path) -> Iterator[Path]:
         staging = Path(scratch) / target.name
         earlier = staging.with_name(target.name + ".earlier")
         yield staging
-        if target.is_dir():  # a rename replaces a file, but no folder
-            target.rename(earlier)
         try:
+            if target.is_dir():  # a rename replaces a file, but no folder
+                target.rename(earlier)
             staging.replace(target)
-        except OSError:
+        except BaseException:  # an interrupt too
             if earlier.exists():
                 earlier.rename(target)
             raise
@@ -108,7 +110,7 @@ def _storing(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # of a folder without locks
         is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
         raise StorageError(
-            f"cannot write {path} ({reason(error)}); earlier"
+            f"cannot write {path} ({reason(error, True)}); earlier"
             f" results are kept; {'free some space' if is_full else 'make the folder writable'} and"
             " run the same command again"
         ) from None
@@ -144,7 +146,7 @@ def user_path(given: str | Path, key: str) -> Path:
                 os.lstat(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"expected {key} to be a path, got '{text[:80]}' ({reason(error)})"
+            f"expected {key} to be a path, got '{text[:80]}' ({reason(error, True)})"
         ) from None
     if not text.strip():
         raise UsageError(f"expected {key} to be a path, got '{text}'; use . for this folder")

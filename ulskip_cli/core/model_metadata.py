@@ -1,5 +1,5 @@
-"""Metadata of a model, read from config.json and safetensors headers before any weight is
-loaded.
+"""Metadata of a model, read from config.json and safetensors headers before any weight is loaded,
+with the bytes of weights per layer and the speedup that they predict.
 """
 
 import hashlib
@@ -24,6 +24,27 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
 _ATTENTION = re.compile("attn|attention")
 Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
+ASSETS = Path(__file__).parents[1] / "assets"
+_BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
+# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
+# config.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+)
+MAX_HEADER = 100_000_000  # bytes; the format allows no more
+MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
+Size = Annotated[int, Field(strict=True, ge=1)]
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -133,29 +154,6 @@ def _part_sizes(layer: Mapping[str, Stored]) -> tuple[int, int]:
         if modules[name] in parts:
             sizes[bool(_ATTENTION.search(modules[name]))] += size
     return sizes[True], sizes[False]
-
-
-ASSETS = Path(__file__).parents[1] / "assets"
-_BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
-# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
-# config.
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-)
-MAX_HEADER = 100_000_000  # bytes; the format allows no more
-MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
-Size = Annotated[int, Field(strict=True, ge=1)]
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)

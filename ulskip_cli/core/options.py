@@ -146,7 +146,7 @@ def load_json(path: Path, what: str) -> Table:
         values = json.loads(path.read_text("utf-8"))
         problem = "" if isinstance(values, dict) else "no JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        values, problem = {}, reason(error)
+        values, problem = {}, reason(error, True)
     if problem:
         raise UsageError(f"expected {what} in {path}, got {problem}")
     return dict(values)
@@ -178,10 +178,10 @@ def describe_type(hint: object, prefix: str = "") -> str:
         if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
         return f"a list{f', each {element},' if element else ','} written [a,b]"
-    if section := options_in(hint):
-        first = next(name for name in section.model_fields if name != "name")
-        return f"a section of keys such as {prefix}{first}"
-    return MAPPING if origin is dict else NAMES.get(hint, "")
+    section = options_in(hint)
+    if names := [name for name in section.model_fields if name != "name"] if section else []:
+        return f"a section of keys such as {prefix}{names[0]}"
+    return MAPPING if section or origin is dict else NAMES.get(hint, "")
 
 
 def choices_of(hint: object) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the
 first and the last, and evenly spread layers between them. `even` rounds to the nearest layer;
-`reference` rounds like the authors' published code.
+`reference` rounds like the authors' published code. `ExitRule` is the early exit of CALM (Schuster
+et al. 2022, arXiv:2207.07061).
 """
 
 import math
@@ -16,6 +17,12 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
 Layers = tuple[int, ...]  # numbers of layers, ascending
+Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
+Batch = Literal["min", "na"]
+FALLS_TO = (
+    0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
+)
+MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
 
 
 @dataclass(frozen=True)
@@ -134,14 +141,6 @@ def without_one(kept: Sequence[int]) -> Layers:
 def longest_gap(kept: Sequence[int]) -> int:
     """Return the length of the longest block of skipped layers between two kept layers."""
     return max((b - a - 1 for a, b in pairwise(kept)), default=0)
-
-
-Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
-Batch = Literal["min", "na"]
-FALLS_TO = (
-    0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
-)
-MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The decode loop of all engines that decode step by step: the choice of tokens, EOS, progress and
-the clock.
+"""The decode loop of all engines that decode step by step: the choice of tokens, EOS and progress;
+and the measurement of time and peak memory.
 """
 
 import contextlib
@@ -16,6 +16,10 @@ from torch.nn import functional
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
 from ulskip_cli.engines.sampling import TokenSampler
+
+CHECK_STEPS = (
+    8  # steps between checks for finished sequences on a GPU, because a check synchronises
+)
 
 
 def now(device: torch.device) -> float:
@@ -82,11 +86,6 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-CHECK_STEPS = (
-    8  # steps between checks for finished sequences on a GPU, because a check synchronises
-)
 
 
 class SteppingSession(Session):

@@ -222,16 +222,8 @@ def _describe_side(
     layers whose keys and values `BatchOutput` counts. Unknown values are None. A share above 1 is
     None too, because it shows that the limit was not measured.
     """
-    pairs, plan, loaded, engine = (
-        timed.pairs,
-        timed.run.plan,
-        timed.run.loaded,
-        timed.run.timed.engine,
-    )
+    pairs, plan = timed.pairs, timed.run.plan
     weights, side = plan.sizes.weights, dict[str, float | None]()
-    if engine.weights:
-        sizes = engine.sizes(loaded.metadata.weights, 8 * loaded.model.dtype.itemsize)
-        weights = sizes and replace(sizes, patch=plan.sizes.patch or 0).of_unit(plan.unit)
     if pairs.reference:
         side |= pairs.over_reference(outputs).row("over_reference")
     if weights is None or outputs[0].drafts is not None:

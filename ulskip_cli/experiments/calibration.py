@@ -257,13 +257,13 @@ def calibrate_patches(
 
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
-) -> tuple[SkipAdapter, CorrectionUsed]:
-    """Return patches of zeros, and what a row stores of them. A benchmark uses them, because times
-    do not depend on values.
+) -> tuple[SkipAdapter | None, CorrectionUsed]:
+    """Return patches of zeros (None for a kind that takes no time), and what a row stores of them.
+    A benchmark uses them, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
     used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
+    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind) if kind == "full" else None
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 

@@ -297,8 +297,8 @@ def make_pair_timer(
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in decoders:
-            kind = config.correction.patch_kind(config.model)
-            adapter = None if plan.keeps_all else zero_adapter(model, sets, kind)
+            is_full = config.correction.patch_kind(config.model) == "full" and not plan.keeps_all
+            adapter = zero_adapter(model, plan.skipping_sets, "full") if is_full else None
             decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         later = plan.later_stages
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]

@@ -65,7 +65,8 @@ class Column(NamedTuple):
 
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
-    show: Callable[[Any], object] | str = ""  # makes the value, or names its attribute
+    # makes the value, or names its attribute; empty: the field that declares the column
+    show: Callable[[Any], object] | str = ""
     leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
     first: bool = False  # among the few columns for a reader of `ulskip run`
 

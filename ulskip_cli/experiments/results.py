@@ -51,7 +51,7 @@ class ResultsFolder:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UsageError(
-                f"cannot write results to {self.path} ({reason(error)}); set another"
+                f"cannot write results to {self.path} ({reason(error, True)}); set another"
                 " results_dir=DIR"
             ) from None
 

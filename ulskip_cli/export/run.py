@@ -249,7 +249,7 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                     staging.mkdir()
             except OSError as error:
                 raise UsageError(
-                    f"cannot write to --to {target} ({reason(error)}); use another path"
+                    f"cannot write to --to {target} ({reason(error, True)}); use another path"
                 ) from None
             yield staging
     finally:

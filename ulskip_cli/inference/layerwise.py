@@ -71,8 +71,8 @@ class LayerwiseModel:
         """Return the inputs of the layers for `ids` [batch, count], the beginning of a response to
         `prompt`, which is not changed.
 
-        `EncodedPrompt.whole_mask` describes `seen`. `kept` are the layers of the prompt's model
-        that this model has; None means all.
+        `seen` [batch, count] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are the
+        layers of the prompt's model that this model has; None means all.
         """
         layers = range(len(self.layers)) if kept is None else kept
         options = shallow_view.placing(self._before, prompt.whole_mask(ids, seen), ids.shape[1])

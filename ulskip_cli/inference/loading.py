@@ -117,7 +117,13 @@ def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetada
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     weights = sort_weight_sizes(tensors, depth, vocab_size)
     total = sum(size for _, size in tensors.values())
-    return replace(read_metadata(config), num_layers=depth, weights=weights, total_bytes=total)
+    return replace(
+        read_metadata(config),
+        num_layers=depth,
+        weights=weights,
+        weight_bytes=model.dtype.itemsize,
+        total_bytes=total,
+    )
 
 
 def num_bytes(tensor: Tensor) -> int:

@@ -27,6 +27,9 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 DEFAULT_RIDGE = 0.1  # lambda, as a multiple of the mean variance of the inputs
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
+Parts = dict[str, Tensor]  # of a solved map
+_KEPT_PATCH_BYTES = 2**30  # limit of the joint patches that are kept
+_ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 
 def solve_ridge(
@@ -58,12 +61,6 @@ def solve_ridge(
         gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
     )
     return {"weight": weight, **({"bias": d_mean - x_mean @ weight} if has_bias else {})}
-
-
-Parts = dict[str, Tensor]  # of a solved map
-
-_KEPT_PATCH_BYTES = 2**30  # limit of the joint patches that are kept
-_ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 
 @dataclass

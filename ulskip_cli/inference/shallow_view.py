@@ -1,8 +1,8 @@
 """Views: models that run some of a model's layers and share its weights.
 
 A view copies the modules on the path to the layer stack and those with a `layer_idx`. It shares all
-other modules and all parameters with its source, which is never changed. This module depends on the
-internals of transformers.
+other modules and all parameters with its source, which is never changed. Architectures whose layers
+depend on one another are refused. This module depends on the internals of transformers.
 """
 
 import copy
@@ -58,76 +58,6 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
-
-
-def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
-    if model.config.is_encoder_decoder or not model.can_generate():
-        return "it is not a decoder-only causal LM"
-    text_config = model.config.get_text_config(decoder=True)
-    for key, dependency in _DEPENDENCIES.items():
-        if getattr(text_config, key, None):
-            return dependency
-    for key, borrowed in _DEPENDENT_ENTRIES.items():
-        if borrowed in (getattr(text_config, key, None) or ()):
-            return (
-                "some layers reuse the token selection or the keys and values of another layer"
-                f" ({key})"
-            )
-    if (
-        "cache" not in inspect.signature(model.forward).parameters
-        or not model._supports_default_dynamic_cache()
-    ):
-        return "it has no cache with one entry per layer"
-    for module in model.modules():
-        for attribute, dependency in _UNSUPPORTED_ATTRIBUTES.items():
-            if hasattr(module, attribute):
-                return dependency
-    return None
-
-
-def dependent_layers(layers: Iterable[nn.Module]) -> str | None:
-    """Return a reason if layers take an argument, besides the hidden states, that earlier layers
-    compute; else None.
-    """
-    for layer in layers:
-        for name in inspect.signature(layer.forward).parameters:
-            if name.startswith(_EXTRA_INPUTS):
-                return f"each layer reads a further output of the layer before it ({name})"
-    return None
-
-
-def is_recurrent(cache: DynamicCache) -> bool:
-    """Return True if some layers have a recurrent state, which can be continued only one token at a
-    time.
-    """
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
-
-
-def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return True if no layer has keys and values; the attention mask of a step then covers only
-    the new tokens.
-    """
-    return is_recurrent(cache) and not any(
-        isinstance(layer, CacheLayerMixin) for layer in cache.layers
-    )
-
-
-def missing_attention_layers(
-    full: DynamicCache, kept: DynamicCache, layers: Sequence[int]
-) -> str | None:
-    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are
-    caches of model and view.
-    """
-    attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
-    if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
-        return None
-    return (
-        f"expected an attention layer among the kept layers, got {list(layers)}; "
-        f"add one of {attention}, because only attention layers count positions"
-    )
-
-
 Kind = TypeVar("Kind", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 _COMPILED = (
@@ -135,6 +65,8 @@ _COMPILED = (
     "_last_compile_config",
     "_compiled_call_impl",
 )  # compiled code of the source only
+# A view renumbers its layers, as the rebuilt model does.
+_NOT_COMPARED = ("layer_idx", "name_or_path", "training")
 
 
 @dataclass(frozen=True)
@@ -460,10 +392,6 @@ def renumbered(module: nn.Module, index: int) -> nn.Module:
     )
 
 
-# A view renumbers its layers, as the rebuilt model does.
-_NOT_COMPARED = ("layer_idx", "name_or_path", "training")
-
-
 def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTrainedConfig:
     """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the
     kept layers.
@@ -529,3 +457,71 @@ def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedM
             f" ({reason(error)}); use --format schedule to export, and engine=torch in a run"
         ) from error
     return model
+
+
+def unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
+    if model.config.is_encoder_decoder or not model.can_generate():
+        return "it is not a decoder-only causal LM"
+    text_config = model.config.get_text_config(decoder=True)
+    for key, dependency in _DEPENDENCIES.items():
+        if getattr(text_config, key, None):
+            return dependency
+    for key, borrowed in _DEPENDENT_ENTRIES.items():
+        if borrowed in (getattr(text_config, key, None) or ()):
+            return (
+                "some layers reuse the token selection or the keys and values of another layer"
+                f" ({key})"
+            )
+    if (
+        "cache" not in inspect.signature(model.forward).parameters
+        or not model._supports_default_dynamic_cache()
+    ):
+        return "it has no cache with one entry per layer"
+    for module in model.modules():
+        for attribute, dependency in _UNSUPPORTED_ATTRIBUTES.items():
+            if hasattr(module, attribute):
+                return dependency
+    return None
+
+
+def dependent_layers(layers: Iterable[nn.Module]) -> str | None:
+    """Return a reason if layers take an argument, besides the hidden states, that earlier layers
+    compute; else None.
+    """
+    for layer in layers:
+        for name in inspect.signature(layer.forward).parameters:
+            if name.startswith(_EXTRA_INPUTS):
+                return f"each layer reads a further output of the layer before it ({name})"
+    return None
+
+
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Return True if some layers have a recurrent state, which can be continued only one token at a
+    time.
+    """
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def is_all_recurrent(cache: DynamicCache) -> bool:
+    """Return True if no layer has keys and values; the attention mask of a step then covers only
+    the new tokens.
+    """
+    return is_recurrent(cache) and not any(
+        isinstance(layer, CacheLayerMixin) for layer in cache.layers
+    )
+
+
+def missing_attention_layers(
+    full: DynamicCache, kept: DynamicCache, layers: Sequence[int]
+) -> str | None:
+    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are
+    caches of model and view.
+    """
+    attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
+    if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
+        return None
+    return (
+        f"expected an attention layer among the kept layers, got {list(layers)}; "
+        f"add one of {attention}, because only attention layers count positions"
+    )

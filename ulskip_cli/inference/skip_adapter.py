@@ -30,6 +30,9 @@ from ulskip_cli.corrections import RECORD
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import Plan
 
+WEIGHTS = "adapter.safetensors"
+FORMAT = 1
+
 
 class GapPatch(nn.Module):
     """A map `h + W h + b` of hidden states [..., hidden_size], with a full matrix `W`. A folded
@@ -91,10 +94,6 @@ def _patched_class(source: type[nn.Module]) -> type:
             return (after(output[0]), *output[1:]) if isinstance(output, tuple) else after(output)
 
     return PatchedLayer
-
-
-WEIGHTS = "adapter.safetensors"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class SkipAdapter:
             return cls(record.pop("num_layers"), kept_sets, tensors, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UsageError(
-                f"expected a skip adapter in {folder}, got an error: {error}; make one with"
+                f"expected a skip adapter in {folder}, got an error: {reason(error)}; make one with"
                 " `ulskip train train=adapter`"
             ) from None
 
@@ -219,8 +218,8 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table 
 
 
 def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
-    """Return an adapter whose patches change nothing but take the usual time; kind none and folded
-    have no patches, and take no time.
+    """Return an adapter whose patches change nothing but take the usual time; kind folded has no
+    patches, and takes no time.
     """
     num_layers = shallow_view.num_layers(model)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size

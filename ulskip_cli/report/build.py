@@ -1,5 +1,5 @@
-"""The command `ulskip report`: read, group and judge rows; show them, and write tables, plots and
-a page. No model is loaded.
+"""A report: read, group and judge rows; show them, and write tables, a plot and a page. No model is
+loaded.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class Report:
             ]
             for group in self.groups
         }
-        return {label: found for label, found in by_label.items() if found}
+        return {label: chosen for label, chosen in by_label.items() if chosen}
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -119,12 +119,12 @@ class Report:
         """Return the text of report.md."""
         parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
         parts += ["## Layout of the paper's table 4", paper.markdown(self.table4).strip()]
-        for label, found in self.winners.items():
+        for label, chosen in self.winners.items():
             parts += [
                 f"## {self.winners_title(label)}",
                 f"Winners are chosen among points that keep {self.gate:.0%} of full's"
                 " quality by their whole interval.",
-                "\n".join(f"- {winner.line()}" for winner in found),
+                "\n".join(f"- {winner.line()}" for winner in chosen),
             ]
         parts += map(tables.with_heading, self.sections)
         if self.warnings:
@@ -150,8 +150,8 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"expected a writable folder, got '{folder}' ({reason(error)}); choose another with"
-            " --output=FOLDER"
+            f"expected a writable folder, got '{folder}' ({reason(error, True)}); choose another"
+            " with --output=FOLDER"
         ) from None
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
@@ -184,11 +184,11 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         draw(section)
     more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, "italic")
-    for label, found in list(report.winners.items())[:MAX_SETTINGS]:
+    for label, chosen in list(report.winners.items())[:MAX_SETTINGS]:
         gate = f"{report.gate:.0%}"
         title = report.winners_title(label)
         tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
-        for winner in found:
+        for winner in chosen:
             tell(f"  {winner.line()}")
         tell("")
     more(len(report.winners) - MAX_SETTINGS, "settings with winners")

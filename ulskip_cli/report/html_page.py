@@ -245,8 +245,8 @@ def compare_texts(base: str, text: str) -> list[int]:
     matcher = SequenceMatcher(None, ours, theirs)
     result = [round(100 * matcher.ratio())]
     i = j = equal = 0
-    for start, other, size in matcher.get_matching_blocks():
-        result += [equal, sum(map(len, ours[i:start])), sum(map(len, theirs[j:other]))]
-        i, j = start + size, other + size
-        equal = sum(map(len, ours[start:i]))
+    for our_start, their_start, size in matcher.get_matching_blocks():
+        result += [equal, sum(map(len, ours[i:our_start])), sum(map(len, theirs[j:their_start]))]
+        i, j = our_start + size, their_start + size
+        equal = sum(map(len, ours[our_start:i]))
     return result

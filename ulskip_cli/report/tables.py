@@ -180,7 +180,7 @@ def short_section(records: Sequence[Record]) -> Section:
     )
 
 
-def shown(wide: bool) -> Callable[[Sequence[Record]], list[Section]]:
+def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[Section]]:
     """Return a function that makes the table of records for a terminal, with few columns or with as
     many as fit.
     """

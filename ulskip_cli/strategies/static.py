@@ -1,5 +1,5 @@
-"""Strategies whose layers are known from integers alone: the full model, unified skipping, and the
-two simple baselines.
+"""Strategies whose layers are known before any weight is read: the full model, unified skipping,
+the two simple baselines, and a user's own schedule.
 """
 
 import json
@@ -18,6 +18,8 @@ from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER, SkippingStrategy, Strategy, Unit
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
+FORMAT = "ulskip-schedule"
+FORMAT_VERSION = 1
 
 
 class Full(Strategy):
@@ -71,10 +73,6 @@ class BottomSkip(SkippingStrategy):
         return tuple(range(num_layers - num_kept, num_layers))
 
 
-FORMAT = "ulskip-schedule"
-FORMAT_VERSION = 1
-
-
 class ScheduleFile(Options):
     """Contents of a schedule file: one schedule and its origin."""
 
@@ -104,7 +102,7 @@ class ScheduleFile(Options):
         return f"{{\n{body}\n}}\n"
 
 
-def read(path: Path) -> ScheduleFile:
+def read_schedule(path: Path) -> ScheduleFile:
     """Read a schedule file; raise UsageError if it is invalid or lacks `format`, `num_layers` or
     `kept_layers`.
     """
@@ -163,7 +161,7 @@ class Custom(SkippingStrategy):
     def _read(self) -> ScheduleFile | None:
         if self.file is None:
             return None
-        schedule_file = read(Path(self.file))
+        schedule_file = read_schedule(Path(self.file))
         if schedule_file.unit != self.unit:
             raise UsageError(
                 f"expected strategy.unit={schedule_file.unit} with the schedule in {self.file}, got"

@@ -1,7 +1,7 @@
 """Training with layer skipping: transformers' Trainer with a loss that matches decoding.
 
 The loss runs the prompt through all layers and the response through the kept layers. The package
-writes a plain model folder with its `training.json`. It may import inference, strategies, tasks and
-core; `preflight` and `record` import no torch. Start with `run.train`, which shows the whole flow;
-`setup` builds its parts, `two_pass_loss` implements the method.
+writes a plain model folder with its `training.json`. `preflight` imports no torch. Start with
+`run.train`, which shows the whole flow; `setup` builds its parts, `two_pass_loss` implements the
+method.
 """

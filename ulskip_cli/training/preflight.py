@@ -1,4 +1,4 @@
-"""Checks of a training configuration that need no weights. Imports no torch."""
+"""The schedules that a training trains, and checks that need no weights. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 
