@@ -4,7 +4,14 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.static import BottomSkip, Custom, ScheduleFile, TopSkip, Unified, read
+from ulskip_cli.strategies.static import (
+    BottomSkip,
+    Custom,
+    ScheduleFile,
+    TopSkip,
+    Unified,
+    read_schedule,
+)
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [(TopSkip(), (0, 1, 2)), (BottomSkip(), (3, 4, 5))])
@@ -73,12 +80,12 @@ def test_a_schedule_comes_back_as_it_was(tmp_path):
         target_ratio=3.0,
     )
     (tmp_path / "s.json").write_text(schedule.to_json())
-    assert read(tmp_path / "s.json") == schedule
+    assert read_schedule(tmp_path / "s.json") == schedule
     first = ["format", "format_version", "num_layers", "kept_layers"]
     assert list(json.loads(schedule.to_json()))[:4] == first
     short = {"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, 3]}
     (tmp_path / "s.json").write_text(json.dumps(short))
-    assert read(tmp_path / "s.json") == ScheduleFile(num_layers=4, kept_layers=(0, 3))
+    assert read_schedule(tmp_path / "s.json") == ScheduleFile(num_layers=4, kept_layers=(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -95,4 +102,4 @@ def test_a_schedule_comes_back_as_it_was(tmp_path):
 def test_a_file_that_is_no_schedule_is_refused(tmp_path, text, match):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(UsageError, match=match):
-        read(tmp_path / "s.json")
+        read_schedule(tmp_path / "s.json")
