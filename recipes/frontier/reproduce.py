@@ -4,11 +4,10 @@ model, in one table.
     python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters
     python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER
 
-The first command compares for the embedded model, on its sample and on Multi30k, and for
-SmolLM2-135M on CNN/DM, with trained adapters; without --data only the sample is measured. The
-second command compares a model with smaller siblings. PATH holds multi30k/ and cnn_dm/. The machine
-should be idle otherwise. --parts chooses what is measured. If the recipe is interrupted, the same
-command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build
+The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
+with trained adapters; without --data only the sample is measured. The second command compares a
+model with smaller siblings. PATH holds cnn_dm/. The machine should be idle otherwise. --parts
+chooses what is measured. If the recipe is interrupted, the same command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build
 of llama.cpp.
 """
 
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
-PARTS = ("sample", "multi30k", "cnn_dm")
-MULTI30K_SENTENCES = 300
+PARTS = ("sample", "cnn_dm")
 MARKERS = "osD^vP*X"
 SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
 MERGED = (
@@ -51,15 +49,6 @@ def call(*arguments: str) -> None:
     print("ulskip", *arguments, flush=True)
     if code := invoke(list(arguments)):
         sys.exit(code)
-
-
-def multi30k(data: Path) -> list[str]:
-    """Return the overrides of the embedded model on the captions of Multi30k."""
-    files = [
-        f"task.{side}_file={data}/multi30k/test_2016_flickr.{code}"
-        for side, code in (("source", "de"), ("reference", "en"))
-    ]
-    return ["task.dataset=files", *files, f"limit={MULTI30K_SENTENCES}"]
 
 
 def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
@@ -86,9 +75,6 @@ def measure(args: argparse.Namespace, part: str) -> None:
     engines = f"engine={args.engines}"
     if part == "sample":
         call("sweep", *common, engines)
-        return
-    if part == "multi30k":
-        call("sweep", *common, engines, *multi30k(args.data))
         return
     common += cnn_dm(args.data, args.model, args.limit)
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
@@ -177,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of multi30k and cnn_dm")
+    parser.add_argument("--data", type=Path, help="folder of cnn_dm")
     parser.add_argument(
         "--parts", help=f"parts to measure: {', '.join(PARTS)}; without --data sample alone"
     )
@@ -192,14 +178,14 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
-    parser.add_argument("--limit", type=int, default=50, help="number of articles")
+    parser.add_argument("--limit", type=int, default=200, help="number of articles")
     parser.add_argument(
         "--page", action="store_true", help="write the page of the stored rows alone"
     )
     args = parser.parse_args()
     parts = args.parts.split(",") if args.parts else PARTS if args.data else PARTS[:1]
     if args.data is None and set(parts) - {"sample"}:
-        parser.error("expected --data PATH with multi30k and cnn_dm, or --parts sample")
+        parser.error("expected --data PATH with cnn_dm, or --parts sample")
     for part in () if args.page else parts:
         measure(args, part)
     folder = Path("results") / NAME

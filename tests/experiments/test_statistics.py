@@ -136,6 +136,14 @@ def test_a_point_passes_at_the_share_of_the_gate_and_surely_where_its_interval_d
     assert (share.word, share.verdict) == (word, verdict)
 
 
+def test_full_models_in_other_formats_are_compared_with_the_baseline_which_keeps_all():
+    baseline = sweep_row("full")
+    compared = sweep_row(bleu=20.0).vs_baseline
+    other = baseline.replace(id="int4", bleu=20.0, engine_weights="int4", vs_baseline=compared)
+    judged = shares([baseline, other])
+    assert [judged[row.key].share for row in (baseline, other)] == [1.0, pytest.approx(2 / 3)]
+
+
 def test_where_lower_is_better_the_share_is_inverted():
     full, record = (
         row.replace(bleu=None, chrf=None, vs_baseline={})

@@ -198,7 +198,8 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
         full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
-        full = compared.full if compared else full
+        if compared or record.keeps_all:  # a full model that is compared with none is the baseline
+            full = compared.full if compared else score
         if score is None or not full:
             continue
         low, high = None, None
