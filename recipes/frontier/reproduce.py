@@ -7,8 +7,8 @@ model, in one table.
 The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
 with trained adapters; without --data only the sample is measured. The second command compares a
 model with smaller siblings. PATH holds cnn_dm/. The machine should be idle otherwise. --parts
-chooses what is measured. If the recipe is interrupted, the same command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build
-of llama.cpp.
+chooses what is measured. If the recipe is interrupted, the same command resumes. The page goes to
+results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
 import argparse
