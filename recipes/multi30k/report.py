@@ -258,7 +258,8 @@ def page(rows: Rows, folder: Path) -> str:
             " of 64, and the same loss, cross-entropy plus the divergence from the base before the"
             " training. It trains every weight in bfloat16 with Muon and dropout, the adapter its"
             " patches and LoRA of full rank. Full depth (1x) is the control. An adapter leaves 1x"
-            " unchanged. Of base: the share of the base's BLEU on both test sets.",
+            " unchanged. Of base: the share of the base's BLEU on both test sets. Adapter minus"
+            " fine-tuned: the difference of seed 1 with its interval.",
             equal_budgets(rows),
         ),
         *section(
