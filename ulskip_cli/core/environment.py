@@ -20,6 +20,10 @@ from ulskip_cli.core.files import Table
 __version__ = "0.3.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
+MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
+TOLERANCE = 0.2  # CPUs that other processes may use without a remark
+NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 
 
 def code() -> Table:
@@ -119,12 +123,6 @@ def processor() -> str:
         return text.split("model name", 1)[1].split("\n")[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         return platform.processor() or platform.machine()
-
-
-MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
-TOLERANCE = 0.2  # CPUs that other processes may use without a remark
-NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
-WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 
 
 class LoadMeter:

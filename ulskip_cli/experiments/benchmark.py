@@ -81,7 +81,9 @@ class Benchmarks:
         timed = self._timed.pop(point.run_id)
         run, section = timed.run, _describe(timed)
         seconds = time.monotonic() - run.started_at
-        return [store_record(run, session, timed.pair.strategy, timed.pairs, section, seconds)]
+        session.progress.phase("write", 0)
+        decoder = timed.pair.strategy
+        return [store_record(run, decoder, timed.pairs, section, wall_seconds=seconds)]
 
     def _time(self, point: ResolvedPoint, session: Session) -> None:
         """Time a point together with the untried points of its group, or with the first one only if

@@ -316,24 +316,26 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, progress)
-    seconds = checkpoints.elapsed_seconds
-    record = store_record(run, session, decoder, timed, quality, seconds, answers, baseline)
+    values = {
+        "wall_seconds": checkpoints.elapsed_seconds,
+        "baseline_id": baseline.id if baseline else None,
+    }
+    progress.phase("write", 0)
+    record = store_record(run, decoder, timed, quality, answers, **values)
     checkpoints.remove()
     return record
 
 
 def store_record(
     run: PreparedRun,
-    session: Session,
     decoder: Decoder,
     timed: TimedPairs | None,
     section: Section,
-    wall_seconds: float,
     answers: GeneratedAnswers | None = None,
-    baseline: Record | None = None,
+    **values: object,
 ) -> Record:
-    """Make the record of a measured point, store it with its warnings, and return it. `section`
-    holds the values that only an evaluation or only a benchmark has.
+    """Make the record of a measured point, store it with its warnings, and return it. `section` and
+    `values` are what only an evaluation or only a benchmark has.
     """
     config, plan, pairs = run.point.config, run.plan, timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
@@ -351,15 +353,13 @@ def store_record(
         section,
         chat=run.workload.chat if run.workload else None,
         prompt_layers=plan.prompt_layers,
-        baseline_id=baseline.id if baseline else None,
         correction=run.correction,
         latency_fit=run.latency.as_dict() if run.latency else None,
         calibration=run.calibration,
-        wall_seconds=wall_seconds,
+        **values,
     )
     if timed and not answers:
         record = record.replace(compile_seconds=timed.compile_seconds)
-    session.progress.phase("write", 0)
     record = record.replace(warnings=run_warnings(config, plan, record))
     ResultsFolder.of(config).save(config, record, generations)
     return record
