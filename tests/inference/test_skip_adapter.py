@@ -181,3 +181,10 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     )
     with pytest.raises(UsageError):
         corrected(llama, kind)[0].view(other, KEPT)
+
+
+def test_a_tensor_name_without_a_layer_is_refused(llama):
+    adapter, _ = corrected(llama, "full")
+    named = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
+    with pytest.raises(UsageError, match="does not fit"):
+        named.view(llama, KEPT)

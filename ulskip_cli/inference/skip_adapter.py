@@ -124,7 +124,6 @@ class SkipAdapter:
             )
         width = model.config.get_text_config(decoder=True).hidden_size
         index = self.kept_sets.index(kept)
-        patches, changes = self.parts(f"patch.{index}."), self.parts("lora.", f"fold.{index}.")
 
         def patch(layer: int, device: torch.device) -> nn.Module | None:
             if layer not in patches:
@@ -140,9 +139,10 @@ class SkipAdapter:
             return patched_layer(changed, patch(kept[place], device), last)
 
         try:
+            patches, changes = self.parts(f"patch.{index}."), self.parts("lora.", f"fold.{index}.")
             with torch.no_grad():
                 return shallow_view.shallow_view(model, kept, adapt)
-        except (RuntimeError, AttributeError, KeyError) as error:
+        except (RuntimeError, AttributeError, KeyError, ValueError) as error:
             raise UsageError(
                 f"the skip adapter does not fit this model ({reason(error)})"
             ) from None
