@@ -1,4 +1,4 @@
-"""Corrections of the hidden states behind skipped layers. They act in decode steps only, and the
+"""Corrections of the hidden states after skipped layers. They act in decode steps only, and the
 model stays unchanged.
 
 `core/correction.py` is the interface. `inference/patch_fit.py` computes patches, and

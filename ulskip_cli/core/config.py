@@ -181,8 +181,8 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
 
 
 def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
-    """Return the config folders of plug-ins and of the user; raise UsageError if the user's folder
-    has a file with the name of a shipped one, which Hydra would read instead.
+    """Return the config folders of plug-ins and of the user; raise UsageError if a file of the
+    user has the name of a shipped one, because Hydra would read the shipped file.
     """
     if extra_dir is None:
         return tuple(plugin_config_dirs())
@@ -398,9 +398,9 @@ def _values(
         if override.is_sweep_override():
             line = str(override.input_line)
             raise UsageError(
-                f"expected one value, got '{line}'; for a list write"
-                f" {line.replace('=', '=[', 1)}], for a decimal number use a point, for a grid run"
-                f" `ulskip sweep {line}`"
+                f"expected one value, got '{line}'; for a list, write"
+                f" {line.replace('=', '=[', 1)}]; for a decimal number, use a point; for a grid,"
+                f" use `ulskip sweep {line}`"
             )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(

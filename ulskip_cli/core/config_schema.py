@@ -209,7 +209,7 @@ class Config(Shared):
     """
 
     correction: SerializeAsAny[Correction] = option(
-        ..., "the correction behind skipped layers", commands=f"{_SCHEDULE} tune"
+        ..., "the correction after skipped layers", commands=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval"

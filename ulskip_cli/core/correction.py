@@ -1,4 +1,4 @@
-"""The interface of corrections, which repair the hidden states behind skipped layers in decode
+"""The interface of corrections, which repair the hidden states after skipped layers in decode
 steps.
 """
 

@@ -137,8 +137,8 @@ class Decoder:
 
     @property
     def build(self) -> Table | None:
-        """The version and build of the library, and the format of the weights; None on torch and
-        before the first batch.
+        """The version and build of the engine's library, and the format of the weights; None on
+        torch, or before the first batch.
         """
         session = self._sessions.get(self.asked_engine)
         if not session or not self.is_runtime:
@@ -197,8 +197,8 @@ class Decoder:
         return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
 
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
-        """Return the cross-entropy [batch, response_len] in an engine of another library;
-        `is_runtime` must be True.
+        """Return the cross-entropy [batch, response_len] in an engine that is not on torch
+        (`is_runtime`).
 
         `input_ids` and `mask` are [batch, prompt_len], padded on the left. The responses are padded
         on the right.

@@ -35,8 +35,8 @@ class EarlyExitSession(ModelSession):
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
-        """The model of the decode steps, split into its layers, with the weights of the linear
-        backend.
+        """The model of the decode steps, split into its layers, with weights in the format of
+        `linear_backend`.
         """
         return LayerwiseModel(packed(self.views.model, self.views.linear_backend))
 

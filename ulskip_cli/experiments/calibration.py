@@ -214,9 +214,7 @@ def calibrate_patches(
     plan: Plan,
     progress: ProgressCallback,
 ) -> tuple[SkipAdapter, CorrectionUsed]:
-    """Return the patches of a plan, and what a row stores of them; measure them if they are not
-    stored.
-    """
+    """Return the patches of a plan, and what a row stores of them; fit them if no fit is stored."""
     patch = config.correction
     # preflight refuses random weights and tasks without examples
     assert held_out is not None and isinstance(patch, Patch)

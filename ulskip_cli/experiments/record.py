@@ -483,7 +483,7 @@ class Benchmark(OverReference):
         "measured `bytes_per_second` of reading memory, the median of the rounds"
     )
     reference_engine: Text = value(
-        "the engine whose full model ran in the same rounds, the first of the grid"
+        "the first engine of the grid, whose full model ran in the same rounds"
     )
     step_bytes: Count = value(
         "bytes that a step reads (head, kept layers, keys and values halfway)"
@@ -640,7 +640,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def last_stage(self) -> frozenset[int]:
-        """The layers that the last step runs; with early exit, as many first layers as a step runs
+        """The layers that the last step runs; with early exit, the first n layers, if a step runs n
         on average.
         """
         if self.exit_depths and self.mean_kept_layers:

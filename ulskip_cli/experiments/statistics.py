@@ -256,9 +256,7 @@ def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
 
 
 def read_answers(folder: str, run_id: str) -> list[Row]:
-    """Read the stored answers of a run; return an empty list if there are none, with a warning if
-    one is damaged.
-    """
+    """Read the stored answers of a run, none if it has no file; warn if one is damaged."""
     try:
         return ResultsFolder(Path(folder)).generations(run_id)
     except UsageError as error:

@@ -24,11 +24,11 @@ Value = Callable[[Tensor], Tensor]
 
 
 def half_view(model: PreTrainedModel, kept: Sequence[int], unit: str) -> PreTrainedModel:
-    """Return a model in which only the `kept` layers have their `unit`, attention or mlp; it shares
-    the weights.
+    """Return a model that shares the weights, but has its `unit` (attention or mlp) only in the
+    `kept` layers.
 
     With unit=attention, a cache of the view has one entry for each kept attention. Raises
-    NotApplicable, a UsageError, if attention and MLP of a layer do not add to its input.
+    NotApplicable, a UsageError, if a layer does not add attention and MLP to its input.
     """
     kept = schedule.checked(shallow_view.num_layers(model), kept)
     replaced: dict[nn.Module, nn.Module] = {}

@@ -332,5 +332,5 @@ def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTraine
         ) from None
     raise RunError(
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
-        f" {free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller model"
+        f" but {device} has {free / 2**30:.1f} GiB; use model.dtype=bfloat16 or a smaller model"
     )

@@ -266,8 +266,8 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
 
 
 def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool) -> Tensor:
-    """Return a weight [out, in], or [in, out] if `transposed` as in Conv1D, with a fold and LoRA
-    added in float32.
+    """Return a weight [out, in] ([in, out] if `transposed`, as in Conv1D) plus a folded patch and
+    LoRA, added in float32.
     """
     # The copy is aligned in memory, and the bits of a product can depend on that: an export must
     # equal the view.
@@ -282,8 +282,8 @@ def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool
 def changed_bias(
     bias: Tensor | None, parts: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Tensor | None:
-    """Return a bias [out] with a fold added in float32; None if neither the module nor the fold has
-    a bias.
+    """Return a bias [out] plus a folded patch, added in float32; None if neither the module nor the
+    patch has a bias.
     """
     wide = None if bias is None else bias.to(torch.float32, copy=True)
     if wide is not None and "weight" in parts:

@@ -160,8 +160,8 @@ class Frontier:
         ]
 
     def verdicts(self, title: str) -> Section:
-        """Make a table with a sentence for each target speedup in reach: the best point, and the
-        next of another kind.
+        """Make a table with a sentence for each target speedup that was reached: the best point,
+        and the best of another kind.
         """
         best = [(target, point) for target in TARGETS if (point := self.best(target))]
         lines = [[f"{target:g}x", self._verdict(target, point)] for target, point in best]

@@ -127,7 +127,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
-    """Read the records of results folders for display, and warn about refused lines."""
+    """Read the records of results folders for display, and warn about invalid lines."""
     records = [
         displayed(record, path)
         for path in paths

@@ -45,8 +45,8 @@ class Unified(SkippingStrategy):
     )
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r); `reference` has no tolerance for float division, like the published
-        code.
+        """Return floor(N / r); `reference` does not correct rounding errors of the division, like
+        the published code.
         """
         return schedule.num_kept(
             num_layers, target_speedup, tolerance=0.0 if self.spacing == "reference" else 1e-9

@@ -28,8 +28,8 @@ def schedules(
         name = strategy.name
         raise UsageError(
             f"training with strategy={name} requires calibrated options; run `ulskip run"
-            f" strategy={name}`, and pass the values under calibration.options in the new row as"
-            " strategy.KEY=VALUE"
+            f" strategy={name}`, and set strategy.KEY=VALUE for each of calibration.options in its"
+            " row"
         )
 
     def stages(ratio: float) -> tuple[Stage, ...]:

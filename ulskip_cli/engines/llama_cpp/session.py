@@ -27,8 +27,8 @@ try:
     import llama_cpp
 except (AttributeError, OSError, RuntimeError) as error:
     raise UsageError(
-        f"expected a library of llama.cpp, got the error '{error}'; "
-        "correct or unset LLAMA_CPP_LIB_PATH, or install llama-cpp-python again"
+        f"cannot load the library of llama.cpp ({error}); correct or unset LLAMA_CPP_LIB_PATH, or"
+        " install llama-cpp-python again"
     ) from None
 
 ENGINE = "llama_cpp"

@@ -219,9 +219,7 @@ def _model(name: str, placement: tuple[str, ...], extra_dir: Path | None) -> Mod
     try:
         read_metadata(model)
         if load_tokenizer(model) is None:
-            raise UsageError(
-                f"expected models with a tokenizer, got {name}; use pretrained weights"
-            )
+            raise UsageError(f"expected a tokenizer, and {name} has none; use a pretrained model")
     except UsageError as error:
         raise UsageError(f"alternatives.models: {error}") from None
     return model
