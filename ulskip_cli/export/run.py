@@ -164,8 +164,8 @@ def summary(record: Row) -> list[str]:
         lines.append(
             f"the model card shows the results of {', '.join(record['results'])}"
             if record["results"]
-            else "the model card shows no results, because none of this configuration are in"
-            " results/; run it first, or name their folder with --results"
+            else "the model card shows no results, because results/ has none of this"
+            " configuration; run it first, or name the folder of its results with --results"
         )
         lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
     return lines
