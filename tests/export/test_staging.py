@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,14 @@ def test_nothing_is_written_into_a_folder_that_was_prepared(tmp_path):
         (staging / "model").write_text("weights")
     assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "victim").stat().st_mode & 0o777
     assert not list((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize("name", ["out", "a [1] b"])
+def test_what_a_killed_export_left_is_removed_but_not_that_of_a_running_one(tmp_path, name):
+    with staged(tmp_path / name, is_folder=True) as running:
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        left = running.parent.name.replace(str(os.getpid()), str(ended.pid))
+        (tmp_path / left / name).mkdir(parents=True)
+        write_export(tmp_path / name)
+        assert running.is_dir() and not (tmp_path / left).exists()

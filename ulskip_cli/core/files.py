@@ -4,8 +4,11 @@ that users give, and texts of other people's files without control characters.
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import platform
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from ulskip_cli.core.errors import StorageError, UsageError, reason
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PART = ".ulskip-part"  # the end of the names of unfinished folders
 
 
 def read_jsonl(path: Path) -> list[Table]:
@@ -84,11 +88,19 @@ def append_line(path: Path, line: str) -> None:
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield the path of a new file or folder, in a hidden folder next to `target`; it replaces
-    `target` if the block succeeds. Otherwise `target` stays as it was, and nothing is left behind.
+    `target` if the block succeeds. Otherwise `target` stays as it was, and nothing is left behind;
+    what a killed process left is removed by the next one.
     """
+    import psutil  # takes 20 ms
+
     target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.{platform.node()}-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*{_PART}"):
+        owner = left.name.removeprefix(prefix).partition(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
-        ".ulskip-part", f".{target.name}.", target.parent, ignore_cleanup_errors=True
+        _PART, f"{prefix}{os.getpid()}.", target.parent, ignore_cleanup_errors=True
     ) as scratch:  # writable by this user only
         staging = Path(scratch) / target.name
         earlier = staging.with_name(target.name + ".earlier")
