@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
 PARTS = ("sample", "cnn_dm")
-PAIRS = 25  # on CNN/DM, where 7 leave wide intervals
 MARKERS = "osD^vP*X"
 SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
 MERGED = (
@@ -65,8 +64,7 @@ def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
         f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}",
         "calibration.examples=64",
     ]
-    measured = ["task.max_new_tokens=96", f"limit={limit}", f"speed.pairs={PAIRS}"]
-    return [*task, *held_out, *measured]
+    return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}"]
 
 
 def measure(args: argparse.Namespace, part: str) -> None:
