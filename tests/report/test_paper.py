@@ -42,7 +42,10 @@ def test_the_folder_gets_a_table_and_a_plot(tmp_path):
     assert [file.name for file in files] == ["table4.md", "quality.png", "quality.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · wmt · de-en · sample · greedy")
-    assert "| 2x | top_skip | 6/12 | " in text and "weights of tiny trained with skipping" in text
+    assert (
+        "| 2x | top_skip | 6/12 | " in text
+        and "weights of tiny trained with unified skipping" in text
+    )
 
 
 def beside(rows):
