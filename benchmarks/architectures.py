@@ -121,9 +121,9 @@ forward pass.
 ## Method
 
 All layers read a prompt, then several sets of kept layers generate {STEPS} tokens. Tokens and
-logits must equal those of a reference: the full model without a KV cache, whose skipped
-layers return their input unchanged at the positions after the prompt.
-Options that the tiny instance of {NUM_LAYERS} layers lacks are not covered.
+logits must equal those of a reference: the full model without a KV cache, whose skipped layers
+return their input unchanged at the positions after the prompt. Options that the tiny instance of
+{NUM_LAYERS} layers lacks are not covered.
 """
 
 

@@ -110,5 +110,13 @@ def test_what_a_killed_export_left_is_removed_but_not_that_of_a_running_one(tmp_
         ended.wait()
         left = running.parent.name.replace(str(os.getpid()), str(ended.pid))
         (tmp_path / left / name).mkdir(parents=True)
+        (tmp_path / "victim").mkdir()
+        (tmp_path / "victim" / "file").write_text("mine")
+        prepared = tmp_path / left.replace(".ulskip-part", "x.ulskip-part")
+        prepared.symlink_to(tmp_path / "victim")
+        with pytest.raises(RuntimeError), staged(tmp_path / name, is_folder=True):
+            raise RuntimeError
+        assert (tmp_path / left).exists()  # it can hold the earlier export
         write_export(tmp_path / name)
         assert running.is_dir() and not (tmp_path / left).exists()
+        assert (tmp_path / "victim" / "file").read_text() == "mine"

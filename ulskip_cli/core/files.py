@@ -89,16 +89,12 @@ def append_line(path: Path, line: str) -> None:
 def replacing(target: Path) -> Iterator[Path]:
     """Yield the path of a new file or folder, in a hidden folder next to `target`; it replaces
     `target` if the block succeeds. Otherwise `target` stays as it was, and nothing is left behind;
-    what a killed process left is removed by the next one.
+    what a killed process left is removed by the next one that succeeds.
     """
     import psutil  # takes 20 ms
 
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.{platform.node()}-"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*{_PART}"):
-        owner = left.name.removeprefix(prefix).partition(".")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
         _PART, f"{prefix}{os.getpid()}.", target.parent, ignore_cleanup_errors=True
     ) as scratch:  # writable by this user only
@@ -113,6 +109,10 @@ def replacing(target: Path) -> Iterator[Path]:
             if earlier.exists():
                 earlier.rename(target)
             raise
+    for left in target.parent.glob(f"{glob.escape(prefix)}*{_PART}"):
+        owner = left.name.removeprefix(prefix).partition(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
