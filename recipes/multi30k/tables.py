@@ -123,7 +123,7 @@ def summary(rows: Rows) -> str:
         bleu = mean(point.bleu for point in found) if found else 0.0
         return f"{bleu:.1f} ({bleu / best:.1%})" if found else "–"
 
-    full = {"control": NAMES["full"], "base": "base"}
+    full = {"control": "control, all layers", "base": "base, all layers"}
     lines = [
         [full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)]
         for name, bleu in rows.full_models.items()
@@ -133,7 +133,9 @@ def summary(rows: Rows) -> str:
             found = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
             if any(found):
                 lines.append([name.format(NAMES[strategy]), *map(cell, found)])
-    return markdown(["strategy", *(f"BLEU at {ratio:g}x" for ratio in RATIOS)], lines, 1)
+    total = next(iter(rows.points.values())).row.num_layers
+    heads = [f"{total / ratio:g} of {total} layers" for ratio in RATIOS]
+    return markdown(["BLEU", *heads], lines, 1)
 
 
 def adapters(rows: Rows) -> str:
