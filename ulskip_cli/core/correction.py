@@ -38,8 +38,8 @@ class Correction(Choice):
         return frozenset()
 
     def patch_kind(self, model: ModelConfig) -> str:
-        """Return the kind of the patches, or none; raise UsageError if the correction does not fit
-        the model.
+        """Return the kind of the patches, or "none"; raise UsageError if the model does not support
+        the correction.
         """
         return "none"
 

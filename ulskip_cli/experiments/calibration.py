@@ -256,8 +256,8 @@ def calibrate_patches(
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
 ) -> tuple[SkipAdapter | None, CorrectionUsed]:
-    """Return patches of zeros (None for a kind that takes no time), and what a row stores of them.
-    A benchmark uses them, because times do not depend on values.
+    """Return patches of zeros (None for a kind that adds no time) and the values that a row stores
+    about them. Benchmarks use zeros, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
     used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}

@@ -246,7 +246,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     """
     for key, option in _REFUSED_KEYS.items():
         if any(text.startswith(f"{key}=") for text in overrides):
-            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use -- {option}")
+            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; put {option} behind --")
     overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
     config = compose(overrides, command="lm-eval")
     Resolver().schedule(config, "lm-eval")

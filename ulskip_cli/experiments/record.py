@@ -550,7 +550,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("reason why there is no result")
     log: Text = value("file with the traceback")
-    wall_seconds: Number = value("duration of the point, over all attempts")
+    wall_seconds: Number = value("total duration of all attempts of the point")
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )

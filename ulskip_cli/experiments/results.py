@@ -123,8 +123,8 @@ class ResultsFolder:
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[Row]:
-        """Return the generations of every example, in the task's order; raise UsageError for a line
-        that is no answer.
+        """Return the generations of every example, in the task's order; raise UsageError for an
+        invalid line.
         """
         path = self.generations_path(run_id)
         answers = read_objects(path) if path.is_file() else []
