@@ -15,7 +15,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.engines import library
-from ulskip_cli.engines.base import BatchRequest, Room, Views
+from ulskip_cli.engines.base import BatchRequest, Room, Views, take_turns
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import shallow_view
@@ -111,6 +111,15 @@ def test_a_skip_adapter_is_merged(engine, kind):
         for used, name in ((None, "torch"), (adapter, "torch"), (adapter, engine))
     )
     assert got == corrected != plain
+
+
+def test_two_decoders_of_a_library_take_turns(engine):
+    model, (ids, mask), context = build_model("llama"), batch(True), DecodeContext(GREEDY, 0)
+    schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
+    decoders = [decoder_for(model, schedule, engine) for schedule in schedules]
+    alone = [decoder.generate(ids, mask, context).token_ids for decoder in decoders]
+    outputs = take_turns([one.run(ids, mask, context, pause_every=2) for one in decoders])
+    assert [output.token_ids for output in outputs] == alone
 
 
 def test_patches_that_do_not_fold_are_refused(engine):

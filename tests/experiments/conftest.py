@@ -9,13 +9,13 @@ def limit_memory(monkeypatch):
     """Return a function after whose call a batch of more than one sequence runs out of memory."""
 
     def call():
-        generate = Decoder.generate
+        run = Decoder.run
 
-        def generate_one(self, input_ids, *args, **options):
+        def run_one(self, input_ids, *args, **options):
             if len(input_ids) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return generate(self, input_ids, *args, **options)
+            return run(self, input_ids, *args, **options)
 
-        monkeypatch.setattr(Decoder, "generate", generate_one)
+        monkeypatch.setattr(Decoder, "run", run_one)
 
     return call

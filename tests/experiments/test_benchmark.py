@@ -141,14 +141,14 @@ def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["together", "in pairs with the first"])
 def test_engines_run_in_the_same_rounds(bench, point, monkeypatch, free):
-    ran, generate = [], runner.Decoder.generate
+    ran, run = [], runner.Decoder.run
 
     def logged(self, *args, **options):
-        output = generate(self, *args, **options)
+        output = yield from run(self, *args, **options)
         ran.append((output.engine, output.kept_kv_bytes))
         return output
 
-    monkeypatch.setattr(runner.Decoder, "generate", logged)
+    monkeypatch.setattr(runner.Decoder, "run", logged)
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=free))
     monkeypatch.setattr(benchmark, "psutil", memory)
     rows = bench.run_each(*(point(f"engine={engine}") for engine in ("torch", "transformers")))

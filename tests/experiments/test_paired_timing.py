@@ -4,10 +4,14 @@ import pytest
 import torch
 from reference import decoder_for, random_ids
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
+from ulskip_cli.engines import loop
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.torch.session import ModelSession
+from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds
 from ulskip_cli.experiments.record import Timing
 
@@ -94,12 +98,13 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
 def pairs_that_ran(llama, monkeypatch, full, strategy):
     """Pairs whose sides say that they were run by other means than they were."""
     every, half = full_and_half(llama)
-    generate = Decoder.generate
+    run = Decoder.run
 
     def changed(self, *args, **options):
-        return replace(generate(self, *args, **options), **(full if self is every else strategy))
+        output = yield from run(self, *args, **options)
+        return replace(output, **(full if self is every else strategy))
 
-    monkeypatch.setattr(Decoder, "generate", changed)
+    monkeypatch.setattr(Decoder, "run", changed)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
     return measure_pairs(every, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
@@ -130,23 +135,73 @@ def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, ow
 
 def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
     full, half = full_and_half(llama)
-    generate, calls = Decoder.generate, []
+    run, calls = Decoder.run, []
 
     def compiled_first(self, *args, **options):
         first = self not in calls
         calls.append(self)
-        return replace(
-            generate(self, *args, **options),
-            compile_seconds=5.0 * first,
-            decode_seconds=9.0 if first else 1.0,
-        )
+        output = yield from run(self, *args, **options)
+        seconds = 9.0 if first else 1.0
+        return replace(output, compile_seconds=5.0 * first, decode_seconds=seconds)
 
-    monkeypatch.setattr(Decoder, "generate", compiled_first)
+    monkeypatch.setattr(Decoder, "run", compiled_first)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=1, warmup=0, new_tokens=2)
     pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
+
+
+TOKENS = 8
+OTHERS = (
+    ("strategy=unified",),
+    ("strategy=skip_decode",),
+    ("strategy=early_exit", "strategy.threshold=0.02"),
+    ("strategy=unified", "decoding=self_speculative"),
+)
+
+
+@pytest.mark.parametrize("overrides", OTHERS)
+def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monkeypatch, overrides):
+    monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
+    decoding = compose(list(overrides)).decoding
+    full, other = decoder_for(llama), decoder_for(llama, *overrides, ratio=2)
+    ids, speed = random_ids(2, 5), SpeedConfig(pairs=2, warmup=0, new_tokens=TOKENS)
+    context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
+    prompts = (ids, torch.ones_like(ids))
+    pairs = measure_pairs(full, other, [prompts], context, speed)
+    forced = None if decoding.draft_tokens or other.exits else TOKENS
+    alone = other.generate(*prompts, context, forced)
+    assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2
+
+
+def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop, "now", lambda device: clock[0])
+    ids = random_ids(2, 5)
+    prompts = ids, torch.ones_like(ids)
+    generation, pauses = decoder_for(llama).run(*prompts, GREEDY, 9, pause_every=3), 0
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            next(generation)
+            clock[0] += 100
+            pauses += 1
+    assert (pauses, stop.value.value.decode_seconds) == (2, 0)
+
+
+def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
+    full, half = full_and_half(llama)
+    ids, finished = random_ids(2, 5), []
+    monkeypatch.setattr(ModelSession, "finish", lambda session: finished.append(session))
+
+    def fail(self, *args, **options):
+        yield
+        raise RunError("out of memory")
+
+    prompts = ids, torch.ones_like(ids)
+    with pytest.raises(RunError, match="out of memory"):
+        take_turns([full.run(*prompts, GREEDY, 9, pause_every=1), fail(half)])
+    assert len(finished) == 1
 
 
 def test_a_speedup_has_the_interval_of_its_pairs_and_the_coverage():

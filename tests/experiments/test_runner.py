@@ -104,13 +104,13 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])
 def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
-    timed, generate = [], Decoder.generate
+    timed, run = [], Decoder.run
 
     def counted(self, *args, **options):
         timed.append(options.get("forced_length"))
-        return generate(self, *args, **options)
+        return run(self, *args, **options)
 
-    monkeypatch.setattr(Decoder, "generate", counted)
+    monkeypatch.setattr(Decoder, "run", counted)
     run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
     assert timed.count(5) == 3  # a warm-up and two rounds
 

@@ -8,7 +8,7 @@ the session has `generate` and `losses`.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -107,6 +107,7 @@ class BatchRequest:
     on_step: Callable[[int], None] | None = (
         None  # gets the number of tokens generated so far in the batch
     )
+    pause_every: int | None = None  # decode steps between two pauses of `Session.run`
     first_steps: tuple[int, ...] = (0,)  # the first decode step of each stage
     exits: ExitRule | None = None
 
@@ -199,6 +200,30 @@ class BatchOutput:
         return self.first_token_seconds + self.decode_seconds
 
 
+# A generation that pauses; it returns its output, whose times do not contain the pauses.
+Generation = Generator[None, None, BatchOutput]
+
+
+def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
+    """Continue several generations in turn, each until its next pause, and return their outputs.
+    The order changes in every round, so that none always comes first.
+    """
+    outputs = dict[int, BatchOutput]()
+    waiting = list(enumerate(generations))
+    try:
+        while waiting:
+            for number, generation in tuple(waiting):
+                try:
+                    next(generation)
+                except StopIteration as stop:
+                    outputs[number] = stop.value
+            waiting = [item for item in reversed(waiting) if item[0] not in outputs]
+    finally:
+        for generation in generations:
+            generation.close()  # frees the batch of the others if one failed
+    return [outputs[number] for number in range(len(generations))]
+
+
 class Session(ABC):
     """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
     at a time.
@@ -219,6 +244,11 @@ class Session(ABC):
     @abstractmethod
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
+
+    def run(self, request: BatchRequest) -> Generation:
+        """Generate for one batch, with pauses if the library decodes step by step."""
+        return self.generate(request)
+        yield
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,

@@ -20,7 +20,15 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import ExitRule, Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
+from ulskip_cli.engines.base import (
+    BatchOutput,
+    BatchRequest,
+    Generation,
+    Room,
+    Session,
+    Views,
+    take_turns,
+)
 from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.engines.torch.session import unsupported_reason
@@ -96,6 +104,10 @@ class Decoder:
         """Return a decoder with another engine; both decoders share views and sessions."""
         return self._with(_asked=engine_named(name))
 
+    def with_own_sessions(self) -> "Decoder":
+        """Return a decoder that shares only the views, so that both can hold a batch at once."""
+        return self._with(_sessions={})
+
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
         """Return a decoder with another exit rule; both decoders share their sessions."""
         return self._with(exits=rule)
@@ -169,6 +181,19 @@ class Decoder:
         `on_step` gets the number of tokens generated so far in the batch: after every step, or at
         intervals if a library answers as a whole.
         """
+        return take_turns([self.run(input_ids, attention_mask, context, forced_length, on_step)])[0]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        context: DecodeContext,
+        forced_length: int | None = None,
+        on_step: Callable[[int], None] | None = None,
+        pause_every: int | None = None,
+    ) -> Generation:
+        """Generate like `generate`, with pauses after every `pause_every` decode steps."""
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
         length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding
         request = BatchRequest(
@@ -180,6 +205,7 @@ class Decoder:
             length=length,
             forced=bool(forced_length),
             on_step=on_step,
+            pause_every=pause_every,
             first_steps=self._first_steps,
             exits=self.exits,
         )
@@ -187,12 +213,11 @@ class Decoder:
         batch, prompt_len = input_ids.shape
         # A warm-up is short, but the batches after it must fit into the same session.
         room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
-        with torch.inference_mode():
-            session, seconds = self._session(name, room)
-            seconds += session.prepare(request)
-            if decoding.do_sample:
-                torch.manual_seed(context.seed)
-            output = session.generate(request)
+        session, seconds = self._session(name, room)
+        seconds += session.prepare(request)
+        if decoding.do_sample:
+            torch.manual_seed(context.seed)
+        output = yield from session.run(request)
         backend = name if self.is_runtime else output.linear_backend
         return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
 

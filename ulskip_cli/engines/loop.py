@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
+from ulskip_cli.engines.base import (
+    BatchOutput,
+    BatchRequest,
+    Clock,
+    Generation,
+    Session,
+    take_turns,
+)
 from ulskip_cli.engines.sampling import TokenSampler
 
 CHECK_STEPS = (
@@ -128,6 +136,10 @@ class SteppingSession(Session):
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
+        return take_turns([self.run(request)])[0]
+
+    def run(self, request: BatchRequest) -> Generation:
+        """Generate for one batch; pause after every `request.pause_every` decode steps."""
         input_ids, length, device = request.input_ids, request.length, request.input_ids.device
         batch, prompt_len = input_ids.shape
         start = now(device)
@@ -144,17 +156,24 @@ class SteppingSession(Session):
             ids[:, :prompt_len] = input_ids
             ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
             first = now(device)
-            if request.on_step:
-                request.on_step(batch)
-            self.decode(ids, request, sampler)
-            clock = Clock(start, prefilled, first, now(device))
+            on_step, paused = request.on_step or (lambda count: None), 0.0
+            on_step(batch)
+            for step, count in enumerate(self.decode(ids, request, sampler), 1):
+                on_step(count)
+                if request.pause_every and step % request.pause_every == 0:
+                    began = now(device)
+                    yield
+                    paused += now(device) - began
+            clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
             return BatchOutput.of(request, rows, clock, self.kv_bytes, **self.details())
         finally:
             self.finish()
 
-    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
-        """Fill `ids` [batch, prompt_len + length] from the second new token on."""
+    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
+        """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
+        tokens in the batch after every step.
+        """
         batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
         # The random numbers of sampling depend on the batch size.
         can_shrink = self.can_shrink and not request.decoding.do_sample
@@ -185,8 +204,7 @@ class SteppingSession(Session):
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)
             current[:, at] = chosen
-            if request.on_step:
-                request.on_step(batch * (step + 1))
+            yield batch * (step + 1)
         if rows is not None:
             ids[rows] = current
 

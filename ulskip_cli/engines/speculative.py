@@ -1,7 +1,7 @@
 """Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -221,8 +221,10 @@ class SpeculativeSession(ModelSession):
         """Return the linear backend and the counts of drafts."""
         return {**super().details(), "drafts": self._stats}
 
-    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
-        """Fill `ids` [batch, prompt_len + length] from the second new token on."""
+    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
+        """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
+        tokens in the batch after every check.
+        """
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
         at, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(request, sampler)
@@ -258,8 +260,7 @@ class SpeculativeSession(ModelSession):
                 if end < gained:
                     current[row, at + end : at + gained] = request.pad_token_id
             at, running = at + gained, [end > gained for end in ends]
-            if request.on_step:
-                request.on_step(len(ids) * (at - prompt_len))
+            yield len(ids) * (at - prompt_len)
         sums = [sum(count[i] for count in counts) for i in range(3)]
         self._stats = DraftStats(len(counts), sums[0], sums[1], sums[2], costs)
         ids[rows] = current

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.config_schema import Config, DecodingConfig, SpeedConfig
+from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.base import BatchOutput, Generation, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
 from ulskip_cli.experiments.statistics import MedianInterval, median_interval
@@ -27,6 +27,9 @@ from ulskip_cli.strategies.plan import Plan
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
+# Decode time of the slower side before the other continues; much shorter turns would measure the
+# loading of weights into the processor's cache.
+TURN_SECONDS = 0.2
 NEW_TOKENS = 24  # generated for each sequence when depths are timed
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
@@ -91,41 +94,44 @@ class Pair(NamedTuple):
     batches: Sequence[Batch]
     context: DecodeContext
 
-    def run(self, number: int, new_tokens: int) -> tuple[BatchOutput | None, BatchOutput, float]:
-        """Decode the batch of round `number` with both sides, and return the outputs and the
-        seconds of compiling.
+    @property
+    def sides(self) -> list[Decoder]:
+        """The decoders that are timed."""
+        return [self.full, self.strategy] if self.full else [self.strategy]
+
+    def start(self, number: int, new_tokens: int, pause_every: int | None) -> list[Generation]:
+        """Return the generations of the sides for the batch of round `number`.
 
         Both sides generate exactly `new_tokens` tokens with EOS suppressed. With drafts or early
         exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
-        side that starts alternates between rounds; the full model decodes without drafts. Raises
-        RunError if the sides used different linear backends or, without drafts and early exit, if
-        they differ in engine or compilation; decoders that were asked for different engines may
-        differ.
+        full model decodes without drafts.
         """
         decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
         forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
-        ids, mask = self.batches[number % len(self.batches)]
+        batch = self.batches[number % len(self.batches)]
+        contexts = [replace(self.context, decoding=decoding)]
+        if self.full:
+            contexts.insert(0, replace(self.context, decoding=decoding.without_drafts()))
+        return [
+            side.run(*batch, context, forced_length=forced, pause_every=pause_every)
+            for side, context in zip(self.sides, contexts, strict=True)
+        ]
 
-        def decode(decoder: Decoder, decoding: DecodingConfig) -> tuple[BatchOutput, float]:
-            context = replace(self.context, decoding=decoding)
-            output = decoder.generate(ids, mask, context, forced_length=forced)
-            if seconds := output.compile_seconds:  # the first run after compiling is slower
-                output = decoder.generate(ids, mask, context, forced_length=forced)
-            return output, seconds
-
-        first = decode(self.strategy, decoding) if number % 2 else None
-        full = decode(self.full, decoding.without_drafts())[0] if self.full else None
-        strategy, compile_seconds = first or decode(self.strategy, decoding)
-        if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
-            has_method = strategy.drafts is not None or strategy.exits is not None
-            for key in ("linear_backend",) if has_method else SIDE_KEYS:
-                sides = getattr(full, key), getattr(strategy, key)
-                if sides[0] != sides[1]:
-                    raise RunError(
-                        f"expected the same {key} for both runs of a timed pair, got {sides[0]} for"
-                        f" the full model and {sides[1]} for the schedule; use engine=transformers"
-                    )
-        return full, strategy, compile_seconds
+    def check(self, full: BatchOutput, strategy: BatchOutput) -> None:
+        """Raise RunError if the sides used different linear backends or, without drafts and early
+        exit, if they differ in engine or compilation; decoders that were asked for different
+        engines may differ.
+        """
+        if self.full and self.full.asked_engine != self.strategy.asked_engine:
+            return
+        has_method = strategy.drafts is not None or strategy.exits is not None
+        for key in ("linear_backend",) if has_method else SIDE_KEYS:
+            sides = getattr(full, key), getattr(strategy, key)
+            if sides[0] != sides[1]:
+                raise RunError(
+                    f"expected the same {key} for both runs of a timed pair, got {sides[0]} for"
+                    f" the full model and {sides[1]} for the schedule; use engine=transformers"
+                )
 
 
 def measure_rounds(
@@ -137,27 +143,59 @@ def measure_rounds(
     """Time every pair once in each round, in alternating order, so that any two sides can be
     compared within rounds; return the measurements of each pair.
 
-    `read_rate` is called once a round, and measures the bytes/s at which memory is read. The full
-    model of the first pair is the reference of all.
+    On a CPU the sides decode some steps in turn, because its speed changes within seconds.
+    `read_rate` is called once a round, and measures the bytes/s at which memory is read.
+    The full model of the first pair is the reference of all.
     """
     timed = [TimedPairs([], []) for _ in pairs]
     rates: list[float] = []
     meter = LoadMeter()
+    sides = [side for pair in pairs for side in pair.sides]
+    # A decoder holds one batch at a time.
+    takes_turns = sides[0].device.type == "cpu" and len({*sides}) == len(sides)
+    turn: int | None = None
     for number in range(speed.warmup + speed.pairs):
         if number == speed.warmup:
             meter = LoadMeter()
-        for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
-            full, strategy, seconds = pairs[i].run(number, speed.new_tokens)
+        outputs = _run_round(pairs, number, speed.new_tokens, turn)
+        for i, (full, strategy, seconds) in enumerate(outputs):
             timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
             if number >= speed.warmup:
                 timed[i].full.extend([full] if full else [])
                 timed[i].strategy.append(strategy)
+        if takes_turns:
+            step = max(output.step_seconds for pair in outputs for output in pair[:2] if output)
+            turn = max(1, round(TURN_SECONDS / max(step, 1e-9)))
         if read_rate and number >= speed.warmup:
             rates.append(read_rate())
         on_round(number + 1)
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []
     return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
+
+
+def _run_round(
+    pairs: Sequence[Pair], number: int, new_tokens: int, pause_every: int | None
+) -> list[tuple[BatchOutput | None, BatchOutput, float]]:
+    """Generate once with all sides; return the outputs of each pair, the full model's first, and
+    the seconds of compiling the schedule.
+    """
+
+    def run() -> list[list[BatchOutput]]:
+        started = [pair.start(number, new_tokens, pause_every) for pair in pairs]
+        generations = [generation for pair in started for generation in pair]
+        order = -1 if number % 2 else 1
+        outputs = iter(take_turns(generations[::order])[::order])
+        return [[next(outputs) for _ in pair] for pair in started]
+
+    outputs = run()
+    seconds = [pair[-1].compile_seconds for pair in outputs]
+    if any(output.compile_seconds for pair in outputs for output in pair):
+        outputs = run()  # the first run after compiling is slower
+    for pair, both in zip(pairs, outputs, strict=True):
+        pair.check(both[0], both[-1])
+    full = [both[0] if pair.full else None for pair, both in zip(pairs, outputs, strict=True)]
+    return list(zip(full, [both[-1] for both in outputs], seconds, strict=True))
 
 
 def time_pairs(

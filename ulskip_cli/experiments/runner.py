@@ -109,14 +109,14 @@ class Session:
     def decoders(
         self, run: "PreparedRun", baseline: Record | None = None
     ) -> tuple[Decoder, Decoder]:
-        """Return the decoders of the full model and of the schedule; both are the same object if no
-        layer is skipped. The points share that of the full model, so that its steps are compiled
-        once.
+        """Return the decoders of the full model and of the schedule; without skipped layers a
+        library holds one copy of the weights for both. The points share the full model's, so that
+        its steps are compiled once.
         """
         config, loaded = run.point.config, run.loaded
         decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
         if run.plan.is_full_model and not baseline:
-            return decoder, decoder
+            return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
         reference, full = baseline_config(config), run.full
         key = f"{reference.model} {reference.seed} {reference.engine}"
         if self._full is None or self._full[0] != key:
