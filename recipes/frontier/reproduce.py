@@ -64,7 +64,8 @@ def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
         f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}",
         "calibration.examples=64",
     ]
-    return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}"]
+    lengths = ["task.max_new_tokens=96", "speed.new_tokens=96"]
+    return [*task, *held_out, *lengths, f"limit={limit}"]
 
 
 def measure(args: argparse.Namespace, part: str) -> None:
