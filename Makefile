@@ -126,8 +126,8 @@ PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapter
 results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
-	$(BENCH) name=tiny ratio=1.5,2,3 batch_size=1,8 speed.pairs=25
-	$(BENCH) name=smollm2 model=smollm2-135m ratio=1.5,2,2.5 batch_size=1,8 speed.pairs=25
+	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8 speed.pairs=9
+	$(BENCH) name=smollm2 model=smollm2-135m engine=torch ratio=1.5,2,2.5 batch_size=1,8 speed.pairs=9
 	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0,openvino_int8
 	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k

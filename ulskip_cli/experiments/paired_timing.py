@@ -15,7 +15,7 @@ from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.base import BatchOutput, Generation, take_turns
+from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
 from ulskip_cli.experiments.statistics import MedianInterval, median_interval
@@ -94,44 +94,61 @@ class Pair(NamedTuple):
     batches: Sequence[Batch]
     context: DecodeContext
 
-    @property
-    def sides(self) -> list[Decoder]:
-        """The decoders that are timed."""
-        return [self.full, self.strategy] if self.full else [self.strategy]
-
-    def start(self, number: int, new_tokens: int, pause_every: int | None) -> list[Generation]:
-        """Return the generations of the sides for the batch of round `number`.
+    def run(
+        self, number: int, new_tokens: int, pause_every: int | None = None
+    ) -> tuple[BatchOutput | None, BatchOutput, float]:
+        """Decode the batch of round `number` with both sides, in turns of `pause_every` steps, and
+        return the outputs and the seconds of compiling.
 
         Both sides generate exactly `new_tokens` tokens with EOS suppressed. With drafts or early
         exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
-        full model decodes without drafts.
+        side that starts alternates between rounds; the full model decodes without drafts. Raises
+        RunError if the sides used different linear backends or, without drafts and early exit, if
+        they differ in engine or compilation; decoders that were asked for different engines may
+        differ.
         """
         decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
         forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
         batch = self.batches[number % len(self.batches)]
-        contexts = [replace(self.context, decoding=decoding)]
+        sides = [(self.strategy, decoding)]
         if self.full:
-            contexts.insert(0, replace(self.context, decoding=decoding.without_drafts()))
-        return [
-            side.run(*batch, context, forced_length=forced, pause_every=pause_every)
-            for side, context in zip(self.sides, contexts, strict=True)
-        ]
+            sides.append((self.full, decoding.without_drafts()))
+        order = 1 if number % 2 else -1
 
-    def check(self, full: BatchOutput, strategy: BatchOutput) -> None:
-        """Raise RunError if the sides used different linear backends or, without drafts and early
-        exit, if they differ in engine or compilation; decoders that were asked for different
-        engines may differ.
+        def generate() -> list[BatchOutput]:
+            contexts = [(side, replace(self.context, decoding=own)) for side, own in sides]
+            runs = [
+                side.run(*batch, context, forced_length=forced, pause_every=pause_every)
+                for side, context in contexts
+            ]
+            return take_turns(runs[::order])[::order]
+
+        outputs = generate()
+        seconds = outputs[0].compile_seconds
+        if any(output.compile_seconds for output in outputs):
+            outputs = generate()  # the first run after compiling is slower
+        strategy, *others = outputs
+        full = others[0] if others else None
+        if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
+            has_method = strategy.drafts is not None or strategy.exits is not None
+            for key in ("linear_backend",) if has_method else SIDE_KEYS:
+                values = getattr(full, key), getattr(strategy, key)
+                if values[0] != values[1]:
+                    raise RunError(
+                        f"expected the same {key} for both runs of a timed pair, got {values[0]}"
+                        f" for the full model and {values[1]} for the schedule; use"
+                        " engine=transformers"
+                    )
+        return full, strategy, seconds
+
+    def turn(self, full: BatchOutput | None, strategy: BatchOutput) -> int | None:
+        """Return the decode steps of a turn from earlier outputs; None if the sides decode one
+        after the other: on a GPU, or if one decoder, which holds one batch at a time, is both.
         """
-        if self.full and self.full.asked_engine != self.strategy.asked_engine:
-            return
-        has_method = strategy.drafts is not None or strategy.exits is not None
-        for key in ("linear_backend",) if has_method else SIDE_KEYS:
-            sides = getattr(full, key), getattr(strategy, key)
-            if sides[0] != sides[1]:
-                raise RunError(
-                    f"expected the same {key} for both runs of a timed pair, got {sides[0]} for"
-                    f" the full model and {sides[1]} for the schedule; use engine=transformers"
-                )
+        if full is None or self.full is self.strategy or self.strategy.device.type != "cpu":
+            return None
+        slower = max(full.step_seconds, strategy.step_seconds)
+        return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
 def measure_rounds(
@@ -143,59 +160,30 @@ def measure_rounds(
     """Time every pair once in each round, in alternating order, so that any two sides can be
     compared within rounds; return the measurements of each pair.
 
-    On a CPU the sides decode some steps in turn, because its speed changes within seconds.
-    `read_rate` is called once a round, and measures the bytes/s at which memory is read.
+    On a CPU the sides of a pair decode some steps in turn, because its speed changes within
+    seconds. `read_rate` is called once a round, and measures the bytes/s at which memory is read.
     The full model of the first pair is the reference of all.
     """
     timed = [TimedPairs([], []) for _ in pairs]
+    turns: list[int | None] = [None for _ in pairs]
     rates: list[float] = []
     meter = LoadMeter()
-    sides = [side for pair in pairs for side in pair.sides]
-    # A decoder holds one batch at a time.
-    takes_turns = sides[0].device.type == "cpu" and len({*sides}) == len(sides)
-    turn: int | None = None
     for number in range(speed.warmup + speed.pairs):
         if number == speed.warmup:
             meter = LoadMeter()
-        outputs = _run_round(pairs, number, speed.new_tokens, turn)
-        for i, (full, strategy, seconds) in enumerate(outputs):
+        for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
+            full, strategy, seconds = pairs[i].run(number, speed.new_tokens, turns[i])
+            turns[i] = pairs[i].turn(full, strategy)
             timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
             if number >= speed.warmup:
                 timed[i].full.extend([full] if full else [])
                 timed[i].strategy.append(strategy)
-        if takes_turns:
-            step = max(output.step_seconds for pair in outputs for output in pair[:2] if output)
-            turn = max(1, round(TURN_SECONDS / max(step, 1e-9)))
         if read_rate and number >= speed.warmup:
             rates.append(read_rate())
         on_round(number + 1)
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []
     return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
-
-
-def _run_round(
-    pairs: Sequence[Pair], number: int, new_tokens: int, pause_every: int | None
-) -> list[tuple[BatchOutput | None, BatchOutput, float]]:
-    """Generate once with all sides; return the outputs of each pair, the full model's first, and
-    the seconds of compiling the schedule.
-    """
-
-    def run() -> list[list[BatchOutput]]:
-        started = [pair.start(number, new_tokens, pause_every) for pair in pairs]
-        generations = [generation for pair in started for generation in pair]
-        order = -1 if number % 2 else 1
-        outputs = iter(take_turns(generations[::order])[::order])
-        return [[next(outputs) for _ in pair] for pair in started]
-
-    outputs = run()
-    seconds = [pair[-1].compile_seconds for pair in outputs]
-    if any(output.compile_seconds for pair in outputs for output in pair):
-        outputs = run()  # the first run after compiling is slower
-    for pair, both in zip(pairs, outputs, strict=True):
-        pair.check(both[0], both[-1])
-    full = [both[0] if pair.full else None for pair, both in zip(pairs, outputs, strict=True)]
-    return list(zip(full, [both[-1] for both in outputs], seconds, strict=True))
 
 
 def time_pairs(
