@@ -190,17 +190,16 @@ def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
 
 
 def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
-    full, half = full_and_half(llama)
     ids, finished = random_ids(2, 5), []
     monkeypatch.setattr(ModelSession, "finish", lambda session: finished.append(session))
 
-    def fail(self, *args, **options):
+    def fail():
         yield
         raise RunError("out of memory")
 
     prompts = ids, torch.ones_like(ids)
     with pytest.raises(RunError, match="out of memory"):
-        take_turns([full.run(*prompts, GREEDY, 9, pause_every=1), fail(half)])
+        take_turns([decoder_for(llama).run(*prompts, GREEDY, 9, pause_every=1), fail()])
     assert len(finished) == 1
 
 

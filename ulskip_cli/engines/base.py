@@ -6,7 +6,6 @@ a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generat
 the session has `generate` and `losses`.
 """
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -224,7 +223,7 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
     return [outputs[number] for number in range(len(generations))]
 
 
-class Session(ABC):
+class Session:
     """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
     at a time.
     """
@@ -241,9 +240,9 @@ class Session(ABC):
         """
         return 0.0
 
-    @abstractmethod
     def generate(self, request: BatchRequest) -> BatchOutput:
-        """Generate for one batch."""
+        """Generate for one batch. A `SteppingSession` needs no such method."""
+        raise NotImplementedError
 
     def run(self, request: BatchRequest) -> Generation:
         """Generate for one batch, with pauses if the library decodes step by step."""
@@ -265,7 +264,7 @@ class Session(ABC):
         """
         return {}
 
-    def close(self) -> None:  # noqa: B027 - few sessions need it
+    def close(self) -> None:
         """Free the memory."""
 
 

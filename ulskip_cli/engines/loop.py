@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import (
-    BatchOutput,
-    BatchRequest,
-    Clock,
-    Generation,
-    Session,
-    take_turns,
-)
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Generation, Session
 from ulskip_cli.engines.sampling import TokenSampler
 
 CHECK_STEPS = (
@@ -96,7 +89,7 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class SteppingSession(Session):
+class SteppingSession(Session, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
     kv_bytes = (
@@ -133,10 +126,6 @@ class SteppingSession(Session):
 
     def finish(self) -> None:
         """Free what the batch needed."""
-
-    def generate(self, request: BatchRequest) -> BatchOutput:
-        """Generate for one batch."""
-        return take_turns([self.run(request)])[0]
 
     def run(self, request: BatchRequest) -> Generation:
         """Generate for one batch; pause after every `request.pause_every` decode steps."""

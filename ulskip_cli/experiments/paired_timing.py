@@ -95,7 +95,7 @@ class Pair(NamedTuple):
     context: DecodeContext
 
     def run(
-        self, number: int, new_tokens: int, pause_every: int | None = None
+        self, number: int, new_tokens: int, pause_every: int | None
     ) -> tuple[BatchOutput | None, BatchOutput, float]:
         """Decode the batch of round `number` with both sides, in turns of `pause_every` steps, and
         return the outputs and the seconds of compiling.
@@ -116,10 +116,14 @@ class Pair(NamedTuple):
         order = 1 if number % 2 else -1
 
         def generate() -> list[BatchOutput]:
-            contexts = [(side, replace(self.context, decoding=own)) for side, own in sides]
             runs = [
-                side.run(*batch, context, forced_length=forced, pause_every=pause_every)
-                for side, context in contexts
+                side.run(
+                    *batch,
+                    replace(self.context, decoding=own),
+                    forced_length=forced,
+                    pause_every=pause_every,
+                )
+                for side, own in sides
             ]
             return take_turns(runs[::order])[::order]
 
