@@ -4,11 +4,12 @@ two cores.
     python recipes/skip_adapters/reproduce.py --data PATH/cnn_dm --work runs/skip_adapters
 
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches and adapters learn
-from the training articles. The last 100 validation articles watch the training, and the first 200
-are reported. An adapter trains for less than an hour on two cores, and a row takes some minutes. If
-it is interrupted, the same command resumes. --only chooses the adapters to train, of those in
-ADAPTERS, and --page writes the page of the stored rows alone. shares.py computes the shares and
-intervals again from the stored answers.
+from the training articles, and an adapter with more text also from the last 80 validation articles.
+The first 200 validation articles are reported, and the 20 between them watch the training. An
+adapter trains for less than an hour on two cores, and a row takes some minutes. If it is
+interrupted, the same command resumes. --only chooses the adapters to train, of those in ADAPTERS,
+and --page writes the page of the stored rows alone. shares.py computes the shares and intervals
+again from the stored answers.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
@@ -25,7 +26,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/skip_adapters")
-WORDS, WINDOWS, WATCHED = 250, 3, 100
+WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
 RATIOS = {24: 1.25, 20: 1.5, 15: 2.0}
 # The layers of an adapter: found on training articles by strategy=block_influence, search with
 # patches, and one_block.
@@ -34,12 +35,30 @@ LAYERS = {
     20: [*range(4), *range(13, 20), *range(21, 30)],
     15: [0, 1, *range(17, 30)],
 }
-# The number of layers of every adapter, and True if its gaps are trained first.
+
+
+class Adapter(NamedTuple):
+    """The number of layers, the epochs in which the gaps alone are trained first, those of the
+    whole view, and if it learns from more text.
+    """
+
+    layers: int
+    gap_epochs: int
+    epochs: int
+    has_more: bool = False
+
+    def __str__(self) -> str:
+        gaps, more = ", gaps first" * bool(self.gap_epochs), ", more text" * self.has_more
+        return f"adapter{gaps}{more}"
+
+
 ADAPTERS = {
-    "adapter-24": (24, False),
-    "adapter-20": (20, False),
-    "adapter-20-gaps": (20, True),
-    "adapter-15-gaps": (15, True),
+    "adapter-24": Adapter(24, 0, 2),
+    "adapter-24-gaps-more": Adapter(24, 3, 1, has_more=True),
+    "adapter-20": Adapter(20, 0, 2),
+    "adapter-20-gaps": Adapter(20, 6, 1),
+    "adapter-20-gaps-more": Adapter(20, 3, 1, has_more=True),
+    "adapter-15-gaps": Adapter(15, 6, 1),
 }
 FOLDED = {15}  # merged into the weights, so that every engine runs the adapter
 # Two answers of the full model to every window, one greedy and one sampled, and the second half of
@@ -62,7 +81,6 @@ GAPS = [
     "train.gap_weight=1",
     "train.ce_weight=0",
     "train.distill_weight=0",
-    "train.epochs=6",
     "train.learning_rate=1e-3",
     "correction.learning_rate=1e-3",
     "train.evaluate_every=1000",
@@ -72,14 +90,15 @@ HEADS = (
     *("R-1", "R-2", "R-L", "R-1 of full", "loops"),
 )
 NOTE = (
-    "Patches and adapters learned from 100 training articles; every row is measured on the same"
-    " validation articles, with greedy answers of at most 96 tokens. Agreement: the share of"
-    " positions in the full model's own answers at which the most likely token is the full model's,"
-    " with its 95% interval; KL: the mean divergence from the full model there. Prompt: all means"
-    " that every layer reads the prompt, kept that only the kept layers do. R-1 of full: ROUGE-1 as"
-    " a share of the full model's, with the 95% interval of the paired bootstrap. Loops: answers"
-    " that repeat themselves. Gaps first: the layers around each gap were trained alone before the"
-    " whole view. `answers.jsonl.gz` has every answer."
+    "Patches and adapters learned from 100 training articles, those with more text from 80"
+    " further ones. Every row is measured on the same other articles, with greedy answers of at"
+    " most 96 tokens. Agreement: the share of positions in the full model's own answers at which"
+    " the most likely token is the full model's, with its 95% interval; KL: the mean divergence"
+    " from the full model there. Prompt: all means that every layer reads the prompt, kept that"
+    " only the kept layers do. R-1 of full: ROUGE-1 as a share of the full model's, with the 95%"
+    " interval of the paired bootstrap. Loops: answers that repeat themselves. Gaps first: the"
+    " layers around each gap were trained alone before the whole view. `answers.jsonl.gz` has"
+    " every answer."
 )
 
 
@@ -93,26 +112,33 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
 
 
-def prepare(data: Path, work: Path) -> None:
-    """Write the windows of the training articles, and the validation articles that are reported and
-    that watch the training.
-    """
-    articles, validation = (read(data / f"{split}.jsonl.gz") for split in ("train", "validation"))
-    windows = []
+def windows(articles: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the first parts of every article as articles, without short ones."""
+    found = []
     for article in articles:
         words = article["article"].split()
         for i in range(WINDOWS):
             part = words[i * WORDS : (i + 1) * WORDS]
             if len(part) >= WORDS // 2:
-                windows.append(
+                found.append(
                     {"id": f"{article['id']}-{i}", "article": " ".join(part)}
                     | {"highlights": article["highlights"]}
                 )
+    return found
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Write the windows of the training articles, and the validation articles that are reported and
+    that watch the training.
+    """
+    articles, validation = (read(data / f"{split}.jsonl.gz") for split in ("train", "validation"))
+    others = validation[REPORTED:]
     files = {
         "train": articles,
-        "windows": windows,
-        "choose": validation[-WATCHED:],
-        "report": validation[:-WATCHED],
+        "windows": windows(articles),
+        "more": windows(articles + others[WATCHED:]),
+        "choose": others[:WATCHED],
+        "report": validation[:REPORTED],
     }
     for name, rows in files.items():
         write_atomic(work / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -136,21 +162,21 @@ def layers(count: int) -> list[str]:
 
 
 def train(work: Path, name: str) -> None:
-    """Train the whole view for two epochs, or its gaps for six and then the whole view for one."""
-    count, has_gaps = ADAPTERS[name]
+    """Train the whole view, after its gaps if they have epochs."""
+    count, gap_epochs, epochs, has_more = ADAPTERS[name]
+    text = "more" if has_more else "windows"
     common = [
-        *("train", *TRAIN, *task(work, "windows"), *layers(count)),
-        f"train.own.file={work}/own.jsonl",
-        f"train.validation={{file:{work}/choose.jsonl,limit:20}}",
+        *("train", *TRAIN, *task(work, text), *layers(count)),
+        f"train.own.file={work}/own-{text}.jsonl",
+        f"train.validation={{file:{work}/choose.jsonl}}",
         f"train.ratios={RATIOS[count]:g}",
         *(["correction.kind=folded"] if count in FOLDED else []),
     ]
-    if not has_gaps:
-        call(*common, *WHOLE, "train.epochs=2", f"output={work}/{name}")
-        return
-    start = work / f"gaps-{count}"
-    call(*common, *GAPS, f"output={start}")
-    call(*common, *WHOLE, "train.epochs=1", f"train.start={start}", f"output={work}/{name}")
+    if gap_epochs:
+        start = work / name.replace("adapter", "start")
+        call(*common, *GAPS, f"train.epochs={gap_epochs}", f"output={start}")
+        common.append(f"train.start={start}")
+    call(*common, *WHOLE, f"train.epochs={epochs}", f"output={work}/{name}")
 
 
 def evaluate(work: Path, limit: int) -> None:
@@ -179,7 +205,7 @@ def correction(row: Record) -> str:
         return "none"
     if not row.correction.path:
         return f"patch ({row.correction.kind})"
-    return "adapter, gaps first" if row.correction.path.endswith("-gaps") else "adapter"
+    return str(ADAPTERS[Path(row.correction.path).name])
 
 
 def line(row: Record) -> str:
