@@ -25,8 +25,6 @@ from ulskip_cli.engines.sampling import (
 from ulskip_cli.engines.speculative import (
     CREDIT,
     MARGIN,
-    MAX_MISSES,
-    PAUSE,
     DraftLength,
     NgramDrafter,
 )
@@ -193,7 +191,7 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     except InvalidLogitsError:
         assume(False)  # all of so small a vocabulary was banned
     foreign = data.draw(
-        st.sampled_from([None, Rubbish(seed, vocab_size), Repeating(), NgramDrafter()])
+        st.sampled_from([None, Rubbish(seed, vocab_size), Repeating(), NgramDrafter(2)])
     )
     with pytest.MonkeyPatch.context() as patch:
         if foreign:
@@ -345,39 +343,26 @@ def test_a_draft_head_scores_first_tokens_and_prompts_and_shares_the_layers(mode
     assert {id(weight) for weight in view.parameters()} >= set(map(id, model.parameters()))
 
 
-def proposed(*rows, count=3):
-    return NgramDrafter().propose(torch.tensor(rows), count).tokens.tolist()
+def proposed(size, *rows, count=4):
+    return NgramDrafter(size).propose(torch.tensor(rows), count).tokens.tolist()
 
 
 @pytest.mark.parametrize(
-    ("ids", "drafts"),
+    ("ids", "drafts"),  # of look-ups of three, two and one tokens
     [
-        ([1, 2, 3, 4, 5, 1, 2, 3], [4, 5, 1]),
-        ([7, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], [5, 9, 1]),  # three tokens before two
-        ([8, 2, 3, 4, 1, 2, 3], [4, 1, 2]),
-        ([3, 4, 5, 1, 2, 3], []),  # one token is no evidence
-        ([6, 6, 6, 6], [6]),
-        ([1], []),
+        ([1, 2, 3, 4, 5, 1, 2, 3], ([4, 5, 1, 2], [4, 5], [4])),
+        ([7, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], ([5, 9, 1, 2], [5, 9], [5])),
+        ([8, 2, 3, 4, 1, 2, 3], ([], [4, 1], [4])),
+        ([3, 4, 5, 1, 2, 3], ([], [], [4])),
+        ([6, 6, 6, 6, 6], ([6, 6], [6, 6], [6])),
+        ([1], ([], [], [])),
     ],
 )
-def test_the_last_tokens_are_looked_up(ids, drafts):
-    assert proposed(ids) == [drafts]
+def test_the_last_tokens_are_looked_up_and_short_matches_draft_few(ids, drafts):
+    assert tuple(proposed(size, ids)[0] for size in (3, 2, 1)) == drafts
 
 
 def test_a_batch_drafts_as_many_as_every_sequence_has():
-    assert proposed([1, 2, 3, 4, 1, 2], [9, 5, 6, 7, 5, 6]) == [[3, 4, 1], [7, 5, 6]]
-    assert proposed([1, 2, 3, 4, 1, 2], [5, 5, 5, 5, 5, 5]) == [[3, 4, 1], [5, 5, 5]]
-    assert proposed([1, 2, 3, 4, 1, 2], [1, 2, 3, 4, 5, 6]) == [[], []]
-
-
-def test_after_two_misses_there_is_a_pause():
-    drafter, text = NgramDrafter(), [1, 2] * 20
-    drafted = [
-        bool(drafter.propose(torch.tensor([text[: 10 + i]]), 2).tokens.shape[1]) for i in range(12)
-    ]
-    assert drafted[: MAX_MISSES + PAUSE + 1] == [True] * MAX_MISSES + [False] * PAUSE + [True]
-    drafter = NgramDrafter()
-    accepted = [
-        drafter.propose(torch.tensor([text[: 10 + 3 * i]]), 2).tokens.shape[1] for i in range(8)
-    ]
-    assert accepted == [2] * 8
+    assert proposed(2, [1, 2, 3, 4, 1, 2], [9, 5, 6, 7, 5, 6]) == [[3, 4], [7, 5]]
+    assert proposed(3, [1, 1, 2, 3, 4, 1, 1, 2], [5] * 8) == [[3, 4, 1, 1], [5] * 4]
+    assert proposed(1, [1, 2, 3, 4, 1, 2], [1, 2, 3, 4, 5, 6]) == [[], []]

@@ -34,47 +34,44 @@ MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted tok
 # Minimum measurements of each cost and minimum seconds of all; the shortest time counts.
 MEASUREMENTS, MEASURED_SECONDS = 5, 0.3
 CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
-LONGEST = 3  # tokens that are looked up, at least two; a single one occurs too often
-MAX_MISSES, PAUSE = 2, 4  # fruitless look-ups in a row, and the tokens without look-ups that follow
+LONGEST = 3  # tokens that are looked up
 PRIOR_ACCEPTED, PRIOR_TESTED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
 DECAY = 0.9  # weight of earlier checks after each check
 CREDIT = 3.0  # plain steps that drafts may lose before they have to pay
-MARGIN = 0.015  # share of the time of plain steps that is spent on trying drafts that did not pay
+# Share of the time of plain steps that each drafter may spend on trying drafts that did not pay.
+MARGIN = 0.005
 
 
 class NgramDrafter:
-    """Drafts what first followed the last two or three tokens in the prompt and the answer."""
+    """Drafts what first followed the last `size` tokens, or more, in the prompt and the answer.
 
-    def __init__(self) -> None:
-        self._misses = self._drafted_at = self._resume_at = 0
+    Fewer tokens than LONGEST draft at most as many, because the drafts behind are rarely accepted.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Return drafts if every sequence has a match, because all sequences of a batch advance
         together.
         """
-        at = ids.shape[1]
-        if self._drafted_at:  # one more token since then: none of the drafts was accepted
-            self._misses = self._misses + 1 if at == self._drafted_at + 1 else 0
-        self._drafted_at = 0
-        if self._misses == MAX_MISSES:
-            self._misses, self._resume_at = 0, at + PAUSE
-        if at < self._resume_at:
-            return Drafts(ids[:, :0])
-        rows = [_continuation(row, count) for row in ids.cpu().numpy()]
-        if count := min(map(len, rows)):
-            self._drafted_at = at
+        count, rows = count if self.size == LONGEST else min(count, self.size), list[ndarray]()
+        for row in ids.cpu().numpy():
+            rows.append(self._continuation(row, count))
+            if not len(rows[-1]):
+                return Drafts(ids[:, :0])
+        count = min(map(len, rows))
         drafts = numpy.stack([row[:count] for row in rows])
         return Drafts(torch.tensor(drafts, device=ids.device))
 
-
-def _continuation(ids: ndarray, count: int) -> ndarray:
-    places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
-    for size in range(2, LONGEST + 1):
-        places = places[places >= size - 1]
-        places = places[ids[places - size + 1] == ids[-size]] if len(places) else places
-        if len(places):
-            start = int(places[0]) + 1
-    return ids[start : start + count]
+    def _continuation(self, ids: ndarray, count: int) -> ndarray:
+        places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
+        for size in range(1, LONGEST + 1):
+            places = places[places >= size - 1]
+            places = places[ids[places - size + 1] == ids[-size]] if len(places) else places
+            if len(places) and size >= self.size:
+                start = int(places[0]) + 1
+        return ids[start : start + count]
 
 
 class LayerDrafter:
@@ -173,17 +170,20 @@ class SpeculativeSession(ModelSession):
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
     ) -> list[NgramDrafter | LayerDrafter]:
-        """Return the drafters of a batch; the first that finds drafts is used."""
+        """Return the drafters of a batch; the first that finds drafts is used. The layers draft
+        better than what followed a single token.
+        """
         drafters: list[NgramDrafter | LayerDrafter] = []
         if request.decoding.draft != "layers":
-            drafters.append(NgramDrafter())
+            drafters = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
         if request.decoding.draft != "ngram":
             view = self.drafting(request.decoding)
             head = view.get_output_embeddings()
             if isinstance(head, DraftHead):
                 ends = request.input_ids.new_tensor(request.eos_token_ids)
                 head.begin(torch.cat([request.input_ids.flatten(), ends]))
-            drafters.append(LayerDrafter(view, self.views.stages[0].kept, self.steps, sampler))
+            layers = LayerDrafter(view, self.views.stages[0].kept, self.steps, sampler)
+            drafters.insert(LONGEST - 1, layers)
         return drafters
 
     def prepare(self, request: BatchRequest) -> float:
