@@ -67,7 +67,7 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
     show_sweep(tmp_path, written)
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
-        "[2/3] unified b: s keeps 2 of 4 layers: 1.50x as fast (1.50 to 1.50), BLEU 20.0.",
+        "[2/3] unified b: s keeps 2 of 4 layers: decodes 1.50x as fast (1.50 to 1.50), BLEU 20.0.",
         "worker 1 died",
         "[3/3] unified c: s has no result: no.",
     ]

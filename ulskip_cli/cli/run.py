@@ -43,6 +43,7 @@ def run(
 
     # Before slower imports, so that usage errors answer at once.
     point, folder = resolve(chosen), ResultsFolder.of(chosen)
+    folder.check_writable()
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.runner import Session, run_points
     from ulskip_cli.experiments.statistics import sentence
@@ -82,11 +83,14 @@ def bench(
     if print_config:
         print_yaml(*grid)
         return
+    from ulskip_cli.experiments.results import ResultsFolder
+
     resolver = Resolver()
     resolved = [resolver.resolve(point, "bench") for point in grid]
+    folder = ResultsFolder.of(grid[-1])
+    folder.check_writable()
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.benchmark import Benchmarks
-    from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.runner import Session, run_points
     from ulskip_cli.report import benchmark, tables
 
@@ -94,7 +98,6 @@ def bench(
         outcome = run_points(resolved, Session(bars), Benchmarks(resolved).run_point)
         for line in left_out:
             bars.note(line)
-    folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         tables.write_tables(folder)
         benchmark.write_bench_report(folder)

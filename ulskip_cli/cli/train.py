@@ -5,7 +5,7 @@ import os
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_yaml, training_lines
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import check_writable, user_path
 
 
 def train(
@@ -26,10 +26,11 @@ def train(
         print_yaml(chosen)
         return
     check_training(chosen)
+    output = user_path(chosen.output, "output")
+    check_writable(output, "output")
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    output = user_path(chosen.output, "output")
     with ProgressBars(enabled=first) as bars:
         from ulskip_cli.training.run import train as run_training
 

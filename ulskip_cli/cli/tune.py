@@ -44,13 +44,8 @@ def tune(
     from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
-    try:
-        with ProgressBars() as bars:
-            result = Tuning(
-                request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)
-            ).run()
-    finally:
-        folder.remove_if_empty()
+    with ProgressBars() as bars:
+        result = Tuning(request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)).run()
     result.store()
     written = result.export(to, config_dir) if to is not None else []
     if as_json:

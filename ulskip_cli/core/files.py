@@ -144,6 +144,17 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
         held.release()
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """Raise UsageError that names the option `key` if a folder cannot be created or written to."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder} ({reason(error, True)}); set another {key}=DIR"
+        ) from None
+
+
 def user_path(given: str | Path, key: str) -> Path:
     """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a
     path.

@@ -584,8 +584,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def keeps_all(self) -> bool:
-        """True for the full model."""
-        return self.strategy == "full"
+        """True for the full model without drafts."""
+        return self.strategy == "full" and not self.draft_tokens
 
     @property
     def strategy_name(self) -> str:
@@ -595,9 +595,15 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def label(self) -> str:
-        """The strategy with its unit and its correction, e.g. `unified + full patch`."""
+        """The strategy with its unit and its correction, e.g. `unified + full patch`, or what
+        drafts.
+        """
         correction = f" + {self.correction.label}" if self.correction else ""
-        return f"{self.strategy_name}{correction}"
+        label = f"{self.strategy_name}{correction}"
+        if not self.draft_tokens:
+            return label
+        draft = str((self.config.get("decoding") or {}).get("draft"))
+        return f"{ {'ngram': 'n-gram', 'both': f'n-gram and {label}'}.get(draft, label) } drafts"
 
     @property
     def speedup(self) -> Interval | None:

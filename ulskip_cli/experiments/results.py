@@ -12,7 +12,6 @@ table.md, table.csv   made from the rows (see `report`)
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +19,8 @@ from pathlib import Path
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError, one_line, reason
-from ulskip_cli.core.files import append_line, lock, user_path, write_atomic
+from ulskip_cli.core.errors import UsageError, one_line
+from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
 from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
 
@@ -34,7 +33,6 @@ class ResultsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_new = False
 
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
@@ -42,24 +40,8 @@ class ResultsFolder:
         return cls(user_path(config.results_dir, "results_dir") / config.name)
 
     def check_writable(self) -> None:
-        """Create the folder before a long run; raise UsageError if the folder cannot be created or
-        written to.
-        """
-        try:
-            self._is_new = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            raise UsageError(
-                f"cannot write results to {self.path} ({reason(error, True)}); set another"
-                " results_dir=DIR"
-            ) from None
-
-    def remove_if_empty(self) -> None:
-        """Remove the folder if `check_writable` created the folder and it is still empty."""
-        if self._is_new:
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+        """Raise UsageError before a long run if the folder cannot be created or written to."""
+        check_writable(self.path, "results_dir")
 
     @property
     def runs_path(self) -> Path:

@@ -219,19 +219,16 @@ def run_points(
     """
     folder, outcome = ResultsFolder.of(points[0].config), SweepOutcome(len(points))
     folder.check_writable()
-    try:
-        for number, point in enumerate(points, start=1):
-            if len(points) > 1:
-                session.progress.point(number, len(points))
-            try:
-                outcome.records |= {record.id: record for record in run_one(point, session)}
-            except Exception as error:
-                if len(points) == 1 or isinstance(error, StorageError):
-                    raise
-                label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
-                outcome.failures.append(f"{label}: {failure_reason(error)}")
-    finally:
-        folder.remove_if_empty()
+    for number, point in enumerate(points, start=1):
+        if len(points) > 1:
+            session.progress.point(number, len(points))
+        try:
+            outcome.records |= {record.id: record for record in run_one(point, session)}
+        except Exception as error:
+            if len(points) == 1 or isinstance(error, StorageError):
+                raise
+            label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
+            outcome.failures.append(f"{label}: {failure_reason(error)}")
     return outcome
 
 

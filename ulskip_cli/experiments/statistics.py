@@ -347,10 +347,15 @@ def sentence(record: Record) -> str:
     kept, _, count = (record.layers or "").partition("/")
     text = f"{record.label} keeps {kept} of {count} {UNIT_NAMES[record.unit or LAYER]}"
     facts = []
+    if record.draft_tokens:
+        layers = f" of {kept} of {count} layers" if kept != count else ""
+        text = f"the full model checks {record.label}{layers}"
     if record.keeps_all:
         text = f"the full model runs {record.num_layers} layers"
     elif record.speedup:
-        facts += [f"{record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
+        facts += [f"decodes {record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
+        if record.end_to_end_speedup:
+            facts += [f"{record.end_to_end_speedup:.2f}x with the prompt"]
     if metric := primary([record]):
         facts += [_score_text(record, metric)]
     return f"{text}{': ' if facts else ''}{', '.join(facts)}."

@@ -84,13 +84,7 @@ class Point:
         """The text for the method: the strategy with its corrections, the drafter, or the smaller
         model.
         """
-        label = self.record.label
-        if self.kind == SMALLER:
-            return self.record.model or SMALLER
-        if self.kind != DRAFTING:
-            return label
-        draft = str((self.record.config.get("decoding") or {}).get("draft"))
-        return f"{ {'ngram': 'n-gram', 'both': f'n-gram and {label}'}.get(draft, label) } drafts"
+        return (self.record.model or SMALLER) if self.kind == SMALLER else self.record.label
 
     @property
     def name(self) -> str:
@@ -192,8 +186,9 @@ class Frontier:
         first = self.points[0]
         note = (
             f"Speedup and quality of every row are compared with {first.name} at full depth and the"
-            " same batch size, in pairs and on the same examples. Beaten by: another point is"
-            " faster and better; with a question mark, an interval leaves that open."
+            " same batch size, in pairs and on the same examples. Speedup: of decoding; with"
+            " prompt: of reading the prompt and decoding. Beaten by: another point is faster and"
+            " better; with a question mark, an interval leaves that open."
         )
         batch_sizes = {point.record.batch_size for point in self.points}
         columns = [
@@ -203,6 +198,7 @@ class Frontier:
             *[Column("batch", "", "record.batch_size")] * (len(batch_sizes) > 1),
             Column("speedup", ".2f", "speedup"),
             Column("interval", "", lambda point: None if point is first else ends(point.clock)),
+            Column("with prompt", ".2f", "record.end_to_end_speedup"),
             Column(first.quality.title, ".1f", "quality.value"),
             Column("of baseline", "", lambda point: point.quality.text()),
             Column("verdict", "", self._fate),
