@@ -43,7 +43,8 @@ def write_bench_report(folder: ResultsFolder) -> None:
     records = ordered(
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
-    parts = [f"# {tables.title(records)}", *map(tables.with_heading, sections(records))]
+    parts = [f"# {tables.title(records)}", *fastest(records)]
+    parts += map(tables.with_heading, sections(records))
     text = "\n\n".join([*parts, tables.provenance(records)]) + "\n"
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
 
@@ -98,7 +99,6 @@ def sections(records: Sequence[Record]) -> list[Section]:
         Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, 1),
     ]
     notes = [
-        *fastest(records),
         tables.MEASURED,
         *(OVER.format(engine=engine) for engine in references),
         *tables.interval_notes(records),
