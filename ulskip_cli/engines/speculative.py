@@ -68,7 +68,9 @@ class NgramDrafter:
         places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
         for size in range(1, LONGEST + 1):
             places = places[places >= size - 1]
-            places = places[ids[places - size + 1] == ids[-size]] if len(places) else places
+            if not len(places):
+                break
+            places = places[ids[places - size + 1] == ids[-size]]
             if len(places) and size >= self.size:
                 start = int(places[0]) + 1
         return ids[start : start + count]

@@ -192,8 +192,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
             key = re.sub(r"\d+(\.\d+)?", "", plain.replace(record.strategy, ""))
             texts[key].append(plain)
     return [
-        f"{same[0]}{f' (in {len(same)} rows, with other numbers)' if len(same) > 1 else ''}"
-        for same in texts.values()
+        f"{same[0]}{f' (in {len(same)} rows)' if len(same) > 1 else ''}" for same in texts.values()
     ]
 
 
