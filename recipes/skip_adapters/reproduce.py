@@ -54,6 +54,7 @@ class Adapter(NamedTuple):
 
 ADAPTERS = {
     "adapter-24": Adapter(24, 0, 2),
+    "adapter-24-gaps-more": Adapter(24, 3, 1, has_more=True),
     "adapter-20": Adapter(20, 0, 2),
     "adapter-20-gaps": Adapter(20, 6, 1),
     "adapter-20-gaps-more": Adapter(20, 3, 1, has_more=True),
