@@ -174,7 +174,7 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
     ("record", "parts"),
     [
         (sweep_row(bleu=26.3), ("1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0")),
-        (sweep_row(end_to_end_speedup=1.5), ("1.50x with the prompt",)),
+        (sweep_row(end_to_end_speedup=1.5), ("1.50x including the prompt",)),
         (
             sweep_row(draft_tokens=2, config={"decoding": {"draft": "both"}}),
             ("full model checks n-gram and unified drafts", "decodes 1.80x as fast"),

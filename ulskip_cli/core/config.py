@@ -404,7 +404,7 @@ def _values(
             )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
-                f"{key} cannot be set, because the file of {group} sets it; use {group}=NAME"
+                f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
             )
     given = {
         override.key_or_group: _choice_name(override, extra_dir)

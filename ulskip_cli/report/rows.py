@@ -232,8 +232,9 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
 
 
 def _follows(values: pd.Series, shown: pd.Series, names_choice: bool) -> bool:
-    """Return True if each shown value determines the value. Unless the shown setting names the
-    choice of the same group, the reverse must hold too.
+    """Return True if a table need not show `values`, because `shown` tells them: equal shown values
+    have equal values. The reverse must hold too, unless `shown` is the name of the strategy, say,
+    whose option the values are.
     """
     pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
     pairs = pairs[(pairs != UNKNOWN).all(axis="columns")]

@@ -430,7 +430,7 @@ def explanations(records: Sequence[Record]) -> list[str]:
 
 
 def sentences(parts: Iterable[str]) -> str:
-    """Join notes to a paragraph, each with a full stop.
+    """Join notes into a paragraph, each with a full stop.
 
     >>> sentences(["One.", "", "Two"])
     'One. Two.'

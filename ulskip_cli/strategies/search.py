@@ -1,5 +1,5 @@
-"""Strategies whose layers held-out examples choose: by block influence, as one skipped block, or by
-a search.
+"""Strategies that choose layers on held-out examples: by block influence, as one skipped block, or
+by a search.
 """
 
 import math
@@ -208,8 +208,8 @@ class Search(SkippingStrategy):
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
-    """Return every schedule that swaps a kept layer for a skipped one, by distance; equal distances
-    are in random order.
+    """Return every schedule that exchanges one kept and one skipped layer, the nearest pairs first;
+    equally near ones are in random order.
     """
     pairs = [(out, into) for out in kept for into in range(num_layers) if into not in kept]
     rng.shuffle(pairs)

@@ -117,8 +117,8 @@ class OpenVinoRequest:
     def clear(self) -> None:
         """Forget all sequences.
 
-        A new request replaces the old one, because a rounded cache gave NaN logits after
-        `reset_state` if rows of the earlier batch had ended (openvino 2026.4).
+        A new inference request replaces the old one, because a cache in low precision gave NaN
+        logits after `reset_state` if rows of the earlier batch had ended (openvino 2026.4).
         """
         self._request = self.compiled.create_infer_request()
 

@@ -292,7 +292,7 @@ class Sweep:
         ]
 
     def update(self, is_new: bool = True) -> None:
-        """Settle the jobs that this or another process has recorded since the last call."""
+        """Report the jobs that this or another process has recorded since the last call."""
         self.refresh()
         for job in self.to_do:
             if self.observer and (record := self.record(job)):
