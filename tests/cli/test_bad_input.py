@@ -25,7 +25,7 @@ BAD = [
     *("export model=tiny --to /", "export", "export --to out --format onnx"),
     *("export --to out --shard-size big", "export --to out --results nowhere"),
 ]
-BAD_LINES = [*map(str.split, BAD), ["report", ""]]
+BAD_LINES = [*map(str.split, BAD), ["report", ""], ["run", "task.prompt='{source} {nope}'"]]
 MISTYPED = {  # the likeliest errors, with what the line names
     "ratio=abc": "ratio",
     "--ratio=2": "ratio=",

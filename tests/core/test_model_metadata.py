@@ -73,7 +73,7 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
     one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"other")
     two = fingerprint(hf(model_folder, adapter=str(tmp_path)))
     assert len({one, two, fingerprint(hf(model_folder))}) == 3
 
@@ -91,7 +91,8 @@ def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
 
 def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(model_metadata, "_HASHED_BYTES", 2**10)
-    whole, folder = fingerprint(hf(model_folder)), shutil.copytree(model_folder, tmp_path / "copy")
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    whole = fingerprint(hf(folder))
     with (folder / "model.safetensors").open("r+b") as stream:
         stream.seek(100)
         stream.write(b"changed")

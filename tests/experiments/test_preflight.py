@@ -2,12 +2,12 @@ import shutil
 
 import pytest
 
-from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, find_held_out, resolve
+from ulskip_cli.experiments.preflight import Resolver, resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -72,7 +72,7 @@ def test_missing_examples_are_refused(files):
     with pytest.raises(UsageError, match=r"offset.*9"):
         resolve(compose([*files, "offset=9"]))
     for strategy in ("strategy=unified", f"strategy=block_influence strategy.scores={[1] * 12}"):
-        assert find_held_out(compose([*files, *strategy.split(maxsplit=1)])) is None
+        assert resolve(compose([*files, *strategy.split(maxsplit=1)])).held_out is None
 
 
 def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, model_folder, tmp_path):
@@ -111,11 +111,10 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
         return lambda *args: calls.append(name) or function(*args)
 
     monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
-    for name in ("read_metadata", "fingerprint"):
-        monkeypatch.setattr(preflight, name, counted(name, getattr(model_metadata, name)))
+    monkeypatch.setattr(preflight, "read_metadata", counted("metadata", read_metadata))
     grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
     assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
-    assert sorted(calls) == ["examples", "fingerprint", "read_metadata"]
+    assert sorted(calls) == ["examples", "metadata"]
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
     assert calls.count("examples") == 1 + 2  # once for each limit
 

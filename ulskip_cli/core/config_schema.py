@@ -2,8 +2,6 @@
 and bounds.
 """
 
-import hashlib
-import json
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
@@ -12,7 +10,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import Table, digest
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, option
 from ulskip_cli.core.strategy import LAYER, Strategy
@@ -265,7 +263,7 @@ class Config(Shared):
         AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
     )
     launcher: LauncherConfig = option(
-        LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep tune"
+        LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep"
     )
 
     @field_validator("name")
@@ -290,8 +288,7 @@ class Config(Shared):
         Values that are defaults are not hashed, so a new option changes no identity. Data and
         weights are not part of it.
         """
-        values = [DEFAULTS, self.recorded()]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        return digest([DEFAULTS, self.recorded()])
 
     def recorded(self) -> Table:
         """Return the values that a row stores: they differ from the defaults, change results, and

@@ -5,6 +5,7 @@ that users give, and texts of other people's files without control characters.
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import platform
@@ -23,6 +24,11 @@ Table = dict[str, Any]  # keys and values of a user, of JSON, or for another pro
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
+
+
+def digest(value: object) -> str:
+    """Return a hash of a JSON value, 12 hexadecimal digits; paths are hashed as text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def read_jsonl(path: Path) -> list[Table]:

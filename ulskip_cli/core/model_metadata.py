@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -355,14 +356,20 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     """
     if commit := _hub_commit(config_file):
         return commit
-    digest, folder = hashlib.sha256(config_file.read_bytes()), config_file.parent
-    files = (
-        {file for pattern in (*TOKENIZER_FILES, "*.safetensors") for file in folder.glob(pattern)}
-        if weights
-        else set()
-    )
-    for file in sorted(filter(Path.is_file, files)):
-        size = file.stat().st_size
+    patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
+    found = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
+    states = [(file, file.stat()) for file in sorted(filter(Path.is_file, found))]
+    stamps = [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))
+
+
+@cache
+def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash a configuration and the files of a folder; files with the size and time of an earlier
+    call are not read again.
+    """
+    digest = hashlib.sha256(config)
+    for file, size, _ in stamps:
         digest.update(f"{file.relative_to(folder)} {size}".encode())
         with file.open("rb") as stream:
             for start in range(0, size, _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES):

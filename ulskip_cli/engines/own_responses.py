@@ -2,7 +2,6 @@
 training.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, append_line, read_jsonl
+from ulskip_cli.core.files import Table, append_line, digest, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
@@ -40,7 +39,7 @@ def generate_own_responses(
     """
     contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
     keys = [_key(model, settings) for settings in contexts]
-    names = [hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] for ids in prompts]
+    names = [digest(ids) for ids in prompts]
     wanted = set(enumerate(keys))
     rows = [row for row in read_jsonl(file) if (row.get("sample"), row.get("key")) in wanted]
     stored = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
@@ -95,8 +94,8 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
 
 
 def _key(model: PreTrainedModel, context: DecodeContext) -> str:
-    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; of a tensor,
-    about 64 values are hashed.
+    """Return a hash of everything on which answers depend; of a tensor, about 64 values are
+    hashed.
     """
     plain = [
         parameter
@@ -109,4 +108,4 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     ]
     seed = context.seed if context.decoding.do_sample else None
     parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return digest(parts)

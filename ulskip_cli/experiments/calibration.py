@@ -13,8 +13,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.environment import __version__
-from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
@@ -23,7 +22,6 @@ from ulskip_cli.engines.base import BatchOutput, ExitStats
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.preflight import digest, schedule_of
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, decode_context
@@ -176,10 +174,7 @@ def calibrate_strategy(
     )
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = read_object(path) or {}
-    options, fields = stored.get("options"), type(strategy).model_fields
-    if not isinstance(options, dict) or not all(
-        key in fields and getattr(strategy, key) in (None, value) for key, value in options.items()
-    ):  # a stored option is unset in the strategy, or has the same value there
+    if not isinstance(stored.get("options"), dict):
         began = time.monotonic()
         progress.phase("calibrate", 0)
         torch.manual_seed(config.seed)
@@ -197,14 +192,8 @@ def calibrate_strategy(
             "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
-    config = config.replace(strategy=changed_choice(strategy, stored["options"], "strategy."))
-    plan = make_plan(config, loaded.metadata)
-    if plan.exits or plan.later_stages:  # no fixed set of layers, which a schedule file requires
-        return config, stored
-    shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
-    made_by = f"ulskip {__version__}: calibration on held-out examples"
-    write_atomic(path.with_name(shared), schedule_of(config, plan, made_by).to_json())
-    return config, {**stored, "schedule": shared}
+    options = changed_choice(strategy, stored["options"], "strategy.")
+    return config.replace(strategy=options), stored
 
 
 def calibrate_patches(

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field
 
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
-from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.strategies.static import ScheduleFile
 from ulskip_cli.tasks import metrics
 
 
@@ -63,7 +62,6 @@ class Resolver:
 
     _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
-    _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, config: Config, command: str = "run") -> ResolvedPoint:
         """Check a run, or a benchmark, which reads no task, and derive its point; raise a
@@ -75,7 +73,8 @@ class Resolver:
             _check_benchmark(config, metadata.context)
         else:
             data = self.data(config)
-            held_out = find_held_out(config) if config.model.source != "random" else None
+            if config.needs_held_out and config.model.source != "random":
+                held_out = find_held_out(config)
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(config))
@@ -87,7 +86,7 @@ class Resolver:
             metadata,
             plan,
             self.run_id(config, texts),
-            self.weights_fingerprint(config.model),
+            fingerprint(config.model),
             baseline,
         )
 
@@ -121,6 +120,9 @@ class Resolver:
                 metrics.make_metrics(scoring)  # a missing package is reported before a missing file
                 examples = evaluated_examples(config)
                 metrics.make_metrics(scoring, [example.reference for example in examples])
+                template = config.task.template_for(has_chat=True)
+                template.prompt(examples[0])
+                template.response(examples[0])
                 self._data[key] = TaskExamples(config.task, examples)
             except UsageError as error:  # of all points with these data
                 self._data[key] = error
@@ -129,58 +131,18 @@ class Resolver:
             raise data
         return data
 
-    def fallback_id(self, config: Config) -> str:
-        """Return the identifier of a refused point: `run_id`, or the configuration's hash if data
-        or weights are unreadable.
-        """
-        try:
-            return self.run_id(config, self.data(config).text)
-        except UsageError:
-            return config.identity
-
     def run_id(self, config: Config, data_text: str) -> str:
         """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that
         decides its result.
         """
         parts = [
             config.identity,
-            self.weights_fingerprint(config.model),
+            fingerprint(config.model),
             config.correction.fingerprint(),
-            *([self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []),
+            *([fingerprint(config.baseline_model)] if config.baseline_model else []),
             data_text,
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-    def weights_fingerprint(self, model: ModelConfig) -> str:
-        """Return the fingerprint of a model's weights; the files are read only at the first
-        call.
-        """
-        key = str(model)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = fingerprint(model)
-        return self._fingerprints[key]
-
-
-def digest(value: object) -> str:
-    """Return a hash of a JSON value, 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def schedule_of(config: Config, plan: Plan, made_by: str) -> ScheduleFile:
-    """Return a plan as a schedule file, which `strategy.file` reads."""
-    return ScheduleFile(
-        num_layers=plan.num_layers,
-        kept_layers=plan.kept_layers,
-        later_stages=plan.later_stages,
-        strategy=plan.strategy,
-        strategy_options=config.strategy.options(),
-        target_ratio=plan.target_speedup,
-        ratio_basis=config.ratio_basis,
-        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
-        model=config.model.label,
-        made_by=made_by,
-        unit=plan.unit,
-    )
 
 
 def resolve(config: Config) -> ResolvedPoint:
@@ -200,16 +162,13 @@ def evaluated_examples(config: Config) -> list[Example]:
     return examples[config.offset :][: config.limit]
 
 
-def find_held_out(config: Config) -> TaskExamples | None:
-    """Return the calibration examples, or None if no calibration is needed; raise UsageError if
-    needed examples are missing.
+def find_held_out(config: Config) -> TaskExamples:
+    """Return the calibration examples; raise UsageError if there are none.
 
     The first available source is used: the examples of `calibration.task` that are not evaluated,
     the task's held-out examples, or the examples after the evaluated ones. The first
     `calibration.offset` examples are left out.
     """
-    if not config.needs_held_out:
-        return None
     calibration, task = config.calibration, config.task
     if calibration.task is not None:
         task = changed_choice(task, calibration.task, "calibration.task.")

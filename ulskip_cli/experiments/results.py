@@ -72,16 +72,19 @@ class ResultsFolder:
     def record(
         self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
     ) -> Record | None:
-        """Return a point's newest finished record that `accept` accepts, or None if it or its
-        generations are missing.
-        """
-        if not self.generations_path(run_id).is_file():
-            return None
+        """Return a point's newest complete record that `accept` accepts; None if there is none."""
         for line in reversed(self._lines()):
             record = parse(line) if run_id.encode() in line else None
-            if record and record.id == run_id and record.is_done and accept(record):
+            if record and record.id == run_id and self.is_complete(record) and accept(record):
                 return record
         return None
+
+    def is_complete(self, record: Record) -> bool:
+        """Return True if a record is done and its generations are stored; a run with random weights
+        has none.
+        """
+        stored = record.num_examples == 0 or self.generations_path(record.id).is_file()
+        return record.is_done and stored
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that

@@ -21,7 +21,6 @@ from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import schedule_of
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs, parse_bytes
 from ulskip_cli.strategies.static import ScheduleFile
@@ -173,7 +172,20 @@ def summary(record: Row) -> list[str]:
 
 def schedule_file(point: ResolvedExport) -> ScheduleFile:
     """Return the plan as a schedule file, which `strategy.file` reads."""
-    return schedule_of(point.config, point.plan, point.made_by)
+    config, plan = point.config, point.plan
+    return ScheduleFile(
+        num_layers=plan.num_layers,
+        kept_layers=plan.kept_layers,
+        later_stages=plan.later_stages,
+        strategy=plan.strategy,
+        strategy_options=config.strategy.options(),
+        target_ratio=plan.target_speedup,
+        ratio_basis=config.ratio_basis,
+        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
+        model=config.model.label,
+        made_by=point.made_by,
+        unit=plan.unit,
+    )
 
 
 def mergekit_recipe(point: ResolvedExport) -> str:
@@ -206,6 +218,18 @@ def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
     gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
     starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
     return list(zip(starts, ends, strict=True))
+
+
+def listed(layers: Sequence[int]) -> str:
+    """List ascending layers as ranges.
+
+    >>> listed((0, 1, 2, 5, 7, 8))
+    '0-2, 5, 7, 8'
+    """
+    return ", ".join(
+        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
+        for start, end in layer_ranges(layers)
+    )
 
 
 def check_target(target: Path, is_folder: bool) -> None:

@@ -1,7 +1,6 @@
 """Run one training, from its configuration to a plain model folder with its training.json."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import sys
@@ -20,7 +19,7 @@ from transformers.utils import logging
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table, user_path, write_atomic
+from ulskip_cli.core.files import Table, digest, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -138,8 +137,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")
-    text = json.dumps([DEFAULTS, values, texts.sha256, fingerprint(config.model)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest([DEFAULTS, values, texts.sha256, fingerprint(config.model)])
 
 
 def _finished_record(output: Path, identity: str, config: TrainingConfig) -> TrainingRecord | None:

@@ -11,10 +11,11 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.files import digest
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.task import Example
 from ulskip_cli.corrections import Patch
-from ulskip_cli.experiments.preflight import Resolver, digest, evaluated_examples, find_held_out
+from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import Record
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
@@ -198,24 +199,19 @@ def training_examples(split: Split) -> list[Example]:
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
     wanted = split.final.replace(calibration=calibration.replace(examples=most))
-    held = find_held_out(_fitted(wanted))
+    held = find_held_out(wanted)
     used = {
         _text(example)
         for side in (split.choice, split.final)
         for example in evaluated_examples(side)
     }
-    unused = [example for example in held.examples if _text(example) not in used] if held else []
+    unused = [example for example in held.examples if _text(example) not in used]
     if not unused:
         raise UsageError(
             "expected examples to train on that neither choose nor are reported, got none; use more"
             " data"
         )
     return unused
-
-
-def _fitted(config: Config) -> Config:
-    """Return a configuration that needs calibration examples, with any strategy."""
-    return config.replace(correction=configuration.preset("correction", "patch"))
 
 
 def _text(example: Example) -> tuple[str, str]:
@@ -253,12 +249,5 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     data = [
         [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
     ]
-    held = find_held_out(_fitted(split.choice))
-    parts = [
-        wish,
-        split.final.identity,
-        fingerprint,
-        data,
-        [_text(example) for example in held.examples] if held else [],
-    ]
-    return digest(parts)
+    held = [_text(example) for example in find_held_out(split.choice).examples]
+    return digest([wish, split.final.identity, fingerprint, data, held])

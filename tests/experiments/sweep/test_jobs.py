@@ -96,6 +96,13 @@ def test_a_finished_point_is_done_for_good_unless_a_sweep_is_forced(jobs, folder
     assert states(forced, jobs) == states(joined, jobs) == ["done", "to do"]
 
 
+def test_answers_are_part_of_a_finished_point_except_with_random_weights(jobs, folder):
+    for num_examples, state in ((5, "to do"), (0, "done")):
+        folder.append(done(jobs[0]).replace(num_examples=num_examples))
+        assert states(make_sweep(jobs), jobs[:1]) == [state]
+        assert (folder.record(jobs[0].id) is not None) is (state == "done")
+
+
 def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     folder.append(jobs[0].failure_record(RunError("x")))
     sweep = make_sweep(jobs)

@@ -42,7 +42,7 @@ class Job:
     """One job of a sweep: a point, or a full baseline that points compare with."""
 
     config: Config
-    id: str  # of its row; the configuration's identity if data or weights cannot be read
+    id: str  # of its row; the configuration's identity if the point is refused
     label: str  # distinguishes the point within the sweep
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
@@ -87,7 +87,7 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
             point = resolver.resolve(config)
             job = Job(config, point.run_id, label, point)
         except UsageError as error:
-            job = Job(config, resolver.fallback_id(config), label, refused=error)
+            job = Job(config, config.identity, label, refused=error)
         if job.point and (full := job.point.baseline):
             baseline = Job(
                 full.config, full.run_id, _label(full.config, varying), full, requested=False
@@ -235,17 +235,15 @@ class Sweep:
     def record(self, job: Job) -> Record | None:
         """Return the record that settles a job, or None if the job has to run.
 
-        Finished runs of earlier sweeps settle a job, but failed runs do not. A finished record
-        counts only if its generations are stored.
+        Complete runs of earlier sweeps settle a job, but failed runs do not.
         """
         records = self._records.get(job.id)
         if not records:
             return None
-        if self.folder.generations_path(job.id).is_file():
-            for index, record in reversed(records):
-                is_new = index >= self._began
-                if record.is_done and (is_new or self._counts(record)):
-                    return record
+        for index, record in reversed(records):
+            is_new = index >= self._began
+            if self.folder.is_complete(record) and (is_new or self._counts(record)):
+                return record
         index, newest = records[-1]
         counts = index >= self._began or (job.refused and newest.status == NOT_APPLICABLE)
         return newest if counts and not newest.is_done else None
