@@ -234,9 +234,11 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
     from ulskip_cli.experiments.results import ResultsFolder
 
     point = resolve(config.compose(overrides, command="run"))
-    from ulskip_cli.experiments.runner import Session, run_points
+    folder = ResultsFolder.of(point.config)
+    folder.check_writable()
+    from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.report import tables
 
-    outcome = run_points([point], session or Session())
-    tables.write_tables(ResultsFolder.of(point.config))
-    return list(outcome.records.values())
+    records = run_point(point, session or Session())
+    tables.write_tables(folder)
+    return records

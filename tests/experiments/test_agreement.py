@@ -2,19 +2,14 @@ import pytest
 import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
-from ulskip_cli.experiments.evaluate import AgreementMeter
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.experiments.evaluate import measure_agreement
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 
-def ignore(done):
-    """Receive the number of done answers."""
-
-
-def meter(model, answers=ANSWERS):
+def agreement(model, view, answers=ANSWERS):
     full = decoder_for(model, "strategy=full")
-    return AgreementMeter(full, PROMPTS, answers, BatchSize(2), 0)
+    return measure_agreement(full, view, PROMPTS, answers, 2, lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])
@@ -35,7 +30,7 @@ def test_it_is_that_of_uncached_logits(name, prompt):
         p, q = full.softmax(-1), own.softmax(-1)
         divergence += float((p * (p / q).log()).sum())
         count += len(answer)
-    measured = meter(model).measure(view, ignore)
+    measured = agreement(model, view)
     assert measured["agreement"] == pytest.approx(same / count)
     assert measured["kl_divergence"] == pytest.approx(divergence / count, rel=1e-3)
     for key in ("agreement", "kl_divergence"):
@@ -43,12 +38,12 @@ def test_it_is_that_of_uncached_logits(name, prompt):
 
 
 def test_the_full_model_agrees_with_itself(llama):
-    measured = meter(llama).measure(decoder_for(llama, "strategy=full"), ignore)
+    measured = agreement(llama, decoder_for(llama, "strategy=full"))
     assert measured["agreement"] == measured["agreement_low"] == 1
     assert measured["kl_divergence_high"] == pytest.approx(0, abs=1e-6)
 
 
 def test_empty_answers_do_not_count(llama):
     view = decoder_for(llama, "ratio=2")
-    assert meter(llama, [ANSWERS[0], []]).measure(view, ignore)
-    assert meter(llama, [[], []]).measure(view, ignore) == {}
+    assert agreement(llama, view, [ANSWERS[0], []])
+    assert agreement(llama, view, [[], []]) == {}

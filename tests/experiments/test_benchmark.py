@@ -62,8 +62,8 @@ class Bench:
     def run_each(self, *configs):
         """Return the rows of configurations that are one grid."""
         points = [Resolver().resolve(config, "bench") for config in configs]
-        benchmarks = benchmark.Benchmarks(points)
-        return [benchmarks.run_point(point, self.session)[0].to_row() for point in points]
+        outcome = benchmark.run_benchmarks(points, self.session)
+        return [outcome.records[point.run_id].to_row() for point in points]
 
 
 @pytest.fixture
@@ -175,10 +175,11 @@ def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch
     points = [
         Resolver().resolve(point(f"engine={name}"), "bench") for name in ("torch", "transformers")
     ]
-    benchmarks = benchmark.Benchmarks(points)
-    assert benchmarks.run_point(points[0], bench.session)[0].engine == "torch"
+    outcome = benchmark.run_benchmarks(points, bench.session)
+    assert [record.engine for record in outcome.records.values()] == ["torch"]
+    assert outcome.failures == ["unified ratio 2 engine transformers: no"]
     with pytest.raises(RunError, match="no"):
-        benchmarks.run_point(points[1], bench.session)
+        benchmark.run_benchmarks(points[1:], bench.session)
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypatch):

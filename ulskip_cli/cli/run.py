@@ -45,18 +45,19 @@ def run(
     point, folder = resolve(chosen), ResultsFolder.of(chosen)
     folder.check_writable()
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.runner import Session, run_points
+    from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.experiments.statistics import sentence
+    from ulskip_cli.experiments.sweep.jobs import SweepOutcome
     from ulskip_cli.report import tables
 
     with ProgressBars() as bars:
         session = Session(bars)
         if force and point.baseline:
-            run_points([point.baseline], session)
-        outcome = run_points([point], session)
+            run_point(point.baseline, session)
+        records = run_point(point, session)
     tables.write_tables(folder)
     show_outcome(
-        outcome,
+        SweepOutcome(1, {record.id: record for record in records}),
         folder,
         tables.terminal_sections(wide),
         lambda records: [sentence(records[-1])],
@@ -90,12 +91,12 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     folder.check_writable()
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.benchmark import Benchmarks
-    from ulskip_cli.experiments.runner import Session, run_points
+    from ulskip_cli.experiments.benchmark import run_benchmarks
+    from ulskip_cli.experiments.runner import Session
     from ulskip_cli.report import benchmark, tables
 
     with ProgressBars() as bars:
-        outcome = run_points(resolved, Session(bars), Benchmarks(resolved).run_point)
+        outcome = run_benchmarks(resolved, Session(bars))
         for line in left_out:
             bars.note(line)
     if outcome.records:

@@ -2,7 +2,6 @@
 a step reads with the rate at which this machine reads memory.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +22,9 @@ from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record, Row
+from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
+from ulskip_cli.experiments.sweep.jobs import SweepOutcome, failure_reason
 from ulskip_cli.experiments.workload import decode_context, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
 
@@ -60,62 +60,80 @@ class ReadBandwidth:
         return now(self.device) - began
 
 
-class Benchmarks:
-    """Times the points of `ulskip bench`. Points that differ only in the engine are timed in the
-    same rounds, because the speed of a machine changes within minutes.
+def run_benchmarks(points: Sequence[ResolvedPoint], session: Session) -> SweepOutcome:
+    """Time the points of `ulskip bench`, and store their records. A failed point does not stop the
+    others; the error of a single point is raised.
+
+    Points that differ only in the engine are timed in the same rounds, because the speed of a
+    machine changes within minutes; if memory cannot hold all, each with the first one.
     """
+    outcome, groups = SweepOutcome(len(points)), dict[str, list[ResolvedPoint]]()
+    for point in points:
+        groups.setdefault(_without_engine(point.config), []).append(point)
+    for group in groups.values():
+        first, *others = group
+        together = [group]
+        if not _fit_into_memory(group):
+            together = [[first], *([first, other] for other in others)]
+        for members in together:
+            _time(members, session, outcome)
+    return outcome
 
-    def __init__(self, points: Sequence[ResolvedPoint]) -> None:
-        self._groups: dict[str, list[ResolvedPoint]] = {}
-        self._tried: set[str] = set()
-        self._timed: dict[str, _Timed] = {}
-        for point in points:
-            self._groups.setdefault(_without_engine(point.config), []).append(point)
 
-    def run_point(self, point: ResolvedPoint, session: Session) -> list[Record]:
-        """Store and return the record of a point; time the point unless it was timed with an
-        earlier one.
-        """
-        if point.run_id not in self._timed:
-            self._time(point, session)
-        timed = self._timed.pop(point.run_id)
-        run, section = timed.run, _describe(timed)
-        seconds = time.monotonic() - run.started_at
-        session.progress.phase("write", 0)
-        decoder = timed.pair.strategy
-        return [store_record(run, decoder, timed.pairs, section, wall_seconds=seconds)]
+def _time(points: Sequence[ResolvedPoint], session: Session, outcome: SweepOutcome) -> None:
+    """Time points in the same rounds, and store those that are not stored yet; if the rounds fail,
+    time each point alone.
+    """
+    ready = list[_Timed]()
+    for point in points:
+        session.progress.point(len(outcome.records) + len(ready) + 1, outcome.num_requested)
+        try:
+            ready.append(_warm_up(point, session))
+        except Exception as error:
+            _fail(point, error, outcome)
+    if not ready:
+        return
+    try:
+        measured = _in_rounds(ready, session)
+    except Exception as error:
+        if len(ready) == 1:
+            _fail(ready[0].run.point, error, outcome)
+            return
+        for timed in ready:
+            _time([timed.run.point], session, outcome)
+        return
+    session.progress.phase("write", 0)
+    for timed in measured:
+        if timed.run.point.run_id not in outcome.records:
+            record = store_record(timed.run, timed.pair.strategy, timed.pairs, _describe(timed))
+            outcome.records[record.id] = record
 
-    def _time(self, point: ResolvedPoint, session: Session) -> None:
-        """Time a point together with the untried points of its group, or with the first one only if
-        memory cannot hold all.
-        """
-        group = self._groups[_without_engine(point.config)]
-        if _fit_into_memory(group):
-            group = [p for p in group if p is point or p.run_id not in self._tried]
-        else:
-            group = [group[0], point] if point is not group[0] else [point]
-        stored = self._tried - {point.run_id}  # a first engine runs again beside each other one
-        self._tried |= {member.run_id for member in group}
-        ready = []
-        for member in group:
-            try:
-                ready.append(_warm_up(member, session))
-            except Exception:  # is raised again when its turn comes
-                if member is point:
-                    raise
-        first = ready[0].run
-        rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
-        report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
-        memory = ReadBandwidth(first.loaded.model.device)
-        measured = measure_rounds([timed.pair for timed in ready], rounds, report, memory.measure)
-        for timed, pairs in zip(ready, measured, strict=True):
-            pairs = replace(
+
+def _fail(point: ResolvedPoint, error: Exception, outcome: SweepOutcome) -> None:
+    if outcome.num_requested == 1:
+        raise error
+    label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
+    line = f"{label} engine {point.config.engine.name}: {failure_reason(error)}"
+    outcome.failures += [line] * (line not in outcome.failures)
+
+
+def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
+    first = ready[0].run
+    rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
+    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
+    memory = ReadBandwidth(first.loaded.model.device)
+    measured = measure_rounds([timed.pair for timed in ready], rounds, report, memory.measure)
+    return [
+        replace(
+            timed,
+            pairs=replace(
                 pairs,
                 batch_size=timed.pairs.batch_size,
                 compile_seconds=pairs.compile_seconds + timed.pairs.compile_seconds,
-            )
-            if timed.run.point.run_id not in stored:
-                self._timed[timed.run.point.run_id] = replace(timed, pairs=pairs)
+            ),
+        )
+        for timed, pairs in zip(ready, measured, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

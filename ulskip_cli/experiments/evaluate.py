@@ -247,53 +247,39 @@ def score_answers(
     )
 
 
-@dataclass(frozen=True)
-class AgreementMeter:
-    """The full model's answers to the prompts of a task, on which schedules are compared with the
-    full model.
+def measure_agreement(
+    full: Decoder,
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    batch_size: int,
+    report: ReportProgress,
+) -> dict[str, float]:
+    """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
+    `prompts`, both token ids; return values for a record. They are empty if all answers are empty,
+    or if an engine of another library gives no logits.
+
+    `report` gets the number of done answers.
     """
+    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    order = [i for i in longest_first(lengths) if answers[i]]
+    if not order or decoder.is_runtime or full.is_runtime:
+        return {}
 
-    full: Decoder
-    prompts: Sequence[list[int]]
-    answers: Sequence[list[int]]  # token ids of the full model's answer to each prompt
-    size: BatchSize
-    pad_token_id: int
-
-    def measure(self, decoder: Decoder, report: ReportProgress) -> dict[str, float]:
-        """Compare a schedule with the full model by teacher forcing, and return values for a
-        record. They are empty if all answers are empty, or if an engine of another library gives no
-        logits.
-
-        `report` gets the number of done answers.
-        """
-        lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
-        order = [i for i in longest_first(lengths) if self.answers[i]]
-        if not order or decoder.is_runtime or self.full.is_runtime:
-            return {}
-        sums: list[list[float]] = []
-        for _, values in in_batches(order, self.size, lambda batch: self._sums(decoder, batch)):
-            sums += values
-            report(len(sums))
-        same, divergence, positions = np.array(sums).T
-        return {
-            **_mean_interval("agreement", same, positions),
-            **_mean_interval("kl_divergence", divergence, positions),
-        }
+    def encode(side: Decoder, batch: Sequence[int]) -> EncodedPrompt:
+        ids, mask = padded([prompts[i] for i in batch], 0, True, decoder.device)
+        return encode_prompt(side.prompt_model, ids, mask)
 
     @torch.inference_mode()
-    def _sums(self, decoder: Decoder, batch: Sequence[int]) -> list[list[float]]:
-        """Return, for each answer of a batch, the number of positions with the same most likely
-        token, the summed divergence, and the number of positions.
-        """
-        answers = [self.answers[i] for i in batch]
-        ids, mask = padded(answers, self.pad_token_id, False, decoder.device)
-        prompt = self._prompt(self.full, batch)
-        full = predict_response(self.full.stages, prompt, ids, mask)
-        if decoder.prompt_model is not self.full.prompt_model:
-            prompt = self._prompt(decoder, batch)
-        own, _ = given_logits(decoder, prompt, ids, mask)
+    def sums_of(batch: Sequence[int]) -> list[list[float]]:
+        ids, mask = padded([answers[i] for i in batch], 0, False, decoder.device)
+        prompt = encode(full, batch)
+        wanted = predict_response(full.stages, prompt, ids, mask)
+        if decoder.prompt_model is not full.prompt_model:
+            prompt = encode(decoder, batch)
+        got, _ = given_logits(decoder, prompt, ids, mask)
         sums = []
-        for ours, theirs, shown in zip(own, full, mask.bool(), strict=True):
+        for ours, theirs, shown in zip(got, wanted, mask.bool(), strict=True):
             p, q = theirs[shown].float(), ours[shown].float()  # [positions, vocab_size]
             same = (p.argmax(-1) == q.argmax(-1)).sum()
             divergence = functional.kl_div(
@@ -302,10 +288,15 @@ class AgreementMeter:
             sums.append([float(same), float(divergence), float(shown.sum())])
         return sums
 
-    def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        prompts = [self.prompts[i] for i in batch]
-        ids, mask = padded(prompts, self.pad_token_id, True, decoder.device)
-        return encode_prompt(decoder.prompt_model, ids, mask)
+    sums: list[list[float]] = []  # of each answer: same tokens, divergence, positions
+    for _, values in in_batches(order, BatchSize(batch_size), sums_of):
+        sums += values
+        report(len(sums))
+    same, divergence, positions = np.array(sums).T
+    return {
+        **_mean_interval("agreement", same, positions),
+        **_mean_interval("kl_divergence", divergence, positions),
+    }
 
 
 def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:

@@ -265,18 +265,13 @@ def fit_step_latency(
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
     in turn.
     """
-    decoders = {count: make_decoder(_plan(num_layers, count)) for count in counts(num_layers)}
-    seconds: dict[int, list[float]] = {count: [] for count in decoders}
-    for i in range(WARM_UP + LINE_ROUNDS):
-        order = list(decoders)
-        for count in order[i % len(order) :] + order[: i % len(order)]:
-            output = decoders[count].generate(
-                *batches[i % len(batches)], context, forced_length=NEW_TOKENS
-            )
-            if i >= WARM_UP:
-                seconds[count].append(output.decode_seconds / (NEW_TOKENS - 1))
-        on_round(i + 1)
-    return LatencyFit.of(num_layers, {count: median(spent) for count, spent in seconds.items()})
+    depths = counts(num_layers)
+    decoders = [make_decoder(_plan(num_layers, depth)) for depth in depths]
+    pairs = [Pair(None, decoder, batches, context) for decoder in decoders]
+    rounds = SpeedConfig(pairs=LINE_ROUNDS, warmup=WARM_UP, new_tokens=NEW_TOKENS)
+    timed = measure_rounds(pairs, rounds, on_round)
+    seconds = [median(output.step_seconds for output in pair.strategy) for pair in timed]
+    return LatencyFit.of(num_layers, dict(zip(depths, seconds, strict=True)))
 
 
 def solve_depth_for_speedup(

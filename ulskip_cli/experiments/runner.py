@@ -6,7 +6,6 @@ benchmark is a run without a task, which times random prompts.
 """
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
-from ulskip_cli.core.errors import RunError, StorageError
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
@@ -30,10 +30,10 @@ from ulskip_cli.experiments.describe import (
     run_warnings,
 )
 from ulskip_cli.experiments.evaluate import (
-    AgreementMeter,
     BatchCheckpoints,
     GeneratedAnswers,
     generate_answers,
+    measure_agreement,
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import (
@@ -48,10 +48,9 @@ from ulskip_cli.experiments.paired_timing import (
     solve_depth_for_speedup,
     time_pairs,
 )
-from ulskip_cli.experiments.preflight import ResolvedPoint, digest
+from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import CorrectionUsed, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep.jobs import SweepOutcome, failure_reason
 from ulskip_cli.experiments.workload import (
     Workload,
     check_same_tokens,
@@ -59,7 +58,6 @@ from ulskip_cli.experiments.workload import (
     encode_workload,
     timed_prompts,
 )
-from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -209,29 +207,6 @@ def run_point(
     return [_measure(run, session)]
 
 
-def run_points(
-    points: Sequence[ResolvedPoint],
-    session: Session,
-    run_one: Callable[[ResolvedPoint, Session], list[Record]] = run_point,
-) -> SweepOutcome:
-    """Run points of one results folder one after another, without resuming finished ones. A failed
-    point does not stop the others; the error of a single point is raised.
-    """
-    folder, outcome = ResultsFolder.of(points[0].config), SweepOutcome(len(points))
-    folder.check_writable()
-    for number, point in enumerate(points, start=1):
-        if len(points) > 1:
-            session.progress.point(number, len(points))
-        try:
-            outcome.records |= {record.id: record for record in run_one(point, session)}
-        except Exception as error:
-            if len(points) == 1 or isinstance(error, StorageError):
-                raise
-            label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
-            outcome.failures.append(f"{label}: {failure_reason(error)}")
-    return outcome
-
-
 def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration and
     timing.
@@ -300,12 +275,12 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             quality = score_answers(answers, workload, scoring_decoder, hypotheses, progress)
             if reference and not (config.decoding.draft_tokens or config.has_other_baseline):
                 token_ids = [answer["token_ids"] for answer in reference]
-                size = BatchSize(answers.batch_size.used)
-                meter = AgreementMeter(
-                    full, workload.prompts, token_ids, size, workload.pad_token_id
-                )
                 report = progress.phase(f"{answers.strategy}: agreement", len(reference))
-                quality = quality.replace(**meter.measure(decoder, report))
+                size = answers.batch_size.used
+                agreement = measure_agreement(
+                    full, decoder, workload.prompts, token_ids, size, report
+                )
+                quality = quality.replace(**agreement)
         except InvalidLogitsError:
             checkpoints.remove()
             raise
