@@ -6,7 +6,7 @@ import yaml
 from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.config import group_choices
 
-COMMANDS = ("run", "tune", "bench", "export", "lm-eval", "train")
+COMMANDS = ("run", "sweep", "tune", "bench", "export", "lm-eval", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -20,6 +20,7 @@ def test_help_lists_options_groups_and_keys(ulskip, command):
     for text in texts:
         assert text in out
     assert all(f"{group}=" in out for group in reference.groups_of(command))
+    assert "--since" not in out  # is for workers
 
 
 @pytest.mark.parametrize("group", reference.ALL_GROUPS)

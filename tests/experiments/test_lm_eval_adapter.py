@@ -94,7 +94,7 @@ def hf(evaluated):
 
 
 def skipping(*overrides):
-    return SkippingLM(["model=tiny", "model.device=cpu", *overrides], batch_size=3)
+    return SkippingLM(["model=tiny", "model.device=cpu", "batch_size=3", *overrides])
 
 
 def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):

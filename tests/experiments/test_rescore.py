@@ -68,7 +68,8 @@ def test_incomplete_answers_are_an_error_and_write_no_row(folder, ulskip, num_le
     lines = file.read_text().splitlines(keepends=True)
     file.unlink() if num_left is None else file.write_text("".join(lines[:num_left]))
     code, _, err = ulskip(*score)
-    assert (code, str(file) in err) == (2, True) and "expected 4" in err
+    expected = "expected one JSON object" if num_left == 0 else "expected 4"
+    assert (code, str(file) in err, expected in err) == (2, True, True)
     assert (folder / "runs.jsonl").read_bytes() == rows
     file.write_text("".join(lines))
     code, out, _ = ulskip(*score)

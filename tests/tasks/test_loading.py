@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import (
     examples_from_rows,
     load_dataset_rows,
-    read_jsonl,
+    read_objects,
     read_text,
 )
 
@@ -45,7 +45,7 @@ def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
 def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(UsageError, match=rf"bad\.jsonl.*{named}"):
-        read_jsonl(tmp_path / "bad.jsonl")
+        read_objects(tmp_path / "bad.jsonl")
 
 
 def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):

@@ -2,14 +2,13 @@
 their keys.
 """
 
-import inspect
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand
 
 from ulskip_cli.cli.options import ConfigDir, Json, complete_config_name
 
@@ -33,14 +32,8 @@ class CommandWithKeys(TyperCommand):
         """Print usage, options and keys, with the keys of choices on the command line."""
         from ulskip_cli.cli.key_panels import command_panels
 
-        print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
-        options = {
-            ", ".join(sorted(option.opts, key=len)): (option.help or "")
-            + (f" [default: {option.default}]" if option.default else "")
-            for option in self.get_params(ctx)
-            if isinstance(option, TyperOption)
-        }
-        _print_panels([("Options", options), *command_panels(str(self.name), ctx.meta["words"])])
+        super().format_help(ctx, formatter)
+        _print_panels(command_panels(str(self.name), ctx.meta["words"]))
         print(
             " `ulskip config strategy` describes the choices of a group; `ulskip config"
             " strategy=search` lists the keys of one."

@@ -99,6 +99,7 @@ def plan_lines(
 
 def _kept(plan: "Plan", model: str) -> list[str]:
     from ulskip_cli.core.strategy import UNIT_NAMES
+    from ulskip_cli.export.run import listed
 
     return [
         (
@@ -108,11 +109,13 @@ def _kept(plan: "Plan", model: str) -> list[str]:
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",
-        f"  kept: {ranges(plan.kept_layers)}",
+        f"  kept: {listed(plan.kept_layers)}",
     ]
 
 
 def _exits(rule: "ExitRule", what: str) -> list[str]:
+    from ulskip_cli.export.run import listed
+
     known = rule.threshold is not None
     threshold = (
         f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens"
@@ -125,7 +128,7 @@ def _exits(rule: "ExitRule", what: str) -> list[str]:
             " chosen for each token"
         ),
         "",
-        f"  confidence checks after layers: {ranges(rule.checks)}",
+        f"  confidence checks after layers: {listed(rule.checks)}",
         (
             f"  output heads computed in a step of {rule.target_depth} layers:"
             f" {rule.heads(rule.target_depth)}"
@@ -150,17 +153,3 @@ def ruler(num_layers: int, every: int = 5) -> str:
     '0    5    10'
     """
     return "".join(str(i).ljust(every) for i in range(0, num_layers, every)).rstrip()
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """List layers as ranges.
-
-    >>> ranges((0, 1, 2, 5, 7, 8))
-    '0-2, 5, 7, 8'
-    """
-    from ulskip_cli.export.run import layer_ranges
-
-    return ", ".join(
-        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
-        for start, end in layer_ranges(layers)
-    )

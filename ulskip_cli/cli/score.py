@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json
+from ulskip_cli.cli.options import PATH, ConfigDir, Json
 from ulskip_cli.cli.show import make_console
 
 
@@ -30,9 +30,9 @@ def score(
     language: Annotated[
         str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")
     ] = None,
-    results_dir: Annotated[Path, typer.Option(help="Folder in which a run id is searched.")] = Path(
-        "results"
-    ),
+    results_dir: Annotated[
+        Path, typer.Option(**PATH, help="Folder in which a run id is searched.")
+    ] = Path("results"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:

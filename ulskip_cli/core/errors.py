@@ -62,8 +62,8 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     """
     got = str(got)[:80]
     names = [str(name) for name in known]
-    near = nearest(got, names)
-    hint = f" did you mean '{near}'?" if near else ""
+    near = difflib.get_close_matches(got, names, 1)
+    hint = f" did you mean '{near[0]}'?" if near else ""
     listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
     return UsageError(
         f"unknown {kind} '{got}';{hint}{listed}"
@@ -85,12 +85,6 @@ def reason(error: BaseException, has_path: bool = False) -> str:
         text += f": {error.filename}"
     text = " ".join(text.split())
     return text[:MAX_REASON] or type(error).__name__
-
-
-def nearest(got: object, names: Iterable[str]) -> str | None:
-    """Return the known name that a misspelt one resembles most, or None if none is similar."""
-    near = difflib.get_close_matches(str(got), list(names), n=1, cutoff=0.6)
-    return near[0] if near else None
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:

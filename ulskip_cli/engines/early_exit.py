@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
-from ulskip_cli.engines.loop import AccumulatingTimer
+from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
@@ -82,13 +82,13 @@ class ExitSteps(EagerSteps):
         # These tokens directly precede the next token that reaches this depth, because they have no
         # keys in the layers above.
         self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
-        self._check_timer = AccumulatingTimer(mask.device)
+        self._check_seconds = 0.0
         self._counts = Counter[int]()
 
     @property
     def exits(self) -> ExitStats:
         """The exit depths so far."""
-        return ExitStats(+self._counts, self._check_timer.seconds)
+        return ExitStats(+self._counts, self._check_seconds)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -132,14 +132,14 @@ class ExitSteps(EagerSteps):
         """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences
         reaches the threshold.
         """
-        self._check_timer.begin()
+        began = now(hidden.device)
         kind = self.rule.confidence
         logits = None if kind == "cosine" else self.layerwise.logits(hidden)
         confidence = confidence_of(kind, hidden, before, logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
         if exits and logits is None:
             logits = self.layerwise.logits(hidden)
-        self._check_timer.end()
+        self._check_seconds += now(hidden.device) - began
         return logits if exits else None
 
     def _finish(self, depth: int, at: int, logits: Tensor) -> Tensor:

@@ -32,44 +32,6 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class AccumulatingTimer:
-    """A timer that sums many short durations; on CUDA, it synchronises only when the sum is
-    read.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._total = self._began = 0.0
-
-    def begin(self) -> None:
-        """Begin to measure a duration."""
-        if self._on_cuda:
-            begin, end = (
-                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-                for _ in range(2)
-            )
-            self._events.append((begin, end))
-            begin.record()
-        else:
-            self._began = time.perf_counter()
-
-    def end(self) -> None:
-        """End the measurement of a duration."""
-        if self._on_cuda:
-            self._events[-1][1].record()
-        else:
-            self._total += time.perf_counter() - self._began
-
-    @property
-    def seconds(self) -> float:
-        """The sum of all durations in seconds."""
-        if self._events:
-            torch.cuda.synchronize()
-        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
-        return self._total + milliseconds / 1000
-
-
 def reset_peak(device: torch.device) -> None:
     """Reset the peak of memory. On a CPU this works on Linux only; elsewhere the peak counts from
     the start of the process.

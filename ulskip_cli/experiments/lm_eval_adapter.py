@@ -22,12 +22,13 @@ from torch import Tensor
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, digest
+from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
@@ -81,17 +82,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     every continuation; the same holds with `strategy.unit`.
     """
 
-    def __init__(
-        self,
-        overrides: Sequence[str] = (),
-        batch_size: int | str = 1,
-        max_batch_size: int | None = 64,
-    ) -> None:
+    def __init__(self, overrides: Sequence[str] = ()) -> None:
         """Load the model and make the schedule; raise UsageError if the harness does not support
         the model or the strategy.
 
-        `overrides` are keys of the configuration, e.g. `model=tiny` or `ratio=2`. With
-        `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
+        `overrides` are keys of the configuration, e.g. `model=tiny`, `ratio=2` or `batch_size=8`.
         """
         config = self.ulskip_config = compose(overrides, command="lm-eval")
         self.loaded = load(config.model, config.seed)
@@ -112,8 +107,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         super().__init__(
             pretrained=self.scorer.prompt_model,
             tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_batch_size=max_batch_size,
+            batch_size=config.batch_size,
         )
 
     @property
@@ -135,12 +129,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
             )
             return harness_scores
-        size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         order = longest_first(lengths)
         scores: dict[int, Score] = {}
         for positions, batch in in_batches(
-            order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)
+            order, BatchSize(override_bs or self.batch_size), lambda at: self._scored(requests, at)
         ):
             for position, score in zip(positions, batch, strict=True):
                 scores[position] = score
@@ -213,9 +206,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     def record(self) -> Record:
         """Return the part of the record that all tasks share, without scores."""
-        config = self.ulskip_config.replace(
-            batch_size=self.batch_size if isinstance(self.batch_size, int) else 0
-        )
+        config = self.ulskip_config
         shared_id = digest(
             [config.identity, fingerprint(config.model), config.correction.fingerprint()]
         )
@@ -262,7 +253,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
             "its options, `lm-eval ls tasks` its tasks"
         ) from None
 
-    model = SkippingLM(overrides, config.batch_size)
+    model = SkippingLM(overrides)
     if options.apply_chat_template and not model.tokenizer.chat_template:
         raise UsageError(
             f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "

@@ -489,8 +489,8 @@ class Benchmark(OverReference):
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number = value(
-        "share of the memory bandwidth in `machine_limits` that steps reach, median of rounds; missing"
-        " if above 1"
+        "share of the memory bandwidth in `machine_limits` that steps reach, median of rounds;"
+        " missing if above 1"
     )
     full: FullSide | None = value("the same values of the full model")
 

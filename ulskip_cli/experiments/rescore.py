@@ -11,7 +11,7 @@ from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.loading import read_jsonl
+from ulskip_cli.tasks.loading import read_objects
 from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 TOLERANCE = 1e-9
@@ -145,7 +145,7 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
             "expected --metric for a file outside a results folder, got none; known:"
             f" {', '.join(metrics.METRICS)}"
         )
-    rows = read_jsonl(file)
+    rows = read_objects(file)
     for number, row in enumerate(rows, start=1):
         if not all(isinstance(row.get(key), str) for key in ("hypothesis", "reference")):
             raise UsageError(

@@ -18,13 +18,9 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The configured and the current batch size; a halved size also applies to later batches."""
+    """A batch size; once halved, it stays so for later batches."""
 
-    asked: int
-    used: int = 0
-
-    def __post_init__(self) -> None:
-        self.used = self.used or self.asked
+    used: int
 
 
 def in_batches(

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -51,25 +52,19 @@ def block_influence(
 
     # Hooks are used because the last of a model's `hidden_states` is the output of the final norm,
     # not of the last layer.
-    hooks = [
-        layer.register_forward_hook(partial(read, i), with_kwargs=True)
-        for i, layer in enumerate(layers)
-    ]
-    hooks += [
-        part.layer.get_submodule(part.attention).register_forward_hook(partial(keep, i))
-        for i, part in enumerate(parts)
-    ]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                ids, attention_mask = padded(batch, 0, True, device)
-                mask = attention_mask.bool()
-                encode_prompt(model, ids, attention_mask)
-                count += int(mask.sum())
-                on_batch(min(start + batch_size, len(order)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for i, layer in enumerate(layers):
+            hook = layer.register_forward_hook(partial(read, i), with_kwargs=True)
+            hooks.enter_context(hook)
+        for i, part in enumerate(parts):
+            attention = part.layer.get_submodule(part.attention)
+            hooks.enter_context(attention.register_forward_hook(partial(keep, i)))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, attention_mask = padded(batch, 0, True, device)
+            mask = attention_mask.bool()
+            encode_prompt(model, ids, attention_mask)
+            count += int(mask.sum())
+            on_batch(min(start + batch_size, len(order)))
     return [1 - float(total) / count for total in sums]

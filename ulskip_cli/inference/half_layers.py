@@ -195,7 +195,7 @@ def split_layers(model: PreTrainedModel, unit: str) -> list[SplitLayer]:
                 hook = module.register_forward_hook(
                     lambda module, *call: calls.__setitem__(module, call), with_kwargs=True
                 )
-                hooks.callback(hook.remove)
+                hooks.enter_context(hook)
             shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache, last_only=True)
         split = [SplitLayer(layer, calls, cache) for layer in layers]
         odd = next((parts.layer for parts in split if not parts.is_sum), None)

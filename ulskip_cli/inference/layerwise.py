@@ -178,11 +178,11 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
         after.clear()
 
     with ExitStack() as hooks, torch.no_grad():
-        hooks.callback(layers[-1].register_forward_hook(begin).remove)
+        hooks.enter_context(layers[-1].register_forward_hook(begin))
         for module in set(model.modules()) - inside:
             if not any(module.children()):
                 hook = module.register_forward_pre_hook(lambda module, _: after.append(module))
-                hooks.callback(hook.remove)
+                hooks.enter_context(hook)
         ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
         encode_prompt(model, ids, torch.ones_like(ids))
     return in_tuples, after

@@ -279,9 +279,7 @@ def _check_weights(
         name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)
     }
     if others and not missing:
-        layer = shallow_view.decoder_layers(model)[0]
-        first = next(path for path, module in model.named_modules() if module is layer)
-        stack = () if is_quantized else first.removesuffix("0")
+        stack = () if is_quantized else f"{shallow_view.layer_stack(model)[0]}."
         others = {name for name in others if name.startswith(stack)}
     problems = {
         "missing": missing,

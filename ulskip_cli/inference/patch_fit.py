@@ -273,11 +273,8 @@ class _FoldingLayer:
             outputs.append(output)
             return None if added is None else output + added
 
-        handle = self._linear.register_forward_hook(hook)
-        try:
+        with self._linear.register_forward_hook(hook):
             after = self._layerwise.layer(self._place, state, entry)
-        finally:
-            handle.remove()
         if len(outputs) != 1 or outputs[0].numel() != after.numel():
             raise self._refusal()
         return after, outputs[0].view(after.shape)

@@ -82,12 +82,12 @@ class StageView:
 
 def num_layers(model: PreTrainedModel) -> int:
     """Return the number of decoder layers of a causal LM."""
-    return len(_stack(model)[1])
+    return len(layer_stack(model)[1])
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the decoder layers of a causal LM in order."""
-    return list(_stack(model)[1])
+    return list(layer_stack(model)[1])
 
 
 def layer_index(layer: nn.Module) -> int | None:
@@ -113,7 +113,7 @@ def shallow_view(
     and `to()` change `model` too. `adapt` gets each kept layer with its index in the view, and
     returns the layer that the view runs instead.
     """
-    path, stack = _stack(model)
+    path, stack = layer_stack(model)
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
@@ -327,7 +327,7 @@ def _forked(layer: object) -> object:
     return fork
 
 
-def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
     cannot be skipped.
     """

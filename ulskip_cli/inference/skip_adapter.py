@@ -237,11 +237,9 @@ def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) 
     """
     if not changes:
         return layer
-    replaced: dict[int, nn.Module] = {}
-    for path, parts in changes.items():
-        module = layer.get_submodule(path)
-        replaced[id(module)] = changed_linear(module, parts)
-    return shallow_view.substituted(layer, lambda module: replaced.get(id(module)))
+    modules = {layer.get_submodule(path): parts for path, parts in changes.items()}
+    replaced = {module: changed_linear(module, parts) for module, parts in modules.items()}
+    return shallow_view.substituted(layer, replaced.get)
 
 
 def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:

@@ -2,12 +2,12 @@
 and the largest batches within a memory budget. Imports no torch.
 """
 
+import contextlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pydantic import JsonValue
+from pydantic import ByteSize, JsonValue, TypeAdapter, ValidationError
 
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
@@ -333,14 +333,10 @@ def parse_bytes(text: str, key: str = "memory_budget=") -> int:
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"expected {key}<number of bytes>, e.g. 24GiB or 16GB, got '{text[:80]}'")
-    number, prefix, binary = match.groups()
-    power = " kmgt".index(prefix.lower() or " ")
-    if not float(number):
-        raise UsageError(f"expected {key}<number of bytes> above 0, got '{text}'")
-    return int(float(number) * (1024 if binary else 1000) ** power)
+    with contextlib.suppress(ValidationError):
+        if size := TypeAdapter(ByteSize).validate_python("".join(text.split())):
+            return int(size)
+    raise UsageError(f"expected {key}<bytes above 0>, e.g. 24GiB or 16GB, got '{text[:80]}'")
 
 
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:

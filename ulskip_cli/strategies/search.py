@@ -69,9 +69,7 @@ class OneBlock(SkippingStrategy):
 
     def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers around the block, which is in the middle before a calibration."""
-        firsts = first_layers(num_layers, num_kept)
-        if num_kept == num_layers or not firsts:
-            return schedule.even(num_layers, num_kept)
+        firsts = first_layers(num_kept)
         first = firsts[len(firsts) // 2] if self.first is None else self.first
         if first not in firsts:
             raise UsageError(
@@ -87,7 +85,7 @@ class OneBlock(SkippingStrategy):
         """Measure blocks at even distances, then between the neighbours of the best one, until the
         budget is used.
         """
-        firsts, losses = first_layers(num_layers, num_kept), dict[int, float]()
+        firsts, losses = first_layers(num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
         while len(losses) < min(self.budget, len(firsts)):
@@ -103,10 +101,10 @@ class OneBlock(SkippingStrategy):
         )
 
 
-def first_layers(num_layers: int, num_kept: int) -> list[int]:
+def first_layers(num_kept: int) -> list[int]:
     """Return the first layers of all blocks that leave the first and the last layer.
 
-    >>> first_layers(6, 4)
+    >>> first_layers(4)
     [1, 2, 3]
     """
     return list(range(1, num_kept))
@@ -189,7 +187,7 @@ class Search(SkippingStrategy):
             influence = BlockInfluence(scores=tuple(held_out.block_influence()))
             blocks = [
                 without_block(num_layers, num_kept, first)
-                for first in spread(first_layers(num_layers, num_kept), BLOCKS)
+                for first in spread(first_layers(num_kept), BLOCKS)
             ]
             starts = [influence.kept_layers(num_layers, num_kept), *blocks, best]
             starts = list(dict.fromkeys(starts))[: self.budget]

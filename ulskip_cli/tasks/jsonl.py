@@ -11,7 +11,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Task
-from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
+from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_objects
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {
@@ -49,7 +49,7 @@ class RowsTask(Task):
             )
         if self.file:
             path = user_path(self.file, "task.file")
-            return examples_from_rows(read_jsonl(path), *self.keys, str(path))
+            return examples_from_rows(read_objects(path), *self.keys, str(path))
         name = str(self.dataset)
         if not is_dataset(name):
             raise UsageError(

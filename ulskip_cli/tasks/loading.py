@@ -63,19 +63,9 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def read_jsonl(file: Path) -> list[Table]:
-    """Read a file of JSON objects like `read_objects`; raise UsageError also for a file without
-    objects.
-    """
-    objects = read_objects(file)
-    if not objects:
-        raise UsageError(f"expected one JSON object per line in {file}, got an empty file")
-    return objects
-
-
 def read_objects(file: Path) -> list[Table]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise
-    UsageError for other lines.
+    UsageError for other lines, and for a file without objects.
     """
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -88,6 +78,8 @@ def read_objects(file: Path) -> list[Table]:
         if not isinstance(row, dict):
             raise UsageError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
         objects.append(row)
+    if not objects:
+        raise UsageError(f"expected one JSON object per line in {file}, got an empty file")
     return objects
 
 

@@ -21,9 +21,8 @@ from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter, patched_layer, with_linears
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, predict_response
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, divergence
@@ -86,12 +85,11 @@ class AdapterLoss(TwoPassLoss):
             loss = loss + weights.gap_weight * torch.stack(losses).mean()
         if not distills and not weights.ce_weight:
             return loss
-        drafts = self.draft_length and frozen.states is not None
-        logits = (
-            self._draft_logits(batch, stages[0].kept_layers, frozen)
-            if drafts and stages[0].kept_layers != self.all_layers
-            else self._view_logits(batch, stages, frozen.prompt)
-        )
+        skips = stages[-1].kept_layers != self.all_layers
+        if skips and self.draft_length and frozen.states is not None:
+            logits = self._draft_logits(batch, stages[0].kept_layers, frozen)
+        else:  # the frozen prompt lacks layers that no view keeps
+            logits = self._student_logits(batch, stages, frozen.prompt if skips else None)
         if weights.ce_weight:
             loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
         if distills and frozen.states is not None:
@@ -143,20 +141,6 @@ class AdapterLoss(TwoPassLoss):
             losses.append((error / target.pow(2).sum(-1)).sum())
         return torch.stack(losses).sum() / max(1, len(losses) - 1)
 
-    def _view_logits(
-        self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt
-    ) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of views that decode without
-        drafting.
-        """
-        if all(stage.kept_layers == self.all_layers for stage in stages):
-            return self._full_logits(self._frozen[0], batch)
-        views = [
-            StageView(stage.first_step, self._view(stage.kept_layers), stage.kept_layers)
-            for stage in stages
-        ]
-        return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
-
     def _draft_logits(self, batch: LossBatch, kept: Layers, frozen: FrozenBatch) -> Tensor:
         """Return the logits [batch, response_len, vocab_size] of drafts.
 
@@ -203,19 +187,16 @@ class AdapterLoss(TwoPassLoss):
             tensors[f"lora.{layer}.{name}.B"] = scale * module.lora_B[_ADAPTER].weight
         return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
 
-    def _patch(self, name: str) -> nn.Module | None:
-        # nn.ModuleDict has no method `get`
-        return self.patches[name] if name in self.patches else None  # noqa: SIM401
-
     def _view(self, kept: Layers) -> PreTrainedModel:
         if kept == self.all_layers:
             return self._frozen[0]
         if kept not in self._views:
             index, last = self.start.kept_sets.index(kept), len(kept) - 1
+            patches = dict(self.patches.items())
 
             def adapt(place: int, layer: nn.Module) -> nn.Module:
-                after = self._patch(f"{index}-{len(self.all_layers)}") if place == last else None
-                return patched_layer(layer, self._patch(f"{index}-{kept[place]}"), after)
+                after = patches.get(f"{index}-{len(self.all_layers)}") if place == last else None
+                return patched_layer(layer, patches.get(f"{index}-{kept[place]}"), after)
 
             self._views[kept] = shallow_view.shallow_view(self.base, kept, adapt)
         return self._views[kept]
@@ -227,10 +208,10 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
     """
     stack = shallow_view.decoder_layers(model)
     changed = {
-        id(stack[layer]): with_linears(stack[layer], modules)
+        stack[layer]: with_linears(stack[layer], modules)
         for layer, modules in start.parts("fold.0.").items()
     }
-    return shallow_view.substituted(model, lambda part: changed.get(id(part)))
+    return shallow_view.substituted(model, changed.get)
 
 
 def _with_lora(
@@ -243,10 +224,7 @@ def _with_lora(
 
     copied = shallow_view.detached(model)
     paths: dict[str, tuple[int, str]] = {}
-    stack = shallow_view.decoder_layers(copied)
-    prefix = next(name for name, module in copied.named_modules() if module is stack[0]).rpartition(
-        "."
-    )[0]
+    prefix, stack = shallow_view.layer_stack(copied)
     for layer in layers:
         for name, module in stack[layer].named_modules():
             if type(module) in (nn.Linear, Conv1D):

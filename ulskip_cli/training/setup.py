@@ -157,7 +157,9 @@ def with_responses(
     usable = [example for example in examples if len(example.response_ids) >= shortest]
     if not usable:
         raise UsageError(f"expected responses of at least {shortest} tokens, got none")
-    return TokenPairs(usable, train.max_length)
+    pairs = TokenPairs(usable, train.max_length)
+    pairs.num_too_long += references.num_too_long
+    return pairs
 
 
 def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:

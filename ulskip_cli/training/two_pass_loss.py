@@ -136,11 +136,9 @@ class TwoPassLoss(nn.Module):
         # The states of all decode steps, because early exit reads only keys of the full model.
         inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
         for depth, hidden in enumerate(layerwise.states(inputs)):
-            if depth in self.exits and torch.is_grad_enabled():
+            if depth in self.exits:
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
                 yield depth, first + loss
-            elif depth in self.exits:
-                yield depth, first + loss_at(hidden)
 
     @functools.cached_property
     def _layerwise(self) -> LayerwiseModel:

@@ -5,7 +5,6 @@ in the results folder, and its export.
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +147,7 @@ class TuneResult:
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
-        skipped = spans(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
+        skipped = run.listed(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
             wish, key, (value, low, _) = config.speedup, "speedup", record.speedup
@@ -195,13 +194,3 @@ def judge(record: Record, gate: float) -> Share:
             " another task or model"
         )
     return share
-
-
-def spans(layers: Sequence[int]) -> str:
-    """Format at least one layer number as ranges.
-
-    >>> spans([1, 2, 3, 7, 9, 10])
-    '1-3, 7, 9-10'
-    """
-    ranges = ((start, end - 1) for start, end in run.layer_ranges(layers))
-    return ", ".join(f"{start}-{end}" if end > start else str(start) for start, end in ranges)

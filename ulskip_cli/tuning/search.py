@@ -199,7 +199,7 @@ class Tuning:
         known: Sequence[Chosen] = (),
     ) -> tuple[Chosen, tuple[Candidate, ...]]:
         """Measure candidates; return the best one, with those measured before, and all of them."""
-        # Free the weights before workers load them.
+        # Free the weights before the sweep loads them.
         self._loss, self._session = None, Session(self.progress)
         configs = [candidate.at(self.request.num_layers, num_kept) for _, candidate in ranked]
         records = self._measure(

@@ -31,13 +31,12 @@ def with_compiled_layers(
     torch.compile's inductor. Layers of all views with the same shape share their code. The steps
     need a `DynamicCache` of `StaticLayer`.
     """
-    layers = {id(layer) for layer in shallow_view.decoder_layers(view)}
-    code = _codes.setdefault(shape, _LayerCode(options))
-
-    def replacement(module: nn.Module) -> nn.Module | None:
-        return CompiledLayer(module, code) if id(module) in layers else None
-
-    return shallow_view.substituted(view, replacement)
+    if shape not in _codes:
+        _codes[shape] = _LayerCode(options)
+    compiled = {
+        layer: CompiledLayer(layer, _codes[shape]) for layer in shallow_view.decoder_layers(view)
+    }
+    return shallow_view.substituted(view, compiled.get)
 
 
 class CompiledLayer(nn.Module):
