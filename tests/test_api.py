@@ -81,12 +81,6 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"seed": "x"}, "seed"),
         ({"max_new_token": 3}, "'max_new_token'.*'max_new_tokens'"),
         ({"prompt_layers": "some"}, "prompt_layers"),
-        ({"unit": "head"}, "'head'.*attention, mlp"),
-        ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=kept"),
-        (
-            {"unit": "mlp", "kept": (0, 3), "skip_adapter": SkipAdapter(6, ((0, 3),), {})},
-            "unit=mlp.*skip_adapter",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused(loaded, options, match):

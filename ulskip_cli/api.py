@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ulskip_cli.core.strategy import Strategy, Unit
+    from ulskip_cli.core.strategy import Strategy
     from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.runner import Session
     from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -115,7 +115,6 @@ def generate(
     kept: Sequence[int] | None = None,
     *,
     prompt_layers: str = "all",
-    unit: "Unit" = "layer",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
     **decoding: object,
@@ -129,8 +128,6 @@ def generate(
         prompts: texts as the model reads them; no chat template is applied.
         kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
-        unit: `layer`, or `attention` or `mlp` if `kept` are the layers that keep only this part;
-            the other part always runs.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into
             memory.
         skip_adapter: the folder of a skip adapter of this model, or a loaded
@@ -149,7 +146,6 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.core.strategy import LAYER, UNITS
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
     from ulskip_cli.engines.transformers import options as generate_options
     from ulskip_cli.inference import shallow_view
@@ -163,11 +159,6 @@ def generate(
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
-    require_choice("unit", unit, UNITS)
-    if unit != LAYER and (skip_adapter is not None or prompt_layers == "kept"):
-        raise UsageError(
-            f"unit={unit} is not supported with skip_adapter or prompt_layers=kept; use unit=layer"
-        )
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
@@ -182,7 +173,7 @@ def generate(
     if kept is None:
         kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
     kept = [_whole(layer, "a layer in kept") for layer in kept]
-    plan = Plan.from_layers(depth, kept, prompt_layers, unit)
+    plan = Plan.from_layers(depth, kept, prompt_layers)
     decoder = Decoder(model, plan, tokenizer, skip_adapter)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:

@@ -228,6 +228,7 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_a_row_names_its_unit_and_predicts_its_bytes(config, unit):
     full, row = run_point(config(f"strategy.unit={unit}", "ratio=2"), Session())
-    assert (full.get("unit"), row["unit"], row["layer_ratio"]) == (None, unit, 2.0)
+    assert (full["strategy_options"], row["layer_ratio"]) == ({}, 2.0)
+    assert row["strategy_options"] == {"unit": unit}
     assert 1 < row["predicted_speedup"] < 2
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"] * (0.5 if unit == "attention" else 1)

@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
 from ulskip_cli.corrections import Adapter
-from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes
+from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes, sizes_of_unit
 
 METADATA = ModelMetadata(
     num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
@@ -111,6 +111,23 @@ HALVES = replace(
     weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12),
     total_bytes=1500,
 )
+
+
+layer_parts = st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4))
+
+
+@given(st.integers(0, 10**9), st.lists(layer_parts, min_size=2, max_size=40), st.data())
+def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
+    attention, mlp, _ = zip(*parts, strict=True)
+    weights = WeightSizes(head, tuple(map(sum, parts)), attention=attention, mlp=mlp)
+    kept = sorted(data.draw(st.sets(st.integers(0, len(parts) - 1), min_size=1)))
+    total = head + sum(weights.layers)
+    assert sizes_of_unit(weights, "layer") == weights
+    for unit, own in (("attention", attention), ("mlp", mlp)):
+        skipped = sum(own[i] for i in range(len(parts)) if i not in kept)
+        speedup = sizes_of_unit(weights, unit).predicted_speedup(kept)
+        assert speedup == pytest.approx(total / (total - skipped))
+        assert 1 <= speedup <= weights.predicted_speedup(kept)
 
 
 def test_a_unit_counts_its_own_bytes_and_keys():

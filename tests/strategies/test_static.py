@@ -61,14 +61,10 @@ def test_layers_that_do_not_fit_are_refused(write):
         Custom(layers=[0, 3], file="s.json")
 
 
-def test_a_file_of_stages_or_of_another_unit_is_refused(write):
+def test_a_file_of_stages_is_refused(write):
     stages = ({"first_step": 4, "kept_layers": [0]},)
     with pytest.raises(UsageError, match="strategy=skip_decode"):
         Custom(file=write(later_stages=stages, strategy="skip_decode")).num_kept(6, 1.0)
-    file = write(unit="mlp")
-    assert Custom(file=file, unit="mlp").kept_layers(6, 2) == (0, 3)
-    with pytest.raises(UsageError, match=r"strategy\.unit=mlp.*got layer"):
-        Custom(file=file).kept_layers(6, 2)
 
 
 def test_a_schedule_comes_back_as_it_was(tmp_path):

@@ -45,7 +45,6 @@ def plan_lines(
 ) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.model_metadata import gaps
-    from ulskip_cli.core.strategy import ATTENTION, LAYER
 
     speedup, kv, kept_kv = (
         plan.predicted_speedup,
@@ -74,8 +73,6 @@ def plan_lines(
     }
     if plan.draft_cost is not None:
         facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
-    if plan.unit != LAYER:
-        facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
     if correction or plan.patch_bytes != 0:
         read = (
             UNKNOWN
@@ -98,14 +95,10 @@ def plan_lines(
 
 
 def _kept(plan: "Plan", model: str) -> list[str]:
-    from ulskip_cli.core.strategy import UNIT_NAMES
     from ulskip_cli.export.run import listed
 
     return [
-        (
-            f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers}"
-            f" {UNIT_NAMES[plan.unit]} in each decode step"
-        ),
+        f"{model}, {plan.strategy}: {plan.summary} in each decode step",
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",

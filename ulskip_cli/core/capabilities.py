@@ -100,7 +100,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
     "export --format mergekit": _WHOLE_LAYERS - {Need.ADAPTER, Need.FOLDED_PATCHES},
-    "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},
+    "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT, Need.HALF_LAYERS},
 }
 
 

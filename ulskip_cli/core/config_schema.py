@@ -13,7 +13,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, digest
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, option
-from ulskip_cli.core.strategy import LAYER, Strategy
+from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
 AUTO = "auto"
@@ -180,17 +180,15 @@ class Shared(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
-        strategy, model = self.strategy, self.model
+        model = self.model
         wanted = {
-            Need.EARLY_EXIT: strategy.exits_early,
-            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
+            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
             Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),
             Need.PEFT_ADAPTER: bool(model.adapter),
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
+        return self.strategy.needs() | {need for need, is_used in wanted.items() if is_used}
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,26 +52,13 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class WeightSizes:
     """Bytes of weights that a decode step reads at batch 1."""
 
-    head: int  # h, final norm and output head; with `of_unit`, everything that runs in every step
-    layers: tuple[int, ...]  # with `of_unit`, the attention or the MLP of each layer
+    head: int  # h, what every step reads: final norm and output head
+    layers: tuple[int, ...]  # what a step reads for each layer that it keeps
     patch: int = 0  # the patch at each gap
     attention: tuple[
         int, ...
     ] = ()  # the part of each layer that is attention, without norms; empty: unknown
     mlp: tuple[int, ...] = ()
-
-    def of_unit(self, unit: str) -> "WeightSizes | None":
-        """Return the sizes for a schedule that skips only a unit (layer, attention or mlp); None if
-        they are unknown.
-        """
-        if unit == "layer":
-            return self
-        parts: tuple[int, ...] = getattr(self, unit)
-        return (
-            replace(self, head=self.head + sum(self.layers) - sum(parts), layers=parts)
-            if parts
-            else None
-        )
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in

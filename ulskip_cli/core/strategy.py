@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, Self
 
 from ulskip_cli.core import schedule
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 
@@ -16,8 +17,7 @@ Unit = Literal["layer", "attention", "mlp"]
 LAYER: Unit = "layer"
 ATTENTION: Unit = "attention"
 MLP: Unit = "mlp"
-UNITS = (LAYER, ATTENTION, MLP)
-UNIT_NAMES = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
+UNIT_NAMES: Mapping[str, str] = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
 
 
 class HeldOutMeasurements(Protocol):
@@ -81,6 +81,14 @@ class Strategy(Choice):
     def skipped_unit(self) -> Unit:
         """The unit that is skipped: whole layers, or the attention or the MLP of layers."""
         return LAYER
+
+    def needs(self) -> frozenset[Need]:
+        """Return what the engine has to support."""
+        wanted = {
+            Need.EARLY_EXIT: self.exits_early,
+            Need.HALF_LAYERS: self.skipped_unit != LAYER,
+        }
+        return frozenset(need for need, is_used in wanted.items() if is_used)
 
     @property
     def is_calibrated(self) -> bool:

@@ -14,7 +14,6 @@ from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import step_counts
-from ulskip_cli.core.strategy import MLP
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch import session as torch_session
@@ -191,10 +190,11 @@ def _describe(timed: _Timed) -> Benchmark:
     depth = run.plan.num_layers
     full = FullSide(
         **dict(measure_throughput(pairs.full, "timed pairs")),
-        **_describe_side(timed, pairs.full, [(1, tuple(range(depth)))], depth),
+        **_describe_side(timed, pairs.full, [(1, tuple(range(depth)))], 1.0),
         **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
     )
-    steps = step_counts(run.plan.stages, pairs.full[0].steps)
+    full_steps = pairs.full[0].steps
+    steps = step_counts(run.plan.stages, full_steps)
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.plan.timed_tokens,
@@ -203,7 +203,7 @@ def _describe(timed: _Timed) -> Benchmark:
         machine_limits=Limits(bytes_per_second=median(pairs.read_rates)),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=full,
-        **_describe_side(timed, pairs.strategy, steps, run.plan.num_kept),
+        **_describe_side(timed, pairs.strategy, steps, run.plan.cached_share(full_steps)),
     )
 
 
@@ -233,14 +233,14 @@ def _describe_side(
     timed: _Timed,
     outputs: Sequence[BatchOutput],
     stages: Sequence[tuple[int, tuple[int, ...]]],
-    cached: int,
+    cached_share: float,
 ) -> Row:
     """Return the tokens/s of one side over those of the reference, the bytes that a step reads and
     their share of the bandwidth.
 
-    `stages` are numbers of steps with the layers that they run, and `cached` is the number of
-    layers whose keys and values `BatchOutput` counts. Unknown values are None. A share above 1 is
-    None too, because it shows that the limit was not measured.
+    `stages` are numbers of steps with the layers that they run, and `cached_share` is the part of
+    the keys and values in `BatchOutput` that a step reads. Unknown values are None. A share above 1
+    is None too, because it shows that the limit was not measured.
     """
     pairs, plan = timed.pairs, timed.run.plan
     weights, side = plan.sizes.weights, dict[str, float | None]()
@@ -249,7 +249,6 @@ def _describe_side(
     if weights is None or outputs[0].drafts is not None:
         return side
     steps = sum(count for count, _ in stages)
-    depth = sum(count * len(kept) for count, kept in stages) / steps
     read = sum(
         count
         * (
@@ -263,7 +262,7 @@ def _describe_side(
     output, batch_size = outputs[0], len(outputs[0].token_ids)
     positions = output.prompt_tokens + batch_size * len(output.token_ids[0]) / 2
     kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
-    read = round(read / steps + kv_bytes * (1.0 if plan.unit == MLP else depth / cached))
+    read = round(read / steps + kv_bytes * cached_share)
     rates = zip(outputs, pairs.read_rates, strict=True)
     share = median(read / output.step_seconds / rate for output, rate in rates)
     return side | {"step_bytes": read, "bandwidth_share": share if share <= 1 else None}

@@ -121,8 +121,8 @@ class HeldOutEvaluator:
             adapter = self._fitter.fit([kept_layers], kind, SEARCH_RIDGE)
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
-        unit, num_layers = config.strategy.skipped_unit, self.loaded.metadata.num_layers
-        plan = Plan.from_layers(num_layers, kept_layers, config.prompt_layers, unit)
+        plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
+        plan = replace(plan, unit=config.strategy.skipped_unit)
         return self._loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def tell(self, done: int, total: int) -> None:

@@ -10,7 +10,6 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import COMPILED, Config
 from ulskip_cli.core.environment import is_crowded
 from ulskip_cli.core.schedule import MISSING_KV
-from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
@@ -49,7 +48,6 @@ def describe_schedule(
     return Schedule(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
-        unit=None if plan.unit == LAYER else plan.unit,
         later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),
         target_kept_layers=plan.target_kept,
         mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
@@ -201,12 +199,11 @@ def _untrained(plan: Plan, record: Record) -> Iterator[str]:
     is_trained = plan.keeps_all or record.trained_for_these_layers is not False
     if is_trained or record.correction:  # a correction is made for these layers
         return
-    count = plan.target_kept if plan.exits else plan.num_kept
-    train = "train them for these layers with `ulskip train`, or " if plan.unit == LAYER else ""
+    kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
     yield (
-        f"{plan.strategy} with {count} of {plan.num_layers} {UNIT_NAMES[plan.unit]}: the weights"
-        f" were trained for other layers, so quality may suffer; {train}use the strategy and ratio"
-        " of their training"
+        f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality may"
+        " suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of"
+        " their training"
     )
 
 

@@ -24,7 +24,6 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
@@ -94,7 +93,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         assert tokenizer is not None  # only model=random has none
         self.plan = make_plan(config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
-        stays = asked or self.plan.keeps_all or self.plan.exits or self.plan.unit != LAYER
+        stays = asked or self.plan.keeps_all or not self.plan.skips_whole_layers
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         adapter, entry = load_adapter(config, self.plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None

@@ -20,7 +20,7 @@ from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit, notes_of
-from ulskip_cli.core.strategy import LAYER, Unit
+from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -301,10 +301,6 @@ class Schedule(Section):
     kept_layers: Layers = value(
         "the layers that every step runs, or the first stage",
         Column("layers", show="layers", first=True),
-    )
-    unit: Unit | None = value(
-        "`attention` or `mlp` if only this part of a layer is skipped ([half"
-        " layers](strategies.md#half-layers))"
     )
     later_stages: tuple[StageUsed, ...] = value(
         "first step and layers of each later stage, which runs fewer layers", default=()
@@ -588,10 +584,26 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.strategy == "full" and not self.draft_tokens
 
     @property
+    def unit(self) -> str:
+        """What is skipped: `layer`, `attention` or `mlp`."""
+        return str(self.strategy_options.get("unit", LAYER))
+
+    @property
+    def runs_kept_layers(self) -> bool:
+        """True if every decode step runs the kept layers, each as a whole, and no others."""
+        varies = self.later_stages or self.exit_depths or self.draft_tokens
+        return not varies and self.unit == LAYER
+
+    @property
     def strategy_name(self) -> str:
         """The strategy, with its unit unless it skips whole layers."""
-        unit = self.strategy_options.get("unit", LAYER)
-        return self.strategy if unit == LAYER else f"{self.strategy} {unit}"
+        return self.strategy if self.unit == LAYER else f"{self.strategy} {self.unit}"
+
+    @property
+    def summary(self) -> str:
+        """What is kept, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
+        kept, _, count = (self.layers or "").partition("/")
+        return f"{kept} of {count} {UNIT_NAMES.get(self.unit, self.unit)}"
 
     @property
     def label(self) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import NormalDist, median
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -344,12 +343,10 @@ def sentence(record: Record) -> str:
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    kept, _, count = (record.layers or "").partition("/")
-    text = f"{record.label} keeps {kept} of {count} {UNIT_NAMES[record.unit or LAYER]}"
-    facts = []
+    text, facts = f"{record.label} keeps {record.summary}", []
     if record.draft_tokens:
-        layers = f" of {kept} of {count} layers" if kept != count else ""
-        text = f"the full model checks {record.label}{layers}"
+        skips = len(record.kept_layers or ()) != record.num_layers
+        text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
     if record.keeps_all:
         text = f"the full model runs {record.num_layers} layers"
     elif record.speedup:

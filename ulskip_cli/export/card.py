@@ -125,12 +125,12 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | Non
         return False
     baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
     layers = record.num_layers, record.kept_layers, record.prompt_layers, record.training
-    varies = record.later_stages or record.exit_depths or record.draft_tokens or record.unit
     copies = record.engine and copies_weights(record.engine)  # it may compute in another format
     return (
         record.is_done
         and layers == (plan.num_layers, plan.kept_layers, plan.prompt_layers, training)
-        and not (varies or copies)
+        and record.runs_kept_layers
+        and not copies
         and baseline in (None, record.engine)
         and all(getattr(measured, key) == getattr(model, key) for key in _WEIGHTS)
     )

@@ -184,7 +184,6 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
         prompt_layers="all" if plan.prompt_layers == "all" else "kept",
         model=config.model.label,
         made_by=point.made_by,
-        unit=plan.unit,
     )
 
 

@@ -17,7 +17,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, gaps
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import LAYER, MLP, Strategy, Unit
+from ulskip_cli.core.strategy import LAYER, MLP, UNIT_NAMES, Strategy, Unit
 from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
 
 PREDICTIONS = (
@@ -64,13 +64,13 @@ class Plan:
 
     @classmethod
     def from_layers(
-        cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all", unit: Unit = LAYER
+        cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all"
     ) -> "Plan":
         """Make a plan from a list of layers and the depth of a model; raise UsageError for an
         invalid list.
         """
         stages = (Stage(0, schedule.checked(num_layers, kept)),)
-        return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept), unit=unit)
+        return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept))
 
     @property
     def kept_layers(self) -> Layers:
@@ -86,6 +86,16 @@ class Plan:
     def num_kept(self) -> int:
         """Number of layers of the first stage."""
         return len(self.kept_layers)
+
+    @property
+    def summary(self) -> str:
+        """The layers of the first stage, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
+        return f"{self.num_kept} of {self.num_layers} {UNIT_NAMES[self.unit]}"
+
+    @property
+    def skips_whole_layers(self) -> bool:
+        """True if a step runs or skips each layer as a whole, and its layers are known before."""
+        return self.unit == LAYER and self.exits is None
 
     @property
     def keeps_all(self) -> bool:
@@ -161,6 +171,12 @@ class Plan:
         if self.exits:
             return float(self.exits.target_depth)
         return schedule.mean_kept(self.stages, [steps + 1])
+
+    def cached_share(self, steps: int) -> float:
+        """Return the share of the first stage's keys and values that the first `steps` decode steps
+        read on average.
+        """
+        return 1.0 if self.unit == MLP else self.mean_kept(steps) / self.num_kept
 
     def cached_layers(self, stage: Stage) -> Layers:
         """Return the layers whose keys and values a stage reads."""
@@ -345,12 +361,21 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     patch = patch_parameters(kind, metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata.weights, 8 * weight_bytes)
     if weights:
-        weights = replace(weights, patch=patch).of_unit(config.strategy.skipped_unit)
+        weights = sizes_of_unit(replace(weights, patch=patch), config.strategy.skipped_unit)
     is_unknown = kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
         share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
+
+
+def sizes_of_unit(weights: WeightSizes, unit: Unit) -> WeightSizes | None:
+    """Return the sizes if only a part of each layer is skipped; None if they are unknown."""
+    if unit == LAYER:
+        return weights
+    parts = weights.mlp if unit == MLP else weights.attention
+    others = weights.head + sum(weights.layers) - sum(parts)
+    return replace(weights, head=others, layers=parts) if parts else None
 
 
 def _choose_layers(

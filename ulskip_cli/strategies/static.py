@@ -15,7 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import Options, load_json, option, parse
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.core.strategy import LAYER, SkippingStrategy, Strategy, Unit
+from ulskip_cli.core.strategy import SkippingStrategy, Strategy
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 FORMAT = "ulskip-schedule"
@@ -90,7 +90,6 @@ class ScheduleFile(Options):
     prompt_layers: Literal["all", "kept"] = "all"
     model: str | None = None  # hub id, path or name
     made_by: str | None = None  # program, version and overrides
-    unit: Unit = LAYER  # what is skipped
 
     def to_json(self) -> str:
         """Return the text of the file: format and version first, one key per line."""
@@ -162,11 +161,6 @@ class Custom(SkippingStrategy):
         if self.file is None:
             return None
         schedule_file = read_schedule(Path(self.file))
-        if schedule_file.unit != self.unit:
-            raise UsageError(
-                f"expected strategy.unit={schedule_file.unit} with the schedule in {self.file}, got"
-                f" {self.unit}; set it"
-            )
         if schedule_file.later_stages:
             raise UsageError(
                 f"strategy=custom does not support the later_stages in {self.file}; use"
