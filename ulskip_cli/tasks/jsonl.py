@@ -2,7 +2,6 @@
 summarization of news articles.
 """
 
-from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -21,49 +20,13 @@ SAMPLES = {
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
-class RowsTask(Task):
-    """Sources and references under two keys of a file's or a dataset's rows."""
+class Jsonl(Task):
+    """Prompts and references under two keys of the rows of a JSONL file or a dataset."""
 
     file: str | None = option(
         None, "file with one JSON object per line, plain or .gz, instead of task.dataset"
     )
     dataset: str | None = option(None, "hub id or folder of a dataset, instead of task.file")
-
-    @property
-    def data(self) -> str:
-        """Name of the file or the dataset."""
-        return Path(self.file).name if self.file else str(self.dataset)
-
-    @property
-    @abstractmethod
-    def keys(self) -> tuple[str, str]:
-        """Keys of source and reference in a row."""
-
-    def examples(self) -> list[Example]:
-        """Return all rows in the order of the data."""
-        if bool(self.file) == bool(self.dataset):
-            given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
-            raise UsageError(
-                "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"
-                f" folder>, got {given}"
-            )
-        if self.file:
-            path = user_path(self.file, "task.file")
-            return examples_from_rows(read_objects(path), *self.keys, str(path))
-        name = str(self.dataset)
-        if not is_dataset(name):
-            raise UsageError(
-                f"expected task.dataset to be a hub id (owner/name) or a folder, got '{name}'; for"
-                " a file use task.file=<jsonl>"
-            )
-        return examples_from_rows(
-            load_dataset_rows(name, self.subset, self.split), *self.keys, name
-        )
-
-
-class Jsonl(RowsTask):
-    """Prompts and references from a JSONL file or a dataset."""
-
     prompt_key: str = option("prompt", "key or column of the prompt")
     reference_key: str = option("reference", "key or column of the reference answer")
     cut_source: bool = option(
@@ -75,14 +38,14 @@ class Jsonl(RowsTask):
     )
 
     @property
+    def data(self) -> str:
+        """Name of the file or the dataset."""
+        return Path(self.file).name if self.file else str(self.dataset)
+
+    @property
     def may_truncate_source(self) -> bool:
         """True if the option `cut_source` allows truncation of the source."""
         return self.cut_source
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """Keys of source and reference in a row."""
-        return self.prompt_key, self.reference_key
 
     @property
     def answer_language(self) -> str | None:
@@ -93,47 +56,58 @@ class Jsonl(RowsTask):
         """Return the output or its first line."""
         return text.strip().split("\n")[0].strip() if self.first_line else text.strip()
 
+    def examples(self) -> list[Example]:
+        """Return all rows in the order of the data."""
+        keys = self.prompt_key, self.reference_key
+        if bool(self.file) == bool(self.dataset):
+            given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
+            raise UsageError(
+                "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"
+                f" folder>, got {given}"
+            )
+        if self.file:
+            path = user_path(self.file, "task.file")
+            return examples_from_rows(read_objects(path), *keys, str(path))
+        name = str(self.dataset)
+        if not is_dataset(name):
+            raise UsageError(
+                f"expected task.dataset to be a hub id (owner/name) or a folder, got '{name}'; for"
+                " a file use task.file=<jsonl>"
+            )
+        return examples_from_rows(load_dataset_rows(name, self.subset, self.split), *keys, name)
 
-class CnnDm(RowsTask):
+
+class CnnDm(Jsonl):
     """News articles to summarize, with their highlights as references."""
 
     dataset: str = option(
         "sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder"
     )
     split: str = option("validation", "split of the dataset, such as train, validation or test")
-    article_key: str = option("article", "key or column of the article")
-    highlights_key: str = option(
+    prompt_key: str = option("article", "key or column of the article")
+    reference_key: str = option(
         "highlights", "key or column of the highlights, the reference summary"
+    )
+    # A news article has its most important facts first.
+    cut_source: bool = option(
+        True, "truncate articles that exceed the model's context; false: refuse them"
     )
     max_article_words: int | None = option(
         None, "words to which articles are truncated; null: only to fit the model's context", ge=1
     )
 
-    @property
-    def may_truncate_source(self) -> bool:
-        """True, because a news article has its most important facts first."""
-        return True
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """Keys of article and highlights in a row."""
-        return self.article_key, self.highlights_key
-
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
-        sample = SAMPLES.get(self.dataset)
-        task = RowsTask.examples
+        chosen, sample = self, SAMPLES.get(self.dataset)
         if sample:
-            examples = task(self.replace(file=self.file or str(sample), dataset=None))
+            chosen = self.replace(file=self.file or str(sample), dataset=None)
         elif self.dataset == "cnn_dailymail":
             name, subset = CNN_DAILYMAIL
-            examples = task(self.replace(dataset=name, subset=self.subset or subset))
-        else:
-            examples = task(self)
+            chosen = self.replace(dataset=name, subset=self.subset or subset)
         words = self.max_article_words
         return [
             replace(example, source=" ".join(example.source.split()[:words])) if words else example
-            for example in examples
+            for example in super(CnnDm, chosen).examples()
         ]
 
     def held_out(self) -> Self | None:
