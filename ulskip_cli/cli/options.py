@@ -12,7 +12,7 @@ from typer._completion_shared import COMPLETION_SCRIPT_BASH, _completion_scripts
 
 from ulskip_cli.core.files import user_path
 
-Candidate = tuple[str, str]  # a completed word and its help text
+Completion = tuple[str, str]  # a completed word and its help text
 
 
 class BashCompleteOverrides(BashComplete):
@@ -44,7 +44,7 @@ def install_bash_completion() -> None:
     _completion_scripts["bash"] = COMPLETION_SCRIPT_BASH.replace("    return 0", no_space)
 
 
-def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
+def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Completion]:
     """Return the overrides that a command accepts and that begin with `incomplete`."""
     from ulskip_cli.cli.key_panels import named_choices
     from ulskip_cli.core import config_reference as reference
@@ -82,7 +82,7 @@ def complete_override(context: Context, arguments: list[str], incomplete: str) -
 
 def complete_config_name(
     context: Context, arguments: list[str], incomplete: str
-) -> list[Candidate]:
+) -> list[Completion]:
     """Return the groups, or the choices of a group after `group=`, for `ulskip config`."""
     from ulskip_cli.core import config_reference as reference
 

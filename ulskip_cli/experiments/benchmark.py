@@ -149,7 +149,7 @@ def _warm_up(point: ResolvedPoint, session: Session) -> _Timed:
     them and the model supports them.
     """
     loaded = session.load(point.config.model, point.config.seed)
-    compiled = with_compiled_layers(point.config, loaded)
+    compiled = with_compilation(point.config, loaded)
     try:
         return _run_once(point, session, compiled)
     except RunError:
@@ -207,7 +207,7 @@ def _describe(timed: _Timed) -> Benchmark:
     )
 
 
-def with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
+def with_compilation(config: Config, loaded: LoadedModel) -> Config:
     """Return the configuration with compiled layers if decoding.compile=auto can use them, which
     requires the compiler of the CPU kernels.
 

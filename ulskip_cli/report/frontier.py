@@ -31,7 +31,7 @@ BITS_UNQUANTIZED = 16
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontierPoint:
     """One record of a frontier."""
 
     record: Record
@@ -100,11 +100,11 @@ class Frontier:
     points is first; the others are sorted by speed.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[FrontierPoint, ...]
     folder: str = ""  # of the records, if other folders have frontiers too
 
     @cached_property
-    def beaten(self) -> dict[str, tuple[Point, bool]]:
+    def beaten(self) -> dict[str, tuple[FrontierPoint, bool]]:
         """For the id of every beaten point: the fastest point that is faster and not worse, surely
         if possible, and True if the intervals confirm it.
         """
@@ -120,7 +120,7 @@ class Frontier:
                 beaten[point.record.id] = self.points[i], sure
         return beaten
 
-    def _is_sure(self, point: Point, rival: Point) -> bool:
+    def _is_sure(self, point: FrontierPoint, rival: FrontierPoint) -> bool:
         """Return True if the intervals say that a point is faster, and not worse, than another."""
         low, high = point.clock.low, rival.clock.high
         if low is None or high is None or low <= high:
@@ -128,7 +128,7 @@ class Frontier:
         better = _better_by(point, rival)
         return better == SAME or verdict(better) == HOLDS
 
-    def best(self, target: float, *kinds: str) -> Point | None:
+    def best(self, target: float, *kinds: str) -> FrontierPoint | None:
         """Return the point of some kinds (of any without kinds) with the best quality among those
         that reach a speedup, or None.
         """
@@ -167,7 +167,7 @@ class Frontier:
             note += f" {caveat[0].upper()}{caveat[1:]}."
         return Section(title, [Column("speedup"), Column("verdict")], lines, note, sentences=True)
 
-    def _verdict(self, target: float, best: Point) -> str:
+    def _verdict(self, target: float, best: FrontierPoint) -> str:
         lead = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
         rival = self.best(target, *(kind for kind in KINDS if kind != best.kind))
         if not rival:
@@ -205,7 +205,7 @@ class Frontier:
         ]
         return Section.of(title, self.points, columns, note)
 
-    def _fate(self, point: Point) -> str:
+    def _fate(self, point: FrontierPoint) -> str:
         winner, sure = self.beaten.get(point.record.id, (None, True))
         return f"beaten by {winner.name}{'' if sure else ' ?'}" if winner else "front"
 
@@ -225,7 +225,7 @@ class Frontier:
         return Section(title, list(map(Column, ("speedup", *kinds))), lines, note, words=1)
 
 
-def _better_by(point: Point, rival: Point) -> Interval:
+def _better_by(point: FrontierPoint, rival: FrontierPoint) -> Interval:
     """Return by how much the quality of a point is better than that of another one."""
     return difference(point.record, rival.record, point.quality.metric)
 
@@ -243,7 +243,7 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     ]
 
 
-def _points(records: Sequence[Record]) -> Iterator[tuple[Point, ...]]:
+def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
     """Yield the points whose baselines differ in their batch size alone: the baseline of most
     points, then the points sorted by speed.
     """
@@ -259,7 +259,7 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[Point, ...]]:
         (name, _), *_ = Counter(record.baseline_id or "" for record in members).most_common()
         judged = shares(members, 1.0)
         points = [
-            Point(record, record.speedup, judged[record.key])
+            FrontierPoint(record, record.speedup, judged[record.key])
             for record in members
             if record.key in judged and record.speedup
         ]
@@ -267,5 +267,5 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[Point, ...]]:
         if points and any(asked):
             quality = points[0].quality
             kept = replace(quality, value=quality.full, share=1.0, low=None, high=None)
-            first = Point(finished[name], Interval(1.0, 1.0, 1.0), kept)
+            first = FrontierPoint(finished[name], Interval(1.0, 1.0, 1.0), kept)
             yield first, *sorted(points, key=lambda point: point.speedup)

@@ -136,7 +136,7 @@ class DataSet:
 
 
 @dataclass
-class Answers:
+class ShownAnswers:
     """The stored answers that a page shows."""
 
     note: str  # a sentence on how many of the stored answers are included
@@ -146,7 +146,9 @@ class Answers:
     changes: dict[str, list[int]] = field(default_factory=dict)
 
 
-def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES) -> Answers:
+def collect(
+    groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES
+) -> ShownAnswers:
     """Read the answers to the first `most` examples of each data set; runs refer to rows by their
     index in `rows`.
     """
@@ -162,7 +164,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
         if (Path(row.folder) / "generations" / f"{row.id}.jsonl").is_file():
             stored[" · ".join(str(row.value(key)) for key in DATA_SET if row.value(key))].append(i)
     if not stored:
-        return Answers("The results folders hold no answers: they have no generations/.")
+        return ShownAnswers("The results folders hold no answers: they have no generations/.")
     texts: dict[str, int] = {}
     sets = []
     notes = []
@@ -173,7 +175,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXA
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
         sets += [data_set] if data_set.runs else []
     every = list(texts)
-    return Answers("; ".join(notes) + ".", sets, every, _changes(sets, every))
+    return ShownAnswers("; ".join(notes) + ".", sets, every, _changes(sets, every))
 
 
 def _data_set(

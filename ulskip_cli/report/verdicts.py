@@ -199,7 +199,7 @@ def lead(records: Sequence[Record]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPair:
     """A point that both sides of a comparison contain."""
 
     old: Record
@@ -242,7 +242,7 @@ class Comparison:
     number of unmatched points.
     """
 
-    pairs: list[Pair]
+    pairs: list[ComparedPair]
     only_old: int
     only_new: int
     differs: list[str]  # settings in which the sides share no value
@@ -297,7 +297,7 @@ def compare(
         dict(zip(map(tuple, side.drop(columns=differs).to_numpy()), records, strict=True))
         for side, records in zip(tables, sides, strict=True)
     )
-    pairs = list[Pair]()
+    pairs = list[ComparedPair]()
     for key in filter(before.__contains__, now):
         mine, theirs = now[key], before[key]
         metric, quality = primary([mine, theirs]) or "", None
@@ -305,7 +305,7 @@ def compare(
             judge = difference if len(pairs) < MAX_BOOTSTRAPS else from_records
             quality = judge(mine, theirs, metric)
         ratio = speed_ratio(mine, theirs)
-        pairs.append(Pair(theirs, mine, metric, quality, ratio, tolerance, gate))
+        pairs.append(ComparedPair(theirs, mine, metric, quality, ratio, tolerance, gate))
     return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
 
 
