@@ -95,7 +95,12 @@ class Plan:
     @property
     def skips_whole_layers(self) -> bool:
         """True if a step runs or skips each layer as a whole, and its layers are known before."""
-        return self.unit == LAYER and self.exits is None
+        return self.is_trainable and self.exits is None
+
+    @property
+    def is_trainable(self) -> bool:
+        """True if weights can be trained for the plan, which whole layers require."""
+        return self.unit == LAYER
 
     @property
     def keeps_all(self) -> bool:
@@ -277,7 +282,7 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """
     if trained_for is None:
         return None
-    if plan.unit != LAYER:
+    if not plan.is_trainable:
         return False
     exits = trained_for.get("exits") or []
     if plan.exits:

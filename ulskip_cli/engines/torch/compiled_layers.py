@@ -142,8 +142,8 @@ class _LayerCode:
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> tuple[Code, object]:
-        """Run a layer; return two things: a function that runs it on the tensors of later calls, and
-        the result of this call.
+        """Run a layer; return two things: a function that runs it on the tensors of later calls,
+        and the result of this call.
 
         `tensors` are the arguments of this call; `sizes` has the tensor and the dimension of each
         size that can change in later calls.
