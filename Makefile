@@ -118,10 +118,11 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 	$(BIN)/python benchmarks/readme.py
 
 BENCH = $(BIN)/ulskip bench results_dir=results/latency ratio_basis=latency
-NEWS = model=smollm2-135m task=cnn_dm task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96
+ARTICLES = model=smollm2-135m task=cnn_dm task.max_article_words=250 task.max_new_tokens=96
+NEWS = $(ARTICLES) task.file=runs/drafter/report.jsonl
 DRAFTER = strategy=search 'strategy.layers=[0,7,14,21,29]' correction=adapter correction.path=runs/drafter/adapter
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
-HALF = $(BIN)/ulskip sweep name=half_layers model=smollm2-135m task=cnn_dm task.file=runs/skip_adapters/report.jsonl task.max_article_words=250 task.max_new_tokens=96 limit=100 batch_size=25 speed.enabled=false calibration.task='{file:runs/skip_adapters/train.jsonl}' calibration.examples=50 strategy=block_influence
+HALF = $(BIN)/ulskip sweep name=half_layers $(ARTICLES) task.file=runs/skip_adapters/report.jsonl limit=100 batch_size=25 speed.enabled=false calibration.task='{file:runs/skip_adapters/train.jsonl}' calibration.examples=50 strategy=block_influence
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
 results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine

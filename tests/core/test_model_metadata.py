@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import struct
 
@@ -96,6 +97,18 @@ def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
     with (folder / "model.safetensors").open("r+b") as stream:
         stream.seek(100)
         stream.write(b"changed")
+    assert fingerprint(hf(folder)) != whole
+
+
+def test_a_file_is_read_again_only_if_its_size_or_time_changed(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    file, whole = folder / "model.safetensors", fingerprint(hf(folder))
+    state, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fingerprint(hf(folder)) == whole
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert fingerprint(hf(folder)) != whole
 
 

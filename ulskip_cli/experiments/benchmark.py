@@ -90,20 +90,21 @@ def _time(points: Sequence[ResolvedPoint], session: Session, outcome: SweepOutco
             ready.append(_warm_up(point, session))
         except Exception as error:
             _fail(point, error, outcome)
-    if not ready:
+    missing = [timed.run.point for timed in ready if timed.run.point.run_id not in outcome.records]
+    if not missing:
         return
     try:
         measured = _in_rounds(ready, session)
     except Exception as error:
         if len(ready) == 1:
-            _fail(ready[0].run.point, error, outcome)
+            _fail(missing[0], error, outcome)
             return
-        for timed in ready:
-            _time([timed.run.point], session, outcome)
+        for point in missing:
+            _time([point], session, outcome)
         return
     session.progress.phase("write", 0)
     for timed in measured:
-        if timed.run.point.run_id not in outcome.records:
+        if timed.run.point in missing:
             record = store_record(timed.run, timed.pair.strategy, timed.pairs, _describe(timed))
             outcome.records[record.id] = record
 

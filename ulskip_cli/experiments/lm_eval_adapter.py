@@ -93,7 +93,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         assert tokenizer is not None  # only model=random has none
         self.plan = make_plan(config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
-        stays = asked or self.plan.keeps_all or not self.plan.skips_whole_layers
+        plan = self.plan
+        stays = asked or plan.keeps_all or plan.exits or not plan.skips_whole_layers
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         adapter, entry = load_adapter(config, self.plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None

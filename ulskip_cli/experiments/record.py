@@ -309,8 +309,8 @@ class Schedule(Section):
     mean_kept_layers: Positive = value("mean number of layers over the timed pairs")
     evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
     layer_ratio: Positive = value(
-        "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept"
-        " attentions",
+        "`num_layers` divided by the mean number of kept layers; with `strategy.unit=attention`, of"
+        " kept attentions",
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
@@ -585,7 +585,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def unit(self) -> str:
-        """What is skipped: `layer`, `attention` or `mlp`."""
+        """The skipped part: `layer`, `attention` or `mlp`."""
         return str(self.strategy_options.get("unit", LAYER))
 
     @property
@@ -601,7 +601,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def summary(self) -> str:
-        """What is kept, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
+        """The kept layers as text, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
         kept, _, count = (self.layers or "").partition("/")
         return f"{kept} of {count} {UNIT_NAMES.get(self.unit, self.unit)}"
 

@@ -94,12 +94,7 @@ class Plan:
 
     @property
     def skips_whole_layers(self) -> bool:
-        """True if a step runs or skips each layer as a whole, and its layers are known before."""
-        return self.is_trainable and self.exits is None
-
-    @property
-    def is_trainable(self) -> bool:
-        """True if weights can be trained for the plan, which whole layers require."""
+        """True unless steps skip only the attention or only the MLP of layers."""
         return self.unit == LAYER
 
     @property
@@ -282,7 +277,7 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """
     if trained_for is None:
         return None
-    if not plan.is_trainable:
+    if not plan.skips_whole_layers:
         return False
     exits = trained_for.get("exits") or []
     if plan.exits:
