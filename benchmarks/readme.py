@@ -1,9 +1,9 @@
 """Insert the tables that runs have written into README.md and docs/, between their markers.
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
-columns and drops the notes between the table and its last paragraph, the provenance. `<!--
-sentence: FILE | BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end
--->`.
+columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
+section: BEGINNING | columns: ...` takes the section whose heading begins so. `<!-- sentence: FILE |
+BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end -->`.
 """
 
 import re
@@ -11,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(
-    r"(<!-- table: ([^ ]+)(?: \| columns: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- table: ([^ ]+)(?: \| section: ([^\n|]+?))?(?: \| columns: ([^\n]+?))? -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
 )
 SENTENCE = re.compile(r"(<!-- sentence: ([^ ]+) \| ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -25,9 +27,13 @@ def fill_tables(text: str) -> str:
     """Replace the body of every marked block by the table of the file that its marker names."""
 
     def body(match: re.Match[str]) -> str:
-        lines = (ROOT / match[2]).read_text("utf-8").strip().splitlines()
+        start, file, section, columns, end = match.groups()
+        text = (ROOT / file).read_text("utf-8")
+        if section:
+            text = text.partition(f"\n## {section}")[2].partition("\n")[2].partition("\n## ")[0]
+        lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
-        return f"{match[1]}{select(kept, match[3].split(', ')) if match[3] else kept}\n{match[4]}"
+        return f"{start}{select(kept, columns.split(', ')) if columns else kept}\n{end}"
 
     def sentence(match: re.Match[str]) -> str:
         found = re.search(

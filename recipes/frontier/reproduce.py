@@ -1,14 +1,16 @@
 """Compare engines, formats of weights, skipped layers, drafts and smaller models with one full
 model, in one table.
 
-    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters
+    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters \\
+        --drafter runs/drafter/adapter
     python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER
 
 The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
-with trained adapters; without --data only the sample is measured. The second command compares a
-model with smaller siblings. PATH holds cnn_dm/. The machine should be idle otherwise. --parts
-chooses what is measured. If the recipe is interrupted, the same command resumes. The page goes to
-results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
+with trained adapters and the layers that recipes/lossless/drafter.py trained to draft; without
+--data only the sample is measured. The second command compares a model with smaller siblings. PATH
+holds cnn_dm/. The machine should be idle otherwise. --parts chooses what is measured. If the recipe
+is interrupted, the same command resumes. The page goes to results/frontier/README.md.
+LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
 import argparse
@@ -77,20 +79,29 @@ def measure(args: argparse.Namespace, part: str) -> None:
     if part == "sample":
         call("sweep", *common, engines)
         return
-    common += cnn_dm(args.data, args.model, args.limit)
+    common += [*cnn_dm(args.data, args.model, args.limit), "alternatives.draft_tokens=[]"]
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
     block = ["strategy=one_block", f"ratio={args.ratios}"]
     call("sweep", *common, engines, "strategy=full", "ratio=2", *smaller)
     folded = ["correction=patch", "correction.kind=folded"]
-    call("sweep", *common, engines, *block, *folded, "alternatives.draft_tokens=[]")
+    call("sweep", *common, engines, *block, *folded)
     call("sweep", *common, "engine=torch", *block, "correction=patch")
-    for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
-        record = json.loads(file.read_text("utf-8"))
-        layers = str(record["kept_sets"][0]).replace(" ", "")
-        custom = ["strategy=custom", f"strategy.layers={layers}"]
-        custom += ["correction=adapter", f"correction.path={file.parent}"]
-        able = engines if record["kind"] in MERGED else "engine=torch"
-        call("sweep", *common, able, "ratio=2", *custom)
+    for folder in sorted(args.adapters.glob("adapter-*")) if args.adapters else ():
+        kind, adapted = adapter(folder)
+        call("sweep", *common, engines if kind in MERGED else "engine=torch", *adapted)
+    drafts = [*common, "engine=torch", "batch_size=1", "decoding.draft_tokens=auto"]
+    call("sweep", *drafts, "decoding=prompt_lookup", "strategy=full", "ratio=2")
+    if args.drafter:
+        layers = ["decoding=self_speculative", "decoding.draft=both"]
+        call("sweep", *drafts, *layers, *adapter(args.drafter)[1])
+
+
+def adapter(folder: Path) -> tuple[str, list[str]]:
+    """Return the kind of an adapter, and the overrides of a run with it."""
+    record = json.loads((folder / "adapter.json").read_text("utf-8"))
+    layers = str(record["kept_sets"][0]).replace(" ", "")
+    custom = ["strategy=custom", f"strategy.layers={layers}", "ratio=2"]
+    return record["kind"], [*custom, "correction=adapter", f"correction.path={folder}"]
 
 
 def plot(frontier: Frontier) -> "Figure":
@@ -177,6 +188,7 @@ def main() -> None:
         help="presets, folders or hub ids of smaller models, separated by commas",
     )
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
+    parser.add_argument("--drafter", type=Path, help="adapter of recipes/lossless/drafter.py")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
     parser.add_argument("--limit", type=int, default=200, help="number of articles")

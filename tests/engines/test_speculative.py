@@ -149,6 +149,28 @@ class Repeating:
         return Drafts(ids[:, -1:].expand(-1, count))
 
 
+class Known:
+    """A drafter that proposes tokens that are known, each increased by `error`."""
+
+    def __init__(self, tokens, error):
+        self.tokens, self.error = torch.tensor([tokens]), error
+
+    def propose(self, ids, count):
+        return Drafts((self.tokens[:, ids.shape[1] :][:, :count] + self.error) % 99)
+
+
+def test_the_drafter_whose_drafts_are_accepted_is_used(llama, monkeypatch):
+    ids, mask = (rows[:1] for rows in batch(False))
+    decoding = DRAFTED.replace(max_new_tokens=40, draft_tokens=2)
+    expected = by_generate(llama, ids, mask, decoding)
+    texts = [*ids[0].tolist(), *expected[0]]
+    drafters = [Known(texts, 1), Known(texts, 0)]
+    monkeypatch.setattr(speculative.SpeculativeSession, "drafters", lambda *args: drafters)
+    output = decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(decoding, 0))
+    assert output.token_ids == expected
+    assert output.drafts.passes < len(expected[0]) / 2
+
+
 def tiny(seed, vocab_size, width, spread):
     """Make a random model of 3 layers."""
     torch.manual_seed(seed)

@@ -62,7 +62,7 @@ class DecodingConfig(Options):
     draft: Literal["layers", "ngram", "both"] = option(
         "layers",
         "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
-        " text; both",
+        " text; both: whichever gains more",
     )
     draft_vocab: Count = option(
         0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192"
@@ -70,7 +70,7 @@ class DecodingConfig(Options):
 
     @property
     def drafts_with_layers(self) -> bool:
-        """True if a view of the model drafts, alone or when n-grams find no draft."""
+        """True if a view of the model drafts, alone or beside n-grams."""
         return bool(self.draft_tokens) and self.draft != "ngram"
 
     def without_drafts(self) -> Self:

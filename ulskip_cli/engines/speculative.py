@@ -120,6 +120,13 @@ class DraftLength:
         known = min(count + 1, len(self.check_costs))
         return count * self.draft_cost + self.check_costs[known - 1] * (count + 1) / known
 
+    def rate(self, count: int) -> float:
+        """Return the expected tokens in the time of a plain step:
+        (1 - a^(k+1)) / (1 - a) tokens of k drafts (Sec. 3.1 of arXiv:2211.17192) over their cost.
+        """
+        share = self._accepted / self._tested
+        return sum(share**i for i in range(count + 1)) / self.cost(count)
+
     def next(self) -> int:
         """Return the number of tokens to draft. If no drafts seem to pay, return one if earlier
         gains cover its cost, else 0.
@@ -128,10 +135,7 @@ class DraftLength:
             return int(self.setting)
         counts = range(1, len(self.check_costs))
         allowed = [count for count in counts if self.cost(count) - 1 <= self._credit]
-        # Tokens per check: (1 - a^(k+1)) / (1 - a), Sec. 3.1 of arXiv:2211.17192.
-        shares = [(self._accepted / self._tested) ** i for i in range(len(self.check_costs))]
-        best = max([0, *allowed], key=lambda count: sum(shares[: count + 1]) / self.cost(count))
-        return best or len(allowed[:1])
+        return max([0, *allowed], key=self.rate) or len(allowed[:1])
 
     def update(self, accepted: int, drafted: int) -> None:
         """Count a check. Drafts after the first rejected one are not counted; a plain step counts 0
@@ -172,9 +176,7 @@ class SpeculativeSession(ModelSession):
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
     ) -> list[NgramDrafter | LayerDrafter]:
-        """Return the drafters of a batch; the first that finds drafts is used. The layers draft
-        better than what followed a single token.
-        """
+        """Return the drafters of a batch."""
         drafters: list[NgramDrafter | LayerDrafter] = []
         if request.decoding.draft != "layers":
             drafters = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
@@ -184,8 +186,8 @@ class SpeculativeSession(ModelSession):
             if isinstance(head, DraftHead):
                 ends = request.input_ids.new_tensor(request.eos_token_ids)
                 head.begin(torch.cat([request.input_ids.flatten(), ends]))
-            layers = LayerDrafter(view, self.views.stages[0].kept, self.steps, sampler)
-            drafters.insert(LONGEST - 1, layers)
+            kept = self.views.stages[0].kept
+            drafters.append(LayerDrafter(view, kept, self.steps, sampler))
         return drafters
 
     def prepare(self, request: BatchRequest) -> float:
@@ -234,7 +236,7 @@ class SpeculativeSession(ModelSession):
         rows = torch.arange(len(ids), device=ids.device)  # the sequences in the batch
         current = ids.clone()
         running = [token not in stops for token in ids[:, prompt_len].tolist()]
-        drafts, counts, costs = Drafts(current[:, :0]), list[tuple[int, int, int]](), 0.0
+        drafts, checks, costs = Drafts(current[:, :0]), list[tuple[int, int, int]](), 0.0
         while at < total and any(running):
             # Without drafts, fewer copies of the cache are worth more than fewer sequences.
             if not all(running) and (drafts.tokens.shape[1] or 2 * sum(running) <= len(running)):
@@ -244,18 +246,21 @@ class SpeculativeSession(ModelSession):
                 current = ids[rows]
                 self.steps.drop_finished(alive)
             drafts, used = Drafts(current[:, :0]), lengths
-            for drafter, length in zip(drafters, lengths, strict=True):
-                if (count := min(length.next(), total - at - 1)) > 0:
-                    drafts = drafter.propose(current[:, :at], count)
+            counts = [min(length.next(), total - at - 1) for length in lengths]
+            rates = [length.rate(count) for length, count in zip(lengths, counts, strict=True)]
+            # The drafter with the most expected tokens per second that finds drafts.
+            for i in sorted(range(len(drafters)), key=rates.__getitem__, reverse=True):
+                if counts[i]:
+                    drafts = drafters[i].propose(current[:, :at], counts[i])
                 if drafts.tokens.shape[1]:
-                    used = [length]
+                    used = [lengths[i]]
                     break
             tokens, accepted = self._verify(current[:, :at], drafts, sampler)
             check, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
             drafted, gained = drafts.tokens.shape[1], check[0]
             for length in used:
                 length.update(gained - 1, drafted)
-            counts.append(check)
+            checks.append(check)
             costs += used[0].cost(drafted)
             current[:, at : at + gained] = tokens[:, :gained]
             for row, end in enumerate(ends):
@@ -263,8 +268,8 @@ class SpeculativeSession(ModelSession):
                     current[row, at + end : at + gained] = request.pad_token_id
             at, running = at + gained, [end > gained for end in ends]
             yield len(ids) * (at - prompt_len)
-        sums = [sum(count[i] for count in counts) for i in range(3)]
-        self._stats = DraftStats(len(counts), sums[0], sums[1], sums[2], costs)
+        sums = [sum(check[i] for check in checks) for i in range(3)]
+        self._stats = DraftStats(len(checks), sums[0], sums[1], sums[2], costs)
         ids[rows] = current
 
     def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
