@@ -59,6 +59,7 @@ ADAPTERS = {
     "adapter-20-gaps": Adapter(20, 6, 1),
     "adapter-20-gaps-more": Adapter(20, 3, 1, has_more=True),
     "adapter-15-gaps": Adapter(15, 6, 1),
+    "adapter-15-gaps-more": Adapter(15, 3, 1, has_more=True),
 }
 FOLDED = {15}  # merged into the weights, so that every engine runs the adapter
 # Two answers of the full model to every window, one greedy and one sampled, and the second half of
