@@ -2,8 +2,9 @@
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
 columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
-section: BEGINNING | columns: ...` takes the section whose heading begins so. `<!-- sentence: FILE |
-BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end -->`.
+section: BEGINNING | columns: ...` takes the table of the section whose heading begins so. `<!--
+sentence: FILE | BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end
+-->`.
 """
 
 import re
@@ -30,7 +31,7 @@ def fill_tables(text: str) -> str:
         start, file, section, columns, end = match.groups()
         text = (ROOT / file).read_text("utf-8")
         if section:
-            text = text.partition(f"\n## {section}")[2].partition("\n")[2].partition("\n## ")[0]
+            text = text.partition(f"\n## {section}")[2].partition("\n\n")[2].partition("\n\n")[0]
         lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
         return f"{start}{select(kept, columns.split(', ')) if columns else kept}\n{end}"

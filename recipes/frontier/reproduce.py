@@ -26,7 +26,7 @@ from ulskip_cli.core.config import group_choices
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plots
-from ulskip_cli.report.frontier import SMALLER, Frontier, frontiers
+from ulskip_cli.report.frontier import DRAFTING, SMALLER, Frontier, FrontierPoint, frontiers
 from ulskip_cli.report.rows import collected, read_records
 from ulskip_cli.report.tables import markdown, provenance
 
@@ -108,16 +108,14 @@ def plot(frontier: Frontier) -> "Figure":
     """Draw quality against speedup: a colour and a marker for each engine and format, with the
     numbers of kept layers.
 
-    Smaller models have markers of their own.
+    Drafts and smaller models have markers of their own.
     """
     points, first = frontier.points, frontier.points[0]
     figure, (axes,) = plots.panels(1, 7.6, 4.8)
     at = {point.record.id: (point.speedup, 100 * point.quality.share) for point in points}
     plots.limit_to(axes, list(at.values()))
     plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
-    series = collected(
-        points, lambda point: point.engine + f", {SMALLER}" * (point.kind == SMALLER)
-    )
+    series = collected(points, series_name)
     for i, (label, members) in enumerate(series.items()):
         marker = MARKERS[i % len(MARKERS)]
         xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
@@ -130,6 +128,13 @@ def plot(frontier: Frontier) -> "Figure":
     )
     axes.legend(title="numbers: kept layers", title_fontsize=8)
     return figure
+
+
+def series_name(point: FrontierPoint) -> str:
+    """Name the points of one colour."""
+    if point.kind == DRAFTING:
+        return f"drafts, batch size {point.record.batch_size}"
+    return point.engine + f", {SMALLER}" * (point.kind == SMALLER)
 
 
 def annotate_apart(
