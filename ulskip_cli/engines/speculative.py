@@ -36,10 +36,11 @@ MEASUREMENTS, MEASURED_SECONDS = 5, 0.3
 CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
 LONGEST = 3  # tokens that are looked up
 PRIOR_ACCEPTED, PRIOR_TESTED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
+CERTAIN = 1 - 1e-9  # the largest acceptance, because the formula divides by 1 - a
 DECAY = 0.9  # weight of earlier checks after each check
 CREDIT = 3.0  # plain steps that drafts may lose before they have to pay
 # Share of the time of plain steps that each drafter may spend on trying drafts that did not pay.
-MARGIN = 0.005
+MARGIN = 0.003
 
 
 class NgramDrafter:
@@ -124,8 +125,8 @@ class DraftLength:
         """Return the expected tokens in the time of a plain step:
         (1 - a^(k+1)) / (1 - a) tokens of k drafts (Sec. 3.1 of arXiv:2211.17192) over their cost.
         """
-        share = self._accepted / self._tested
-        return sum(share**i for i in range(count + 1)) / self.cost(count)
+        share = min(self._accepted / self._tested, CERTAIN)
+        return (1 - share ** (count + 1)) / (1 - share) / self.cost(count)
 
     def next(self) -> int:
         """Return the number of tokens to draft. If no drafts seem to pay, return one if earlier
