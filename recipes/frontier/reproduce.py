@@ -86,8 +86,8 @@ def measure(args: argparse.Namespace, part: str) -> None:
     folded = ["correction=patch", "correction.kind=folded"]
     call("sweep", *common, engines, *block, *folded)
     call("sweep", *common, "engine=torch", *block, "correction=patch")
-    for folder in sorted(args.adapters.glob("adapter-*")) if args.adapters else ():
-        kind, adapted = adapter(folder)
+    for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
+        kind, adapted = adapter(file.parent)
         call("sweep", *common, engines if kind in MERGED else "engine=torch", *adapted)
     drafts = [*common, "engine=torch", "batch_size=1", "decoding.draft_tokens=auto"]
     call("sweep", *drafts, "decoding=prompt_lookup", "strategy=full", "ratio=2")
@@ -156,8 +156,8 @@ def page(found: list[Frontier], folder: Path) -> str:
     parts.append(
         "Every point decodes the same prompts as the full model in torch, whose weights are not"
         " quantized, in pairs in one process, and answers the same examples. Patches are computed"
-        " without training; adapters are trained (docs/adapters.md). With drafts of the kept layers"
-        " the full model decides every token: its answers change only at near-ties of bfloat16."
+        " without training; adapters are trained (docs/adapters.md). With drafts the full model"
+        " decides every token: its answers change only at near-ties of bfloat16."
         " `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
