@@ -248,13 +248,14 @@ class SpeculativeSession(ModelSession):
                 self.steps.drop_finished(alive)
             drafts, used = Drafts(current[:, :0]), lengths
             counts = [min(length.next(), total - at - 1) for length in lengths]
-            rates = [length.rate(count) for length, count in zip(lengths, counts, strict=True)]
-            # The drafter with the most expected tokens per second that finds drafts.
-            for i in sorted(range(len(drafters)), key=rates.__getitem__, reverse=True):
-                if counts[i]:
-                    drafts = drafters[i].propose(current[:, :at], counts[i])
+            choices = list(zip(drafters, lengths, counts, strict=True))
+            choices.sort(key=lambda choice: choice[1].rate(choice[2]), reverse=True)
+            # The drafter with the most expected tokens per second that finds drafts is used.
+            for drafter, length, count in choices:
+                if count:
+                    drafts = drafter.propose(current[:, :at], count)
                 if drafts.tokens.shape[1]:
-                    used = [lengths[i]]
+                    used = [length]
                     break
             tokens, accepted = self._verify(current[:, :at], drafts, sampler)
             check, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
