@@ -39,17 +39,19 @@ LAYERS = {
 
 class Adapter(NamedTuple):
     """The number of layers, the epochs in which the gaps alone are trained first, those of the
-    whole view, and if it learns from more text.
+    whole view, if it learns from more text, and if the whole view learns from answers of four beams
+    in place of greedy ones.
     """
 
     layers: int
     gap_epochs: int
     epochs: int
     has_more: bool = False
+    has_beams: bool = False
 
     def __str__(self) -> str:
         gaps, more = ", gaps first" * bool(self.gap_epochs), ", more text" * self.has_more
-        return f"adapter{gaps}{more}"
+        return f"adapter{gaps}{more}{', 4 beams' * self.has_beams}"
 
 
 ADAPTERS = {
@@ -58,6 +60,7 @@ ADAPTERS = {
     "adapter-20": Adapter(20, 0, 2),
     "adapter-20-gaps": Adapter(20, 6, 1),
     "adapter-20-gaps-more": Adapter(20, 3, 1, has_more=True),
+    "adapter-20-gaps-more-beams": Adapter(20, 3, 1, has_more=True, has_beams=True),
     "adapter-15-gaps": Adapter(15, 6, 1),
     "adapter-15-gaps-more": Adapter(15, 3, 1, has_more=True),
 }
@@ -164,7 +167,7 @@ def layers(count: int) -> list[str]:
 
 def train(work: Path, name: str) -> None:
     """Train the whole view, after its gaps if they have epochs."""
-    count, gap_epochs, epochs, has_more = ADAPTERS[name]
+    count, gap_epochs, epochs, has_more, has_beams = ADAPTERS[name]
     text = "more" if has_more else "windows"
     common = [
         *("train", *TRAIN, *task(work, text), *layers(count)),
@@ -174,10 +177,11 @@ def train(work: Path, name: str) -> None:
         *(["correction.kind=folded"] if count in FOLDED else []),
     ]
     if gap_epochs:
-        start = work / name.replace("adapter", "start")
+        start = work / name.replace("adapter", "start").removesuffix("-beams")
         call(*common, *GAPS, f"train.epochs={gap_epochs}", f"output={start}")
         common.append(f"train.start={start}")
-    call(*common, *WHOLE, f"train.epochs={epochs}", f"output={work}/{name}")
+    beams = ["train.own.num_beams=4"] if has_beams else []
+    call(*common, *WHOLE, *beams, f"train.epochs={epochs}", f"output={work}/{name}")
 
 
 def evaluate(work: Path, limit: int) -> None:
