@@ -38,11 +38,11 @@ KEPT = (0, 2, 5)
 @pytest.fixture(scope="module", autouse=True)
 def unsure_drafters():
     """Let layers draft on with any confidence, because random models are never sure; measure costs
-    in no time.
+    once.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speculative, "CONFIDENCE", 0.0)
-        patch.setattr(speculative, "MEASURED_SECONDS", 0.0)
+        patch.setattr(speculative, "MEASUREMENTS", 1)
         yield
 
 
@@ -134,6 +134,8 @@ def test_unsupported_models_are_refused(llama):
 class Rubbish:
     """A drafter that proposes any number of any tokens, which its seed decides."""
 
+    most = LENGTH
+
     def __init__(self, seed, vocab_size):
         self.generator, self.vocab_size = torch.Generator().manual_seed(seed), vocab_size
 
@@ -145,12 +147,16 @@ class Rubbish:
 class Repeating:
     """A drafter that proposes the last token again and again."""
 
+    most = LENGTH
+
     def propose(self, ids, count):
         return Drafts(ids[:, -1:].expand(-1, count))
 
 
 class Known:
     """A drafter that proposes tokens that are known, each increased by `error`."""
+
+    most = LENGTH
 
     def __init__(self, tokens, error):
         self.tokens, self.error = torch.tensor([tokens]), error
@@ -331,21 +337,23 @@ CHECKS = [1.0, 1.05, 1.13, 1.28, 1.44, 1.54, 1.62, 1.83]
 def test_drafts_that_are_accepted_later_are_found(draft_cost):
     length = DraftLength("auto", draft_cost, CHECKS)
     for _ in range(200):
-        length.update(0, length.next())
+        length.update(0, length.next(8))
     for _ in range(400):
-        length.update(length.next(), length.next())
-    assert length.next() > 0
+        length.update(length.next(8), length.next(8))
+    assert length.next(8) > 0
 
 
 @given(
     st.floats(0, 2),
     st.lists(st.floats(1, 8), min_size=1, max_size=8).map(sorted),
     st.lists(st.integers(0, 8), min_size=1, max_size=300),
+    st.integers(0, 9),
 )
-def test_no_drafts_cost_more_than_the_credit_and_the_margin(draft_cost, checks, accepted):
+def test_no_drafts_cost_more_than_the_credit_and_the_margin(draft_cost, checks, accepted, most):
     length, time, tokens = DraftLength("auto", draft_cost, [1.0, *checks[1:]]), 0.0, 0
     for count in accepted:
-        drafted = length.next()
+        drafted = length.next(most)
+        assert drafted <= most
         gained = 1 + min(count, drafted)
         length.update(gained - 1, drafted)
         time, tokens = time + length.cost(drafted), tokens + gained
@@ -365,15 +373,16 @@ def test_a_draft_head_scores_first_tokens_and_prompts_and_shares_the_layers(mode
     assert {id(weight) for weight in view.parameters()} >= set(map(id, model.parameters()))
 
 
-def proposed(size, *rows, count=4):
-    return NgramDrafter(size).propose(torch.tensor(rows), count).tokens.tolist()
+def proposed(size, *rows):
+    drafter = NgramDrafter(size)
+    return drafter.propose(torch.tensor(rows), min(4, drafter.most)).tokens.tolist()
 
 
 @pytest.mark.parametrize(
     ("ids", "drafts"),  # of look-ups of three, two and one tokens
     [
         ([1, 2, 3, 4, 5, 1, 2, 3], ([4, 5, 1, 2], [4, 5], [4])),
-        ([7, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], ([5, 9, 1, 2], [5, 9], [5])),
+        ([7, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], ([5, 9, 1, 2], [4, 9], [4])),
         ([8, 2, 3, 4, 1, 2, 3], ([], [4, 1], [4])),
         ([3, 4, 5, 1, 2, 3], ([], [], [4])),
         ([6, 6, 6, 6, 6], ([6, 6], [6, 6], [6])),

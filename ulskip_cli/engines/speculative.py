@@ -1,8 +1,9 @@
 """Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
 
 import functools
+import timeit
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy
@@ -31,10 +32,10 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.cost import draft_vocab_size
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
-# Minimum measurements of each cost and minimum seconds of all; the shortest time counts.
-MEASUREMENTS, MEASURED_SECONDS = 5, 0.3
+MEASUREMENTS = 7  # of each cost; the shortest time counts
 CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
 LONGEST = 3  # tokens that are looked up
+UNLIMITED = 1_000_000  # drafts of one proposal
 PRIOR_ACCEPTED, PRIOR_TESTED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
 CERTAIN = 1 - 1e-9  # the largest acceptance, because the formula divides by 1 - a
 DECAY = 0.9  # weight of earlier checks after each check
@@ -44,19 +45,19 @@ MARGIN = 0.003
 
 
 class NgramDrafter:
-    """Drafts what first followed the last `size` tokens, or more, in the prompt and the answer.
+    """Drafts what first followed the last `size` tokens in the prompt and the answer.
 
     Fewer tokens than LONGEST draft at most as many, because the drafts behind are rarely accepted.
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.most = size, UNLIMITED if size == LONGEST else size
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Return drafts if every sequence has a match, because all sequences of a batch advance
         together.
         """
-        count, rows = count if self.size == LONGEST else min(count, self.size), list[ndarray]()
+        rows: list[ndarray] = []
         for row in ids.cpu().numpy():
             rows.append(self._continuation(row, count))
             if not len(rows[-1]):
@@ -66,19 +67,18 @@ class NgramDrafter:
         return Drafts(torch.tensor(drafts, device=ids.device))
 
     def _continuation(self, ids: ndarray, count: int) -> ndarray:
-        places, start = (ids[:-1] == ids[-1]).nonzero()[0], len(ids)
-        for size in range(1, LONGEST + 1):
-            places = places[places >= size - 1]
-            if not len(places):
-                break
-            places = places[ids[places - size + 1] == ids[-size]]
-            if len(places) and size >= self.size:
-                start = int(places[0]) + 1
+        first = self.size - 1
+        places = (ids[first:-1] == ids[-1]).nonzero()[0] + first
+        for back in range(1, min(self.size, len(ids))):
+            places = places[ids[places - back] == ids[-1 - back]]
+        start = int(places[0]) + 1 if len(places) else len(ids)
         return ids[start : start + count]
 
 
 class LayerDrafter:
     """Decodes with a view of the model, on the full model's keys and values."""
+
+    most = UNLIMITED
 
     def __init__(
         self, view: PreTrainedModel, kept: Layers, steps: EagerSteps, sampler: TokenSampler
@@ -104,15 +104,18 @@ class LayerDrafter:
         return Drafts(ids[:, at:], torch.stack(drafted, dim=1))
 
 
+@dataclass
 class DraftLength:
-    """The draft length: fixed, or for `auto` the one with the most tokens per second; 0 if no
-    drafts pay.
+    """The draft length of a drafter: fixed, or for `auto` the one with the most tokens per second;
+    0 if no drafts pay. Costs are times in plain steps.
     """
 
-    def __init__(self, setting: int | str, draft_cost: float, check_costs: Sequence[float]) -> None:
-        """The costs are times in plain steps: of one draft, and of checks of 1, 2, ... tokens."""
-        self.setting, self.draft_cost, self.check_costs = setting, draft_cost, check_costs
-        self._accepted, self._tested, self._credit = PRIOR_ACCEPTED, PRIOR_TESTED, CREDIT
+    setting: int | str
+    draft_cost: float  # of one draft
+    check_costs: Sequence[float]  # of checks of 1, 2, ... tokens
+    accepted: float = PRIOR_ACCEPTED
+    tested: float = PRIOR_TESTED
+    credit: float = CREDIT
 
     def cost(self, count: int) -> float:
         """Return the time of `count` drafts and their check; the cost of checks that are larger
@@ -125,17 +128,17 @@ class DraftLength:
         """Return the expected tokens in the time of a plain step:
         (1 - a^(k+1)) / (1 - a) tokens of k drafts (Sec. 3.1 of arXiv:2211.17192) over their cost.
         """
-        share = min(self._accepted / self._tested, CERTAIN)
+        share = min(self.accepted / self.tested, CERTAIN)
         return (1 - share ** (count + 1)) / (1 - share) / self.cost(count)
 
-    def next(self) -> int:
-        """Return the number of tokens to draft. If no drafts seem to pay, return one if earlier
-        gains cover its cost, else 0.
+    def next(self, most: int) -> int:
+        """Return the number of tokens to draft, at most `most`. If no drafts seem to pay, return
+        one if earlier gains cover its cost, else 0.
         """
         if self.setting != AUTO:
-            return int(self.setting)
-        counts = range(1, len(self.check_costs))
-        allowed = [count for count in counts if self.cost(count) - 1 <= self._credit]
+            return min(int(self.setting), most)
+        counts = range(1, min(len(self.check_costs), most + 1))
+        allowed = [count for count in counts if self.cost(count) - 1 <= self.credit]
         return max([0, *allowed], key=self.rate) or len(allowed[:1])
 
     def update(self, accepted: int, drafted: int) -> None:
@@ -143,10 +146,10 @@ class DraftLength:
         of 0.
         """
         if drafted:
-            self._accepted = DECAY * self._accepted + accepted
-            self._tested = DECAY * self._tested + min(accepted + 1, drafted)
+            self.accepted = DECAY * self.accepted + accepted
+            self.tested = DECAY * self.tested + min(accepted + 1, drafted)
         gained = (1 + MARGIN) * (accepted + 1) - self.cost(drafted)
-        self._credit = min(CREDIT, self._credit + gained)
+        self.credit = min(CREDIT, self.credit + gained)
 
 
 class SpeculativeSession(ModelSession):
@@ -157,39 +160,33 @@ class SpeculativeSession(ModelSession):
     def __init__(self, views: Views) -> None:
         depth = shallow_view.num_layers(views.model)
         super().__init__(views, views.model, range(depth))  # a check reads every layer
+        # The full model with the weights of the linear backend.
+        self.decode_model = packed(views.model, views.linear_backend)
+        # The views that draft, by the size of their vocabulary; they share packed weights.
         self._drafting: dict[int, PreTrainedModel] = {}
         self._lengths: dict[tuple[int, int, DecodingConfig], list[DraftLength]] = {}
 
-    @functools.cached_property
-    def decode_model(self) -> PreTrainedModel:
-        """The full model with the weights of the linear backend."""
-        return packed(self.views.model, self.views.linear_backend)
-
-    def drafting(self, decoding: DecodingConfig) -> PreTrainedModel:
-        """Return the view that drafts, which shares packed weights with the full model."""
-        text_config = self.views.model.config.get_text_config(decoder=True)
-        size = draft_vocab_size(decoding, text_config.vocab_size)
-        if size not in self._drafting:
-            view = with_draft_head(self.views.stages[0].view, size)
-            self._drafting[size] = packed(view, self.views.linear_backend)
-        return self._drafting[size]
-
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
-    ) -> list[NgramDrafter | LayerDrafter]:
+    ) -> Sequence[NgramDrafter | LayerDrafter]:
         """Return the drafters of a batch."""
-        drafters: list[NgramDrafter | LayerDrafter] = []
-        if request.decoding.draft != "layers":
-            drafters = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
-        if request.decoding.draft != "ngram":
-            view = self.drafting(request.decoding)
-            head = view.get_output_embeddings()
-            if isinstance(head, DraftHead):
-                ends = request.input_ids.new_tensor(request.eos_token_ids)
-                head.begin(torch.cat([request.input_ids.flatten(), ends]))
-            kept = self.views.stages[0].kept
-            drafters.append(LayerDrafter(view, kept, self.steps, sampler))
-        return drafters
+        ngrams = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
+        if request.decoding.draft == "ngram":
+            return ngrams
+        text_config = self.views.model.config.get_text_config(decoder=True)
+        size = draft_vocab_size(request.decoding, text_config.vocab_size)
+        stage = self.views.stages[0]
+        if size not in self._drafting:
+            self._drafting[size] = packed(
+                with_draft_head(stage.view, size), self.views.linear_backend
+            )
+        view = self._drafting[size]
+        head = view.get_output_embeddings()
+        if isinstance(head, DraftHead):
+            ends = request.input_ids.new_tensor(request.eos_token_ids)
+            head.begin(torch.cat([request.input_ids.flatten(), ends]))
+        layers = LayerDrafter(view, stage.kept, self.steps, sampler)
+        return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
     def prepare(self, request: BatchRequest) -> float:
         """Measure the costs of drafts and checks once for each batch size; the steps are never
@@ -205,30 +202,31 @@ class SpeculativeSession(ModelSession):
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
         drafters = self.drafters(request, sampler)
         drafting = [functools.partial(drafter.propose, ids, 1) for drafter in drafters]
-        checked = [Drafts(ids[:, -1:].expand(-1, count)) for count in range(size)]
-        checks = [functools.partial(self._verify, ids, drafts, sampler) for drafts in checked]
-        seconds = _shortest([*drafting, *checks], device)
-        longest = list(accumulate(seconds[len(drafters) :], max))
-        costs = [check / longest[0] for check in longest]
+        checks = [
+            functools.partial(self._verify, ids, Drafts(ids[:, -1:].expand(-1, count)), sampler)
+            for count in range(size)
+        ]
+        seconds, count = _shortest([*drafting, *checks], device), len(drafters)
+        costs = [time / seconds[count] for time in seconds]
+        checked = list(accumulate(costs[count:], max))
         self._lengths[key] = [
-            DraftLength(decoding.draft_tokens, cost / longest[0], costs)
-            for cost in seconds[: len(drafters)]
+            DraftLength(decoding.draft_tokens, cost, checked) for cost in costs[:count]
         ]
         self.finish()
         return now(device) - began
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
         """Return steps of the full model on the cache of a batch."""
-        mask, length = request.attention_mask, request.length
-        return EagerSteps(self.decode_model, cache, mask, length, several=True)
+        mask = request.attention_mask
+        return EagerSteps(self.decode_model, cache, mask, request.length, several=True)
 
     def details(self) -> Table:
         """Return the linear backend and the counts of drafts."""
         return {**super().details(), "drafts": self._stats}
 
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
-        """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
-        tokens in the batch after every check.
+        """Fill `ids` [batch, prompt_len + length] from the second new token on, with any tokens
+        after EOS; yield the number of tokens in the batch after every check.
         """
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
         at, stops = prompt_len + 1, set(request.stop_token_ids)
@@ -237,41 +235,38 @@ class SpeculativeSession(ModelSession):
         rows = torch.arange(len(ids), device=ids.device)  # the sequences in the batch
         current = ids.clone()
         running = [token not in stops for token in ids[:, prompt_len].tolist()]
-        drafts, checks, costs = Drafts(current[:, :0]), list[tuple[int, int, int]](), 0.0
+        drafted, checks = 0, list[DraftStats]()
         while at < total and any(running):
             # Without drafts, fewer copies of the cache are worth more than fewer sequences.
-            if not all(running) and (drafts.tokens.shape[1] or 2 * sum(running) <= len(running)):
+            if not all(running) and (drafted or 2 * sum(running) <= len(running)):
                 ids[rows] = current
                 alive = rows.new_tensor(running).nonzero()[:, 0]
                 rows, running = rows[alive], [True] * len(alive)
                 current = ids[rows]
                 self.steps.drop_finished(alive)
             drafts, used = Drafts(current[:, :0]), lengths
-            counts = [min(length.next(), total - at - 1) for length in lengths]
-            choices = list(zip(drafters, lengths, counts, strict=True))
-            choices.sort(key=lambda choice: choice[1].rate(choice[2]), reverse=True)
+            choices = [
+                (length, length.next(min(drafter.most, total - at - 1)), drafter)
+                for length, drafter in zip(lengths, drafters, strict=True)
+            ]
+            choices.sort(key=lambda choice: choice[0].rate(choice[1]), reverse=True)
             # The drafter with the most expected tokens per second that finds drafts is used.
-            for drafter, length, count in choices:
+            for length, count, drafter in choices:
                 if count:
                     drafts = drafter.propose(current[:, :at], count)
                 if drafts.tokens.shape[1]:
                     used = [length]
                     break
             tokens, accepted = self._verify(current[:, :at], drafts, sampler)
-            check, ends = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
+            check, running = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
             drafted, gained = drafts.tokens.shape[1], check[0]
             for length in used:
                 length.update(gained - 1, drafted)
-            checks.append(check)
-            costs += used[0].cost(drafted)
+            checks.append(DraftStats(1, *check, used[0].cost(drafted)))
             current[:, at : at + gained] = tokens[:, :gained]
-            for row, end in enumerate(ends):
-                if end < gained:
-                    current[row, at + end : at + gained] = request.pad_token_id
-            at, running = at + gained, [end > gained for end in ends]
+            at += gained
             yield len(ids) * (at - prompt_len)
-        sums = [sum(check[i] for check in checks) for i in range(3)]
-        self._stats = DraftStats(len(checks), sums[0], sums[1], sums[2], costs)
+        self._stats = sum(checks, DraftStats())
         ids[rows] = current
 
     def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
@@ -302,14 +297,11 @@ def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:
 
 def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
     """Return the shortest of several measurements of each call, in seconds."""
-    seconds, rounds, end = [float("inf")] * len(calls), 0, now(device) + MEASURED_SECONDS
-    while rounds < MEASUREMENTS or now(device) < end:
-        for i, call in enumerate(calls):
-            began = now(device)
-            call()
-            seconds[i] = min(seconds[i], now(device) - began)
-        rounds += 1
-    return seconds
+    timer = functools.partial(now, device)
+    rounds = [
+        [timeit.timeit(call, timer=timer, number=1) for call in calls] for _ in range(MEASUREMENTS)
+    ]
+    return list(map(min, zip(*rounds, strict=True)))
 
 
 def _count_drafts(
@@ -317,13 +309,13 @@ def _count_drafts(
     accepted: Sequence[int],
     stops: Collection[int],
     running: Sequence[bool],
-) -> tuple[tuple[int, int, int], list[int]]:
-    """Return the gained, drafted and accepted tokens of one check, and for each sequence the number
-    of its tokens up to and with EOS: 0 if it ended before, and more than all if it goes on.
+) -> tuple[tuple[int, int, int], list[bool]]:
+    """Return the gained, drafted and accepted tokens of one check, and the sequences that go on.
 
     A batch advances by the gained tokens, the smallest number of accepted drafts plus one. A
     sequence that ends does not limit the others, and its drafts after EOS are not counted.
     """
+    # The number of tokens up to and with EOS: 0 if it came before, more than all if none came.
     most = len(tokens[0])
     ends = [
         next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1) * runs
@@ -332,4 +324,5 @@ def _count_drafts(
     limits = [count for count, end in zip(accepted, ends, strict=True) if end > most]
     gained = min(limits) + 1 if limits else max(ends)
     drafted = [min(end, most - 1) for end in ends]
-    return (gained, sum(drafted), sum(map(min, accepted, drafted))), ends
+    counts = gained, sum(drafted), sum(map(min, accepted, drafted))
+    return counts, [end > gained for end in ends]
