@@ -109,7 +109,7 @@ attention layers count positions.
 
 {names(found[REFUSED])}
 
-A run names the reason.
+The error of a run gives the reason.
 
 ## Not tested ({len(untested)})
 

@@ -121,3 +121,10 @@ def test_a_target_below_every_exit_is_refused():
         ExitRule(12, 3, "softmax_max", None, 64, min_exit=4)
     with pytest.raises(UsageError, match=r"strategy\.confidence=cosine"):
         ExitRule(12, 4, "cosine", None, 64, min_exit=4)
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+def test_ranges_cover_the_layers(kept):
+    found = schedule.layer_ranges(sorted(kept))
+    assert [i for begin, end in found for i in range(begin, end)] == sorted(kept)
+    assert all(end < begin for (_, end), (begin, _) in pairwise(found))

@@ -1,17 +1,13 @@
 import json
 import shlex
-from itertools import pairwise
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.export.run import (
     FORMATS,
     ExportRequest,
-    layer_ranges,
     resolve,
     schedule_file,
 )
@@ -42,13 +38,6 @@ def test_only_a_schedule_describes_stages(tmp_path):
     for form in ("hf", "gguf", "mergekit"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
             resolve(STAGES, None, ExportRequest(tmp_path / "out", form))
-
-
-@given(st.sets(st.integers(0, 40), min_size=1))
-def test_runs_cover_the_kept_layers(kept):
-    found = layer_ranges(sorted(kept))
-    assert [i for begin, end in found for i in range(begin, end)] == sorted(kept)
-    assert all(end < begin for (_, end), (begin, _) in pairwise(found))
 
 
 def resolved(to, form, *overrides):

@@ -95,7 +95,7 @@ def plan_lines(
 
 
 def _kept(plan: "Plan", model: str) -> list[str]:
-    from ulskip_cli.export.run import listed
+    from ulskip_cli.core.schedule import listed
 
     return [
         f"{model}, {plan.strategy}: {plan.summary} in each decode step",
@@ -107,7 +107,7 @@ def _kept(plan: "Plan", model: str) -> list[str]:
 
 
 def _exits(rule: "ExitRule", what: str) -> list[str]:
-    from ulskip_cli.export.run import listed
+    from ulskip_cli.core.schedule import listed
 
     known = rule.threshold is not None
     threshold = (

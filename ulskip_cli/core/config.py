@@ -192,8 +192,8 @@ def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
         shipped = config_dir() / file.relative_to(extra_dir)
         if shipped.is_file() and not shipped.samefile(file):
             raise UsageError(
-                f"{file}: {file.parent.name}={file.stem} is already defined by {shipped}; give your"
-                " file and its key `name` another name"
+                f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
+                " rename your file, and give its key `name` the same new name"
             )
     return (*plugin_config_dirs(), extra_dir)
 
@@ -236,7 +236,7 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
         kind = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way
         raise UsageError(
-            f"{what}: cannot import the class {target} of _target_"
+            f"{what}: cannot import {target}, which _target_ names"
             f" ({type(error).__name__}: {reason(error)})"
         ) from None
     base = CHOICES[group]

@@ -283,8 +283,8 @@ class Config(Shared):
         """A hash of everything in the configuration that changes its results, as 12 hexadecimal
         digits.
 
-        Values that are defaults are not hashed, so a new option changes no identity. Data and
-        weights are not part of it.
+        Values that are defaults are not hashed, so identities stay when ulskip gains an option.
+        Data and weights are not part of it.
         """
         return digest([DEFAULTS, self.recorded()])
 

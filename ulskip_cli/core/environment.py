@@ -41,8 +41,8 @@ def code() -> Table:
 
 
 def machine(device: str = "cuda") -> Table:
-    """Describe the machine: processor, threads and how they wait, instruction set, and CUDA
-    accelerator (None for others).
+    """Describe the machine: processor, threads, the OpenMP policy by which they wait, instruction
+    set, and CUDA accelerator (None without one).
     """
     import torch
 
@@ -69,7 +69,7 @@ def origin(device: str) -> Table:
 def offline_if_hub_unreachable() -> Iterator[None]:
     """Use only the local cache inside the block if the hub cannot be reached.
 
-    Every block checks the hub again.
+    Each use checks the hub again.
     """
     from huggingface_hub import constants
 

@@ -200,3 +200,26 @@ class ExitRule:
             return 1
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))
+
+
+def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
+    """Group adjacent layers into half-open ranges.
+
+    >>> layer_ranges((0, 1, 4, 6, 7))
+    [(0, 2), (4, 5), (6, 8)]
+    """
+    gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
+    starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
+    return list(zip(starts, ends, strict=True))
+
+
+def listed(layers: Sequence[int]) -> str:
+    """List ascending layers as ranges.
+
+    >>> listed((0, 1, 2, 5, 7, 8))
+    '0-2, 5, 7, 8'
+    """
+    return ", ".join(
+        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
+        for start, end in layer_ranges(layers)
+    )

@@ -72,7 +72,7 @@ class DraftStats:
 
 @dataclass(frozen=True)
 class ExitStats:
-    """Exit depths of early exit; the counts of several batches can be added."""
+    """Tokens by the depth of their early exit; the counts of several batches can be added."""
 
     depths: Mapping[int, int] = field(
         default_factory=dict
@@ -175,7 +175,7 @@ class BatchOutput:
 
     @property
     def generated_tokens(self) -> int:
-        """The number of tokens of all sequences."""
+        """The number of generated tokens of all sequences."""
         return sum(len(ids) for ids in self.token_ids)
 
     @property

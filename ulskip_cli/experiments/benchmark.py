@@ -186,7 +186,7 @@ def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
 
 
 def _describe(timed: _Timed) -> Benchmark:
-    """Return the section of a record that only benchmarks have."""
+    """Return the `Benchmark` section of a record, which other runs lack."""
     pairs, run, compiled = timed.pairs, timed.run, timed.pairs.strategy[0].compiled
     depth = run.plan.num_layers
     full = FullSide(

@@ -217,8 +217,9 @@ class Point(Section):
     experiment: Text = value("name of the results folder")
     identity: Text = value("hash of the configuration")
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; `predicted_speedup` is left out if"
-        " it ran in another engine (`baseline_engine`) or is another model (`alternatives.models`)"
+        "row of the full model that this row is compared with; if that is in another engine"
+        " (`baseline_engine`) or of another model (`alternatives.models`), `predicted_speedup` is"
+        " left out"
     )
     model: Text = value("the model", setting=True)
     task: Text = value("the task; left out by `ulskip bench`", setting=True)
@@ -409,7 +410,9 @@ class Quality(Section):
         default={},
     )
     degenerate: dict[str, KnownCount] = value(
-        "number of outputs that are `empty`, end in a `loop` or `hit_limit`", default={}
+        "number of outputs that are empty (`empty`), end in a repetition (`loop`) or reach the"
+        " maximum length (`hit_limit`)",
+        default={},
     )
     length_ratio: Number = value("words of hypotheses divided by words of references")
     num_truncated_sources: Count = value("sources that were truncated to fit the context")
@@ -743,8 +746,11 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             if self.value(key) is not None and missing:
                 raise UsageError(f"expected the key {missing[0]} beside {key}, got none")
         for kept in (self.kept_layers, *(stage.kept_layers for stage in self.later_stages)):
-            if self.num_layers and max(kept or (0,)) >= self.num_layers:
-                raise UsageError(f"expected kept_layers below num_layers={self.num_layers}")
+            highest = max(kept or (0,))
+            if self.num_layers and highest >= self.num_layers:
+                raise UsageError(
+                    f"expected kept_layers below num_layers={self.num_layers}, got {highest}"
+                )
         for key, score in self.scores.items():
             if type(score) not in (int, float) or not abs(score) <= 1e30:
                 raise UsageError(f"expected {key} to be a number, got {str(score)[:60]!r}")

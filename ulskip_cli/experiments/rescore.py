@@ -55,8 +55,8 @@ class ExtraMetrics:
             metric, named, default = key[:-6], getattr(scoring, key), getattr(Scoring, key)
             if metric in names and model is None and named != default:
                 raise UsageError(
-                    f"expected --{metric}-model for a row with task.{key}={named}; give"
-                    f" --{metric}-model=MODEL if you trust it"
+                    f"a row names task.{key}={named}, which is loaded only if you confirm"
+                    f" it; if you trust that model, give --{metric}-model={named}"
                 )
             models[key] = model or default
         return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]

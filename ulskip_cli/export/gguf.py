@@ -105,8 +105,8 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     )
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(
-            "expected the GGUF file to give the logits of the kept layers, got a difference of"
-            f" {difference:.1%}; {DELETED}"
+            "expected the GGUF file to compute the logits of the kept layers, but they differ by"
+            f" {difference:.1%} of the largest logit; {DELETED}"
         )
     return (
         f"transformers loads the file; its {len(expected)} tensors and {len(wanted)} tokens equal"

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -21,6 +20,7 @@ from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs, parse_bytes
 from ulskip_cli.strategies.static import ScheduleFile
@@ -205,29 +205,6 @@ def mergekit_recipe(point: ResolvedExport) -> str:
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
     return (
         f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
-    )
-
-
-def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
-    """Group adjacent layers into half-open ranges.
-
-    >>> layer_ranges((0, 1, 4, 6, 7))
-    [(0, 2), (4, 5), (6, 8)]
-    """
-    gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
-    starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
-    return list(zip(starts, ends, strict=True))
-
-
-def listed(layers: Sequence[int]) -> str:
-    """List ascending layers as ranges.
-
-    >>> listed((0, 1, 2, 5, 7, 8))
-    '0-2, 5, 7, 8'
-    """
-    return ", ".join(
-        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
-        for start, end in layer_ranges(layers)
     )
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
+from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
@@ -101,7 +102,7 @@ def _option_text(record: Record, key: str) -> str:
     option = record.settings().get(key)
     if isinstance(option, list) and all(isinstance(item, str) for item in option):
         return ", ".join(Path(item).name for item in option)
-    return Path(option).name if isinstance(option, str) else "" if option is None else str(option)
+    return Path(option).name if isinstance(option, str) else "" if option is None else words(option)
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
@@ -276,9 +277,20 @@ def setting_text(record: Record, key: str) -> str:
     """
     used = record.knows(key) or key in SETTING_FIELDS
     value = record.settings().get(key, default_of(key)) if used else None
+    return MISSING if value in (None, DEFAULT, {}) else words(value)
+
+
+def words(value: object) -> str:
+    """Return a value as text: numbers of layers as ranges, and a mapping without its keys.
+
+    >>> words([0, 1, 2, 5]), words({"file": "a.txt"})
+    ('0-2, 5', 'a.txt')
+    """
     if isinstance(value, dict):
-        return " ".join(map(str, value.values())) or MISSING
-    return MISSING if value in (None, DEFAULT) else str(value)
+        return " ".join(map(str, value.values()))
+    if isinstance(value, list) and all(isinstance(item, int) for item in value):
+        return listed(value)
+    return str(value)
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
@@ -296,7 +308,14 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     lines = [tuple(line) for line in table[keys].to_numpy()]
     group_of = _assigned(list(dict.fromkeys(lines)))
     members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
-    named = [key for key in varying(records, but=LINES) if key not in NAMES]
+    known, named = table.mask(table == UNKNOWN), list[str]()
+    for key in varying(records, but=LINES):
+        # Settings that follow from those named before would repeat them.
+        if (
+            key not in NAMES
+            and known.groupby([*NAMES, *named], dropna=False)[key].nunique().max() > 1
+        ):
+            named.append(key)
     groups = []
     for pairs in members.values():
         same = [record for _, record in pairs]

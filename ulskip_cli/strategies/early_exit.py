@@ -37,7 +37,7 @@ class EarlyExit(Strategy):
     min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)
     every: int = option(1, "number of layers between two confidence checks", ge=1)
     batch: Batch = option(
-        "min", "min: the least confident sequence decides for its batch; na: batch size 1 only"
+        "min", "min: a batch exits when its least confident sequence does; na: batch size 1 only"
     )
     calibrated = ("threshold",)
     calibrated_for = ("num_kept", "decoding", "batch_size")

@@ -64,8 +64,8 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_objects(file: Path) -> list[Table]:
-    """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise
-    UsageError for other lines, and for a file without objects.
+    """Read a file with one JSON object per line, plain or gzipped; skip blank
+    lines. Raise UsageError if another line is not an object, or if there are no objects.
     """
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):

@@ -138,7 +138,7 @@ class FrozenOutputs:
         return all(key in self._kept for key in outputs if len(key) == 1)
 
     def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[Key, Outputs]:
-        """Return the outputs of each prompt and response without padding."""
+        """Split a batch into the outputs of each prompt and of each response, without padding."""
         outputs, at = dict[Key, Outputs](), 0
         layers = [frozen.prompt.cache.layers[i] for i in self.layers]
         longest = batch.prompt_ids.shape[1]

@@ -156,7 +156,10 @@ def with_responses(
     shortest = 2 if train.method == "adapter" else 1
     usable = [example for example in examples if len(example.response_ids) >= shortest]
     if not usable:
-        raise UsageError(f"expected responses of at least {shortest} tokens, got none")
+        raise UsageError(
+            f"expected responses with {shortest} or more tokens, got only shorter ones; use other"
+            " data"
+        )
     pairs = TokenPairs(usable, train.max_length)
     pairs.num_too_long += references.num_too_long
     return pairs

@@ -194,7 +194,8 @@ def training_examples(split: Split) -> list[Example]:
     """Return the examples on which an adapter may be trained: the calibration examples, or all of
     `calibration.task`.
 
-    Examples that choose or are reported are left out. Raises UsageError if no example is left.
+    Examples that are used to choose or to report are left out. Raises UsageError if none is
+    left.
     """
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
@@ -208,8 +209,8 @@ def training_examples(split: Split) -> list[Example]:
     unused = [example for example in held.examples if _text(example) not in used]
     if not unused:
         raise UsageError(
-            "expected examples to train on that neither choose nor are reported, got none; use more"
-            " data"
+            "expected examples to train on beside those that choose and those that are reported,"
+            " got none; use more data"
         )
     return unused
 

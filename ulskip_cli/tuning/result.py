@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
@@ -69,7 +70,7 @@ class TuneResult:
 
     @property
     def patch_kind(self) -> str:
-        """The kind of the patches, or `none`."""
+        """The kind of the patches, e.g. `full`, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
 
     @property
@@ -147,7 +148,7 @@ class TuneResult:
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
-        skipped = run.listed(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
+        skipped = listed(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
             wish, key, (value, low, _) = config.speedup, "speedup", record.speedup

@@ -56,8 +56,8 @@ class ModelSession(SteppingSession):
     """
 
     def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Open a session; the steps read the keys and values of the layers `kept` of the prompt
-        model.
+        """Open a session whose steps read the keys and values that the prompt model computed in its
+        layers `kept`.
         """
         self.views, self.prompt_model, self.kept = views, prompt_model, kept
         self.steps: Any = None
