@@ -22,7 +22,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers.session import StepObserver
-from ulskip_cli.experiments.benchmark import ReadBandwidth
+from ulskip_cli.experiments.benchmark import bandwidth_meter
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
@@ -145,7 +145,7 @@ def as_markdown(result, facts, args):
 def measure(args, loaded, config):
     """Time all sides for every batch size, at all layers and half of them."""
     work = encode_workload(resolve(config), loaded.tokenizer)
-    bandwidth = ReadBandwidth(loaded.model.device).measure()
+    bandwidth = bandwidth_meter(loaded.model.device)()
     rows = []
     for batch_size, ratio in product(BATCH_SIZES, RATIOS):
         prompts = prompt_batches(work.prompts, work.pad_token_id, batch_size, args.pairs + WARMUP)

@@ -194,8 +194,9 @@ def searched(count: int) -> tuple[int, ...] | None:
     folder = ResultsFolder.of(compose(["name=skip_adapters"])).path / "calibrations"
     for file in sorted(folder.glob("*.json")):
         found = json.loads(file.read_text("utf-8"))
-        if found.get("strategy") == "search" and found.get("num_kept") == count:
-            return tuple(found["options"]["layers"])
+        layers = found.get("options", {}).get("layers")
+        if layers and len(layers) == count:
+            return tuple(layers)
     return None
 
 

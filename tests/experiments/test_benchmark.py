@@ -26,8 +26,7 @@ KV = 2 * 16 * 4  # bytes a token and layer
 @pytest.fixture(autouse=True)
 def bandwidth(monkeypatch):
     """Memory that is read at 1 TB/s."""
-    monkeypatch.setattr(benchmark.ReadBandwidth, "__init__", lambda self, device: None)
-    monkeypatch.setattr(benchmark.ReadBandwidth, "measure", lambda self: 1e12)
+    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1e12)
 
 
 @pytest.fixture
@@ -183,7 +182,7 @@ def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypatch):
-    monkeypatch.setattr(benchmark.ReadBandwidth, "measure", lambda self: 1.0)
+    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1.0)
     row = bench.run(point("ratio=2"))
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
 

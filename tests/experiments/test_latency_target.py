@@ -18,8 +18,8 @@ from ulskip_cli.experiments.paired_timing import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
+from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.plan import make_plan
 
 
 def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
@@ -90,10 +90,8 @@ def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, ki
     )
     correction = ["correction=patch", f"correction.kind={kind}"]
     config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
-    ids = random_ids(2, 5)
-    plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))
-    context = DecodeContext(config.decoding, 0)
-    measured = make_pair_timer(llama, plan_of, [(ids, torch.ones_like(ids))], context, config)
+    loaded = LoadedModel(llama, None, ModelMetadata(NUM_LAYERS, None, None), {})
+    measured = make_pair_timer(loaded, None, config)
     measured(3.5)
     full, shallow = made
     assert full["adapter"] is None

@@ -83,7 +83,7 @@ def test_long_examples_are_left_out_and_counted(tokenizer):
     assert (len(pairs), pairs.num_too_long) == (1, 1)
     assert pairs[0].response_ids[-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match=r"train\.max_length=2"):
-        TokenPairs(pairs.examples, max_length=2)
+        TokenPairs(pairs, max_length=2)
 
 
 def test_padding_is_masked_and_has_no_label():

@@ -12,7 +12,6 @@ import torch
 
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.loop import now
@@ -32,31 +31,30 @@ MEMORY_SHARE = 0.25  # at most this share of free memory is read
 STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
 
 
-class ReadBandwidth:
-    """A buffer in memory, and the rate at which it is read."""
+def bandwidth_meter(device: torch.device) -> Callable[[], float]:
+    """Return a function that reads a buffer in memory once in several ways, and returns the bytes/s
+    of the fastest.
+    """
+    size = READ_BYTES
+    if device.type == "cpu":
+        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    flat = torch.ones(max(1, size // 32) * 8, device=device)
+    reads: list[Callable[[], object]] = [
+        *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
+        partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
+        partial(torch.dot, *flat.view(2, -1)),
+    ]
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, size = device, READ_BYTES
-        if device.type == "cpu":
-            size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
-        self._buffer = torch.ones(max(1, size // 32), 8, device=device)
-        flat = self._buffer.view(-1)
-        halves = flat.view(2, -1)
-        self._reads: list[Callable[[], object]] = [
-            *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
-            partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
-            partial(torch.dot, halves[0], halves[1]),
-        ]
-
-    def measure(self) -> float:
-        """Return the bytes/s of the fastest of several ways to read the buffer once."""
-        with torch.inference_mode():
-            return self._buffer.nbytes / min(map(self._seconds, self._reads))
-
-    def _seconds(self, read: Callable[[], object]) -> float:
-        began = now(self.device)
+    def seconds(read: Callable[[], object]) -> float:
+        began = now(device)
         read()
-        return now(self.device) - began
+        return now(device) - began
+
+    @torch.inference_mode()
+    def measure() -> float:
+        return flat.nbytes / min(map(seconds, reads))
+
+    return measure
 
 
 def run_benchmarks(points: Sequence[ResolvedPoint], session: Session) -> SweepOutcome:
@@ -121,8 +119,8 @@ def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
     first = ready[0].run
     rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
     report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
-    memory = ReadBandwidth(first.loaded.model.device)
-    measured = measure_rounds([timed.pair for timed in ready], rounds, report, memory.measure)
+    read_rate = bandwidth_meter(first.loaded.model.device)
+    measured = measure_rounds([timed.pair for timed in ready], rounds, report, read_rate)
     return [
         replace(
             timed,
@@ -179,10 +177,10 @@ def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
     """Return True if half of the free memory holds the weights, and a copy for each engine of
     another library.
     """
-    weights = points[0].metadata.weights
+    total = points[0].metadata.total_bytes
     copies = 1 + sum(point.config.engine.is_runtime for point in points)
     free = psutil.virtual_memory().available
-    return weights is None or copies * (weights.head + sum(weights.layers)) < free / 2
+    return total is None or copies * total < free / 2
 
 
 def _describe(timed: _Timed) -> Benchmark:
@@ -243,27 +241,18 @@ def _describe_side(
     the keys and values in `BatchOutput` that a step reads. Unknown values are None. A share above 1
     is None too, because it shows that the limit was not measured.
     """
-    pairs, plan = timed.pairs, timed.run.plan
-    weights, side = plan.sizes.weights, dict[str, float | None]()
+    pairs, weights = timed.pairs, timed.run.plan.sizes.weights
+    side = dict[str, float | None]()
     if pairs.reference:
         side |= pairs.over_reference(outputs).row("over_reference")
     if weights is None or outputs[0].drafts is not None:
         return side
-    steps = sum(count for count, _ in stages)
-    read = sum(
-        count
-        * (
-            weights.head
-            + weights.patch * len(gaps(kept, plan.num_layers))
-            + sum(weights.layers[layer] for layer in kept)
-        )
-        for count, kept in stages
-    )
+    weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(stages)
     # keys and values after half of the new tokens
     output, batch_size = outputs[0], len(outputs[0].token_ids)
     positions = output.prompt_tokens + batch_size * len(output.token_ids[0]) / 2
     kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
-    read = round(read / steps + kv_bytes * cached_share)
+    read = round(weight_bytes + kv_bytes * cached_share)
     rates = zip(outputs, pairs.read_rates, strict=True)
     share = median(read / output.step_seconds / rate for output, rate in rates)
     return side | {"step_bytes": read, "bandwidth_share": share if share <= 1 else None}

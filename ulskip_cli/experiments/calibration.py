@@ -4,8 +4,7 @@ of a calibrated strategy, and the patches of a plan as a skip adapter.
 
 import json
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections import RECORD, Patch
-from ulskip_cli.engines.base import BatchOutput, ExitStats
+from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.experiments.describe import sum_exits
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, decode_context
@@ -63,10 +63,8 @@ class HeldOutEvaluator:
         plan = make_plan(baseline, self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
         report = self.progress.phase("calibrate: answers", len(self.workload.examples))
-        lengths: dict[int, int] = {}
-        for positions, output in self._outputs(decoder, baseline, report):
-            lengths.update(zip(positions, map(len, output.token_ids), strict=True))
-        return [lengths[position] for position in sorted(lengths)]
+        outputs = self._outputs(decoder, baseline, report)
+        return [len(ids) for output in outputs for ids in output.token_ids]
 
     def mean_depth(self, options: OptionValues) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and
@@ -77,22 +75,21 @@ class HeldOutEvaluator:
         assert plan.exits is not None
         if self._exiting is None:
             self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        total = ExitStats()
-        for _, output in self._outputs(self._exiting.with_exit_rule(plan.exits), self.config):
-            total += output.exits or ExitStats()
-        return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
+        outputs = self._outputs(self._exiting.with_exit_rule(plan.exits), self.config)
+        return sum_exits(outputs).mean_depth or float(plan.num_layers)
 
     def _outputs(
         self, decoder: Decoder, config: Config, report: ReportProgress = lambda done, note="": None
-    ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
+    ) -> list[BatchOutput]:
         context, size = decode_context(config, self.workload), BatchSize(config.batch_size)
-        return generate_all(
+        generated = generate_all(
             decoder,
             self.workload.prompts,
             context,
             size,
             lambda done, tokens: report(done, f"{tokens} tokens"),
         )
+        return [output for _, output in generated]
 
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
@@ -152,7 +149,7 @@ def calibrate_strategy(
     `workload`, the held-out examples. `workload` is None if there are no held-out examples or no
     tokenizer.
     """
-    strategy, num_layers = config.strategy, loaded.metadata.num_layers
+    strategy = config.strategy
     if workload is None or strategy.is_calibrated:
         return config, None
     num_kept = make_plan(config, loaded.metadata).target_kept
@@ -175,21 +172,15 @@ def calibrate_strategy(
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = read_object(path) or {}
     if not isinstance(stored.get("options"), dict):
-        began = time.monotonic()
         progress.phase("calibrate", 0)
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
-        calibrated = strategy.calibrate(num_layers, num_kept, evaluator)
+        calibrated = strategy.calibrate(loaded.metadata.num_layers, num_kept, evaluator)
         stored = {
             "id": key,
-            "strategy": strategy.name,
-            "num_layers": num_layers,
-            "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
             "examples": len(workload.examples),
-            "data": workload.task.data,
             "options": calibrated.options,
             "notes": calibrated.notes,
-            "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
     options = changed_choice(strategy, stored["options"], "strategy.")
@@ -220,12 +211,9 @@ def calibrate_patches(
     )
     folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
-        began = time.monotonic()
         evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
         examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
         adapter, notes = _fit_patches(evaluator, plan, examples)
-        numbers = sum(tensor.numel() for tensor in adapter.tensors.values())
-        biases = [tensor for name, tensor in adapter.tensors.items() if name.endswith("bias")]
         record = {
             "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
             "kind": patch.kind,
@@ -233,9 +221,7 @@ def calibrate_patches(
             "prompt_layers": plan.prompt_layers,
             **notes,
             "responses": patch.responses,
-            "bias": any(bool(tensor.any()) for tensor in biases),
-            "bytes": numbers * loaded.model.dtype.itemsize if patch.kind != "folded" else 0,
-            "seconds": round(time.monotonic() - began, 1),
+            "bytes": plan.patch_bytes,
         }
         replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)

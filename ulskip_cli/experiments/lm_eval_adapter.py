@@ -91,18 +91,15 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.loaded = load(config.model, config.seed)
         tokenizer = self.loaded.tokenizer
         assert tokenizer is not None  # only model=random has none
-        self.plan = make_plan(config, self.loaded.metadata)
+        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
-        plan = self.plan
-        stays = asked or plan.keeps_all or plan.exits or not plan.skips_whole_layers
-        scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
-        adapter, entry = load_adapter(config, self.plan)
+        adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = tokenizer, adapter, config.engine
-        self.decoder = self.scorer = Decoder(self.loaded.model, self.plan, *parts)
-        if scoring != self.plan:
-            self.scorer = Decoder(self.loaded.model, scoring, *parts)
-        self.scoring_plan = scoring
+        self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
+        if not (asked or plan.keeps_all or plan.exits) and plan.skips_whole_layers:
+            self.scoring_plan = replace(plan, prompt_layers="kept")
+            self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
         self._batches = 0
         super().__init__(
             pretrained=self.scorer.prompt_model,

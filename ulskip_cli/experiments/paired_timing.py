@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
-from transformers import PreTrainedModel
-
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
@@ -21,9 +19,10 @@ from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
 from ulskip_cli.experiments.statistics import MedianInterval, median_interval
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
+from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.skip_adapter import zero_adapter
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
@@ -52,11 +51,7 @@ class TimedPairs:
         """Return the tokens/s of a side divided by the reference's in the same round: median and
         interval.
         """
-        return median_interval(_ratios(self.reference, side, _seconds_per_token))
-
-    def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
-        """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
-        return _ratios(self.full, self.strategy, seconds)
+        return median_interval(_ratios(self.reference, side))
 
     def timing(self) -> Timing:
         """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and
@@ -64,8 +59,10 @@ class TimedPairs:
         """
         outputs, speedups = self.strategy, dict[str, float]()
         if self.full:
-            decode = median_interval(self.ratios(_seconds_per_token))
-            total = median_interval(self.ratios(lambda o: o.total_seconds / o.generated_tokens))
+            decode = median_interval(_ratios(self.full, outputs))
+            total = median_interval(
+                _ratios(self.full, outputs, lambda o: o.total_seconds / o.generated_tokens)
+            )
             speedups = {
                 **decode.row("measured_speedup"),
                 **total.row("end_to_end_speedup"),
@@ -211,16 +208,16 @@ def time_pairs(
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
 
 
+def _seconds_per_token(output: BatchOutput) -> float:
+    return output.decode_seconds / max(1, output.decoded_tokens)
+
+
 def _ratios(
     full: Sequence[BatchOutput],
     strategy: Sequence[BatchOutput],
-    seconds: Callable[[BatchOutput], float],
+    seconds: Callable[[BatchOutput], float] = _seconds_per_token,
 ) -> list[float]:
     return [seconds(a) / seconds(b) for a, b in zip(full, strategy, strict=True)]
-
-
-def _seconds_per_token(output: BatchOutput) -> float:
-    return output.decode_seconds / max(1, output.decoded_tokens)
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
@@ -245,7 +242,6 @@ class LatencyTargetFit:
         """Return the fit as a row stores it, with the speedup that it predicts for `depth`."""
         return {
             **asdict(self.fit),
-            "residuals": self.fit.residuals,
             "depth": self.depth,
             "offset": self.offset,
             "trials": list(self.trials),
@@ -305,18 +301,16 @@ def solve_depth_for_speedup(
 
 
 def make_pair_timer(
-    model: PreTrainedModel,
-    plan_of: Callable[[float], Plan],
-    batches: Sequence[Batch],
-    context: DecodeContext,
-    config: Config,
+    loaded: LoadedModel, workload: Workload | None, config: Config
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
-    plan `plan_of(depth)`.
+    plan of a depth.
 
     The plan runs with patches that change nothing, because patches cannot be computed before the
     layers are known.
     """
+    model, context = loaded.model, decode_context(config, workload)
+    batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, model, config)
     decoders: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:
@@ -329,12 +323,12 @@ def make_pair_timer(
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]
 
     def measured(depth: float) -> tuple[float, Sequence[float]]:
-        plan = plan_of(depth)
+        plan = make_plan(config, loaded.metadata, depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
         (pairs,) = measure_rounds([Pair(full, decoder(plan), batches, context)], few)
         mean = plan.mean_kept(config.speed.new_tokens - 1)
-        return mean, pairs.ratios(lambda output: output.decode_seconds)
+        return mean, _ratios(pairs.full, pairs.strategy)
 
     return measured
 

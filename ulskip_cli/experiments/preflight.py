@@ -27,11 +27,6 @@ class TaskExamples:
     task: Task
     examples: Sequence[Example]
 
-    @property
-    def text(self) -> str:
-        """The examples as JSON, which the identifier of a point hashes."""
-        return json.dumps([asdict(example) for example in self.examples], ensure_ascii=False)
-
 
 @dataclass(frozen=True)
 class ResolvedPoint:
@@ -49,11 +44,11 @@ class ResolvedPoint:
     @property
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
-        baseline_id = self.baseline.run_id if self.baseline else None
+        point = Point.of(self.config, self.run_id)
         if self.data is None:
-            return Point.of(self.config, self.run_id).replace(task=None, pair=None)
-        dataset = self.data.task.data
-        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=dataset)
+            return point.replace(task=None, pair=None)
+        baseline_id = self.baseline and self.baseline.run_id
+        return point.replace(baseline_id=baseline_id, dataset=self.data.task.data)
 
 
 @dataclass
@@ -78,17 +73,21 @@ class Resolver:
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(config))
-        texts = "".join(part.text for part in (data, held_out) if part) or "[]"
-        return ResolvedPoint(
-            config,
-            data,
-            held_out,
-            metadata,
-            plan,
-            self.run_id(config, texts),
-            fingerprint(config.model),
-            baseline,
-        )
+        texts = [
+            json.dumps([asdict(example) for example in part.examples], ensure_ascii=False)
+            for part in (data, held_out)
+            if part
+        ]
+        weights, full = fingerprint(config.model), config.baseline_model
+        parts = [
+            config.identity,
+            weights,
+            config.correction.fingerprint(),
+            *([fingerprint(full)] if full else []),
+            "".join(texts) or "[]",
+        ]
+        run_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        return ResolvedPoint(config, data, held_out, metadata, plan, run_id, weights, baseline)
 
     def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
         """Return the model's metadata and the plan for a command, without reading the task's
@@ -130,19 +129,6 @@ class Resolver:
         if isinstance(data, UsageError):
             raise data
         return data
-
-    def run_id(self, config: Config, data_text: str) -> str:
-        """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that
-        decides its result.
-        """
-        parts = [
-            config.identity,
-            fingerprint(config.model),
-            config.correction.fingerprint(),
-            *([fingerprint(config.baseline_model)] if config.baseline_model else []),
-            data_text,
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def resolve(config: Config) -> ResolvedPoint:

@@ -257,14 +257,7 @@ class Point(Section):
     )
 
     @classmethod
-    def of(
-        cls,
-        config: Config,
-        run_id: str,
-        *,
-        baseline_id: Text = None,
-        dataset: Text = None,
-    ) -> "Point":
+    def of(cls, config: Config, run_id: str) -> "Point":
         """Make the identity of a point before its run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
@@ -273,11 +266,9 @@ class Point(Section):
             id=run_id,
             experiment=config.name,
             identity=config.identity,
-            baseline_id=baseline_id,
             model=config.model.label,
             baseline_model=config.baseline_model.label if config.baseline_model else None,
             task=config.task.name,
-            dataset=dataset,
             pair=getattr(config.task, "pair", None),
             strategy=strategy.name,
             strategy_options=strategy.options(),
@@ -658,16 +649,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         mean = self.evaluated_mean_kept_layers or self.mean_kept_layers
         varies = mean is not None and (self.later_stages or self.exit_depths)
         return f"{f'{mean:.1f}' if varies else len(self.kept_layers)}/{self.num_layers}"
-
-    @property
-    def last_stage(self) -> frozenset[int]:
-        """The layers that the last step runs; with early exit, the first n layers, if a step runs n
-        on average.
-        """
-        if self.exit_depths and self.mean_kept_layers:
-            return frozenset(range(round(self.mean_kept_layers)))
-        last = self.later_stages[-1].kept_layers if self.later_stages else None
-        return frozenset(last or self.kept_layers or ())
 
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the

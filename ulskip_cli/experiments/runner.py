@@ -135,14 +135,7 @@ class Session:
         if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
             return None
         fit = self.fit_latency(config, loaded, workload)
-        batches = timed_prompts(
-            workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config
-        )
-        plan_of, context = (
-            partial(make_plan, config, loaded.metadata),
-            decode_context(config, workload),
-        )
-        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config)
+        time_pair = make_pair_timer(loaded, workload, config)
         report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)
         return solve_depth_for_speedup(fit, config.ratio, time_pair, report, rounds)
 
@@ -288,12 +281,16 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, progress)
-    values = {
-        "wall_seconds": checkpoints.elapsed_seconds,
-        "baseline_id": baseline.id if baseline else None,
-    }
     progress.phase("write", 0)
-    record = store_record(run, decoder, timed, quality, answers, **values)
+    record = store_record(
+        run,
+        decoder,
+        timed,
+        quality,
+        answers,
+        wall_seconds=checkpoints.elapsed_seconds,
+        baseline_id=baseline and baseline.id,
+    )
     checkpoints.remove()
     return record
 

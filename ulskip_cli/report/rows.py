@@ -288,7 +288,7 @@ def words(value: object) -> str:
     """
     if isinstance(value, dict):
         return " ".join(map(str, value.values()))
-    if isinstance(value, list) and all(isinstance(item, int) for item in value):
+    if value and isinstance(value, list) and all(isinstance(item, int) for item in value):
         return listed(value)
     return str(value)
 

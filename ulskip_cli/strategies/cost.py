@@ -59,15 +59,6 @@ class LatencyFit:
         slope, intercept = linear_regression(list(step_seconds), list(step_seconds.values()))
         return cls(num_layers, intercept, slope, dict(step_seconds))
 
-    @property
-    def residuals(self) -> dict[int, float]:
-        """Relative error of the fit (measured seconds / fitted seconds - 1), by number of kept
-        layers.
-        """
-        return {
-            count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()
-        }
-
     def share(self, depth: float) -> float:
         """Return the time of a step with `depth` layers, divided by the time of a full step."""
         return self._at(depth) / self._at(self.num_layers)

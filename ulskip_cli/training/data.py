@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ulskip_cli.core.config import changed_choice
@@ -48,14 +48,14 @@ def load_training_texts(
 
     `examples` replace those that the task loads.
     """
-    maker = _TextMaker(config, tokenizer)
-    train = maker.texts(config.task, config.limit, config.offset, examples)
-    formatter = maker.formatter(config.task)
+    train = _texts(config, tokenizer, config.task, config.limit, config.offset, examples)
+    formatter = _formatter(config, tokenizer, config.task)
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
         try:
-            validation = maker.texts(changed_choice(config.task, changes, "task."), limit)
+            task = changed_choice(config.task, changes, "task.")
+            validation = _texts(config, tokenizer, task, limit)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
@@ -77,18 +77,16 @@ def train_tokenizer(
     """Train a byte-level BPE tokenizer on prompts and responses; `<pad>` is token 0 and `<eos>` is
     token 1.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        (text for pair in texts for text in pair),
         vocab_size=vocab_size,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=0,
         show_progress=False,
+        special_tokens=["<pad>", "<eos>"],
     )
-    tokenizer.train_from_iterator((text for pair in texts for text in pair), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(bpe.to_str()),
         pad_token="<pad>",
         eos_token="<eos>",
         padding_side="left",
@@ -96,34 +94,28 @@ def train_tokenizer(
     )
 
 
-class TokenPairs(Dataset[EncodedExample]):
+class TokenPairs(list[EncodedExample]):
     """Prompts and responses as token ids; `num_too_long` counts the examples dropped for exceeding
     `max_length`.
     """
 
     def __init__(self, examples: Sequence[EncodedExample], max_length: int | None) -> None:
         limit = max_length or math.inf
-        self.examples = [example for example in examples if example.num_tokens <= limit]
-        self.num_too_long = len(examples) - len(self.examples)
-        if not self.examples:
+        super().__init__(example for example in examples if example.num_tokens <= limit)
+        self.num_too_long = len(examples) - len(self)
+        if not self:
             raise UsageError(
                 f"expected examples of at most train.max_length={max_length} tokens, got only"
                 " longer ones; raise train.max_length"
             )
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> EncodedExample:
-        return self.examples[index]
-
     def lengths(self) -> list[int]:
         """Return the number of tokens of every example."""
-        return [example.num_tokens for example in self.examples]
+        return [example.num_tokens for example in self]
 
     def response_lengths(self) -> list[int]:
         """Return the number of tokens of every response."""
-        return [len(example.response_ids) for example in self.examples]
+        return [len(example.response_ids) for example in self]
 
 
 @dataclass(frozen=True)
@@ -191,56 +183,47 @@ class SimilarLengthSampler(Sampler[int]):
         return (i for batch in [*batches, *rest] for i in batch)
 
 
-@dataclass(frozen=True)
-class _TextMaker:
-    config: TrainingConfig
-    tokenizer: PreTrainedTokenizerBase | None
+def _formatter(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None, task: Task
+) -> PromptFormatter:
+    return PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
 
-    def formatter(self, task: Task) -> PromptFormatter:
-        return PromptFormatter.for_task(task, self.tokenizer, self.config.model.chat_options)
 
-    def shorten(self, formatter: PromptFormatter, task: Task, example: Example) -> Example:
-        """Truncate the example's source to `train.max_length` if the task allows truncation."""
-        max_length = self.config.train.max_length
-        if self.tokenizer is None or max_length is None or not task.may_truncate_source:
-            return example
-        (encoded,) = formatter.tokenize(self.tokenizer, [formatter.format(example)])
-        return truncate_source(
-            formatter, self.tokenizer, example, max_length - len(encoded.response_ids)
+def _texts(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    task: Task,
+    limit: int | None,
+    offset: int = 0,
+    examples: Sequence[Example] | None = None,
+) -> list[TextPair]:
+    """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of
+    them reversed. Sources are truncated to `train.max_length` if the task allows it.
+    """
+    examples = task.examples() if examples is None else examples
+    if offset >= len(examples):
+        raise UsageError(
+            f"expected offset below the number of training examples, {len(examples)}, got {offset}"
         )
-
-    def texts(
-        self,
-        task: Task,
-        limit: int | None,
-        offset: int = 0,
-        examples: Sequence[Example] | None = None,
-    ) -> list[TextPair]:
-        """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share`
-        of them reversed.
-        """
-        examples = task.examples() if examples is None else examples
-        if offset >= len(examples):
-            raise UsageError(
-                f"expected offset below the number of training examples, {len(examples)}, got"
-                f" {offset}"
-            )
-        formatter = self.formatter(task)
-        forward = [
-            formatter.format(self.shorten(formatter, task, example))
-            for example in examples[offset:][:limit]
+    examples, formatter = examples[offset:][:limit], _formatter(config, tokenizer, task)
+    max_length, share = config.train.max_length, config.train.reversed_share
+    if tokenizer is not None and max_length is not None and task.may_truncate_source:
+        pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
+        examples = [
+            truncate_source(formatter, tokenizer, example, max_length - len(pair.response_ids))
+            for example, pair in zip(examples, pairs, strict=True)
         ]
-        share = self.config.train.reversed_share
-        if not share:
-            return forward
-        if not hasattr(task, "reversed"):
-            raise UsageError(
-                f"train.reversed_share is not supported with task={task.name}, which has one"
-                " direction; use train.reversed_share=0"
-            )
-        backward = task.reversed()
-        formatter = self.formatter(backward)
-        chosen = random.Random(self.config.seed).sample(
-            backward.examples()[offset:][:limit], round(share * len(forward))
+    forward = list(map(formatter.format, examples))
+    if not share:
+        return forward
+    if not hasattr(task, "reversed"):
+        raise UsageError(
+            f"train.reversed_share is not supported with task={task.name}, which has one"
+            " direction; use train.reversed_share=0"
         )
-        return forward + [formatter.format(example) for example in chosen]
+    backward = task.reversed()
+    formatter = _formatter(config, tokenizer, backward)
+    chosen = random.Random(config.seed).sample(
+        backward.examples()[offset:][:limit], round(share * len(forward))
+    )
+    return forward + list(map(formatter.format, chosen))

@@ -32,14 +32,13 @@ def schedules(
             " row"
         )
 
-    def stages(ratio: float) -> tuple[Stage, ...]:
-        if ratio == 1:
-            return full_depth
-        return strategy.stages(
-            num_layers, strategy.num_kept(num_layers, ratio), lengths or [TYPICAL_LENGTH]
-        )
-
-    return {ratio: stages(ratio) for ratio in config.train.ratios}
+    lengths = lengths or [TYPICAL_LENGTH]
+    return {
+        ratio: full_depth
+        if ratio == 1
+        else strategy.stages(num_layers, strategy.num_kept(num_layers, ratio), lengths)
+        for ratio in config.train.ratios
+    }
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
@@ -73,36 +72,35 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     `train.training_args` that ulskip's own keys set, or that the two-pass loss does not support.
     """
     train, extra = config.train, config.train.training_args or {}
+    defaults: Table = {
+        "save_total_limit": 2,
+        "log_level": "error",
+        "lr_scheduler_type": "cosine",
+        "logging_nan_inf_filter": False,
+        "ddp_find_unused_parameters": config.prompt_layers == "kept",
+    }
+    evaluates = train.evaluate_every and (train.validation or train.held_out)
     arguments: Table = {
         "seed": config.seed,
         "output_dir": str(user_path(config.output, "output") / "checkpoints"),
-        "save_total_limit": 2,
         "remove_unused_columns": False,
         "disable_tqdm": True,
-        "log_level": "error",
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": train.batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "learning_rate": train.learning_rate,
-        "lr_scheduler_type": "cosine",
         "warmup_steps": train.warmup,  # below 1 it is a share of the steps
         "weight_decay": train.weight_decay,
         "bf16": train.precision == "bf16",
         "fp16": train.precision == "fp16",
-        "eval_strategy": "no",
+        "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": train.evaluate_every,
         "save_steps": train.save_every,
         "logging_steps": train.log_every,
-        "logging_nan_inf_filter": False,
-        "ddp_find_unused_parameters": config.prompt_layers == "kept",
     }
-    if train.evaluate_every and (train.validation or train.held_out):
-        arguments["eval_strategy"] = "steps"
-    own = set(arguments) - {"save_total_limit", "log_level", "logging_nan_inf_filter"}
-    own -= {"ddp_find_unused_parameters", "lr_scheduler_type"}
-    own |= {"optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"}
-    own |= {"load_best_model_at_end"}
+    own = {*arguments, "optim", "label_names", "train_sampling_strategy"}
+    own |= {"label_smoothing_factor", "load_best_model_at_end"}
     for key in own & set(extra):
         raise UsageError(
             f"train.training_args.{key} is not supported; use an ulskip key, e.g."
@@ -126,4 +124,4 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     for reason, applies in refused.items():
         if applies:
             raise UsageError(f"train.training_args does not support {reason}")
-    return {**arguments, **extra}
+    return {**defaults, **arguments, **extra}

@@ -236,10 +236,6 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
         "base": {"model": model.label, "fingerprint": fingerprint(model)},
         "kind": patches.kind,
         "strategy": record.strategy,
-        "ratios": {
-            f"{ratio:g}": [stage.kept_layers for stage in stages]
-            for ratio, stages in setup.schedules.items()
-        },
         "lora_rank": train.lora.rank,
         "training": {
             "steps": record.steps,

@@ -135,10 +135,8 @@ def with_responses(
 ) -> TokenPairs:
     """Return the prompts of `references` with the responses that `train.responses` names."""
     train = config.train
-    prompts = [example.prompt_ids for example in references.examples]
-    if train.method != "adapter" and train.responses == "reference" and not train.prompt_share:
-        return references
-    examples = list(references.examples)
+    prompts = [example.prompt_ids for example in references]
+    examples = list(references)
     if train.responses != "reference":
         length = train.own.max_new_tokens or config.task.max_new_tokens
         file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
@@ -146,7 +144,7 @@ def with_responses(
         answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
         set_seed(config.seed)  # sampled answers change the random state, stored ones do not
         examples = []
-        for example, several in zip(references.examples, answers, strict=True):
+        for example, several in zip(references, answers, strict=True):
             examples += [example] if train.responses == "both" else []
             examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
     for prompt in prompts if train.prompt_share else ():
@@ -201,9 +199,7 @@ def build_adapter_loss(
     if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif patches.kind != "none":
-        chosen = random.Random(config.seed).sample(
-            examples.examples, min(patches.examples, len(examples))
-        )
+        chosen = random.Random(config.seed).sample(examples, min(patches.examples, len(examples)))
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
         start = fitter.fit(kept_sets, patches.kind, DEFAULT_RIDGE, report)

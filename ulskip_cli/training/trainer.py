@@ -45,7 +45,8 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         identity: str,
     ) -> None:
         """Prepare a training; `identity` names it in trackers."""
-        self.schedules, self.config, self.train_pairs = setup.schedules, setup.config, setup.train
+        self.schedules, self.config = setup.schedules, setup.config
+        self.optimizer: Optimizer | None
         evaluates = setup.validation is not None
         super().__init__(
             model=setup.module,
@@ -86,7 +87,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        train, batch_size = self.train_pairs, self.args.per_device_train_batch_size
+        train, batch_size = self.train_dataset, self.args.per_device_train_batch_size
         # A step of a skip adapter costs the response alone, because the outputs for prompts are
         # kept.
         lengths = (
@@ -98,17 +99,14 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
-        optimizer: Optimizer | None = getattr(self, "optimizer", None)
-        if optimizer is None and train.optimizer == "muon":
-            optimizer = MuonWithAdamW(module, rate, decay, betas=(0.9, 0.98))
-        elif optimizer is None and isinstance(module, AdapterLoss):
+        if self.optimizer is None and train.optimizer == "muon":
+            self.optimizer = MuonWithAdamW(module, rate, decay, betas=(0.9, 0.98))
+        elif self.optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
-            known = {id(patch) for patch in patches}
-            lora = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
-            rates = ((lora, train.learning_rate), (patches, self.config.correction.learning_rate))
-            groups = [{"params": params, "lr": rate} for params, rate in rates if params]
-            optimizer = AdamW(groups, rate, weight_decay=decay)
-        self.optimizer = optimizer
+            lora = [p for p in module.model.parameters() if p.requires_grad]
+            rates = ((lora, rate), (patches, self.config.correction.learning_rate))
+            groups = [{"params": params, "lr": own} for params, own in rates if params]
+            self.optimizer = AdamW(groups, rate, weight_decay=decay)
         return super().create_optimizer(*args, **kwargs)
 
 

@@ -107,7 +107,8 @@ class TwoPassLoss(nn.Module):
         skips = len(kept) < len(self.all_layers) or len(stages) > 1
         if skips and (weights.full_weight or (weights.distill_weight and target is None)):
             with torch.set_grad_enabled(weights.full_weight > 0 and torch.is_grad_enabled()):
-                full = self._full_logits(self.base, batch, full_prompt)
+                whole = (Stage(0, self.all_layers),)
+                full = self._student_logits(batch, whole, full_prompt)
             target = full.detach() if target is None else target
             if weights.full_weight:
                 loss = loss + weights.full_weight * self._cross_entropy(full, batch.labels)
@@ -185,14 +186,6 @@ class TwoPassLoss(nn.Module):
         ]
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
-    def _full_logits(
-        self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None
-    ) -> Tensor:
-        prompt = prompt or encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
-        return predict_response(
-            [StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled
-        )
-
     def _teacher_logits(self, batch: LossBatch) -> Tensor | None:
         """Return the teacher's logits of the response, or None without a separate teacher or
         without distillation.
@@ -202,7 +195,9 @@ class TwoPassLoss(nn.Module):
         teacher = self._teacher[0].to(batch.prompt_ids.device)
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
-            return self._full_logits(teacher, batch)
+            prompt = encode_prompt(teacher, batch.prompt_ids, batch.prompt_mask)
+            views = [StageView(0, teacher, self.all_layers)]
+            return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(

@@ -12,10 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.core.errors import UsageError, one_line
@@ -25,18 +24,6 @@ END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"
 CONNECT_SECONDS = 10.0
 END_SECONDS = 5.0
 MINUTES = 24 * 60  # of a Slurm job
-
-
-class WorkerPool(Protocol):
-    """The workers of one launcher."""
-
-    def alive(self) -> int:
-        """Return how many workers are queued or running; restart dead ones, up to
-        launcher.max_retries times.
-        """
-
-    def end(self) -> None:
-        """Stop all workers; their finished batches are stored."""
 
 
 class Local:
@@ -151,9 +138,7 @@ class Ray:
         """
         ray = self._ray = _imported("ray")
         address = launcher.address or os.environ.get("RAY_ADDRESS")
-        local: Mapping[str, bool] = {}
         if address is None:
-            local = {"include_dashboard": False}
             # With Ray's own niceness, other processes would slow the timings.
             os.environ.setdefault("RAY_worker_niceness", "0")
         try:
@@ -163,7 +148,7 @@ class Ray:
                 ignore_reinit_error=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **local,
+                include_dashboard=False if address is None else None,
             )
         except Exception as error:
             raise _refused("ray", f"launcher.address={address}", error) from None
@@ -197,7 +182,7 @@ class Ray:
         self._ray.shutdown()
 
 
-POOLS: dict[str, Callable[[LauncherConfig, Sequence[str], Path, int], WorkerPool]] = {
+POOLS: dict[str, type[Local | Submitit | Ray]] = {
     "local": Local,
     "submitit": Submitit,
     "ray": Ray,
