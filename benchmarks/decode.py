@@ -44,7 +44,7 @@ def plain_generate(view, ids, mask, tokens, pad, **options):
         eos_token_id=view.generation_config.eos_token_id,
         **options,
     )
-    watch = StepObserver(view.device, ids.shape, None)
+    watch = StepObserver(view.device, ids.shape, lambda count: None)
     with torch.inference_mode():
         view.generate(
             input_ids=ids,

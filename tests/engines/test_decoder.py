@@ -61,7 +61,7 @@ def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
     assert answers(8) == answers(8)
 
 
-def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=None):
+def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
     found = {}
     context = DecodeContext(decoding, 0, seed)
     for positions, output in generate_all(

@@ -94,7 +94,7 @@ def test_what_a_row_shows_follows_from_its_measurements():
     assert sweep_row(measured_speedup=None).speedup is None
     stages = [{"first_step": 4, "kept_layers": [0, 5]}]
     staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)
-    assert staged.layers == "2.5/6"
+    assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
 
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:3", False), ("cpu", False)])

@@ -93,7 +93,7 @@ def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
         (["--tolerance", "1"], "--tolerance"),
         (["--format", "latx"], "did you mean 'latex'"),
         (["--compare", "nowhere"], "got 'nowhere'"),
-        (["--output", "x/runs.jsonl"], "--output=FOLDER"),
+        (["--output", "x/runs.jsonl"], "--output=DIR"),
     ],
 )
 def test_bad_requests_are_refused_in_a_line(report, folder, monkeypatch, arguments, words):

@@ -103,9 +103,8 @@ class BatchRequest:
     eos_token_ids: Sequence[int]
     length: int  # the maximal number of new tokens
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
-    on_step: Callable[[int], None] | None = (
-        None  # gets the number of tokens generated so far in the batch
-    )
+    # Gets the number of tokens generated so far in the batch.
+    on_step: Callable[[int], None] = lambda count: None
     pause_every: int | None = None  # decode steps between two pauses of `Session.run`
     first_steps: tuple[int, ...] = (0,)  # the first decode step of each stage
     exits: ExitRule | None = None
@@ -207,20 +206,20 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
     """Continue several generations in turn, each until its next pause, and return their outputs.
     The order changes in every round, so that none always comes first.
     """
-    outputs = dict[int, BatchOutput]()
-    waiting = list(enumerate(generations))
+    outputs = dict[Generation, BatchOutput]()
+    waiting = list(generations)
     try:
         while waiting:
-            for number, generation in tuple(waiting):
+            for generation in waiting:
                 try:
                     next(generation)
                 except StopIteration as stop:
-                    outputs[number] = stop.value
-            waiting = [item for item in reversed(waiting) if item[0] not in outputs]
+                    outputs[generation] = stop.value
+            waiting = [each for each in reversed(waiting) if each not in outputs]
     finally:
         for generation in generations:
             generation.close()  # frees the batch of the others if one failed
-    return [outputs[number] for number in range(len(generations))]
+    return [outputs[generation] for generation in generations]
 
 
 class Session:

@@ -17,7 +17,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.schedule import ExitRule, Layers
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import (
@@ -98,21 +98,18 @@ class Decoder:
         sessions.
         """
         first, second = self.stages
-        return self._with(stages=(first, replace(second, first_step=first_step)))
+        return self.changed(stages=(first, replace(second, first_step=first_step)))
 
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with another engine; both decoders share views and sessions."""
-        return self._with(_asked=engine_named(name))
+        return self.changed(_asked=engine_named(name))
 
     def with_own_sessions(self) -> "Decoder":
         """Return a decoder that shares only the views, so that both can hold a batch at once."""
-        return self._with(_sessions={})
+        return self.changed(_sessions={})
 
-    def with_exit_rule(self, rule: ExitRule) -> "Decoder":
-        """Return a decoder with another exit rule; both decoders share their sessions."""
-        return self._with(exits=rule)
-
-    def _with(self, **attributes: object) -> "Decoder":
+    def changed(self, **attributes: object) -> "Decoder":
+        """Return a decoder with other attributes; both decoders share views and sessions."""
         changed = copy.copy(self)
         vars(changed).update(attributes)
         return changed
@@ -172,7 +169,7 @@ class Decoder:
         attention_mask: Tensor,
         context: DecodeContext,
         forced_length: int | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], None] = lambda count: None,
     ) -> BatchOutput:
         """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded
         on the left.
@@ -190,7 +187,7 @@ class Decoder:
         attention_mask: Tensor,
         context: DecodeContext,
         forced_length: int | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], None] = lambda count: None,
         pause_every: int | None = None,
     ) -> Generation:
         """Generate like `generate`, with pauses after every `pause_every` decode steps."""
@@ -264,7 +261,7 @@ def generate_all(
     prompts: Sequence[list[int]],
     context: DecodeContext,
     size: BatchSize,
-    on_tokens: Callable[[int, int], None] | None = None,
+    on_tokens: Callable[[int, int], None] = lambda done, tokens: None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate in batches of similar prompt length, longest first; yield the indices of each
@@ -278,18 +275,18 @@ def generate_all(
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
-        on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
         seeded = replace(
             context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63
         )  # the range that torch accepts
-        return decoder.generate(ids, mask, seeded, on_step=on_step)
+        return decoder.generate(
+            ids, mask, seeded, on_step=lambda new: on_tokens(done, tokens + new)
+        )
 
     order = longest_first(list(map(len, prompts)))
     for positions, output in in_batches(order[skip:], size, work):
         done += len(positions)
         tokens += output.generated_tokens
-        if on_tokens:
-            on_tokens(done, tokens)
+        on_tokens(done, tokens)
         yield positions, output
 
 
@@ -309,6 +306,7 @@ def _stage_views(
 ) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
     everything = tuple(range(plan.num_layers))
 
+    @functools.cache
     def view(kept: Layers) -> PreTrainedModel:
         if kept == everything:
             return model
@@ -319,18 +317,15 @@ def _stage_views(
         )
 
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
-    views = {
-        kept: view(kept) for kept in (prompt_layers, *(stage.kept_layers for stage in plan.stages))
-    }
     stages = tuple(
         StageView(
             stage.first_step,
-            views[stage.kept_layers],
+            view(stage.kept_layers),
             tuple(map(prompt_layers.index, plan.cached_layers(stage))),
         )
         for stage in plan.stages
     )
-    return views[prompt_layers], stages
+    return view(prompt_layers), stages
 
 
 def _check_memory(engine: Engine, views: Views) -> None:

@@ -17,21 +17,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import ExitRule
-from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
+from ulskip_cli.engines.base import BatchRequest, ExitStats
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
-from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 
 class EarlyExitSession(ModelSession):
     """Greedy decoding and sampling with early exit, by the rule in each request."""
-
-    def __init__(self, views: Views) -> None:
-        super().__init__(views, views.model, range(shallow_view.num_layers(views.model)))
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:

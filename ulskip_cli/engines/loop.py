@@ -107,7 +107,7 @@ class SteppingSession(Session, ABC):
             ids[:, :prompt_len] = input_ids
             ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
             first = now(device)
-            on_step, paused = request.on_step or (lambda count: None), 0.0
+            on_step, paused = request.on_step, 0.0
             on_step(batch)
             for step, count in enumerate(self.decode(ids, request, sampler), 1):
                 on_step(count)
@@ -131,11 +131,9 @@ class SteppingSession(Session, ABC):
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
         current = ids
         check_steps = 1 if device.type == "cpu" else CHECK_STEPS
-        done = torch.zeros(batch, dtype=torch.bool, device=device)
         stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
         has_eos = bool(len(stops))
-        if has_eos:
-            done = torch.isin(ids[:, prompt_len], stops)
+        done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
             if has_eos and step % check_steps == 0:
                 alive = (~done).nonzero()[:, 0]
@@ -180,6 +178,6 @@ class SteppingSession(Session, ABC):
 
 def _step(session: SteppingSession, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
     """Run one decode step with the view of its stage."""
-    if len(request.first_steps) > 1 and index in request.first_steps[1:]:
+    if index in request.first_steps[1:]:
         session.switch(request.first_steps.index(index, 1))
     return session.step(tokens)

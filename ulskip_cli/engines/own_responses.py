@@ -41,8 +41,11 @@ def generate_own_responses(
     keys = [_key(model, settings) for settings in contexts]
     names = [digest(ids) for ids in prompts]
     wanted = set(enumerate(keys))
-    rows = [row for row in read_jsonl(file) if (row.get("sample"), row.get("key")) in wanted]
-    stored = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
+    stored = {
+        (row["prompt"], row["sample"]): row["token_ids"]
+        for row in read_jsonl(file)
+        if (row.get("sample"), row.get("key")) in wanted
+    }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     report = progress.phase("own answers", len(prompts) * options.samples)
@@ -57,16 +60,15 @@ def generate_own_responses(
         def on_tokens(done: int, tokens: int, sample: int = sample) -> None:
             report(sample * len(prompts) + done, f"{tokens} tokens")
 
-        size = BatchSize(BATCH_SIZE)
         for positions, output in generate_all(
-            decoder, prompts, how, size, on_tokens, skip=finished
+            decoder, prompts, how, BatchSize(BATCH_SIZE), on_tokens, skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 stored[names[position], sample] = ids
                 answer = {"prompt": names[position], "sample": sample, "token_ids": ids}
-                append_line(file, json.dumps({**answer, "key": keys[sample]}))
+                append_line(file, json.dumps(answer | {"key": keys[sample]}))
     answers = [[stored[name, sample] for sample in range(options.samples)] for name in names]
-    if not any(answer for several in answers for answer in several):
+    if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
             " train.responses=reference"
@@ -85,9 +87,9 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
     its own for the others.
     """
-    changes: Table = {"do_sample": True, "temperature": options.temperature} if sample else {}
-    if sample == 0 and options.num_beams > 1:
-        changes = {"num_beams": options.num_beams}
+    changes: Table = {"num_beams": options.num_beams}
+    if sample:
+        changes = {"do_sample": True, "temperature": options.temperature}
     return replace(
         context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
     )
@@ -97,14 +99,10 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     """Return a hash of everything on which answers depend; of a tensor, about 64 values are
     hashed.
     """
-    plain = [
-        parameter
-        for parameter in model.parameters()
-        if type(parameter) is nn.Parameter and parameter.device.type != "meta"
-    ]  # not quantized
     weights = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].double().tolist()
-        for parameter in plain
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter and parameter.device.type != "meta"  # not quantized
     ]
     seed = context.seed if context.decoding.do_sample else None
     parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]

@@ -110,18 +110,12 @@ class Drafts:
     scores: Tensor | None = None
 
 
-def verify_greedy(drafts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1].
-
-    Return the tokens [batch, k + 1] and the numbers of accepted drafts [batch]; tokens are valid up
-    to the one after the accepted drafts.
-    """
-    return chosen, _prefix_length(drafts == chosen[:, :-1])
-
-
 def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec.
-    2.3, arXiv:2211.17192); return the same as `verify_greedy`.
+    2.3, arXiv:2211.17192).
+
+    Return the tokens [batch, k + 1], valid up to the one after the accepted drafts, and the numbers
+    of accepted drafts [batch].
 
     The tokens are distributed as if drawn from p, the distribution of the full model: p is the
     softmax of `scores` [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of
@@ -133,7 +127,7 @@ def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
     else:
         q = torch.softmax(drafts.scores, dim=-1)
     p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
-    accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
+    accepted = prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
     rows = torch.arange(len(ids), device=ids.device)
     q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
     p_next = p[rows, accepted]
@@ -144,7 +138,7 @@ def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, accepted
 
 
-def _prefix_length(flags: Tensor) -> Tensor:
+def prefix_length(flags: Tensor) -> Tensor:
     """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
     return flags.long().cumprod(dim=1).sum(dim=1)
 

@@ -21,14 +21,13 @@ from ulskip_cli.engines.sampling import (
     DraftHead,
     Drafts,
     TokenSampler,
-    verify_greedy,
+    prefix_length,
     verify_sampled,
     with_draft_head,
 )
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
-from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.cost import draft_vocab_size
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
@@ -158,8 +157,7 @@ class SpeculativeSession(ModelSession):
     """
 
     def __init__(self, views: Views) -> None:
-        depth = shallow_view.num_layers(views.model)
-        super().__init__(views, views.model, range(depth))  # a check reads every layer
+        super().__init__(views)
         # The full model with the weights of the linear backend.
         self.decode_model = packed(views.model, views.linear_backend)
         # The views that draft, by the size of their vocabulary; they share packed weights.
@@ -288,7 +286,8 @@ class SpeculativeSession(ModelSession):
         if sampler.sample:
             return verify_sampled(drafts, torch.stack(scores, dim=1))
         picked = [sampler.pick(score, check=i == 0) for i, score in enumerate(scores)]
-        return verify_greedy(drafts.tokens, torch.stack(picked, dim=1))
+        chosen = torch.stack(picked, dim=1)
+        return chosen, prefix_length(drafts.tokens == chosen[:, :-1])
 
 
 def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:

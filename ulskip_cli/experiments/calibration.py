@@ -75,7 +75,7 @@ class HeldOutEvaluator:
         assert plan.exits is not None
         if self._exiting is None:
             self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        outputs = self._outputs(self._exiting.with_exit_rule(plan.exits), self.config)
+        outputs = self._outputs(self._exiting.changed(exits=plan.exits), self.config)
         return sum_exits(outputs).mean_depth or float(plan.num_layers)
 
     def _outputs(

@@ -650,6 +650,16 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         varies = mean is not None and (self.later_stages or self.exit_depths)
         return f"{f'{mean:.1f}' if varies else len(self.kept_layers)}/{self.num_layers}"
 
+    @property
+    def last_stage(self) -> frozenset[int]:
+        """The layers that the last step runs; with early exit, the first n layers, if a step runs n
+        on average.
+        """
+        if self.exit_depths and self.mean_kept_layers:
+            return frozenset(range(round(self.mean_kept_layers)))
+        last = self.later_stages[-1].kept_layers if self.later_stages else None
+        return frozenset(last or self.kept_layers or ())
+
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
         pairs.

@@ -77,12 +77,8 @@ def serving_page(plan: Plan, has_adapter: bool = False) -> str:
 def source_license(folder: Path) -> str | None:
     """Return the license in the source model's card, or None if the card states no license."""
     try:
-        name = (
-            ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license
-            if (folder / CARD).is_file()
-            else None
-        )
-    except (ValueError, yaml.YAMLError):  # not UTF-8, or no valid metadata
+        name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license
+    except (ValueError, yaml.YAMLError):  # no file, not UTF-8, or no valid metadata
         return None
     return name if isinstance(name, str) else None
 
@@ -100,11 +96,10 @@ def matching_records(
     `folder` may contain one experiment or several, or not exist. `training` describes how the
     weights were trained.
     """
-    files = [folder / "runs.jsonl", *folder.glob("*/runs.jsonl")]
     records = [
-        displayed(record, file.parent)
-        for file in files
-        for record in ResultsFolder(file.parent).records()
+        displayed(record, path)
+        for path in (folder, *folder.glob("*"))
+        for record in ResultsFolder(path).records()
     ]
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: str(record.finished_at)):

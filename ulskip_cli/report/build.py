@@ -4,13 +4,13 @@ loaded.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
 
-from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import check_writable, write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, shares
 from ulskip_cli.report import paper, tables
@@ -118,7 +118,7 @@ class Report:
     def markdown(self) -> str:
         """Return the text of report.md."""
         parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
-        parts += ["## Layout of the paper's table 4", paper.markdown(self.table4).strip()]
+        parts += ["## Layout of the paper's table 4", paper.markdown(self.table4)]
         for label, chosen in self.winners.items():
             parts += [
                 f"## {self.winners_title(label)}",
@@ -146,13 +146,7 @@ def write(
     """
     paths, text = report.paths, report.markdown()  # refused rows leave no folder behind
     folder = output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"expected a writable folder, got '{folder}' ({reason(error, True)}); choose another"
-            " with --output=FOLDER"
-        ) from None
+    check_writable(folder, "--output")
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
     write_atomic(files[0], text)
@@ -164,9 +158,7 @@ def write(
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
     """Show a report on a terminal: table 4, the winners, other tables and warnings."""
-
-    def tell(text: str, style: str = "", wrap: bool = True) -> None:
-        console.print(text, style=style, soft_wrap=not wrap)
+    tell = partial(console.print, soft_wrap=False)
 
     def more(count: int, what: str) -> None:
         if count > 0:
@@ -175,7 +167,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     def draw(section: Section) -> None:
         shown = replace(section, cells=section.cells[:MAX_LINES])
         if shown.cells:
-            console.print(tables.draw(shown, console.width, "report.md"), soft_wrap=False)
+            tell(tables.draw(shown, console.width, "report.md"))
         more(len(section.cells) - MAX_LINES, "lines")
 
     for section in report.overview:
@@ -183,11 +175,11 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     for section in report.table4[:MAX_SETTINGS]:
         draw(section)
     more(len(report.table4) - MAX_SETTINGS, "tables")
-    tell(paper.NOTE, "italic")
+    tell(paper.NOTE, style="italic")
     for label, chosen in list(report.winners.items())[:MAX_SETTINGS]:
         gate = f"{report.gate:.0%}"
         title = report.winners_title(label)
-        tell(f"\n{title}, among points that keep {gate} of full's quality", "bold")
+        tell(f"\n{title}, among points that keep {gate} of full's quality", style="bold")
         for winner in chosen:
             tell(f"  {winner.line()}")
         tell("")
@@ -195,8 +187,8 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     for section in report.sections:
         draw(section)
     for warning in report.warnings:
-        tell(f"warning: {warning}", "yellow")
+        tell(f"warning: {warning}", style="yellow")
     folder = written[0].parent
     has_page = folder / PAGE in written
     page = f"open {folder / PAGE}" if has_page else "add --html for a page with examples"
-    tell(f"written to {folder}/; {page}", wrap=False)
+    console.print(f"written to {folder}/; {page}")

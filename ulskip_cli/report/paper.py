@@ -30,7 +30,6 @@ TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
     (5, "skip_decode"): (11.52, 154, 285, 864),
     (5, "unified"): (14.87, 201, 332, 1004),
 }
-NOT_RUN = {"paper\ntok/s": "N/A", "paper\nx": "N/A"}
 SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
 EXPERIMENT = "paper_throughput"
 BENCH_TITLE = "Comparison with the paper's table 4"
@@ -112,16 +111,15 @@ def _table4(group: Group) -> Section:
 
 def markdown(sections: Sequence[Section]) -> str:
     """Write the tables in Markdown, with headings if there are several."""
-    heads = [f"## {section.title}\n\n" if len(sections) > 1 else "" for section in sections]
-    parts = [head + tables.markdown(section) for head, section in zip(heads, sections, strict=True)]
-    return tables.escape_markdown("\n\n".join([*parts, NOTE]) + "\n")
+    write = tables.with_heading if len(sections) > 1 else tables.markdown
+    return "\n\n".join([*map(write, sections), NOTE])
 
 
 def latex(sections: Sequence[Section]) -> str:
     """Write the tables in LaTeX, with the note in the first caption."""
-    noted = [replace(section, note=NOTE if i == 0 else "") for i, section in enumerate(sections)]
     return "\n".join(
-        tables.latex(section, f"table4-{i}") for i, section in enumerate(noted, start=1)
+        tables.latex(replace(section, note=NOTE * (i == 1)), f"table4-{i}")
+        for i, section in enumerate(sections, start=1)
     )
 
 
@@ -131,9 +129,8 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
     records = [displayed(record, folder.path) for record in folder.records()]
     file = folder.path / "table4.md"
-    text = (
-        f"# {tables.title(records)}\n\n{markdown(table4(records))}\n{tables.provenance(records)}\n"
-    )
+    parts = [f"# {tables.title(records)}", markdown(table4(records)), tables.provenance(records)]
+    text = "\n\n".join(parts) + "\n"
     write_atomic(file, tables.escape_markdown(text))
     return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
 
@@ -183,9 +180,10 @@ def _beside(
         for size, rate, full_rate in zip(BATCHES, rates, full_rates, strict=True):
             line = {"target": f"{target:g}x", "approach": approach, "batch": str(size)}
             line |= {"paper\nBLEU": f"{bleu:.2f}", "paper\nof full": f"{bleu / full_bleu:.0%}"}
-            line |= NOT_RUN
-            if rate and full_rate:
-                line |= {"paper\ntok/s": str(rate), "paper\nx": f"{rate / full_rate:.2f}"}
+            line |= {
+                "paper\ntok/s": str(rate or "N/A"),
+                "paper\nx": f"{rate / full_rate:.2f}" if rate and full_rate else "N/A",
+            }
             ours = {
                 f"{side}\n{key}": text
                 for side, records in sides.items()

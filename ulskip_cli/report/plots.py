@@ -3,7 +3,7 @@
 import colorsys
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,6 @@ CAPTION = (
     "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
     " The grey band is the Pareto front: no point beats it in both."
 )
-Handles = dict[str, "Artist"]  # of a legend, by label
 
 
 def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> list[Path]:
@@ -142,7 +141,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         return None
     width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
     figure, each = panels(len(scored), width, 4.2)
-    handles: Handles = {}
+    handles = dict[str, "Artist"]()
     for axes, (group, rows) in zip(each, scored, strict=True):
         axes.set_title(shortened(group.label, most))
         metric = str(primary(group.records))
@@ -165,17 +164,12 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
         )
-    legend_below(figure, handles)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
     return figure
 
 
 def _speedup(row: Record) -> float:
     return row.measured_speedup or row.predicted_speedup or row.layer_ratio or 1.0
-
-
-def _interval(row: Record) -> tuple[float, float]:
-    middle = row.measured_speedup or 1.0
-    return row.measured_speedup_low or middle, row.measured_speedup_high or middle
 
 
 def _scored(group: Group) -> list[Record]:
@@ -214,7 +208,8 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
     xs, ys = list(map(_speedup, rows)), [row.value(metric) for row in rows]
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
-    axes.hlines(ys, *np.transpose(list(map(_interval, rows))), color=colour, **BAR)
+    ends = [(row.measured_speedup_low or 1, row.measured_speedup_high or 1) for row in rows]
+    axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [
         (max(0.0, compared.full + compared.delta_low), compared.full + compared.delta_high)
         if (compared := row.vs_baseline.get(metric))
@@ -267,18 +262,6 @@ def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]
     for spare in axes[count:]:
         spare.set_visible(False)
     return figure, axes[:count]
-
-
-def legend_below(figure: "Figure", handles: "Mapping[str, Artist]") -> None:
-    """Add one legend below all panels; `handles` maps labels to plotted artists."""
-    if handles:
-        figure.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=3,
-            handlelength=1.6,
-        )
 
 
 def limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:

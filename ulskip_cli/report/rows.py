@@ -85,15 +85,15 @@ class Group:
         """
         points: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
         for record in sorted(
-            (record for record in self.records if record.target_speedup),
+            self.records,
             key=lambda record: (
-                record.target_speedup,
+                record.target_speedup or 0.0,
                 record.strategy == "unified",
                 record.strategy,
             ),
         ):
-            point = record.target_speedup or 0.0, self.approach(record)
-            points[point][record.batch_size] = record
+            if record.target_speedup:
+                points[record.target_speedup, self.approach(record)][record.batch_size] = record
         return points
 
 
@@ -157,12 +157,15 @@ def done(records: Iterable[Record]) -> list[Record]:
 
 def ordered(records: Iterable[Record]) -> list[Record]:
     """Sort records by model, pair, target speedup (layer ratio without a target) and strategy."""
-
-    def order(record: Record) -> tuple[str, str, float, str]:
-        ratio = record.target_speedup or record.layer_ratio or 0.0
-        return str(record.model), str(record.pair), ratio, record.strategy
-
-    return sorted(records, key=order)
+    return sorted(
+        records,
+        key=lambda record: (
+            str(record.model),
+            str(record.pair),
+            record.target_speedup or record.layer_ratio or 0.0,
+            record.strategy,
+        ),
+    )
 
 
 def reasons(records: Iterable[Record]) -> list[str]:

@@ -7,6 +7,7 @@ surely pass the quality gate.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
 from ulskip_cli.experiments.statistics import (
@@ -48,7 +49,15 @@ NOTE = (
     " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
 )
 
-Judged = tuple[Group, Record, Share]
+
+class Judged(NamedTuple):
+    """A point with its group and its share of the full model's quality."""
+
+    group: Group
+    record: Record
+    share: Share
+
+
 Chosen = tuple[list[Record], list[str], str]  # records that tie, their figures, and a note
 
 
@@ -92,7 +101,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
         faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
         equal, figures, note = choose(faster, judged) if faster else ([], [], "")
         if not passing:
-            note = _why_none([judged[record.key] for record in rivals], rivals)
+            note = _why_none(rivals, judged)
         elif not faster:
             note = "no point that passes is faster than full"
         points = list(zip(map(group.called, equal), figures, strict=True))
@@ -128,9 +137,9 @@ def _kept(share: Share) -> str:
     return f"{share.text()} of full's {share.title}"
 
 
-def _why_none(judged: Sequence[Share], records: Sequence[Record]) -> str:
-    unsure = [record for record, share in zip(records, judged, strict=True) if share.passes]
-    surely, first = "surely " * bool(unsure), judged[0]
+def _why_none(records: Sequence[Record], judged: Shares) -> str:
+    unsure = [record for record in records if judged[record.key].passes]
+    surely, first = "surely " * bool(unsure), judged[records[0].key]
     note = f"no point {surely}keeps {first.gate:.0%} of full's {first.title}"
     if any(record.has_few_examples for record in unsure):
         note += f"; fewer than {MIN_FOR_STARS} examples are too few for an interval"
@@ -148,7 +157,7 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
     targets without such a point are left out.
     """
     judged = [
-        (group, record, share)
+        Judged(group, record, share)
         for group in groups
         for share_of in [shares(group.records, gate)]
         for record in group.done
@@ -157,25 +166,26 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
     ]
 
     def rank(point: Judged) -> tuple[bool, bool, float]:
-        _, record, share = point
-        speedup = record.measured_speedup or 0.0
-        passes = share.can_win and speedup > 1
-        return passes, speedup > 1, speedup if passes else share.share
+        speedup = point.record.measured_speedup or 0.0
+        passes = point.share.can_win and speedup > 1
+        return passes, speedup > 1, speedup if passes else point.share.share
 
-    points = collected(judged, lambda point: (str(point[1].model), point[1].target_speedup or 0.0))
+    points = collected(
+        judged, lambda point: (str(point.record.model), point.record.target_speedup or 0.0)
+    )
     best = [max(points[name], key=rank) for name in sorted(points)]
     columns = [
-        Column("model", "", lambda point: point[1].model),
+        Column("model", "", "record.model"),
         Column(
             "target",
             "",
-            lambda point: f"{point[1].target_speedup:g}x" if point[1].target_speedup else None,
+            lambda point: (speedup := point.record.target_speedup) and f"{speedup:g}x",
         ),
-        Column("best point", "", lambda point: point[0].approach(point[1])),
-        Column("setting", "", lambda point: point[0].label, leaves=1),
-        Column("measured", ".2f", lambda point: point[1].measured_speedup),
-        Column("of full", ".1%", lambda point: point[2].share),
-        Column(f"keeps {gate:.0%}", "", lambda point: point[2].word),
+        Column("best point", "", lambda point: point.group.approach(point.record)),
+        Column("setting", "", "group.label", leaves=1),
+        Column("measured", ".2f", "record.measured_speedup"),
+        Column("of full", ".1%", "share.share"),
+        Column(f"keeps {gate:.0%}", "", "share.word"),
     ]
     note = (
         "The fastest point that surely passes the quality gate, or else the best quality of the"

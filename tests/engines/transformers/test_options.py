@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.transformers.options import OWN_KEYS, REFUSED, check, settings
+from ulskip_cli.engines.transformers.options import REFUSED, check, settings
 
 
 def decoding(**changes):
@@ -29,7 +29,7 @@ def test_a_value_that_transformers_refuses_is_reported(key, value):
         check(decoding(generate_kwargs={key: value}))
 
 
-@pytest.mark.parametrize("key", sorted({*REFUSED, *OWN_KEYS}))
+@pytest.mark.parametrize("key", sorted({*REFUSED, *settings(DecodingConfig())}))
 def test_options_that_change_counts_or_have_a_key_of_their_own_are_refused_by_name(key):
     with pytest.raises(UsageError, match=rf"generate_kwargs\.{key}"):
         check(decoding(generate_kwargs={key: 1}))

@@ -2,7 +2,10 @@
 declarations of llama-cpp-python.
 """
 
+import math
 import os
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_uint8
 from importlib.metadata import version
@@ -146,9 +149,7 @@ def with_layers(state: ndarray, kept: Sequence[int], num_layers: int) -> ndarray
 
     def layer(num_cells: int, transposed: bool) -> bytes:
         head = read(12)  # type, then the bytes of a row, or of an element and their number
-        size = int.from_bytes(head[4:], "little")
-        if transposed:
-            size = int.from_bytes(head[4:8], "little") * int.from_bytes(head[8:], "little")
+        size = math.prod(struct.unpack("<4xII" if transposed else "<4xQ", head))
         return head + read(num_cells * size)
 
     try:
@@ -226,13 +227,11 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         format of the weights.
         """
         info = llama_cpp.llama_print_system_info().decode()
-        parts = [part.split(":")[-1] for part in info.replace("|", ",").split(",")]
-        options = [part.split("=") for part in parts if "=" in part]
         own = "LLAMA_CPP_LIB_PATH" in os.environ
         return {
             "package": "LLAMA_CPP_LIB_PATH" if own else "llama-cpp-python",
             "version": llama_cpp.llama_version().decode() if own else llama_cpp.__version__,
-            "build": [name.strip() for name, value in options if value.strip() == "1"],
+            "build": re.findall(r"(\w+) = 1\b", info),
             "weights": self.weights,
         }
 

@@ -49,7 +49,7 @@ class Masks:
     """The additive masks of a model's attention types, for prompts and steps."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._layers = model, len(new_cache(model).layers)
+        self._model = model
         self.kinds = sorted(self.of_steps(torch.ones(1, 0, dtype=torch.long), 2))
 
     def of_prompt(self, mask: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class Masks:
         padding mask before them.
         """
         past = mask.shape[1]
-        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2 * self._layers)
+        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2)  # masks depend on one layer
         masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
         by_kind = {"mask": masks} if isinstance(masks, Tensor) else masks
         return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
@@ -338,8 +338,6 @@ def _compressed(model: openvino.Model, weights: str) -> openvino.Model:
             " install 'ulskip[openvino]'"
         ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    adjust = nncf.GroupSizeFallbackMode.ADJUST
-    parameters = nncf.AdvancedCompressionParameters(group_size_fallback_mode=adjust)
     with contextlib.redirect_stdout(io.StringIO()):  # nncf prints a progress bar
         if weights == "int8":
             return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
@@ -347,8 +345,9 @@ def _compressed(model: openvino.Model, weights: str) -> openvino.Model:
             model,
             mode=nncf.CompressWeightsMode.INT4_SYM,
             group_size=GROUP_SIZE,
-            ratio=1.0,
-            advanced_parameters=parameters,
+            advanced_parameters=nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+            ),
         )
 
 

@@ -74,11 +74,8 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
     def describe(self) -> Table:
         """Return the package, version and build of the library, and the format of the weights."""
         build = [
-            f"{name}={self.full.compiled.get_property(precision).get_type_name()}"
-            for name, precision in (
-                ("inference_precision", hint.inference_precision),
-                ("kv_cache_precision", hint.kv_cache_precision),
-            )
+            f"{name}={self.full.compiled.get_property(getattr(hint, name)).get_type_name()}"
+            for name in ("inference_precision", "kv_cache_precision")
         ]
         version = openvino.__version__
         return {"package": "openvino", "version": version, "build": build, "weights": self.weights}

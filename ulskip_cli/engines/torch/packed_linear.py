@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -33,7 +34,10 @@ class LinearBackend:
 class PackedLinear(nn.Module):
     """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`."""
 
-    def __init__(self, source: nn.Module, by: str) -> None:
+    weight_packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: Any, by: str) -> None:
         super().__init__()
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
@@ -47,8 +51,6 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
         packed, bias = self.weight_packed, self.bias
-        assert isinstance(packed, Tensor)
-        assert bias is None or isinstance(bias, Tensor)
         if self.by == PANELS:
             return cpu_kernels.linear(hidden, packed, bias, self.out_features)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
@@ -170,7 +172,6 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
-def _weight(module: nn.Module) -> Tensor:  # [out_features, in_features]
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+def _weight(module: Any) -> Tensor:  # [out_features, in_features]
+    weight: Tensor = module.weight
     return weight.t() if type(module) is Conv1D else weight

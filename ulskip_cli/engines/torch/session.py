@@ -55,11 +55,11 @@ class ModelSession(SteppingSession):
     the KV cache of its prompts.
     """
 
-    def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Open a session whose steps read the keys and values that the prompt model computed in its
-        layers `kept`.
-        """
-        self.views, self.prompt_model, self.kept = views, prompt_model, kept
+    # The layers of the prompt model whose keys and values the steps read; empty: all.
+    kept: Sequence[int] = ()
+
+    def __init__(self, views: Views) -> None:
+        self.views, self.prompt_model = views, views.model
         self.steps: Any = None
 
     @abstractmethod
@@ -70,8 +70,9 @@ class ModelSession(SteppingSession):
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
         prompt = encode_prompt(self.prompt_model, request.input_ids, request.attention_mask)
         cache = prompt.cache
-        self.kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, self.kept)
-        shallow_view.prune_cache(cache, self.kept)
+        kept = self.kept or range(len(cache.layers))
+        self.kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
+        shallow_view.prune_cache(cache, kept)
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
@@ -98,7 +99,8 @@ class TorchSession(ModelSession):
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
-        super().__init__(views, views.prompt_model, views.stages[0].kept)
+        super().__init__(views)
+        self.prompt_model, self.kept = views.prompt_model, views.stages[0].kept
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
         self._now: list[CompiledSteps] = []  # of the batch

@@ -1,22 +1,11 @@
 """The options of transformers' `generate` in a decoding configuration."""
 
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
-from ulskip_cli.core.errors import UsageError, unknown
+from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import Table
 
-# Options that have a key of their own under `decoding`.
-OWN_KEYS = {
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "num_beams",
-    "no_repeat_ngram_size",
-    "max_new_tokens",
-    "repetition_penalty",
-    "stop_strings",
-    "prompt_lookup_num_tokens",
-}
+# Keys of decoding that transformers has too.
+SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size", "repetition_penalty", "max_new_tokens")
 LOOKED_UP = 10  # tokens; transformers' own default
 # Options that would give other token counts or other tokens than a row says. Transformers itself
 # refuses other options that it does not support.
@@ -31,6 +20,7 @@ REFUSED = {
     "guidance_scale",
     "assistant_early_exit",
     "use_mtp",
+    "stop_strings",
 }
 
 
@@ -42,7 +32,7 @@ def check(decoding: DecodingConfig) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    refused = REFUSED | OWN_KEYS
+    refused = REFUSED | settings(DecodingConfig()).keys()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - refused
     for key in decoding.generate_kwargs:
         if key in refused:
@@ -55,13 +45,9 @@ def check(decoding: DecodingConfig) -> None:
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = next(
-            (line for line in str(error).splitlines() if line.startswith("- ")),
-            str(error).split("\n")[0],
-        )
         raise UsageError(
-            "decoding.generate_kwargs is refused by transformers"
-            f" ({reason.removeprefix('- ')[:200]}); correct the option"
+            f"decoding.generate_kwargs is refused by transformers ({reason(error)}); correct the"
+            " option"
         ) from None
 
 
@@ -75,11 +61,7 @@ def settings(decoding: DecodingConfig) -> Table:
         sampling = {key: getattr(decoding, key) for key in sampling}
     return {
         **sampling,
-        "do_sample": decoding.do_sample,
-        "num_beams": decoding.num_beams,
-        "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
-        "repetition_penalty": decoding.repetition_penalty,
-        "max_new_tokens": decoding.max_new_tokens,
+        **{key: getattr(decoding, key) for key in SHARED},
         "prompt_lookup_num_tokens": (
             LOOKED_UP if decoding.draft_tokens == AUTO else decoding.draft_tokens or None
         ),

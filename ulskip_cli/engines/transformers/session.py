@@ -1,5 +1,6 @@
 """The session of transformers: `generate` of a model with two phases."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ class TransformersSession(Session):
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
             **({"min_new_tokens": request.length} if request.forced else {}),
-            **({"stop_strings": list(stops)} if stops else {}),
+            "stop_strings": list(stops) or None,
         }
         moved = zip(self.views.stages, request.first_steps, strict=True)
         stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
@@ -46,7 +47,7 @@ class TransformersSession(Session):
                 attention_mask=request.attention_mask,
                 generation_config=GenerationConfig(**settings),
                 stopping_criteria=[observer],
-                **({"tokenizer": self.views.tokenizer} if stops else {}),
+                tokenizer=self.views.tokenizer if stops else None,
             )
         # transformers checks many options only when it uses them
         except (TypeError, ValueError) as error:
@@ -58,12 +59,9 @@ class TransformersSession(Session):
                 " engine=auto or batch_size=1"
             ) from None
         clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
-        output = BatchOutput.of(
-            request, sequences[:, input_ids.shape[1] :].tolist(), clock, self._kv_bytes
-        )
-        if not stops:
-            return output
-        rows = [self._until_stop(row, stops) for row in output.token_ids]
+        rows = sequences[:, input_ids.shape[1] :].tolist()
+        if stops:
+            rows = [self._until_stop(row, stops) for row in rows]
         return BatchOutput.of(request, rows, clock, self._kv_bytes)
 
     def _on_prefill(self, cache: DynamicCache) -> None:
@@ -84,9 +82,7 @@ class TransformersSession(Session):
             text = tokenizer.decode(row[:length], skip_special_tokens=True)
             return any(stop in text for stop in stops)
 
-        if not stopped(len(row)):
-            return row
-        return row[: next(length for length in range(1, len(row) + 1) if stopped(length))]
+        return row[: bisect_left(range(len(row)), True, key=stopped)]
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
@@ -98,7 +94,7 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         self,
         device: torch.device,
         prompt_shape: Sequence[int],
-        on_step: Callable[[int], None] | None,
+        on_step: Callable[[int], None],
     ) -> None:
         self.device, self.on_step, self.first_at = device, on_step, 0.0
         self.batch, self.prompt_len = prompt_shape
@@ -106,6 +102,5 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return False for every sequence, [batch * beams]."""
         self.first_at = self.first_at or now(self.device)
-        if self.on_step is not None:
-            self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
+        self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
