@@ -33,7 +33,7 @@ from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
-from ulskip_cli.strategies.search import first_layers, spread, without_block
+from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 REPORTED, CHOOSING = 20, 20
@@ -164,7 +164,7 @@ def measure_kinds(one: Measurement) -> None:
     sets = {(count, "unified"): schedule.even(30, count) for count in KEPT}
     sets |= {(count, "block_influence"): tuple(sorted(ranked[:count])) for count in KEPT}
     for count in KEPT:
-        for first in spread(first_layers(30, count), BLOCKS):
+        for first in spread(range(1, count), BLOCKS):
             kept = without_block(30, count, first)
             one.measure(f"block {count}: {first}", kept, fitter)
         blocks = [found for name, found in one.found.items() if name.startswith(f"block {count}:")]

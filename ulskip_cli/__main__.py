@@ -15,16 +15,18 @@ def main() -> None:
         from ulskip_cli.core import environment
 
         meter = environment.LoadMeter()
-        from ulskip_cli.cli.app import main as run
+        from ulskip_cli.cli.app import invoke
 
         environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
-        run()
+        code = invoke(sys.argv[1:])
+        interruption.release()
     except (KeyboardInterrupt, Exception) as error:  # during the imports, or a second signal
         if not isinstance(error, KeyboardInterrupt) and not interruption.received():
             raise
         interruption.release()
         print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
-        sys.exit(interruption.exit_code())
+        code = interruption.exit_code()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
-
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import fingerprint, folder_fingerprint
-from ulskip_cli.core.options import Options, load_json, option, parse
+from ulskip_cli.core.options import Stored, load_json, option, parse
 
 RECORD = "adapter.json"
 
@@ -53,19 +51,15 @@ class Patch(Correction):
         return self.kind
 
 
-class AdapterBase(Options):
+class AdapterBase(Stored):
     """The model that a skip adapter belongs to."""
-
-    model_config = ConfigDict(extra="ignore")
 
     fingerprint: str
     model: str | None = None
 
 
-class AdapterRecord(Options):
+class AdapterRecord(Stored):
     """The keys of adapter.json that a plan reads."""
-
-    model_config = ConfigDict(extra="ignore")
 
     base: AdapterBase
     kept_sets: tuple[tuple[int, ...], ...]

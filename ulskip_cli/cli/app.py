@@ -55,18 +55,10 @@ for function in (
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 
 
-def main() -> None:
-    """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1
-    for a failed run.
-    """
-    interruption.install()
-    code = invoke(sys.argv[1:])
-    interruption.release()
-    sys.exit(code)
-
-
 def invoke(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code."""
+    """Run a command line and return its exit code; an error prints one line, and its code is 2 for
+    invalid input, or 1 for a failed run.
+    """
     try:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
         install_bash_completion()

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from ulskip_cli.core.errors import UsageError
 
 
 def export(
+    overrides: Overrides,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -20,10 +21,9 @@ def export(
             show_default=False,
         ),
     ] = None,
-    overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_format: Annotated[
-        str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")
+        Literal["hf", "gguf", "mergekit", "schedule"], typer.Option("--format")
     ] = "hf",
     results: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ def export(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_yaml(compose(overrides or [], config_dir))
+        print_yaml(compose(overrides, config_dir))
         return
     if to is None:
         raise UsageError(
@@ -63,5 +63,5 @@ def export(
 
     request = run.ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
-        record = run.export(overrides or [], config_dir, request, bars)
+        record = run.export(overrides, config_dir, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

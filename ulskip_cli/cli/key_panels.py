@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ulskip_cli.cli.config_keys import Panels
 from ulskip_cli.core import config_reference as reference
-from ulskip_cli.core.config import group_choices, implied_choices
+from ulskip_cli.core.config import PRIMARY, group_choices, implied_choices
 from ulskip_cli.core.config_reference import ALL_GROUPS, ConfigKey
 from ulskip_cli.core.errors import require_choice, unknown
 
@@ -16,10 +16,13 @@ MAX_DEFAULT = 40  # characters of a default value that help shows
 
 def named_choices(words: Iterable[str]) -> dict[str, str]:
     """Return the group choices that words such as `task=jsonl` name or imply."""
-    named = [(group, choice) for group, _, choice in (word.partition("=") for word in words)]
-    known = [(group, choice) for group, choice in named if choice in group_choices(group)]
-    implied = [implied_choices(group, choice) for group, choice in known]
-    return {key: choice for choices in (*implied, dict(known)) for key, choice in choices.items()}
+    named, implied = dict[str, str](), dict[str, str]()
+    for word in words:
+        group, _, choice = word.partition("=")
+        if choice in group_choices(group):
+            named[group] = choice
+            implied |= implied_choices(group, choice)
+    return implied | named
 
 
 def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -62,9 +65,7 @@ def describe(name: str, extra_dir: Path | None) -> tuple[object, Panels]:
         ]
     if group in ALL_GROUPS:
         return _describe_group(group, choice.replace("-", "_"), extra_dir)
-    keys = {
-        key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)
-    }
+    keys = {key.name: key for primary in PRIMARY for key in reference.top_level_keys(primary)}
     group = name.partition(".")[0]
     if group in ALL_GROUPS:  # keys of the default choice first: other choices have other defaults
         default = reference.default_choice(group)

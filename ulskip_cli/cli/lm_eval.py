@@ -48,7 +48,7 @@ class _HarnessParser(ArgumentParser):
 
 def lm_eval(
     context: typer.Context,
-    overrides: Overrides = None,
+    overrides: Overrides,
     print_config: PrintConfig = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness with layer skipping.
@@ -59,14 +59,14 @@ def lm_eval(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_yaml(compose(overrides or []))
+        print_yaml(compose(overrides))
         return
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     options = parse_options(context.meta["harness"])
     from ulskip_cli.experiments import lm_eval_adapter
 
-    folder, results = lm_eval_adapter.evaluate(overrides or [], options)
+    folder, results = lm_eval_adapter.evaluate(overrides, options)
     from lm_eval.utils import make_table
 
     from ulskip_cli.report import tables

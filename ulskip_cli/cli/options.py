@@ -105,8 +105,9 @@ def parse_path(text: str) -> Path:
 PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
-    list[str] | None,
+    list[str],
     typer.Argument(
+        default_factory=list,
         help="key=value, e.g. task=wmt ratio=2.0",
         show_default=False,
         autocompletion=complete_override,

@@ -17,7 +17,7 @@ UNKNOWN = "unknown without the model's files"
 
 
 def plan(
-    overrides: Overrides = None,
+    overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
@@ -27,7 +27,7 @@ def plan(
     from ulskip_cli.core.model_metadata import read_metadata
     from ulskip_cli.strategies.plan import make_plan, memory_plan
 
-    chosen = config.compose(overrides or [], config_dir, "plan")
+    chosen = config.compose(overrides, config_dir, "plan")
     if print_config:
         print_yaml(chosen)
         return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    overrides: Overrides = None,
+    overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     wide: Wide = False,
@@ -34,7 +34,7 @@ def run(
     """
     from ulskip_cli.core import config
 
-    chosen = config.compose(overrides or [], config_dir, "run")
+    chosen = config.compose(overrides, config_dir, "run")
     if print_config:
         print_yaml(chosen)
         return
@@ -66,7 +66,7 @@ def run(
 
 
 def bench(
-    overrides: Overrides = None,
+    overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
@@ -80,7 +80,7 @@ def bench(
     from ulskip_cli.experiments.sweep.grid import points
 
     left_out: list[str] = []
-    grid = points(overrides or [], config_dir, "bench", left_out.append)
+    grid = points(overrides, config_dir, "bench", left_out.append)
     if print_config:
         print_yaml(*grid)
         return
@@ -106,7 +106,7 @@ def bench(
 
 
 def sweep(
-    overrides: Overrides = None,
+    overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     wide: Wide = False,
@@ -131,7 +131,7 @@ def sweep(
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
     left_out: list[str] = []
-    grid = points(overrides or [], config_dir, note=left_out.append)
+    grid = points(overrides, config_dir, note=left_out.append)
     if print_config:
         print_yaml(*grid)
         return
@@ -145,7 +145,7 @@ def sweep(
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
 
-    words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+    words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()

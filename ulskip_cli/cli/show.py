@@ -105,10 +105,10 @@ def next_overrides(record: "Row", output: Path, overrides: Sequence[str]) -> lis
     """Return the overrides with which `ulskip run` uses a trained model or skip adapter: the task,
     layers and number of examples of the training, and its first ratio.
     """
-    is_adapter = record.get("config", {}).get("train", {}).get("method") == "adapter"
+    is_adapter = record["config"]["train"]["method"] == "adapter"
     result = [] if is_adapter else [f"model.path={output}"]
     groups = ["task", "strategy", "limit", *(["model"] if is_adapter else [])]
     result += [text for text in overrides if text.partition("=")[0].partition(".")[0] in groups]
-    ratios = [ratio for ratio in record.get("ratios", ()) if ratio != 1]
+    ratios = [ratio for ratio in record["ratios"] if ratio != 1]
     result += [f"ratio={ratio:g}" for ratio in ratios[:1]]
     return [*result, "correction=adapter", f"correction.path={output}"] if is_adapter else result

@@ -9,7 +9,7 @@ from ulskip_cli.core.files import check_writable, user_path
 
 
 def train(
-    overrides: Overrides = None,
+    overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
@@ -21,7 +21,7 @@ def train(
     from ulskip_cli.core import config
     from ulskip_cli.training.preflight import check_training
 
-    chosen = config.compose_training(overrides or [], config_dir)
+    chosen = config.compose_training(overrides, config_dir)
     if print_config:
         print_yaml(chosen)
         return
@@ -43,5 +43,5 @@ def train(
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
-    for line in training_lines(record, output, overrides or []):
+    for line in training_lines(record, output, overrides):
         print(line)

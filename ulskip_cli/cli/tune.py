@@ -11,7 +11,7 @@ from ulskip_cli.cli.show import make_console, print_yaml
 
 
 def tune(
-    overrides: Overrides = None,
+    overrides: Overrides,
     to: Annotated[
         Path | None,
         typer.Option(**PATH, help="Folder into which the result is exported.", show_default=False),
@@ -28,11 +28,11 @@ def tune(
     if print_config:
         from ulskip_cli.core.config import compose_tuning
 
-        print_yaml(compose_tuning(overrides or [], config_dir))
+        print_yaml(compose_tuning(overrides, config_dir))
         return
     from ulskip_cli.tuning.request import resolve
 
-    request = resolve(overrides or [], config_dir)
+    request = resolve(overrides, config_dir)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target

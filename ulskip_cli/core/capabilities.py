@@ -8,7 +8,7 @@ sets, and tests run every engine with every need, and a third of the
 pairs, on a tiny model.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from enum import Enum
 
 from ulskip_cli.core.errors import NotApplicable
@@ -110,34 +110,21 @@ def check(needs: Set[Need], command: str | None = None) -> None:
         missing = needs - partners
         if need in needs and missing:
             raise NotApplicable(
-                f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)}"
+                f"{need.text} cannot be combined with {texts(missing)}; use {remedies(missing)}"
                 f" or {need.remedy}"
             )
     missing = needs - (COMMANDS[command] if command else needs)
     if missing:
         raise NotApplicable(
-            f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}"
+            f"`ulskip {command}` does not support {texts(missing)}; use {remedies(missing)}"
         )
 
 
-def check_engine(
-    name: str, supports: Set[Need], needs: Set[Need], engines: Callable[[], Mapping[str, Set[Need]]]
-) -> None:
-    """Raise NotApplicable if an engine does not support a need; name one of `engines` that supports
-    all of them.
-    """
-    missing = needs - supports
-    if missing:
-        able = [f"engine={engine} or " for engine, known in engines().items() if needs <= known]
-        raise NotApplicable(
-            f"engine={name} does not support {_texts(missing)}; use {''.join(able[:1])}"
-            f"{_remedies(missing)}"
-        )
-
-
-def _texts(needs: Set[Need]) -> str:
+def texts(needs: Set[Need]) -> str:
+    """Name needs in the order of their declaration."""
     return " and ".join(need.text for need in Need if need in needs)
 
 
-def _remedies(needs: Set[Need]) -> str:
+def remedies(needs: Set[Need]) -> str:
+    """Name the options that do without these needs."""
     return " ".join(dict.fromkeys(need.remedy for need in Need if need in needs))

@@ -47,7 +47,12 @@ _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.sto
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
-Composed = TypeVar("Composed", bound=Shared)
+PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
+    "config": (Config, GROUPS),
+    "tune": (TuneConfig, GROUPS),
+    "train": (TrainingConfig, TRAINING_GROUPS),
+}  # of configs/<primary>.yaml
+
 Chosen = TypeVar("Chosen", bound=Choice)
 
 
@@ -66,12 +71,13 @@ def compose(
 
 def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     """Build the configuration of a run; check each value alone, but not combinations of values."""
-    return _composed("config", Config, GROUPS, overrides, extra_dir)
+    config: Config = _composed("config", overrides, extra_dir)
+    return config
 
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config = _composed("train", TrainingConfig, TRAINING_GROUPS, overrides, extra_dir)
+    config: TrainingConfig = _composed("train", overrides, extra_dir)
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
@@ -80,7 +86,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config = _composed("tune", TuneConfig, GROUPS, overrides, extra_dir)
+    config: TuneConfig = _composed("tune", overrides, extra_dir)
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -91,11 +97,9 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
-    drafts = ("name", "draft_tokens", "draft", "draft_vocab")
-    known = [name for name in DecodingConfig.model_fields if name not in drafts]
-    for key in values:
-        require_choice("decoding option", key, known)
-    config = parse(DecodingConfig, values, "decoding.")
+    config = parse(DecodingConfig, values)
+    if config.draft_tokens:
+        raise UsageError("generate does not support draft_tokens; use evaluate")
     check_decoding(config)
     return config
 
@@ -131,8 +135,7 @@ def changed_choice(choice: Chosen, changes: Mapping[str, object], prefix: str) -
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """
-    values = {name: getattr(choice, name) for name in type(choice).model_fields}
-    return parse(type(choice), {**values, **changes}, prefix)
+    return parse(type(choice), {**dict(choice), **changes}, prefix)
 
 
 def baseline_config(config: Config) -> Config:
@@ -353,13 +356,8 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(
-    primary: str,
-    kind: type[Composed],
-    groups: Sequence[str],
-    overrides: Sequence[str],
-    extra_dir: Path | None,
-) -> Composed:
+def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None) -> Any:
+    kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]

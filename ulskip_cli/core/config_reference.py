@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.config import (
     CHOICES,
     GROUPS,
+    PRIMARY,
     TRAINING_GROUPS,
     choice_class,
     group_choices,
@@ -22,23 +24,15 @@ from ulskip_cli.core.config import (
     read_choice,
 )
 from ulskip_cli.core.config_schema import (
-    Config,
     DecodingConfig,
     LauncherConfig,
     ModelConfig,
-    Shared,
-    TrainingConfig,
     TrainOptions,
     TuneConfig,
 )
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
 
-PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
-    "config": (Config, GROUPS),
-    "tune": (TuneConfig, GROUPS),
-    "train": (TrainingConfig, TRAINING_GROUPS),
-}  # of configs/<primary>.yaml
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
 _GROUP_CLASSES: dict[str, type[Options]] = {
     "model": ModelConfig,
@@ -63,7 +57,7 @@ class ConfigKey:
 
 
 def keys_of(
-    kind: type[Options],
+    kind: type[BaseModel],
     values: Mapping[str, object],
     prefix: str = "",
     inherited: tuple[str, ...] = (),

@@ -229,7 +229,7 @@ class Config(Shared):
         identity=False,
         commands=f"{_POINT} tune bench export lm-eval",
     )
-    ratio: float = option(2.0, "target speedup", commands=_SCHEDULE)
+    ratio: float = option(2.0, "target speedup", ge=1, commands=_SCHEDULE)
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
     )
@@ -340,22 +340,22 @@ class Config(Shared):
 
     def _canonical(self) -> Self:
         """Return the configuration with the defaults for all values that this run does not use."""
-        unused_keys = [
-            *(() if self.strategy.follows_ratio else ("ratio", "ratio_basis")),
-            *(("prompt_layers",) if self.strategy.keeps_all else ()),
-            *(() if self.needs_held_out else ("calibration",)),
-            *(() if self.crosses_engines else ("baseline_engine",)),
-        ]
+        used = {
+            "ratio": self.strategy.follows_ratio,
+            "ratio_basis": self.strategy.follows_ratio,
+            "prompt_layers": not self.strategy.keeps_all,
+            "calibration": self.needs_held_out,
+            "baseline_engine": self.crosses_engines,
+        }
         unused: dict[str, object] = {
-            key: type(self).model_fields[key].default for key in unused_keys
+            key: type(self).model_fields[key].default for key in used if not used[key]
         }
         unused["strategy"] = self.strategy.canonical()
         if not self.speed.enabled:
             unused["speed"] = SpeedConfig(enabled=False)
-        if not self.decoding.draft_tokens:
-            unused["decoding"] = self.decoding.replace(draft="layers", draft_vocab=0)
-        elif not self.decoding.drafts_with_layers:
-            unused["decoding"] = self.decoding.replace(draft_vocab=0)
+        if not self.decoding.drafts_with_layers:
+            draft = "ngram" if self.decoding.draft_tokens else "layers"
+            unused["decoding"] = self.decoding.replace(draft=draft, draft_vocab=0)
         return self.replace(**unused)
 
 

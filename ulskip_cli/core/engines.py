@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from ulskip_cli.core import capabilities
-from ulskip_cli.core.capabilities import ALL, Need
-from ulskip_cli.core.errors import UsageError, reason, require_choice
+from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
+from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_choice
 from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
 
@@ -92,9 +91,13 @@ class Engine(Choice):
         """Raise NotApplicable if the engine does not support a need, and UsageError if its packages
         are missing.
         """
-        capabilities.check_engine(
-            self.name, self.supported(needs), needs - {Need.OTHER_ENGINE}, _supported_by_name
-        )
+        missing = needs - self.supported(needs)
+        if missing:
+            able = (f"engine={name} or " for name, kind in _installed() if needs <= kind.supports)
+            raise NotApplicable(
+                f"engine={self.name} does not support {texts(missing)};"
+                f" use {next(able, '')}{remedies(missing)}"
+            )
         if (
             self.modules
             and not any(find_spec(name) for name in self.modules)
@@ -175,13 +178,12 @@ def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _supported_by_name() -> dict[str, Set[Need]]:
-    """Return what each installed engine supports, for advice in messages; engines that cannot be
-    imported are left out.
+def _installed() -> list[tuple[str, type[Engine]]]:
+    """Return the installed engines that a message may name, those on torch first; engines that
+    cannot be imported are left out.
     """
     kinds: dict[str, type[Engine]] = {}
-    for name in engine_names():
+    for name in sorted({*engine_names()} - {"auto"}):
         with contextlib.suppress(UsageError):
             kinds[name] = engine_class(name)
-    names = sorted(kinds.keys() - {"auto"}, key=lambda name: (kinds[name].is_runtime, name))
-    return {name: kinds[name].supports for name in names}
+    return sorted(kinds.items(), key=lambda item: item[1].is_runtime)

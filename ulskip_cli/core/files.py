@@ -192,7 +192,7 @@ def cache_dir() -> Path:
     folder = Path(os.environ.get("ULSKIP_CACHE") or Path(base) / "ulskip")
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid") and folder.is_dir():
+    if folder.is_dir():
         owner, user = folder.stat().st_uid, os.getuid()
         if user and owner not in (user, 0):  # root is used to folders of other users
             raise UsageError(

@@ -10,9 +10,7 @@ import signal
 import sys
 from types import FrameType
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE = "interrupted; finished work is kept, and the same command continues"
 _received: list[int] = []
 
@@ -59,7 +57,7 @@ def exit_code() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if not _received and number == getattr(signal, "SIGHUP", None):
+    if not _received and number == signal.SIGHUP:
         _leave_terminal()
     _received.append(number)
     raise Interruption

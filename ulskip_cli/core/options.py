@@ -8,7 +8,7 @@ the user.
 
 import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -20,7 +20,6 @@ from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 from ulskip_cli.core.files import Table
 
 Parsed = TypeVar("Parsed", bound="Options")
-Model = TypeVar("Model", bound=BaseModel)
 
 NAMES: Mapping[object, str] = {
     float: "a number",
@@ -102,6 +101,12 @@ class Options(BaseModel):
         return values
 
 
+class Stored(Options):
+    """Keys of a JSON file, whose other keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Choice(Options):
     """Options whose class is chosen by a preset: a strategy, a task, a correction, an engine."""
 
@@ -109,19 +114,16 @@ class Choice(Options):
 
     def options(self) -> Table:
         """Return the options that differ from their defaults, without the name."""
-        return {
-            key: value for key, value in self.changed().items() if key not in ("name", "_target_")
-        }
+        values = super().changed()
+        values.pop("name", None)
+        return values
 
     def changed(self, only_results: bool = False) -> Table:
         """Return the changed values with the name, and with the class unless ulskip defines it."""
-        kind = type(self)
-        own = (
-            {}
-            if kind.__module__.startswith("ulskip_cli.")
-            else {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
-        )
-        return {**own, **super().changed(only_results)}
+        values, kind = super().changed(only_results), type(self)
+        if not kind.__module__.startswith("ulskip_cli."):
+            values["_target_"] = f"{kind.__module__}.{kind.__qualname__}"
+        return values
 
 
 def parse(
@@ -190,15 +192,10 @@ def choices_of(hint: object) -> tuple[str, ...]:
     return tuple(str(value) for part in parts for value in get_args(part))
 
 
-def options_in(hint: object) -> "type[Options] | None":
+def options_in(hint: object) -> type[BaseModel] | None:
     """Return the class of options that a field holds, or None if it holds a plain value."""
-    return _model_in(hint, Options)
-
-
-def _model_in(hint: object, kind: type[Model]) -> type[Model] | None:
-    return next(
-        (part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None
-    )
+    parts = (part for part in _members(hint) if isinstance(part, type))
+    return next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
 def _members(hint: object) -> list[object]:
@@ -217,12 +214,20 @@ def misfit(
     came.
     """
     first = error.errors(include_url=False)[0]
-    path, owner, field = _locate(kind, first["loc"])
+    path: list[str] = []
+    field: FieldInfo | None = None
+    owner: type[BaseModel] | None = kind
+    for part in first["loc"]:
+        if owner is None:
+            break  # an element of a list, or a member of a union
+        kind, field = owner, owner.model_fields.get(str(part))
+        path.append(str(part))
+        owner = options_in(field.annotation) if field else None
     key = prefix + ".".join(path)
     group = key.rpartition(".")[0]
     what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
-        known = [f"{group}.{name}".strip(".") for name in owner.model_fields if name != "name"]
+        known = [f"{group}.{name}".strip(".") for name in kind.model_fields if name != "name"]
         advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
         return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
@@ -239,21 +244,3 @@ def misfit(
             return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
     expected = describe_type(hint, f"{key}.") or "of the type that its class declares"
     return UsageError(f"expected {what} to be {expected}, got {got}")
-
-
-def _locate(
-    kind: type[BaseModel], location: Iterable[object]
-) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
-    """Return the key path of a value, the class that declares the value, and its field (None for an
-    unknown key).
-    """
-    path: list[str] = []
-    field: FieldInfo | None = None
-    inner: type[BaseModel] | None = kind
-    for part in location:
-        if inner is None:
-            break  # an element of a list, or a member of a union
-        kind, path = inner, [*path, str(part)]
-        field = kind.model_fields.get(str(part))
-        inner = _model_in(field.annotation, BaseModel) if field else None
-    return path, kind, field

@@ -70,7 +70,10 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
             f"expected a model with at least {MIN_LAYERS} decoder layers, got {num_layers}; use"
             " another model"
         )
-    check_target(target_speedup)
+    if not 1 <= target_speedup < math.inf:
+        raise UsageError(
+            f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them"
+        )
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
         raise NotApplicable(
@@ -78,14 +81,6 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
             f" {MIN_KEPT} are kept; use ratio <= {num_layers / MIN_KEPT:g}"
         )
     return count
-
-
-def check_target(target_speedup: float) -> None:
-    """Raise UsageError unless a target speedup is a number from 1 on."""
-    if not math.isfinite(target_speedup) or target_speedup < 1:
-        raise UsageError(
-            f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them"
-        )
 
 
 def even(num_layers: int, num_kept: int) -> Layers:
@@ -106,9 +101,8 @@ def reference(num_layers: int, num_kept: int) -> Layers:
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
     """
-    step = int(num_layers / (num_kept - 2 + 1))
-    inner = [i for i in range(1, num_layers - 1) if i % step == 0]
-    return (0, *inner[: num_kept - 2], num_layers - 1)
+    step = num_layers // (num_kept - 1)
+    return (0, *range(step, num_layers - 1, step)[: num_kept - 2], num_layers - 1)
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> Layers:
@@ -131,16 +125,9 @@ def without_one(kept: Sequence[int]) -> Layers:
     >>> without_one((0, 1, 5, 6, 11))
     (0, 1, 6, 11)
     """
-    shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
-    middle = (len(shorter) - 1) / 2
-    return min(
-        enumerate(shorter), key=lambda indexed: (longest_gap(indexed[1]), abs(indexed[0] - middle))
-    )[1]
-
-
-def longest_gap(kept: Sequence[int]) -> int:
-    """Return the length of the longest block of skipped layers between two kept layers."""
-    return max((b - a - 1 for a, b in pairwise(kept)), default=0)
+    inner = sorted(range(1, len(kept) - 1), key=lambda i: abs(2 * i - len(kept) + 1))
+    shorter = [(*kept[:i], *kept[i + 1 :]) for i in inner]
+    return min(shorter, key=lambda layers: max(b - a for a, b in pairwise(layers)))
 
 
 @dataclass(frozen=True)

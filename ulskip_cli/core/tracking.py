@@ -58,7 +58,13 @@ def log_row(config: Config, row: Table, folder: Path) -> None:
         return
     ratio = row.get("target_speedup")
     name = "-".join([row["strategy"], *([f"{ratio:g}x"] if ratio else []), row["id"]])
-    parameters, metrics = split_row(config, row)
+    parameters = dict(flatten(config.resolved()))
+    metrics = {}
+    for key, value in flatten({key: row[key] for key in row if key not in _LEFT_OUT}):
+        if isinstance(value, bool | str):
+            parameters[key] = value
+        elif key not in parameters:
+            metrics[key] = value
     # Trackers print, but `--json` needs standard output for itself; and they ask for a login, which
     # blocks a run.
     stdin, sys.stdin = sys.stdin, io.StringIO()
@@ -77,18 +83,6 @@ def log_row(config: Config, row: Table, folder: Path) -> None:
         )
     finally:
         sys.stdin = stdin
-
-
-def split_row(config: Config, row: Table) -> tuple[dict[str, str | float], dict[str, float]]:
-    """Return the parameters and the metrics of a row, with dotted keys."""
-    parameters = dict(flatten(config.resolved()))
-    metrics = {}
-    for key, value in flatten({key: row[key] for key in row if key not in _LEFT_OUT}):
-        if isinstance(value, bool | str):
-            parameters[key] = value
-        elif key not in parameters:
-            metrics[key] = value
-    return parameters, metrics
 
 
 def _make(config: Config, name: str, folder: Path) -> "GeneralTracker":

@@ -263,7 +263,7 @@ def _fit_patches(
         report(len(losses))
     best = min(losses, key=losses.__getitem__)
     if fitting:
-        fitter = fitter.joined(evaluator.fitter(choosing))
+        fitter = fitter.with_batches(fitter.batches + evaluator.fitter(choosing).batches)
     return fitter.fit(plan.skipping_sets, kind, best), {
         "ridge": best,
         "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},

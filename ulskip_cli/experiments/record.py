@@ -786,7 +786,7 @@ def metric_column(key: str) -> Column:
             return None
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    return Column(row_key.column_title, "", show, row_key.leaves)
+    return Column(row_key.short_title or row_key.title, "", show, row_key.leaves)
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import psutil
@@ -30,13 +29,13 @@ def in_batches(
     that runs out of memory.
     """
 
-    def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
-        batch = items[start : start + count]
-        return batch, work(batch)
+    def run(count: int) -> Result:
+        return work(items[start : start + count])
 
     start = 0
     while start < len(items):
-        batch, result = run_with_oom_retry(size, partial(run, start))
+        result = run_with_oom_retry(size, run)
+        batch = items[start : start + size.used]
         yield batch, result
         start += len(batch)
 
@@ -89,9 +88,7 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error means out of memory, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
+    return isinstance(error, MemoryError) or any(
         phrase in str(error) for phrase in ("can't allocate memory", "out of memory")
     )
 

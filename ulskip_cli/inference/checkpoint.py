@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
@@ -15,7 +14,7 @@ from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, all_printable, cache_dir, replacing, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
-from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.options import Stored, load_json, parse
 from ulskip_cli.core.schedule import Stage
 
 # Files that belong to the weights.
@@ -61,10 +60,8 @@ def folder_of(model: ModelConfig) -> Path:
         ) from None
 
 
-class _Before(Options):
+class _Before(Stored):
     """The keys of an earlier training in a training.json, from which the initial weights came."""
-
-    model_config = ConfigDict(extra="ignore")
 
     strategy: str
     steps: int

@@ -83,10 +83,9 @@ class SplitLayer:
         self._hidden = (3 * torch.randn(first.shape, generator=generator)).to(first)
         self.layer, self._width = layer, first.shape[-1]
         called = {name: calls[child] for name, child in layer.named_children() if child in calls}
-        outputs = {name: output for name, (_, _, output) in called.items()}
         self._lengths = {
             name: len(output) if isinstance(output, tuple) else None
-            for name, output in outputs.items()
+            for name, (_, _, output) in called.items()
         }
         cached = [
             name

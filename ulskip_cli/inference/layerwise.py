@@ -58,7 +58,7 @@ class LayerwiseModel:
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
-            return LayerInputs(entered.hidden, self._calls, cache)
+            return LayerInputs(entered.args[0], self._calls, cache)
         raise AssertionError("expected a forward pass that reaches the last layer")
 
     def after(
@@ -145,9 +145,7 @@ class LayerwiseModel:
 
 
 class _EnteredError(Exception):
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    """A forward pass reached the last layer; the argument is the layer's input."""
 
 
 class _StandIn(nn.Module):

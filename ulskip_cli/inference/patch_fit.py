@@ -105,14 +105,10 @@ class PatchFitter:
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
-    def joined(self, other: "PatchFitter") -> "PatchFitter":
-        """Return a fitter on the examples of both fitters, which share the encoded prompts."""
-        return self.with_batches(self.batches + other.batches)
-
-    def with_batches(self, batches: Sequence[_Batch]) -> "PatchFitter":
+    def with_batches(self, batches: list[_Batch]) -> "PatchFitter":
         """Return a fitter on other batches of the same model."""
         fitter = copy.copy(self)
-        fitter.batches, fitter._fitted = list(batches), {}
+        fitter.batches, fitter._fitted = batches, {}
         return fitter
 
     @property

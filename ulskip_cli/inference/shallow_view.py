@@ -8,7 +8,7 @@ depend on one another are refused. This module depends on the internals of trans
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -131,9 +131,15 @@ def shallow_view(
         return shell
 
     view = rebuilt(model, *path.split(".", 1))
-    reason = missing_attention_layers(new_cache(model), new_cache(view), kept)
-    if reason is not None:
-        raise UsageError(f"{type(model).__name__}: {reason}")
+    attention, left = (
+        [i for i, layer in enumerate(new_cache(each).layers) if isinstance(layer, CacheLayerMixin)]
+        for each in (model, view)
+    )
+    if attention and not left:
+        raise UsageError(
+            f"{type(model).__name__}: expected an attention layer among the kept layers, got"
+            f" {list(kept)}; add one of {attention}, because only attention layers count positions"
+        )
     return view
 
 
@@ -343,7 +349,15 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     reason = unsupported_reason(model)
     if reason is None and len(outermost) == 1:
         stack = stacks[outermost[0]]
-        reason = dependent_layers(stack)
+        reason = next(
+            (
+                f"each layer reads a further output of the layer before it ({name})"
+                for layer in stack
+                for name in inspect.signature(layer.forward).parameters
+                if name.startswith(_EXTRA_INPUTS)
+            ),
+            None,
+        )
         if reason is None:
             return outermost[0], stack
     raise UsageError(
@@ -353,7 +367,9 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
-def copied(module: Kind, children: Mapping[str, nn.Module], kind: type | None = None) -> Kind:
+def copied(
+    module: Kind, children: Mapping[str, nn.Module | None], kind: type | None = None
+) -> Kind:
     """Return a copy of a module that shares its parameters and buffers, with some children
     replaced, of the class `kind`.
     """
@@ -485,17 +501,6 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-def dependent_layers(layers: Iterable[nn.Module]) -> str | None:
-    """Return a reason if layers take an argument, besides the hidden states, that earlier layers
-    compute; else None.
-    """
-    for layer in layers:
-        for name in inspect.signature(layer.forward).parameters:
-            if name.startswith(_EXTRA_INPUTS):
-                return f"each layer reads a further output of the layer before it ({name})"
-    return None
-
-
 def is_recurrent(cache: DynamicCache) -> bool:
     """Return True if some layers have a recurrent state, which can be continued only one token at a
     time.
@@ -509,19 +514,4 @@ def is_all_recurrent(cache: DynamicCache) -> bool:
     """
     return is_recurrent(cache) and not any(
         isinstance(layer, CacheLayerMixin) for layer in cache.layers
-    )
-
-
-def missing_attention_layers(
-    full: DynamicCache, kept: DynamicCache, layers: Sequence[int]
-) -> str | None:
-    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are
-    caches of model and view.
-    """
-    attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
-    if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
-        return None
-    return (
-        f"expected an attention layer among the kept layers, got {list(layers)}; "
-        f"add one of {attention}, because only attention layers count positions"
     )

@@ -8,7 +8,7 @@ from statistics import linear_regression
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import WeightSizes
-from ulskip_cli.core.schedule import MIN_KEPT, check_target
+from ulskip_cli.core.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
 # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
@@ -26,7 +26,6 @@ def num_kept_for_cost(
 
     `heads(R)` is the number of times that a step of R layers runs the output head.
     """
-    check_target(target_speedup)
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
         if weights.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
             return count
@@ -75,7 +74,6 @@ class LatencyFit:
         """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if
         the target is below 1.
         """
-        check_target(target_speedup)
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(

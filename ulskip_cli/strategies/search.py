@@ -69,7 +69,7 @@ class OneBlock(SkippingStrategy):
 
     def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
         """Return the layers around the block, which is in the middle before a calibration."""
-        firsts = first_layers(num_kept)
+        firsts = range(1, num_kept)
         first = firsts[len(firsts) // 2] if self.first is None else self.first
         if first not in firsts:
             raise UsageError(
@@ -85,7 +85,7 @@ class OneBlock(SkippingStrategy):
         """Measure blocks at even distances, then between the neighbours of the best one, until the
         budget is used.
         """
-        firsts, losses = first_layers(num_kept), dict[int, float]()
+        firsts, losses = range(1, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
         while len(losses) < min(self.budget, len(firsts)):
@@ -101,15 +101,6 @@ class OneBlock(SkippingStrategy):
         )
 
 
-def first_layers(num_kept: int) -> list[int]:
-    """Return the first layers of all blocks that leave the first and the last layer.
-
-    >>> first_layers(4)
-    [1, 2, 3]
-    """
-    return list(range(1, num_kept))
-
-
 def without_block(num_layers: int, num_kept: int, first: int) -> Layers:
     """Return the layers that remain if the block from layer `first` on is skipped.
 
@@ -120,7 +111,7 @@ def without_block(num_layers: int, num_kept: int, first: int) -> Layers:
     return tuple(layer for layer in range(num_layers) if not first <= layer < first + skipped)
 
 
-def spread(values: list[int], count: int) -> list[int]:
+def spread(values: Sequence[int], count: int) -> Sequence[int]:
     """Return up to `count` values at even distances, the first and the last among them.
 
     >>> spread([1, 2, 3, 4, 5], 3), spread([1, 2], 3), spread([1, 2, 3], 1)
@@ -187,7 +178,7 @@ class Search(SkippingStrategy):
             influence = BlockInfluence(scores=tuple(held_out.block_influence()))
             blocks = [
                 without_block(num_layers, num_kept, first)
-                for first in spread(first_layers(num_kept), BLOCKS)
+                for first in spread(range(1, num_kept), BLOCKS)
             ]
             starts = [influence.kept_layers(num_layers, num_kept), *blocks, best]
             starts = list(dict.fromkeys(starts))[: self.budget]

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, JsonValue, model_validator
+from pydantic import JsonValue, model_validator
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.options import Options, load_json, option, parse
+from ulskip_cli.core.options import Stored, load_json, option, parse
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import SkippingStrategy, Strategy
 
@@ -73,10 +73,8 @@ class BottomSkip(SkippingStrategy):
         return tuple(range(num_layers - num_kept, num_layers))
 
 
-class ScheduleFile(Options):
+class ScheduleFile(Stored):
     """Contents of a schedule file: one schedule and its origin."""
-
-    model_config = ConfigDict(extra="ignore")
 
     num_layers: int
     kept_layers: Layers  # of the first steps, ascending

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.task import Example
 
@@ -110,8 +110,7 @@ def load_dataset_rows(
         chosen = subset or next(iter([*known, *available]), None)
         return list(datasets.load_dataset(source, chosen, split=split))
     except Exception as error:
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise UsageError(
-            f"cannot read dataset '{name}' ({reason}); check task.split and task.subset, or use a"
-            " local folder or files"
+            f"cannot read dataset '{name}' ({reason(error)}); check task.split and task.subset, or"
+            " use a local folder or files"
         ) from None

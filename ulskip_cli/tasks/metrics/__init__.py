@@ -24,11 +24,6 @@ class RowKey:
     lower_is_better: bool = False
     leaves: int = 0  # order of removal of its column on a narrow terminal; 0: never
 
-    @property
-    def column_title(self) -> str:
-        """Title of the table column that shows the number."""
-        return self.short_title or self.title
-
 
 @dataclass(frozen=True)
 class MetricSpec:
@@ -114,7 +109,7 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
         )
     made = [
         METRICS[require_choice("metric", name, METRICS)].make(scoring)
-        for name in dict.fromkeys(map(str, scoring.metrics))
+        for name in dict.fromkeys(scoring.metrics)
     ]
     for metric in made:
         metric.check(references)
