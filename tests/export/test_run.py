@@ -6,6 +6,7 @@ import yaml
 
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.export.run import (
+    FORMATS,
     ExportRequest,
     resolve,
     schedule_file,
@@ -27,7 +28,7 @@ STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
     ids=" ".join,
 )
 def test_layers_that_depend_on_a_run_are_refused_in_every_format(tmp_path, overrides):
-    for form in ("hf", "gguf", "mergekit", "schedule"):
+    for form in FORMATS:
         with pytest.raises(NotApplicable, match=f"--format {form}"):
             resolve(overrides, None, ExportRequest(tmp_path / "out", form))
 

@@ -91,7 +91,7 @@ def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
         (["nowhere"], "got 'nowhere'"),
         (["--gate", "2"], "--gate"),
         (["--tolerance", "1"], "--tolerance"),
-        (["--format", "latx"], "'latex'"),
+        (["--format", "latx"], "did you mean 'latex'"),
         (["--compare", "nowhere"], "got 'nowhere'"),
         (["--output", "x/runs.jsonl"], "--output=DIR"),
     ],

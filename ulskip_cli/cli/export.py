@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ def export(
     ] = None,
     config_dir: ConfigDir = None,
     as_format: Annotated[
-        Literal["hf", "gguf", "mergekit", "schedule"], typer.Option("--format")
+        str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")
     ] = "hf",
     results: Annotated[
         Path | None,

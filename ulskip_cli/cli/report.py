@@ -1,14 +1,16 @@
 """The command `ulskip report`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH
 from ulskip_cli.cli.show import make_console
+from ulskip_cli.core.errors import require_choice
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
+FORMATS = ("terminal", "latex")
 
 
 def report(
@@ -27,8 +29,10 @@ def report(
         bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")
     ] = False,
     form: Annotated[
-        Literal["terminal", "latex"],
-        typer.Option("--format", help="latex: print the table of targets, write no files."),
+        str,
+        typer.Option(
+            "--format", help="terminal, or latex: print the table of targets, write no files."
+        ),
     ] = "terminal",
     output: Annotated[
         Path | None,
@@ -55,6 +59,7 @@ def report(
     ] = Path("results"),
 ) -> None:
     """Write tables, a plot and a page of stored rows; `--compare A B` compares folder B with A."""
+    require_choice("format", form, FORMATS)
     from ulskip_cli.report import build, paper
     from ulskip_cli.report.rows import find_folders
 

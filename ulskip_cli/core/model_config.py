@@ -1,13 +1,9 @@
 """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Options, option
-
-Numbered = Annotated[str, Field(pattern=r"^(cpu|cuda|mps|xpu|hpu|meta):\d+$")]
 
 
 class ModelConfig(Options):
@@ -21,7 +17,7 @@ class ModelConfig(Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "type of the weights; auto: the checkpoint's own"
     )
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta"] | Numbered = option(
+    device: str = option(
         "auto", "device of the model; auto: CUDA or MPS if available, else the CPU"
     )
     revision: str | None = option(None, "branch, tag or commit of a hub model")

@@ -12,6 +12,8 @@ from ulskip_cli.core.tracking import check_installed
 ADAPTER_KEYS = ("start", "tv_weight", "gap_weight", "draft_length")
 MODEL_KEYS = ("full_weight", "dropout", "label_smoothing", "freeze_embeddings", "optimizer")
 
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
+
 
 def check_run(config: Config, command: str) -> None:
     """Raise UsageError for values that another value makes invalid, or NotApplicable for needs that
@@ -19,6 +21,7 @@ def check_run(config: Config, command: str) -> None:
     """
     check_decoding(config.decoding)
     check_installed(config.tracker)
+    _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, command)
     config.engine.check(needs)
@@ -34,9 +37,18 @@ def check_decoding(decoding: DecodingConfig) -> None:
         )
 
 
+def _check_device(device: str) -> None:
+    if device.partition(":")[0] not in DEVICES:
+        raise UsageError(
+            f"expected model.device to be {', '.join(DEVICES)} or cuda:NUMBER, got '{device[:80]}';"
+            " use model.device=auto"
+        )
+
+
 def check_training(config: TrainingConfig) -> None:
     """Raise UsageError for values of a training that another value makes invalid."""
     check_installed(config.tracker)
+    _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, "train")
     train, kind, weights = config.train, config.correction.kind, config.train.ratio_weights

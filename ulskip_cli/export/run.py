@@ -16,7 +16,7 @@ from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
-from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
@@ -25,6 +25,7 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs, parse_bytes
 from ulskip_cli.strategies.static import ScheduleFile
 
+FORMATS = ("hf", "gguf", "mergekit", "schedule")
 # Kinds of patches that a model without ulskip can contain; LoRA is merged too.
 MERGEABLE = ("folded", "none")
 SCHEDULE = "schedule.json"
@@ -69,6 +70,7 @@ def resolve(
 ) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
+    require_choice("--format", name, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
     config = configuration.compose(overrides, config_dir, f"export --format {name}")
     if request.results is not None and not request.results.is_dir():
