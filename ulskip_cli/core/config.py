@@ -97,9 +97,10 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
+    refused = {"name", "draft", "draft_tokens", "draft_vocab"} & values.keys()
+    if refused:
+        raise UsageError(f"generate does not support {min(refused)}; use evaluate")
     config = parse(DecodingConfig, values)
-    if config.draft_tokens:
-        raise UsageError("generate does not support draft_tokens; use evaluate")
     check_decoding(config)
     return config
 
