@@ -140,10 +140,9 @@ class CompiledSteps:
         """Continue from the previous stage; `kept` are the indices of the remaining layers in that
         stage.
         """
-        end = before.cursor.length
         held = DynamicCache()
-        held.layers = [before.cache.layers[i].filled(end) for i in kept]
-        done = end - before.prompt_len
+        held.layers = [before.cache.layers[i] for i in kept]
+        done = before.cursor.length - before.prompt_len
         mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
         self.begin(held, mask, before.length - done)
 

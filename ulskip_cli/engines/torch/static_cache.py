@@ -39,12 +39,21 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
         super().__init__()
         self.cursor = cursor
-        held = source.keys.shape[-2]
         self.keys, self.values = (
-            _buffer(tensor, capacity, cursor.length - held)
-            for tensor in (source.keys, source.values)
+            held.new_empty(*held.shape[:2], capacity, held.shape[3])
+            for held in (source.keys, source.values)
         )
+        self.begin(source)
         self.is_initialized = True
+
+    def begin(self, source: CacheLayerMixin) -> None:
+        """Copy the keys and values before the cursor, which may be those of a sliding window."""
+        end = self.cursor.length
+        for buffer, states in ((self.keys, source.keys), (self.values, source.values)):
+            held = states[:, :, :end]
+            start = end - held.shape[2]
+            buffer[:, :, :start] = 0  # masked, but must not be NaN
+            buffer[:, :, start:end] = held
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing, because the buffers exist already."""
@@ -79,19 +88,10 @@ class StaticLayer(FixedLayer):
     hides empty positions.
     """
 
-    def filled(self, length: int) -> DynamicLayer:
-        """Return a layer with the first `length` positions, in the same memory."""
-        layer = DynamicLayer()
-        layer.keys, layer.values = self.keys[:, :, :length], self.values[:, :, :length]
-        layer.is_initialized = True
-        return layer
-
-    def begin(self, source: DynamicLayer) -> None:
-        """Copy the keys and values of a new batch's prompt into the buffers."""
-        start = self.cursor.length - source.keys.shape[-2]
-        for buffer, held in ((self.keys, source.keys), (self.values, source.values)):
-            buffer[:, :, :start] = 0
-            buffer[:, :, start : self.cursor.length] = held
+    def begin(self, source: CacheLayerMixin) -> None:
+        """Copy the keys and values before the cursor; the positions behind it are read too."""
+        super().begin(source)
+        for buffer in (self.keys, self.values):
             buffer[:, :, self.cursor.length :] = 0
 
     def update(
@@ -250,14 +250,6 @@ def _indexed(masks: Masks, index: Any) -> Masks:
     if isinstance(masks, Mapping):
         return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}
     return None if masks is None else masks[index]
-
-
-def _buffer(held: Tensor, capacity: int, start: int) -> Tensor:
-    batch, heads, length, width = held.shape
-    buffer = held.new_empty(batch, heads, capacity, width)
-    buffer[:, :, :start] = 0  # positions before a sliding window are masked, but must not be NaN
-    buffer[:, :, start : start + length] = held
-    return buffer
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
