@@ -2,7 +2,7 @@
 
 import functools
 import timeit
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -199,16 +199,24 @@ class SpeculativeSession(ModelSession):
         ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
         drafters = self.drafters(request, sampler)
-        drafting = [functools.partial(drafter.propose, ids, 1) for drafter in drafters]
-        checks = [
-            functools.partial(self._verify, ids, Drafts(ids[:, -1:].expand(-1, count)), sampler)
-            for count in range(size)
+        last, count = ids[:, -1:], len(drafters)
+        calls = [
+            *(functools.partial(drafter.propose, ids, 1) for drafter in drafters),
+            *(
+                functools.partial(self._verify, ids, Drafts(last.expand(-1, drafted)), sampler)
+                for drafted in range(size)
+            ),
         ]
-        seconds, count = _shortest([*drafting, *checks], device), len(drafters)
-        costs = [time / seconds[count] for time in seconds]
-        checked = list(accumulate(costs[count:], max))
+        timer = functools.partial(now, device)
+        rounds = [
+            [timeit.timeit(call, timer=timer, number=1) for call in calls]
+            for _ in range(MEASUREMENTS)
+        ]
+        shortest = list(map(min, zip(*rounds, strict=True)))
+        costs = [seconds / shortest[count] for seconds in shortest]  # of drafts, then of checks
+        checks = list(accumulate(costs[count:], max))
         self._lengths[key] = [
-            DraftLength(decoding.draft_tokens, cost, checked) for cost in costs[:count]
+            DraftLength(decoding.draft_tokens, cost, checks) for cost in costs[:count]
         ]
         self.finish()
         return now(device) - began
@@ -292,15 +300,6 @@ class SpeculativeSession(ModelSession):
 
 def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:
     return len(request.input_ids), min(MAX_CHECK, request.length - 1), request.decoding
-
-
-def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Return the shortest of several measurements of each call, in seconds."""
-    timer = functools.partial(now, device)
-    rounds = [
-        [timeit.timeit(call, timer=timer, number=1) for call in calls] for _ in range(MEASUREMENTS)
-    ]
-    return list(map(min, zip(*rounds, strict=True)))
 
 
 def _count_drafts(
