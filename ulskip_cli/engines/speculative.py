@@ -2,7 +2,7 @@
 
 import functools
 import timeit
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -200,7 +200,7 @@ class SpeculativeSession(ModelSession):
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
         drafters = self.drafters(request, sampler)
         last, count = ids[:, -1:], len(drafters)
-        calls = [
+        calls: list[Callable[[], object]] = [
             *(functools.partial(drafter.propose, ids, 1) for drafter in drafters),
             *(
                 functools.partial(self._verify, ids, Drafts(last.expand(-1, drafted)), sampler)
