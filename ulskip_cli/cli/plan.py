@@ -97,8 +97,11 @@ def plan_lines(
 def _kept(plan: "Plan", model: str) -> list[str]:
     from ulskip_cli.core.schedule import listed
 
+    use = "in each decode step" if len(plan.stages) == 1 else "in the first decode steps"
+    if plan.draft_cost is not None:
+        use = "draft, and all layers check"
     return [
-        f"{model}, {plan.strategy}: {plan.summary} in each decode step",
+        f"{model}, {plan.strategy}: {plan.summary} {use}",
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",

@@ -371,7 +371,10 @@ class TuneConfig(Config):
         None, "wanted share of the full model's score", gt=0, le=1, commands="tune"
     )
     budget: float = option(
-        30.0, "minutes after which no further candidate is tried", gt=0, commands="tune"
+        30.0,
+        "minutes for candidates (half) and training; the final report comes after them",
+        gt=0,
+        commands="tune",
     )
     choice_examples: int = option(
         50, "held-out examples that choose between candidates", ge=4, commands="tune"
