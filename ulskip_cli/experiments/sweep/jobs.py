@@ -125,7 +125,7 @@ def _label(config: Config, varying: Sequence[str]) -> str:
     if config.strategy.follows_ratio:
         words.append(f"ratio {config.ratio:g}")
     for key in varying:
-        if key in flat:
+        if flat.get(key) is not None:
             name = key.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
             words.append(f"{name} {flat[key]}")
     return " ".join(words)
