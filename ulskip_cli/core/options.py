@@ -237,7 +237,7 @@ def misfit(
     if parts and all(get_origin(part) is Literal for part in parts):
         return unknown(what, first["input"], choices_of(hint))
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
-    if field and not file and isinstance(field.default, int | float | str | None):
+    if field and not file and isinstance(field.default, int | float | str):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     for name, sign in (SIGNS | LENGTHS).items():
         if len(parts) == 1 and name in first.get("ctx", {}):
