@@ -75,8 +75,8 @@ def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
         record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
     except UsageError as error:
         raise UsageError(
-            f"expected correction.path={folder} to be a folder with {RECORD}, got an error:"
-            f" {error}; make one with `ulskip train train=adapter`"
+            f"correction.path={folder} is no skip adapter: {error}; make one with `ulskip train"
+            " train=adapter`"
         ) from None
     if record.base.fingerprint != fingerprint(model):
         raise UsageError(

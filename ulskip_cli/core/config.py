@@ -328,6 +328,8 @@ def parse_overrides(
             override = None
         if override is None or override.is_delete() or override.package:
             advice = _spelled_as_key(text) or f"an example is {example}"
+            if "=[" in text or "={" in text:
+                advice = "put lists and mappings in quotes, e.g. 'key=[a,b]', and close brackets"
             raise UsageError(f"expected key=value, got '{text[:80]}'; {advice}")
         parsed.append(override)
     return parsed

@@ -365,7 +365,9 @@ def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ..
 def _config_in(folder: Path) -> Path:
     file = folder / "config.json"
     if not file.is_file():
-        raise UsageError(f"expected a Hugging Face model folder with a config.json, got {folder}")
+        raise UsageError(
+            f"expected a Hugging Face model folder with a config.json, got {folder}; set model.path"
+        )
     return file
 
 

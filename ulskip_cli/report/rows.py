@@ -117,7 +117,7 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
             known = ", ".join(map(str, _inside(results_dir)))
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
-                f" '{path}'; known: {known or 'none'}; `ulskip sweep` makes one"
+                f" '{path}'; known: {known or 'none'}; `ulskip run` makes one"
             )
         folders.update(dict.fromkeys(below))
     return list(folders)
