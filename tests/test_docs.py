@@ -40,6 +40,12 @@ def test_links_resolve(page):
     assert not broken
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_in_prose_stays_on_one_line_so_that_it_can_be_copied(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert not [code for code in re.findall("`[^`]*`", prose) if "\n" in code]
+
+
 def test_the_navigation_names_every_page_once():
     navigation = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
     pages = [page.name for page in (ROOT / "docs").glob("*.md")]

@@ -1,5 +1,5 @@
-"""The frozen model's own answers to the training prompts, generated once and stored
-in the training's folder.
+"""The frozen model's own answers to the training prompts, generated once and stored in the
+training's folder.
 """
 
 import json

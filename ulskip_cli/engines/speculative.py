@@ -313,8 +313,8 @@ def _count_drafts(
     A batch advances by the gained tokens, the smallest number of accepted drafts plus one. A
     sequence that ends does not limit the others, and its drafts after EOS are not counted.
     """
-    # The number of tokens up to and with EOS: 0 if it came before, more than all if none came.
     most = len(tokens[0])
+    # The number of tokens up to and with EOS: 0 if it came before, more than all if none came.
     ends = [
         next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1) * runs
         for row, count, runs in zip(tokens, accepted, running, strict=True)
