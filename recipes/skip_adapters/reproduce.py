@@ -16,6 +16,7 @@ import argparse
 import gzip
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,11 +159,8 @@ def task(work: Path, name: str) -> list[str]:
     ]
 
 
-def layers(count: int) -> list[str]:
-    return [
-        "strategy=search",
-        f"strategy.layers={json.dumps(LAYERS[count], separators=(',', ':'))}",
-    ]
+def layers(kept: Sequence[int]) -> list[str]:
+    return ["strategy=search", f"strategy.layers={json.dumps(kept, separators=(',', ':'))}"]
 
 
 def train(work: Path, name: str) -> None:
@@ -170,7 +168,7 @@ def train(work: Path, name: str) -> None:
     count, gap_epochs, epochs, has_more, has_beams = ADAPTERS[name]
     text = "more" if has_more else "windows"
     common = [
-        *("train", *TRAIN, *task(work, text), *layers(count)),
+        *("train", *TRAIN, *task(work, text), *layers(LAYERS[count])),
         f"train.own.file={work}/own-{text}.jsonl",
         f"train.validation={{file:{work}/choose.jsonl}}",
         f"train.ratios={RATIOS[count]:g}",
@@ -196,7 +194,7 @@ def evaluate(work: Path, limit: int) -> None:
         "speed.enabled=false",
     ]
     for count, ratio in RATIOS.items():
-        at = [*common, *layers(count), f"ratio={ratio:g}"]
+        at = [*common, *layers(LAYERS[count]), f"ratio={ratio:g}"]
         prompts = "all,kept" if count == 20 else "all"
         call("sweep", *at, "correction=patch", f"prompt_layers={prompts}")
         for folder in sorted(work.glob(f"adapter-{count}*")):
@@ -263,6 +261,12 @@ def write_page() -> None:
     write_atomic(FOLDER / "README.md", page(rows))
 
 
+def store_records(work: Path) -> None:
+    """Copy the record of every training into the results."""
+    for record in work.glob("*/training.json"):
+        write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -278,8 +282,7 @@ def main() -> None:
         prepare(args.data, args.work)
         for name in filter(None, args.only.split(",")):
             train(args.work, name)
-        for record in args.work.glob("*/training.json"):
-            write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
+        store_records(args.work)
         evaluate(args.work, args.limit)
     write_page()
 
