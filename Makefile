@@ -139,9 +139,9 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(HALF) strategy.unit=mlp ratio=1.25
 	$(HALF) ratio=1.111 correction=none,patch
 	$(BIN)/python recipes/lossless/drafter.py --data $(DATA)/cnn_dm
-	$(LOSSLESS) name=news $(NEWS) limit=20 speed.pairs=9 ratio=6 $(DRAFTER) --drafts 2,3,auto
-	$(LOSSLESS) name=translation limit=100 speed.pairs=25 ratio=6 --drafts 1,2,4,auto
-	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 speed.pairs=15 ratio=6 --drafts 2,auto
+	$(LOSSLESS) name=news $(NEWS) limit=20 speed.pairs=9 ratio=6 $(DRAFTER)
+	$(LOSSLESS) name=translation limit=100 speed.pairs=25 ratio=6
+	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 speed.pairs=15 ratio=6
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters --drafter runs/drafter/adapter
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
 	$(MAKE) readme-demo

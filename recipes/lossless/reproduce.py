@@ -5,7 +5,7 @@ look-ups of transformers.
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
         task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96 \\
         limit=20 speed.pairs=9 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
-        correction=adapter correction.path=runs/drafter/adapter --drafts 2,3,auto
+        correction=adapter correction.path=runs/drafter/adapter
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft. drafter.py trains
 the adapter of the second command. If it is interrupted, the same command resumes. The page goes to

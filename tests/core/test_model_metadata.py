@@ -180,7 +180,12 @@ def test_a_size_that_is_no_positive_whole_number_is_named(key, tmp_path):
             read_metadata(hf(tmp_path))
 
 
-ODD_VALUES = [{"num_hidden_layers": 10**9}, {"dtype": 5}, {"text_config": [1]}]
+ODD_VALUES = [
+    {"num_hidden_layers": 10**9},
+    {"dtype": 5},
+    {"text_config": [1]},
+    {"is_encoder_decoder": True},
+]
 CONTENTS = [None, "{", "[]", "[" * 100_000]
 
 

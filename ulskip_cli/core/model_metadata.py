@@ -204,6 +204,11 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
     """
     file = find_config(model)
     config = load_json(file, "the JSON config of a model")
+    if config.get("is_encoder_decoder"):
+        raise UsageError(
+            f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
+            " another model"
+        )
     inner = config.get("text_config", {})
     if not isinstance(inner, dict):
         raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")

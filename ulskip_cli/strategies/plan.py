@@ -336,7 +336,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, plan: Plan) -> MemoryPl
     if room < sequence:
         raise UsageError(
             f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
-            f"{sequence / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB; "
+            f"{sequence / 2**20:,.1f} MiB of one sequence, got {config.memory_budget}; "
             "raise memory_budget, e.g. 24GiB, or lower decoding.max_new_tokens"
         )
     return MemoryPlan(room // sequence, room // sequence_bytes(metadata.num_layers))
