@@ -16,6 +16,7 @@ from reproduce import GAPS, RATIOS, TRAIN, call, layers, prepare, store_records,
 from ulskip_cli.experiments.results import ResultsFolder
 
 STRATEGIES = ("block_influence", "one_block", "search")
+COUNTS = (24, 20)  # of kept layers
 WINDOWS, EPOCHS, EXAMPLES = 80, 3, 30
 
 
@@ -26,7 +27,7 @@ def choose(work: Path) -> ResultsFolder:
         *(f"calibration.task={{file:{work}/train.jsonl}}", f"calibration.examples={EXAMPLES}"),
         *("correction=patch", "limit=1", "speed.enabled=false"),
         f"strategy={','.join(STRATEGIES)}",
-        f"ratio={','.join(map(str, RATIOS.values()))}",
+        f"ratio={','.join(str(RATIOS[count]) for count in COUNTS)}",
     )
     return ResultsFolder(work / "layers")
 
@@ -41,9 +42,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     prepare(args.data, args.work)
     for row in choose(args.work).records():
-        if row.strategy not in STRATEGIES:
-            continue
         count = len(row.kept_layers)
+        if row.strategy not in STRATEGIES or count not in COUNTS:
+            continue
         call(
             *("train", *TRAIN, *GAPS, *task(args.work, "windows"), *layers(row.kept_layers)),
             f"train.own.file={args.work}/own-layers.jsonl",
