@@ -26,6 +26,8 @@ from ulskip_cli.report.tables import provenance
 from ulskip_cli.tuning.result import judge, spans
 
 NAME = "tune_checks"
+FOLDER = Path("results") / NAME
+HEADS = ("task", "wish", "layers", "speedup", "checked", "quality", "checked", "in the interval")
 CHECKED = 100  # examples on which the result is checked
 Pair = tuple[str, str]
 
@@ -79,21 +81,17 @@ def examples(data: Path, name: str) -> Iterator[Pair]:
             (data / f"multi30k/test_2017_flickr.{code}").read_text("utf-8").splitlines()
             for code in ("de", "en")
         )
-        yield from (
-            (f"{one}\nTranslate German to English:", other)
-            for one, other in zip(german, english, strict=True)
-        )
+        for source, reference in zip(german, english, strict=True):
+            yield f"{source}\nTranslate German to English:", reference
     elif name == "copying":
         for line in (data / "multi30k/val.en").read_text("utf-8").splitlines():
             yield f"Repeat this sentence and write nothing else: {line}", line
     else:
         with gzip.open(data / "cnn_dm/validation.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for one in map(json.loads, lines):
-                words = " ".join(one["article"].split()[:80])
-                yield (
-                    f"Write a headline for this article: {words}",
-                    one["highlights"].splitlines()[0],
-                )
+            for row in map(json.loads, lines):
+                words = " ".join(row["article"].split()[:80])
+                headline = row["highlights"].splitlines()[0]
+                yield f"Write a headline for this article: {words}", headline
 
 
 def prepare(data: Path, work: Path, name: str) -> None:
@@ -103,11 +101,9 @@ def prepare(data: Path, work: Path, name: str) -> None:
         {"prompt": prompt, "reference": reference}
         for prompt, reference in dict(examples(data, name)).items()
     ]
-    for kind, own in (("check", pairs[:CHECKED]), ("tune", pairs[CHECKED : CHECKED + 400])):
-        write_atomic(
-            work / f"{name}-{kind}.jsonl",
-            "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in own),
-        )
+    for kind, part in (("check", pairs[:CHECKED]), ("tune", pairs[CHECKED : CHECKED + 400])):
+        lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in part)
+        write_atomic(work / f"{name}-{kind}.jsonl", lines)
 
 
 def call(*arguments: str) -> Any:
@@ -125,65 +121,41 @@ def call(*arguments: str) -> Any:
 
 def measure(work: Path, name: str, limit: int, budget: float) -> None:
     """Tune a task, and run the result in a new process on other examples."""
-    own = [
-        *CASES[name].overrides,
-        "task=jsonl",
-        f"task.file={work}/{name}-tune.jsonl",
-        "batch_size=8",
-    ]
-    sizes = [f"limit={limit}", "choice_examples=40", f"budget={budget:g}", f"name={NAME}"]
-    told = call("tune", *own, *sizes)
-    other = [f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={CHECKED}"]
-    row = call("run", *told["run"], *other)
-    kept = {"told": told, "checked": row["id"]}
-    write_atomic(
-        Path("results") / NAME / "tasks" / f"{name}.json",
-        json.dumps(kept, indent=1, ensure_ascii=False) + "\n",
+    reported = call(
+        *("tune", *CASES[name].overrides, "task=jsonl", f"task.file={work}/{name}-tune.jsonl"),
+        *("batch_size=8", f"limit={limit}", "choice_examples=40", f"budget={budget:g}"),
+        f"name={NAME}",
     )
+    others = [f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={CHECKED}"]
+    row = call("run", *reported["run"], *others)
+    text = json.dumps({"reported": reported, "checked": row["id"]}, indent=1, ensure_ascii=False)
+    write_atomic(FOLDER / "tasks" / f"{name}.json", text + "\n")
 
 
 def page() -> str:
     """Return the table of all tasks that were measured."""
-    heads = [
-        "task",
-        "wish",
-        "layers",
-        "speedup",
-        "checked",
-        "quality",
-        "checked",
-        "in the interval",
-    ]
     rows: list[Record] = []
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    stored = {row.id: row for row in read_records([Path("results") / NAME])}
+    lines = [f"| {' | '.join(HEADS)} |", "| --- " * len(HEADS) + "|"]
+    stored = {row.id: row for row in read_records([FOLDER])}
     for name, case in CASES.items():
-        file = Path("results") / NAME / "tasks" / f"{name}.json"
+        file = FOLDER / "tasks" / f"{name}.json"
         if not file.exists():
             continue
-        kept = json.loads(file.read_text("utf-8"))
-        told, again = kept["told"], stored[kept["checked"]]
-        row = stored[told["row"]["id"]]
-        rows += [row, again]
-        skipped = sorted(set(range(row.num_layers)) - set(row.kept_layers))
-        wish = f"speedup={told['speedup']:g}" if told["speedup"] else f"quality={told['quality']:g}"
-        before, after = judge(row, 1.0), judge(again, 1.0)
-        inside = (
-            before.low is not None
-            and before.high is not None
-            and before.low <= after.share <= before.high
-        )
+        task = json.loads(file.read_text("utf-8"))
+        reported, checked = stored[task["reported"]["row"]["id"]], stored[task["checked"]]
+        rows += [reported, checked]
+        skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
+        before, after = judge(reported, 1.0), judge(checked, 1.0)
+        assert before.low is not None and before.high is not None
         cells = [
-            f"{case.description}: {row.model}",
-            wish,
-            f"{len(row.kept_layers)}/{row.num_layers}, without {spans(skipped)}",
-        ]
-        cells += [
-            speedup(row),
-            speedup(again),
+            f"{case.description}: {reported.model}",
+            case.overrides[-1],
+            f"{len(reported.kept_layers)}/{reported.num_layers}, without {spans(skipped)}",
+            speedup(reported),
+            speedup(checked),
             f"{before.title} {before.text()}",
             after.text(),
-            "yes" if inside else "no",
+            "yes" if before.low <= after.share <= before.high else "no",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
@@ -192,12 +164,8 @@ def page() -> str:
         f" {CHECKED} further examples. In the interval: the checked share of the full model's score"
         " lies in the reported interval. `recipes/tune/reproduce.py` writes this page."
     )
-    return (
-        "\n\n".join(
-            ["# Does the result of ulskip tune hold?", "\n".join(lines), note, provenance(rows)]
-        )
-        + "\n"
-    )
+    title = "# Does the result of ulskip tune hold?"
+    return "\n\n".join([title, "\n".join(lines), note, provenance(rows)]) + "\n"
 
 
 def speedup(row: Record) -> str:
@@ -227,7 +195,7 @@ def main() -> None:
         for name in args.tasks.split(","):
             prepare(args.data, args.work, name)
             measure(args.work, name, args.limit, args.budget)
-    write_atomic(Path("results") / NAME / "README.md", page())
+    write_atomic(FOLDER / "README.md", page())
 
 
 if __name__ == "__main__":
