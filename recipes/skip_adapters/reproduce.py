@@ -30,18 +30,19 @@ FOLDER = Path("results/skip_adapters")
 WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
 RATIOS = {24: 1.25, 20: 1.5, 15: 2.0}
 # The layers of an adapter: found on training articles by strategy=block_influence, search with
-# patches, and one_block.
+# patches, and one_block; and those of one_block with patches.
 LAYERS = {
     24: [*range(12), 16, *range(18, 25), *range(26, 30)],
     20: [*range(4), *range(13, 20), *range(21, 30)],
     15: [0, 1, *range(17, 30)],
 }
+ONE_BLOCK = {24: [*range(11), *range(17, 30)]}
 
 
 class Adapter(NamedTuple):
     """The number of layers, the epochs in which the gaps alone are trained first, those of the
-    whole view, if it learns from more text, and if the whole view learns from answers of four beams
-    in place of greedy ones.
+    whole view, if it learns from more text, if the whole view learns from answers of four beams
+    in place of greedy ones, and if it skips one block.
     """
 
     layers: int
@@ -49,15 +50,23 @@ class Adapter(NamedTuple):
     epochs: int
     has_more: bool = False
     has_beams: bool = False
+    is_one_block: bool = False
+
+    @property
+    def view(self) -> list[str]:
+        """The overrides that choose its layers."""
+        return layers((ONE_BLOCK if self.is_one_block else LAYERS)[self.layers])
 
     def __str__(self) -> str:
         gaps, more = ", gaps first" * bool(self.gap_epochs), ", more text" * self.has_more
-        return f"adapter{gaps}{more}{', 4 beams' * self.has_beams}"
+        beams, block = ", 4 beams" * self.has_beams, ", one block" * self.is_one_block
+        return f"adapter{block}{gaps}{more}{beams}"
 
 
 ADAPTERS = {
     "adapter-24": Adapter(24, 0, 2),
     "adapter-24-gaps-more": Adapter(24, 3, 1, has_more=True),
+    "adapter-24-block-gaps-more": Adapter(24, 3, 1, has_more=True, is_one_block=True),
     "adapter-20": Adapter(20, 0, 2),
     "adapter-20-gaps": Adapter(20, 6, 1),
     "adapter-20-gaps-more": Adapter(20, 3, 1, has_more=True),
@@ -165,21 +174,21 @@ def layers(kept: Sequence[int]) -> list[str]:
 
 def train(work: Path, name: str) -> None:
     """Train the whole view, after its gaps if they have epochs."""
-    count, gap_epochs, epochs, has_more, has_beams = ADAPTERS[name]
-    text = "more" if has_more else "windows"
+    adapter = ADAPTERS[name]
+    count, text = adapter.layers, "more" if adapter.has_more else "windows"
     common = [
-        *("train", *TRAIN, *task(work, text), *layers(LAYERS[count])),
+        *("train", *TRAIN, *task(work, text), *adapter.view),
         f"train.own.file={work}/own-{text}.jsonl",
         f"train.validation={{file:{work}/choose.jsonl}}",
         f"train.ratios={RATIOS[count]:g}",
         *(["correction.kind=folded"] if count in FOLDED else []),
     ]
-    if gap_epochs:
+    if adapter.gap_epochs:
         start = work / name.replace("adapter", "start").removesuffix("-beams")
-        call(*common, *GAPS, f"train.epochs={gap_epochs}", f"output={start}")
+        call(*common, *GAPS, f"train.epochs={adapter.gap_epochs}", f"output={start}")
         common.append(f"train.start={start}")
-    beams = ["train.own.num_beams=4"] if has_beams else []
-    call(*common, *WHOLE, *beams, f"train.epochs={epochs}", f"output={work}/{name}")
+    beams = ["train.own.num_beams=4"] if adapter.has_beams else []
+    call(*common, *WHOLE, *beams, f"train.epochs={adapter.epochs}", f"output={work}/{name}")
 
 
 def evaluate(work: Path, limit: int) -> None:
@@ -194,11 +203,13 @@ def evaluate(work: Path, limit: int) -> None:
         "speed.enabled=false",
     ]
     for count, ratio in RATIOS.items():
-        at = [*common, *layers(LAYERS[count]), f"ratio={ratio:g}"]
+        at = [*common, f"ratio={ratio:g}"]
         prompts = "all,kept" if count == 20 else "all"
-        call("sweep", *at, "correction=patch", f"prompt_layers={prompts}")
+        patched = ["correction=patch", f"prompt_layers={prompts}"]
+        call("sweep", *at, *layers(LAYERS[count]), *patched)
         for folder in sorted(work.glob(f"adapter-{count}*")):
-            call("sweep", *at, "correction=adapter", f"correction.path={folder}")
+            corrected = ["correction=adapter", f"correction.path={folder}"]
+            call("sweep", *at, *ADAPTERS[folder.name].view, *corrected)
     call("sweep", *common, "strategy=one_block", "ratio=1.25", "correction=none,patch")
 
 
@@ -261,12 +272,6 @@ def write_page() -> None:
     write_atomic(FOLDER / "README.md", page(rows))
 
 
-def store_records(work: Path) -> None:
-    """Copy the record of every training into the results."""
-    for record in work.glob("*/training.json"):
-        write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -282,7 +287,8 @@ def main() -> None:
         prepare(args.data, args.work)
         for name in filter(None, args.only.split(",")):
             train(args.work, name)
-        store_records(args.work)
+        for record in args.work.glob("*/training.json"):
+            write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
         evaluate(args.work, args.limit)
     write_page()
 
