@@ -3,8 +3,8 @@ and on other examples.
 
     python recipes/tune/reproduce.py --data PATH --tasks captions,headlines,copying
 
-PATH holds multi30k/ and cnn_dm/. The recipe takes about 40 minutes on two cores, which should be
-idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the stored
+PATH holds multi30k/ and cnn_dm/. The recipe takes about half an hour on two cores, which should
+be idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the stored
 results alone.
 """
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tune"))
     parser.add_argument("--tasks", default=",".join(CASES))
     parser.add_argument("--limit", type=int, default=100, help="examples that are reported")
-    parser.add_argument("--budget", type=float, default=12, help="minutes for each task")
+    parser.add_argument("--budget", type=float, default=8, help="minutes for each task")
     parser.add_argument(
         "--page", action="store_true", help="write the page of the stored results alone"
     )
