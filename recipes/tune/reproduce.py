@@ -4,8 +4,8 @@ and on other examples.
     python recipes/tune/reproduce.py --data PATH --tasks captions,headlines,copying
 
 PATH holds multi30k/ and cnn_dm/. The recipe takes about half an hour on two cores, which should
-be idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the stored
-results alone.
+be idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the
+stored results alone.
 """
 
 import argparse
