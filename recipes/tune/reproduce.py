@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import provenance
-from ulskip_cli.tuning.result import judge, spans
+from ulskip_cli.tuning.result import judge
 
 NAME = "tune_checks"
 FOLDER = Path("results") / NAME
@@ -150,7 +151,7 @@ def page() -> str:
         cells = [
             f"{case.description}: {reported.model}",
             case.overrides[-1],
-            f"{len(reported.kept_layers)}/{reported.num_layers}, without {spans(skipped)}",
+            f"{len(reported.kept_layers)}/{reported.num_layers}, without {listed(skipped)}",
             speedup(reported),
             speedup(checked),
             f"{before.title} {before.text()}",
