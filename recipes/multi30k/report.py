@@ -8,20 +8,19 @@ comparisons.json and add --data PATH/multi30k for the references.
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from rows import ADAPTER, BASE, PATCHED, Rows
+from rows import ADAPTER, Rows
 from tables import (
     BASELINES,
+    METHODS,
     NAMES,
     RATIOS,
-    adapters,
-    equal_budgets,
     interval,
+    methods,
     summary,
     table4,
     without_training,
@@ -57,23 +56,19 @@ def drawn(rows: Rows) -> Figure:
         else "full model, not fine-tuned"
     )
     plots.annotate(axes, label, (1, best), (6, 5), fontsize=9)
+    adapters = [("unified", *key) for key in METHODS if key[0] == ADAPTER]
     for strategy, prefix, variant in (
         *((name, "", "") for name in ("unified", *BASELINES)),
-        ("unified", ADAPTER, "-beams"),
+        *adapters,
     ):
-        colour, speeds = (
-            plots.strategy_colour(strategy),
-            (rows.adapter_speed if prefix else rows.speed),
-        )
+        colour = plots.strategy_colour(strategy)
         xs: list[float] = []
         ys: list[float] = []
         for ratio in RATIOS:
-            found, timed = (
-                rows.seeds(strategy, ratio, prefix, variant),
-                speeds.get((strategy, ratio, 1)),
-            )
+            found = rows.seeds(strategy, ratio, prefix, variant)
             if not found:
                 continue
+            timed = rows.clock(found)
             x = timed.measured_speedup if timed else found[0].row.predicted_speedup
             axes.scatter(
                 [x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6
@@ -92,7 +87,7 @@ def drawn(rows: Rows) -> Figure:
         )
         below = strategy in NAMED_BELOW
         place: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
-        name = f"{NAMES[strategy]}, skip adapter" if prefix else NAMES[strategy]
+        name = ", ".join(filter(None, [NAMES[strategy], METHODS[prefix, variant].split(",")[0]]))
         plots.annotate(
             axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place
         )
@@ -146,61 +141,7 @@ def claims(rows: Rows) -> str:
             f"- Unified keeps {', '.join(kept)} of the BLEU of the {name}, the better full model"
             f" ({best:.1f})."
         )
-    return "\n".join([*lines, *most_kept(rows)])
-
-
-def most_kept(rows: Rows) -> list[str]:
-    """Name the best checkpoint at every ratio, with all training options."""
-    told = []
-    for ratio in RATIOS:
-        tuned = [
-            (point.bleu, name)
-            for (name, _, target), point in rows.points.items()
-            if target == ratio
-        ]
-        if trained := [(bleu, name) for bleu, name in tuned if name not in (BASE, PATCHED)]:
-            bleu, name = max(trained)
-            told.append(f"{bleu / rows.better[1]:.1%} at {ratio:g}x (`{name}`)")
-    return [f"- The best checkpoints keep {', '.join(told)}."] if told else []
-
-
-def two_layers(rows: Rows, folder: Path) -> str:
-    """Report the ranking of all pairs of layers on the base, which explains the result at 6x."""
-    if not (folder / "pairs.json").exists():
-        return ""
-    ranked = json.loads((folder / "pairs.json").read_text("utf-8"))["pairs"]
-    place = {
-        tuple(row["kept_layers"]): (i, row["validation_loss"])
-        for i, row in enumerate(ranked, start=1)
-    }
-    depth = 1 + max(layer for pair in place for layer in pair)
-    named = {
-        "unified (the ends)": (0, depth - 1),
-        "top skip": (0, 1),
-        "bottom skip": (depth - 2, depth - 1),
-    }
-    best = ", ".join(
-        f"{row['kept_layers'][0]} and {row['kept_layers'][1]} ({row['validation_loss']:.2f})"
-        for row in ranked[:3]
-    )
-    others = "; ".join(
-        f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items()
-    )
-    without_first = next(row for row in ranked if 0 not in row["kept_layers"])
-    found = rows.tuned("search", 6.0)
-    layers = " and ".join(map(str, found.row.kept_layers)) if found else ""
-    after = (
-        f" Fine-tuned with the same budget, layers {layers} reach {found.bleu:.1f} BLEU."
-        if found
-        else ""
-    )
-    return (
-        "`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers"
-        f" in decoding. Of all {len(ranked)} pairs, the best are {best}. For comparison: {others}."
-        f" The best pair without layer 0 has {without_first['validation_loss']:.2f}, so the first"
-        " layer is necessary. Its best partner is in the upper middle. The last layer, which"
-        f" unified always keeps, was trained to read the output of the layer before it.{after}"
-    )
+    return "\n".join(lines)
 
 
 def section(title: str, *parts: str) -> list[str]:
@@ -208,7 +149,7 @@ def section(title: str, *parts: str) -> list[str]:
     return [f"## {title}", *parts] if parts[-1] else []
 
 
-def page(rows: Rows, folder: Path) -> str:
+def page(rows: Rows) -> str:
     sample = next(iter(rows.points.values())).row
     every = [*(row for point in rows.points.values() for row in point.rows), *rows.speed.values()]
     full = ", ".join(f"{name} {bleu:.1f}" for name, bleu in rows.full_models.items())
@@ -241,26 +182,16 @@ def page(rows: Rows, folder: Path) -> str:
         "![BLEU against measured speedup](quality.png)",
         *section("The claims", claims(rows)),
         *section(
-            "Adapters against fine-tuning",
-            "A skip adapter corrects the views of the base, which stays unchanged: its quality at"
-            " 1x is that of the base. Patches alone are computed in closed form, without training."
-            " An adapter is trained for two epochs on the references and the base's own answers,"
-            " found with 4 beams: LoRA of full rank, divergence and cross-entropy with equal"
-            " weights. With greedy answers it has one epoch, LoRA of rank 32 and divergence alone."
-            " Fine-tuning has half an epoch on the references, so the budgets differ. Minus"
-            " fine-tuned: the difference of seed 1 with its interval. Predicted: speedup by bytes"
-            " of weights, patches included. Measured: as above.",
-            adapters(rows),
-        ),
-        *section(
-            "Equal budgets",
-            "Here fine-tuning has what the adapter has: the same responses, two epochs in batches"
-            " of 64, and the same loss, cross-entropy plus the divergence from the base before the"
-            " training. It trains every weight in bfloat16 with Muon and dropout, the adapter its"
-            " patches and LoRA of full rank. Full depth (1x) is the control. An adapter leaves 1x"
-            " unchanged. Of base: the share of the base's BLEU on both test sets. Adapter minus"
-            " fine-tuned: the difference of seed 1 with its interval.",
-            equal_budgets(rows),
+            "Fine-tuning, patches and adapters",
+            "Patches are computed in closed form, without training. An adapter corrects the views"
+            " of the base, which stays unchanged. Its training has two epochs in batches of 64,"
+            " with cross-entropy plus the divergence from the base. Fine-tuning for two epochs has"
+            " the same batches and the same loss. It trains every weight in bfloat16 with Muon and"
+            " dropout, the adapter its patches and LoRA of full rank, in float32. Both learn the"
+            " references; with answers of beams, the base's own answers from 4 beams too. Minus"
+            " two epochs: the difference from fine-tuning for two epochs, seed 1, with its"
+            " interval. Both at 1x: BLEU of the same weights with all layers.",
+            methods(rows),
         ),
         *section(
             "Without fine-tuning",
@@ -268,7 +199,6 @@ def page(rows: Rows, folder: Path) -> str:
             " layers on the validation set and kept the best ones.",
             without_training(rows),
         ),
-        *section("The best two layers at 6x", two_layers(rows, folder)),
         "## Where the numbers come from",
         provenance(list({row.environment.git_commit: row for row in every}.values())),
     ]
@@ -285,7 +215,7 @@ def write(folder: Path, data: Path | None = None) -> None:
     plot(rows, folder / "quality")
     write_atomic(folder / "table4.md", table4(rows) + "\n")
     write_atomic(folder / "summary.md", summary(rows) + "\n")
-    write_atomic(folder / "README.md", page(rows, folder))
+    write_atomic(folder / "README.md", page(rows))
     rows.save()
 
 

@@ -4,8 +4,9 @@ for each strategy.
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
 PATH holds train.{de,en}.gz, val.{de,en}, test_2016_flickr.{de,en} and test_2017_flickr.{de,en}.
-Every checkpoint is evaluated on both test sets. The recipe takes hours on one core
-(OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and skips finished trainings and
+Every checkpoint is evaluated on both test sets. The recipe takes hours on two cores: two processes
+with OMP_NUM_THREADS=1 and different names in --only share the work, then --speed-only times the
+checkpoints alone. If it is interrupted, the same command resumes and skips finished trainings and
 evaluations. The text is CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository;
 tables, plots and hypotheses are.
 """
@@ -14,29 +15,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.results import ResultsFolder
 
-TESTS = {
-    "test": "test_2016_flickr",
-    "test_2017_flickr": "test_2017_flickr",
-}  # name in the work folder: name of the data
-FILES = {
-    "train.de": "train.de.gz",
-    "train.en": "train.en.gz",
-    "val.de": "val.de",
-    "val.en": "val.en",
-    **{
-        f"{link}.{language}": f"{test}.{language}"
-        for link, test in TESTS.items()
-        for language in ("de", "en")
-    },
-}
-BASE = [
+RESULTS = ["name=multi30k"]
+TESTS = ("test_2016_flickr", "test_2017_flickr")
+BASE = (
     "model=random",
     "model.path=llama-12x128",
     "strategy=full",
@@ -47,39 +35,37 @@ BASE = [
     "train.learning_rate=4e-3",
     "train.dropout=0.1",
     "train.evaluate_every=453",
-]
-FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
-ADAPTER = [
-    "train=adapter",
-    "train.epochs=1",
-    "train.batch_size=32",
-    "train.learning_rate=2e-3",
-    "train.lora.rank=32",
-    "train.lora.alpha=64",
-    "train.max_length=128",
-    "train.precision=float32",
-]
-# Budgets with which an adapter and fine-tuning are compared, by variant.
-BUDGET = ("train.ce_weight=1", "train.epochs=2", "train.batch_size=64")
-BUDGETS = {
-    "reference": (*BUDGET, "train.responses=reference"),
-    "beams": (*BUDGET, "train.responses=both", "train.own.num_beams=4"),
-}
-FULL_RANK = ("train.lora.rank=128", "train.lora.alpha=256")
-# The loss of the adapters: cross-entropy, and divergence from the base before the training.
-SAME_LOSS = (
+)
+SHORT = ("train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1")
+# Two epochs in batches of 64, with cross-entropy and the divergence from the base: for fine-tuning
+# and adapters.
+LONG = ("train.epochs=2", "train.batch_size=64", "train.ce_weight=1")
+FINE_TUNE_LONG = (
+    *SHORT,
+    *LONG,
+    "train.responses=reference",
     "train.distill_weight=1",
     "train.teacher=initial",
     "train.label_smoothing=0",
 )
-PATCH = ["correction=patch"]  # computed at evaluation, without training
+ADAPTER = (
+    "train=adapter",
+    *LONG,
+    "train.learning_rate=2e-3",
+    "train.lora.rank=128",
+    "train.lora.alpha=256",
+    "train.max_length=128",
+    "train.precision=float32",
+)
+# Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
+# (arXiv:1606.07947).
+RESPONSES = {
+    "long": ("train.responses=reference",),
+    "beams": ("train.responses=both", "train.own.num_beams=4"),
+}
 CALIBRATION_EXAMPLES = 100
-ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
-BASE_NAME, BASE_FULL, PATCHES = (
-    "base",
-    "base-1x",
-    "patches",
-)  # names in --only besides the checkpoints
+RATIOS = (2, 3, 6)
+BASE_NAME, PATCHES = "base", "patches"  # names in --only besides the checkpoints
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,7 @@ class FineTuned:
     ratios: tuple[float, ...]
     seed: int = 1
     variant: str = ""
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = SHORT
     method: str = "full"  # full: every weight | adapter: the base is unchanged
 
     @property
@@ -103,24 +89,11 @@ class FineTuned:
             filter(None, [method, self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"])
         )
 
-    @property
-    def recipe(self) -> list[str]:
-        return [*(ADAPTER if self.method == "adapter" else FINE_TUNE), *self.options]
-
     def weights(self, work: Path) -> list[str]:
         if self.method == "adapter":
             adapter = ["correction=adapter", f"correction.path={work / self.name}"]
             return [f"model.path={work / BASE_NAME}", *adapter]
         return [f"model.path={work / self.name}"]
-
-    @property
-    def is_evaluated_at_full_depth(self) -> bool:
-        """True if the checkpoint is also evaluated at 1x; with an adapter, 1x is the base."""
-        return (
-            self.method == "full"
-            and 1 not in self.ratios
-            and bool(self.variant or self.strategy in ADAPTER_RATIOS)
-        )
 
 
 def contest(seed: int) -> list[FineTuned]:
@@ -143,34 +116,22 @@ def contest(seed: int) -> list[FineTuned]:
     ]
 
 
-def equal_budget(seed: int) -> list[FineTuned]:
-    """List the checkpoints that are fine-tuned with the responses, epochs and loss of adapters, and
+def longer(seed: int) -> list[FineTuned]:
+    """List the checkpoints that are fine-tuned as long as the adapters, with the same loss, and
     full depth as their control.
     """
-    schedules = (("full", 1), ("unified", 2), ("unified", 3), ("unified", 6))
+    schedules = (("full", 1), *(("unified", ratio) for ratio in RATIOS))
     return [
-        FineTuned(strategy, (ratio,), seed, variant, (*budget, *SAME_LOSS))
-        for variant, budget in BUDGETS.items()
-        for strategy, ratio in schedules
+        FineTuned(strategy, (ratio,), seed, "long", FINE_TUNE_LONG) for strategy, ratio in schedules
     ]
 
 
 def adapters(seed: int) -> list[FineTuned]:
-    """List the skip adapters, trained on the references, and on the base's own answers too, which
-    are of beams or greedy.
-
-    Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
-    (arXiv:1606.07947).
-    """
-    responses = {
-        **{variant: (*budget, *FULL_RANK) for variant, budget in BUDGETS.items()},
-        "": ("train.responses=both",),
-    }
+    """List the skip adapters, trained on the references, or on the base's own answers too."""
     return [
-        FineTuned(strategy, (ratio,), seed, variant, chosen, "adapter")
-        for variant, chosen in responses.items()
-        for strategy, ratios in ADAPTER_RATIOS.items()
-        for ratio in ratios
+        FineTuned("unified", (ratio,), seed, variant, (*ADAPTER, *responses), "adapter")
+        for variant, responses in RESPONSES.items()
+        for ratio in RATIOS
     ]
 
 
@@ -187,7 +148,6 @@ class Reproduction:
     """The trainings and evaluations in one work folder; finished ones are not repeated."""
 
     work: Path
-    results: list[str] = field(default_factory=lambda: ["name=multi30k"])
 
     @property
     def base(self) -> list[str]:
@@ -198,12 +158,9 @@ class Reproduction:
         return {"source_file": f"{data}/{part}.de", "reference_file": f"{data}/{part}.en"}
 
     def link(self, source: Path) -> None:
-        data = self.work / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        for name, file in FILES.items():
-            link = data / (name + ".gz" if file.endswith(".gz") else name)
-            if not link.exists():
-                link.symlink_to((source / file).resolve())
+        self.work.mkdir(parents=True, exist_ok=True)
+        if not (self.work / "data").exists():
+            (self.work / "data").symlink_to(source.resolve())
 
     def train(self, weights: list[str], output: str, *more: str) -> None:
         train = [f"task.{key}={file}.gz" for key, file in self.files("train").items()]
@@ -229,7 +186,7 @@ class Reproduction:
             f"calibration.task={{{held_out}}}",
             f"calibration.examples={CALIBRATION_EXAMPLES}",
         ]
-        return ["task.dataset=files", *test_files, *calibration]
+        return ["model.dtype=float32", "task.dataset=files", *test_files, *calibration, *RESULTS]
 
     def evaluate(self, weights: list[str], strategy: str, ratio: float | str, *more: str) -> None:
         """Evaluate quality alone, on both test sets. Early exit decodes one sentence at a time: a
@@ -239,22 +196,7 @@ class Reproduction:
         quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
         schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
         for test in TESTS:
-            call(
-                "sweep",
-                *weights,
-                "model.dtype=float32",
-                *self.task(test),
-                *schedule,
-                *self.results,
-                *quality_only,
-            )
-
-    def found(self, ratio: float) -> list[int]:
-        """Read the layers that the newest search found on the base."""
-        wanted = (str(self.work / BASE_NAME), "search", ratio)
-        rows = ResultsFolder.of(compose(self.results)).records()
-        found = [row for row in rows if (row.model, row.strategy, row.target_speedup) == wanted]
-        return list([row for row in found if not row.correction][-1].kept_layers)
+            call("sweep", *weights, *schedule, *self.task(test), *quality_only)
 
     def layers(self, strategy: str, ratio: float) -> list[str]:
         """Return the option with the layers that search found on the base, or nothing; a search
@@ -263,81 +205,59 @@ class Reproduction:
         if strategy != "search":
             return []
         self.evaluate(self.base, "search", ratio)
-        return [f"strategy.layers={self.found(ratio)}"]
+        wanted = (str(self.work / BASE_NAME), "search", ratio)
+        rows = ResultsFolder.of(compose(RESULTS)).records()
+        found = [row for row in rows if (row.model, row.strategy, row.target_speedup) == wanted]
+        return [f"strategy.layers={list(found[-1].kept_layers)}"]
 
     def evaluate_base(self) -> None:
         self.evaluate(self.base, "full", 1)
-        self.evaluate(
-            self.base, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6"
-        )
-        self.evaluate(self.base, "early_exit", "2,3,6")
+        every = "unified,top_skip,bottom_skip,skip_decode,block_influence,search"
+        self.evaluate(self.base, every, ",".join(map(str, RATIOS)))
 
     def evaluate_patches(self) -> None:
-        for strategy, ratios in ADAPTER_RATIOS.items():
-            for ratio in ratios:
-                self.evaluate(self.base, strategy, ratio, *self.layers(strategy, ratio), *PATCH)
+        for ratio in RATIOS:
+            self.evaluate(self.base, "unified", ratio, "correction=patch")
 
     def make(self, one: FineTuned) -> None:
-        """Train and evaluate one checkpoint or adapter."""
+        """Train and evaluate one checkpoint or adapter; an adapter leaves full depth as it is."""
         layers = self.layers(one.strategy, one.ratios[0])
-        schedule = [
-            f"strategy={one.strategy}",
-            *layers,
-            f"train.ratios=[{','.join(f'{ratio:g}' for ratio in one.ratios)}]",
-        ]
-        shared = (
-            [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"]
-            if one.method == "adapter" or one.variant
-            else []
-        )
+        ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
+        own = [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"] if one.variant else []
         self.train(
             [*self.base, "model.dtype=float32"],
             one.name,
-            *one.recipe,
-            *shared,
-            *schedule,
+            *one.options,
+            *own,
+            f"strategy={one.strategy}",
+            *layers,
+            f"train.ratios=[{ratios}]",
             f"seed={one.seed}",
         )
+        weights = one.weights(self.work)
         for ratio in one.ratios:
-            self.evaluate(
-                one.weights(self.work), "full" if ratio == 1 else one.strategy, ratio, *layers
-            )
-        if one.is_evaluated_at_full_depth:
-            self.evaluate(one.weights(self.work), "full", 1)
+            self.evaluate(weights, "full" if ratio == 1 else one.strategy, ratio, *layers)
+        if one.strategy == "unified" and one.method == "full":
+            self.evaluate(weights, "full", 1)
 
     def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
         """Time checkpoints and adapters; the machine should be idle otherwise."""
-        settings = [
-            "model.dtype=float32",
-            *self.task("test"),
-            "limit=64",
-            "speed.pairs=21",
-            *self.results,
-        ]
+        settings = ["limit=64", "speed.pairs=21", "batch_size=1", *self.task(TESTS[0])]
         for one in checkpoints:
-            ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
-            batches = "1" if one.strategy == "early_exit" else "1,8"
             schedule = [
                 f"strategy={one.strategy}",
                 *self.layers(one.strategy, one.ratios[0]),
-                f"ratio={ratios}",
+                f"ratio={','.join(f'{ratio:g}' for ratio in one.ratios)}",
             ]
-            call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *settings)
-
-
-def timed() -> list[FineTuned]:
-    """List the checkpoints and adapters whose speed is measured: those of the first seed."""
-    return [*contest(1), *(one for one in adapters(1) if one.variant == "beams")]
+            call("sweep", *one.weights(self.work), *schedule, *settings)
 
 
 def checkpoints(seeds: int) -> dict[str, FineTuned]:
     """Return all checkpoints and adapters by name, in the order of their training."""
-    again = [one for seed in range(2, seeds + 1) for one in contest(seed)]
     every = [
-        *contest(1),
-        *again,
-        *(one for seed in range(1, min(seeds, 2) + 1) for one in equal_budget(seed)),
-        *(one for seed in range(1, seeds + 1) for one in adapters(seed)),
+        one
+        for seed in range(1, seeds + 1)
+        for one in (*contest(seed), *longer(seed), *adapters(seed))
     ]
     return {one.name: one for one in every}
 
@@ -350,47 +270,37 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--only",
-        default="",
-        help="names in this order: base,base-1x,patches,unified-2x-s1,adapter-unified-2x-s1,...",
-    )
-    parser.add_argument("--name", default="multi30k", help="folder of the results")
-    parser.add_argument(
-        "--no-speed", action="store_true", help="train and evaluate without timing the checkpoints"
+        "--only", default="", help="names in this order, without timing: base,patches,unified-2x-s1"
     )
     parser.add_argument(
         "--speed-only",
         action="store_true",
-        help="time the trained checkpoints alone, or those of --only",
+        help="time the trained checkpoints of the first seed, or those of --only",
     )
     args = parser.parse_args()
     named = checkpoints(args.seeds)
-    chosen = args.only.split(",") if args.only else [BASE_NAME, PATCHES, *named]
-    known = [BASE_NAME, BASE_FULL, PATCHES, *named]
+    timed = [one for one in named.values() if one.seed == 1 and one.options != FINE_TUNE_LONG]
+    known = [BASE_NAME, PATCHES, *named]
+    chosen = args.only.split(",") if args.only else known
     if unknown := [name for name in chosen if name not in known]:
         parser.error(
             f"expected --only to have names of {', '.join(known)}, got {', '.join(unknown)}"
         )
-    if args.no_speed and args.speed_only:
-        parser.error("expected --no-speed or --speed-only, got both; leave out one of them")
-    reproduction = Reproduction(args.work, [f"name={args.name}"])
+    reproduction = Reproduction(args.work)
     reproduction.link(args.data)
     if args.speed_only:
-        return reproduction.measure_speed(
-            [named[name] for name in chosen if name in named] if args.only else timed()
-        )
-    reproduction.train_base()
+        timed = [named[name] for name in chosen if name in named] if args.only else timed
+        return reproduction.measure_speed(timed)
+    reproduction.train([], BASE_NAME, *BASE)
     for name in chosen:
-        if name == BASE_FULL:
-            reproduction.evaluate(reproduction.base, "full", 1)
-        elif name == BASE_NAME:
+        if name == BASE_NAME:
             reproduction.evaluate_base()
         elif name == PATCHES:
             reproduction.evaluate_patches()
         else:
             reproduction.make(named[name])
-    if not (args.only or args.no_speed):
-        reproduction.measure_speed(timed())
+    if not args.only:
+        reproduction.measure_speed(timed)
 
 
 if __name__ == "__main__":

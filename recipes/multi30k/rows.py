@@ -23,7 +23,6 @@ from ulskip_cli.tasks.metrics.scores import Answers
 from ulskip_cli.tasks.metrics.translation import compare
 
 TESTS = ("test_2016_flickr", "test_2017_flickr")
-LINKS = {"test": TESTS[0]}  # a row names the file in the work folder
 ANSWERS, COMPARISONS = "answers.jsonl.gz", "comparisons.json"
 BASE, PATCHED, ADAPTER = "base", "base with patches", "adapter-"
 
@@ -82,8 +81,7 @@ class Texts:
 
 
 def test_set(row: Row) -> str:
-    name = Path(row.config["task"]["source_file"]).stem
-    return LINKS.get(name, name)
+    return Path(row.config["task"]["source_file"]).stem
 
 
 def checkpoint_of(row: Row) -> str:
@@ -121,29 +119,24 @@ def write_answers(file: Path, answers: dict[str, dict[str, list[str]]]) -> None:
 
 
 class Rows:
-    """Points by checkpoint and schedule, rows of speed by schedule and batch size, and comparisons.
+    """Points and rows of speed by checkpoint and schedule, and comparisons.
 
     A point that lacks a row or whose score can neither be read nor computed is left out.
     """
 
     def __init__(self, folder: Path, data: Path | None = None) -> None:
         self.folder, self.texts = folder, Texts(folder, data)
-        self.comparisons = read_comparisons(folder / COMPARISONS)
-        self.speed: dict[tuple[str, float, int], Row] = {}  # of checkpoints
-        self.adapter_speed: dict[tuple[str, float, int], Row] = {}
+        self.comparisons: dict[str, dict[str, Any]] = {"pooled": {}, "differences": {}}
+        if (folder / COMPARISONS).exists():
+            self.comparisons = json.loads((folder / COMPARISONS).read_text("utf-8"))
+        self.speed: dict[tuple[str, str, float], Row] = {}
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
         for row in (row for row in ResultsFolder(folder).records() if row.is_done):
-            checkpoint, strategy, target = checkpoint_of(row), row.strategy, row.target_speedup
+            key = checkpoint_of(row), row.strategy, row.target_speedup
             if row.measured_speedup is not None:
-                # A row of strategy full is a baseline of the pairs, unless it belongs to the
-                # control.
-                if strategy != "full" or checkpoint == "full-1x-s1":
-                    speeds = self.adapter_speed if row.correction else self.speed
-                    speeds[strategy, target, row.batch_size] = row
+                self.speed[key] = row
                 continue
-            if row.config.get("limit"):
-                continue  # a trial
-            rows = quality.setdefault((checkpoint, strategy, target), {})
+            rows = quality.setdefault(key, {})
             if test_set(row) == TESTS[0] and rows.get(TESTS[0], row).id != row.id:
                 rows.clear()  # rows of earlier weights
             rows[test_set(row)] = row
@@ -182,11 +175,15 @@ class Rows:
     def seeds(
         self, strategy: str, ratio: float, prefix: str = "", variant: str = ""
     ) -> list[Point]:
-        return [
-            one
-            for seed in range(1, 10)
-            if (one := self.tuned(strategy, ratio, seed, prefix, variant))
+        found = [self.tuned(strategy, ratio, seed, prefix, variant) for seed in range(1, 10)]
+        return [point for point in found if point]
+
+    def clock(self, points: list[Point]) -> Row | None:
+        """Return the row of speed of the first point that has one."""
+        keys = [
+            (point.checkpoint, point.row.strategy, point.row.target_speedup) for point in points
         ]
+        return next((self.speed[key] for key in keys if key in self.speed), None)
 
     def bleu(self, strategy: str, ratio: float) -> float:
         return mean(point.bleu for point in self.seeds(strategy, ratio))
@@ -232,11 +229,3 @@ class Rows:
             for test, rows in found.items()
         }
         write_answers(self.folder / ANSWERS, kept)
-
-
-def read_comparisons(file: Path) -> dict[str, dict[str, Any]]:
-    """Read pooled scores and differences by the ids of their rows; a file of an earlier form has
-    none for both test sets.
-    """
-    stored = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return {key: dict(stored.get(key, {})) for key in ("pooled", "differences")}

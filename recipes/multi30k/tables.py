@@ -19,12 +19,12 @@ MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
 TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
-TRAINED = {  # by the beginning of a name and its variant
-    ("", ""): "fine-tuned",
-    (ADAPTER, "-beams"): "adapter",
-    (ADAPTER, ""): "adapter, greedy answers",
+METHODS = {  # names in tables by the beginning of a checkpoint's name and its variant
+    ("", ""): "",
+    ("", "-long"): "fine-tuned for two epochs",
+    (ADAPTER, "-long"): "adapter, two epochs",
+    (ADAPTER, "-beams"): "adapter, two epochs with answers of beams",
 }
-EQUAL = {"-reference": "references", "-beams": "references and answers of beams"}
 
 
 def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
@@ -74,8 +74,10 @@ def depth(points: list[Point]) -> str:
     return f"{mean(means):.1f}" if means else str(len(rows[0].kept_layers))
 
 
-def clock(row: Row) -> str:
+def clock(row: Row | None) -> str:
     """Format a measured speedup with its interval."""
+    if row is None:
+        return "–"
     return (
         f"{row.measured_speedup:.2f} ({row.measured_speedup_low:.2f} to"
         f" {row.measured_speedup_high:.2f})"
@@ -91,18 +93,18 @@ def varying(row: Row) -> str:
 
 
 def table4(rows: Rows) -> str:
-    batch, lines = min((batch for _, _, batch in rows.speed), default=1), []
+    lines = []
     for ratio in (1.0, *RATIOS):
         for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
             found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
             if not found:
                 continue
-            timed = rows.speed.get((strategy, ratio, batch))
             layers = f"{depth(found)}/{found[0].row.num_layers}"
             before = f"{untrained.bleu:.1f}" if untrained else "–"
-            measured = clock(timed) if timed else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
-            lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality, measured])
+            lines.append(
+                [f"{ratio:g}x", NAMES[strategy], layers, *quality, clock(rows.clock(found))]
+            )
     heads = [
         "target",
         "approach",
@@ -128,95 +130,49 @@ def summary(rows: Rows) -> str:
         [full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)]
         for name, bleu in rows.full_models.items()
     ]
-    for prefix, variant, name in (("", "", "{}"), (ADAPTER, "-beams", "{}, skip adapter")):
+    for (prefix, variant), name in METHODS.items():
         for strategy in ("unified", *BASELINES):
             found = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
             if any(found):
-                lines.append([name.format(NAMES[strategy]), *map(cell, found)])
+                label = ", ".join(filter(None, [NAMES[strategy], name]))
+                lines.append([label, *map(cell, found)])
     total = next(iter(rows.points.values())).row.num_layers
     heads = [f"{total / ratio:g} of {total} layers" for ratio in RATIOS]
     return markdown(["BLEU", *heads], lines, 1)
 
 
-def adapters(rows: Rows) -> str:
-    """Compare skip adapters with fine-tuning and with the base, under the same schedules."""
+def methods(rows: Rows) -> str:
+    """Compare fine-tuning, patches and adapters under the same schedules."""
     untouched, lines = rows.points.get((BASE, "full", 1.0)), []
-    for ratio, strategy in (
-        (ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")
-    ):
-        tuned = rows.tuned(strategy, ratio)
-        alone = {name: rows.points.get((name, strategy, ratio)) for name in (BASE, PATCHED)}
-        found = {"base, uncorrected": [alone[BASE]], "patches alone": [alone[PATCHED]]}
-        found |= {name: list(rows.seeds(strategy, ratio, *key)) for key, name in TRAINED.items()}
-        for name, points in (
-            (name, [point for point in points if point]) for name, points in found.items()
-        ):
-            if not points:
+    for ratio in (1.0, *RATIOS):
+        strategy = "unified" if ratio > 1 else "full"
+        longest = rows.tuned(strategy, ratio, variant="-long")
+        alone = {"base": BASE, "patches alone": PATCHED}
+        found = {name: [rows.points.get((key, strategy, ratio))] for name, key in alone.items()}
+        for key, name in METHODS.items():
+            found[name or "fine-tuned for half an epoch"] = list(rows.seeds(strategy, ratio, *key))
+        for name, maybe in found.items():
+            if not (points := [point for point in maybe if point]):
                 continue
-            bleu = mean(point.bleu for point in points)
-            full = (
-                [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
-                if name == "fine-tuned"
-                else [untouched]
+            full = [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
+            at_1x = [point.bleu for point in full if point] or [untouched.bleu if untouched else 0]
+            minus = (
+                rows.difference(points[0], longest) if longest not in (None, points[0]) else None
             )
-            at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
-            minus = rows.difference(points[0], tuned) if tuned and tuned is not points[0] else None
-            speedup = points[0].row.predicted_speedup
-            speeds = {"fine-tuned": rows.speed, "adapter": rows.adapter_speed}.get(name, {})
-            timed = speeds.get((strategy, ratio, 1))
             lines.append(
                 [
                     f"{ratio:g}x",
-                    NAMES[strategy],
                     name,
                     *scores(points),
-                    *shares(rows, bleu),
+                    shares(rows, mean(point.bleu for point in points))[1],
                     interval(minus),
-                    at_1x,
-                    f"{speedup:.2f}" if speedup else "–",
-                    clock(timed) if timed else "–",
+                    spread(at_1x),
+                    clock(rows.clock(points)),
                 ]
             )
-    heads = [
-        "target",
-        "layers",
-        "method",
-        *TEST_HEADS,
-        *SHARE_HEADS,
-        "minus fine-tuned",
-        "both at 1x",
-        "predicted",
-        "measured",
-    ]
-    has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
-    return markdown(heads, lines, 3) if has_adapters else ""
-
-
-def equal_budgets(rows: Rows) -> str:
-    """Compare adapters with fine-tuning that had the same responses, epochs and loss."""
-    lines = []
-    for variant, responses in EQUAL.items():
-        for ratio in (1.0, *RATIOS):
-            strategy = "unified" if ratio > 1 else "full"
-            tuned = rows.seeds(strategy, ratio, variant=variant)
-            adapted = rows.seeds(strategy, ratio, ADAPTER, variant)
-            if not tuned:
-                continue
-            full = [rows.points.get((point.checkpoint, "full", 1.0)) for point in tuned]
-            minus = rows.difference(adapted[0], tuned[0]) if adapted else None
-            quality = [*kept(rows, tuned), *kept(rows, adapted)]
-            at_1x = spread([point.bleu for point in full if point])
-            lines.append([f"{ratio:g}x", responses, *quality, at_1x, interval(minus)])
-    heads = ["target", "responses", "fine-tuned", "of base", "adapter", "of base"]
-    heads += ["fine-tuned at 1x", "adapter minus fine-tuned"]
-    return markdown(heads, lines, 2) if lines else ""
-
-
-def kept(rows: Rows, points: list[Point]) -> list[str]:
-    """Format BLEU on both test sets and its share of the base's."""
-    if not points:
-        return ["–", "–"]
-    return [scores(points)[-1], shares(rows, mean(point.bleu for point in points))[-1]]
+    heads = ["target", "method", *TEST_HEADS, "of base", "minus two epochs", "both at 1x"]
+    has_methods = any(name not in (BASE, "full-1x-s1") for name, _, _ in rows.points)
+    return markdown([*heads, "measured"], lines) if has_methods else ""
 
 
 def without_training(rows: Rows) -> str:
