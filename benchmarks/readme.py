@@ -2,9 +2,8 @@
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
 columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
-section: BEGINNING | columns: ...` takes the table of the section whose heading begins so. `<!--
-sentence: FILE | BEGINNING -->` marks a sentence of a file instead. The block ends with `<!-- end
--->`.
+section: BEGINNING | columns: ...` takes the table of the section whose heading begins so. The block
+ends with `<!-- end -->`.
 """
 
 import re
@@ -16,7 +15,6 @@ BLOCK = re.compile(
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
-SENTENCE = re.compile(r"(<!-- sentence: ([^ ]+) \| ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -36,18 +34,7 @@ def fill_tables(text: str) -> str:
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
         return f"{start}{select(kept, columns.split(', ')) if columns else kept}\n{end}"
 
-    def sentence(match: re.Match[str]) -> str:
-        found = re.search(
-            rf"^{re.escape(match[3])}.*?\.(?=\s)",
-            (ROOT / match[2]).read_text("utf-8"),
-            re.MULTILINE,
-        )
-        assert found, (
-            f"expected a sentence '{match[3]} ...' at the beginning of a line of {match[2]}"
-        )
-        return f"{match[1]}{found[0]}\n{match[4]}"
-
-    return SENTENCE.sub(sentence, BLOCK.sub(body, text))
+    return BLOCK.sub(body, text)
 
 
 def select(text: str, columns: list[str]) -> str:

@@ -37,9 +37,9 @@ BASE = (
     "train.evaluate_every=453",
 )
 SHORT = ("train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1")
-# Two epochs in batches of 64, with cross-entropy and the divergence from the base: for fine-tuning
+# One epoch in batches of 64, with cross-entropy and the divergence from the base: for fine-tuning
 # and adapters.
-LONG = ("train.epochs=2", "train.batch_size=64", "train.ce_weight=1")
+LONG = ("train.epochs=1", "train.batch_size=64", "train.ce_weight=1")
 FINE_TUNE_LONG = (
     *SHORT,
     *LONG,

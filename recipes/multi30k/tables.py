@@ -21,9 +21,9 @@ TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
 METHODS = {  # names in tables by the beginning of a checkpoint's name and its variant
     ("", ""): "",
-    ("", "-long"): "fine-tuned for two epochs",
-    (ADAPTER, "-long"): "adapter, two epochs",
-    (ADAPTER, "-beams"): "adapter, two epochs with answers of beams",
+    ("", "-long"): "fine-tuned for one epoch",
+    (ADAPTER, "-long"): "adapter, one epoch",
+    (ADAPTER, "-beams"): "adapter, one epoch with answers of beams",
 }
 
 
@@ -170,7 +170,14 @@ def methods(rows: Rows) -> str:
                     clock(rows.clock(points)),
                 ]
             )
-    heads = ["target", "method", *TEST_HEADS, "of base", "minus two epochs", "both at 1x"]
+    heads = [
+        "target",
+        "method",
+        *TEST_HEADS,
+        "of base",
+        "minus fine-tuned for one epoch",
+        "both at 1x",
+    ]
     has_methods = any(name not in (BASE, "full-1x-s1") for name, _, _ in rows.points)
     return markdown([*heads, "measured"], lines) if has_methods else ""
 

@@ -106,7 +106,7 @@ def test_the_page_says_what_the_intervals_say(results, report):
     assert "100.0% at 2x" in line(page, "- Unified keeps")
     adapter = rows.tuned("unified", 2.0, prefix="adapter-", variant="-long")
     assert f"| {adapter.bleu:.1f} | {adapter.bleu:.1f}% |" in line(
-        page, "| 2x | adapter, two epochs |"
+        page, "| 2x | adapter, one epoch |"
     )
 
 
