@@ -189,7 +189,8 @@ def page(rows: Rows) -> str:
             " the same batches and the same loss. It trains every weight in bfloat16 with Muon and"
             " dropout, the adapter its patches and LoRA of full rank, in float32. Both learn the"
             " references; with answers of beams, the base's own answers from 4 beams too. Minus"
-            " fine-tuned for one epoch: the difference of seed 1 with its interval. Both at 1x: BLEU of the same weights with all layers.",
+            " fine-tuned for one epoch: the difference of seed 1 with its interval. Both at 1x:"
+            " BLEU of the same weights with all layers.",
             methods(rows),
         ),
         *section(
