@@ -16,7 +16,7 @@ import argparse
 import gzip
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,11 +248,28 @@ def line(row: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def table(rows: Iterable[Record]) -> str:
+    heads = [f"| {' | '.join(HEADS)} |", "| --- " * 4 + "| ---: " * 8 + "|"]
+    return "\n".join([*heads, *map(line, rows)])
+
+
 def page(rows: list[Record]) -> str:
     rows.sort(key=lambda row: (-len(row.kept_layers), row.strategy, row.prompt_layers, row.label))
-    table = [f"| {' | '.join(HEADS)} |", "| --- " * 4 + "| ---: " * 8 + "|", *map(line, rows)]
-    title = "# SmolLM2-135M on CNN/DM: what corrections recover"
-    return "\n\n".join([title, "\n".join(table), NOTE, provenance(rows)]) + "\n"
+    best: dict[tuple[int, str | None], Record] = {}
+    for row in sorted(rows, key=lambda row: row.agreement or 1.0):
+        if row.prompt_layers == "all":
+            best[len(row.kept_layers), row.correction and row.correction.name] = row
+    parts = [
+        "# SmolLM2-135M on CNN/DM: what corrections recover",
+        "## The best row of each correction",
+        table(row for row in rows if row in best.values()),
+        "By agreement, with all layers reading the prompt.",
+        "## All rows",
+        table(rows),
+        NOTE,
+        provenance(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_page() -> None:
