@@ -129,7 +129,7 @@ def row_keys() -> str:
         if kind in (Benchmark, LmEval):
             parts += [f"{kind.__doc__}\n"]
         if kind is Quality:
-            names = ", ".join(f"`{key}`" for key in metrics.metric_keys())
+            names = ", ".join(f"`{key}`" for key in metrics.METRIC_OF)
             parts += [f"- {names}: the task's [metrics](your-own.md#metrics)."]
         parts += lines(kind)
     return "\n".join(parts) + "\n"

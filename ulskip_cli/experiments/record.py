@@ -419,7 +419,9 @@ class Quality(Section):
     def scores(self) -> dict[str, float]:
         """The values of the metrics, in the order of the task."""
         extra = (self.model_extra or {}).items()
-        return {key: score for key, score in extra if metrics.metric_of(key) and score is not None}
+        return {
+            key: score for key, score in extra if key in metrics.METRIC_OF and score is not None
+        }
 
 
 class Throughput(Section):
@@ -763,23 +765,21 @@ _NOTES = {  # of the fields, by key
 SETTING_FIELDS = tuple(key for key, notes in _NOTES.items() if notes["setting"])
 
 
-def field_columns() -> Iterator[tuple[str, Column]]:
-    """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a
-    report are printed from it.
-    """
+def _columns() -> Iterator[tuple[str, Column]]:
     for kind in SECTIONS:
-        for key in metrics.metric_keys() if kind is Quality else ():
+        for key in metrics.METRIC_OF if kind is Quality else ():
             yield key, metric_column(key)
         for key in kind.model_fields:
             for column in _NOTES[key]["columns"]:
-                yield key, column._replace(show=column.show or key)
+                name = column.show or key
+                yield name, column._replace(show=name)
 
 
 def metric_column(key: str) -> Column:
     """Return the column of a metric; a star marks a score that differs significantly from the full
     model's score.
     """
-    row_key = metrics.row_key(key)
+    row_key = metrics.ROW_KEYS[key]
 
     def show(record: Record) -> str | None:
         if (score := record.value(key)) is None:
@@ -787,6 +787,10 @@ def metric_column(key: str) -> Column:
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
     return Column(row_key.short_title or row_key.title, "", show, row_key.leaves)
+
+
+# The columns of all fields and metrics by what they show; all tables are printed from them.
+COLUMNS = dict(_columns())
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:

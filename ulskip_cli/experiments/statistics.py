@@ -24,8 +24,8 @@ from ulskip_cli.tasks.metrics.scores import Answers
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 GATE = 0.9  # share of the full model's quality that a winner keeps
-TITLES = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
-LOWER_IS_BETTER = {key for key in TITLES if metrics.row_key(key).lower_is_better}
+TITLES = {key: row_key.title for key, row_key in metrics.ROW_KEYS.items()}
+LOWER_IS_BETTER = {key for key in TITLES if metrics.ROW_KEYS[key].lower_is_better}
 MIN_BLEU = 10.0  # translations below it have little in common with their references
 HIGHEST_SCORE = 100.0  # of all metrics where higher is better
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
@@ -171,7 +171,7 @@ def primary(records: Iterable[Record]) -> str | None:
     """
     records = list(records)
     for record in records:
-        for spec in filter(None, map(metrics.metric_of, record.scores)):
+        for spec in [metrics.METRIC_OF[key] for key in record.scores]:
             if spec.primary in record.scores:
                 return spec.primary
     has_loss = any(record.decode_loss is not None for record in records)
@@ -236,7 +236,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     texts, others = ([side[example] for example in shared] for side in sides)
     if texts == others:
         return SAME
-    spec = metrics.metric_of(metric)
+    spec = metrics.METRIC_OF.get(metric)
     if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
         return None
     task = new.config.get("task") or {}
@@ -359,7 +359,7 @@ def sentence(record: Record) -> str:
 
 
 def _score_text(record: Record, metric: str) -> str:
-    form, compared = metrics.row_key(metric).number_format, record.vs_baseline.get(metric)
+    form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
     if compared is None:
         return text

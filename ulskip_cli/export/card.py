@@ -20,7 +20,7 @@ from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.report.rows import displayed
 from ulskip_cli.report.tables import escape_markdown, provenance
 from ulskip_cli.strategies.plan import Plan
-from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
+from ulskip_cli.tasks.metrics import ROW_KEYS
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
@@ -144,9 +144,9 @@ def _is_corrected(record: Record, skip_adapter: Row | None) -> bool:
 
 def _cells(record: Record) -> list[str]:
     quality = []
-    for key in (*metric_keys(), DECODE_LOSS.key):
+    for key in ROW_KEYS:
         if record.value(key) is not None:
-            compared, form = record.vs_baseline.get(key), row_key(key).number_format
+            compared, form = record.vs_baseline.get(key), ROW_KEYS[key].number_format
             full = f" (full {compared.full:{form}})" if compared else ""
             quality.append(f"{key} {record.value(key):{form}}{full}")
     interval = (record.interval or MISSING).replace(" to ", "-")

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Column, Interval, Record, field_columns
+from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.rows import collected, displayed, varying
-from ulskip_cli.report.tables import Section, column, ends
+from ulskip_cli.report.tables import Section, ends
 
 FILE = "bench.md"
 BANDWIDTH = (
     "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this"
     " machine's read bandwidth in the same rounds"
 )
+SPEED = ("layers", "target_speedup", "predicted_speedup", "measured_speedup", "interval")
 OVER = (
     "Over {engine}: tok/s divided by those of the full model with {engine}, median of rounds in"
     " which every engine ran once."
@@ -83,18 +84,15 @@ def sections(records: Sequence[Record]) -> list[Section]:
     columns = [
         Column("batch", "", "batch_size"),
         Column("engine", "", decoded_by),
-        *[column("strategy")] * (len({record.label for record in records}) > 1),
+        *[COLUMNS["label"]] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
             for key in varying(records, but=shown)
             if not key.startswith(("strategy.name", "correction."))
         ),
-        column("kept_layers"),
-        column("target_speedup"),
-        column("predicted_speedup"),
-        *(measured for key, measured in field_columns() if key == "measured_speedup"),
+        *map(COLUMNS.__getitem__, SPEED),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
-        column("decode_tokens_per_second", "tok/s"),
+        COLUMNS["decode_tokens_per_second"]._replace(title="tok/s"),
         *(over for engine in references for over in _over_reference(engine)),
         Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, 1),
     ]

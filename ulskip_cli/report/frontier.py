@@ -211,8 +211,7 @@ class Frontier:
 
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
-        used = {point.kind for point in self.points}
-        kinds = [kind for kind in KINDS if kind in used]
+        kinds = sorted({point.kind for point in self.points}, key=KINDS.index)
         lines = []
         for target in filter(self.best, TARGETS):
             best = [self.best(target, kind) for kind in kinds]
@@ -248,8 +247,7 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
     points, then the points sorted by speed.
     """
     finished = {record.id: record for record in records}
-    timed = [record for record in finished.values() if record.speedup]
-    compared = [record for record in timed if record.baseline_id in finished]
+    compared = [row for row in finished.values() if row.speedup and row.baseline_id in finished]
 
     def baseline(record: Record) -> str:
         values = finished[record.baseline_id or ""].settings()

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulskip_cli.experiments.record import Column, Record
+from ulskip_cli.experiments.record import COLUMNS, Column, Record
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, strategy_colour
@@ -92,7 +92,7 @@ def _points(records: Sequence[Record], judged: Shares) -> Section:
 
     columns = tables.long_columns(records)
     quality = [tables.share_of_full("of full", ".1%", judged), Column("keeps gate", "", gate)]
-    at = [shown.title for shown in columns].index(tables.column("decode_loss").title)
+    at = columns.index(COLUMNS["decode_loss"])
     return Section.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 

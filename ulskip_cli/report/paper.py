@@ -11,7 +11,7 @@ from statistics import median
 from typing import NamedTuple
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MISSING, Column, Record
+from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
@@ -84,7 +84,7 @@ def table4(records: Sequence[Record]) -> list[Section]:
 
 def _table4(group: Group) -> Section:
     def first(key: str, leaves: int = 0) -> Column:
-        shown = tables.column(key)
+        shown = COLUMNS[key]
         return Column(shown.head, "", lambda line: tables.cell(line.first, shown), leaves)
 
     def rate(line: Line, size: int) -> str:
@@ -95,7 +95,7 @@ def _table4(group: Group) -> Section:
     columns = [
         Column("target", "", lambda line: f"{line.target:g}x"),
         Column("approach", "", lambda line: line.approach),
-        first("kept_layers"),
+        first("layers"),
         *([Column(TITLES[metric], ".2f", lambda line: line.first.value(metric))] if metric else []),
         first("predicted_speedup", 1),
         first("measured_speedup"),

@@ -16,12 +16,12 @@ from rich.table import Table
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import (
     ABSENT,
+    COLUMNS,
     MIN_FOR_STARS,
     MISSING,
     Column,
     Interval,
     Record,
-    field_columns,
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import Share, primary, shares
@@ -37,7 +37,7 @@ from ulskip_cli.report.rows import (
     setting_title,
     varying,
 )
-from ulskip_cli.tasks.metrics import metric_keys
+from ulskip_cli.tasks.metrics import METRIC_OF
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
@@ -123,12 +123,6 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def column(key: str, title: str = "") -> Column:
-    """Return the first column of a field."""
-    first = next(column for name, column in field_columns() if name == key)
-    return first._replace(title=title or first.title)
-
-
 def setting(key: str, leaves: int = 0) -> Column:
     """Return the column of a setting."""
     title = setting_title(key).replace(" ", "\n")
@@ -158,7 +152,7 @@ def long_section(records: Sequence[Record]) -> Section:
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
-    strategy, *measured = (column for _, column in field_columns())
+    strategy, *measured = COLUMNS.values()
     return [strategy, *settings(records), *measured, *_harness(records)]
 
 
@@ -167,7 +161,7 @@ def short_section(records: Sequence[Record]) -> Section:
     records = ordered(records)
     metric = primary(records)
     strategy, *measured, rate = (
-        column for key, column in field_columns() if column.first or key == metric
+        column for key, column in COLUMNS.items() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
@@ -330,7 +324,7 @@ def to_csv(records: Sequence[Record]) -> str:
         }
         options = {key: text for key in settings if (text := setting_text(record, key)) != MISSING}
         lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
-    order = [*Record.model_fields, *metric_keys(), "speedup_pairs"]
+    order = [*Record.model_fields, *METRIC_OF, "speedup_pairs"]
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }

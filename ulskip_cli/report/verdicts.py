@@ -58,7 +58,7 @@ class Judged(NamedTuple):
     share: Share
 
 
-Chosen = tuple[list[Record], list[str], str]  # records that tie, their figures, and a note
+Chosen = tuple[list[tuple[Record, str]], str]  # records that tie with their figures, and a note
 
 
 @dataclass(frozen=True)
@@ -99,38 +99,33 @@ def winners(group: Group, gate: float) -> list[Winner]:
     for title, choose, rivals in contests:
         passing = [record for record in rivals if judged[record.key].can_win]
         faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
-        equal, figures, note = choose(faster, judged) if faster else ([], [], "")
+        tied, note = (
+            choose(faster, judged) if faster else ([], "no point that passes is faster than full")
+        )
         if not passing:
             note = _why_none(rivals, judged)
-        elif not faster:
-            note = "no point that passes is faster than full"
-        points = list(zip(map(group.called, equal), figures, strict=True))
+        points = [(group.called(record), figures) for record, figures in tied]
         found.append(Winner(title, points, note))
     return found
 
 
 def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
     ranked = sorted(records, key=lambda record: -(record.measured_speedup or 0.0))
-    clocks = [(record, record.speedup or Interval(0.0, None, None)) for record in ranked]
-    low = clocks[0][1].low
-    equal = [
-        (record, clock)
-        for record, clock in clocks
-        if low is None or clock.high is None or clock.high >= low
+    low = ranked[0].speedup.low if ranked[0].speedup else None
+    tied = [
+        (record, f"{speedup_text(record)}, {_kept(judged[record.key])}")
+        for record in ranked
+        if not (low and record.speedup) or (record.speedup.high or low) >= low
     ]
-    tied = [record for record, _ in equal]
-    figures = [f"{speedup_text(record)}, {_kept(judged[record.key])}" for record in tied]
-    is_unsure = low is not None and low <= 1
-    return tied, figures, "its interval includes 1x, so it may not be faster" * is_unsure
+    return tied, "its interval includes 1x, so it may not be faster" * bool(low and low <= 1)
 
 
 def _best(records: Sequence[Record], judged: Shares) -> Chosen:
     first, *others = sorted(records, key=lambda record: -judged[record.key].share)
     metric = judged[first.key].metric
-    tied = [record for record in others if verdict(from_records(first, record, metric)) == TIE]
-    tied = [first, *tied]
-    kept = [judged[record.key] for record in tied]
-    return tied, [f"{share.value:.2f}, {_kept(share)}" for share in kept], ""
+    tied = [first, *(row for row in others if verdict(from_records(first, row, metric)) == TIE)]
+    kept = [(record, judged[record.key]) for record in tied]
+    return [(record, f"{share.value:.2f}, {_kept(share)}") for record, share in kept], ""
 
 
 def _kept(share: Share) -> str:

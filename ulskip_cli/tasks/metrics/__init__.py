@@ -69,34 +69,10 @@ METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
 # metric.
 DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
-_BY_KEY = {row_key.key: (row_key, spec) for spec in _REGISTRY for row_key in spec.row_keys}
-
-
-def metric_keys() -> tuple[str, ...]:
-    """Return the row keys of all metrics in the order of tables, without the decode loss."""
-    return tuple(_BY_KEY)
-
-
-def quality_keys() -> tuple[str, ...]:
-    """Return the row keys that can measure quality in order of preference: primary keys, other
-    keys, then the decode loss.
-    """
-    primary = [spec.primary for spec in _REGISTRY]
-    return tuple(dict.fromkeys((*primary, *metric_keys(), DECODE_LOSS.key)))
-
-
-def row_key(key: str) -> RowKey:
-    """Return how reports show the number under a row key: title, number format, and whether lower
-    values are better.
-    """
-    return DECODE_LOSS if key == DECODE_LOSS.key else _BY_KEY[key][0]
-
-
-def metric_of(key: str) -> MetricSpec | None:
-    """Return the metric that computes the value of a row key; None for the decode loss and unknown
-    keys.
-    """
-    return _BY_KEY[key][1] if key in _BY_KEY else None
+# By the key of a row, in the order of tables: the metric, and how reports show the number.
+METRIC_OF = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
+ROW_KEYS = {row_key.key: row_key for spec in _REGISTRY for row_key in spec.row_keys}
+ROW_KEYS[DECODE_LOSS.key] = DECODE_LOSS
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
