@@ -34,7 +34,7 @@ def test_an_unreachable_hub_is_offline_for_one_block(monkeypatch):
 
 @pytest.fixture
 def four_cpus(monkeypatch):
-    monkeypatch.setattr(environment, "_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(environment, "cpus", lambda: {0, 1, 2, 3})
 
 
 def cpu(**seconds):
@@ -103,7 +103,7 @@ def test_the_command_decides_before_torch_is_imported():
         "import sys, os; from ulskip_cli import __main__ as m;"
         " from ulskip_cli.core import environment;"
         " environment.LoadMeter.other_cpus = lambda self: 99.0;"
-        " environment._cpus = lambda: {0, 1}; environment.psutil.getloadavg = lambda: (99.0,) * 3;"
+        " environment.cpus = lambda: {0, 1}; environment.psutil.getloadavg = lambda: (99.0,) * 3;"
         " sys.argv = ['ulskip', '--version']; sys.exit = lambda code: None; m.main();"
         " print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
     )

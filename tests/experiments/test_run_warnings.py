@@ -14,7 +14,7 @@ from ulskip_cli.strategies.plan import make_plan
 @pytest.fixture
 def warned(monkeypatch):
     """Return a function that gives the warnings of a record on a machine with two CPUs."""
-    monkeypatch.setattr(environment, "_cpus", lambda: {0, 1})
+    monkeypatch.setattr(environment, "cpus", lambda: {0, 1})
     monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
 
     def call(*overrides, threads=2, wait_policy=None, **values):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from types import SimpleNamespace
 from typing import ClassVar
@@ -119,11 +120,13 @@ def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch, tmp_path
     (job,) = make_jobs([compose(words)])
     alive, ended = iter([1, 1, 0]), []
 
+    @contextlib.contextmanager
     def started(*given):
         folder = ResultsFolder.of(job.config)  # the row is stored, and the worker still logs it
         folder.save_generations(job.id, [])
         folder.append(Record.joined(job.identity))
-        return SimpleNamespace(alive=lambda: next(alive), end=lambda: ended.append(list(alive)))
+        yield lambda: next(alive)
+        ended.append(list(alive))
 
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
     monkeypatch.setitem(sweep.POOLS, "local", started)

@@ -105,16 +105,11 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     return config
 
 
-def preset(
-    group: str,
-    name: str,
-    options: Mapping[str, object] | None = None,
-    extra_dir: Path | None = None,
-) -> Any:
+def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
-    chosen = read_choice(group, name, extra_dir)
+    chosen = read_choice(group, name)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 

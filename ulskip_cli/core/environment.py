@@ -149,7 +149,7 @@ class LoadMeter:
         """
         busy = 0.0
         for number, times in enumerate(psutil.cpu_times(percpu=True)):
-            if number in _cpus():
+            if number in cpus():
                 spent = times._asdict().items()
                 busy += sum(seconds for key, seconds in spent if key not in NOT_BUSY)
         own = sum(os.times()[:4])  # of this process and of its children that have ended
@@ -161,7 +161,7 @@ class LoadMeter:
 
 def is_crowded(other_cpus: float | None, threads: int) -> bool:
     """Return True if other processes use CPUs that `threads` threads need too."""
-    return other_cpus is not None and threads + other_cpus > len(_cpus()) + TOLERANCE
+    return other_cpus is not None and threads + other_cpus > len(cpus()) + TOLERANCE
 
 
 def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str, str]) -> None:
@@ -172,14 +172,14 @@ def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str,
     that still compute. OpenMP reads the variable when torch is imported.
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
-    asked = int(threads) if threads.isdecimal() else len(_cpus())
+    asked = int(threads) if threads.isdecimal() else len(cpus())
     loads = other_cpus, psutil.getloadavg()[0]  # the last minute: not a command that ends soon
     lasting = all(is_crowded(load, asked) for load in loads)
     if asked > 1 and lasting and not environment.keys() & WAITING:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-def _cpus() -> set[int]:
+def cpus() -> set[int]:
     """Return the numbers of the CPUs that this process may use."""
     own = getattr(os, "sched_getaffinity", None)
     return own(0) if own else set(range(os.cpu_count() or 1))

@@ -9,7 +9,7 @@ from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.experiments.record import Compared, Record, Row
-from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_objects
 from ulskip_cli.tasks.metrics.scores import Answers, Scores
@@ -145,15 +145,9 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
             "expected --metric for a file outside a results folder, got none; known:"
             f" {', '.join(metrics.METRICS)}"
         )
-    rows = read_objects(file)
-    for number, row in enumerate(rows, start=1):
-        if not all(isinstance(row.get(key), str) for key in ("hypothesis", "reference")):
-            raise UsageError(
-                f"{file}, line {number}: expected texts under hypothesis and reference"
-            )
-    return metrics.score(extra.beside(Scoring((), target_language)), _texts(rows))
+    texts = _texts(read_objects(file, ANSWER_KEYS[:2]))
+    return metrics.score(extra.beside(Scoring((), target_language)), texts)
 
 
 def _texts(answers: Sequence[Row]) -> Answers:
-    keys = ("hypothesis", "reference", "source")
-    return Answers(*([answer.get(key, "") for answer in answers] for key in keys))
+    return Answers(*([answer.get(key, "") for answer in answers] for key in ANSWER_KEYS))

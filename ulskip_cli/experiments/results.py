@@ -25,7 +25,7 @@ from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
-ANSWER_KEYS = ("source", "reference", "hypothesis")
+ANSWER_KEYS = ("hypothesis", "reference", "source")
 
 
 class ResultsFolder:
@@ -112,14 +112,7 @@ class ResultsFolder:
         invalid line.
         """
         path = self.generations_path(run_id)
-        answers = read_objects(path) if path.is_file() else []
-        for number, answer in enumerate(answers, start=1):
-            for key in ANSWER_KEYS:
-                if not isinstance(answer.get(key), str):
-                    raise UsageError(
-                        f"{path}, answer {number}: expected text under {key}; repeat the run"
-                    )
-        return answers
+        return read_objects(path, ANSWER_KEYS) if path.is_file() else []
 
     def save(
         self, config: Config, record: Record, generations: Sequence[Row] | None = None

@@ -49,20 +49,20 @@ class MedianInterval:
         return {key: self.median, f"{key}_low": self.low, f"{key}_high": self.high}
 
 
-def median_interval(samples: Sequence[float], confidence: float = 0.95) -> MedianInterval:
-    """Compute the median of independent samples and its distribution-free confidence interval.
+def median_interval(samples: Sequence[float]) -> MedianInterval:
+    """Compute the median of independent samples and its distribution-free 95% interval.
 
     A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th
     largest of n samples enclose it with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and
     Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses the largest k that reaches
-    `confidence`, or k = 1: fewer than six samples cannot reach 95%.
+    95%, or k = 1: fewer than six samples cannot reach it.
 
     >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
     MedianInterval(median=4.0, low=1.0, high=7.0, coverage=0.984375)
     """
     values = sorted(map(float, samples))
     count, rank, outside = len(values), 1, 1
-    most = (1 - confidence) * 2**count
+    most = 0.05 * 2**count
     while rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= most:
         outside += comb(count, rank)
         rank += 1

@@ -387,10 +387,7 @@ def _choose_layers(
     strategy, warnings = config.strategy, list[str]()
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
     if basis == "latency" and depth is not None:
-        count = math.ceil(depth - 1e-9)
-        if count > schedule.MIN_KEPT:
-            return count, _timed_stages(strategy, num_layers, depth, config), []
-        return count, strategy.stages(num_layers, count, [config.speed.new_tokens]), []
+        return math.ceil(depth - 1e-9), _timed_stages(strategy, num_layers, depth, config), []
     if basis == "latency":
         warnings.append(
             "ratio_basis=latency requires a timing, which only a run makes; this plan uses"
@@ -422,12 +419,13 @@ def _timed_stages(
 ) -> tuple[Stage, ...]:
     """Return one or two stages with `depth` layers on average over the timed steps."""
     count, steps = math.ceil(depth - 1e-9), config.speed.new_tokens - 1
-    deep, shallow = (strategy.kept_layers(num_layers, count - fewer) for fewer in (0, 1))
+    deep = strategy.kept_layers(num_layers, count)
     deep_steps = round((depth - count + 1) * steps)
-    if deep_steps <= 0:
-        return (Stage(0, shallow),)
     if deep_steps >= steps:
         return (Stage(0, deep),)
+    shallow = strategy.kept_layers(num_layers, count - 1)
+    if deep_steps <= 0:
+        return (Stage(0, shallow),)
     nested = set(shallow) < set(deep)
     return (Stage(0, deep), Stage(deep_steps, shallow if nested else schedule.without_one(deep)))
 

@@ -117,11 +117,10 @@ def spread(values: Sequence[int], count: int) -> Sequence[int]:
     >>> spread([1, 2, 3, 4, 5], 3), spread([1, 2], 3), spread([1, 2, 3], 1)
     ([1, 3, 5], [1, 2], [2])
     """
-    if count >= len(values):
-        return values
+    count = min(count, len(values))
     if count == 1:
         return [values[len(values) // 2]]
-    return sorted({values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)})
+    return [values[i] for i in schedule.even(len(values), count)]
 
 
 class Search(SkippingStrategy):

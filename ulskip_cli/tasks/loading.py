@@ -63,9 +63,10 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def read_objects(file: Path) -> list[Table]:
-    """Read a file with one JSON object per line, plain or gzipped; skip blank
-    lines. Raise UsageError if another line is not an object, or if there are no objects.
+def read_objects(file: Path, texts: Sequence[str] = ()) -> list[Table]:
+    """Read a file with one JSON object per line, plain or gzipped; skip blank lines. Raise
+    UsageError if another line is no object with texts under the keys `texts`, or if there are no
+    objects.
     """
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -75,8 +76,11 @@ def read_objects(file: Path) -> list[Table]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict):
-            raise UsageError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
+            keys = f" with texts under {' and '.join(texts)}" if texts else ""
+            raise UsageError(
+                f"{file}, line {number}: expected a JSON object{keys}, got {line[:60]!r}"
+            )
         objects.append(row)
     if not objects:
         raise UsageError(f"expected one JSON object per line in {file}, got an empty file")

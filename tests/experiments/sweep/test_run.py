@@ -93,19 +93,21 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
 
 
 def test_two_sweeps_share_the_work(quick_sweep):
-    run, _, folder = quick_sweep
-    both, settled = threading.Barrier(2), []
+    _, jobs, folder = quick_sweep
+    both, outcomes = threading.Barrier(2), []
 
     def act():
         both.wait()
-        settled.append(run())
+        outcomes.append(Sweep(jobs, Watcher()).run())
 
     threads = [threading.Thread(target=act) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(settled[0]) == sorted(settled[1]) == ALL
+    for outcome in outcomes:
+        assert [outcome.records[job.id].status for job in jobs] == ["done"] * 3
+    assert len(outcomes) == 2
     assert len(folder.runs_path.read_text().splitlines()) == 3
 
 

@@ -206,13 +206,11 @@ class Sweep:
             self._run_here(observer)
         elif unfinished := self.to_do:
             command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
-            pool = POOLS[self._launcher.name](self._launcher, command, logs, len(unfinished))
-            try:
-                while pool.alive():
+            start = POOLS[self._launcher.name]
+            with start(self._launcher, command, logs, len(unfinished)) as alive:
+                while alive():
                     time.sleep(POLL_SECONDS)
                     self.update()
-            finally:
-                pool.end()
             self.update()
             if self.to_do and not (self.fail_fast and self.failures()):
                 raise RunError(
