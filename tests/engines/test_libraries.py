@@ -217,9 +217,9 @@ def test_kept_layers_of_a_state_are_the_state_of_a_model_of_these_layers(
 
     kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
     state = serialized(range(num_layers), cells, transposed, streams)
-    got = with_layers(state, kept, num_layers)
+    got = with_layers(state, kept)
     assert got.tobytes() == serialized(kept, cells, transposed, streams).tobytes()
     cut = data.draw(st.integers(0, len(state) - 1))
     for broken in (state[:cut], np.append(state, state[:1])):
         with pytest.raises(RunError, match=r"serializes.*prompt_layers=kept"):
-            with_layers(broken, kept, num_layers)
+            with_layers(broken, kept)

@@ -30,7 +30,7 @@ class Views:
     )
     stages: tuple[
         StageView, ...
-    ]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
+    ]  # their first steps are those of the plan; those of `BatchRequest.stages` may differ
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
 
@@ -106,7 +106,7 @@ class BatchRequest:
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
     pause_every: int | None = None  # decode steps between two pauses of `Session.run`
-    first_steps: tuple[int, ...] = (0,)  # the first decode step of each stage
+    stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
     exits: ExitRule | None = None
 
     @property

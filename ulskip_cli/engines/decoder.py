@@ -203,7 +203,7 @@ class Decoder:
             forced=bool(forced_length),
             on_step=on_step,
             pause_every=pause_every,
-            first_steps=self._first_steps,
+            stages=self.stages,
             exits=self.exits,
         )
         name, _ = self.engine(decoding)
@@ -226,15 +226,10 @@ class Decoder:
         on the right.
         """
         batch, length = response_ids.shape
-        steps = self._first_steps
-        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=steps)
+        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, stages=self.stages)
         with torch.inference_mode():
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
-
-    @property
-    def _first_steps(self) -> tuple[int, ...]:
-        return tuple(stage.first_step for stage in self.stages)
 
     def _session(self, name: str, room: Room) -> tuple[Session, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its

@@ -178,6 +178,7 @@ class SteppingSession(Session, ABC):
 
 def _step(session: SteppingSession, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
     """Run one decode step with the view of its stage."""
-    if index in request.first_steps[1:]:
-        session.switch(request.first_steps.index(index, 1))
+    for number, stage in enumerate(request.stages[1:], 1):
+        if stage.first_step == index:
+            session.switch(number)
     return session.step(tokens)

@@ -89,7 +89,7 @@ class LayerDrafter:
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Draft until `count` tokens are drafted or one sequence is unsure."""
         at, drafted = ids.shape[1], list[Tensor]()
-        self.steps.rewind(at - 1)
+        self.steps.cursor.length = at - 1
         while len(drafted) < count:
             logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
             scores = self.sampler.scores(ids, logits)
@@ -280,7 +280,7 @@ class SpeculativeSession(ModelSession):
         plain step.
         """
         at = ids.shape[1]
-        self.steps.rewind(at - 1)
+        self.steps.cursor.length = at - 1
         if not drafts.tokens.shape[1] and not sampler.sample:
             logits = self.steps.forward(ids[:, -1:], self.steps.view, self.steps.cache)
             tokens = sampler.pick(sampler.scores(ids, logits[:, -1]))[:, None]
@@ -289,7 +289,7 @@ class SpeculativeSession(ModelSession):
         logits = self.steps.forward(drafted[:, at - 1 :], self.steps.view, self.steps.cache)
         # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
         scores = [
-            sampler.scores(drafted[:, : at + i], logits[:, i]) for i in range(logits.shape[1])
+            sampler.scores(drafted[:, : at + i], row) for i, row in enumerate(logits.unbind(1))
         ]
         if sampler.sample:
             return verify_sampled(drafts, torch.stack(scores, dim=1))

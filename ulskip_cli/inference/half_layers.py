@@ -81,7 +81,7 @@ class SplitLayer:
         self._options = {key: value for key, value in options.items() if key != "hidden_states"}
         generator = torch.Generator().manual_seed(0)
         self._hidden = (3 * torch.randn(first.shape, generator=generator)).to(first)
-        self.layer, self._width = layer, first.shape[-1]
+        self.layer, self._ramp = layer, torch.linspace(1, 7, first.shape[-1]).to(first)
         called = {name: calls[child] for name, child in layer.named_children() if child in calls}
         self._lengths = {
             name: len(output) if isinstance(output, tuple) else None
@@ -93,7 +93,7 @@ class SplitLayer:
             if any(value is cache for value in (*args, *options.values()))
         ]
         parts = {*cached, *(name for name in called if _has_matrix(layer.get_submodule(name)))}
-        nothing, ramp = self._nothing(parts), self._ramp(1, 7)
+        nothing, ramp = self._nothing(parts), self._ramp
         constants = self._stand_ins(parts, lambda states: ramp.expand(*states.shape[:-1], -1))
         adding = [
             name
@@ -118,13 +118,9 @@ class SplitLayer:
         own, others = parts if unit == ATTENTION else parts[::-1]
         dropped = self._nothing(own)
         # The echo of a state differs from every norm output, and shows if a norm changed its input.
-        slope, offset = self._ramp(1, 7), self._ramp(5, -3)
-
-        def echo(states: Tensor) -> Tensor:
-            weights = torch.linspace(1, 7, states.shape[-1]).to(states)
-            return (states * weights).mean(-1, keepdim=True) * slope + offset
-
-        echoes = self._stand_ins(others, echo)
+        echoes = self._stand_ins(
+            others, lambda states: (states.sin().sum(-1, keepdim=True) * self._ramp).sin()
+        )
         expected = self._output({**dropped, **echoes})
         for name, child in self.layer.named_children():
             if name not in (self.attention, *self.mlp) and any(True for _ in child.parameters()):
@@ -145,9 +141,6 @@ class SplitLayer:
         # a call would run the hooks of the layer
         return _states(self._changed(children).forward(*args, **options))
 
-    def _ramp(self, first: float, last: float) -> Tensor:
-        return torch.linspace(first, last, self._width).to(self._hidden)
-
     def _stand_ins(
         self, names: Iterable[str], value: Value, adds: bool = True
     ) -> dict[str, nn.Module]:
@@ -157,7 +150,7 @@ class SplitLayer:
         }
 
     def _nothing(self, names: Iterable[str]) -> dict[str, nn.Module]:
-        width = self._width
+        width = len(self._ramp)
         return self._stand_ins(names, lambda states: states.new_zeros(*states.shape[:-1], width))
 
     def _changed(self, children: Mapping[str, nn.Module]) -> nn.Module:

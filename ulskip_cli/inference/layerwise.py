@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -34,21 +34,15 @@ class LayerwiseModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = shallow_view.decoder_layers(model)
-        self._calls, self._state = list[Arguments](), torch.empty(0)
+        self._calls = list[Arguments]()
+        self._state: Tensor | None = None
         device = shallow_view.input_device(model)
         # The probe must not change the random numbers of training.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._in_tuples, self._chain = _probe(model)
-            # `_before` is the model with layers that record their inputs, `_after` with one layer
-            # that returns a given state.
-            recording = {layer: _StandIn(layer, self._record) for layer in self.layers}
-            self._before = shallow_view.substituted(model, recording.get)
-            view = shallow_view.shallow_view(model, (0,))
-            (only,) = shallow_view.decoder_layers(view)
-            replaying = {only: _StandIn(only, lambda *_, **options: self._output(self._state))}
-            self._after = shallow_view.substituted(view, replaying.get)
-            if not self._is_chain(model):
-                self._chain = []
+            # The model with layers that record their inputs, or return a given state.
+            stand_ins = {layer: _StandIn(layer, self._record) for layer in self.layers}
+            self._shell = shallow_view.substituted(model, stand_ins.get)
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
@@ -56,7 +50,7 @@ class LayerwiseModel:
         """
         self._calls = []
         try:
-            self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
+            self._shell(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
             return LayerInputs(entered.args[0], self._calls, cache)
         raise AssertionError("expected a forward pass that reaches the last layer")
@@ -75,7 +69,7 @@ class LayerwiseModel:
         layers of the prompt's model that this model has; None means all.
         """
         layers = range(len(self.layers)) if kept is None else kept
-        options = shallow_view.placing(self._before, prompt.whole_mask(ids, seen), ids.shape[1])
+        options = shallow_view.placing(self._shell, prompt.whole_mask(ids, seen), ids.shape[1])
         return self.enter(ids, shallow_view.fork_cache(prompt.cache, layers), **options)
 
     def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
@@ -111,14 +105,18 @@ class LayerwiseModel:
         """Return logits by the model's own forward, which may scale or cap them."""
         self._state = hidden
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        logits: Tensor = self._after(input_ids=ids, use_cache=False).logits
-        self._state = torch.empty(0)
+        try:
+            logits: Tensor = self._shell(input_ids=ids, use_cache=False).logits
+        finally:
+            self._state = None
         return logits
 
     def _record(self, *args: Any, **options: Any) -> object:
         """Record the arguments of a layer and return its input unchanged; the last layer ends the
-        forward pass.
+        forward pass. If there is a given state, return that instead.
         """
+        if self._state is not None:
+            return self._output(self._state)
         hidden, *rest = args or (options.pop("hidden_states"),)
         self._calls.append((rest, options))
         if len(self._calls) == len(self.layers):
@@ -127,21 +125,6 @@ class LayerwiseModel:
 
     def _output(self, hidden: Tensor) -> object:
         return (hidden,) if self._in_tuples else hidden
-
-    def _is_chain(self, model: PreTrainedModel) -> bool:
-        """Return True if the modules after the layers, run in sequence, compute exactly the model's
-        logits.
-        """
-        head = model.get_output_embeddings()
-        device = model.device if head is None else head.weight.device
-        size = model.config.get_text_config(decoder=True).hidden_size
-        generator = torch.Generator().manual_seed(0)
-        hidden = (3 * torch.randn(1, 2, size, generator=generator)).to(device, model.dtype)
-        try:
-            with torch.no_grad():
-                return torch.equal(self.logits(hidden), self._by_model(hidden))
-        except (TypeError, ValueError, RuntimeError):  # the modules do not form a sequence
-            return False
 
 
 class _EnteredError(Exception):
@@ -163,16 +146,17 @@ class _StandIn(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
-    """Run one step; return whether layers return tuples, and the modules that run after the
-    layers.
+    """Run one step; return True if layers return tuples, and the modules that run after the layers
+    if they compute exactly the model's logits in sequence, else no modules.
     """
-    in_tuples, after = False, list[nn.Module]()
+    last: Any = None
+    after = list[nn.Module]()
     layers = shallow_view.decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
 
     def begin(module: nn.Module, args: object, output: object) -> None:
-        nonlocal in_tuples
-        in_tuples = isinstance(output, tuple)
+        nonlocal last
+        last = output
         after.clear()
 
     with ExitStack() as hooks, torch.no_grad():
@@ -181,6 +165,17 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
             if not any(module.children()):
                 hook = module.register_forward_pre_hook(lambda module, _: after.append(module))
                 hooks.enter_context(hook)
-        ids = torch.zeros(1, 1, dtype=torch.long, device=shallow_view.input_device(model))
-        encode_prompt(model, ids, torch.ones_like(ids))
-    return in_tuples, after
+        # Two tokens, because the state of a padding token can be zero.
+        ids = torch.arange(2, device=shallow_view.input_device(model))[None]
+        cache = shallow_view.new_cache(model)
+        logits = shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache)
+    in_tuples = isinstance(last, tuple)
+    hidden = last[0] if in_tuples else last
+    try:
+        with torch.no_grad():
+            for module in after:
+                hidden = module(hidden)
+        is_chain = torch.equal(hidden, logits.to(hidden.device))
+    except (TypeError, ValueError, RuntimeError):  # the modules do not form a sequence
+        is_chain = False
+    return in_tuples, after if is_chain else []

@@ -257,17 +257,15 @@ class _FoldingLayer:
         self.path, self._linear = linears[-1]
         self.has_bias = self._linear.bias is not None
 
-    def run(
-        self, state: Tensor, entry: LayerInputs, added: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the layer, with `added` added to the output of the linear layer; return the output of
-        the layer, and that of the linear layer without `added`.
+    def run(self, state: Tensor, entry: LayerInputs, scale: int = 1) -> tuple[Tensor, Tensor]:
+        """Run the layer, with the output of the linear layer times `scale`; return the output of
+        the layer, and that of the linear layer.
         """
         outputs: list[Tensor] = []
 
-        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
             outputs.append(output)
-            return None if added is None else output + added
+            return output * scale
 
         with self._linear.register_forward_hook(hook):
             after = self._layerwise.layer(self._place, state, entry)
@@ -278,20 +276,13 @@ class _FoldingLayer:
     def check(
         self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
     ) -> None:
-        """Raise UsageError unless a vector added to the output of the linear layer changes the
-        output of the layer by exactly this vector. `ran` is the result of `run` without `added`.
+        """Raise UsageError unless the output of the layer is that without the linear layer, plus
+        exactly the output of the linear layer. `ran` is the result of `run`.
         """
-        output = ran[1]
-        tiny = torch.finfo(torch.float32).tiny
-        size = output[counted].float().pow(2).mean().sqrt().clamp_min(tiny)
-        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0))
-        added = (size * direction.to(output.device)).to(output.dtype)
-        moved, _ = self.run(state, entry, added)
-        before, moved, output = (tensor[counted].double() for tensor in (ran[0], moved, output))
-        rounding = torch.finfo(added.dtype).eps * (
-            before.abs() + moved.abs() + output.abs() + added.double().abs()
-        )
-        error = (moved - before - added.double()).abs()
+        without, _ = self.run(state, entry, scale=0)
+        without, after, output = (tensor[counted].double() for tensor in (without, *ran))
+        rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
+        error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
             raise self._refusal()
 

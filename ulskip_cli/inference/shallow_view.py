@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError, reason
@@ -117,20 +117,16 @@ def shallow_view(
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
+    replaced: dict[nn.Module, nn.Module] = {stack: layers}
+    view = substituted(model, replaced.get)
     configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
-
-    def rebuilt(module: nn.Module, name: str, rest: str = "") -> nn.Module:
-        child = rebuilt(module.get_submodule(name), *rest.split(".", 1)) if rest else layers
-        shell = copied(module, {name: child})
-        if "config" in shell.__dict__:
-            source: Any = module.config
-            configs[id(source)] = configs.get(id(source)) or shallow_config(
-                source, len(stack), kept
-            )
-            shell.config = configs[id(source)]
-        return shell
-
-    view = rebuilt(model, *path.split(".", 1))
+    module: Any = view
+    for name in path.split("."):
+        if source := module.__dict__.get("config"):
+            if id(source) not in configs:
+                configs[id(source)] = shallow_config(source, len(stack), kept)
+            module.config = configs[id(source)]
+        module = module.get_submodule(name)
     attention, left = (
         [i for i, layer in enumerate(new_cache(each).layers) if isinstance(layer, CacheLayerMixin)]
         for each in (model, view)
@@ -203,6 +199,18 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
     prune_cache(fork, kept)
     fork.layers = [_forked(layer) for layer in fork.layers]
     return fork
+
+
+def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache filled from keys, values, keys, values, ... by layer; sliding-window layers
+    keep all positions too.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(states[::2], states[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.layers.append(layer)
+    return cache
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:

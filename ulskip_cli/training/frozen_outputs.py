@@ -98,9 +98,8 @@ class FrozenOutputs:
             return self._together(batch, with_states)
         rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
         logits, *prompt = _joined([prompt for prompt, _ in rows], left=True)
-        cache = shallow_view.fork_cache(shallow_view.new_cache(self.model), self.layers)
-        for layer, keys, values in zip(cache.layers, prompt[::2], prompt[1::2], strict=True):
-            layer.update(keys, values)
+        cache = shallow_view.filled_cache(prompt)
+        cache.kept_layers = tuple(self.layers)
         encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
         if not with_states:
             return FrozenBatch(encoded)

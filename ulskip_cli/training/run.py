@@ -83,7 +83,7 @@ def train(
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
     identity = _identity(config, texts)
-    finished = _finished_record(output, identity, config)
+    finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         progress.phase("already finished, nothing to train", 1)
@@ -140,7 +140,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     return digest([DEFAULTS, values, texts.sha256, fingerprint(config.model)])
 
 
-def _finished_record(output: Path, identity: str, config: TrainingConfig) -> TrainingRecord | None:
+def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if it is complete, or None if it can begin or continue
     in the output folder.
     """
@@ -156,13 +156,9 @@ def _finished_record(output: Path, identity: str, config: TrainingConfig) -> Tra
         known = names <= {OWN_RESPONSES, "checkpoints"} and not any(checkpoints.glob("[!.]*"))
         known &= output.is_dir() or not output.exists()
     if not known:
-        sources = [config.model.path, *filter(None, [config.train.start])]
-        folders = [Path(source).expanduser().resolve() for source in sources]
-        is_source = any(folder.is_relative_to(output.resolve()) for folder in folders)
-        delete = "" if is_source else f", or delete {output}"
         raise UsageError(
             f"output={output} contains other files, or a finished or unfinished training run with"
-            f" other settings or data; set another output=DIR{delete}"
+            " other settings or data; set another output=DIR"
         )
     return parse(TrainingRecord, values, file=stored) if values else None
 

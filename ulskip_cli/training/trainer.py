@@ -29,10 +29,9 @@ from ulskip_cli.core.tracking import PROJECT, flatten
 from ulskip_cli.inference import loading
 from ulskip_cli.inference.batching import longest_first
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.data import LossBatch, PairCollator, SimilarLengthSampler, TokenPairs
+from ulskip_cli.training.data import LossBatch, SimilarLengthSampler
 from ulskip_cli.training.preflight import trainer_arguments
 from ulskip_cli.training.setup import TrainingSetup
-from ulskip_cli.training.two_pass_loss import TwoPassLoss
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
@@ -61,27 +60,36 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: object, inputs: Mapping[str, Tensor], *args: object, **kwargs: object
     ) -> object:
-        """Compute the loss under the schedule of this step."""
-        stages = self.draw_schedule(self.state.global_step)
-        return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
-
-    def draw_schedule(self, step: int) -> tuple[Stage, ...]:
-        """Draw the schedule of a step from only the seed and the step, so that all processes and
-        resumed trainings agree.
+        """Compute the loss under a schedule that is drawn from only the seed and the step, so that
+        all processes and resumed trainings agree.
         """
-        rng = random.Random(f"{self.config.seed} {step}")
-        return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
+        rng = random.Random(f"{self.config.seed} {self.state.global_step}")
+        (stages,) = rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)
+        return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth)
         or exit depth (`6`).
         """
-        module = self.model
+        module, pairs, size = self.model, self.eval_dataset, self.args.per_device_train_batch_size
         compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
-        named = {f"{ratio:g}x": compared[ratio] for ratio in sorted(compared)}
-        batch_size = self.args.per_device_train_batch_size
-        found = validation_losses(module, named, self.eval_dataset, self.data_collator, batch_size)
-        losses = {f"eval_loss_{name}": loss for name, loss in found.items()}
+        totals, count = defaultdict[str, float](float), 0
+        # The cross-entropy alone, without smoothing or distillation.
+        weights, module.weights = module.eval().weights, TrainOptions()
+        order = longest_first(pairs.lengths())
+        with torch.no_grad():
+            for start in range(0, len(order), size):
+                tensors = self.data_collator([pairs[i] for i in order[start : start + size]])
+                batch = LossBatch(**self._prepare_inputs(tensors))
+                if module.exits:
+                    for depth, loss in module.exit_losses(batch):
+                        totals[f"eval_loss_{depth}"] += loss.item()
+                for ratio in [] if module.exits else sorted(compared):
+                    loss = module.schedule_loss(batch, compared[ratio])
+                    totals[f"eval_loss_{ratio:g}x"] += loss.item()
+                count += int(batch.is_labelled.sum())
+        module.train().weights = weights
+        losses = {name: total / count for name, total in totals.items()}
         self.log(losses)
         self.control.should_evaluate = False  # or Trainer evaluates the last step again
         return losses
@@ -196,33 +204,6 @@ def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object
     return {"report_to": tracker, **options}
 
 
-def validation_losses(
-    module: TwoPassLoss,
-    schedules: Mapping[str, tuple[Stage, ...]],
-    pairs: TokenPairs,
-    collator: PairCollator,
-    batch_size: int,
-) -> dict[str, float]:
-    """Return the mean cross-entropy of all response tokens in nats, without smoothing or
-    distillation: under each schedule, or with all tokens exiting at each exit depth.
-    """
-    totals, count = defaultdict[str, float](float), 0
-    weights, module.weights = module.eval().weights, TrainOptions()
-    order = longest_first(pairs.lengths())
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            tensors = collator([pairs[i] for i in order[start : start + batch_size]])
-            batch = LossBatch(**{key: x.to(module.base.device) for key, x in tensors.items()})
-            if module.exits:
-                for depth, loss in module.exit_losses(batch):
-                    totals[str(depth)] += loss.item()
-            for name, stages in {} if module.exits else schedules.items():
-                totals[name] += module.schedule_loss(batch, stages).item()
-            count += int(batch.is_labelled.sum())
-    module.train().weights = weights
-    return {name: total / count for name, total in totals.items()}
-
-
 class MuonWithAdamW(Optimizer):
     """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle
     them as one optimizer.
@@ -235,43 +216,22 @@ class MuonWithAdamW(Optimizer):
         and vectors to AdamW.
         """
         embeddings = {
-            id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+            p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
         }
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        matrices = [
-            p
-            for n, p in trained.items()
-            if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n
+        matrices, others = list[nn.Parameter](), list[nn.Parameter]()
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                is_hidden = p.ndim == 2 and p not in embeddings and "lm_head" not in name
+                (matrices if is_hidden else others).append(p)
+        self._optimizers: list[Optimizer] = [
+            Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         ]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in trained.values() if id(p) not in chosen]
-        self._optimizers: list[Optimizer] = []
         if others:
             self._optimizers.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
-        if matrices:
-            self._optimizers.append(
-                Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        super().__init__(groups, {})
-        self._share_groups_and_state()
+        super().__init__([optimizer.param_groups[0] for optimizer in self._optimizers], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step with both optimizers."""
-        for optimizer in self._optimizers:
+        """Take one step with both optimizers. A loaded checkpoint replaces groups and state."""
+        for optimizer, group in zip(self._optimizers, self.param_groups, strict=True):
+            optimizer.param_groups, optimizer.state = [group], self.state
             optimizer.step(closure)
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Load the state of both optimizers."""
-        super().load_state_dict(state_dict)
-        self._share_groups_and_state()
-
-    def _share_groups_and_state(self) -> None:
-        """Let both optimizers use this optimizer's groups and state, because schedulers change only
-        this optimizer.
-        """
-        start = 0
-        for optimizer in self._optimizers:
-            optimizer.param_groups = self.param_groups[start : start + len(optimizer.param_groups)]
-            optimizer.state = self.state
-            start += len(optimizer.param_groups)

@@ -1,7 +1,7 @@
 import torch
 from reference import random_ids
 
-from ulskip_cli.engines.torch.static_cache import fixed
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.inference import shallow_view
 
 
@@ -16,8 +16,9 @@ def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
     ids = random_ids(2, 5)
     cache = prompt_cache(llama, ids, torch.ones_like(ids))
     keys = [layer.keys.clone() for layer in cache.layers]
-    cache, cursor = fixed(cache, 9)
-    assert (cursor.length, cache.get_seq_length(), cache.layers[0].get_max_length()) == (5, 5, 9)
+    steps = EagerSteps(llama, cache, torch.ones_like(ids), 5)
+    cursor = steps.cursor
+    assert (cursor.length, cache.get_seq_length(), cache.layers[0].keys.shape[2]) == (5, 5, 9)
     addresses = [layer.keys.data_ptr() for layer in cache.layers]
     with torch.no_grad():
         for step in range(4):

@@ -5,11 +5,9 @@ declarations of llama-cpp-python.
 import math
 import os
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_uint8
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 import gguf
@@ -55,7 +53,6 @@ class LlamaContext:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(file), model_options)
         if not self._model:
             raise RunError(f"llama.cpp could not load {file}; delete it and repeat the run")
-        self._num_layers: int = llama_cpp.llama_model_n_layer(self._model)
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
         rows = room.batch_size * room.num_tokens
@@ -122,7 +119,7 @@ class LlamaContext:
         pointer = data.ctypes.data_as(POINTER(c_uint8))
         get_data, set_data = llama_cpp.llama_state_seq_get_data, llama_cpp.llama_state_seq_set_data
         size = get_data(source._context, pointer, data.size, sequence)
-        part = with_layers(data[:size], layers, source._num_layers)
+        part = with_layers(data[:size], layers)
         pointer = part.ctypes.data_as(POINTER(c_uint8))
         if set_data(self._context, pointer, part.size, sequence) != part.size:
             problem = "llama.cpp refused the keys and values of the kept layers"
@@ -130,52 +127,31 @@ class LlamaContext:
         self._lengths[sequence] = source._lengths[sequence]
 
 
-def with_layers(state: ndarray, kept: Sequence[int], num_layers: int) -> ndarray:
+def with_layers(state: ndarray, kept: Sequence[int]) -> ndarray:
     """Return the serialized state of a sequence, [bytes], with only the layers `kept`.
 
     The format is that of llama.cpp's KV cache: a header; for each stream its cells, then keys, then
-    values by layer. Raises RunError if the format does not describe every byte.
+    values by layer, which all have one size. Raises RunError if the format does not describe every
+    byte.
     """
-    stream, parts = BytesIO(state.tobytes()), list[bytes]()
-
-    def read(size: int) -> bytes:
-        parts.append(stream.read(size))
-        if len(parts[-1]) < size:
-            raise ValueError
-        return parts[-1]
-
-    def number() -> int:
-        return int.from_bytes(read(4), "little")
-
-    def layer(num_cells: int, transposed: bool) -> bytes:
-        head = read(12)  # type, then the bytes of a row, or of an element and their number
-        size = math.prod(struct.unpack("<4xII" if transposed else "<4xQ", head))
-        return head + read(num_cells * size)
-
+    words = state[: state.size // 4 * 4].view("<u4")
     try:
-        read(8)  # magic number, sequence
-        for _ in range(number()):  # streams
-            num_cells = number()
-            for _ in range(num_cells):
-                read(4)  # position
-                read(4 * number())  # sequences
-            if num_cells:
-                transposed = bool(number())
-                if number() != num_layers:
-                    raise ValueError
-                parts[-1], end = len(kept).to_bytes(4, "little"), len(parts)
-                for by_column in (False, transposed):  # keys, values
-                    layers = [layer(num_cells, by_column) for _ in range(num_layers)]
-                    parts[end:] = [layers[index] for index in kept]
-                    end = len(parts)
-        if stream.read():
+        stream = int(words[3:].nonzero()[0][0])  # the only one with cells
+        num_cells = int(words[3 + stream])
+        start = 4 * (6 + stream + 3 * num_cells)  # of the first layer's keys
+        end = state.size - 4 * (int(words[2]) - stream - 1)
+        row_bytes = int(state[start + 4 : start + 12].view("<u8")[0])
+        shape = 2, int(words[start // 4 - 1]), 12 + num_cells * row_bytes
+        if end - start != math.prod(shape):
             raise ValueError
-    except (ValueError, OverflowError):
+    except (ValueError, IndexError):
         raise RunError(
             "expected the format in which llama-cpp-python 0.3.36 serializes keys and values, got "
             "another; use prompt_layers=kept, or install that version"
         ) from None
-    return np.frombuffer(b"".join(parts), np.uint8)
+    count = np.array([len(kept)], "<u4").view(np.uint8)
+    layers = state[start:end].reshape(shape)[:, list(kept)].ravel()
+    return np.concatenate([state[: start - 4], count, layers, state[end:]])
 
 
 class LlamaCppSession(LibrarySession[LlamaContext]):

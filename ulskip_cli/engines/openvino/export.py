@@ -26,13 +26,17 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.properties import hint
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
-from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache, takes_positions
+from ulskip_cli.inference.shallow_view import (
+    filled_cache,
+    forward_with_cache,
+    new_cache,
+    takes_positions,
+)
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"
@@ -66,21 +70,8 @@ class Masks:
         """
         past = mask.shape[1]
         cache = filled_cache([torch.empty(1, 1, past, 1)] * 2)  # masks depend on one layer
-        masks = static_cache.full_masks(self._model, cache, mask, steps, past + steps)
-        by_kind = {"mask": masks} if isinstance(masks, Tensor) else masks
-        return {kind: tensor.float().clamp(min=HIDDEN) for kind, tensor in by_kind.items()}
-
-
-def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
-    """Return a cache filled from keys, values, keys, values, ... by layer; sliding-window layers
-    keep all positions too.
-    """
-    cache = DynamicCache()
-    for keys, values in zip(states[::2], states[1::2], strict=True):
-        layer = DynamicLayer()
-        layer.keys, layer.values, layer.is_initialized = keys, values, True
-        cache.layers.append(layer)
-    return cache
+        masks = static_cache.step_masks(self._model, cache, mask, steps, past + steps)
+        return {kind or "mask": tensor.float().clamp(min=HIDDEN) for kind, tensor in masks.items()}
 
 
 class OpenVinoRequest:

@@ -16,6 +16,7 @@ from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
 from ulskip_cli.engines.torch.static_cache import (
     Cursor,
+    FixedLayer,
     PositionsAndMasks,
     StaticLayer,
     UnplacedLayer,
@@ -47,8 +48,9 @@ class EagerSteps:
 
         `several` allows passes over more than one token.
         """
-        self.view = view
-        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
+        self.view, self.cache, self.cursor = view, cache, Cursor(cache.get_seq_length())
+        for i, layer in enumerate(cache.layers):  # frees the old tensors layer by layer
+            cache.layers[i] = FixedLayer(layer, mask.shape[1] + length - 1, self.cursor)
         self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several)
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -64,21 +66,9 @@ class EagerSteps:
         self.cursor.length += tokens.shape[1]
         return logits
 
-    def rewind(self, length: int) -> None:
-        """Keep only the first `length` tokens in the cache, prompt included."""
-        self.cursor.length = length
-
-    def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Continue with a view of fewer layers; `kept` are the indices of the remaining layers in
-        the current view.
-        """
-        self.view = view
-        self.cache.layers = [self.cache.layers[i] for i in kept]
-
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
-        for layer in self.cache.layers:
-            layer.keep_sequences(alive)
+        self.cache.reorder_cache(alive)
         self.positions.drop_finished(alive)
 
 
@@ -107,6 +97,7 @@ class CompiledSteps:
         )  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
         self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
+        self.cache.kept_layers = cache.kept_layers
         self.with_positions = shallow_view.takes_positions(view)
         kind = StaticLayer if self.with_positions else UnplacedLayer
         self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
@@ -137,11 +128,8 @@ class CompiledSteps:
         self.compile_seconds = time.perf_counter() - began
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
-        """Continue from the previous stage; `kept` are the indices of the remaining layers in that
-        stage.
-        """
-        held = DynamicCache()
-        held.layers = [before.cache.layers[i] for i in kept]
+        """Continue from the previous stage with the layers `kept` of the prompt's model."""
+        held = shallow_view.fork_cache(before.cache, kept)
         done = before.cursor.length - before.prompt_len
         mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
         self.begin(held, mask, before.length - done)
@@ -157,8 +145,7 @@ class CompiledSteps:
             self._padding.zero_()[:, : self.prompt_len] = mask
             return
         self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
-        masks = static_cache.full_masks(self.view, self.cache, mask, length - 1, self.capacity)
-        self._full = masks if isinstance(masks, dict) else {"": masks}
+        self._full = static_cache.step_masks(self.view, self.cache, mask, length - 1, self.capacity)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""

@@ -5,7 +5,6 @@ eager or compiled.
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -163,13 +162,13 @@ class TorchSession(ModelSession):
         """Continue with the view of a later stage, which takes over the keys and values of its
         layers.
         """
-        before, after = list(pairwise(self.views.stages))[stage - 1]
-        kept = [before.kept.index(layer) for layer in after.kept]
+        kept = self.views.stages[stage].kept
         if self._now:
             self._now[stage].continue_from(self.steps, kept)
             self.steps = self._now[stage]
         else:
-            self.steps.switch_to_view(self.decode_models[stage], kept)
+            shallow_view.prune_cache(self.steps.cache, kept)
+            self.steps.view = self.decode_models[stage]
 
     def details(self) -> Table:
         """Return the linear backend of the steps, and True as `compiled` if they are."""

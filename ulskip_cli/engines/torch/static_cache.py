@@ -2,20 +2,21 @@
 internals of transformers.
 """
 
-from collections.abc import Mapping
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.inference import shallow_view
 
-Masks = Tensor | Mapping[str, Tensor | None] | None
+Masks = dict[str, Tensor | None]  # by attention type; None: all positions are visible
 
 
 @dataclass
@@ -29,12 +30,10 @@ class Cursor:
     seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
+class FixedLayer(DynamicLayer):  # type: ignore[misc]
     """The keys and values of one layer in buffers [batch, heads, capacity, head_dim]; a step reads
     the filled part.
     """
-
-    is_sliding = False
 
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.begin(source)
         self.is_initialized = True
 
-    def begin(self, source: CacheLayerMixin) -> None:
+    def begin(self, source: DynamicLayer) -> None:
         """Copy the keys and values before the cursor, which may be those of a sliding window."""
         end = self.cursor.length
         for buffer, states in ((self.keys, source.keys), (self.values, source.values)):
@@ -54,9 +53,6 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
             start = end - held.shape[2]
             buffer[:, :, :start] = 0  # masked, but must not be NaN
             buffer[:, :, start:end] = held
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing, because the buffers exist already."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -66,21 +62,9 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number and the offset of the keys that a query attends to."""
-        return self.cursor.length + query_length, 0
-
     def get_seq_length(self) -> int:
         """Return the number of filled positions."""
         return self.cursor.length
-
-    def get_max_length(self) -> int:
-        """Return the capacity of the buffers."""
-        return int(self.keys.shape[-2])
-
-    def keep_sequences(self, alive: Tensor) -> None:
-        """Keep only the sequences with the indices `alive` [sequences]."""
-        self.keys, self.values = self.keys[alive], self.values[alive]
 
 
 class StaticLayer(FixedLayer):
@@ -88,7 +72,7 @@ class StaticLayer(FixedLayer):
     hides empty positions.
     """
 
-    def begin(self, source: CacheLayerMixin) -> None:
+    def begin(self, source: DynamicLayer) -> None:
         """Copy the keys and values before the cursor; the positions behind it are read too."""
         super().begin(source)
         for buffer in (self.keys, self.values):
@@ -115,17 +99,7 @@ class UnplacedLayer(StaticLayer):
 
     def get_seq_length(self) -> int:
         """Return the last position, so that the causal mask hides no key."""
-        return self.get_max_length() - 1
-
-
-def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache of keys and values in place to buffers of `capacity` positions."""
-    cursor = Cursor(cache.get_seq_length())
-    for i, layer in enumerate(cache.layers):
-        cache.layers[i] = FixedLayer(
-            layer, capacity, cursor
-        )  # frees the old tensors layer by layer
-    return cache, cursor
+        return int(self.keys.shape[2]) - 1
 
 
 def can_fix(cache: DynamicCache) -> bool:
@@ -134,68 +108,24 @@ def can_fix(cache: DynamicCache) -> bool:
 
 
 def step_masks(
-    model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int
-) -> Masks:
-    """Return the attention masks of all steps after the prompt in `cache`; `attention_mask` is
-    [batch, prompt_len].
-
-    The masks are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position
-    is masked. For a model with several attention types, the result maps each type to a mask.
+    model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, capacity: int
+) -> dict[str, Tensor]:
+    """Return the additive masks [batch, 1, steps, capacity] of all steps after the prompt in
+    `cache`, by attention type; a model with one type has the key "". `mask` is [batch, prompt_len].
     """
-    batch, dtype = attention_mask.shape[0], model.dtype
-    ahead = attention_mask.new_ones(batch, new_tokens)
+    config = copy.deepcopy(model.config.get_text_config(decoder=True))
+    config._attn_implementation = "eager"  # whose masks are additive and never None
     masks = create_masks_for_generate(
-        config=model.config,
-        inputs_embeds=torch.zeros((), dtype=dtype, device=attention_mask.device).expand(
-            batch, new_tokens, 1
-        ),
-        attention_mask=torch.cat([attention_mask, ahead], dim=1),
+        config=config,
+        inputs_embeds=mask.new_zeros(len(mask), steps, 1, dtype=model.dtype),
+        attention_mask=functional.pad(mask, (0, steps), value=1),
         cache=cache,
-        position_ids=None,
     )
-    unpadded = bool(attention_mask.all())
-    if isinstance(masks, dict):
-        return {
-            kind: None if unpadded and kind == "full_attention" else _additive(mask, dtype)
-            for kind, mask in masks.items()
-        }
-    slides = getattr(model.config.get_text_config(decoder=True), "sliding_window", None) is not None
-    return None if unpadded and not slides else _additive(masks, dtype)
-
-
-def full_masks(
-    model: PreTrainedModel,
-    cache: DynamicCache,
-    attention_mask: Tensor,
-    new_tokens: int,
-    capacity: int,
-) -> Tensor | dict[str, Tensor]:
-    """Return the masks [batch, 1, new_tokens, capacity] of steps that read whole buffers; never
-    None.
-    """
-    batch, prompt_len = attention_mask.shape
-    least = torch.finfo(model.dtype).min
-    masks = step_masks(model, cache, attention_mask, new_tokens)
-
-    def whole(mask: Tensor | None) -> Tensor:
-        full = torch.full(
-            (batch, 1, new_tokens, capacity), least, dtype=model.dtype, device=attention_mask.device
-        )
-        seen = full[..., : prompt_len + new_tokens]
-        if mask is None:  # causal only
-            ahead = torch.ones(
-                new_tokens, prompt_len + new_tokens, dtype=torch.bool, device=full.device
-            )
-            seen.masked_fill_(ahead.tril(prompt_len), 0)
-        else:
-            seen.copy_(mask)
-        return full
-
-    return (
-        {kind: whole(mask) for kind, mask in masks.items()}
-        if isinstance(masks, Mapping)
-        else whole(masks)
-    )
+    hidden = (0, capacity - mask.shape[1] - steps)
+    return {
+        kind: functional.pad(tensor, hidden, value=torch.finfo(model.dtype).min)
+        for kind, tensor in (masks if isinstance(masks, dict) else {"": masks}).items()
+    }
 
 
 class PositionsAndMasks:
@@ -215,15 +145,20 @@ class PositionsAndMasks:
         prompt_len] is the prompt's mask.
         """
         self.prompt_len = mask.shape[1]
-        self._single: Masks = None
-        self._several: Masks = None
+        self._single: Masks = {}
+        self._several: Masks = {}
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
-                self._single = step_masks(model, cache, mask, steps)
-            if steps and several:
-                self._several = full_masks(model, cache, mask, steps, self.prompt_len + steps)
+                masks = step_masks(model, cache, mask, steps, self.prompt_len + steps)
+                config = model.config.get_text_config(decoder=True)
+                slides = getattr(config, "sliding_window", None) is not None
+                # Without padding, one token of full attention needs no mask.
+                full = {"full_attention", "full_attention" if slides else ""} if mask.all() else ()
+                self._single = {kind: None if kind in full else masks[kind] for kind in masks}
+                if several:
+                    self._several.update(masks)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> Table:
@@ -233,10 +168,10 @@ class PositionsAndMasks:
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
-        masks = self._single if count == 1 else self._several
         positions = self._positions[:, step : step + count]
-        mask = _indexed(masks, (..., slice(step, step + count), slice(end)))
-        return {"attention_mask": mask, "position_ids": positions}
+        chosen = self._single if count == 1 else self._several
+        masks = _indexed(chosen, (..., slice(step, step + count), slice(end)))
+        return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
@@ -247,15 +182,4 @@ class PositionsAndMasks:
 
 
 def _indexed(masks: Masks, index: Any) -> Masks:
-    if isinstance(masks, Mapping):
-        return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}
-    return None if masks is None else masks[index]
-
-
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    # 0 for visible keys, the smallest number for hidden ones
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, torch.finfo(dtype).min
-    )
+    return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}

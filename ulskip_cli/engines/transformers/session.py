@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,9 +35,7 @@ class TransformersSession(Session):
             **({"min_new_tokens": request.length} if request.forced else {}),
             "stop_strings": list(stops) or None,
         }
-        moved = zip(self.views.stages, request.first_steps, strict=True)
-        stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
-        model = shallow_view.two_phase(self.views.prompt_model, stages, self._on_prefill)
+        model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)
         observer = StepObserver(self.device, input_ids.shape, request.on_step)
         start = now(self.device)
         try:
