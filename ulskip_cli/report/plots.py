@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#24303c", "#8a97a5"  # text and axes; grids and reference lines
+STYLE = Path(__file__).parent.parent / "assets" / "plots.mplstyle"
+FAINT = "#8a97a5"  # of reference lines; the style has the other colours
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLOURS = {
     "full": "#7f8b97",
@@ -35,32 +36,6 @@ COLOURS = {
     "one_block": "#b0466f",
     "search": "#3d9ca8",
     "custom": "#8c6d46",
-}
-_STYLE: Any = {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.alpha": 0.22,
-    "grid.linewidth": 0.6,
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # named with every text of an SVG
-    "text.parse_math": False,  # names of rows are no formulas
-    # text stays text; the same figure gives the same file
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ulskip",
 }
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
 MAX_PANELS = 4
@@ -232,9 +207,9 @@ def strategy_colour(strategy: str) -> str:
 
 def applied() -> AbstractContextManager[None]:
     """Apply the style of all plots within a `with` block."""
-    import matplotlib
+    import matplotlib.style
 
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.style.context(STYLE)
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
@@ -278,5 +253,5 @@ def annotate(
     axes: "Axes", text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> None:
     """Write a small text beside a point; `offset` is in typographic points."""
-    look = {"textcoords": "offset points", "color": INK, "fontsize": 8, **look}
+    look = {"textcoords": "offset points", "fontsize": 8, **look}
     axes.annotate(text, point, xytext=offset, **look)

@@ -160,7 +160,7 @@ class FrozenOutputs:
         both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
         distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
-        encoded.cache.batch_select_indices(rows)
+        encoded.cache.reorder_cache(rows)
         prompt = EncodedPrompt(encoded.first_logits[rows], encoded.cache, batch.prompt_mask)
         if not with_states:
             return FrozenBatch(prompt)
