@@ -184,12 +184,12 @@ def page(rows: Rows) -> str:
         *section(
             "Fine-tuning, patches and adapters",
             "Patches are computed in closed form, without training. An adapter corrects the views"
-            " of the base, which stays unchanged. Its training has one epoch, in batches of 64,"
-            " with cross-entropy plus the divergence from the base. Fine-tuning for one epoch has"
+            " of the base, which stays unchanged. Its training has two epochs in batches of 64,"
+            " with cross-entropy plus the divergence from the base. Fine-tuning for two epochs has"
             " the same batches and the same loss. It trains every weight in bfloat16 with Muon and"
             " dropout, the adapter its patches and LoRA of full rank, in float32. Both learn the"
             " references; with answers of beams, the base's own answers from 4 beams too. Minus"
-            " fine-tuned for one epoch: the difference of seed 1 with its interval. Both at 1x:"
+            " fine-tuned for two epochs: the difference of seed 1 with its interval. Both at 1x:"
             " BLEU of the same weights with all layers.",
             methods(rows),
         ),

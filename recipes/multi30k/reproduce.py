@@ -37,9 +37,9 @@ BASE = (
     "train.evaluate_every=453",
 )
 SHORT = ("train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1")
-# One epoch in batches of 64, with cross-entropy and the divergence from the base: for fine-tuning
+# Two epochs in batches of 64, with cross-entropy and the divergence from the base: for fine-tuning
 # and adapters.
-LONG = ("train.epochs=1", "train.batch_size=64", "train.ce_weight=1")
+LONG = ("train.epochs=2", "train.batch_size=64", "train.ce_weight=1")
 FINE_TUNE_LONG = (
     *SHORT,
     *LONG,
@@ -60,7 +60,7 @@ ADAPTER = (
 # Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence
 # (arXiv:1606.07947).
 RESPONSES = {
-    "long": ("train.responses=reference",),
+    "reference": ("train.responses=reference",),
     "beams": ("train.responses=both", "train.own.num_beams=4"),
 }
 CALIBRATION_EXAMPLES = 100
@@ -122,7 +122,8 @@ def longer(seed: int) -> list[FineTuned]:
     """
     schedules = (("full", 1), *(("unified", ratio) for ratio in RATIOS))
     return [
-        FineTuned(strategy, (ratio,), seed, "long", FINE_TUNE_LONG) for strategy, ratio in schedules
+        FineTuned(strategy, (ratio,), seed, "reference", FINE_TUNE_LONG)
+        for strategy, ratio in schedules
     ]
 
 
@@ -253,11 +254,12 @@ class Reproduction:
 
 
 def checkpoints(seeds: int) -> dict[str, FineTuned]:
-    """Return all checkpoints and adapters by name, in the order of their training."""
-    every = [
-        one
-        for seed in range(1, seeds + 1)
-        for one in (*contest(seed), *longer(seed), *adapters(seed))
+    """Return all checkpoints and adapters by name, in the order of their training; two seeds of
+    those with the longer training.
+    """
+    every = [one for seed in range(1, seeds + 1) for one in contest(seed)]
+    every += [
+        one for seed in range(1, min(seeds, 2) + 1) for one in (*longer(seed), *adapters(seed))
     ]
     return {one.name: one for one in every}
 

@@ -21,9 +21,9 @@ TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
 METHODS = {  # names in tables by the beginning of a checkpoint's name and its variant
     ("", ""): "",
-    ("", "-long"): "fine-tuned for one epoch",
-    (ADAPTER, "-long"): "adapter, one epoch",
-    (ADAPTER, "-beams"): "adapter, one epoch with answers of beams",
+    ("", "-reference"): "fine-tuned for two epochs",
+    (ADAPTER, "-reference"): "adapter, two epochs",
+    (ADAPTER, "-beams"): "adapter, two epochs with answers of beams",
 }
 
 
@@ -146,7 +146,7 @@ def methods(rows: Rows) -> str:
     untouched, lines = rows.points.get((BASE, "full", 1.0)), []
     for ratio in (1.0, *RATIOS):
         strategy = "unified" if ratio > 1 else "full"
-        longest = rows.tuned(strategy, ratio, variant="-long")
+        longest = rows.tuned(strategy, ratio, variant="-reference")
         alone = {"base": BASE, "patches alone": PATCHED}
         found = {name: [rows.points.get((key, strategy, ratio))] for name, key in alone.items()}
         for key, name in METHODS.items():
@@ -175,7 +175,7 @@ def methods(rows: Rows) -> str:
         "method",
         *TEST_HEADS,
         "of base",
-        "minus fine-tuned for one epoch",
+        "minus fine-tuned for two epochs",
         "both at 1x",
     ]
     has_methods = any(name not in (BASE, "full-1x-s1") for name, _, _ in rows.points)

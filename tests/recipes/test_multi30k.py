@@ -37,14 +37,14 @@ REFERENCES = [
 ]
 ENDS = [text[:20] for text in REFERENCES]
 # strategy, target, hypotheses on test_2016_flickr and test_2017_flickr, further keys
-ADAPTER = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-long-s1"}}
+ADAPTER = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-reference-s1"}}
 CHECKPOINTS = {
     "base": ("full", 1.0, REFERENCES, REFERENCES, {}),
     "full-1x-s1": ("full", 1.0, REFERENCES, ENDS, {}),
     "unified-2x-s1": ("unified", 2.0, REFERENCES, REFERENCES, {}),
     "top_skip-2x-s1": ("top_skip", 2.0, ENDS, REFERENCES, {}),
     "bottom_skip-2x-s1": ("bottom_skip", 2.0, ENDS, ENDS, {}),
-    "adapter-unified-2x-long-s1": ("unified", 2.0, REFERENCES, ENDS, ADAPTER),
+    "adapter-unified-2x-reference-s1": ("unified", 2.0, REFERENCES, ENDS, ADAPTER),
     "patched": ("unified", 2.0, ENDS, ENDS, {"correction": {"name": "patch", "kind": "full"}}),
 }
 
@@ -104,9 +104,9 @@ def test_the_page_says_what_the_intervals_say(results, report):
         page, "- 2x, unified against top skip"
     )
     assert "100.0% at 2x" in line(page, "- Unified keeps")
-    adapter = rows.tuned("unified", 2.0, prefix="adapter-", variant="-long")
+    adapter = rows.tuned("unified", 2.0, prefix="adapter-", variant="-reference")
     assert f"| {adapter.bleu:.1f} | {adapter.bleu:.1f}% |" in line(
-        page, "| 2x | adapter, one epoch |"
+        page, "| 2x | adapter, two epochs |"
     )
 
 
