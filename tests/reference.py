@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import transformers
+from torch.nn import functional
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
@@ -56,6 +57,12 @@ ARCHITECTURES = {
         {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
     ),
 }
+# The attributes of decoder layers that are skipped; none: the layer itself.
+PARTS = {
+    "layer": (),
+    "attention": ("self_attn", "attn", "self_attention", "attention"),
+    "mlp": ("mlp",),
+}
 
 
 def build_model(name):
@@ -72,14 +79,15 @@ def stack_of(model):
     return getattr(body, "layers", None) or body.h
 
 
-def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=None):
+def reference_logits(model, ids, mask, prompt_len, kept, unit="layer", patches=None, linears=None):
     """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch,
     len, vocab].
 
-    `kept` are the layers of all steps, or of stages: {first step: layers}. At later positions,
-    `patches` change the state in front of a layer, or behind the last one: {layer: function}, or
-    {first step: {layer: function}} of stages; `linears` change the output of linear layers:
-    {(layer, path): function of input and output}.
+    `kept` are the layers of all steps, or of stages: {first step: layers}; with another `unit`,
+    only the attention or the MLP of the other layers is skipped. At later positions, `patches`
+    change the state in front of a layer, or behind the last one: {layer: function}, or {first step:
+    {layer: function}} of stages; `linears` change the output of linear layers: {(layer, path):
+    function of input and output}.
     """
     stages = kept if isinstance(kept, dict) else {0: kept}
     corrected = (patches or {}) if isinstance(kept, dict) else {0: patches or {}}
@@ -107,15 +115,21 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
 
         return patch
 
+    def nothing_added(part, args, kwargs, states):
+        if part in layers:
+            return args[0] if args else kwargs["hidden_states"]
+        adds = type(part).__name__ in ("BloomAttention", "BloomMLP")
+        return kwargs.get("residual", args[-1]) if adds else torch.zeros_like(states)
+
     def leave(i):
         skips = where(lambda first: i not in stages[first])
 
-        def mixed(module, args, kwargs, output):
-            before = args[0] if args else kwargs["hidden_states"]
-            chosen = torch.where(skips, before, output[0] if isinstance(output, tuple) else output)
-            if i == len(layers) - 1:
-                chosen = patched(len(layers), chosen)
-            return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
+        def mixed(part, args, kwargs, output):
+            states = output[0] if isinstance(output, tuple) else output
+            states = torch.where(skips, nothing_added(part, args, kwargs, states), states)
+            if part is layers[-1]:
+                states = patched(len(layers), states)
+            return (states, *output[1:]) if isinstance(output, tuple) else states
 
         return mixed
 
@@ -125,8 +139,9 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
 
     hooks = []
     for i, layer in enumerate(layers):
+        part = next((getattr(layer, name) for name in PARTS[unit] if hasattr(layer, name)), layer)
         hooks.append(layer.register_forward_pre_hook(enter(i), with_kwargs=True))
-        hooks.append(layer.register_forward_hook(leave(i), with_kwargs=True))
+        hooks.append(part.register_forward_hook(leave(i), with_kwargs=True))
     for (i, path), function in (linears or {}).items():
         hooks.append(layers[i].get_submodule(path).register_forward_hook(change(function)))
     try:
@@ -135,41 +150,6 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
             options = {}
         with torch.no_grad():
             return model(ids, attention_mask=mask, use_cache=False, **options).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def without_parts(model, prompt_len, kept, unit):
-    """Let the model run attention or MLP only in the kept layers after the prompt, in forward
-    passes without a cache.
-
-    `kept` are the layers of all steps, or of stages: {first step: layers}.
-    """
-    stages = kept if isinstance(kept, dict) else {0: kept}
-
-    def drop(i):
-        def dropped(module, args, kwargs, output):
-            whole = output[0] if isinstance(output, tuple) else output
-            skips = [False] * prompt_len
-            for step in range(whole.shape[1] - prompt_len):
-                skips.append(i not in stages[max(first for first in stages if first <= step)])
-            adds = type(module).__name__ in ("BloomAttention", "BloomMLP")
-            residual = kwargs.get("residual", args[-1] if args else None)
-            before = residual if adds else torch.zeros_like(whole)
-            mixed = torch.where(torch.tensor(skips)[:, None], before, whole)
-            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
-
-        return dropped
-
-    names = {"attention": ("self_attn", "attn", "self_attention", "attention"), "mlp": ("mlp",)}
-    hooks = []
-    for i, layer in enumerate(stack_of(model)):
-        part = next(getattr(layer, name) for name in names[unit] if hasattr(layer, name))
-        hooks.append(part.register_forward_hook(drop(i), with_kwargs=True))
-    try:
-        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -194,6 +174,45 @@ def decoder_for(model, *overrides, ratio=None, **options):
     """Return a decoder of a tiny model with the plan of a configuration."""
     plan = plan_for(*overrides, depth=model.config.num_hidden_layers, ratio=ratio)
     return Decoder(model, plan, **options)
+
+
+def reference_response(model, batch, kept, **corrections):
+    """Return the reference's logits [batch, response_len, vocab] that predict the responses of a
+    batch.
+    """
+    ids = torch.cat([batch["prompt_ids"], batch["response_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], torch.ones_like(batch["response_ids"])], 1)
+    prompt_len = batch["prompt_ids"].shape[1]
+    logits = reference_logits(model, ids, mask, prompt_len, kept, **corrections)
+    return logits[:, prompt_len - 1 : -1]
+
+
+def reference_loss(model, batch, kept, **corrections):
+    """Return the reference's mean cross-entropy of the labels of a batch."""
+    logits = reference_response(model, batch, kept, **corrections)
+    return functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+def reference_divergence(model, batch, kept, **corrections):
+    """Return the reference's mean divergence from the full model at the labels of a batch."""
+    student = reference_response(model, batch, kept, **corrections)[batch["labels"] != -100]
+    teacher = reference_response(model, batch, range(NUM_LAYERS))[batch["labels"] != -100]
+    ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
+    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def unchanged(model):
+    """Check that the weights and the logits of a model are bit-identical behind the block."""
+    ids, weights = random_ids(2, 6), {key: one.clone() for key, one in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(ids).logits
+    yield
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    assert not any(part._forward_hooks for part in model.modules())
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
 
 
 def one_stage(view, kept):

@@ -8,6 +8,17 @@ from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+
+
+def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
+    found = {}
+    context = DecodeContext(decoding, 0, seed)
+    for positions, output in generate_all(
+        decoder, prompts, context, BatchSize(batch_size), on_tokens
+    ):
+        found |= dict(zip(positions, output.token_ids, strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 def test_counts_exclude_padding_and_tokens_after_eos(llama):
@@ -24,54 +35,25 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     assert stopped.prompt_tokens == 10
     assert stopped.generated_tokens == sum(map(len, stopped.token_ids))
     assert stopped.decoded_tokens == stopped.generated_tokens - 2
-
-
-def test_kv_bytes_are_exact(llama):
-    ids = random_ids(2, 6)
-    output = decoder_for(llama, "ratio=2").generate(
-        ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)
-    )
-    assert (
-        output.prompt_kv_bytes == NUM_LAYERS * 2 * (2 * 6) * 2 * 8 * 4
-    )  # layers, k and v, tokens, heads, head size, float32
-    assert output.kept_kv_bytes * 2 == output.prompt_kv_bytes
+    # layers, k and v, positions, heads, head size, bytes of float32
+    assert stopped.prompt_kv_bytes == NUM_LAYERS * 2 * (2 * 6) * 2 * 8 * 4
+    assert stopped.kept_kv_bytes * 2 == stopped.prompt_kv_bytes
 
 
 def test_a_checkpoints_sampling_defaults_are_ignored(llama):
-    ids, decoder = random_ids(1, 6), decoder_for(llama, "ratio=2")
-    plain = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids
+    decoder = decoder_for(llama, "ratio=2")
+    plain = collected(decoder, PROMPTS, GREEDY, 1)
     llama.generation_config.update(
         do_sample=True, temperature=5.0, repetition_penalty=3.0, num_beams=2
     )
-    assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids == plain
+    assert collected(decoder, PROMPTS, GREEDY, 1) == plain
 
 
 @pytest.mark.parametrize("prompt_layers", ["all", "kept"])
-def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
-    llama.resize_token_embeddings(len(tokenizer))
+def test_batches_and_order_change_nothing(llama, prompt_layers):
     decoder = decoder_for(llama, "ratio=2", f"prompt_layers={prompt_layers}")
-    prompts = tokenizer(["a", "the cat sat on the mat", "der Hund", "a b c d e f", "mat"])[
-        "input_ids"
-    ]
-
-    def answers(batch_size):
-        return collected(decoder, prompts, GREEDY, batch_size)
-
-    assert answers(1) == answers(2) == answers(8)
-    assert answers(8) == answers(8)
-
-
-def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
-    found = {}
-    context = DecodeContext(decoding, 0, seed)
-    for positions, output in generate_all(
-        decoder, prompts, context, BatchSize(batch_size), on_tokens
-    ):
-        found |= dict(zip(positions, output.token_ids, strict=True))
-    return [found[i] for i in range(len(prompts))]
-
-
-PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+    one, pairs, all_ = (collected(decoder, PROMPTS, GREEDY, size) for size in (1, 2, 8))
+    assert one == pairs == all_
 
 
 def test_sampling_depends_on_the_seed(llama):
@@ -99,14 +81,8 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer):
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):
-    reports = []
-    collected(
-        decoder_for(llama, "ratio=2"),
-        PROMPTS,
-        GREEDY,
-        2,
-        on_tokens=lambda done, tokens: reports.append((done, tokens)),
-    )
+    decoder, reports = decoder_for(llama, "ratio=2"), []
+    collected(decoder, PROMPTS, GREEDY, 2, on_tokens=lambda *report: reports.append(report))
     assert reports[-1] == (4, 32)
     assert reports[0] == (0, 2)
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)

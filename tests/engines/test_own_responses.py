@@ -35,29 +35,23 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
 
 
 def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(file):
-    found = answers(file, samples=3)
-    model = build_model("llama")
+    found, model = answers(file, samples=3), build_model("llama")
     for prompt, rows in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
-        assert (
-            rows[0]
-            == reference_greedy(model, ids, torch.ones_like(ids), range(6), LENGTH)[0].tolist()
-        )
+        greedy = reference_greedy(model, ids, torch.ones_like(ids), range(6), LENGTH)
+        assert rows[0] == greedy[0].tolist()
         assert len(rows) == 3 and all(len(row) == LENGTH for row in rows)
     assert [rows[1] for rows in found] != [rows[0] for rows in found]
     assert [rows[1] for rows in found] != [rows[2] for rows in found]
 
 
 def test_beams_decode_the_first_answer_alone(file):
-    found = answers(file, num_beams=3, eos=7)
-    greedy = answers(file, eos=7)
-    model = build_model("llama")
+    found, greedy = (answers(file, num_beams=count, eos=7) for count in (3, 1))
+    model, beams = build_model("llama"), {"num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    model.generation_config.update(max_new_tokens=LENGTH, eos_token_id=7, **beams)
     for prompt, rows in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
-        options = {"num_beams": 3, "max_new_tokens": LENGTH, "eos_token_id": 7, "pad_token_id": 0}
-        expected = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, **options
-        )
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids))
         assert rows[0] == expected[0, len(prompt) :].tolist()
     assert [rows[0] for rows in found] != [rows[0] for rows in greedy]
     assert [rows[1] for rows in found] == [rows[1] for rows in greedy]
@@ -70,9 +64,8 @@ def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share, monkey
     if share == 1:
         monkeypatch.setattr(Decoder, "generate", lambda *_, **__: pytest.fail("generated again"))
     assert answers(file) == found
-    assert {
-        json.loads(line)["sample"] for line in file.read_text().splitlines() if line.endswith("}")
-    } == {0, 1}
+    lines = [line for line in file.read_text().splitlines() if line.endswith("}")]
+    assert {json.loads(line)["sample"] for line in lines} == {0, 1}
 
 
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 
 import pytest
 
@@ -58,13 +59,8 @@ FILES = {
     "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
 }
 STAGES = ["strategy=skip_decode", "strategy.horizon=4", "ratio=2"]
-SMALL = [
-    "limit=4",
-    "decoding.max_new_tokens=8",
-    "model.dtype=float32",
-    "speed.pairs=2",
-    "speed.warmup=0",
-]
+SMALL = ["limit=4", "decoding.max_new_tokens=8", "model.dtype=float32"]
+SMALL += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=6"]
 
 
 def install(folder, monkeypatch, files=FILES):
@@ -84,24 +80,14 @@ def acme(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.usefixtures("acme")
 def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, tmp_path):
     where = [f"results_dir={tmp_path}", "name=x"]
-    code, _, err = ulskip(
-        "sweep", "engine=acme,torch", *STAGES, "speed.new_tokens=6", *SMALL, *where
-    )
+    code, _, err = ulskip("sweep", "engine=acme,torch", *STAGES, *SMALL, *where)
     assert code == 0, err
-    rows = {(row["engine"], row["strategy"]): row for row in rows_of(tmp_path / "x")}
-    assert set(rows) == {
-        ("acme", "full"),
-        ("acme", "skip_decode"),
-        ("torch", "full"),
-        ("torch", "skip_decode"),
-    }
+    lines = (tmp_path / "x" / "runs.jsonl").read_text().splitlines()
+    rows = {(row["engine"], row["strategy"]): row for row in map(json.loads, lines)}
+    assert set(rows) == {*product(("acme", "torch"), ("full", "skip_decode"))}
     for strategy in ("full", "skip_decode"):
         acme, torchs = rows["acme", strategy], rows["torch", strategy]
         assert acme["decode_loss"] == pytest.approx(torchs["decode_loss"], rel=1e-4)
@@ -121,9 +107,8 @@ def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip
 def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(
     ulskip, tmp_path, monkeypatch
 ):
-    install(
-        tmp_path, monkeypatch, {**FILES, "acme_engine/__init__.py": "raise OSError('no library')"}
-    )
+    broken = {"acme_engine/__init__.py": "raise OSError('no library')"}
+    install(tmp_path, monkeypatch, FILES | broken)
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "no library" in err
     assert ulskip("plan", "baseline_engine=acme")[0] == 2

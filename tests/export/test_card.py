@@ -8,19 +8,11 @@ from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export.card import matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
 
-TRAINING = "with skipping"
 
-
-@pytest.fixture
-def config():
-    return compose(["ratio=2"])
-
-
-@pytest.fixture
-def row(config):
+def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
+    config, training = compose(["ratio=2"]), "with skipping"
     plan = make_plan(config, read_metadata(config.model))
-    return {
-        "id": "a",
+    row = {
         "finished_at": "2026-01-01",
         "task": "wmt",
         "pair": "de-en",
@@ -29,26 +21,12 @@ def row(config):
         "num_layers": 12,
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": "all",
-        "training": TRAINING,
+        "training": training,
         "strategy": "unified",
         "layer_ratio": 2.0,
         "environment": ENVIRONMENT,
         "config": config.recorded(),
     }
-
-
-def found(tmp_path, config, *rows):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan = make_plan(config, read_metadata(config.model))
-    ids = [record.id for record in matching_records(tmp_path, config.model, plan, TRAINING)]
-    assert ids == [
-        record.id for record in matching_records(tmp_path / "one", config.model, plan, TRAINING)
-    ]
-    return ids
-
-
-def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path, config, row):
     changes = [
         {"kept_layers": [0, 11]},
         {"num_layers": 30},
@@ -66,8 +44,12 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path, 
         {},
         {"id": "other", "batch_size": 1},
     ]
-    rows = [{**row, "id": str(change), **change} for change in changes]
-    assert found(tmp_path, config, *rows) == ["other", "new"]
+    lines = [json.dumps({**row, "id": str(change), **change}) + "\n" for change in changes]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "runs.jsonl").write_text("".join(lines))
+    for folder in (tmp_path, tmp_path / "one"):
+        records = matching_records(folder, config.model, plan, training)
+        assert [record.id for record in records] == ["other", "new"]
 
 
 @pytest.mark.parametrize(

@@ -5,60 +5,27 @@ import pytest
 import yaml
 
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.export.run import (
-    FORMATS,
-    ExportRequest,
-    resolve,
-    schedule_file,
-)
+from ulskip_cli.export.run import ExportRequest, resolve, schedule_file
 from ulskip_cli.strategies.static import read_schedule
-
-STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["ratio_basis=latency"],
-        ["strategy=early_exit", "strategy.threshold=0.5"],
-        ["strategy=search"],
-        ["strategy=skip_decode"],
-        ["strategy.unit=attention"],
-    ],
-    ids=" ".join,
-)
-def test_layers_that_depend_on_a_run_are_refused_in_every_format(tmp_path, overrides):
-    for form in FORMATS:
-        with pytest.raises(NotApplicable, match=f"--format {form}"):
-            resolve(overrides, None, ExportRequest(tmp_path / "out", form))
 
 
 def test_only_a_schedule_describes_stages(tmp_path):
-    assert schedule_file(resolved(tmp_path / "out", "schedule", *STAGES)).later_stages
+    stages = ["strategy=skip_decode", "strategy.horizon=8"]
     for form in ("hf", "gguf", "mergekit"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
-            resolve(STAGES, None, ExportRequest(tmp_path / "out", form))
-
-
-def resolved(to, form, *overrides):
-    return resolve(overrides, None, ExportRequest(to, form))
+            resolve(stages, None, ExportRequest(tmp_path / "out", form))
+    point = resolve(stages, None, ExportRequest(tmp_path / "out", "schedule"))
+    assert schedule_file(point).later_stages
 
 
 def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     to = tmp_path / "out"
-    code, out, _ = ulskip("export", f"model.path={model_folder}", "ratio=2", "--to", to)
+    command = ["export", f"model.path={model_folder}", "--to", to]
+    code, out, _ = ulskip(*command, "ratio=2")
     assert code == 0
     for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "--results"):
         assert part in out
-    code, out, _ = ulskip(
-        "export",
-        f"model.path={model_folder}",
-        "ratio=3",
-        "prompt_layers=kept",
-        "--to",
-        to,
-        "--json",
-    )
+    code, out, _ = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
     assert not (to / "prefill").exists()
 

@@ -9,16 +9,17 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import shallow_config
 
 KEPT_SETS = [(0, 2, 5), (1, 3, 4), (3, 4, 5), (0, 1, 2), (5,)]
-GREEDY = {"do_sample": False, "use_cache": True, "pad_token_id": 0}
 
 
-def decode(model, kept, ids, mask=None, steps=8, **options):
+def decode(model, kept, ids, **options):
     view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
     generator = shallow_view.two_phase(model, one_stage(view, kept))
-    mask = torch.ones_like(ids) if mask is None else mask
-    return generator.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=steps, **GREEDY, **options
-    )[:, ids.shape[1] :]
+    return generated(generator, ids, **options)
+
+
+def generated(model, ids, **options):
+    options |= {"max_new_tokens": 8, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :]
 
 
 def test_a_view_owns_no_parameter(model):
@@ -32,20 +33,16 @@ def test_a_view_owns_no_parameter(model):
 @pytest.mark.parametrize("kept", KEPT_SETS)
 def test_skipping_equals_the_uncached_reference(model, kept):
     ids = random_ids(1, 9)
-    assert torch.equal(
-        decode(model, kept, ids), reference_greedy(model, ids, torch.ones_like(ids), kept, 8)
-    )
+    expected = reference_greedy(model, ids, torch.ones_like(ids), kept, 8)
+    assert torch.equal(decode(model, kept, ids), expected)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"num_beams": 3}, {"num_beams": 2, "no_repeat_ngram_size": 2}]
 )
 def test_keeping_all_equals_generate(model, options):
-    ids = random_ids(2, 9)
-    expected = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, **GREEDY, **options
-    )
-    assert torch.equal(decode(model, tuple(range(NUM_LAYERS)), ids, **options), expected[:, 9:])
+    ids, kept = random_ids(2, 9), tuple(range(NUM_LAYERS))
+    assert torch.equal(decode(model, kept, ids, **options), generated(model, ids, **options))
 
 
 def test_an_encoder_decoder_is_refused_by_name():

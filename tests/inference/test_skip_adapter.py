@@ -1,8 +1,8 @@
 import re
 from dataclasses import replace
+from itertools import starmap
 
 import pytest
-import reference
 import torch
 import transformers
 from reference import (
@@ -10,12 +10,14 @@ from reference import (
     NUM_LAYERS,
     batch,
     count_near_ties,
-    plan_for,
+    one_stage,
     random_corrections,
     random_ids,
     reference_greedy,
-    reference_logits,
+    reference_response,
     response_logits,
+    training_batch,
+    unchanged,
 )
 from safetensors.torch import save_file
 
@@ -23,9 +25,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Stage
+from ulskip_cli.strategies.plan import Plan, Stage
 
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
@@ -41,28 +42,25 @@ def corrected(model, kind, kept=KEPT, seed=0):
     return SkipAdapter(NUM_LAYERS, (kept,), tensors), corrections
 
 
-def decoder_for(model, adapter, kept=KEPT, *overrides):
-    layers = f"strategy.layers={list(kept)}"
-    return reference.decoder_for(model, "strategy=custom", layers, *overrides, adapter=adapter)
+def decoder_for(model, adapter, kept=KEPT):
+    return Decoder(model, Plan.from_layers(NUM_LAYERS, kept), adapter=adapter)
 
 
-def tokens(decoder, ids, mask, decoding=FAST, **options):
-    return decoder.generate(ids, mask, DecodeContext(decoding, 0, 5), **options).token_ids
+def tokens(decoder, ids, mask):
+    return decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
 
 
 @pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
     adapter, corrections = corrected(model, kind, kept)
-    (prompt, mask), response = batch(True), random_ids(5, 6, seed=1)
+    inputs = training_batch()
+    texts = [inputs[key] for key in ("prompt_ids", "prompt_mask", "response_ids")]
     with torch.no_grad():
-        got = response_logits(
-            model, [StageView(0, adapter.view(model, kept), kept)], prompt, mask, response
-        )
-    ids, whole = torch.cat([prompt, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
-    expected = reference_logits(model, ids, whole, 9, kept, **corrections)[:, 8:-1]
+        got = response_logits(model, one_stage(adapter.view(model, kept), kept), *texts)
+    expected = reference_response(model, inputs, kept, **corrections)
     torch.testing.assert_close(got, expected, **NEAR)
-    plain = reference_logits(model, ids, whole, 9, kept)[:, 8:-1]
+    plain = reference_response(model, inputs, kept)
     assert torch.equal(plain[:, 0], expected[:, 0])  # the full model predicts the first token
     assert not torch.allclose(plain[:, 1:], expected[:, 1:], rtol=1e-2, atol=1e-2)
 
@@ -91,9 +89,8 @@ def test_each_stage_has_patches_of_its_own(model):
     corrections = {
         "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     }
-    plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]")
-    later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
-    decoder = Decoder(model, replace(plan, stages=(*plan.stages, *later)), adapter=adapter)
+    plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
+    decoder = Decoder(model, plan, adapter=adapter)
     ids, mask = batch(True)
     expected = reference_greedy(model, ids, mask, stages, LENGTH, **corrections).tolist()
     for engine in ("torch", "transformers"):
@@ -104,16 +101,10 @@ def test_each_stage_has_patches_of_its_own(model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_model_is_bit_identical(model, kind):
     ids, mask = batch(True)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        logits = model(ids, attention_mask=mask).logits
     full = tokens(decoder_for(model, None, EVERY), ids, mask)
     adapter, _ = corrected(model, kind)
-    tokens(decoder_for(model, adapter), ids, mask)
-    assert model.state_dict().keys() == weights.keys()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    with torch.no_grad():
-        assert torch.equal(model(ids, attention_mask=mask).logits, logits)
+    with unchanged(model):
+        tokens(decoder_for(model, adapter), ids, mask)
     assert tokens(decoder_for(model, adapter, EVERY), ids, mask) == full
 
 
@@ -176,10 +167,9 @@ def test_a_folder_that_is_no_adapter_is_refused(llama, tmp_path, damage, reason)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_another_shape_is_refused(llama, kind):
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**{**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24})
-    )
-    with pytest.raises(UsageError):
+    shape = {**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+    with pytest.raises(UsageError, match="does not fit"):
         corrected(llama, kind)[0].view(other, KEPT)
 
 

@@ -23,9 +23,8 @@ def make(folder, step):
     save_file({"a": torch.ones(64)}, checkpoint / "model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"a": torch.ones(64)}, checkpoint / name)
-    (checkpoint / "trainer_state.json").write_text(
-        json.dumps({"global_step": step, "log_history": []})
-    )
+    state = {"global_step": step, "log_history": []}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     return checkpoint
 
 

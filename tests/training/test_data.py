@@ -17,25 +17,15 @@ PLAIN = PromptFormatter(Template("{source}", "{reference}"))
 
 
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
-    monkeypatch.setattr(
-        tokenizer,
-        "chat_template",
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}",
-    )
-    texts = load_training_texts(
-        compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer
-    )
-    assert all(prompt.startswith("<user>Translate the following text") for prompt, _ in texts.train)
-    assert all(
-        response.startswith("<assistant>") and response.endswith("<eos>")
-        for _, response in texts.train
-    )
-    assert (
-        texts.formatter.tokenize(tokenizer, texts.train)[0].response_ids.count(
-            tokenizer.eos_token_id
-        )
-        == 1
-    )
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    settings = ["limit=2", "train.reversed_share=0.5"]
+    texts = load_training_texts(compose_training(settings), tokenizer)
+    for prompt, response in texts.train:
+        assert prompt.startswith("<user>Translate the following text")
+        assert response.startswith("<assistant>") and response.endswith("<eos>")
+    example = texts.formatter.tokenize(tokenizer, texts.train)[0]
+    assert example.response_ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):

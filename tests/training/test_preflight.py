@@ -28,9 +28,8 @@ def test_what_would_train_something_else_is_refused(extra, message):
 
 def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     for stage in (2, 3):
-        (tmp_path / f"zero{stage}.json").write_text(
-            json.dumps({"zero_optimization": {"stage": stage}})
-        )
+        settings = {"zero_optimization": {"stage": stage}}
+        (tmp_path / f"zero{stage}.json").write_text(json.dumps(settings))
     check({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="stage 3"):
         check({"deepspeed": str(tmp_path / "zero3.json")})
@@ -47,16 +46,14 @@ def test_each_ratio_has_the_layers_that_a_run_keeps():
 def test_a_positional_strategy_has_stages_that_depend_on_the_lengths():
     config = compose_training(["strategy=skip_decode", "train.ratios=[2]"])
     short, long = (schedules(config, 12, [length])[2.0] for length in (8, 80))
-    assert len(short) > 1 and [stage.kept_layers for stage in short] == [
-        stage.kept_layers for stage in long
-    ]
+    layers = [[stage.kept_layers for stage in stages] for stages in (short, long)]
+    assert len(short) > 1 and layers[0] == layers[1]
     assert short[-1].first_step < long[-1].first_step
 
 
 def test_early_exit_trains_the_full_depth_with_an_exit_at_every_check():
-    config = compose_training(
-        ["strategy=early_exit", "strategy.min_exit=4", "strategy.every=3", "train.ratios=[2]"]
-    )
+    checks = ["strategy=early_exit", "strategy.min_exit=4", "strategy.every=3"]
+    config = compose_training([*checks, "train.ratios=[2]"])
     assert schedules(config, 12) == {2.0: FULL}
     assert trained_exits(config, 12) == (4, 7, 10, 12)
     assert trained_exits(compose_training(["strategy=unified"]), 12) == ()

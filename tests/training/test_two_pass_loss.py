@@ -3,9 +3,8 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, one_stage, reference_logits, response_logits, through
+from reference import NUM_LAYERS, reference_divergence, reference_loss, through
 from reference import training_batch as batch
-from torch.nn import functional
 
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Stage
@@ -17,13 +16,17 @@ from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
-KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
+SCHEDULES = [
+    *map(through, (EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5))),  # full, unified, top and bottom skip
+    (Stage(0, (0, 2, 4, 5)), Stage(2, (0, 4, 5)), Stage(3, (0, 5))),
+]
 
 
-def stepwise_losses(model, kept, inputs):
-    """Cross-entropy [batch, response_len] when each token is decoded from a pruned cache, one step
-    at a time.
+def stepwise_exit(model, depth, inputs):
+    """The sum of the cross-entropy when each token is decoded by the first layers from a pruned
+    cache, one step at a time.
     """
+    kept = tuple(range(depth))
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
     cache, mask = shallow_view.new_cache(model), inputs["prompt_mask"]
     response = inputs["response_ids"]
@@ -34,47 +37,25 @@ def stepwise_losses(model, kept, inputs):
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
         logits.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
-    return response_losses(torch.cat(logits, 1), response)
+    losses = response_losses(torch.cat(logits, 1), response)
+    return losses[inputs["labels"] != -100].sum()
 
 
-@pytest.mark.parametrize("kept", KEPT_SETS)
-def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
+@pytest.mark.parametrize("stages", SCHEDULES)
+def test_the_loss_is_that_of_an_uncached_reference(model, stages):
     inputs = batch()
-    expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
-    loss = TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"]
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_with_stages_it_is_that_of_an_uncached_reference(model):
-    inputs = batch()
-    stages = (Stage(0, (0, 2, 4, 5)), Stage(2, (0, 4, 5)), Stage(3, (0, 5)))
-    ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
-    mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
     kept = {stage.first_step: stage.kept_layers for stage in stages}
-    logits = reference_logits(model, ids, mask, 7, kept)[:, 6:-1]
-    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    expected = reference_loss(model, inputs, kept)
     loss = TwoPassLoss(model).eval()(**inputs, stages=stages)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_its_parts_add_up(llama):
     inputs, kept = batch(), (0, 2, 5)
-    module = TwoPassLoss(llama).eval()
-    shallow, full = (module(**inputs, stages=through(layers))["loss"] for layers in (kept, EVERY))
-    logits: dict[tuple[int, ...], torch.Tensor] = {}
-    for layers in (kept, EVERY):
-        view = llama if layers == EVERY else shallow_view.shallow_view(llama, layers)
-        prompts = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"]
-        logits[layers] = response_logits(llama, one_stage(view, layers), *prompts).detach()
-    expected_divergence = 0.0
-    for row, column in (inputs["labels"] != -100).nonzero().tolist():
-        teacher = logits[EVERY][row, column].softmax(-1)
-        student = logits[kept][row, column].log_softmax(-1)
-        expected_divergence += float((teacher * (teacher.log() - student)).sum())
-    expected_divergence /= int((inputs["labels"] != -100).sum())
     weights = TrainOptions(ce_weight=0.5, full_weight=0.25, distill_weight=2.0)
     loss = TwoPassLoss(llama, weights=weights).eval()(**inputs, stages=through(kept))["loss"]
-    expected = 0.5 * shallow + 0.25 * full + 2.0 * expected_divergence
+    shallow, full = (reference_loss(llama, inputs, layers) for layers in (kept, EVERY))
+    expected = 0.5 * shallow + 0.25 * full + 2.0 * reference_divergence(llama, inputs, kept)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -168,11 +149,6 @@ def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
 
 def exit_losses(model, inputs, exits=EXITS):
     return dict(TwoPassLoss(model, exits=exits).exit_losses(LossBatch(**inputs)))
-
-
-def stepwise_exit(model, depth, inputs):
-    labelled = inputs["labels"] != -100
-    return stepwise_losses(model, tuple(range(depth)), inputs)[labelled].sum()
 
 
 def test_the_loss_of_every_exit_is_that_of_decoding_through_so_many_layers(model):

@@ -7,8 +7,23 @@ from transformers import BartConfig, BartForCausalLM
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
+ENDS = [7, 20, 33, 40, 50]
 COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")
+
+
+def test_steps_write_into_the_same_buffers(llama):
+    ids = random_ids(2, 5)
+    with torch.no_grad():
+        cache = encode_prompt(llama, ids, torch.ones_like(ids)).cache
+        steps = EagerSteps(llama, cache, torch.ones_like(ids), 5)
+        addresses = [layer.keys.data_ptr() for layer in cache.layers]
+        for _ in range(4):
+            steps(ids[:, :1])
+    assert {layer.keys.shape[2] for layer in cache.layers} == {9}
+    assert [layer.keys.data_ptr() for layer in cache.layers] == addresses
 
 
 @pytest.fixture
@@ -24,21 +39,14 @@ def compiler():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "compile"),
-    [
-        *((name, "on") for name in ("llama", "bloom")),
-        *((name, "layers") for name in sorted(ARCHITECTURES)),
-    ],
+    [("llama", "on"), ("bloom", "on"), *((name, "layers") for name in sorted(ARCHITECTURES))],
 )
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
     context = DecodeContext(COMPILED.replace(compile=compile), 0)
     model = build_model(name)
     decoder = decoder_for(model, "ratio=2")
     spent = []
-    for length, padded, ends in (
-        (9, True, None),
-        (20, False, None),
-        (9, True, [7, 20, 33, 40, 50]),
-    ):
+    for length, padded, ends in ((9, True, None), (20, False, None), (9, True, ENDS)):
         model.generation_config.eos_token_id = ends
         ids = random_ids(3, length, seed=length)
         mask = torch.ones_like(ids)
@@ -52,9 +60,8 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)]
-)  # GPT-2 scales scores by the layer's index
+# GPT-2 scales scores by the layer's index
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])
 def test_layers_of_all_schedules_share_their_code(name, kinds, compiler, request):
     model, ids = build_model(name), random_ids(5, 9)
     context = DecodeContext(COMPILED.replace(compile="layers"), 0)
@@ -76,22 +83,14 @@ def test_layers_of_all_schedules_share_their_code(name, kinds, compiler, request
 @pytest.mark.slow
 def test_code_that_gives_other_logits_is_not_used(compiler):
     torch.manual_seed(0)
-    sizes = {
-        "d_model": 32,
-        "decoder_layers": NUM_LAYERS,
-        "encoder_layers": NUM_LAYERS,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 48,
-        "vocab_size": 101,
-    }
-    config = BartConfig(
-        is_decoder=True, is_encoder_decoder=False, eos_token_id=None, init_std=0.3, **sizes
-    )
+    depths = {"decoder_layers": NUM_LAYERS, "encoder_layers": NUM_LAYERS}
+    sizes = {"d_model": 32, "decoder_ffn_dim": 48, "decoder_attention_heads": 4, "vocab_size": 101}
+    decodes = {"is_decoder": True, "is_encoder_decoder": False, "eos_token_id": None}
+    config = BartConfig(init_std=0.3, **depths, **sizes, **decodes)
     decoder = decoder_for(BartForCausalLM(config).eval(), "ratio=2")
     ids = random_ids(2, 9)
-    with pytest.raises(
-        RunError, match=r"logits.*decoding\.compile=off"
-    ):  # Bart derives positions from the cache's length
+    # Bart derives positions from the cache's length
+    with pytest.raises(RunError, match=r"logits.*decoding\.compile=off"):
         decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED, 0))
 
 

@@ -6,14 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NUM_LAYERS, build_model, random_ids
+from reference import build_model, decoder_for, random_ids
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch import packed_linear as packing
 from ulskip_cli.engines.torch.packed_linear import (
     HugePages,
@@ -22,11 +20,8 @@ from ulskip_cli.engines.torch.packed_linear import (
     packed,
 )
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.strategies.plan import make_plan
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
-
-
 DECODING = DecodingConfig(name="greedy", max_new_tokens=4)
 DRAFTED = DECODING.replace(draft_tokens=2)
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
@@ -35,12 +30,6 @@ EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 def packing_of(model):
     """The model over packed weights."""
     return packed(model, choose_linear_backend(model).name)
-
-
-def decoder_of(model, *overrides):
-    return Decoder(
-        model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    )
 
 
 def set_free_memory(monkeypatch, count):
@@ -63,35 +52,24 @@ def by(request, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_packed_layers_compute_the_plain_product(name, dtype, by):
     model = build_model(name).to(dtype)
-    view = shallow_view.shallow_view(model, (0, 2, 5))
-    fast, ids = packed(view, choose_linear_backend(model).name), random_ids(3, 7)
+    view, ids = shallow_view.shallow_view(model, (0, 2, 5)), random_ids(3, 7)
+    fast = packing_of(view)
     with torch.inference_mode():
-        expected, got = (
-            view(ids, use_cache=False).logits.float(),
-            fast(ids, use_cache=False).logits.float(),
-        )
+        expected, got = (one(ids, use_cache=False).logits.float() for one in (view, fast))
     torch.testing.assert_close(got, expected, **CLOSE[dtype])
-    kinds = {
-        type(module)
-        for module in fast.modules()
-        if type(module) in (PackedLinear, nn.Linear, Conv1D)
-    }
-    assert kinds == {PackedLinear}
-    assert {module.by for module in fast.modules() if type(module) is PackedLinear} == {by}
+    kinds = (PackedLinear, nn.Linear, Conv1D)
+    linears = [module for module in fast.modules() if type(module) in kinds]
+    assert {(type(module), module.by) for module in linears} == {(PackedLinear, by)}
 
 
 def test_views_of_one_model_share_the_copies(llama):
-    backend = choose_linear_backend(llama).name
-    deep, shallow = (
-        packed(shallow_view.shallow_view(llama, kept), backend) for kept in ((0, 2, 3, 5), (0, 5))
-    )
-    if backend == "torch":
+    if choose_linear_backend(llama).name == "torch":
         pytest.skip("no packing on this machine")
-
-    def copies(view):
-        return {id(module) for module in view.modules() if type(module) is PackedLinear}
-
-    assert copies(shallow) < copies(deep)
+    deep, shallow = (
+        {id(module) for module in packing_of(view).modules() if type(module) is PackedLinear}
+        for view in (shallow_view.shallow_view(llama, kept) for kept in ((0, 2, 3, 5), (0, 5)))
+    )
+    assert shallow < deep
 
 
 def test_changed_weights_are_packed_again(llama):
@@ -116,27 +94,19 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     llama, monkeypatch, before, after
 ):
     set_free_memory(monkeypatch, before)
-    full = decoder_of(llama, "strategy=full")
+    full = decoder_for(llama, "strategy=full")
     ids = random_ids(2, 5)
     mask = torch.ones_like(ids)
     expected = full.generate(ids, mask, DecodeContext(DECODING, 0)).linear_backend
     assert (expected == "torch") == (before == 0)
     set_free_memory(monkeypatch, after)
-    half = decoder_of(llama, "ratio=2")
-    staged = decoder_of(llama, "strategy=skip_decode", "strategy.horizon=4")
-    for decoder, decoding in (
-        (full, DECODING),
-        (half, DECODING),
-        (staged, DECODING),
-        (half, DRAFTED),
-    ):
+    half = decoder_for(llama, "ratio=2")
+    staged = decoder_for(llama, "strategy=skip_decode", "strategy.horizon=4")
+    exiting = decoder_for(llama, *EXITS)
+    decoders = [(one, DECODING) for one in (full, half, staged, exiting)]
+    for decoder, decoding in [*decoders, (half, DRAFTED)]:
         output = decoder.generate(ids, mask, DecodeContext(decoding, 0))
-        assert output.linear_backend == decoder.linear_backend(decoding).name == expected, (
-            output.engine
-        )
-    exiting = decoder_of(llama, *EXITS)
-    output = exiting.generate(ids, mask, DecodeContext(DECODING, 0))
-    assert (output.engine, output.linear_backend) == ("early_exit", expected)
+        assert output.linear_backend == decoder.linear_backend(decoding).name == expected
 
 
 SIZES, DTYPES = st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16])
