@@ -386,24 +386,15 @@ def provenance(records: Sequence[Record]) -> str:
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
-    timed = [record for record in records if record.measured_speedup is not None]
+    timed = [record for record in records if record.speedup_interval_coverage]
+    if not timed:
+        return []
     counts = sorted({record.num_pairs for record in timed if record.num_pairs})
-    pairs = f"{' or '.join(map(str, counts))} pairs" if counts else "the pairs"
-    coverages = {record.speedup_interval_coverage for record in timed}
-    known = list(filter(None, coverages))
-    notes: list[str] = []
-    if known:
-        notes.append(
-            f"Interval: order statistics of {pairs}; it contains the median with at least"
-            f" {min(known):.1%} probability."
-        )
-    if None in coverages:
-        older = "Interval of rows from earlier versions" if known else "Interval"
-        notes.append(
-            f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median"
-            " in about 90% of cases."
-        )
-    return notes
+    least = min(record.speedup_interval_coverage or 1.0 for record in timed)
+    return [
+        f"Interval: order statistics of {' or '.join(map(str, counts))} pairs; it contains the"
+        f" median with at least {least:.1%} probability."
+    ]
 
 
 def explanations(records: Sequence[Record]) -> list[str]:
