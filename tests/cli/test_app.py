@@ -11,7 +11,9 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     rows = (tmp_path / "default" / "runs.jsonl").read_text()
     assert len(rows.splitlines()) == 3
     files = {path.name for path in (tmp_path / "default").iterdir()}
-    assert {"table4.md", "quality.png", "quality.svg"} <= files
+    assert {"quality.png", "quality.svg"} <= files
+    table = (tmp_path / "default" / "table4.md").read_text()
+    assert table.startswith("# ") and "| 2x | unified | 3/6 | " in table
     code, _, err = ulskip("sweep", *grid)
     assert code == 0 and "nothing to run" in err and "--force" in err
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
@@ -45,14 +47,6 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
     assert points == [(size, engine) for size in (1, 2) for engine in ("torch", "transformers")]
 
 
-def test_plan(ulskip):
-    code, out, _ = ulskip("plan", "model=random", "ratio=2", "strategy.spacing=reference")
-    assert code == 0
-    assert "█·█·█·█·█·█·█·█·█·█·█·█·█·█··█" in out
-    planned = json.loads(ulskip("plan", "model=random", "--json")[1])
-    assert planned["layer_ratio"] == 2.0
-
-
 def test_version_and_env(ulskip):
     assert ulskip("--version")[1] == f"ulskip {__version__}\n"
     assert json.loads(ulskip("env", "--json")[1])["ulskip"] == __version__
@@ -60,12 +54,13 @@ def test_version_and_env(ulskip):
 
 
 def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
-    out = tmp_path / "trained"
+    out = tmp_path / "a b"
     options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4"]
-    options += ["limit=8", f"output={out}"]
+    options += ["limit=8", "train.max_length=100", f"output={out}"]
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
     assert code == 0
-    assert f"ulskip run model.path={out}" in text
+    assert "4 examples were skipped: longer than train.max_length" in text
+    assert f"ulskip run 'model.path={out}' limit=8 ratio=2\n" in text
     assert "train (2)" in err
     common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
     rows = [

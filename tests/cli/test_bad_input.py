@@ -7,8 +7,7 @@ import pytest
 
 BAD = [
     *("pln", "ratio=2", "--json run", "run --jsn", "run --limit 8"),
-    *("run ratio=99 model=random", "run model=hf model.path=./nowhere"),
-    *("run model.path=some/model", "run model=random task.pair=de-xx"),
+    *("run ratio=99 model=random", "run model=random task.pair=de-xx"),
     "run model=random task=cnn_dm task.file=nowhere.jsonl",
     *("run model=random task.metrics=[blue]", "run model=random task.dataset=some/dataset"),
     "run model=random memory_budget=3GB",
@@ -44,6 +43,29 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "batch_size=0": "batch_size >= 1",
     "strategy=custom strategy.layers=0,2": "strategy.layers=[0,2]",
     "task=jsonl task.source_file=x": "task.source_file requires task=wmt",
+    "strategy.spacng=even": "did you mean 'strategy.spacing'?",
+    "ratio": "key=value",
+    "model=hf": "model.path",
+    "model=hf model.path=./nowhere": "'./nowhere'",
+    "model.path=some/model": "model=tiny",
+    "model=random model.path=bloom-7b": "bloom-7b1",
+    "model=random model.path=nowhere.json": "nowhere.json",
+    "model=random model.quantization=bnb-nf4": "model.quantization",
+    "name=a/b": "name",
+    "+decoding.surprise=1": "decoding.surprise",
+    "ratio=${nothing}": "nothing",
+    "decoding.stop=[[x]]": "a list of texts, written [a,b]",
+    "decoding.temperature=0.7": "decoding.do_sample=true",
+    "decoding.top_p=0.5": "decoding.do_sample=true",
+    "decoding.top_k=3": "decoding.do_sample=true",
+    "strategy=null": "strategy 'None'",
+    "strategy=custom strategy.layers=[0,x]": "strategy.layers",
+    "strategy=skip_decode strategy.horizon=0": "strategy.horizon",
+    "strategy=skip_decode ratio_basis=latency": "ratio_basis=latency",
+    "alternatives.models=[x]": "alternatives.models",
+    "strategy._target_=a.B": "_target_",  # only files set classes and names
+    "+strategy._target_=a.B": "_target_",
+    "decoding.name=beam": "decoding.name",
 }
 
 

@@ -1,20 +1,13 @@
-import json
 import time
 from types import SimpleNamespace
 
-import pytest
+from report_rows import not_applicable, sweep_row
 
 from ulskip_cli.cli import progress_bars
 from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.results import ResultsFolder
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    for name, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("COLUMNS", "120")):
-        monkeypatch.setenv(name, value)
+from ulskip_cli.experiments.statistics import sentence
 
 
 def test_a_line_of_a_phase_has_its_step_note_and_time_left(capsys):
@@ -44,22 +37,16 @@ def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
     assert {"own answers: 0 of 4, 12 tokens", "warm up"} <= set(lines)
 
 
-def record(**values):
-    return read(json.dumps({"id": "a", "strategy": "s", "batch_size": 1, **values}))
-
-
 def show_sweep(tmp_path, written):
     config = compose([f"results_dir={tmp_path}"])
     jobs = [SimpleNamespace(id=name, label=f"unified {name}", config=config) for name in "abc"]
-    ResultsFolder.of(config).append(record())
+    ResultsFolder.of(config).append(sweep_row())
     with SweepDisplay(jobs, written.append) as display:
-        display.job_settled(jobs[0], record(), is_new=False)
+        display.job_settled(jobs[0], sweep_row(), is_new=False)
         display.phase("unified: generate", 4)(4, "9 tok/s")
-        timed = {"measured_speedup": 1.5, "bleu": 20.0, "kept_layers": [0, 3], "num_layers": 4}
-        timed |= {"measured_speedup_low": 1.5, "measured_speedup_high": 1.5, "layer_ratio": 2.0}
-        display.job_settled(jobs[1], record(**timed), is_new=True)
+        display.job_settled(jobs[1], sweep_row(bleu=20.0), is_new=True)
         display.note("worker 1 died")
-        display.job_settled(jobs[2], record(status="failed", reason="no"), is_new=True)
+        display.job_settled(jobs[2], not_applicable(status="failed"), is_new=True)
 
 
 def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
@@ -67,14 +54,16 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
     show_sweep(tmp_path, written)
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
-        "[2/3] unified b: s keeps 2 of 4 layers: decodes 1.50x as fast (1.50 to 1.50), BLEU 20.0.",
+        f"[2/3] unified b: {sentence(sweep_row(bleu=20.0))}",
         "worker 1 died",
-        "[3/3] unified c: s has no result: no.",
+        f"[3/3] unified c: {sentence(not_applicable(status='failed'))}",
     ]
     assert len(written) == 2  # with the first new row and at the end, but not with every row
 
 
-def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, terminal, capsys):
+def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, monkeypatch, capsys):
+    for name, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
     show_sweep(tmp_path, [])
     err = capsys.readouterr().err
     assert all(text in err for text in ("3/3", "2 done, 1 failed", "worker 1 died"))

@@ -13,12 +13,9 @@ def every_key():
             yield from reference.group_keys(group, choice)
 
 
-def test_every_key_of_every_choice_has_a_meaning_and_a_type():
+def test_every_key_has_a_meaning_and_a_type_and_every_choice_a_description():
     assert [key.name for key in every_key() if not key.meaning] == []
     assert [key.name for key in every_key() if not key.type and key.name != "seed"] == []
-
-
-def test_every_choice_has_a_description():
     for group in reference.ALL_GROUPS:
         assert all(reference.describe_choices(group).values()), group
 

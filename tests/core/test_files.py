@@ -86,10 +86,6 @@ def test_any_object_survives_a_line(rows):
         assert read_jsonl(path) == rows
 
 
-def test_missing_files_have_no_objects(tmp_path):
-    assert (read_object(tmp_path / "none"), read_jsonl(tmp_path / "none")) == (None, [])
-
-
 def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x", "output") == tmp_path / "x"

@@ -19,19 +19,20 @@ def compose(*args):
 
 config.compose = compose
 """
-SWALLOWED = """
-from ulskip_cli.core import config
-real = config.compose
+SWALLOWING = """
+from ulskip_cli.MODULE import FUNCTION as real
+import ulskip_cli.MODULE as module
 
-def compose(*args):
+def swallowing(*args):
     try:
         os.kill(os.getpid(), signal.{})
     except BaseException:
         pass
     return real(*args)
 
-config.compose = compose
+module.FUNCTION = swallowing
 """
+SWALLOWED = SWALLOWING.replace("MODULE", "core.config").replace("FUNCTION", "compose")
 AT_IMPORT_IN_A_CLASS = """
 class Sender:
     def __set_name__(self, owner, name):
@@ -78,22 +79,8 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-SWALLOWING_SWEEP = """
-import ulskip_cli.experiments.runner as runner
-real = runner.load
-
-def load(*args):
-    try:
-        os.kill(os.getpid(), signal.{})
-    except BaseException:
-        pass
-    return real(*args)
-
-runner.load = load
-"""
-
-
 def test_a_sweep_ends_although_a_library_swallows_the_signal_while_it_loads(overrides, tmp_path):
-    ended = ran(SWALLOWING_SWEEP, "SIGTERM", ["sweep", "ratio=2,3", *overrides])
+    moment = SWALLOWING.replace("MODULE", "experiments.runner").replace("FUNCTION", "load")
+    ended = ran(moment, "SIGTERM", ["sweep", "ratio=2,3", *overrides])
     assert (ended.returncode, ended.stderr.splitlines()[-1][:19]) == (143, "ulskip: interrupted")
     assert not (tmp_path / "default" / "runs.jsonl").exists()

@@ -19,7 +19,6 @@ from ulskip_cli.core.model_metadata import (
     ASSETS,
     WeightSizes,
     find_adapter,
-    find_config,
     fingerprint,
     gaps,
     read_headers,
@@ -27,6 +26,7 @@ from ulskip_cli.core.model_metadata import (
     sort_weight_sizes,
 )
 from ulskip_cli.inference.half_layers import split_layers
+from ulskip_cli.inference.loading import load
 
 NOTE = {"format": "pt"}
 
@@ -150,20 +150,6 @@ def test_damaged_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (hf("./nowhere"), r"model\.path.*'\./nowhere'"),
-        (hf("some/model"), r"model\.path.*'some/model' \(.*\); .*model=tiny"),
-        (shape("bloom-7b"), "bloom-7b1"),
-        (shape("nowhere.json"), r"nowhere\.json"),
-    ],
-)
-def test_models_that_are_not_there_are_refused(model, message):
-    with pytest.raises(UsageError, match=message):
-        find_config(model)
-
-
-@pytest.mark.parametrize(
     ("name", "context"), [("llama", 128), ("gpt2", 128), ("bloom", None), ("gemma2", 128)]
 )
 def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
@@ -171,32 +157,22 @@ def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
     assert read_metadata(hf(tmp_path)).context == context
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "head_dim"])
-def test_a_size_that_is_no_positive_whole_number_is_named(key, tmp_path):
-    config = json.loads((ASSETS / "tiny" / "config.json").read_text("utf-8"))
-    for value in ("64", -8, 0, 12.0, True, {}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
-        with pytest.raises(UsageError, match=rf"{key} .*{tmp_path}.*config\.json"):
-            read_metadata(hf(tmp_path))
-
-
-ODD_VALUES = [
-    {"num_hidden_layers": 10**9},
-    {"dtype": 5},
-    {"text_config": [1]},
-    {"is_encoder_decoder": True},
-]
-CONTENTS = [None, "{", "[]", "[" * 100_000]
+SIZES = ("num_hidden_layers", "vocab_size", "head_dim")
+ODD_VALUES = [(size, value) for size in SIZES for value in ("64", -8, 0, 12.0, True, {})]
+ODD_VALUES += [("num_hidden_layers", 10**9), ("dtype", 5), ("text_config", [1])]
+CONTENTS = [None, "{", "[]", "[" * 100_000, '{"is_encoder_decoder": true, "n_layer": 6}']
 
 
 @pytest.mark.parametrize("content", [*CONTENTS, *ODD_VALUES], ids=lambda value: str(value)[:30])
 def test_a_missing_unreadable_or_odd_config_is_named(content, tmp_path):
-    if isinstance(content, dict):
+    key = ""
+    if isinstance(content, tuple):
+        key, value = content
         config = json.loads((ASSETS / "tiny" / "config.json").read_text("utf-8"))
-        content = json.dumps({**config, **content})
+        content = json.dumps({**config, key: value})
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UsageError, match=r"config\.json") as caught:
+    with pytest.raises(UsageError, match=rf"{key}.*config\.json") as caught:
         read_metadata(hf(tmp_path))
     assert str(tmp_path) in str(caught.value)
 
@@ -230,13 +206,6 @@ def test_prediction_never_exceeds_the_layer_ratio(weights):
     assert 1 <= weights.predicted_speedup(kept) <= len(weights.layers) / 2
 
 
-def test_bloom_7b1_at_half_its_layers():
-    hidden, vocab = 4096, 250880
-    layer = 2 * (12 * hidden * hidden + 13 * hidden)
-    weights = WeightSizes(2 * (vocab * hidden + 2 * hidden), (layer,) * 30)
-    assert weights.predicted_speedup(range(15)) == pytest.approx(1.75, abs=0.01)
-
-
 def test_tensors_are_sorted_into_layers_and_head():
     first = {"mlp.weight": ([8, 8], 256), "self_attn.q_proj.weight": ([8, 4], 128)}
     second = {**first, "experts.0.weight": ([8, 4], 32)}
@@ -259,25 +228,15 @@ def test_parts_are_found_by_name_in_every_architecture(model):
     tensors = {name: (list(one.shape), 4 * one.numel()) for name, one in model.named_parameters()}
     weights = sort_weight_sizes(tensors, NUM_LAYERS, VOCAB_SIZE)
     for i, parts in enumerate(split_layers(model, "attention")):
-        names = ([parts.attention], parts.mlp)
-        for found, children in zip((weights.attention[i], weights.mlp[i]), names, strict=True):
-            modules = [parts.layer.get_submodule(name) for name in children]
-            assert found == 4 * sum(
-                value.numel() for part in modules for value in part.parameters()
-            )
+        for found, names in ((weights.attention, [parts.attention]), (weights.mlp, parts.mlp)):
+            modules = [parts.layer.get_submodule(name) for name in names]
+            values = [value.numel() for part in modules for value in part.parameters()]
+            assert found[i] == 4 * sum(values)
 
 
 def test_headers_and_loaded_parameters_agree(model_folder):
-    from ulskip_cli.inference.loading import load
-
-    config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")
-    assert read_headers(model_folder)
-    assert read_metadata(config).weights == load(config).metadata.weights
-
-
-def test_steps_of_several_kinds_take_their_bytes():
-    speedup = WeightSizes(100, (100,) * 9).staged_speedup([(3, range(4)), (1, range(9))])
-    assert speedup == pytest.approx(4 * 1000 / (3 * 500 + 1000))
+    config = hf(model_folder, dtype="float32")
+    assert read_metadata(config).weights == load(config).metadata.weights is not None
 
 
 @given(st.sets(st.integers(0, 9), min_size=1).map(sorted))

@@ -71,13 +71,10 @@ def test_a_misfit_is_one_line_with_its_key_what_was_expected_and_what_came(
     assert key in message.split(";")[0] and expected in message and got in message
 
 
-def test_a_missing_key_is_named():
+def test_a_missing_key_and_the_file_of_a_misfit_are_named():
     assert re.search(r"\bneeded\b.*none", refusal(Whole, {}))
-
-
-def test_the_file_of_a_misfit_is_named():
-    assert "whole.json" in refusal(Whole, {**NEEDED, "shar": 1}, file=Path("whole.json"))
-    assert "whole.json" in refusal(Whole, {}, file=Path("whole.json"))
+    for values in ({}, {**NEEDED, "shar": 1}):
+        assert "whole.json" in refusal(Whole, values, file=Path("whole.json"))
 
 
 JSON = st.recursive(

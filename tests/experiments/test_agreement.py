@@ -37,12 +37,6 @@ def test_it_is_that_of_uncached_logits(name, prompt):
         assert measured[f"{key}_low"] <= measured[key] <= measured[f"{key}_high"]
 
 
-def test_the_full_model_agrees_with_itself(llama):
-    measured = agreement(llama, decoder_for(llama, "strategy=full"))
-    assert measured["agreement"] == measured["agreement_low"] == 1
-    assert measured["kl_divergence_high"] == pytest.approx(0, abs=1e-6)
-
-
 def test_empty_answers_do_not_count(llama):
     view = decoder_for(llama, "ratio=2")
     assert agreement(llama, view, [ANSWERS[0], []])

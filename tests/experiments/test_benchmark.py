@@ -8,8 +8,9 @@ from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.engines.torch import cpu_kernels, session
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, runner
+from ulskip_cli.experiments.benchmark import bandwidth_meter
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.runner import Session
@@ -33,46 +34,49 @@ def bandwidth(monkeypatch):
 def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
     random = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
-    where = [f"results_dir={tmp_path}", "name=b"]
-    return lambda *overrides: compose([*random, *where, *QUICK, *overrides])
+    base = [*random, f"results_dir={tmp_path}", "name=b", *QUICK]
+    return lambda *overrides: Resolver().resolve(compose([*base, *overrides]), "bench")
 
 
 @pytest.fixture
-def adapters(monkeypatch):
-    """The adapters of the decoders that are made, in order."""
+def decoders(monkeypatch):
+    """The arguments of the decoders that are made, in order."""
     made, real = [], runner.Decoder
 
     def decoder(*args, **more):
-        made.append(args[3] if len(args) > 3 else None)
+        made.append(args)
         return real(*args, **more)
 
     monkeypatch.setattr(runner, "Decoder", decoder)
     return made
 
 
-class Bench:
-    def __init__(self):
-        self.session = Session()
-
-    def run(self, config):
-        """Return the row of one configuration."""
-        return self.run_each(config)[0]
-
-    def run_each(self, *configs):
-        """Return the rows of configurations that are one grid."""
-        points = [Resolver().resolve(config, "bench") for config in configs]
-        outcome = benchmark.run_benchmarks(points, self.session)
-        return [outcome.records[point.run_id].to_row() for point in points]
+@pytest.fixture
+def session():
+    return Session()
 
 
 @pytest.fixture
-def bench():
-    """Points that share a session."""
-    return Bench()
+def bench(point, session):
+    """Return a function that runs the benchmark of one point and returns its row."""
+
+    def call(*overrides):
+        alone = point(*overrides)
+        return benchmark.run_benchmarks([alone], session).records[alone.run_id].to_row()
+
+    return call
 
 
-def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_path):
-    row = bench.run(point("ratio=2"))
+def step_bytes(num_layers, batch_size=2, patch=0):
+    """The bytes that a step reads: weights, and keys and values of the prompt and half the
+    answer.
+    """
+    weights = HEAD + NORM + num_layers * LAYER + patch
+    return round(4 * weights + batch_size * num_layers * KV * (5 + 3 / 2))
+
+
+def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
+    row = bench("ratio=2")
     assert row["measured_speedup_low"] <= row["measured_speedup"] <= row["measured_speedup_high"]
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
     positive = "prefill_seconds time_per_output_token_seconds total_tokens_per_second"
@@ -88,50 +92,39 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
     assert not (tmp_path / "b" / "generations").exists()
 
 
-def test_work_and_shares_are_exact(bench, point):
-    row = bench.run(point("ratio=2"))
+def test_work_and_shares_are_exact(bench):
+    row = bench("ratio=2")
     for side, layers, seconds in ((row, 3, "strategy"), (row["full"], 6, "full")):
-        weights = HEAD + NORM + layers * LAYER
-        assert side["step_bytes"] == round(4 * weights + 2 * layers * KV * (5 + 3 / 2))
-        shares = [
-            side["step_bytes"] / (s / 2) / 1e12 for s in row["pairs"][seconds]["decode_seconds"]
-        ]
+        assert side["step_bytes"] == step_bytes(layers)
+        times = row["pairs"][seconds]["decode_seconds"]
+        shares = [side["step_bytes"] / (time / 2) / 1e12 for time in times]
         assert side["bandwidth_share"] == pytest.approx(median(shares), rel=0.01)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("folded", 0)])
-def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, adapters, kind, size):
-    row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}"))
+def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, decoders, kind, size):
+    row = bench("ratio=2", "correction=patch", f"correction.kind={kind}")
     stored = {"name": "patch", "kind": kind, "values": "zero", "bytes": 2 * 4 * size}
     assert row["correction"] == stored
-    weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
-    assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))
-    assert row["full"]["step_bytes"] == round(
-        4 * (HEAD + NORM + 6 * LAYER) + 2 * 6 * KV * (5 + 3 / 2)
-    )
-    tensors = [item for adapter in adapters if adapter for item in adapter.tensors.items()]
+    assert row["step_bytes"] == step_bytes(3, patch=2 * size)  # two gaps
+    assert row["full"]["step_bytes"] == step_bytes(6)
+    adapters = [adapter for args in decoders for adapter in args[3:4] if adapter]
+    tensors = [item for adapter in adapters for item in adapter.tensors.items()]
     assert sum(tensor.numel() for _, tensor in tensors) == 2 * size
     assert not any(tensor.any() for name, tensor in tensors if "down" not in name)
 
 
-def test_weights_and_the_full_model_are_shared(bench, point, monkeypatch):
-    made, real = [], runner.Decoder
-
-    def decoder(model, plan, *rest, **more):
-        made.append(len(plan.kept_layers))
-        return real(model, plan)
-
-    monkeypatch.setattr(runner, "Decoder", decoder)
-    rows = [bench.run(point(f"ratio={ratio}")) for ratio in (2, 3)]
-    assert sorted(made) == [2, 3, 6]
+def test_weights_and_the_full_model_are_shared(bench, decoders):
+    rows = [bench(f"ratio={ratio}") for ratio in (2, 3)]
     assert rows[0]["machine_limits"] == {"bytes_per_second": 1e12}
-    bench.run(point("model.dtype=bfloat16"))
-    assert sorted(made) == [2, 3, 3, 6, 6]
+    assert [len(plan.kept_layers) for _, plan, *_ in decoders] == [3, 6, 2]
+    bench("model.dtype=bfloat16")
+    assert [len(plan.kept_layers) for _, plan, *_ in decoders] == [3, 6, 2, 3, 6]
 
 
-def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
+def test_engines_are_compared_and_always_measured_anew(bench, tmp_path):
     for engine in ("torch", "transformers", "torch"):
-        row = bench.run(point(f"engine={engine}"))
+        row = bench(f"engine={engine}")
         assert row["engine"] == engine
     lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -139,7 +132,7 @@ def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
 
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["together", "in pairs with the first"])
-def test_engines_run_in_the_same_rounds(bench, point, monkeypatch, free):
+def test_engines_run_in_the_same_rounds(session, point, monkeypatch, free):
     ran, run = [], runner.Decoder.run
 
     def logged(self, *args, **options):
@@ -150,7 +143,9 @@ def test_engines_run_in_the_same_rounds(bench, point, monkeypatch, free):
     monkeypatch.setattr(runner.Decoder, "run", logged)
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=free))
     monkeypatch.setattr(benchmark, "psutil", memory)
-    rows = bench.run_each(*(point(f"engine={engine}") for engine in ("torch", "transformers")))
+    points = [point(f"engine={engine}") for engine in ("torch", "transformers")]
+    outcome = benchmark.run_benchmarks(points, session)
+    rows = [outcome.records[point.run_id].to_row() for point in points]
     sides = {(name, size) for name in ("torch", "transformers") for size in (7680, 3840)}
     assert set(ran[-8:-4]) == set(ran[-4:]) == sides  # two rounds
     assert [row["engine"] for row in rows] == ["torch", "transformers"]
@@ -162,7 +157,7 @@ def test_engines_run_in_the_same_rounds(bench, point, monkeypatch, free):
         assert rows[0]["over_reference"] == pytest.approx(rows[0]["measured_speedup"])
 
 
-def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch):
+def test_an_engine_that_fails_does_not_stop_the_others(session, point, monkeypatch):
     real = benchmark.prepare_run
 
     def prepare(point, *args):
@@ -171,19 +166,24 @@ def test_an_engine_that_fails_does_not_stop_the_others(bench, point, monkeypatch
         return real(point, *args)
 
     monkeypatch.setattr(benchmark, "prepare_run", prepare)
-    points = [
-        Resolver().resolve(point(f"engine={name}"), "bench") for name in ("torch", "transformers")
-    ]
-    outcome = benchmark.run_benchmarks(points, bench.session)
+    points = [point(f"engine={name}") for name in ("torch", "transformers")]
+    outcome = benchmark.run_benchmarks(points, session)
     assert [record.engine for record in outcome.records.values()] == ["torch"]
     assert outcome.failures == ["unified ratio 2 engine transformers: no"]
     with pytest.raises(RunError, match="no"):
-        benchmark.run_benchmarks(points[1:], bench.session)
+        benchmark.run_benchmarks(points[1:], session)
 
 
-def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypatch):
+def test_the_fastest_way_to_read_counts(monkeypatch):
+    clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
+    monkeypatch.setattr(benchmark, "READ_BYTES", 2**16)
+    monkeypatch.setattr(benchmark, "now", lambda device: next(clock))
+    assert bandwidth_meter(torch.device("cpu"))() == 2**15
+
+
+def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1.0)
-    row = bench.run(point("ratio=2"))
+    row = bench("ratio=2")
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
 
 
@@ -191,44 +191,41 @@ def test_a_share_above_the_measured_bandwidth_is_left_out(bench, point, monkeypa
 @pytest.mark.skipif(
     cpu_kernels.unsupported_reason() is not None, reason="the CPU kernels do not run here"
 )
-def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, point, monkeypatch):
-    row = bench.run(point("ratio=2", "decoding.compile=auto"))
+def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, monkeypatch):
+    row = bench("ratio=2", "decoding.compile=auto")
     assert (row["compiled"], row["compiled_layers"]) == (True, True)
     assert row["compile_seconds"] > 0
 
     def unsupported(*args, **options):
         raise torch._dynamo.exc.Unsupported("graph break")
 
-    monkeypatch.setattr(session, "CompiledSteps", unsupported)
-    row = bench.run(point("ratio=3", "decoding.compile=auto"))
+    monkeypatch.setattr("ulskip_cli.engines.torch.session.CompiledSteps", unsupported)
+    row = bench("ratio=3", "decoding.compile=auto")
     assert (row["compiled"], row["compiled_layers"], row["engine"]) == (False, False, "torch")
     with pytest.raises(RunError, match=r"decoding\.compile=off"):
-        bench.run(point("ratio=3", "decoding.compile=layers", "seed=1"))
+        bench("ratio=3", "decoding.compile=layers", "seed=1")
 
 
-def test_a_batch_that_does_not_fit_is_halved(bench, point, limit_memory):
+def test_a_batch_that_does_not_fit_is_halved(bench, limit_memory):
     limit_memory()
-    row = bench.run(point())
+    row = bench()
     assert row["timed_batch_size"] == 1
-    assert row["step_bytes"] == round(4 * (HEAD + NORM + 3 * LAYER) + 3 * KV * (5 + 3 / 2))
+    assert row["step_bytes"] == step_bytes(3, batch_size=1)
     warning = next(warning for warning in row["warnings"] if "did not fit" in warning)
     assert all(text in warning for text in ("unified", "batch_size=2", "batch_size=1"))
 
 
-def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypatch):
+def test_a_target_by_the_clock_is_met_between_two_counts(bench, session, monkeypatch):
     met = LatencyTargetFit(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
-    monkeypatch.setattr(bench.session, "solve_depth", lambda config, loaded, work: met)
-    row = bench.run(point("ratio=1.5", "ratio_basis=latency"))
+    monkeypatch.setattr(session, "solve_depth", lambda config, loaded, work: met)
+    row = bench("ratio=1.5", "ratio_basis=latency")
     assert row["mean_kept_layers"] == 3.5
     assert row["latency_fit"]["depth"] == 3.5
-    steps = [
-        4 * (HEAD + NORM + layers * LAYER) + 2 * layers * KV * (5 + 3 / 2) for layers in (4, 3)
-    ]
-    assert row["step_bytes"] == round(sum(steps) / 2)
+    assert row["step_bytes"] == (step_bytes(4) + step_bytes(3)) / 2
 
 
-def test_drafts_are_no_steps_of_their_own(bench, point):
-    row = bench.run(point("decoding.draft_tokens=2"))
+def test_drafts_are_no_steps_of_their_own(bench):
+    row = bench("decoding.draft_tokens=2")
     assert row["full"]["linear_backend"] == row["linear_backend"]
     assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
     assert (row["engine"], row["full"]["engine"]) == ("speculative", "torch")

@@ -8,8 +8,8 @@ from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
-from ulskip_cli.experiments.preflight import ResolvedPoint, find_held_out
-from ulskip_cli.experiments.workload import encode_workload
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load
 from ulskip_cli.strategies.plan import make_plan
@@ -23,13 +23,8 @@ def ready(tmp_path, model_folder):
         small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6"]
         small.append("task.max_new_tokens=5")
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
-        loaded = load(config.model)
-        if not config.needs_held_out:
-            return config, loaded, None
-        held_out = find_held_out(config)
-        plan, ids = make_plan(config, loaded.metadata), ("0" * 12, "weights")
-        point = ResolvedPoint(config, held_out, None, loaded.metadata, plan, *ids)
-        return config, loaded, encode_workload(point, loaded.tokenizer)
+        _, workload = Session().encode(resolve(config))
+        return config, load(config.model), workload
 
     return make
 

@@ -3,22 +3,23 @@ model.
 """
 
 import json
+from dataclasses import replace
 
 import lm_eval
 import pytest
 import torch
 import yaml
 from lm_eval.tasks import TaskManager
+from reference import one_stage, response_logits
 
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, fingerprint, gaps
+from ulskip_cli.core.model_metadata import ASSETS, fingerprint
 from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import pick_device
-from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.skip_adapter import zero_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -159,30 +160,25 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     asked = ["model=tiny", "ratio=3", f"prompt_layers={prompt_layers}", "model.device=cpu"]
     plain = SkippingLM(asked)
     kept, model = plain.plan.kept_layers, plain.loaded.model
-    size, depth = model.config.hidden_size, plain.plan.num_layers
+    adapter = zero_adapter(model, [kept], "full")
     generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in gaps(kept, depth):
-        tensors[f"patch.0.{layer}.linear.weight"] = torch.zeros(size, size)
-        tensors[f"patch.0.{layer}.linear.bias"] = 20 * torch.randn(size, generator=generator)
+    for name, tensor in adapter.tensors.items():
+        if name.endswith(".bias"):
+            tensor += 20 * torch.randn(tensor.shape, generator=generator)
     base = {"model": "tiny", "fingerprint": fingerprint(plain.ulskip_config.model)}
-    adapter = SkipAdapter(depth, (kept,), tensors, {"base": base, "kind": "full"})
+    adapter = replace(adapter, record={"base": base, "kind": "full"})
     adapter.save(tmp_path)
     corrected = ["correction=adapter", f"correction.path={tmp_path}"]
     adapted = SkippingLM([*asked, *corrected])
     prompt, response = map(plain.tok_encode, ("Der Hund schläft.", " The dog is sleeping."))
     ids, view = torch.tensor([prompt + response]), adapter.view(model, kept)
     with torch.inference_mode():
-        logits = view(ids).logits[0, len(prompt) - 1 : -1]
+        logits = view(ids).logits[:, len(prompt) - 1 : -1]
         if prompt_layers == "all":
-            encoded = model(ids[:, : len(prompt)], use_cache=True)
-            first, cache = encoded.logits[:, -1:], encoded.past_key_values
-            shallow_view.prune_cache(cache, kept)
-            rest = shallow_view.forward_with_cache(
-                view, ids[:, len(prompt) :], torch.ones_like(ids), cache
-            )
-            logits = torch.cat([first, rest], 1)[0, :-1]
-    chances = torch.log_softmax(logits, -1)
+            parts = ids.split([len(prompt), len(response)], dim=1)
+            mask = torch.ones_like(parts[0])
+            logits = response_logits(model, one_stage(view, kept), parts[0], mask, parts[1])
+    chances = torch.log_softmax(logits[0], -1)
     expected = float(chances.gather(1, torch.tensor(response)[:, None]).sum())
     texts = [(None, prompt, response)]
     ((score, _),) = adapted._loglikelihood_tokens(texts, disable_tqdm=True)

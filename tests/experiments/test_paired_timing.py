@@ -1,27 +1,42 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from reference import decoder_for, random_ids
+from reference import NUM_LAYERS, decoder_for, random_ids
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.experiments import paired_timing
-from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds
+from ulskip_cli.experiments.paired_timing import (
+    LINE_ROUNDS,
+    WARM_UP,
+    Pair,
+    TimedPairs,
+    fit_step_latency,
+    make_pair_timer,
+    measure_rounds,
+    solve_depth_for_speedup,
+)
 from ulskip_cli.experiments.record import Timing
+from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.strategies.cost import LatencyFit
 
 DRAFTED = {"engine": "speculative", "drafts": DraftStats()}
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
+PROMPTS = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
+LINE = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
 
 
-def measure_pairs(full, strategy, batches, context, *speed):
+def measure_pairs(full, strategy, context, *speed):
     """One pair, timed alone."""
-    return measure_rounds([Pair(full, strategy, batches, context)], *speed)[0]
+    return measure_rounds([Pair(full, strategy, [PROMPTS], context)], *speed)[0]
 
 
 def output(first, decode):
@@ -38,11 +53,11 @@ def outputs(*seconds):
 
 
 def test_ratios_are_taken_pair_by_pair():
-    timing = TimedPairs(outputs(4, 9, 6), outputs(2, 3, 3)).timing()
-    assert timing.measured_speedup == 2.0
-    assert timing.end_to_end_speedup == 7 / 4
-    assert timing.measured_speedup_low <= 2.0 <= timing.measured_speedup_high
-    assert timing.pairs.full.decode_seconds == (4, 9, 6)
+    timing = TimedPairs(outputs(4, 9, 6, 5, 8, 7), outputs(2, 3, 3, 5, 2, 1)).timing()
+    assert (timing.measured_speedup, timing.end_to_end_speedup) == (2.5, 2.125)
+    assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
+    assert timing.speedup_interval_coverage == 1 - 2 / 2**6
+    assert timing.pairs.full.decode_seconds == (4, 9, 6, 5, 8, 7)
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():
@@ -65,10 +80,8 @@ def test_a_schedule_that_was_timed_alone_has_no_ratio():
 
 def test_both_sides_generate_the_same_number_of_tokens(llama):
     full, half = full_and_half(llama)
-    ids = random_ids(2, 5)
-    speed = SpeedConfig(pairs=3, warmup=1, new_tokens=4)
-    done = []
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed, done.append)
+    done, speed = [], SpeedConfig(pairs=3, warmup=1, new_tokens=4)
+    pairs = measure_pairs(full, half, GREEDY, speed, done.append)
     assert done == [1, 2, 3, 4]
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     assert all(
@@ -79,12 +92,11 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     full, half = full_and_half(llama)
-    ids = random_ids(2, 5)
-    prompts, speed = [(ids, torch.ones_like(ids))], SpeedConfig(pairs=2, warmup=0, new_tokens=6)
-    plain = measure_pairs(full, full, prompts, GREEDY, speed).full[0]
+    speed = SpeedConfig(pairs=2, warmup=0, new_tokens=6)
+    plain = measure_pairs(full, full, GREEDY, speed).full[0]
     drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = measure_pairs(full, half, prompts, drafting, speed)
+    pairs = measure_pairs(full, half, drafting, speed)
     assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(
@@ -105,9 +117,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         return replace(output, **(full if self is every else strategy))
 
     monkeypatch.setattr(Decoder, "run", changed)
-    ids = random_ids(2, 5)
-    speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
-    return measure_pairs(every, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
+    return measure_pairs(every, half, GREEDY, SpeedConfig(pairs=1, warmup=1, new_tokens=2))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +155,7 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
         return replace(output, compile_seconds=5.0 * first, decode_seconds=seconds)
 
     monkeypatch.setattr(Decoder, "run", compiled_first)
-    ids = random_ids(2, 5)
-    speed = SpeedConfig(pairs=1, warmup=0, new_tokens=2)
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
+    pairs = measure_pairs(full, half, GREEDY, SpeedConfig(pairs=1, warmup=0, new_tokens=2))
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
 
@@ -166,21 +174,18 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
     decoding = compose(list(overrides)).decoding
     full, other = decoder_for(llama), decoder_for(llama, *overrides, ratio=2)
-    ids, speed = random_ids(2, 5), SpeedConfig(pairs=2, warmup=0, new_tokens=TOKENS)
     context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
-    prompts = (ids, torch.ones_like(ids))
-    pairs = measure_pairs(full, other, [prompts], context, speed)
+    speed = SpeedConfig(pairs=2, warmup=0, new_tokens=TOKENS)
+    pairs = measure_pairs(full, other, context, speed)
     forced = None if decoding.draft_tokens or other.exits else TOKENS
-    alone = other.generate(*prompts, context, forced)
+    alone = other.generate(*PROMPTS, context, forced)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2
 
 
 def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(loop, "now", lambda device: clock[0])
-    ids = random_ids(2, 5)
-    prompts = ids, torch.ones_like(ids)
-    generation, pauses = decoder_for(llama).run(*prompts, GREEDY, 9, pause_every=3), 0
+    generation, pauses = decoder_for(llama).run(*PROMPTS, GREEDY, 9, pause_every=3), 0
     with pytest.raises(StopIteration) as stop:
         while True:
             next(generation)
@@ -190,20 +195,82 @@ def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
 
 
 def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
-    ids, finished = random_ids(2, 5), []
+    finished = []
     monkeypatch.setattr(ModelSession, "finish", lambda session: finished.append(session))
 
     def fail():
         yield
         raise RunError("out of memory")
 
-    prompts = ids, torch.ones_like(ids)
     with pytest.raises(RunError, match="out of memory"):
-        take_turns([decoder_for(llama).run(*prompts, GREEDY, 9, pause_every=1), fail()])
+        take_turns([decoder_for(llama).run(*PROMPTS, GREEDY, 9, pause_every=1), fail()])
     assert len(finished) == 1
 
 
-def test_a_speedup_has_the_interval_of_its_pairs_and_the_coverage():
-    timing = TimedPairs(outputs(4, 9, 6, 5, 8, 7), outputs(2, 3, 3, 5, 2, 1)).timing()
-    assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
-    assert timing.speedup_interval_coverage == 1 - 2 / 2**6
+def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
+    timed = []
+    run = paired_timing.Pair.run
+
+    def clocked(self, *args):
+        full, output, compiling = run(self, *args)
+        timed.append(len(self.strategy.stages[0].kept))
+        seconds = output.steps * (0.5 + 0.25 * timed[-1])
+        return full, replace(output, decode_seconds=seconds), compiling
+
+    monkeypatch.setattr(paired_timing.Pair, "run", clocked)
+    done, make_decoder = [], partial(Decoder, llama)
+    fit = fit_step_latency(make_decoder, NUM_LAYERS, [PROMPTS], GREEDY, done.append)
+    assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
+    assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
+    assert timed[:3] == [6, 4, 2]
+    assert timed[3:6] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("target", "slower"), [(1.5, 0.03), (2.0, -0.02), (2.9, 0.0)])
+def test_a_target_is_met_where_the_line_errs(target, slower):
+    """The clock shows more or less than the line, and another slope."""
+    rounds = []
+
+    def share(depth):
+        return (3 + 1.05 * depth) / 15.6 + slower
+
+    met = solve_depth_for_speedup(
+        LINE, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append
+    )
+    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * paired_timing.CLOSE)
+    assert met.as_dict()["speedup"] == pytest.approx(target)
+    assert len(met.trials) == len(rounds) <= paired_timing.MEET_ROUNDS
+
+
+def test_noise_takes_more_rounds():
+    noise = iter(torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist())
+    met = solve_depth_for_speedup(
+        LINE,
+        2,
+        lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)]),
+    )
+    assert len(met.trials) > 2
+    assert met.depth == pytest.approx(4.5, abs=0.5)
+
+
+def test_a_target_out_of_reach_is_refused_before_it_is_timed():
+    with pytest.raises(UsageError, match=r"ratio=4 .*latency.* 20%.*ratio <= 3\.00"):
+        solve_depth_for_speedup(LINE, 4, lambda depth: pytest.fail("timed"))
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("folded", 0)])
+def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
+    made, real = [], paired_timing.Decoder
+    monkeypatch.setattr(
+        paired_timing, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more)
+    )
+    correction = ["correction=patch", f"correction.kind={kind}"]
+    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
+    loaded = LoadedModel(llama, None, ModelMetadata(NUM_LAYERS, None, None), {})
+    measured = make_pair_timer(loaded, None, config)
+    measured(3.5)
+    full, shallow = made
+    assert full["adapter"] is None
+    tensors = shallow["adapter"].tensors if shallow["adapter"] else {}
+    assert len(tensors) == (2 + 2) * parts  # at the gaps of 4 layers and of 3
+    assert not any(tensor.any() for name, tensor in tensors.items() if "down" not in name)

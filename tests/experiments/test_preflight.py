@@ -138,18 +138,25 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     assert (failed.status, finished.status) == ("failed", "done")
 
 
+EARLY_EXIT = "strategy=early_exit"
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("command", "overrides", "error", "message"),
     [
-        (["speed.new_tokens=600"], "speed.prompt_tokens.*512.* 64 \\+ 600"),
-        (["decoding.generate_kwargs={lenght_penalty: 1}"], "lenght_penalty"),
-        (["speed.enabled=false"], "speed.enabled=false"),
-        (["strategy=early_exit"], "early exit"),
+        ("bench", ["speed.new_tokens=600"], UsageError, "speed.prompt_tokens.*512.* 64 \\+ 600"),
+        ("bench", ["decoding.generate_kwargs={lenght: 1}"], UsageError, "'lenght'"),
+        ("bench", ["speed.enabled=false"], UsageError, "speed.enabled=false"),
+        ("bench", [EARLY_EXIT], NotApplicable, "early exit"),
+        ("run", [EARLY_EXIT, "strategy.batch=na"], NotApplicable, "batch_size=1 .*na, got 8"),
+        ("run", [EARLY_EXIT, "ratio_basis=latency"], NotApplicable, "ratio_basis=latency"),
+        ("run", [*RANDOM, EARLY_EXIT], UsageError, r"strategy\.threshold"),  # no texts
+        ("run", [*RANDOM, "correction=patch"], NotApplicable, "correction=patch"),
     ],
 )
-def test_an_impossible_benchmark_is_refused(overrides, message):
-    with pytest.raises(UsageError, match=message):
-        Resolver().resolve(compose(overrides), "bench")
+def test_what_does_not_apply_is_refused(command, overrides, error, message):
+    with pytest.raises(error, match=message):
+        Resolver().resolve(compose(overrides), command)
 
 
 def test_a_benchmark_does_not_read_its_task():
@@ -158,23 +165,3 @@ def test_a_benchmark_does_not_read_its_task():
     assert point.data is point.baseline is None
     with pytest.raises(UsageError):
         resolve(config)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["strategy.batch=na"], "batch_size=1 with strategy.batch=na, got 8"),
-        (["ratio_basis=latency"], "ratio_basis=latency"),
-    ],
-)
-def test_early_exit_does_not_apply_to_some_points(overrides, message):
-    with pytest.raises(NotApplicable, match=message):
-        resolve(compose(["strategy=early_exit", *overrides]))
-
-
-def test_a_calibration_needs_texts():
-    exits = [*RANDOM, "strategy=early_exit"]
-    with pytest.raises(UsageError, match=r"strategy\.threshold"):
-        resolve(compose(exits))
-    with pytest.raises(NotApplicable, match="correction=patch"):
-        resolve(compose([*RANDOM, "correction=patch"]))

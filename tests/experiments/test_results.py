@@ -91,13 +91,6 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_one_process_at_a_time_holds_the_claim_on_a_point(folder):
-    with folder.claim("p") as first, folder.claim("p") as second, folder.claim("q") as third:
-        assert (first, second, third) == (True, False, True)
-    with folder.claim("p") as again:
-        assert again
-
-
 def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
     for run_id in ("q", "r"):
         folder.append(record(run_id, status="failed"))

@@ -20,9 +20,6 @@ from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
-QUICK = ["limit=4", "decoding.max_new_tokens=6"]
-QUICK += ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
-
 
 def run_point(config, session):
     """The rows of a run."""
@@ -33,12 +30,8 @@ def run_point(config, session):
 
 
 @pytest.fixture
-def config(model_folder, tmp_path):
-    def make(*overrides):
-        base = ["model=hf", f"model.path={model_folder}", "model.dtype=float32"]
-        return compose([*base, f"results_dir={tmp_path}", *QUICK, *overrides])
-
-    return make
+def config(overrides):
+    return lambda *changes: compose([*overrides, *changes])
 
 
 def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
@@ -70,16 +63,14 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "drafts",
     [
-        ["decoding=sample", "decoding.draft_tokens=3", "ratio=2"],
-        ["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"],
+        ["decoding=sample", "decoding.draft_tokens=3"],
+        ["decoding=prompt_lookup", "decoding.draft=both"],
     ],
 )
-def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(
-    config, tmp_path, overrides
-):
-    full, drafted = run_point(config(*overrides), Session())
+def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
+    full, drafted = run_point(config(*drafts, "ratio=2"), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     if drafted["config"]["decoding"].get("draft", "layers") == "layers":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
@@ -112,7 +103,7 @@ def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatc
 
     monkeypatch.setattr(Decoder, "run", counted)
     run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
-    assert timed.count(5) == 3  # a warm-up and two rounds
+    assert timed.count(5) == 2  # rounds
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
@@ -125,9 +116,9 @@ def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkey
     assert run_point(config("ratio=3"), Session())[0] == first  # although the other one is newer
 
 
-def test_random_weights_report_speed_and_no_quality(tmp_path):
+def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
     where = ["model=random", "model.path=llama-12x128", f"results_dir={tmp_path}"]
-    full, half = run_point(compose([*where, *QUICK]), Session())
+    full, half = run_point(compose([*where, *quick]), Session())
     assert half["measured_speedup"] > 0
     assert "bleu" not in half
     assert half["throughput_from"] == "timed pairs"

@@ -1,13 +1,13 @@
 import contextlib
-import json
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+from report_rows import sweep_row
 
 from ulskip_cli.core import tracking
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import Record, read
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import jobs as sweep
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -51,30 +51,10 @@ def save(tmp_path):
     def call(tracker):
         config = compose([f"results_dir={tmp_path}", f"tracker={tracker}"])
         folder = ResultsFolder.of(config)
-        folder.save(config, RECORD, [])
-        assert folder.record("p") == RECORD
+        folder.save(config, sweep_row(id="p", engine="torch", chat=True), [])
+        assert folder.record("p").is_done
 
     return call
-
-
-COMPARED = {"full": 22.0, "delta": -1.5, "delta_low": -2.0, "delta_high": -1.0, "p_value": 0.01}
-ROW = {
-    "id": "p",
-    "strategy": "unified",
-    "target_speedup": 2.0,
-    "engine": "torch",
-    "bleu": 20.5,
-    "kept_layers": [0, 2],
-    "batch_size": 1,
-    "num_layers": 4,
-    "layer_ratio": 2.0,
-    "seed": 1,
-    "config": {"seed": 1},
-    "pairs": {"strategy": {"decode_seconds": [0.1]}},
-    "chat": True,
-    "vs_baseline": {"bleu": COMPARED},
-}
-RECORD = read(json.dumps(ROW))
 
 
 def test_a_sweep_logs_every_point_that_it_finishes_once(ulskip, overrides, fake):

@@ -1,14 +1,8 @@
-import shutil
-from pathlib import Path
-
 from report_rows import bench_row, not_applicable, small_sweep, sweep_row
 
-from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper
 from ulskip_cli.report.benchmark import decoded_by
 from ulskip_cli.report.rows import Group
-
-REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
 
 
 def lines(section, keys=2):
@@ -34,18 +28,6 @@ def test_each_table_is_in_latex():
         [*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())]
     )
     assert paper.latex(sections).count(r"\label{tab:table4-") == 2
-
-
-def test_the_folder_gets_a_table_and_a_plot(tmp_path):
-    shutil.copy(REPRODUCTION / "runs.jsonl", tmp_path / "runs.jsonl")
-    files = paper.write_paper_report(ResultsFolder(tmp_path))
-    assert [file.name for file in files] == ["table4.md", "quality.png", "quality.svg"]
-    text = files[0].read_text()
-    assert text.startswith("# tiny · wmt · de-en · sample · greedy")
-    assert (
-        "| 2x | top_skip | 6/12 | " in text
-        and "weights of tiny trained with unified skipping" in text
-    )
 
 
 def beside(rows):

@@ -3,7 +3,6 @@ import io
 
 import pytest
 from report_rows import not_applicable, small_sweep, sweep_row, write_folder
-from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
@@ -12,30 +11,13 @@ from ulskip_cli.report.tables import Section
 FULL, HALF = sweep_row("full", batch=8), sweep_row(batch=8, bleu=25.0, predicted_speedup=None)
 
 
-def markdown(*rows):
-    return tables.markdown(tables.long_section(rows))
-
-
-def shown(rows, width):
-    console = Console(width=width, record=True, file=io.StringIO(), markup=False)
-    for section in tables.terminal_sections(True)(rows):
-        console.print(tables.draw(section, width, tables.FILE))
-    return console.export_text()
-
-
-def cells(*rows):
-    """The long table, a dict a line."""
-    long = tables.long_section(rows)
-    return long.frame.to_dict("records")
-
-
 def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
-    full, half = cells(HALF, FULL)
+    long = tables.long_section([HALF, FULL])
     keys = ("layers", "target", "layer ratio", "predicted", "measured", "interval", "pairs", "BLEU")
-    shown = [" ".join(line[key] for key in keys) for line in (full, half)]
-    assert shown[0] == "6/6 1 1.00 1.00 1.00 0.98 to 1.02 7 30.0"
-    assert shown[1] == "3/6 2 2.00 – 1.80 1.78 to 1.82 7 25.0*"
-    assert markdown(FULL, HALF).splitlines()[1].startswith("| --- | ---: |")
+    full, half = (" ".join(line[key] for key in keys) for line in long.frame.to_dict("records"))
+    assert full == "6/6 1 1.00 1.00 1.00 0.98 to 1.02 7 30.0"
+    assert half == "3/6 2 2.00 – 1.80 1.78 to 1.82 7 25.0*"
+    assert tables.markdown(long).splitlines()[1].startswith("| --- | ---: |")
 
 
 def test_csv_has_every_plain_value_once_under_the_row_keys():

@@ -61,12 +61,6 @@ def test_the_depth_is_the_one_whose_step_is_so_much_faster(fit, target):
             fit.check(target)
 
 
-def test_an_offset_moves_the_depth_the_other_way():
-    fit = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
-    assert fit.depth(2) == pytest.approx(4.5)
-    assert fit.depth(2, offset=1 / 15) == pytest.approx(3.5)
-
-
 def test_a_line_is_fitted_through_noise():
     fit = LatencyFit.of(10, {10: 11.0, 5: 6.3, 2: 3.0})
     assert fit.layer_seconds == pytest.approx(1.0, rel=0.05)

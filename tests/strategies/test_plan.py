@@ -155,10 +155,8 @@ def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
     assert "sizes of the weights" in unknown.warnings[0]
 
 
-SIZED = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
-SIZES = replace(
-    SIZED, total_bytes=10_000, workspace_bytes_per_token=10, workspace_bytes_per_sequence=50
-)
+WORKSPACES = {"workspace_bytes_per_token": 10, "workspace_bytes_per_sequence": 50}
+SIZES = replace(METADATA, total_bytes=10_000, **WORKSPACES)
 LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
 
 
@@ -172,25 +170,19 @@ def test_the_largest_batch_is_counted_by_hand():
     assert memory.full_max_batch == 90_000 // (40 * 1200 + 50)
     short = ["speed.prompt_tokens=10", "decoding.max_new_tokens=1"]
     memory = planned(compose(["ratio=2", "memory_budget=100kB", *short]), SIZES)
-    assert memory.max_batch == 90_000 // (
-        10 * (12 * 100 + 10) + 50
-    )  # all layers have keys of a prompt
+    # all layers have keys of a prompt
+    assert memory.max_batch == 90_000 // (10 * (12 * 100 + 10) + 50)
 
 
-@given(
-    st.integers(20_000, 10**7),
-    st.integers(1, 500),
-    st.integers(1, 500),
-    st.sampled_from(["all", "kept"]),
-)
+lengths = st.integers(1, 500)
+
+
+@given(st.integers(20_000, 10**7), lengths, lengths, st.sampled_from(["all", "kept"]))
 def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, prompt_layers):
-    overrides = [
-        f"memory_budget={budget}",
-        f"speed.prompt_tokens={prompt}",
-        f"decoding.max_new_tokens={new}",
-    ]
+    overrides = [f"memory_budget={budget}", f"prompt_layers={prompt_layers}", "ratio=3"]
+    overrides += [f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
     try:
-        memory = planned(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES)
+        memory = planned(compose(overrides), SIZES)
     except UsageError as error:
         assert "memory_budget" in str(error)
         return
@@ -201,7 +193,7 @@ def test_a_budget_that_is_too_small_or_unknowable_is_refused():
     with pytest.raises(UsageError, match="memory_budget"):
         planned(compose(["memory_budget=10kB"]), SIZES)
     with pytest.raises(UsageError, match="memory_budget"):
-        planned(compose(["memory_budget=10GB"]), SIZED)
+        planned(compose(["memory_budget=10GB"]), METADATA)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.schedule import even
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.strategies.search import (
-    BlockInfluence,
-    OneBlock,
-    Search,
-    without_block,
-)
+from ulskip_cli.strategies.search import BlockInfluence, OneBlock, Search, without_block
 
 
 class Landscape:

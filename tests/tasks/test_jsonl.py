@@ -89,8 +89,3 @@ def test_articles_are_read_truncated_and_scored(articles, tmp_path):
 def test_bad_settings_are_refused(task, message):
     with pytest.raises(UsageError, match=message):
         task.examples()
-
-
-def test_other_keys_are_named(file):
-    with pytest.raises(UsageError, match=r"row 1: .*q and reference.*prompt, reference"):
-        Jsonl(file=file, prompt_key="q").examples()

@@ -5,17 +5,12 @@ import socket
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.loading import (
-    examples_from_rows,
-    load_dataset_rows,
-    read_objects,
-    read_text,
-)
+from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_objects, read_text
 
 
 @pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": 5}, {"q": " ", "a": "b"}, {}])
 def test_a_row_that_lacks_a_text_is_named(row):
-    with pytest.raises(UsageError, match=r"x\.jsonl, row 2: .*q and a"):
+    with pytest.raises(UsageError, match=rf"x\.jsonl, row 2: .*q and a.* {', '.join(row)};"):
         examples_from_rows([{"q": "a", "a": "b"}, row], "q", "a", "x.jsonl")
 
 

@@ -25,24 +25,18 @@ def test_both_directions_are_the_same_pairs():
 def test_prompts_name_the_languages():
     task = compose(["task.pair=en-de"]).task
     example = task.examples()[0]
-    assert (
-        task.template_for(False).prompt(example)
-        == f"{example.source}\nTranslate English to German:"
-    )
-    assert task.template_for(False).response(example) == f" {example.reference}"
-    assert task.template_for(True).prompt(example).endswith(f"\n\n{example.source}")
-    assert task.template_for(True).response(example) == example.reference
+    plain, chat = (task.template_for(has_chat) for has_chat in (False, True))
+    assert plain.prompt(example) == f"{example.source}\nTranslate English to German:"
+    assert plain.response(example) == f" {example.reference}"
+    assert chat.prompt(example).endswith(f"\n\n{example.source}")
+    assert chat.response(example) == example.reference
 
 
 def test_every_language_of_wmts_test_sets_has_a_name():
     from sacrebleu.dataset import DATASETS
 
-    pairs = {
-        pair
-        for name, dataset in DATASETS.items()
-        if name.startswith("wmt")
-        for pair in dataset.langpairs
-    }
+    datasets = [dataset for name, dataset in DATASETS.items() if name.startswith("wmt")]
+    pairs = {pair for dataset in datasets for pair in dataset.langpairs}
     assert {code for pair in pairs for code in pair.split("-")} <= LANGUAGES.keys()
     assert (LANGUAGES["zh"], LANGUAGES["nb"]) == ("Chinese", "Norwegian Bokmål")
 
@@ -95,15 +89,9 @@ def test_a_language_without_a_known_code_is_named(files):
         compose(["task.pair=de-yi"])
     task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
     (example,) = task.examples()
-    templates = {
-        "plain": {
-            "prompt": "{source_language}-{target_language}: {source}",
-            "response": "{reference}",
-        }
-    }
-    assert (
-        task.replace(templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
-    )
+    texts = {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}
+    template = task.replace(**texts).template_for(False)
+    assert template.prompt(example) == "German-Yiddish: a"
     (turned,) = task.reversed().examples()
     assert turned.source == "b"
     assert task.reversed().source_language == "Yiddish"

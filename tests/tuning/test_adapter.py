@@ -2,56 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import resolve as resolve_point
 from ulskip_cli.tuning import search as adapter
-from ulskip_cli.tuning.request import divide, training_examples
 from ulskip_cli.tuning.search import Tuning
 
 ONE = "candidates=['strategy=unified']"
 TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
-
-
-def write(path, names):
-    path.write_text(
-        "".join(json.dumps({"prompt": name, "reference": "r"}) + "\n" for name in names)
-    )
-    return path
-
-
-@settings(max_examples=60)
-@given(
-    count=st.integers(16, 60),
-    repeated=st.lists(st.integers(0, 59), max_size=30),
-    other=st.none() | st.lists(st.integers(100, 140), min_size=2, max_size=80),
-    limit=st.integers(1, 40),
-    wanted=st.integers(4, 30),
-)
-def test_no_example_that_chooses_or_is_reported_is_trained_on(
-    tmp_path_factory, count, repeated, other, limit, wanted
-):
-    folder = tmp_path_factory.mktemp("data")
-    file = write(folder / "a.jsonl", [f"p{i}" for i in [*range(count), *repeated]])
-    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
-    overrides += [f"limit={limit}", "calibration.examples=5"]
-    if other:
-        calibration = write(folder / "b.jsonl", [f"p{i}" for i in other])
-        overrides.append(f"calibration.task={{file: {calibration}}}")
-    split = divide(compose(overrides), wanted)
-    sides = resolve_point(split.choice), resolve_point(split.final)
-    used = {example.source for side in sides for example in side.data.examples}
-    try:
-        found = [example.source for example in training_examples(split)]
-    except UsageError as error:
-        assert "train" in str(error) or "held-out" in str(error) or "calibration" in str(error)
-        return
-    assert found and not set(found) & used
-    rest = [f"p{i}" for i in (other or [])[split.num_choice :]]
-    assert found == [name for name in rest if name not in used] if other else len(found) <= 5
 
 
 def with_seconds(monkeypatch, seconds):

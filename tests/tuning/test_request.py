@@ -8,26 +8,48 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import find_held_out
 from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.tuning.request import divide, resolve
+from ulskip_cli.tuning.request import divide, resolve, training_examples
 
 
-@settings(max_examples=30)
-@given(count=st.integers(16, 200), limit=st.none() | st.integers(1, 150), wanted=st.integers(4, 80))
-def test_one_file_is_divided_into_examples_that_report_choose_and_calibrate(
-    tmp_path_factory, count, limit, wanted
+def write(path, numbers):
+    rows = [json.dumps({"prompt": f"p{number}", "reference": "r"}) for number in numbers]
+    path.write_text("\n".join(rows))
+    return path
+
+
+@settings(max_examples=60)
+@given(
+    count=st.integers(16, 200),
+    repeated=st.lists(st.integers(0, 59), max_size=30),
+    other=st.none() | st.lists(st.integers(300, 340), min_size=2, max_size=80),
+    limit=st.none() | st.integers(1, 150),
+    wanted=st.integers(4, 80),
+)
+def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on(
+    tmp_path_factory, count, repeated, other, limit, wanted
 ):
-    file = tmp_path_factory.mktemp("data") / "a.jsonl"
-    rows = [json.dumps({"prompt": f"p{i}", "reference": "r"}) for i in range(count)]
-    file.write_text("\n".join(rows))
+    folder = tmp_path_factory.mktemp("data")
+    file = write(folder / "a.jsonl", [*range(count), *repeated])
     overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
-    overrides += ["strategy=search", f"limit={limit or 'null'}"]
+    overrides += [f"limit={limit or 'null'}", "calibration.examples=5"]
+    if other:
+        overrides.append(f"calibration.task={{file: {write(folder / 'b.jsonl', other)}}}")
     split = divide(compose(overrides), wanted)
     choice, final = (resolve_point(side).data.examples for side in (split.choice, split.final))
-    held_out = find_held_out(split.choice).examples
-    assert find_held_out(split.final).examples == held_out
-    sources = [example.source for example in (*choice, *final, *held_out)]
-    assert len(set(sources)) == len(sources) and all([choice, final, held_out])
-    assert len(choice) <= wanted and len(final) <= (limit or count)
+    assert len(choice) <= wanted and len(final) <= (limit or count + len(repeated))
+    try:
+        held_out = find_held_out(split.choice).examples
+        assert other or find_held_out(split.final).examples == held_out
+        rows = [(example.id, example.source) for example in (*choice, *final, *held_out)]
+        assert len(set(rows)) == len(rows) and all([choice, final, held_out])
+        found = [example.source for example in training_examples(split)]
+    except UsageError as error:
+        assert "train" in str(error) or "held-out" in str(error) or "calibration" in str(error)
+        return
+    used = {example.source for example in (*choice, *final)}
+    rest = [f"p{i}" for i in (other or [])[split.num_choice :]]
+    assert found and not used & {*found}
+    assert found == [name for name in rest if name not in used] if other else len(found) <= 5
 
 
 @pytest.mark.parametrize(

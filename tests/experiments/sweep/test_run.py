@@ -16,9 +16,6 @@ from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
-QUICK = ["limit=5", "decoding.max_new_tokens=4", "batch_size=2"]
-QUICK += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
-
 
 class Watcher(runner.ProgressCallback):
     def __init__(self):
@@ -112,9 +109,9 @@ def test_two_sweeps_share_the_work(quick_sweep):
 
 
 @pytest.fixture
-def sweep(ulskip, model_folder, tmp_path):
-    base = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}"]
-    return lambda *words, name="x": ulskip("sweep", *base, *QUICK, f"name={name}", *words)
+def sweep(ulskip, overrides):
+    few = [*overrides, "limit=5", "batch_size=2"]
+    return lambda *words, name="x": ulskip("sweep", *few, f"name={name}", *words)
 
 
 def stored(folder):

@@ -51,15 +51,13 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch):
 
 
 def test_comet_reads_source_hypothesis_and_reference(comet_command):
-    scores = Comet("comet", Scoring(("comet",), comet_model="some/model")).score(ANSWERS)
+    comet = Comet("comet", Scoring(("comet",), comet_model="some/model"))
+    scores = comet.score(ANSWERS)
     assert scores.values["comet"] == pytest.approx(30)
     assert scores.against_full["comet"]["delta"] == pytest.approx(-20)
     assert scores.signatures == {"comet": "COMET some/model"}
     alone = Answers(ANSWERS.hypotheses, ANSWERS.references, ANSWERS.sources)
-    assert (
-        Comet("comet", Scoring(("comet",), comet_model="some/model")).score(alone).against_full
-        == {}
-    )
+    assert comet.score(alone).against_full == {}
 
 
 def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(comet_command):
@@ -72,18 +70,11 @@ def test_bertscore_with_a_model_folder(tmp_path, monkeypatch):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "a", "dog", "mat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
-    shape = {
-        "vocab_size": len(words),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    transformers.BertModel(transformers.BertConfig(**shape, intermediate_size=32)).save_pretrained(
-        tmp_path
-    )
-    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(
-        tmp_path
-    )  # of unlimited length
+    sizes = {"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))  # of unlimited length
+    tokenizer.save_pretrained(tmp_path)
     metric = BertScore("bertscore", Scoring(("bertscore",), bertscore_model=str(tmp_path)))
     scores = metric.score(ANSWERS)
     assert 0 < scores.values["bertscore"] < 100
