@@ -66,9 +66,9 @@ def drawn(rows: Rows) -> Figure:
         ys: list[float] = []
         for ratio in RATIOS:
             found = rows.seeds(strategy, ratio, prefix, variant)
-            if not found:
-                continue
             timed = rows.clock(found)
+            if not found or (rows.speed and not timed):
+                continue
             x = timed.measured_speedup if timed else found[0].row.predicted_speedup
             axes.scatter(
                 [x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6
@@ -176,8 +176,7 @@ def page(rows: Rows) -> str:
             "Before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if"
             " they vary. Measured: decode speedup over the full model at batch size 1 with the"
             " weights of seed 1, the median of timed pairs with its interval. Both sides of a pair"
-            " decode the same number of tokens, but early exit stops at EOS. Tok/s: decoded tokens"
-            " per second in these pairs."
+            " decode the same number of tokens, but early exit stops at EOS."
         ),
         "![BLEU against measured speedup](quality.png)",
         *section("The claims", claims(rows)),
