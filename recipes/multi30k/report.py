@@ -66,7 +66,7 @@ def drawn(rows: Rows) -> Figure:
         ys: list[float] = []
         for ratio in RATIOS:
             found = rows.seeds(strategy, ratio, prefix, variant)
-            timed = rows.clock(found)
+            timed = rows.timed(found)
             if not found or (rows.speed and not timed):
                 continue
             x = timed.measured_speedup if timed else found[0].row.predicted_speedup

@@ -177,9 +177,6 @@ class Reproduction:
             f"output={self.work / output}",
         )
 
-    def train_base(self) -> None:
-        self.train([], BASE_NAME, *BASE)
-
     def task(self, test: str) -> list[str]:
         test_files = [f"task.{key}={file}" for key, file in self.files(test).items()]
         held_out = ",".join(f"{key}:{file}" for key, file in self.files("val").items())

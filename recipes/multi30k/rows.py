@@ -178,7 +178,7 @@ class Rows:
         found = [self.tuned(strategy, ratio, seed, prefix, variant) for seed in range(1, 10)]
         return [point for point in found if point]
 
-    def clock(self, points: list[Point]) -> Row | None:
+    def timed(self, points: list[Point]) -> Row | None:
         """Return the row of speed of the first point that has one."""
         keys = [
             (point.checkpoint, point.row.strategy, point.row.target_speedup) for point in points

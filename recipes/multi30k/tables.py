@@ -103,7 +103,7 @@ def table4(rows: Rows) -> str:
             before = f"{untrained.bleu:.1f}" if untrained else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
             lines.append(
-                [f"{ratio:g}x", NAMES[strategy], layers, *quality, clock(rows.clock(found))]
+                [f"{ratio:g}x", NAMES[strategy], layers, *quality, clock(rows.timed(found))]
             )
     heads = [
         "target",
@@ -150,12 +150,12 @@ def methods(rows: Rows) -> str:
         alone = {"base": BASE, "patches alone": PATCHED}
         found = {name: [rows.points.get((key, strategy, ratio))] for name, key in alone.items()}
         for key, name in METHODS.items():
-            found[name or "fine-tuned for half an epoch"] = list(rows.seeds(strategy, ratio, *key))
-        for name, maybe in found.items():
-            if not (points := [point for point in maybe if point]):
+            found[name or "fine-tuned for half an epoch"] = rows.seeds(strategy, ratio, *key)
+        for name, known in found.items():
+            if not (points := [point for point in known if point]):
                 continue
-            full = [rows.points.get((point.checkpoint, "full", 1.0)) for point in points]
-            at_1x = [point.bleu for point in full if point] or [untouched.bleu if untouched else 0]
+            full = [rows.points.get((point.checkpoint, "full", 1.0), untouched) for point in points]
+            at_1x = {point.checkpoint: point.bleu for point in full if point}
             minus = (
                 rows.difference(points[0], longest) if longest not in (None, points[0]) else None
             )
@@ -166,8 +166,8 @@ def methods(rows: Rows) -> str:
                     *scores(points),
                     shares(rows, mean(point.bleu for point in points))[1],
                     interval(minus),
-                    spread(at_1x),
-                    clock(rows.clock(points)),
+                    spread(list(at_1x.values())) if at_1x else "–",
+                    clock(rows.timed(points)),
                 ]
             )
     heads = [
@@ -178,8 +178,7 @@ def methods(rows: Rows) -> str:
         "minus fine-tuned for two epochs",
         "both at 1x",
     ]
-    has_methods = any(name not in (BASE, "full-1x-s1") for name, _, _ in rows.points)
-    return markdown([*heads, "measured"], lines) if has_methods else ""
+    return markdown([*heads, "measured"], lines) if lines else ""
 
 
 def without_training(rows: Rows) -> str:
