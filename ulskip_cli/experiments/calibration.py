@@ -14,6 +14,7 @@ from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections import RECORD, Patch
@@ -155,17 +156,18 @@ def calibrate_strategy(
     num_kept = make_plan(config, loaded.metadata).target_kept
     depends = {
         "num_kept": num_kept,
-        "decoding": config.decoding.changed(only_results=True),
+        "decoding": _without_name(config.decoding),
         "batch_size": config.batch_size,
     }
     key = digest(
         [
             strategy.changed(),
             config.correction.changed(),
-            config.model.changed(only_results=True),
+            _without_name(config.model),
             fingerprint(config.model),
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
+            config.seed,
             _token_ids(workload),
         ]
     )
@@ -187,6 +189,10 @@ def calibrate_strategy(
     return config.replace(strategy=options), stored
 
 
+def _without_name(options: Options) -> Row:
+    return options.changed(lambda key: key != "name")
+
+
 def calibrate_patches(
     config: Config,
     loaded: LoadedModel,
@@ -200,7 +206,7 @@ def calibrate_patches(
     assert held_out is not None and isinstance(patch, Patch)
     key = digest(
         [
-            config.model.changed(only_results=True),
+            _without_name(config.model),
             fingerprint(config.model),
             patch.changed(),
             plan.skipping_sets,

@@ -44,11 +44,16 @@ class ResolvedPoint:
     @property
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
-        point = Point.of(self.config, self.run_id)
+        point = Point.of(self.config, self.run_id, self.command)
         if self.data is None:
-            return point.replace(task=None, pair=None)
+            return point
         baseline_id = self.baseline and self.baseline.run_id
         return point.replace(baseline_id=baseline_id, dataset=self.data.task.data)
+
+    @property
+    def command(self) -> str:
+        """The command that runs the point: `run`, or `bench`, which reads no task."""
+        return "bench" if self.data is None else "run"
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Resolver:
         ]
         weights, full = fingerprint(config.model), config.baseline_model
         parts = [
-            config.identity,
+            config.identity(command),
             weights,
             config.correction.fingerprint(),
             *([fingerprint(full)] if full else []),

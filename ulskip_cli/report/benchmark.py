@@ -7,7 +7,8 @@ from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.rows import collected, displayed, varying
+from ulskip_cli.experiments.settings import differences, settings
+from ulskip_cli.report.rows import collected, displayed
 from ulskip_cli.report.tables import Section, ends
 
 FILE = "bench.md"
@@ -87,8 +88,8 @@ def sections(records: Sequence[Record]) -> list[Section]:
         *[COLUMNS["label"]] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
-            for key in varying(records, but=shown)
-            if not key.startswith(("strategy.name", "correction."))
+            for key in differences(list(map(settings, records)), but=shown)
+            if key.name != "strategy.name" and key.part != "correction"
         ),
         *map(COLUMNS.__getitem__, SPEED),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
@@ -147,7 +148,8 @@ def fastest(records: Sequence[Record]) -> list[str]:
     one model compare.
     """
     timed = [record for record in records if record.full]
-    others = varying(timed, but=["engine", "engine_weights", "ratio", "batch_size", "folder"])
+    mixed = ["engine", "engine_weights", "ratio", "batch_size", "folder"]
+    others = differences(list(map(settings, timed)), but=mixed)
     if len(set(map(decoded_by, timed))) < 2 or others:
         return []
     parts = []

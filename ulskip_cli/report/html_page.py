@@ -59,7 +59,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records, most)
     table = _points(records, judged)
-    names = {"strategy", "target", *(shown.head for shown in tables.settings(records))}
+    names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
     facets = {
         head: sorted({order(text) for text in texts} - {""}, key=_as_number)

@@ -23,9 +23,9 @@ from ulskip_cli.experiments.record import (
     Point,
     Record,
     Row,
-    flattened,
 )
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import Key, config_settings, differences
 from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TO_DO = "to do"
 SHARED = ("submitit", "ray")  # launchers with workers on other machines, whose rows count too
 POLL_SECONDS = 0.3
-_UNLABELLED = ("sweep", "launcher", "name", "results_dir")
 
 
 @dataclass(frozen=True)
@@ -78,19 +77,21 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
     Points of one model follow each other, so that its weights are loaded once, and a baseline comes
     before its points.
     """
-    resolver, varying = resolver or Resolver(), _varying(configs)
+    resolver = resolver or Resolver()
+    named = (Key("ratio"), Key("strategy.name"))
+    varied = [key for key in differences(list(map(config_settings, configs))) if key not in named]
     models = [str(config.model) for config in configs]
     jobs: dict[str, Job] = {}
     for config in sorted(configs, key=lambda config: models.index(str(config.model))):
-        label = _label(config, varying)
+        label = _label(config, varied)
         try:
             point = resolver.resolve(config)
             job = Job(config, point.run_id, label, point)
         except UsageError as error:
-            job = Job(config, config.identity, label, refused=error)
+            job = Job(config, config.identity(), label, refused=error)
         if job.point and (full := job.point.baseline):
             baseline = Job(
-                full.config, full.run_id, _label(full.config, varying), full, requested=False
+                full.config, full.run_id, _label(full.config, varied), full, requested=False
             )
             jobs.setdefault(full.run_id, baseline)
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
@@ -100,34 +101,15 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
     return list(jobs.values())
 
 
-def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys that vary. A key of a config group varies only if points with the same choice
-    in the group differ.
-    """
-    values: dict[tuple[str, str], set[str]] = {}  # by key and by choice in its group
-    for point in points:
-        flat = _flat(point)
-        for key, value in flat.items():
-            choice = "" if key.endswith(".name") else str(flat.get(f"{key.partition('.')[0]}.name"))
-            values.setdefault((key, choice), set()).add(str(value))
-    varying = dict.fromkeys(key for (key, _), different in values.items() if len(different) > 1)
-    return [key for key in varying if key not in ("ratio", "strategy.name")]
-
-
-def _flat(config: Config) -> Row:
-    values = config.plain().items()
-    return dict(flattened({key: value for key, value in values if key not in _UNLABELLED}))
-
-
-def _label(config: Config, varying: Sequence[str]) -> str:
-    flat = _flat(config)
+def _label(config: Config, varied: Sequence[Key]) -> str:
     words = [config.strategy.name]
     if config.strategy.follows_ratio:
         words.append(f"ratio {config.ratio:g}")
-    for key in varying:
-        if flat.get(key) is not None:
-            name = key.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
-            words.append(f"{name} {flat[key]}")
+    values = config_settings(config)
+    for key in varied:
+        if values.get(key) is not None:
+            name = key.name.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
+            words.append(f"{name} {values[key]}")
     return " ".join(words)
 
 
