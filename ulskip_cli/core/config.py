@@ -168,11 +168,14 @@ class StoredConfig(Config):
 
     def to_row(self) -> Table:
         """Return the values that differ from the defaults, JSON-ready."""
-        return _merged(self.changed(lambda key: key != "unknown"), self.unknown)
+        nested = [_nested(key, value) for key, value in self.unknown.items()]
+        return _merged(self.changed(lambda key: key != "unknown"), *nested)
 
 
 def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, Table]:
-    """Divide nested values into those of keys that a class declares, and the others."""
+    """Divide nested values into those of keys that a class declares, and the others by dotted
+    key.
+    """
     known: Table = {}
     unknown: Table = {}
     for key, value in values.items():
@@ -182,7 +185,7 @@ def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, 
             unknown[key] = value
         elif section and not issubclass(section, Choice) and isinstance(value, dict):
             known[key], inner = _split(section, value)
-            unknown |= {key: inner} if inner else {}
+            unknown |= {f"{key}.{name}": value for name, value in inner.items()}
         else:
             known[key] = value
     return known, unknown
@@ -195,9 +198,7 @@ def _unknown_choice(kind: type[Choice]) -> type[Choice]:
     class Unknown(kind):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")
 
-        def changed(
-            self, accepts: Callable[[str], bool] | None = None, prefix: str = ""
-        ) -> Table:
+        def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
             return {**super().changed(accepts, prefix), **(self.model_extra or {})}
 
     Unknown.__abstractmethods__ = frozenset()  # it is read and compared, but never run
@@ -374,6 +375,12 @@ def _read(file: Path, changed: int) -> Table:
     return values
 
 
+def _nested(key: str, value: object) -> Table:
+    """Return a value under its dotted key, as nested mappings."""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
 def _merged(*layers: Mapping[str, object]) -> Table:
     """Merge nested values; later ones win."""
     merged: Table = {}
@@ -437,9 +444,7 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(
-    primary: str, overrides: Sequence[str], extra_dir: Path | None, command: str
-) -> Any:
+def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, command: str) -> Any:
     kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
@@ -518,10 +523,7 @@ def _values(
             value: object = override.value()
             if f"{override.key_or_group}.".startswith(_TEXT_KEYS):
                 value = _unescaped(value)
-            first, *inner = override.key_or_group.split(".")
-            for part in reversed(inner):
-                value = {part: value}
-            values = _merged(values, {first: value})
+            values = _merged(values, _nested(override.key_or_group, value))
     for group in values.keys() & set(groups):
         if not isinstance(values[group], dict):
             raise UsageError(

@@ -266,9 +266,7 @@ class Config(Shared):
         DecodingConfig(), "decoding", used_by=f"{_TIMED} plan lm-eval"
     )
     engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} plan")
-    speed: SpeedConfig = option(
-        SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan"
-    )
+    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
         CalibrationConfig(),
         "the calibration",
@@ -287,9 +285,7 @@ class Config(Shared):
         identity=False,
         used_by=f"{_TIMED} export lm-eval",
     )
-    ratio: float = option(
-        2.0, "target speedup", ge=1, used_by=_SCHEDULE, used_if=_follows_ratio
-    )
+    ratio: float = option(2.0, "target speedup", ge=1, used_by=_SCHEDULE, used_if=_follows_ratio)
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers",
         "meaning of ratio: layers, predicted cost or measured latency",

@@ -205,7 +205,9 @@ class OverReference(Section):
 
 
 class Packages(Section):
-    """The versions of the packages that every report names."""
+    """The versions of packages; every report names two."""
+
+    model_config = ConfigDict(extra="allow")
 
     torch: str
     transformers: str
@@ -487,6 +489,7 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     peak_memory_bytes: Count = value(
         "peak during generation: of the CUDA allocator, or on a CPU of the process"
     )
+
 
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""

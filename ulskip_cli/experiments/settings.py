@@ -9,11 +9,13 @@ and a failed run detected no device.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from ulskip_cli.core.config import StoredConfig
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.options import Choice, Options
 from ulskip_cli.experiments.record import DETECTED, Record
 
+UNKNOWN = "unknown"  # choice of keys that this version does not know
 NAMES = ("model", "task", "pair", "decoding")  # properties that name several settings at once
 
 
@@ -49,8 +51,23 @@ def settings(record: Record) -> dict[Key, object]:
     detected = {Key(name): record.value(name) for name in DETECTED}
     if record.engine in METHODS:  # follows from the strategy or the drafts
         del detected[Key("engine")]
-    known = {key: value for key, value in (named | detected).items() if value not in (None, "")}
-    return known | config_settings(record.config, record.command)
+    if not record.is_done:  # a failed run may have ended before it detected them
+        detected = {key: value for key, value in detected.items() if value is not None}
+    values = named | detected | config_settings(record.config, record.command)
+    values.pop(Key("speed.enabled"), None)  # a row without speed may join one with it
+    return values
+
+
+def all_settings(records: Sequence[Record]) -> list[dict[Key, object]]:
+    """Return the settings of each record. Keys that this version does not know are None in records
+    that lack them, because there they had their defaults.
+    """
+    rows = list(map(settings, records))
+    for key in dict.fromkeys(key for row in rows for key in row if key.choice):
+        for row in rows:
+            if key.choice in (UNKNOWN, row.get(Key(f"{key.part}.name"))):
+                row.setdefault(key, None)
+    return rows
 
 
 def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
@@ -69,7 +86,10 @@ def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
             elif not (choice and name == "name"):
                 yield Key(key, choice), value
 
-    return dict(walk(config, "", ""))
+    found = dict(walk(config, "", ""))
+    found.pop(Key("unknown"), None)
+    unknown = config.unknown if isinstance(config, StoredConfig) else {}
+    return found | {Key(name, UNKNOWN): value for name, value in unknown.items()}
 
 
 def differences(rows: Sequence[Settings], but: Collection[str] = ()) -> list[Key]:
@@ -92,9 +112,7 @@ def differences(rows: Sequence[Settings], but: Collection[str] = ()) -> list[Key
     return found
 
 
-def _follows(
-    values: Sequence[str | None], told: Sequence[str | None], is_choice: bool
-) -> bool:
+def _follows(values: Sequence[str | None], told: Sequence[str | None], is_choice: bool) -> bool:
     """Return True if rows with equal values of `told` have equal values. The reverse must hold
     too, unless `told` is the choice whose option has the values.
     """

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
-from ulskip_cli.experiments.settings import differences, settings
 from ulskip_cli.report.rows import collected, displayed
 from ulskip_cli.report.tables import Section, ends
 
@@ -88,7 +88,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
         *[COLUMNS["label"]] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
-            for key in differences(list(map(settings, records)), but=shown)
+            for key in differences(all_settings(records), but=shown)
             if key.name != "strategy.name" and key.part != "correction"
         ),
         *map(COLUMNS.__getitem__, SPEED),
@@ -149,7 +149,7 @@ def fastest(records: Sequence[Record]) -> list[str]:
     """
     timed = [record for record in records if record.full]
     mixed = ["engine", "engine_weights", "ratio", "batch_size", "folder"]
-    others = differences(list(map(settings, timed)), but=mixed)
+    others = differences(all_settings(timed), but=mixed)
     if len(set(map(decoded_by, timed))) < 2 or others:
         return []
     parts = []

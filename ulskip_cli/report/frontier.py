@@ -11,6 +11,7 @@ from functools import cached_property
 
 from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
+from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.experiments.statistics import (
     HOLDS,
     SAME,
@@ -19,7 +20,6 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.report.rows import collected, done
 from ulskip_cli.report.tables import Section, ends
 

@@ -154,7 +154,9 @@ def comparable(records: Sequence[Record]) -> list[Record]:
     these are comparable.
     """
     return [
-        record for record in records if record.model in SHAPES or Path(record.folder).name == EXPERIMENT
+        record
+        for record in records
+        if record.model in SHAPES or Path(record.folder).name == EXPERIMENT
     ]
 
 

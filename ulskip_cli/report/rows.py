@@ -16,7 +16,14 @@ from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import MISSING, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import NAMES, Key, Settings, differences, settings
+from ulskip_cli.experiments.settings import (
+    NAMES,
+    Key,
+    Settings,
+    all_settings,
+    differences,
+    settings,
+)
 
 FILE = "runs.jsonl"
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
@@ -55,7 +62,7 @@ class Group:
             keys = {
                 key: None
                 for line in lines.values()
-                for key in differences(list(map(settings, line)), but=("folder",))
+                for key in differences(all_settings(line), but=("folder",))
                 if key.part in LINES[:2]
             }
             for record in records:
@@ -223,7 +230,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     A record without a setting, which agrees with every value, joins the first group that agrees
     otherwise.
     """
-    rows = [settings(record) for record in records]
+    rows = all_settings(records)
     keys = dict.fromkeys(key for row in rows for key in row if key.part not in LINES)
     values = {key: {repr(row[key]) for row in rows if key in row} for key in keys}
     varied = [key for key in keys if len(values[key]) > 1]
@@ -250,11 +257,12 @@ def _telling(rows: Sequence[Settings], keys: Sequence[Key]) -> list[Key]:
     for key in keys:
         if key.name in NAMES:
             continue
-        told = [*map(Key, NAMES), *chosen]
-        alike = collected(
-            (row for row in rows if key in row), lambda row: tuple(repr(row.get(k)) for k in told)
-        )
-        if any(len({repr(row[key]) for row in same}) > 1 for same in alike.values()):
+        values: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for row in rows:
+            if key in row:
+                told = tuple(repr(row.get(name)) for name in (*map(Key, NAMES), *chosen))
+                values[told].add(repr(row[key]))
+        if any(len(different) > 1 for different in values.values()):
             chosen.append(key)
     return chosen
 

@@ -25,7 +25,7 @@ from ulskip_cli.experiments.record import (
     Record,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import NAMES, Key, differences, settings
+from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
 from ulskip_cli.experiments.statistics import Share, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
@@ -186,10 +186,10 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     options = [
         key
         for same in collected(records, lambda record: record.label).values()
-        for key in differences(list(map(settings, same)))
+        for key in differences(all_settings(same))
         if key.part in LINES[:2]
     ]
-    others = differences(list(map(settings, records)), but=[*LINES[:3], "folder"])
+    others = differences(all_settings(records), but=[*LINES[:3], "folder"])
     keys = list(dict.fromkeys([*options, *others]))
     return [setting(key, 0 if key.name in NAMES else len(keys) - i) for i, key in enumerate(keys)]
 
@@ -313,16 +313,14 @@ def to_csv(records: Sequence[Record]) -> str:
     that a spreadsheet would run as a formula get a leading quote.
     """
     lines = []
-    keys = [key for key in differences(list(map(settings, records))) if "." in key.name]
+    keys = [key for key in differences(all_settings(records)) if "." in key.name]
     for record in ordered(records):
         derived = {
             "kept_layers": " ".join(map(str, record.kept_layers or ())),
             "correction": record.correction.label if record.correction else None,
             "speedup_pairs": record.num_pairs,
         }
-        options = {
-            key.name: text for key in keys if (text := setting_text(record, key)) != MISSING
-        }
+        options = {key.name: text for key in keys if (text := setting_text(record, key)) != MISSING}
         lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
     order = ["id", *REPEATED, *Record.model_fields, "speedup_pairs"]
     plain = {

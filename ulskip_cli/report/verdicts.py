@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
+from ulskip_cli.experiments.settings import Key, Settings, all_settings
 from ulskip_cli.experiments.statistics import (
     FAILS,
     GATE,
@@ -28,7 +29,6 @@ from ulskip_cli.experiments.statistics import (
     verdict,
     within,
 )
-from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.report.rows import Group, collected, done, grouped
 from ulskip_cli.report.tables import Section, Shares, ends, sentences
 
@@ -284,7 +284,9 @@ def compare(
     Two points match if they agree in every setting, except settings of which the two sides share no
     value (for example two seeds).
     """
-    sides = [[(record, _values(record)) for record in done(side)] for side in (new, old)]
+    found = [done(new), done(old)]
+    rows = iter(all_settings([*found[0], *found[1]]))
+    sides = [[(record, _values(next(rows))) for record in side] for side in found]
     keys = dict.fromkeys(key for side in sides for _, values in side for key in values)
     differs = []
     for key in keys:
@@ -308,8 +310,8 @@ def compare(
     return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
 
 
-def _values(record: Record) -> dict[Key, str]:
-    return {key: repr(value) for key, value in settings(record).items() if key.name != "folder"}
+def _values(settings: Settings) -> dict[Key, str]:
+    return {key: repr(value) for key, value in settings.items() if key.name != "folder"}
 
 
 def _starred(interval: Interval | None, form: str, bound: float) -> str | None:
