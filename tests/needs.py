@@ -21,7 +21,6 @@ RECIPES = {
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
     Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],
     Need.OWN_DEPTH: ["strategy=one_block", "strategy.first=3"],
-    Need.HALF_LAYERS: ["strategy.unit=mlp"],
     Need.FULL_PROMPT: ["prompt_layers=all"],
     Need.KEPT_PROMPT: ["prompt_layers=kept"],
     Need.LATENCY: ["ratio_basis=latency", "ratio=1.5"],

@@ -24,7 +24,7 @@ USED = [
     *[([], "batch_size=4"), ([], "prompt_layers=kept"), ([], "baseline=false")],
     *[([], "task.pair=en-de"), ([], "task.source_language=Deutsch"), ([], "decoding=beam")],
     *[([], "decoding.max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],
-    *[([], "strategy=top_skip"), ([], "strategy.spacing=reference"), ([], "strategy.unit=mlp")],
+    *[([], "strategy=top_skip"), ([], "strategy.spacing=reference")],
     *[([], "correction=patch"), (["correction=patch"], "correction.kind=folded")],
     (["correction=patch"], "correction.responses=own"),
     (["correction=patch"], "calibration.examples=9"),

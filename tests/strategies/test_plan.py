@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
 from ulskip_cli.corrections import Adapter
-from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes, sizes_of_unit
+from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes
 
 METADATA = ModelMetadata(
     num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
@@ -104,55 +104,6 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
     assert plan.exits.target_depth == 5 and plan.predicted_speedup == pytest.approx(1500 / 800)
     with pytest.raises(UsageError, match=r"ratio=\d.*ratio_basis=cost.*ratio <= "):
         make_plan(compose([*options, "ratio=4"]), METADATA)
-
-
-HALVES = replace(
-    METADATA,
-    weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12),
-    total_bytes=1500,
-)
-
-
-layer_parts = st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4))
-
-
-@given(st.integers(0, 10**9), st.lists(layer_parts, min_size=2, max_size=40), st.data())
-def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
-    attention, mlp, _ = zip(*parts, strict=True)
-    weights = WeightSizes(head, tuple(map(sum, parts)), attention=attention, mlp=mlp)
-    kept = sorted(data.draw(st.sets(st.integers(0, len(parts) - 1), min_size=1)))
-    total = head + sum(weights.layers)
-    assert sizes_of_unit(weights, "layer") == weights
-    for unit, own in (("attention", attention), ("mlp", mlp)):
-        skipped = sum(own[i] for i in range(len(parts)) if i not in kept)
-        speedup = sizes_of_unit(weights, unit).predicted_speedup(kept)
-        assert speedup == pytest.approx(total / (total - skipped))
-        assert 1 <= speedup <= weights.predicted_speedup(kept)
-
-
-def test_a_unit_counts_its_own_bytes_and_keys():
-    plans = {
-        unit: make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), HALVES)
-        for unit in ("layer", "attention", "mlp")
-    }
-    assert {plan.kept_layers for plan in plans.values()} == {plans["layer"].kept_layers}
-    assert plans["attention"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 25))
-    assert plans["mlp"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 70))
-    assert [plan.kept_kv_bytes_per_token for plan in plans.values()] == [600, 600, 1200]
-    assert [plan.unit for plan in plans.values()] == ["layer", "attention", "mlp"]
-
-
-@pytest.mark.parametrize(("unit", "highest"), [("attention", 1.2), ("mlp", 1.87)])
-def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
-    asked = ["ratio_basis=cost", f"strategy.unit={unit}"]
-    plan = make_plan(compose([*asked, "ratio=1.1"]), HALVES)
-    part = {"attention": 25, "mlp": 70}[unit]
-    assert plan.predicted_speedup >= 1.1 > 1500 / (1500 - (11 - plan.num_kept) * part)
-    with pytest.raises(NotApplicable, match=rf"never skipped.*ratio <= {highest}"):
-        make_plan(compose([*asked, "ratio=3"]), HALVES)
-    unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
-    assert (unknown.num_kept, unknown.predicted_speedup) == (6, None)
-    assert "sizes of the weights" in unknown.warnings[0]
 
 
 WORKSPACES = {"workspace_bytes_per_token": 10, "workspace_bytes_per_sequence": 50}

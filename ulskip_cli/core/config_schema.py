@@ -182,13 +182,14 @@ class Shared(Options):
         """Return what model and strategy need."""
         model = self.model
         wanted = {
+            Need.EARLY_EXIT: self.strategy.exits_early,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
             Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),
             Need.PEFT_ADAPTER: bool(model.adapter),
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return self.strategy.needs() | {need for need, is_used in wanted.items() if is_used}
+        return frozenset(need for need, is_used in wanted.items() if is_used)
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""

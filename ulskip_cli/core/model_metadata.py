@@ -23,7 +23,6 @@ from ulskip_cli.core.options import Options, load_json, parse
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
-_ATTENTION = re.compile("attn|attention")
 Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
 ASSETS = Path(__file__).parents[1] / "assets"
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
@@ -55,10 +54,6 @@ class WeightSizes:
     head: int  # h, what every step reads: final norm and output head
     layers: tuple[int, ...]  # what a step reads for each layer that it keeps
     patch: int = 0  # the patch at each gap
-    attention: tuple[
-        int, ...
-    ] = ()  # the part of each layer that is attention, without norms; empty: unknown
-    mlp: tuple[int, ...] = ()
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
@@ -107,12 +102,12 @@ def sort_weight_sizes(
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
-    stacks: dict[str, dict[int, dict[str, Stored]]] = defaultdict(lambda: defaultdict(dict))
+    stacks: dict[str, Counter[int]] = defaultdict(Counter)
     head = list[int]()
     rest = 0
     for name, (shape, size) in tensors.items():
         if match := _LAYER.search(name):
-            stacks[name[: match.start()]][int(match[1])][name[match.end() :]] = (shape, size)
+            stacks[name[: match.start()]][int(match[1])] += size
         elif len(shape) == 2 and vocab_size in shape:
             head.append(size)
         elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
@@ -120,28 +115,7 @@ def sort_weight_sizes(
     full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
     if len(full) != 1 or not head:
         return None
-    layers = [full[0][i] for i in range(num_layers)]
-    attention, mlp = zip(*map(_part_sizes, layers), strict=True)
-    known = all(attention) and all(mlp)
-    return WeightSizes(
-        head=min(head) + rest,
-        layers=tuple(sum(size for _, size in layer.values()) for layer in layers),
-        attention=attention if known else (),
-        mlp=mlp if known else (),
-    )
-
-
-def _part_sizes(layer: Mapping[str, Stored]) -> tuple[int, int]:
-    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that
-    there is none.
-    """
-    modules = {name: name.partition(".")[0] for name in layer}
-    parts = {modules[name] for name, (shape, _) in layer.items() if len(shape) > 1}
-    sizes = Counter[bool]()
-    for name, (_, size) in layer.items():
-        if modules[name] in parts:
-            sizes[bool(_ATTENTION.search(modules[name]))] += size
-    return sizes[True], sizes[False]
+    return WeightSizes(min(head) + rest, tuple(full[0][i] for i in range(num_layers)))
 
 
 @dataclass(frozen=True)
@@ -248,10 +222,8 @@ def _weights(
         counts = shapes.get(config_file.stem)
         if not counts or not width:
             return None, None
-        head, total = counts["head"] * width, counts["total"] * width
-        parts = ((counts[part] * width,) * num_layers for part in ("layer", "attention", "mlp"))
-        layers, attention, mlp = parts
-        return WeightSizes(head, layers, attention=attention, mlp=mlp), total
+        layers = (counts["layer"] * width,) * num_layers
+        return WeightSizes(counts["head"] * width, layers), counts["total"] * width
     headers = {} if model.source == "random" else read_headers(config_file.parent)
     if not headers:
         return None, None

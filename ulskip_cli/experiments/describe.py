@@ -200,11 +200,10 @@ def _untrained(plan: Plan, record: Record) -> Iterator[str]:
     if is_trained or record.correction:  # a correction is made for these layers
         return
     kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
-    can_train = plan.skips_whole_layers
-    train = "train them for these layers with `ulskip train`, or " if can_train else ""
     yield (
         f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality may"
-        f" suffer; {train}use the strategy and ratio of their training"
+        " suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of"
+        " their training"
     )
 
 

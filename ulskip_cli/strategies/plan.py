@@ -17,7 +17,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, gaps
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import LAYER, MLP, UNIT_NAMES, Strategy, Unit
+from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
 
 PREDICTIONS = (
@@ -35,8 +35,7 @@ PREDICTIONS = (
 class StepSizes:
     """Bytes that decode steps of a model read; None means unknown."""
 
-    # in the engine's format, by the units that are skipped, with patches
-    weights: WeightSizes | None = None
+    weights: WeightSizes | None = None  # in the engine's format, with patches
     patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
     # share of the output head that a drafting step reads; None without drafts
@@ -49,15 +48,13 @@ class Plan:
 
     strategy: str  # name of the preset
     num_layers: int
-    # stages of decoding, each with fewer layers; with a unit, the layers that keep the unit
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...]  # of decoding, each with fewer layers
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
     # new tokens per sequence in timed pairs; positional strategies need a mean depth of R over them
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
-    unit: Unit = LAYER  # what is skipped
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
@@ -89,13 +86,8 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The layers of the first stage, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
-        return f"{self.num_kept} of {self.num_layers} {UNIT_NAMES[self.unit]}"
-
-    @property
-    def skips_whole_layers(self) -> bool:
-        """True unless steps skip only the attention or only the MLP of layers."""
-        return self.unit == LAYER
+        """The layers of the first stage, e.g. `6 of 12 layers`."""
+        return f"{self.num_kept} of {self.num_layers} layers"
 
     @property
     def keeps_all(self) -> bool:
@@ -154,10 +146,8 @@ class Plan:
 
     @property
     def num_cached(self) -> int:
-        """Number of layers that hold a KV cache after the prompt: all if they verify drafts or if
-        MLPs are skipped.
-        """
-        return self.num_layers if self.drafts else len(self.cached_layers(self.stages[0]))
+        """Number of layers that hold a KV cache after the prompt: all if they verify drafts."""
+        return self.num_layers if self.drafts else self.num_kept
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
@@ -176,11 +166,7 @@ class Plan:
         """Return the share of the first stage's keys and values that the first `steps` decode steps
         read on average.
         """
-        return 1.0 if self.unit == MLP else self.mean_kept(steps) / self.num_kept
-
-    def cached_layers(self, stage: Stage) -> Layers:
-        """Return the layers whose keys and values a stage reads."""
-        return tuple(range(self.num_layers)) if self.unit == MLP else stage.kept_layers
+        return self.mean_kept(steps) / self.num_kept
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
@@ -226,7 +212,6 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         exits=(
             strategy.exit_rule(num_layers, count, max_new_tokens) if count < num_layers else None
         ),
-        unit=strategy.skipped_unit,
         drafts=bool(config.decoding.draft_tokens),
         warnings=tuple(warnings),
         sizes=sizes,
@@ -277,8 +262,6 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """
     if trained_for is None:
         return None
-    if not plan.skips_whole_layers:
-        return False
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
@@ -360,22 +343,12 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     weight_bytes = metadata.weight_bytes or 2
     patch = patch_parameters(kind, metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata.weights, 8 * weight_bytes)
-    if weights:
-        weights = sizes_of_unit(replace(weights, patch=patch), config.strategy.skipped_unit)
+    weights = weights and replace(weights, patch=patch)
     is_unknown = kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
         share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
-
-
-def sizes_of_unit(weights: WeightSizes, unit: Unit) -> WeightSizes | None:
-    """Return the sizes if only a part of each layer is skipped; None if they are unknown."""
-    if unit == LAYER:
-        return weights
-    parts = weights.mlp if unit == MLP else weights.attention
-    others = weights.head + sum(weights.layers) - sum(parts)
-    return replace(weights, head=others, layers=parts) if parts else None
 
 
 def _choose_layers(
