@@ -17,7 +17,6 @@ from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
 AUTO = "auto"
-COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
 DEFAULTS = (
     1  # raised when a default changes, because identities do not hash values that are defaults
 )
@@ -50,10 +49,8 @@ class DecodingConfig(Options):
         64, "maximum length of an answer in tokens, by default that of the task", ge=1
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
-    compile: Literal["auto", "on", "layers", "off"] = option(
-        "auto",
-        "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
-        " bench",
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
     )
     generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
@@ -326,7 +323,7 @@ class Config(Shared):
             Need.SAMPLING: decoding.do_sample,
             Need.STOP_STRINGS: bool(decoding.stop),
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
-            Need.COMPILATION: decoding.compile in COMPILED,
+            Need.COMPILATION: decoding.compile == "on",
             Need.DRAFTS: bool(decoding.draft_tokens),
             Need.LAYER_DRAFTS: decoding.drafts_with_layers,
             Need.OWN_DEPTH: strategy.chooses_own_depth,

@@ -468,7 +468,6 @@ class Benchmark(OverReference):
     timed_prompt_tokens: Count = value("length of every prompt", setting=True)
     timed_new_tokens: Count = value("length of every answer", setting=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
-    compiled_layers: Flag = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value(
         "measured `bytes_per_second` of reading memory, the median of the rounds"
     )
