@@ -34,7 +34,6 @@ RECIPES = {
     Need.CALIBRATION: ["strategy=block_influence"],
     Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
-    Need.MEMORY_BUDGET: ["memory_budget=1GiB"],
 }
 SMALL = ["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "batch_size=2"]
 SMALL += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4"]

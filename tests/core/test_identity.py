@@ -17,7 +17,6 @@ UNUSED = [
     ([], "tracker=tensorboard"),
     ([], "launcher.workers=3"),
     ([], "baseline_engine=auto"),
-    (["engine=torch"], "memory_budget=1GiB"),
 ]
 USED = [
     *[([], "ratio=3"), ([], "ratio_basis=cost"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],

@@ -42,7 +42,6 @@ def test_bundled_shapes():
     smollm2 = read_metadata(shape("smollm2-135m"))
     assert (smollm2.num_layers, smollm2.kv_bytes_per_layer) == (30, 2 * 3 * 64 * 2)
     assert smollm2.total_bytes == 2 * 134_515_008
-    assert smollm2.workspace_bytes_per_sequence == 49152 * 6
     assert read_metadata(shape("bloom-7b1", "float32")).kv_bytes_per_layer == 2 * 4096 * 4
 
 

@@ -49,7 +49,6 @@ class Need(Enum):
         "baseline_engine=null alternatives.models=[]",
     )
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
-    MEMORY_BUDGET = "memory_budget", "`ulskip plan`"
 
     def __init__(self, text: str, remedy: str) -> None:
         self.text, self.remedy = text, remedy
@@ -78,7 +77,7 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     ),
 }
 
-_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
+_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
 _WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.PATCHES}
 _CHECKPOINT = _WHOLE_LAYERS - {
     Need.QUANTIZATION,
@@ -88,11 +87,11 @@ _CHECKPOINT = _WHOLE_LAYERS - {
 }
 
 COMMANDS: Mapping[str, frozenset[Need]] = {
-    "run": ALL - {Need.MEMORY_BUDGET},
-    "sweep": ALL - {Need.MEMORY_BUDGET},
-    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE, Need.MEMORY_BUDGET},
+    "run": ALL,
+    "sweep": ALL,
+    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.MEMORY_BUDGET},
+    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
     "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,

@@ -95,9 +95,7 @@ class SpeedConfig(Options):
     new_tokens: int = option(
         32, "tokens generated per sequence", ge=2, commands="run sweep tune bench plan"
     )
-    prompt_tokens: int = option(
-        64, "length of random prompts", ge=1, commands="run sweep tune bench plan"
-    )
+    prompt_tokens: int = option(64, "length of random prompts", ge=1)
 
 
 class CalibrationConfig(Options):
@@ -248,12 +246,6 @@ class Config(Shared):
         None,
         "model of the baseline, which alternatives.models of a sweep sets; null: the same model",
     )
-    memory_budget: str | None = option(
-        None,
-        "memory budget with a unit, e.g. 24GiB, to show the largest batch",
-        identity=False,
-        commands="plan",
-    )
     sweep: Table = option({}, "keys and values of a sweep's grid", identity=False)
     alternatives: AlternativesConfig = option(
         AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
@@ -331,7 +323,6 @@ class Config(Shared):
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
-            Need.MEMORY_BUDGET: self.memory_budget is not None,
         }
         used = {need for need, is_used in wanted.items() if is_used}
         return super().needs() | used | self.correction.needs()

@@ -126,17 +126,11 @@ class ModelMetadata:
     kv_bytes_per_layer: int | None  # keys and values of one token
     weights: WeightSizes | None  # None without safetensors headers
     total_bytes: int | None = None
-    workspace_bytes_per_token: int | None = (
-        None  # activations of a prompt token during prefill, approximately
-    )
-    workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
     hidden_size: int | None = None
     vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
-    context: int | None = (
-        # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
-        None
-    )
+    # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
+    context: int | None = None
 
 
 def _sized(*names: str) -> Any:
@@ -159,7 +153,6 @@ class _Sizes(Options):
     # Some models have one value per layer.
     num_key_value_heads: Size | list[object] | None = None
     head_dim: Size | list[object] | None = None
-    intermediate_size: Size | list[object] | None = _sized("intermediate_size", "n_inner")
     max_position_embeddings: Size | None = _sized(
         "max_position_embeddings", "n_positions", "max_seq_len"
     )
@@ -190,21 +183,16 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
     num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
     weights, total = _weights(model, file, num_layers, vocab or 0, width)
-    kv_bytes = workspace = logits = None
+    kv_bytes = None
     heads = sizes.num_attention_heads
     if heads and hidden and width and not sizes.kv_lora_rank:
         kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
         kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
-    if hidden and vocab and width:  # 4 hidden and 3 intermediate vectors, and logits
-        workspace = (4 * hidden + 3 * (_number(sizes.intermediate_size) or 4 * hidden)) * width
-        logits = vocab * (4 + width)
     return ModelMetadata(
         num_layers,
         kv_bytes,
         weights,
         total,
-        workspace,
-        logits,
         hidden_size=hidden,
         vocab_size=vocab,
         weight_bytes=width,
