@@ -10,9 +10,7 @@ UNUSED = [
     (["strategy=full"], "ratio=3"),
     (["strategy=full"], "prompt_layers=kept"),
     ([], "calibration.examples=9"),
-    ([], "decoding.draft_vocab=100"),
     ([], "decoding.draft=ngram"),
-    (["decoding=prompt_lookup", "strategy=full"], "decoding.draft_vocab=100"),
     ([], "name=other"),
     ([], "tracker=tensorboard"),
     ([], "launcher.workers=3"),
@@ -28,7 +26,6 @@ USED = [
     (["correction=patch"], "correction.responses=own"),
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
-    (["decoding=self_speculative"], "decoding.draft_vocab=100"),
     (["decoding=self_speculative"], "decoding.draft=both"),
     (["strategy=custom", "strategy.layers=[0,5]"], "strategy.layers=[0,4]"),
 ]

@@ -6,6 +6,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
 from ulskip_cli.corrections import Adapter
+from ulskip_cli.strategies.cost import DRAFT_VOCAB
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(
@@ -49,13 +50,11 @@ def test_look_up_drafts_skip_no_layers():
 
 
 def test_a_draft_reads_a_part_of_the_head():
-    metadata = replace(METADATA, vocab_size=1000)
-    drafted = ["decoding=self_speculative", "ratio=2"]
-    assert make_plan(compose(["ratio=2"]), metadata).draft_cost is None
-    for size, cost in ((0, 900 / 1500), (100, 630 / 1500), ("auto", 900 / 1500)):
-        assert make_plan(
-            compose([*drafted, f"decoding.draft_vocab={size}"]), metadata
-        ).draft_cost == pytest.approx(cost)
+    drafted = compose(["decoding=self_speculative", "ratio=2"])
+    assert make_plan(compose(["ratio=2"]), METADATA).draft_cost is None
+    for size, cost in ((1000, 900 / 1500), (10 * DRAFT_VOCAB, 630 / 1500)):
+        metadata = replace(METADATA, vocab_size=size)
+        assert make_plan(drafted, metadata).draft_cost == pytest.approx(cost)
     assert make_plan(compose(drafted), METADATA).draft_cost is None
 
 

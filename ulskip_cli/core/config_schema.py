@@ -61,9 +61,6 @@ class DecodingConfig(Options):
         "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
         " text; both: whichever gains more",
     )
-    draft_vocab: Count = option(
-        0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192"
-    )
 
     @property
     def drafts_with_layers(self) -> bool:
@@ -76,12 +73,8 @@ class DecodingConfig(Options):
         """
         if not self.draft_tokens:
             return self
-        return self.replace(
-            name="sample" if self.do_sample else "greedy",
-            draft_tokens=0,
-            draft="layers",
-            draft_vocab=0,
-        )
+        name = "sample" if self.do_sample else "greedy"
+        return self.replace(name=name, draft_tokens=0, draft="layers")
 
 
 class SpeedConfig(Options):
@@ -344,7 +337,7 @@ class Config(Shared):
             unused["speed"] = SpeedConfig(enabled=False)
         if not self.decoding.drafts_with_layers:
             draft = "ngram" if self.decoding.draft_tokens else "layers"
-            unused["decoding"] = self.decoding.replace(draft=draft, draft_vocab=0)
+            unused["decoding"] = self.decoding.replace(draft=draft)
         return self.replace(**unused)
 
 

@@ -28,7 +28,7 @@ from ulskip_cli.engines.sampling import (
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
-from ulskip_cli.strategies.cost import draft_vocab_size
+from ulskip_cli.strategies.cost import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
 MEASUREMENTS = 7  # of each cost; the shortest time counts
@@ -160,9 +160,13 @@ class SpeculativeSession(ModelSession):
         super().__init__(views)
         # The full model with the weights of the linear backend.
         self.decode_model = packed(views.model, views.linear_backend)
-        # The views that draft, by the size of their vocabulary; they share packed weights.
-        self._drafting: dict[int, PreTrainedModel] = {}
         self._lengths: dict[tuple[int, int, DecodingConfig], list[DraftLength]] = {}
+
+    @functools.cached_property
+    def drafting_view(self) -> PreTrainedModel:
+        """The view of the first stage, which scores a part of the vocabulary."""
+        view = with_draft_head(self.views.stages[0].view, DRAFT_VOCAB)
+        return packed(view, self.views.linear_backend)
 
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
@@ -171,19 +175,11 @@ class SpeculativeSession(ModelSession):
         ngrams = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
         if request.decoding.draft == "ngram":
             return ngrams
-        text_config = self.views.model.config.get_text_config(decoder=True)
-        size = draft_vocab_size(request.decoding, text_config.vocab_size)
-        stage = self.views.stages[0]
-        if size not in self._drafting:
-            self._drafting[size] = packed(
-                with_draft_head(stage.view, size), self.views.linear_backend
-            )
-        view = self._drafting[size]
-        head = view.get_output_embeddings()
+        head = self.drafting_view.get_output_embeddings()
         if isinstance(head, DraftHead):
             ends = request.input_ids.new_tensor(request.eos_token_ids)
             head.begin(torch.cat([request.input_ids.flatten(), ends]))
-        layers = LayerDrafter(view, stage.kept, self.steps, sampler)
+        layers = LayerDrafter(self.drafting_view, self.views.stages[0].kept, self.steps, sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
     def prepare(self, request: BatchRequest) -> float:

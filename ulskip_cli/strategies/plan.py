@@ -17,7 +17,7 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, gaps
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import Strategy
-from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
+from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
 PREDICTIONS = (
     "kept_layers",
@@ -279,7 +279,7 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     is_unknown = kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
-        share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
+        share = min(1.0, DRAFT_VOCAB / vocab_size)
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
 
 
