@@ -17,7 +17,7 @@ RECIPES = {
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
     ],
-    Need.LAYER_DRAFTS: ["decoding.draft_tokens=2"],
+    Need.LAYER_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
     Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],
     Need.OWN_DEPTH: ["strategy=one_block", "strategy.first=3"],

@@ -225,7 +225,7 @@ def test_a_target_by_the_clock_is_met_between_two_counts(bench, session, monkeyp
 
 
 def test_drafts_are_no_steps_of_their_own(bench):
-    row = bench("decoding.draft_tokens=2")
+    row = bench("decoding.draft_tokens=2", "batch_size=1")
     assert row["full"]["linear_backend"] == row["linear_backend"]
     assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
     assert (row["engine"], row["full"]["engine"]) == ("speculative", "torch")

@@ -70,7 +70,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     ],
 )
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
-    full, drafted = run_point(config(*drafts, "ratio=2"), Session())
+    full, drafted = run_point(config(*drafts, "ratio=2", "batch_size=1"), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     if drafted["config"]["decoding"].get("draft", "layers") == "layers":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]

@@ -32,7 +32,7 @@ def test_an_adapter_has_no_effect_on_all_layers(monkeypatch, strategy, warns):
 
 
 def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
-    drafted = ["decoding=self_speculative", "ratio=2"]
+    drafted = ["decoding=self_speculative", "ratio=2", "batch_size=1"]
     assert make_plan(compose(drafted), METADATA).kept_kv_bytes_per_token == 1200
     for everything in ("strategy=full", "ratio=1"):
         with pytest.raises(UsageError, match=r"decoding\.draft=ngram"):
@@ -40,17 +40,20 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 
 
 def test_look_up_drafts_skip_no_layers():
-    plan = make_plan(compose(["decoding=prompt_lookup", "strategy=full"]), METADATA)
+    looked_up = ["decoding=prompt_lookup", "batch_size=1"]
+    plan = make_plan(compose([*looked_up, "strategy=full"]), METADATA)
     assert plan.draft_cost is plan.predicted_speedup is None
     assert plan.kept_kv_bytes_per_token == 1200
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
-        make_plan(compose(["decoding=prompt_lookup", "ratio=2"]), METADATA)
-    make_plan(compose(["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"]), METADATA)
+        make_plan(compose([*looked_up, "ratio=2"]), METADATA)
+    make_plan(compose([*looked_up, "decoding.draft=both", "ratio=2"]), METADATA)
+    with pytest.raises(UsageError, match="set batch_size=1"):
+        make_plan(compose(["decoding=prompt_lookup", "strategy=full", "batch_size=2"]), METADATA)
 
 
 def test_a_draft_reads_a_part_of_the_head():
-    drafted = compose(["decoding=self_speculative", "ratio=2"])
+    drafted = compose(["decoding=self_speculative", "ratio=2", "batch_size=1"])
     assert make_plan(compose(["ratio=2"]), METADATA).draft_cost is None
     for size, cost in ((1000, 900 / 1500), (10 * DRAFT_VOCAB, 630 / 1500)):
         metadata = replace(METADATA, vocab_size=size)

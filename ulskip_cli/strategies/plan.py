@@ -226,21 +226,32 @@ def check_plan(config: Config, plan: Plan) -> None:
     needed = needs(config, plan)
     capabilities.check(needed)
     config.engine.check(needed)
-    drafts_with_layers = config.decoding.drafts_with_layers
-    if plan.drafts and plan.keeps_all == drafts_with_layers:
-        layers, remedy = (
-            ("some", "decoding.draft=ngram") if drafts_with_layers else ("no", "strategy=full")
-        )
-        raise NotApplicable(
-            f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers}"
-            f" layers, got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or"
-            " decoding.draft_tokens=0"
-        )
+    if plan.drafts:
+        _check_drafts(config, plan)
     if plan.exits and plan.exits.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
             f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set"
             " batch_size=1 or strategy.batch=min"
         )
+
+
+def _check_drafts(config: Config, plan: Plan) -> None:
+    if config.batch_size > 1:
+        raise NotApplicable(
+            f"expected batch_size=1 with drafts, which gain nothing in batches, got"
+            f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
+        )
+    with_layers = config.decoding.drafts_with_layers
+    if with_layers and plan.keeps_all:
+        layers, remedy = "some", "decoding.draft=ngram"
+    elif not with_layers and not plan.keeps_all:
+        layers, remedy = "no", "strategy=full"
+    else:
+        return
+    raise NotApplicable(
+        f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers,"
+        f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
+    )
 
 
 def needs(config: Config, plan: Plan) -> frozenset[Need]:
