@@ -93,15 +93,10 @@ def adapted(folder, target=2.0, **more):
     return sweep_row(id=folder.replace("/", "-"), target=target, **used, **more)
 
 
-def test_units_patches_and_adapters_are_lines_of_their_own():
-    units = [
-        sweep_row(id=unit, config={"strategy": {"name": "unified", "unit": unit}})
-        for unit in ("attention", "mlp")
-    ]
+def test_patches_and_adapters_are_lines_of_their_own():
     corrected = [patched("full"), patched("folded"), adapted("a/one")]
-    (group,) = grouped([sweep_row("full"), sweep_row(), *units, *corrected])
-    expected = {"unified", "unified attention", "unified mlp", "unified + full patch"}
-    expected |= {"unified + folded patch", "unified + adapter"}
+    (group,) = grouped([sweep_row("full"), sweep_row(), *corrected])
+    expected = {"unified", "unified + full patch", "unified + folded patch", "unified + adapter"}
     assert {approach for target, approach in group.points() if target == 2.0} == expected
 
 

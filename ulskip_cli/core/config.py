@@ -102,7 +102,7 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
-    refused = {"name", "draft", "draft_tokens", "draft_vocab"} & values.keys()
+    refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
         raise UsageError(f"generate does not support {min(refused)}; use evaluate")
     config = parse(DecodingConfig, values)

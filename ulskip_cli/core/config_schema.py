@@ -17,7 +17,6 @@ from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
 AUTO = "auto"
-COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
 DEFAULTS = (
     1  # raised when a default changes, because identities do not hash values that are defaults
 )
@@ -51,10 +50,8 @@ class DecodingConfig(Options):
         64, "maximum length of an answer in tokens, by default that of the task", ge=1
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
-    compile: Literal["auto", "on", "layers", "off"] = option(
-        "auto",
-        "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
-        " bench",
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
     )
     generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
@@ -65,11 +62,6 @@ class DecodingConfig(Options):
         "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
         " text; both: whichever gains more",
         used_if=lambda config: config.decoding.draft_tokens,
-    )
-    draft_vocab: Count = option(
-        0,
-        "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192",
-        used_if=lambda config: config.decoding.drafts_with_layers,
     )
 
     @property
@@ -83,12 +75,8 @@ class DecodingConfig(Options):
         """
         if not self.draft_tokens:
             return self
-        return self.replace(
-            name="sample" if self.do_sample else "greedy",
-            draft_tokens=0,
-            draft="layers",
-            draft_vocab=0,
-        )
+        name = "sample" if self.do_sample else "greedy"
+        return self.replace(name=name, draft_tokens=0, draft="layers")
 
 
 def _is_timed(config: "Config") -> bool:
@@ -237,13 +225,14 @@ class Shared(Options):
         """Return what model and strategy need."""
         model = self.model
         wanted = {
+            Need.EARLY_EXIT: self.strategy.exits_early,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
             Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),
             Need.PEFT_ADAPTER: bool(model.adapter),
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return self.strategy.needs() | {need for need, is_used in wanted.items() if is_used}
+        return frozenset(need for need, is_used in wanted.items() if is_used)
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
@@ -310,12 +299,6 @@ class Config(Shared):
         None,
         "model of the baseline, which alternatives.models of a sweep sets; null: the same model",
         used_by=_POINT,
-    )
-    memory_budget: str | None = option(
-        None,
-        "memory budget with a unit, e.g. 24GiB, to show the largest batch",
-        identity=False,
-        used_by="plan",
     )
     sweep: Table = option(
         {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"
@@ -390,7 +373,7 @@ class Config(Shared):
             Need.SAMPLING: decoding.do_sample,
             Need.STOP_STRINGS: bool(decoding.stop),
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
-            Need.COMPILATION: decoding.compile in COMPILED,
+            Need.COMPILATION: decoding.compile == "on",
             Need.DRAFTS: bool(decoding.draft_tokens),
             Need.LAYER_DRAFTS: decoding.drafts_with_layers,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
@@ -398,7 +381,6 @@ class Config(Shared):
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
-            Need.MEMORY_BUDGET: self.memory_budget is not None,
         }
         used = {need for need, is_used in wanted.items() if is_used}
         return super().needs() | used | self.correction.needs()

@@ -185,7 +185,7 @@ def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
 
 def _describe(timed: _Timed) -> Benchmark:
     """Return the `Benchmark` section of a record, which other runs lack."""
-    pairs, run, compiled = timed.pairs, timed.run, timed.pairs.strategy[0].compiled
+    pairs, run = timed.pairs, timed.run
     depth = run.plan.num_layers
     full = FullSide(
         **dict(measure_throughput(pairs.full, "timed pairs")),
@@ -197,8 +197,7 @@ def _describe(timed: _Timed) -> Benchmark:
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.plan.timed_tokens,
-        compiled=compiled,
-        compiled_layers=compiled and run.timed.decoding.compile == "layers",
+        compiled=pairs.strategy[0].compiled,
         machine_limits=Limits(bytes_per_second=median(pairs.read_rates)),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=full,
@@ -225,7 +224,7 @@ def with_compilation(config: Config, loaded: LoadedModel) -> Config:
         or not can_compile
     ):
         return config
-    return config.replace(decoding=config.decoding.replace(compile="layers"))
+    return config.replace(decoding=config.decoding.replace(compile="on"))
 
 
 def _describe_side(

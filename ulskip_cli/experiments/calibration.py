@@ -96,8 +96,7 @@ class HeldOutEvaluator:
         """Return the block influence of every layer, measured on prompts and references."""
         texts = [example.prompt_ids + example.response_ids for example in self.workload.encoded]
         report = self.progress.phase("calibrate: influence", len(texts))
-        unit = self.config.strategy.skipped_unit
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit)
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, report)
 
     @property
     def corrects(self) -> bool:
@@ -120,7 +119,6 @@ class HeldOutEvaluator:
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
-        plan = replace(plan, unit=config.strategy.skipped_unit)
         return self._loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def tell(self, done: int, total: int) -> None:

@@ -76,7 +76,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     The kept layers score continuations and read their contexts. With an explicit
     `prompt_layers=all`, all layers read the context, so the full model scores the first token of
-    every continuation; the same holds with `strategy.unit`.
+    every continuation.
     """
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
@@ -95,7 +95,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = tokenizer, adapter, config.engine
         self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
-        if not (asked or plan.keeps_all or plan.exits) and plan.skips_whole_layers:
+        if not (asked or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
             self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
         self._batches = 0

@@ -31,7 +31,6 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit
-from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -369,8 +368,7 @@ class Schedule(Section):
     mean_kept_layers: Positive = value("mean number of layers over the timed pairs")
     evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
     layer_ratio: Positive = value(
-        "`num_layers` divided by the mean number of kept layers; with `strategy.unit=attention`, of"
-        " kept attentions",
+        "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
@@ -548,7 +546,6 @@ class Benchmark(OverReference):
     timed_prompt_tokens: Count = value("length of every prompt", detected=True)
     timed_new_tokens: Count = value("length of every answer", detected=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
-    compiled_layers: Flag = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value(
         "measured `bytes_per_second` of reading memory, the median of the rounds"
     )
@@ -681,34 +678,21 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.strategy == "full" and not self.draft_tokens
 
     @property
-    def unit(self) -> str:
-        """The skipped part: `layer`, `attention` or `mlp`."""
-        return self.config.strategy.skipped_unit
-
-    @property
     def runs_kept_layers(self) -> bool:
-        """True if every decode step runs the kept layers, each as a whole, and no others."""
-        varies = self.later_stages or self.exit_depths or self.draft_tokens
-        return not varies and self.unit == LAYER
-
-    @property
-    def strategy_name(self) -> str:
-        """The strategy, with its unit unless it skips whole layers."""
-        return self.strategy if self.unit == LAYER else f"{self.strategy} {self.unit}"
+        """True if every decode step runs the kept layers and no others."""
+        return not (self.later_stages or self.exit_depths or self.draft_tokens)
 
     @property
     def summary(self) -> str:
-        """The kept layers as text, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
+        """The kept layers as text, e.g. `6 of 12 layers`."""
         kept, _, count = (self.layers or "").partition("/")
-        return f"{kept} of {count} {UNIT_NAMES.get(self.unit, self.unit)}"
+        return f"{kept} of {count} layers"
 
     @property
     def label(self) -> str:
-        """The strategy with its unit and its correction, e.g. `unified + full patch`, or what
-        drafts.
-        """
+        """The strategy with its correction, e.g. `unified + full patch`, or what drafts."""
         correction = f" + {self.correction.label}" if self.correction else ""
-        label = f"{self.strategy_name}{correction}"
+        label = f"{self.strategy}{correction}"
         if not self.draft_tokens:
             return label
         draft = self.config.decoding.draft

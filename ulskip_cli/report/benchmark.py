@@ -68,13 +68,11 @@ def ordered(records: Sequence[Record]) -> list[Record]:
 
 
 def decoded_by(record: Record) -> str:
-    """Return the name of the engine, the format of its weights, and `compiled` or `compiled
-    layers`.
+    """Return the name of the engine, the format of its weights, and `compiled` if its steps
+    were compiled.
     """
     name = " ".join(filter(None, [record.engine, record.engine_weights]))
-    return (
-        f"{name}, compiled{' layers' * bool(record.compiled_layers)}" if record.compiled else name
-    )
+    return f"{name}, compiled" if record.compiled else name
 
 
 def sections(records: Sequence[Record]) -> list[Section]:

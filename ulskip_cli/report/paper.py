@@ -164,7 +164,7 @@ def beside_bench(
     title: str, records: Sequence[Record], engine_of: Callable[[Record], str]
 ) -> Section:
     """Make one table with the paper's and a benchmark's speeds; each engine has two columns."""
-    names = {record.key: record.strategy_name for record in records}
+    names = {record.key: record.strategy for record in records}
     return _beside(title, collected(records, engine_of), names, BENCH_CAVEAT)
 
 

@@ -70,8 +70,8 @@ class Group:
         return {key: " ".join(parts) for key, parts in names.items()}
 
     def approach(self, record: Record) -> str:
-        """Name a record's strategy, its unit and its correction, and the options in which the
-        group's records differ.
+        """Name a record's strategy and its correction, and the options in which the group's
+        records differ.
         """
         return self._approaches[record.key]
 

@@ -19,7 +19,7 @@ from ulskip_cli.core.config import (
     group_choices,
     parse_overrides,
 )
-from ulskip_cli.core.config_schema import AUTO, AlternativesConfig, Config, ModelConfig
+from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.validation import check_run
@@ -196,8 +196,9 @@ def _alternatives(
     """
     wanted, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
     for draft_tokens in () if config.strategy.keeps_all else wanted.draft_tokens:
-        drafting = {"draft": "both", "draft_tokens": draft_tokens, "draft_vocab": AUTO}
-        decoding = config.decoding.replace(name="self_speculative", **drafting)
+        decoding = config.decoding.replace(
+            name="self_speculative", draft="both", draft_tokens=draft_tokens
+        )
         yield config.replace(decoding=decoding, batch_size=1)  # where drafting pays
     placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
     for name in wanted.models if config.baseline else ():
