@@ -12,6 +12,7 @@ from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from safetensors.torch import load_file, save_file
 from tiny_configs import build_config
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.run import ExportRequest
 from ulskip_cli.export.run import export as run_export
@@ -35,9 +36,9 @@ def saved(tmp_path, tokenizer):
 
 
 def export(source, to, *overrides, **options):
-    return run_export(
-        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options)
-    )
+    request = ExportRequest(to, **options)
+    given = [f"model.path={source}", *OVERRIDES, *overrides]
+    return run_export(compose(given, command=f"export --format {request.format}"), request)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -124,12 +125,12 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
 def test_an_export_can_be_exported_but_not_onto_itself(model_folder, tmp_path):
     source = tmp_path / "source"
     export(model_folder, source, "prompt_layers=kept")
-    full = [f"model.path={source}", "strategy=full"]
-    run_export(full, None, ExportRequest(tmp_path / "again"))
+    full = compose([f"model.path={source}", "strategy=full"], command="export --format hf")
+    run_export(full, ExportRequest(tmp_path / "again"))
     files = [tmp_path / name / "model.safetensors" for name in ("source", "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
     with pytest.raises(UsageError, match=f"--to.*{source}"):
-        run_export(full, None, ExportRequest(source))
+        run_export(full, ExportRequest(source))
 
 
 def test_an_export_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):

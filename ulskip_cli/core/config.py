@@ -420,15 +420,32 @@ def parse_overrides(
     return parsed
 
 
+def is_text(key: str) -> bool:
+    r"""Return True for keys in whose texts \n, \t and \\ stand for a line break, a tab and a
+    backslash.
+    """
+    return f"{key}.".startswith(_TEXT_KEYS)
+
+
+def escaped(value: object) -> object:
+    """Write the line breaks, tabs and backslashes in the texts of a value as two characters."""
+    codes = {ord(character): code for code, character in _ESCAPES.items()}
+    return _in_texts(value, lambda text: text.translate(codes))
+
+
 def _unescaped(value: object) -> object:
-    r"""Replace \n, \t and \\ in the texts of a value."""
+    return _in_texts(
+        value, lambda text: re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
+    )
+
+
+def _in_texts(value: object, change: Callable[[str], str]) -> object:
+    """Change all texts in a value."""
     if isinstance(value, dict):
-        return {key: _unescaped(part) for key, part in value.items()}
+        return {key: _in_texts(part, change) for key, part in value.items()}
     if isinstance(value, list):
-        return list(map(_unescaped, value))
-    if isinstance(value, str):
-        return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], value)
-    return value
+        return [_in_texts(part, change) for part in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _spelled_as_key(text: str) -> str:
@@ -521,7 +538,7 @@ def _values(
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
-            if f"{override.key_or_group}.".startswith(_TEXT_KEYS):
+            if is_text(override.key_or_group):
                 value = _unescaped(value)
             values = _merged(values, _nested(override.key_or_group, value))
     for group in values.keys() & set(groups):

@@ -5,7 +5,7 @@ replace the target when the export is complete. Only formats that contain weight
 import contextlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
+from ulskip_cli.core.command_line import command_line
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
@@ -22,6 +23,7 @@ from ulskip_cli.core.files import replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
+from ulskip_cli.core.validation import check_run
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
@@ -66,14 +68,13 @@ class ResolvedExport:
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
 
-def resolve(
-    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest
-) -> ResolvedExport:
+def resolve(config: Config, request: ExportRequest) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
     require_choice("--format", name, FORMATS)
     max_shard_bytes = _parse_bytes(request.shard_size)
-    config = configuration.compose(overrides, config_dir, f"export --format {name}")
+    check_run(config, f"export --format {name}")
+    made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if request.results is not None and not request.results.is_dir():
         raise UsageError(
             f"expected an existing folder for --results, got {request.results}; use the results_dir"
@@ -103,25 +104,20 @@ def resolve(
         to,
         request.results or Path(config.results_dir),
         max_shard_bytes,
-        f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}",
+        made_by,
         skip_adapter,
         omitted,
     )
 
 
-def export(
-    overrides: Sequence[str],
-    config_dir: Path | None,
-    request: ExportRequest,
-    progress: ProgressCallback | None = None,
-) -> Row:
+def export(config: Config, request: ExportRequest, progress: ProgressCallback | None = None) -> Row:
     """Export the schedule of a configuration and return a record; the record's key `to` is the
     written folder or file.
 
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
     """
-    point, progress = resolve(overrides, config_dir, request), progress or ProgressCallback()
+    point, progress = resolve(config, request), progress or ProgressCallback()
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
@@ -68,6 +70,9 @@ class TuneResult:
             if text.partition("=")[0].partition(".")[0] not in unused
         ]
 
+    def _export_config(self, config_dir: Path | None) -> Config:
+        return compose(self.export_overrides, config_dir, "export --format schedule")
+
     @property
     def patch_kind(self) -> str:
         """The kind of the patches, e.g. `full`, or `none`."""
@@ -123,10 +128,10 @@ class TuneResult:
         """
         if self.patch_kind in MERGEABLE:
             wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.export(self.export_overrides, config_dir, wanted))
+            return run.summary(run.export(self._export_config(config_dir), wanted))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve(self.export_overrides, config_dir, schedule)
+        point = resolve(self._export_config(config_dir), schedule)
         with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
