@@ -13,7 +13,7 @@ import pandas as pd
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record, Row
-from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, primary
+from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, may_gain, primary
 from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.tables import shortened
 
@@ -43,7 +43,9 @@ MAX_LABELS = 30
 MAX_TITLE = 58  # characters over half a figure
 CAPTION = (
     "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
-    " The grey band is the Pareto front: no point beats it in both."
+    " Labels are targets, not measured speedups. A white centre marks a point without a measurable"
+    " gain: the interval of its speedup includes 1x. The grey band is the Pareto front of the"
+    " others: no point beats it in both."
 )
 
 
@@ -126,7 +128,8 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         limit_to(axes, [*points, *at_gate])
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
-        front = pareto_front(points, metric in LOWER_IS_BETTER)
+        gains = [(_speedup(row), row.value(metric)) for row in rows if may_gain(row)]
+        front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
         if len(front) > 1:
             handles.setdefault("Pareto front", draw_front(axes, front))
         for label, drawn in collected(rows, lambda row: row.label).items():
@@ -148,11 +151,12 @@ def _speedup(row: Record) -> float:
 
 
 def _scored(group: Group) -> list[Record]:
-    """Select rows with quality at the smallest batch size; drop rows without a measured speedup if
-    other rows have one.
+    """Select rows with quality at the smallest batch size; drop rows whose speed is of another
+    depth, and rows without a measured speedup if other rows have one.
     """
     metric = primary(group.records)
     rows = [row for row in group.done if not row.keeps_all and row.value(metric or "") is not None]
+    rows = [row for row in rows if not row.has_two_depths]
     rows = [row for row in rows if row.measured_speedup is not None] or rows
     smallest = min((row.batch_size for row in rows), default=None)
     return [row for row in rows if row.batch_size == smallest]
@@ -183,6 +187,9 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
     xs, ys = list(map(_speedup, rows)), [row.value(metric) for row in rows]
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
+    unsure = [row for row in rows if not may_gain(row)]
+    centres = [(_speedup(row), row.value(metric)) for row in unsure]
+    axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
     ends = [(row.measured_speedup_low or 1, row.measured_speedup_high or 1) for row in rows]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [

@@ -406,10 +406,12 @@ def explanations(records: Sequence[Record]) -> list[str]:
         notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
     if any(record.measured_speedup is not None for record in records):
         notes += [MEASURED, *interval_notes(records)]
-    if any(record.total_tokens_per_second is not None for record in records):
+    if any(record.timed_tokens_per_second is not None for record in records):
+        notes.append("Decode tok/s: decoded tokens per second in the timed pairs, median.")
+    if any(record.timed_layers for record in records):
         notes.append(
-            "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
-            " Answers differ in length, so these rates do not compare strategies."
+            "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s"
+            " belong; the scores belong to the other number."
         )
     return [*notes, *reasons(records)]
 

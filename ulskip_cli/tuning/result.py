@@ -13,13 +13,23 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
+from ulskip_cli.experiments.statistics import (
+    Share,
+    is_faster,
+    sentence,
+    shares,
+    speedup_text,
+)
 from ulskip_cli.export import run
 from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
 from ulskip_cli.report.rows import warnings
 from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest
 
 ADAPTER = "skip_adapter"  # folder in an export
+NO_GAIN = (
+    "no gain:  the timed pairs do not show that these layers are faster; raise speed.pairs to"
+    " measure again, or use strategy=full"
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +82,6 @@ class TuneResult:
     def patch_kind(self) -> str:
         """The kind of the patches, e.g. `full`, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
-
-    @property
-    def is_slower(self) -> bool:
-        """True if the chosen layers are no faster than the full model in the timed pairs."""
-        return (self.record.measured_speedup or 2.0) <= 1
 
     def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
@@ -143,8 +148,8 @@ class TuneResult:
         ]
 
     def lines(self) -> list[str]:
-        """Return the result in a sentence and six lines, a line if the full model is as fast, and
-        the warnings of its run.
+        """Return the result in a sentence and six lines, a line if the pairs show no gain, and the
+        warnings of its run.
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
@@ -161,14 +166,14 @@ class TuneResult:
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
             f" ({trial.candidate})",
-            f"speed:    {speedup_text(record)} over the full model",
+            f"speed:    {speedup_text(record)}, compared with the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
             f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
             *patch,
-            *(["slower:   the full model is at least as fast; use strategy=full"] * self.is_slower),
+            *([NO_GAIN] * (not is_faster(record))),
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 
