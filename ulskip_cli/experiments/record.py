@@ -846,7 +846,8 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
         reason: object = error
         if isinstance(error, ValidationError):
             is_row = error.errors(include_url=False)[0]["loc"]
-            reason = misfit(Record, error) if is_row else "expected a JSON object, got none"
+            got = "expected a JSON object, got a line that is damaged or cut off"
+            reason = misfit(Record, error) if is_row else got
         place = f"{file}, line {number}: " if file else ""
         raise UsageError(f"{place}{reason}; repeat the run") from None
 

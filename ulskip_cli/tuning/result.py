@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ulskip_cli.core.config import with_names
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
@@ -60,10 +61,16 @@ class TuneResult:
         return self._results / "calibrations" / self.trial.patch if self.trial.patch else None
 
     @property
+    def _named(self) -> list[str]:
+        """The overrides of the request, with the names of its model and task."""
+        config = self.request.config
+        return with_names(self.request.overrides, model=config.model.name, task=config.task.name)
+
+    @property
     def run_overrides(self) -> list[str]:
         """The overrides that run the chosen layers and patches again, without calibration."""
         layers = str(list(self.trial.kept_layers)).replace(" ", "")
-        overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
+        overrides = [*self._named, "strategy=custom", f"strategy.layers={layers}"]
         if self.skip_adapter:
             overrides += ["correction=adapter", f"correction.path={self.skip_adapter}"]
         return overrides
@@ -141,7 +148,7 @@ class TuneResult:
             run.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
         custom = ["strategy=custom", f"strategy.file={to / run.SCHEDULE}"]
         adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
-        command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])
+        command = shlex.join(["ulskip", "run", *self._named, *custom, *adapter])
         return [
             f"wrote the schedule and its skip adapter to {to}, without the model's weights",
             f"next: {command}",
