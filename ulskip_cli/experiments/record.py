@@ -434,6 +434,7 @@ class Throughput(Section):
     decode_tokens_per_second: Rate = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
         " after EOS",
+        Column("full\ntok/s", ".0f", "full_tokens_per_second", leaves=16, first=True),
         Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
     total_tokens_per_second: Rate = value(
@@ -696,6 +697,13 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         if self.throughput_from == "timed pairs":
             return self.decode_tokens_per_second
         return self.tokens_per_second()
+
+    @property
+    def full_tokens_per_second(self) -> float | None:
+        """The decoded tokens per second of the full model in the same timed pairs."""
+        if self.full:
+            return self.full.decode_tokens_per_second
+        return self.tokens_per_second("full")
 
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the

@@ -160,7 +160,7 @@ def short_section(records: Sequence[Record]) -> Section:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metric = primary(records)
-    strategy, *measured, rate = (
+    strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
@@ -168,7 +168,7 @@ def short_section(records: Sequence[Record]) -> Section:
     return Section.of(
         title(records),
         records,
-        [strategy, *settings(records), *measured, share, rate],
+        [strategy, *settings(records), *measured, share, full_rate, rate],
         sentences([*stars, *reasons(records)]),
         words=1,
     )
@@ -407,7 +407,10 @@ def explanations(records: Sequence[Record]) -> list[str]:
     if any(record.measured_speedup is not None for record in records):
         notes += [MEASURED, *interval_notes(records)]
     if any(record.timed_tokens_per_second is not None for record in records):
-        notes.append("Decode tok/s: decoded tokens per second in the timed pairs, median.")
+        notes.append(
+            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: those of the full"
+            " model in the same pairs. Rows were timed one after the other, so compare speedups."
+        )
     if any(record.timed_layers for record in records):
         notes.append(
             "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s"
