@@ -408,7 +408,7 @@ def explanations(records: Sequence[Record]) -> list[str]:
         notes += [MEASURED, *interval_notes(records)]
     if any(record.timed_tokens_per_second is not None for record in records):
         notes.append(
-            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: those of the full"
+            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full"
             " model in the same pairs. Rows were timed one after the other, so compare speedups."
         )
     if any(record.timed_layers for record in records):
