@@ -122,7 +122,6 @@ ARTICLES = model=smollm2-135m task=cnn_dm task.max_article_words=250 task.max_ne
 NEWS = $(ARTICLES) task.file=runs/drafter/report.jsonl
 DRAFTER = strategy=search 'strategy.layers=[0,7,14,21,29]' correction=adapter correction.path=runs/drafter/adapter
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
-HALF = $(BIN)/ulskip sweep name=half_layers $(ARTICLES) task.file=runs/skip_adapters/report.jsonl limit=100 batch_size=25 speed.enabled=false calibration.task='{file:runs/skip_adapters/train.jsonl}' calibration.examples=50 strategy=block_influence
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
 results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine
@@ -135,9 +134,6 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(HALF) strategy.unit=attention ratio=2,3
-	$(HALF) strategy.unit=mlp ratio=1.25
-	$(HALF) ratio=1.111 correction=none,patch
 	$(BIN)/python recipes/lossless/drafter.py --data $(DATA)/cnn_dm
 	$(LOSSLESS) name=news $(NEWS) limit=20 speed.pairs=9 ratio=6 $(DRAFTER)
 	$(LOSSLESS) name=translation limit=100 speed.pairs=25 ratio=6

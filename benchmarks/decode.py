@@ -79,7 +79,6 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
         everywhere = CompileConfig(mode="default")
         everywhere._compile_all_devices = True
         found["generate, compiled"] = own(**STATIC, compile_config=everywhere)
-        found["torch, compiled layers"] = engine(compile="layers")
         found["torch, compiled"] = engine(compile="on")
     return found
 

@@ -13,15 +13,14 @@ RECIPES = {
     Need.SAMPLING: ["decoding.do_sample=true"],
     Need.STOP_STRINGS: ["decoding.stop=[xyz]"],
     Need.GENERATE_ARGUMENTS: ["decoding.generate_kwargs={renormalize_logits: true}"],
-    Need.COMPILATION: ["decoding.compile=layers"],
+    Need.COMPILATION: ["decoding.compile=on"],
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
     ],
-    Need.LAYER_DRAFTS: ["decoding.draft_tokens=2"],
+    Need.LAYER_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
     Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],
     Need.OWN_DEPTH: ["strategy=one_block", "strategy.first=3"],
-    Need.HALF_LAYERS: ["strategy.unit=mlp"],
     Need.FULL_PROMPT: ["prompt_layers=all"],
     Need.KEPT_PROMPT: ["prompt_layers=kept"],
     Need.LATENCY: ["ratio_basis=latency", "ratio=1.5"],
@@ -35,7 +34,6 @@ RECIPES = {
     Need.CALIBRATION: ["strategy=block_influence"],
     Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
-    Need.MEMORY_BUDGET: ["memory_budget=1GiB"],
 }
 SMALL = ["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "batch_size=2"]
 SMALL += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4"]

@@ -57,12 +57,6 @@ ARCHITECTURES = {
         {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
     ),
 }
-# The attributes of decoder layers that are skipped; none: the layer itself.
-PARTS = {
-    "layer": (),
-    "attention": ("self_attn", "attn", "self_attention", "attention"),
-    "mlp": ("mlp",),
-}
 
 
 def build_model(name):
@@ -79,15 +73,14 @@ def stack_of(model):
     return getattr(body, "layers", None) or body.h
 
 
-def reference_logits(model, ids, mask, prompt_len, kept, unit="layer", patches=None, linears=None):
+def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=None):
     """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch,
     len, vocab].
 
-    `kept` are the layers of all steps, or of stages: {first step: layers}; with another `unit`,
-    only the attention or the MLP of the other layers is skipped. At later positions, `patches`
-    change the state in front of a layer, or behind the last one: {layer: function}, or {first step:
-    {layer: function}} of stages; `linears` change the output of linear layers: {(layer, path):
-    function of input and output}.
+    `kept` are the layers of all steps, or of stages: {first step: layers}. At later positions,
+    `patches` change the state in front of a layer, or behind the last one: {layer: function}, or
+    {first step: {layer: function}} of stages; `linears` change the output of linear layers:
+    {(layer, path): function of input and output}.
     """
     stages = kept if isinstance(kept, dict) else {0: kept}
     corrected = (patches or {}) if isinstance(kept, dict) else {0: patches or {}}
@@ -115,19 +108,14 @@ def reference_logits(model, ids, mask, prompt_len, kept, unit="layer", patches=N
 
         return patch
 
-    def nothing_added(part, args, kwargs, states):
-        if part in layers:
-            return args[0] if args else kwargs["hidden_states"]
-        adds = type(part).__name__ in ("BloomAttention", "BloomMLP")
-        return kwargs.get("residual", args[-1]) if adds else torch.zeros_like(states)
-
     def leave(i):
         skips = where(lambda first: i not in stages[first])
 
-        def mixed(part, args, kwargs, output):
+        def mixed(layer, args, kwargs, output):
             states = output[0] if isinstance(output, tuple) else output
-            states = torch.where(skips, nothing_added(part, args, kwargs, states), states)
-            if part is layers[-1]:
+            entered = args[0] if args else kwargs["hidden_states"]
+            states = torch.where(skips, entered, states)
+            if layer is layers[-1]:
                 states = patched(len(layers), states)
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
@@ -139,9 +127,8 @@ def reference_logits(model, ids, mask, prompt_len, kept, unit="layer", patches=N
 
     hooks = []
     for i, layer in enumerate(layers):
-        part = next((getattr(layer, name) for name in PARTS[unit] if hasattr(layer, name)), layer)
         hooks.append(layer.register_forward_pre_hook(enter(i), with_kwargs=True))
-        hooks.append(part.register_forward_hook(leave(i), with_kwargs=True))
+        hooks.append(layer.register_forward_hook(leave(i), with_kwargs=True))
     for (i, path), function in (linears or {}).items():
         hooks.append(layers[i].get_submodule(path).register_forward_hook(change(function)))
     try:

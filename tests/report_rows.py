@@ -18,13 +18,10 @@ ENVIRONMENT = {
     "instruction_set": "AVX2",
 }
 COMMON = {
-    "decoding": "greedy",
-    "prompt_layers": "all",
     "dtype": "float32",
     "device": "cpu",
     "environment": ENVIRONMENT,
     "warnings": [],
-    "strategy_options": {},
 }
 # The keys of values that depend on time, on the name of the folder or on the number of threads.
 TIMES = re.compile(
@@ -35,18 +32,36 @@ KEPT = {1.0: [0, 1, 2, 3, 4, 5], 2.0: [0, 2, 5], 3.0: [0, 5]}
 FULL_BLEU = 30.0
 
 
-def made(row):
-    """Read a row; values that are None are left out."""
+def made(row, config):
+    """Read a row with a configuration; values that are None are left out."""
     folder = row.pop("folder", "results/x")
     given = {key: value for key, value in row.items() if value is not None}
-    return read(json.dumps(given)).replace(folder=folder)
+    return read(json.dumps({**given, "config": config})).replace(folder=folder)
+
+
+def configured(record, **changes):
+    """Return a record with other values of its configuration, e.g. `model={"name": "n"}`; values
+    inside sections are added to those of the section.
+    """
+    config = record.config.to_row()
+    for key, value in changes.items():
+        section = config.get(key)
+        config[key] = {**section, **value} if isinstance(section, dict) else value
+    return read(json.dumps({**record.to_row(), "config": config})).replace(folder=record.folder)
 
 
 def sweep_row(
-    strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, margin=0.02, **more
+    strategy="unified",
+    target=2.0,
+    batch=1,
+    bleu=28.0,
+    speedup=None,
+    margin=0.02,
+    config=None,
+    **more,
 ):
     """Make a finished record; `margin` is half the width of the intervals, in hundreds of BLEU for
-    quality.
+    quality, and `config` has further values of the configuration.
     """
     full = strategy == "full"
     target = 1.0 if full else target
@@ -58,21 +73,11 @@ def sweep_row(
     row = {
         **COMMON,
         "id": f"{strategy}-{target:g}-{batch}",
-        "experiment": "x",
-        "model": "m",
-        "task": "wmt",
         "baseline_id": None if full else f"full-1-{batch}",
         "dataset": "sample",
-        "pair": "de-en",
-        "strategy": strategy,
-        "batch_size": batch,
-        "ratio_basis": "layers",
-        "seed": 1,
-        "config": {"strategy": {"name": strategy}, "ratio": target},
         "num_layers": 6,
         "kept_layers": KEPT[target],
         "layer_ratio": 6 / len(KEPT[target]),
-        "target_speedup": target,
         "predicted_speedup": 0.85 * target if target > 1 else 1.0,
         "measured_speedup": speedup,
         "measured_speedup_low": speedup - margin,
@@ -97,22 +102,27 @@ def sweep_row(
         "training": "with skipping",
         "finished_at": "2026-01-01T00:00:00+00:00",
     }
-    return made({**row, **more})
+    chosen = {
+        "model": {"name": "m", "source": "bundled", "path": "m"},
+        "task": {"name": "wmt"},
+        "strategy": {"name": strategy},
+        "correction": {"name": "none"},
+        "engine": {"name": "auto"},
+        "decoding": {"name": "greedy"},
+        "ratio": target,
+        "batch_size": batch,
+    }
+    return made({**row, **more}, {**chosen, **(config or {})})
 
 
-def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
+def bench_row(target=2.0, batch=1, engine="torch", compiled=False, config=None, **more):
     """Make a record of a benchmark."""
     kept = list(range(round(12 / target)))
     speeds = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
     row = {
         **COMMON,
         "id": f"{target} {batch} {engine} {compiled}",
-        "experiment": "bench",
-        "model": "tiny",
-        "strategy": "unified",
-        "strategy_options": {"spacing": "even"},
-        "batch_size": batch,
-        "draft_tokens": 0,
+        "command": "bench",
         "timed_prompt_tokens": 64,
         "timed_new_tokens": 32,
         "engine": engine,
@@ -123,7 +133,6 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
         "num_layers": 12,
         "kept_layers": kept,
         "layer_ratio": 12 / len(kept),
-        "target_speedup": target,
         "predicted_speedup": 0.9 * target,
         "measured_speedup": 0.95 * target,
         "measured_speedup_low": 0.94 * target,
@@ -134,7 +143,16 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
         **{key: target * speed for key, speed in speeds.items()},
         "full": {**speeds, "bandwidth_share": 0.2, "engine": engine},
     }
-    return made({**row, **more})
+    chosen = {
+        "model": {"name": "tiny", "source": "bundled", "path": "tiny"},
+        "strategy": {"name": "unified"},
+        "correction": {"name": "none"},
+        "engine": {"name": engine},
+        "decoding": {"name": "greedy"},
+        "ratio": target,
+        "batch_size": batch,
+    }
+    return made({**row, **more}, {**chosen, **(config or {})})
 
 
 def small_sweep(batches=(1, 8), **scores):
@@ -158,18 +176,10 @@ def two_depths(**more):
 
 def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     """Make the record of a point that failed or does not apply."""
-    known = sweep_row(target=target, batch=batch)
-    keys = ("model", "task", "dataset", "pair", "decoding", "experiment", "seed", "batch_size")
-    return made(
-        {
-            **{key: known.value(key) for key in (*keys, "target_speedup", "folder")},
-            "id": f"{strategy}-{target:g}-{batch}",
-            "status": status,
-            "strategy": strategy,
-            "reason": f"{strategy} decodes one sequence at a time",
-            "config": {**known.config, "strategy": {"name": strategy}},
-        }
-    )
+    known = sweep_row(strategy, target, batch)
+    kept = {key: getattr(known, key) for key in ("id", "dataset", "folder")}
+    reason = f"{strategy} decodes one sequence at a time"
+    return made({**kept, "status": status, "reason": reason}, known.config.to_row())
 
 
 def write_folder(path, rows, answers=None):

@@ -12,7 +12,7 @@ from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
 from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
-NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
+NOT_ASKED = {Need.OTHER_ENGINE}
 # Not tried in pairs: a minute each, and look-ups, which keep all layers.
 ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
 pytestmark = [pytest.mark.slow, pytest.mark.long]

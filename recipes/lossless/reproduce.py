@@ -127,27 +127,21 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
     parser.add_argument("--drafts", default="1,2,3,4,auto", help="draft lengths at batch size 1")
-    parser.add_argument("--batch", default="8", help="a further batch size, with auto; 0: none")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
         parser.error(
             "expected name=NAME, got no name; add name=<new folder under results/lossless/>"
         )
-    point = ["results_dir=results/lossless", *args.overrides]
+    point = ["results_dir=results/lossless", "batch_size=1", *args.overrides]
+    point.append(f"decoding.draft_tokens=choice({args.drafts})")
     layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
     text += ["decoding=prompt_lookup", "strategy=full"]
-    theirs = [*text, "engine=transformers"]  # refuses batches
-    for grid in (text, layers, theirs):
-        for size, drafts in (("1", args.drafts), (args.batch, "auto")):
-            if size == "0" or (grid is theirs and size != "1"):
-                continue
-            drafting = [f"batch_size={size}", f"decoding.draft_tokens=choice({drafts})"]
-            command = ["sweep", *grid, *drafting]
-            print("ulskip", *command, flush=True)
-            if code := invoke(command):
-                sys.exit(code)
-    config = compose([*point, "decoding=self_speculative"])
+    for grid in (text, layers, [*text, "engine=transformers"]):
+        print("ulskip sweep", *grid, flush=True)
+        if code := invoke(["sweep", *grid]):
+            sys.exit(code)
+    config = compose([*args.overrides, "results_dir=results/lossless"])
     folder = ResultsFolder.of(config)
     write_atomic(folder.path / "README.md", page(folder, near_ties(config)))
     print(folder.path / "README.md")

@@ -57,15 +57,13 @@ def test_sampling_and_penalties_are_transformers_own(llama, decoding):
     assert compared(decoder_for(llama, "ratio=2"), decoding) == 0
 
 
-@pytest.mark.parametrize("draft_tokens", [0, 4])
-def test_finished_sequences_are_dropped_from_the_batch(llama, draft_tokens):
+def test_finished_sequences_are_dropped_from_the_batch(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    context = DecodeContext(FAST.replace(draft_tokens=draft_tokens), 0)
+    context = DecodeContext(FAST, 0)
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []
-    stepping = llama if draft_tokens else decoder.view
-    hook = stepping.register_forward_pre_hook(
+    hook = decoder.view.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     decoder.generate(ids, mask, context)

@@ -60,6 +60,12 @@ def agreeing(model, kept):
     return model
 
 
+def alone():
+    """One prompt without padding."""
+    ids, mask = batch(False)
+    return ids[:1], mask[:1]
+
+
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = decoding.without_drafts()
@@ -73,29 +79,30 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
         model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
         expected = by_generate(model, ids, mask)
-        alone = [(4, slice(i, i + 1)) for i in range(2)]
-        for count, part in [*((count, slice(0, 5)) for count in (1, 4, "auto")), *alone]:
+        for count, i in product((1, 4, "auto"), range(len(ids))):
+            row = slice(i, i + 1)
             output = decoder.generate(
-                ids[part], mask[part], DecodeContext(DRAFTED.replace(draft_tokens=count), 0)
+                ids[row], mask[row], DecodeContext(DRAFTED.replace(draft_tokens=count), 0)
             )
             assert output.engine == "speculative"
             drafts += output.drafts
-            texts = ids[part], mask[part], output.token_ids, expected[part]
+            texts = ids[row], mask[row], output.token_ids, expected[row]
             near_ties += count_near_ties(model, *texts)
-    assert near_ties <= 5  # a sequence may be the same one five times
+    assert near_ties <= 3  # a sequence may be the same one three times
     assert 0 < drafts.accepted < drafts.drafted  # some drafts were accepted and some rejected
     assert drafts.gained > drafts.passes
 
 
 def test_nothing_is_drafted_behind_an_improbable_draft(llama, monkeypatch):
-    ids, mask = batch(True)
+    ids, mask = alone()
     monkeypatch.setattr(speculative, "CONFIDENCE", 1.1)
     drafts = decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0)).drafts
-    assert drafts.drafted == drafts.passes * 5 - (5 if drafts.gained == LENGTH - 1 else 0)
+    # nothing is drafted in front of the last token
+    assert drafts.drafted in (drafts.passes, drafts.passes - 1)
 
 
 def test_unsupported_models_are_refused(llama):
-    ids, mask = batch(False)
+    ids, mask = alone()
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"decoding\.draft_tokens.*flex_attention"):
         decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0))
@@ -127,7 +134,7 @@ class Known:
 
 
 def test_the_drafter_whose_drafts_are_accepted_is_used(llama, monkeypatch):
-    ids, mask = (rows[:1] for rows in batch(False))
+    ids, mask = alone()
     decoding = DRAFTED.replace(max_new_tokens=40, draft_tokens=2)
     expected = by_generate(llama, ids, mask, decoding)
     texts = [*ids[0].tolist(), *expected[0]]
@@ -150,28 +157,22 @@ def tiny(seed, vocab_size, width, spread):
 
 
 @settings(max_examples=40)
-@given(
-    data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12), size=st.integers(1, 4)
-)
-def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
+@given(data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12))
+def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size):
     model = tiny(seed, vocab_size, 8, 0.8).double()
     kept = data.draw(st.sampled_from([(0, 2), (0, 1), (1, 2), (1,)]))
     model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
-    ids = torch.randint(1, vocab_size, (size, 6))
+    ids = torch.randint(1, vocab_size, (1, 6))
     mask = torch.ones_like(ids)
-    for row, padding in enumerate(
-        data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
-    ):
-        mask[row, :padding] = 0
+    mask[0, : data.draw(st.integers(0, 4))] = 0
     # A part of so small a vocabulary can be banned as a whole.
-    banned, vocab = data.draw(st.sampled_from([(0, 0), (3, 0), (0, 2)]))
+    banned, draft_vocab = data.draw(st.sampled_from([(0, 8192), (3, 8192), (0, 2)]))
     decoding = DecodingConfig(
         max_new_tokens=data.draw(st.integers(1, 30)),
         repetition_penalty=data.draw(st.sampled_from([1.0, 1.5])),
         no_repeat_ngram_size=banned,
         draft_tokens=data.draw(st.sampled_from([1, 3, 10, "auto"])),
         draft=data.draw(st.sampled_from(["layers", "ngram", "both"])),
-        draft_vocab=vocab,
     )
     try:
         plain = decoder_for(model).generate(
@@ -181,6 +182,7 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
         assume(False)  # all of so small a vocabulary was banned
     foreign = data.draw(st.sampled_from([None, Rubbish(seed, vocab_size), NgramDrafter(2)]))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculative, "DRAFT_VOCAB", draft_vocab)
         if foreign:
             patch.setattr(
                 speculative.SpeculativeSession,
@@ -192,13 +194,12 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     assert drafted.hit_max_length == plain.hit_max_length
 
 
-def test_costs_are_measured_once_for_each_batch_size(llama):
-    decoder, (ids, mask) = decoder_for(llama, KEPT), batch(True)
+def test_costs_are_measured_once(llama):
+    decoder, (ids, mask) = decoder_for(llama, KEPT), alone()
     measured = [
-        decoder.generate(ids[:size], mask[:size], DecodeContext(DRAFTED, 0)).compile_seconds
-        for size in (5, 5, 2, 2)
+        decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).compile_seconds for _ in range(2)
     ]
-    assert [seconds > 0 for seconds in measured] == [True, False, True, False]
+    assert measured[0] > 0 and measured[1] == 0
 
 
 SAMPLED = DecodingConfig(
@@ -221,10 +222,8 @@ def exact_shares(model, prompt):
 
 
 def drawn_pairs(decoder, prompt, decoding, runs):
-    """Draw second and third tokens, as numbers below 25, in many batches of three, padded on the
-    left.
-    """
-    ids = torch.tensor([[0, *prompt]] * 3)
+    """Draw second and third tokens, as numbers below 25, in many runs, padded on the left."""
+    ids = torch.tensor([[0, *prompt]])
     mask = torch.ones_like(ids)
     mask[:, 0] = 0
     rows = [
@@ -245,8 +244,8 @@ def test_samples_are_distributed_as_the_full_models():
     small = tiny(3, 5, 16, 0.4)  # skipping the middle layer changes its distribution
     prompt, decoder = [1, 4, 2], decoder_for(small, (0, 2))
     expected = exact_shares(small, prompt)
-    unchecked = drawn_pairs(decoder, prompt, SAMPLED.without_drafts(), 150)  # the view's own words
-    assert distance(drawn_pairs(decoder, prompt, SAMPLED, 500), expected) < NEAR_SAMPLES
+    unchecked = drawn_pairs(decoder, prompt, SAMPLED.without_drafts(), 450)  # the view's own words
+    assert distance(drawn_pairs(decoder, prompt, SAMPLED, 1500), expected) < NEAR_SAMPLES
     assert distance(unchecked, expected) > 2 * NEAR_SAMPLES
 
 
@@ -327,9 +326,9 @@ def test_a_draft_head_scores_first_tokens_and_prompts_and_shares_the_layers(mode
     assert {id(weight) for weight in view.parameters()} >= set(map(id, model.parameters()))
 
 
-def proposed(size, *rows):
+def proposed(size, ids):
     drafter = NgramDrafter(size)
-    return drafter.propose(torch.tensor(rows), min(4, drafter.most)).tokens.tolist()
+    return drafter.propose(torch.tensor([ids]), min(4, drafter.most)).tokens[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -344,10 +343,4 @@ def proposed(size, *rows):
     ],
 )
 def test_the_last_tokens_are_looked_up_and_short_matches_draft_few(ids, drafts):
-    assert tuple(proposed(size, ids)[0] for size in (3, 2, 1)) == drafts
-
-
-def test_a_batch_drafts_as_many_as_every_sequence_has():
-    assert proposed(2, [1, 2, 3, 4, 1, 2], [9, 5, 6, 7, 5, 6]) == [[3, 4], [7, 5]]
-    assert proposed(3, [1, 1, 2, 3, 4, 1, 1, 2], [5] * 8) == [[3, 4, 1, 1], [5] * 4]
-    assert proposed(1, [1, 2, 3, 4, 1, 2], [1, 2, 3, 4, 5, 6]) == [[], []]
+    assert tuple(proposed(size, ids) for size in (3, 2, 1)) == drafts

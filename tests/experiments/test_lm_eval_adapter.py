@@ -138,16 +138,9 @@ def scores(*overrides):
     return several, single, model.record().scored_prompt_layers
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["strategy=early_exit", "strategy.horizon=9", "strategy.threshold=0.5"],
-        ["strategy.unit=attention"],
-        ["strategy.unit=mlp"],
-    ],
-)
-def test_schedules_whose_contexts_all_layers_read_score_first_tokens_as_the_model(overrides):
-    several, single, layers = scores(*overrides)
+def test_exits_whose_contexts_all_layers_read_score_first_tokens_as_the_model():
+    exits = ["strategy=early_exit", "strategy.horizon=9", "strategy.threshold=0.5"]
+    several, single, layers = scores(*exits)
     full = scores("strategy=full")
     assert single == pytest.approx(full[1], abs=1e-4) and layers == "all"
     assert several != pytest.approx(full[0], abs=1e-4)

@@ -31,12 +31,13 @@ from ulskip_cli.strategies.cost import LatencyFit
 DRAFTED = {"engine": "speculative", "drafts": DraftStats()}
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
 PROMPTS = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
+ALONE = tuple(rows[:1] for rows in PROMPTS)
 LINE = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
 
 
-def measure_pairs(full, strategy, context, *speed):
+def measure_pairs(full, strategy, context, *speed, prompts=PROMPTS):
     """One pair, timed alone."""
-    return measure_rounds([Pair(full, strategy, [PROMPTS], context)], *speed)[0]
+    return measure_rounds([Pair(full, strategy, [prompts], context)], *speed)[0]
 
 
 def output(first, decode):
@@ -96,7 +97,7 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     plain = measure_pairs(full, full, GREEDY, speed).full[0]
     drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = measure_pairs(full, half, drafting, speed)
+    pairs = measure_pairs(full, half, drafting, speed, prompts=ALONE)
     assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(
@@ -165,7 +166,7 @@ OTHERS = (
     ("strategy=unified",),
     ("strategy=skip_decode",),
     ("strategy=early_exit", "strategy.threshold=0.02"),
-    ("strategy=unified", "decoding=self_speculative"),
+    ("strategy=unified", "decoding=self_speculative", "batch_size=1"),
 )
 
 
@@ -176,9 +177,10 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     full, other = decoder_for(llama), decoder_for(llama, *overrides, ratio=2)
     context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
     speed = SpeedConfig(pairs=2, warmup=0, new_tokens=TOKENS)
-    pairs = measure_pairs(full, other, context, speed)
+    prompts = ALONE if decoding.draft_tokens else PROMPTS
+    pairs = measure_pairs(full, other, context, speed, prompts=prompts)
     forced = None if decoding.draft_tokens or other.exits else TOKENS
-    alone = other.generate(*PROMPTS, context, forced)
+    alone = other.generate(*prompts, context, forced)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2
 
 

@@ -87,7 +87,7 @@ def test_a_run_as_requested_has_no_warning(warned, overrides, values):
     [
         (1.53, 0.6, 0.98, [], 0),
         (1.53, 0.7, 0.98, [], 1),
-        (1.53, 0.7, 0.98, ["decoding.draft_tokens=2"], 0),
+        (1.53, 0.7, 0.98, ["decoding.draft_tokens=2", "batch_size=1"], 0),
         (1.53, 0.7, 0.5, [], 0),
     ],
 )

@@ -183,6 +183,7 @@ WORSE = {
 }
 BETTER = {**WORSE, "rouge1": compared(28.0, 30.0, 0.01), "rouge2": compared(9.0, 9.0, 1.0)}
 AGREED = {"agreement": 0.942, "agreement_low": 0.931, "agreement_high": 0.953}
+DRAFTING = {"name": "self_speculative", "draft": "both", "draft_tokens": 2}
 CUT_OFF = {"degenerate": {"hit_limit": 15}}
 
 
@@ -198,7 +199,7 @@ CUT_OFF = {"degenerate": {"hit_limit": 15}}
             ("no measurable gain including the prompt",),
         ),
         (
-            sweep_row(draft_tokens=2, config={"decoding": {"draft": "both"}}),
+            sweep_row(config={"decoding": DRAFTING}),
             ("full model checks n-gram and unified drafts", "decodes 1.80x as fast"),
         ),
         (sweep_row(num_examples=4), ("too few examples",)),

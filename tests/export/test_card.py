@@ -33,7 +33,6 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
         {"prompt_layers": "kept"},
         {"training": "otherwise"},
         {"draft_tokens": 4},
-        {"strategy_options": {"unit": "attention"}},
         {"engine": "llama_cpp", "engine_weights": "q4_0"},
         {"engine": "openvino", "engine_weights": None},
         {"status": "failed"},

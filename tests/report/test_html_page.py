@@ -4,7 +4,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, write_folder
+from report_rows import configured, not_applicable, small_sweep, write_folder
 
 from ulskip_cli.report import html_page
 from ulskip_cli.report.build import Report, write
@@ -106,7 +106,9 @@ def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
 
 def test_runs_of_equal_labels_are_told_apart_by_what_differs(tmp_path):
     rows = [
-        row.replace(id=f"{row.id}-{seed}", seed=seed) for row in small_sweep() for seed in (1, 2)
+        configured(row, seed=seed).replace(id=f"{row.id}-{seed}")
+        for row in small_sweep()
+        for seed in (1, 2)
     ]
     rows += [rows[0].replace(id="twin")]
     stored = {row.id: ["a"] for row in rows if row.batch_size == 1}

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from report_rows import not_applicable, small_sweep, sweep_row, write_folder
+from report_rows import configured, not_applicable, small_sweep, sweep_row, write_folder
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import FAILED, Point, Record
-from ulskip_cli.report.rows import done, find_folders, grouped, read_records, reasons, varying
+from ulskip_cli.report.rows import done, find_folders, grouped, read_records, reasons
 
 SHARED = "m · wmt · de-en · greedy"
 
@@ -42,16 +42,17 @@ def test_records_that_differ_in_strategy_target_and_batch_alone_are_one_group():
 @pytest.mark.parametrize(
     ("change", "label"),
     [
-        ({"seed": 2}, "seed 2"),
-        ({"model": "n"}, ""),
+        ({"config": {"seed": 2}}, "seed 2"),
+        ({"config": {"model": {"name": "n", "source": "bundled", "path": "n"}}}, ""),
         ({"num_fewshot": 3}, "fewshot 3"),
         (
             {"engine": "llama_cpp", "engine_weights": "q4_0"},
             "engine llama_cpp",
         ),  # tells the weights
-        ({"config": {"ratio": 2.0, "speed": {"pairs": 3}}}, "speed pairs 3"),
-        ({"config": {"ratio": 2.0, "of_tomorrow": 4}}, "of tomorrow 4"),
-        ({"config": {"ratio": 2.0, "engine": {"threads": 4}}}, "engine threads 4"),
+        ({"config": {"speed": {"pairs": 3}}}, "speed pairs 3"),
+        ({"config": {"of_tomorrow": 4}}, "of tomorrow 4"),
+        ({"config": {"speed": {"of_tomorrow": 4}}}, "speed of tomorrow 4"),
+        ({"config": {"engine": {"name": "auto", "threads": 4}}}, "engine threads 4"),
     ],
     ids=str,
 )
@@ -62,56 +63,40 @@ def test_any_setting_separates_records_and_is_named(change, label):
     assert groups[1].label.endswith(label) and groups[0].label != groups[1].label
 
 
-def test_options_of_different_choices_are_no_difference():
-    short = sweep_row(config={"decoding": {"max_new_tokens": 4}})
-    assert "decoding.max_new_tokens" not in varying([short, sweep_row(decoding="beam")])
-    assert varying([short, sweep_row(config={"decoding": {"max_new_tokens": 24}})]) == [
-        "decoding.max_new_tokens"
-    ]
-
-
 def test_settings_that_a_record_did_not_use_agree_with_all():
-    config = {
-        "ratio": 2.0,
-        "speed": {"pairs": 9},
-        "baseline_engine": "torch",
-        "calibration": {"examples": 3},
-    }
     records = [
-        sweep_row(engine="torch", config=config, calibration={"id": "a"}),
-        sweep_row("full", engine="torch", measured_speedup=None, pairs=None, config={"ratio": 1.0}),
-        sweep_row("early_exit", engine="early_exit", config=config, calibration={"id": "b"}),
+        sweep_row("search", engine="torch", config={"calibration": {"examples": 3}}),
+        sweep_row("full", engine="torch"),
+        sweep_row(engine="torch", config={"speed": {"enabled": False}}),
+        sweep_row("early_exit", engine="early_exit", config={"calibration": {"examples": 3}}),
     ]
-    assert [len(group.records) for group in grouped(records)] == [3]
+    assert [len(group.records) for group in grouped(records)] == [4]
 
 
 def test_a_failed_record_joins_the_group_of_its_sweep():
-    failed = Record.joined(
-        Point.of(compose(["model=tiny"]), "x"), status=FAILED, reason="out of memory"
-    )
-    names = {"model": "m", "task": "wmt", "decoding": "greedy", "folder": "results/x"}
-    failed = failed.replace(**names, config={"ratio": 2.0}, dataset=None)
-    rows = [row.replace(chat=False, draft_tokens=0) for row in small_sweep()]
+    point = Point.of(compose(["model=tiny"]), "x")
+    failed = Record.joined(point, status=FAILED, reason="out of memory", folder="results/x")
+    config = {key: failed.config.to_row()[key] for key in ("model", "task", "decoding")}
+    rows = [configured(row, **config).replace(chat=False) for row in small_sweep()]
     (group,) = grouped([*rows, failed])
     assert not group.records[-1].is_done
 
 
 def patched(kind, **more):
-    return sweep_row(id=kind, correction={"name": "patch", "kind": kind}, **more)
+    used = {"name": "patch", "kind": kind}
+    return sweep_row(id=kind, correction=used, config={"correction": used}, **more)
 
 
 def adapted(folder, target=2.0, **more):
-    config = {"ratio": target, "correction": {"name": "adapter", "path": [folder]}}
+    config = {"correction": {"name": "adapter", "path": [folder]}}
     used = {"correction": {"name": "adapter", "path": folder}, "config": config}
     return sweep_row(id=folder.replace("/", "-"), target=target, **used, **more)
 
 
-def test_units_patches_and_adapters_are_lines_of_their_own():
-    units = [sweep_row(id=unit, strategy_options={"unit": unit}) for unit in ("attention", "mlp")]
+def test_patches_and_adapters_are_lines_of_their_own():
     corrected = [patched("full"), patched("folded"), adapted("a/one")]
-    (group,) = grouped([sweep_row("full"), sweep_row(), *units, *corrected])
-    expected = {"unified", "unified attention", "unified mlp", "unified + full patch"}
-    expected |= {"unified + folded patch", "unified + adapter"}
+    (group,) = grouped([sweep_row("full"), sweep_row(), *corrected])
+    expected = {"unified", "unified + full patch", "unified + folded patch", "unified + adapter"}
     assert {approach for target, approach in group.points() if target == 2.0} == expected
 
 

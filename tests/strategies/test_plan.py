@@ -1,14 +1,13 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
 from ulskip_cli.corrections import Adapter
-from ulskip_cli.strategies.plan import make_plan, memory_plan, parse_bytes, sizes_of_unit
+from ulskip_cli.strategies.cost import DRAFT_VOCAB
+from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(
     num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
@@ -33,7 +32,7 @@ def test_an_adapter_has_no_effect_on_all_layers(monkeypatch, strategy, warns):
 
 
 def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
-    drafted = ["decoding=self_speculative", "ratio=2"]
+    drafted = ["decoding=self_speculative", "ratio=2", "batch_size=1"]
     assert make_plan(compose(drafted), METADATA).kept_kv_bytes_per_token == 1200
     for everything in ("strategy=full", "ratio=1"):
         with pytest.raises(UsageError, match=r"decoding\.draft=ngram"):
@@ -41,23 +40,24 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 
 
 def test_look_up_drafts_skip_no_layers():
-    plan = make_plan(compose(["decoding=prompt_lookup", "strategy=full"]), METADATA)
+    looked_up = ["decoding=prompt_lookup", "batch_size=1"]
+    plan = make_plan(compose([*looked_up, "strategy=full"]), METADATA)
     assert plan.draft_cost is plan.predicted_speedup is None
     assert plan.kept_kv_bytes_per_token == 1200
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
-        make_plan(compose(["decoding=prompt_lookup", "ratio=2"]), METADATA)
-    make_plan(compose(["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"]), METADATA)
+        make_plan(compose([*looked_up, "ratio=2"]), METADATA)
+    make_plan(compose([*looked_up, "decoding.draft=both", "ratio=2"]), METADATA)
+    with pytest.raises(UsageError, match="set batch_size=1"):
+        make_plan(compose(["decoding=prompt_lookup", "strategy=full", "batch_size=2"]), METADATA)
 
 
 def test_a_draft_reads_a_part_of_the_head():
-    metadata = replace(METADATA, vocab_size=1000)
-    drafted = ["decoding=self_speculative", "ratio=2"]
-    assert make_plan(compose(["ratio=2"]), metadata).draft_cost is None
-    for size, cost in ((0, 900 / 1500), (100, 630 / 1500), ("auto", 900 / 1500)):
-        assert make_plan(
-            compose([*drafted, f"decoding.draft_vocab={size}"]), metadata
-        ).draft_cost == pytest.approx(cost)
+    drafted = compose(["decoding=self_speculative", "ratio=2", "batch_size=1"])
+    assert make_plan(compose(["ratio=2"]), METADATA).draft_cost is None
+    for size, cost in ((1000, 900 / 1500), (10 * DRAFT_VOCAB, 630 / 1500)):
+        metadata = replace(METADATA, vocab_size=size)
+        assert make_plan(drafted, metadata).draft_cost == pytest.approx(cost)
     assert make_plan(compose(drafted), METADATA).draft_cost is None
 
 
@@ -104,104 +104,3 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
     assert plan.exits.target_depth == 5 and plan.predicted_speedup == pytest.approx(1500 / 800)
     with pytest.raises(UsageError, match=r"ratio=\d.*ratio_basis=cost.*ratio <= "):
         make_plan(compose([*options, "ratio=4"]), METADATA)
-
-
-HALVES = replace(
-    METADATA,
-    weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12),
-    total_bytes=1500,
-)
-
-
-layer_parts = st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4))
-
-
-@given(st.integers(0, 10**9), st.lists(layer_parts, min_size=2, max_size=40), st.data())
-def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
-    attention, mlp, _ = zip(*parts, strict=True)
-    weights = WeightSizes(head, tuple(map(sum, parts)), attention=attention, mlp=mlp)
-    kept = sorted(data.draw(st.sets(st.integers(0, len(parts) - 1), min_size=1)))
-    total = head + sum(weights.layers)
-    assert sizes_of_unit(weights, "layer") == weights
-    for unit, own in (("attention", attention), ("mlp", mlp)):
-        skipped = sum(own[i] for i in range(len(parts)) if i not in kept)
-        speedup = sizes_of_unit(weights, unit).predicted_speedup(kept)
-        assert speedup == pytest.approx(total / (total - skipped))
-        assert 1 <= speedup <= weights.predicted_speedup(kept)
-
-
-def test_a_unit_counts_its_own_bytes_and_keys():
-    plans = {
-        unit: make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), HALVES)
-        for unit in ("layer", "attention", "mlp")
-    }
-    assert {plan.kept_layers for plan in plans.values()} == {plans["layer"].kept_layers}
-    assert plans["attention"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 25))
-    assert plans["mlp"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 70))
-    assert [plan.kept_kv_bytes_per_token for plan in plans.values()] == [600, 600, 1200]
-    assert [plan.unit for plan in plans.values()] == ["layer", "attention", "mlp"]
-
-
-@pytest.mark.parametrize(("unit", "highest"), [("attention", 1.2), ("mlp", 1.87)])
-def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
-    asked = ["ratio_basis=cost", f"strategy.unit={unit}"]
-    plan = make_plan(compose([*asked, "ratio=1.1"]), HALVES)
-    part = {"attention": 25, "mlp": 70}[unit]
-    assert plan.predicted_speedup >= 1.1 > 1500 / (1500 - (11 - plan.num_kept) * part)
-    with pytest.raises(NotApplicable, match=rf"never skipped.*ratio <= {highest}"):
-        make_plan(compose([*asked, "ratio=3"]), HALVES)
-    unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
-    assert (unknown.num_kept, unknown.predicted_speedup) == (6, None)
-    assert "sizes of the weights" in unknown.warnings[0]
-
-
-WORKSPACES = {"workspace_bytes_per_token": 10, "workspace_bytes_per_sequence": 50}
-SIZES = replace(METADATA, total_bytes=10_000, **WORKSPACES)
-LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
-
-
-def planned(config, metadata):
-    return memory_plan(config, metadata, make_plan(config, metadata))
-
-
-def test_the_largest_batch_is_counted_by_hand():
-    memory = planned(compose(["ratio=2", "memory_budget=100kB", *LONG]), SIZES)
-    assert memory.max_batch == 90_000 // (40 * 6 * 100 + 50)
-    assert memory.full_max_batch == 90_000 // (40 * 1200 + 50)
-    short = ["speed.prompt_tokens=10", "decoding.max_new_tokens=1"]
-    memory = planned(compose(["ratio=2", "memory_budget=100kB", *short]), SIZES)
-    # all layers have keys of a prompt
-    assert memory.max_batch == 90_000 // (10 * (12 * 100 + 10) + 50)
-
-
-lengths = st.integers(1, 500)
-
-
-@given(st.integers(20_000, 10**7), lengths, lengths, st.sampled_from(["all", "kept"]))
-def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, prompt_layers):
-    overrides = [f"memory_budget={budget}", f"prompt_layers={prompt_layers}", "ratio=3"]
-    overrides += [f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
-    try:
-        memory = planned(compose(overrides), SIZES)
-    except UsageError as error:
-        assert "memory_budget" in str(error)
-        return
-    assert memory.max_batch >= max(1, memory.full_max_batch)
-
-
-def test_a_budget_that_is_too_small_or_unknowable_is_refused():
-    with pytest.raises(UsageError, match="memory_budget"):
-        planned(compose(["memory_budget=10kB"]), SIZES)
-    with pytest.raises(UsageError, match="memory_budget"):
-        planned(compose(["memory_budget=10GB"]), METADATA)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("24GiB", 24 * 2**30), ("16 gb", 16 * 10**9), ("1.5k", 1500), ("12", 12)],
-)
-def test_sizes_as_people_write_them(text, expected):
-    assert parse_bytes(text) == expected
-    for other in (f"-{text}", f"{text} of it", "much", ""):
-        with pytest.raises(UsageError, match="memory_budget="):
-            parse_bytes(other)

@@ -123,7 +123,7 @@ DRAFTER = ["train=drafter", "train.responses=own", "train.own.max_new_tokens=6",
         (["correction.kind=none"], []),
         (["correction.kind=folded"], []),
         (["strategy=skip_decode", "train.ratios=1.2"], []),
-        (DRAFTER, ["decoding=self_speculative", "decoding.draft=both"]),
+        (DRAFTER, ["decoding=self_speculative", "decoding.draft=both", "batch_size=1"]),
     ],
     ids=str,
 )

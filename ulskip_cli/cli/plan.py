@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
@@ -10,7 +9,7 @@ from ulskip_cli.cli.show import print_yaml
 
 if TYPE_CHECKING:
     from ulskip_cli.core.schedule import ExitRule
-    from ulskip_cli.strategies.plan import MemoryPlan, Plan
+    from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
 UNKNOWN = "unknown without the model's files"
@@ -25,7 +24,7 @@ def plan(
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
     from ulskip_cli.core.model_metadata import read_metadata
-    from ulskip_cli.strategies.plan import make_plan, memory_plan
+    from ulskip_cli.strategies.plan import make_plan
 
     chosen = config.compose(overrides, config_dir, "plan")
     if print_config:
@@ -33,16 +32,13 @@ def plan(
         return
     metadata = read_metadata(chosen.model)
     planned = make_plan(chosen, metadata)
-    memory = None if chosen.memory_budget is None else memory_plan(chosen, metadata, planned)
     if as_json:
-        print(json.dumps({**planned.as_dict(), "memory": memory and asdict(memory)}))
+        print(json.dumps(planned.as_dict()))
         return
-    print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label, memory)))
+    print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label)))
 
 
-def plan_lines(
-    plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None
-) -> list[str]:
+def plan_lines(plan: "Plan", model: str, correction: str = "") -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.model_metadata import gaps
 
@@ -82,9 +78,6 @@ def plan_lines(
         facts["correction"] = (
             f"{correction}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
         )
-    if memory is not None:
-        full = "" if plan.keeps_all else f"; full {memory.full_max_batch:,}"
-        facts["largest batch"] = f"{memory.max_batch:,}{full}"
     width = max(map(len, facts))
     return [
         *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),

@@ -69,38 +69,34 @@ def bench(
     overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
+    force: Force = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3
     batch_size=1,8.
 
-    Points are measured again on every call.
+    After an interruption or a failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.preflight import Resolver
     from ulskip_cli.experiments.sweep.grid import points
+    from ulskip_cli.experiments.sweep.jobs import make_jobs
 
     left_out: list[str] = []
     grid = points(overrides, config_dir, "bench", left_out.append)
     if print_config:
         print_yaml(*grid)
         return
+    jobs = make_jobs(grid, command="bench")
+    from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
-
-    resolver = Resolver()
-    resolved = [resolver.resolve(point, "bench") for point in grid]
-    folder = ResultsFolder.of(grid[-1])
-    folder.check_writable()
-    from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.benchmark import run_benchmarks
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.report import benchmark, tables
 
-    with ProgressBars() as bars:
-        outcome = run_benchmarks(resolved, Session(bars))
+    with SweepDisplay(jobs, tables.write_tables) as display:
+        outcome = Sweep(jobs, display, force=force, words=()).run()
         for line in left_out:
-            bars.note(line)
+            display.note(line)
+    folder = ResultsFolder.of(grid[-1])
     if outcome.records:
-        tables.write_tables(folder)
         benchmark.write_bench_report(folder)
     show_outcome(outcome, folder, benchmark.sections, benchmark.lead, as_json, benchmark.FILE)
 

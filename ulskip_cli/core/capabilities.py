@@ -27,7 +27,6 @@ class Need(Enum):
     EARLY_EXIT = "early exit", "strategy=unified"
     STAGES = "layers that change between steps", "strategy=unified"
     OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
-    HALF_LAYERS = "skipped parts of layers", "strategy.unit=layer"
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompts that run through the kept layers alone", "prompt_layers=all"
     LATENCY = "ratio_basis=latency", "ratio_basis=cost"
@@ -50,7 +49,6 @@ class Need(Enum):
         "baseline_engine=null alternatives.models=[]",
     )
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
-    MEMORY_BUDGET = "memory_budget", "`ulskip plan`"
 
     def __init__(self, text: str, remedy: str) -> None:
         self.text, self.remedy = text, remedy
@@ -71,8 +69,7 @@ _DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Ne
 TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.DRAFTS: _DRAFTED,
     Need.LAYER_DRAFTS: _DRAFTED,
-    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.HALF_LAYERS},
-    Need.HALF_LAYERS: ALL - _CORRECTED - {Need.KEPT_PROMPT, Need.LATENCY},
+    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED,
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
     Need.QUANTIZATION: ALL - {Need.FOLDED_PATCHES},
     Need.RANDOM_WEIGHTS: (
@@ -80,8 +77,8 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     ),
 }
 
-_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
-_WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.HALF_LAYERS, Need.PATCHES}
+_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
+_WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.PATCHES}
 _CHECKPOINT = _WHOLE_LAYERS - {
     Need.QUANTIZATION,
     Need.RANDOM_WEIGHTS,
@@ -90,17 +87,17 @@ _CHECKPOINT = _WHOLE_LAYERS - {
 }
 
 COMMANDS: Mapping[str, frozenset[Need]] = {
-    "run": ALL - {Need.MEMORY_BUDGET},
-    "sweep": ALL - {Need.MEMORY_BUDGET},
-    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE, Need.MEMORY_BUDGET},
+    "run": ALL,
+    "sweep": ALL,
+    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.HALF_LAYERS, Need.MEMORY_BUDGET},
-    "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.HALF_LAYERS},
+    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
+    "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
     "export --format mergekit": _WHOLE_LAYERS - {Need.ADAPTER, Need.FOLDED_PATCHES},
-    "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT, Need.HALF_LAYERS},
+    "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},
 }
 
 

@@ -10,11 +10,12 @@ import copy
 import functools
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
@@ -23,7 +24,7 @@ from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.options import Choice, options_in, parse
+from ulskip_cli.core.options import Choice, option, options_in, parse
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
@@ -57,27 +58,31 @@ Chosen = TypeVar("Chosen", bound=Choice)
 
 
 def compose(
-    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "plan"
+    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "run"
 ) -> Config:
     """Build the configuration of a command from overrides and a user's config folder.
 
-    Raises UsageError for an invalid key or value, and NotApplicable for values that exclude each
-    other.
+    Raises UsageError for an invalid key or value or a key that the command does not read, and
+    NotApplicable for values that exclude each other.
     """
-    config = compose_unvalidated(overrides, extra_dir)
+    config = compose_unvalidated(overrides, extra_dir, command)
     check_run(config, command)
     return config
 
 
-def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build the configuration of a run; check each value alone, but not combinations of values."""
-    config: Config = _composed("config", overrides, extra_dir)
+def compose_unvalidated(
+    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "sweep"
+) -> Config:
+    """Build the configuration of a command; check each value alone, but not combinations of
+    values.
+    """
+    config: Config = _composed("config", overrides, extra_dir, command.partition(" ")[0])
     return config
 
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config: TrainingConfig = _composed("train", overrides, extra_dir)
+    config: TrainingConfig = _composed("train", overrides, extra_dir, "train")
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
@@ -86,7 +91,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config: TuneConfig = _composed("tune", overrides, extra_dir)
+    config: TuneConfig = _composed("tune", overrides, extra_dir, "tune")
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -109,7 +114,7 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.
     """
-    refused = {"name", "draft", "draft_tokens", "draft_vocab"} & values.keys()
+    refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
         raise UsageError(f"generate does not support {min(refused)}; use evaluate")
     config = parse(DecodingConfig, values)
@@ -127,10 +132,89 @@ def preset(group: str, name: str, options: Mapping[str, object] | None = None) -
 
 def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
-    defaults of the class in its preset.
+    defaults of the class in its preset; raise UsageError if the class or an option is not known.
     """
-    target = read_choice(group, str(values.get("name")), extra_dir)["_target_"]
-    return make_choice({**values, "_target_": target}, group)
+    name = str(values.get("name"))
+    if "_target_" in values and extra_dir is None:
+        raise UsageError(f"{group}={name} is not a class of ulskip; name its --config-dir")
+    options = {key: value for key, value in values.items() if key != "_target_"}
+    return parse(_preset_class(group, name, extra_dir), options, f"{group}.")
+
+
+@functools.cache
+def _preset_class(group: str, name: str, extra_dir: Path | None) -> type[Choice]:
+    return choice_class(read_choice(group, name, extra_dir), group)
+
+
+class StoredConfig(Config):
+    """The configuration of a row: the values that its command used; the others are defaults.
+
+    A choice whose class or options this installation does not know keeps all its values, and so do
+    unknown keys, so that no two settings are taken for one.
+    """
+
+    unknown: Table = option(
+        {}, "values of keys that this version does not know", used_by="run bench lm-eval"
+    )
+
+    @classmethod
+    def read(cls, values: Mapping[str, object]) -> "StoredConfig":
+        """Return the configuration in a row; raise UsageError if a known key has an invalid
+        value.
+        """
+        known, unknown = _split(cls, values)
+        for group, kind in CHOICES.items():
+            node = known.get(group, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"expected keys under config.{group}, got {str(node)[:80]}")
+            try:
+                known[group] = stored_choice(group, node)
+            except UsageError:
+                known[group] = _unknown_choice(kind).model_validate(node)
+        return parse(cls, {**known, "unknown": unknown}, "config.")
+
+    @classmethod
+    def of(cls, config: Config, command: str = "run") -> "StoredConfig":
+        """Return what a row of a command stores of a configuration."""
+        return cls.read(config.recorded(command))
+
+    def to_row(self) -> Table:
+        """Return the values that differ from the defaults, JSON-ready."""
+        nested = [_nested(key, value) for key, value in self.unknown.items()]
+        return _merged(self.changed(lambda key: key != "unknown"), *nested)
+
+
+def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, Table]:
+    """Divide nested values into those of keys that a class declares, and the others by dotted
+    key.
+    """
+    known: Table = {}
+    unknown: Table = {}
+    for key, value in values.items():
+        field = kind.model_fields.get(key)
+        section = options_in(field.annotation) if field else None
+        if field is None:
+            unknown[key] = value
+        elif section and not issubclass(section, Choice) and isinstance(value, dict):
+            known[key], inner = _split(section, value)
+            unknown |= {f"{key}.{name}": value for name, value in inner.items()}
+        else:
+            known[key] = value
+    return known, unknown
+
+
+@functools.cache
+def _unknown_choice(kind: type[Choice]) -> type[Choice]:
+    """Return a subclass for choices whose class is not installed, which keeps all options."""
+
+    class Unknown(kind):  # type: ignore[misc, valid-type]
+        model_config = ConfigDict(extra="allow")
+
+        def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+            return {**super().changed(accepts, prefix), **(self.model_extra or {})}
+
+    Unknown.__abstractmethods__ = frozenset()  # it is read and compared, but never run
+    return Unknown
 
 
 def make_choice(node: Mapping[str, object], group: str) -> Choice:
@@ -303,6 +387,12 @@ def _read(file: Path, changed: int) -> Table:
     return values
 
 
+def _nested(key: str, value: object) -> Table:
+    """Return a value under its dotted key, as nested mappings."""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
 def _merged(*layers: Mapping[str, object]) -> Table:
     """Merge nested values; later ones win."""
     merged: Table = {}
@@ -366,13 +456,15 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None) -> Any:
+def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, command: str) -> Any:
     kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        return parse(kind, _values(primary, groups, parsed, extra_dir))
+        config = parse(kind, _values(primary, groups, parsed, extra_dir))
+        _refuse_unread(kind, keys, command)
+        return config
     except UnknownKey as error:
         group, _, name = error.key.partition(".")
         key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
@@ -395,6 +487,17 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None) ->
         else:
             message = str(error)
         raise UnknownKey(message, key) from None
+
+
+def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> None:
+    """Raise UsageError for a key that the command does not read."""
+    for key in keys:
+        readers = kind.readers(key)
+        if command not in readers and key != "experiment":
+            others = ", ".join(readers) or "no command"
+            raise UsageError(
+                f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
+            )
 
 
 def _values(
@@ -432,10 +535,7 @@ def _values(
             value: object = override.value()
             if f"{override.key_or_group}.".startswith(_TEXT_KEYS):
                 value = _unescaped(value)
-            first, *inner = override.key_or_group.split(".")
-            for part in reversed(inner):
-                value = {part: value}
-            values = _merged(values, {first: value})
+            values = _merged(values, _nested(override.key_or_group, value))
     for group in values.keys() & set(groups):
         if not isinstance(values[group], dict):
             raise UsageError(

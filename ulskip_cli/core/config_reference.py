@@ -31,7 +31,7 @@ from ulskip_cli.core.config_schema import (
     TuneConfig,
 )
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
+from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
 _GROUP_CLASSES: dict[str, type[Options]] = {
@@ -69,7 +69,7 @@ def keys_of(
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:
             continue
-        commands = tuple(notes_of(field)["commands"]) or inherited
+        commands = tuple(sorted(use_of(field).commands)) or inherited
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
@@ -123,11 +123,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 def groups_of(command: str) -> tuple[str, ...]:
     """Return the config groups that a command reads."""
     kind, groups = PRIMARY[primary_of(command)]
-    read = [
-        group
-        for group in groups
-        if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]
-    ]
+    read = [group for group in groups if group in kind.model_fields and kind.reads(group, command)]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 
@@ -177,8 +173,6 @@ def json_schema() -> Table:
             "type": "array",
             "description": "choices of groups",
         }
-        for entry in definition["properties"].values():
-            entry.pop("ulskip", None)
     experiment = definitions[TuneConfig.__name__]
     for group, kinds in shipped.items():
         unique = list(dict.fromkeys(kinds))

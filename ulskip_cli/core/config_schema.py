@@ -4,7 +4,7 @@ and bounds.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, field_validator
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
@@ -12,12 +12,11 @@ from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, digest
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Options, option
+from ulskip_cli.core.options import Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
 AUTO = "auto"
-COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
 DEFAULTS = (
     1  # raised when a default changes, because identities do not hash values that are defaults
 )
@@ -27,8 +26,9 @@ Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
 PromptLayers = Literal["all", "kept"]
 
 _POINT = "run sweep"
-_SCHEDULE = "run sweep bench plan export lm-eval"
-_MODEL = "run sweep tune bench plan export lm-eval train"
+_TIMED = f"{_POINT} tune bench"
+_SCHEDULE = f"{_POINT} bench plan export lm-eval"
+_MODEL = f"{_SCHEDULE} tune train"
 
 
 class DecodingConfig(Options):
@@ -50,10 +50,8 @@ class DecodingConfig(Options):
         64, "maximum length of an answer in tokens, by default that of the task", ge=1
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
-    compile: Literal["auto", "on", "layers", "off"] = option(
-        "auto",
-        "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in"
-        " bench",
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
     )
     generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
@@ -63,9 +61,7 @@ class DecodingConfig(Options):
         "layers",
         "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
         " text; both: whichever gains more",
-    )
-    draft_vocab: Count = option(
-        0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192"
+        used_if=lambda config: config.decoding.draft_tokens,
     )
 
     @property
@@ -79,12 +75,16 @@ class DecodingConfig(Options):
         """
         if not self.draft_tokens:
             return self
-        return self.replace(
-            name="sample" if self.do_sample else "greedy",
-            draft_tokens=0,
-            draft="layers",
-            draft_vocab=0,
-        )
+        name = "sample" if self.do_sample else "greedy"
+        return self.replace(name=name, draft_tokens=0, draft="layers")
+
+
+def _is_timed(config: "Config") -> bool:
+    return config.speed.enabled
+
+
+def _follows_ratio(config: "Config") -> bool:
+    return config.strategy.follows_ratio
 
 
 class SpeedConfig(Options):
@@ -92,15 +92,15 @@ class SpeedConfig(Options):
     same prompts.
     """
 
-    enabled: bool = option(True, "measure speed in timed pairs")
-    pairs: int = option(7, "timed pairs of full model and strategy", ge=1)
-    warmup: int = option(2, "pairs that run first and are not counted", ge=0)
-    new_tokens: int = option(
-        32, "tokens generated per sequence", ge=2, commands="run sweep tune bench plan"
+    enabled: bool = option(True, "measure speed in timed pairs", used_by=_POINT)
+    pairs: int = option(
+        7, "timed pairs of full model and strategy", ge=1, used_by=_TIMED, used_if=_is_timed
     )
-    prompt_tokens: int = option(
-        64, "length of random prompts", ge=1, commands="run sweep tune bench plan"
+    warmup: int = option(
+        2, "pairs that run first and are not counted", ge=0, used_by=_TIMED, used_if=_is_timed
     )
+    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_timed)
 
 
 class CalibrationConfig(Options):
@@ -146,49 +146,93 @@ class AlternativesConfig(Options):
 class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
-    model: ModelConfig = option(..., "the model", commands=_MODEL)
-    task: SerializeAsAny[Task] = option(..., "the task", commands="run sweep tune train")
-    strategy: SerializeAsAny[Strategy] = option(..., "the strategy", commands=f"{_SCHEDULE} train")
+    model: ModelConfig = option(..., "the model", used_by=_MODEL)
+    task: SerializeAsAny[Task] = option(..., "the task", used_by=f"{_POINT} tune plan export train")
+    strategy: SerializeAsAny[Strategy] = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
-        "all", "layers that encode the prompt", commands=f"{_SCHEDULE} tune train"
+        "all",
+        "layers that encode the prompt",
+        used_by=f"{_SCHEDULE} tune train",
+        used_if=lambda config: not config.strategy.keeps_all,
     )
     offset: int = option(
-        0, "number of examples that are left out at the start", ge=0, commands=f"{_POINT} train"
+        0, "number of examples that are left out at the start", ge=0, used_by=f"{_POINT} train"
     )
     limit: int | None = option(
-        None, "number of examples; null: all", ge=1, commands=f"{_POINT} tune train"
+        None, "number of examples; null: all", ge=1, used_by=f"{_POINT} tune train"
     )
     seed: int = option(
         1,
         "seed for sampling, training and random weights",
         ge=0,
         le=2**63 - 1,
-        commands=f"{_POINT} tune bench lm-eval train",
+        used_by=f"{_TIMED} lm-eval train",
     )
     tracker: Tracker = option(
         "none",
         "experiment tracker to which results are logged",
         identity=False,
-        commands=f"{_POINT} bench lm-eval train",
+        used_by=f"{_POINT} bench lm-eval train",
     )
     tracker_options: Table | None = option(
         None,
         "project of the tracker and options passed on to it",
         identity=False,
-        commands=f"{_POINT} bench lm-eval train",
+        used_by=f"{_POINT} bench lm-eval train",
     )
+
+    def uses(self, key: str, command: str) -> bool:
+        """Return True if a command reads a key, and its value has an effect in this
+        configuration.
+        """
+        return self.reads(key, command) and all(
+            use.condition is None or use.condition(self) for use in self._uses(key)
+        )
+
+    def changes_results(self, key: str, command: str) -> bool:
+        """Return True if a command uses a key, and its value changes the results."""
+        return self.uses(key, command) and self._uses(key)[-1].changes_results
+
+    @classmethod
+    def reads(cls, key: str, command: str) -> bool:
+        """Return True if a command reads a key, e.g. `speed.pairs`; a key of a section whose own
+        commands are not declared belongs to the commands of the section.
+        """
+        return command in cls.readers(key)
+
+    @classmethod
+    def readers(cls, key: str) -> list[str]:
+        """Return the commands that read a key."""
+        declared = [use.commands for use in cls._uses(key) if use.commands]
+        return sorted(frozenset.intersection(*declared)) if declared else []
+
+    @classmethod
+    def _uses(cls, key: str) -> list[Use]:
+        """Return the uses of the sections of a key and of the key. The options of a choice, whose
+        class the configuration decides, have the use of their section.
+        """
+        uses = list[Use]()
+        kind: type[BaseModel] | None = cls
+        for part in key.split("."):
+            field = kind.model_fields.get(part) if kind else None
+            if field is None:
+                break
+            uses.append(use_of(field))
+            kind = options_in(field.annotation)
+        return uses
 
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
         model = self.model
         wanted = {
+            Need.EARLY_EXIT: self.strategy.exits_early,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
             Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),
             Need.PEFT_ADAPTER: bool(model.adapter),
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return self.strategy.needs() | {need for need, is_used in wanted.items() if is_used}
+        return frozenset(need for need, is_used in wanted.items() if is_used)
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
@@ -205,63 +249,65 @@ class Config(Shared):
     """
 
     correction: SerializeAsAny[Correction] = option(
-        ..., "the correction after skipped layers", commands=f"{_SCHEDULE} tune"
+        ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
-        DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval"
+        DecodingConfig(), "decoding", used_by=f"{_TIMED} plan lm-eval"
     )
-    engine: SerializeAsAny[Engine] = option(..., "the engine", commands="run sweep tune bench plan")
-    speed: SpeedConfig = option(
-        SpeedConfig(), "the speed measurement", commands="run sweep tune bench"
-    )
+    engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} plan")
+    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
-        CalibrationConfig(), "the calibration", commands="run sweep tune"
+        CalibrationConfig(),
+        "the calibration",
+        used_by=f"{_POINT} tune",
+        used_if=lambda config: config.needs_held_out,
     )
     name: str = option(
         "default",
         "folder of the results under results_dir",
         identity=False,
-        commands=f"{_POINT} tune bench lm-eval",
+        used_by=f"{_TIMED} lm-eval",
     )
     results_dir: str = option(
         "results",
         "folder of all results",
         identity=False,
-        commands=f"{_POINT} tune bench export lm-eval",
+        used_by=f"{_TIMED} export lm-eval",
     )
-    ratio: float = option(2.0, "target speedup", ge=1, commands=_SCHEDULE)
+    ratio: float = option(2.0, "target speedup", ge=1, used_by=_SCHEDULE, used_if=_follows_ratio)
     ratio_basis: Literal["layers", "cost", "latency"] = option(
-        "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
+        "layers",
+        "meaning of ratio: layers, predicted cost or measured latency",
+        used_by=_SCHEDULE,
+        used_if=_follows_ratio,
     )
     batch_size: int = option(
         8,
         "sequences decoded together",
         ge=1,
         le=65536,
-        commands=f"{_POINT} tune bench plan lm-eval",
+        used_by=f"{_TIMED} plan lm-eval",
     )
-    baseline: bool = option(True, "also run the full model, as the baseline", commands=_POINT)
+    baseline: bool = option(True, "also run the full model, as the baseline", used_by=_POINT)
     baseline_engine: str | None = option(
         None,
         "engine in which the full model runs as baseline, e.g. torch; null: the same engine",
-        commands=_POINT,
+        used_by=_POINT,
+        used_if=lambda config: config.crosses_engines,
     )
     baseline_model: ModelConfig | None = option(
         None,
         "model of the baseline, which alternatives.models of a sweep sets; null: the same model",
+        used_by=_POINT,
     )
-    memory_budget: str | None = option(
-        None,
-        "memory budget with a unit, e.g. 24GiB, to show the largest batch",
-        identity=False,
-        commands="plan",
+    sweep: Table = option(
+        {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"
     )
-    sweep: Table = option({}, "keys and values of a sweep's grid", identity=False)
     alternatives: AlternativesConfig = option(
-        AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
+        AlternativesConfig(), "alternatives that a sweep adds", identity=False, used_by="sweep"
     )
     launcher: LauncherConfig = option(
-        LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep"
+        LauncherConfig(), "launcher of a sweep", identity=False, used_by="sweep"
     )
 
     @field_validator("name")
@@ -278,21 +324,23 @@ class Config(Shared):
     def _check_baseline_engine(cls, name: str | None) -> str | None:
         return name and engine_named(name).name
 
-    @property
-    def identity(self) -> str:
-        """A hash of everything in the configuration that changes its results, as 12 hexadecimal
+    def identity(self, command: str = "run") -> str:
+        """Return a hash of all values that change the results of a command, as 12 hexadecimal
         digits.
 
         Values that are defaults are not hashed, so identities stay when ulskip gains an option.
         Data and weights are not part of it.
         """
-        return digest([DEFAULTS, self.recorded()])
+        values = self._canonical().changed(lambda key: self.changes_results(key, command))
+        return digest([DEFAULTS, values])
 
-    def recorded(self) -> Table:
-        """Return the values that a row stores: they differ from the defaults, change results, and
-        are used.
+    def recorded(self, command: str = "run") -> Table:
+        """Return the values that a row of a command stores: they differ from the defaults, change
+        results, or name a preset, and are used.
         """
-        return self._canonical().changed(only_results=True)
+        return self._canonical().changed(
+            lambda key: self.uses(key, command) and self._uses(key)[0].changes_results
+        )
 
     @property
     def needs_held_out(self) -> bool:
@@ -325,7 +373,7 @@ class Config(Shared):
             Need.SAMPLING: decoding.do_sample,
             Need.STOP_STRINGS: bool(decoding.stop),
             Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
-            Need.COMPILATION: decoding.compile in COMPILED,
+            Need.COMPILATION: decoding.compile == "on",
             Need.DRAFTS: bool(decoding.draft_tokens),
             Need.LAYER_DRAFTS: decoding.drafts_with_layers,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
@@ -333,30 +381,13 @@ class Config(Shared):
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
-            Need.MEMORY_BUDGET: self.memory_budget is not None,
         }
         used = {need for need, is_used in wanted.items() if is_used}
         return super().needs() | used | self.correction.needs()
 
     def _canonical(self) -> Self:
-        """Return the configuration with the defaults for all values that this run does not use."""
-        used = {
-            "ratio": self.strategy.follows_ratio,
-            "ratio_basis": self.strategy.follows_ratio,
-            "prompt_layers": not self.strategy.keeps_all,
-            "calibration": self.needs_held_out,
-            "baseline_engine": self.crosses_engines,
-        }
-        unused: dict[str, object] = {
-            key: type(self).model_fields[key].default for key in used if not used[key]
-        }
-        unused["strategy"] = self.strategy.canonical()
-        if not self.speed.enabled:
-            unused["speed"] = SpeedConfig(enabled=False)
-        if not self.decoding.drafts_with_layers:
-            draft = "ngram" if self.decoding.draft_tokens else "layers"
-            unused["decoding"] = self.decoding.replace(draft=draft, draft_vocab=0)
-        return self.replace(**unused)
+        """Return the configuration with its strategy in the form that identifies results."""
+        return self.replace(strategy=self.strategy.canonical())
 
 
 class TuneConfig(Config):
@@ -365,36 +396,36 @@ class TuneConfig(Config):
     """
 
     speedup: float | None = option(
-        None, "wanted speedup over the full model, measured on this machine", gt=1, commands="tune"
+        None, "wanted speedup over the full model, measured on this machine", gt=1, used_by="tune"
     )
     quality: float | None = option(
-        None, "wanted share of the full model's score", gt=0, le=1, commands="tune"
+        None, "wanted share of the full model's score", gt=0, le=1, used_by="tune"
     )
     budget: float = option(
         30.0,
         "minutes for candidates (half) and training; the final report comes after them",
         gt=0,
-        commands="tune",
+        used_by="tune",
     )
     choice_examples: int = option(
-        50, "held-out examples that choose between candidates", ge=4, commands="tune"
+        50, "held-out examples that choose between candidates", ge=4, used_by="tune"
     )
     finalists: int = option(
         2,
         "candidates with the lowest decode loss that also generate answers",
         ge=1,
-        commands="tune",
+        used_by="tune",
     )
     candidates: tuple[str, ...] = option(
-        (), "overrides of every candidate; the cheapest calibration first", commands="tune"
+        (), "overrides of every candidate; the cheapest calibration first", used_by="tune"
     )
     adapter: Literal["auto", "never", "always"] = option(
         "auto",
         "train a skip adapter for the best candidate; auto: if time is left",
-        commands="tune",
+        used_by="tune",
     )
     adapter_steps: int | None = option(
-        None, "steps of this training; null: as many as fit into the budget", ge=1, commands="tune"
+        None, "steps of this training; null: as many as fit into the budget", ge=1, used_by="tune"
     )
 
 
@@ -523,12 +554,12 @@ class TrainingConfig(Shared):
     for.
     """
 
-    train: TrainOptions = option(TrainOptions(), "the training", commands="train")
+    train: TrainOptions = option(TrainOptions(), "the training", used_by="train")
     correction: TrainedPatches = option(
-        TrainedPatches(), "the patches of a skip adapter", commands="train"
+        TrainedPatches(), "the patches of a skip adapter", used_by="train"
     )
     output: str = option(
         "runs/{model}-{strategy}",
         "folder of the trained model; {model} and {strategy} are replaced by their names",
-        commands="train",
+        used_by="train",
     )

@@ -39,7 +39,6 @@ PLAIN = ALL - {
     Need.DRAFTS,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
-    Need.HALF_LAYERS,
     Need.PATCHES,
     Need.QUANTIZATION,
     Need.DEVICE_MAP,
@@ -113,11 +112,8 @@ class Engine(Choice):
         if weights is None or self.weights is None:
             return weights
         layers, head = (size / bits for size in self.formats[self.weights])
-        scaled = [
-            tuple(round(size * layers) for size in sizes)
-            for sizes in (weights.layers, weights.attention, weights.mlp)
-        ]
-        return WeightSizes(round(weights.head * head), scaled[0], weights.patch, *scaled[1:])
+        scaled = tuple(round(size * layers) for size in weights.layers)
+        return WeightSizes(round(weights.head * head), scaled, weights.patch)
 
 
 def engine_names() -> list[str]:

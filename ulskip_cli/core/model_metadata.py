@@ -23,7 +23,6 @@ from ulskip_cli.core.options import Options, load_json, parse
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
-_ATTENTION = re.compile("attn|attention")
 Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
 ASSETS = Path(__file__).parents[1] / "assets"
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
@@ -55,10 +54,6 @@ class WeightSizes:
     head: int  # h, what every step reads: final norm and output head
     layers: tuple[int, ...]  # what a step reads for each layer that it keeps
     patch: int = 0  # the patch at each gap
-    attention: tuple[
-        int, ...
-    ] = ()  # the part of each layer that is attention, without norms; empty: unknown
-    mlp: tuple[int, ...] = ()
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
@@ -107,12 +102,12 @@ def sort_weight_sizes(
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
-    stacks: dict[str, dict[int, dict[str, Stored]]] = defaultdict(lambda: defaultdict(dict))
+    stacks: dict[str, Counter[int]] = defaultdict(Counter)
     head = list[int]()
     rest = 0
     for name, (shape, size) in tensors.items():
         if match := _LAYER.search(name):
-            stacks[name[: match.start()]][int(match[1])][name[match.end() :]] = (shape, size)
+            stacks[name[: match.start()]][int(match[1])] += size
         elif len(shape) == 2 and vocab_size in shape:
             head.append(size)
         elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
@@ -120,28 +115,7 @@ def sort_weight_sizes(
     full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
     if len(full) != 1 or not head:
         return None
-    layers = [full[0][i] for i in range(num_layers)]
-    attention, mlp = zip(*map(_part_sizes, layers), strict=True)
-    known = all(attention) and all(mlp)
-    return WeightSizes(
-        head=min(head) + rest,
-        layers=tuple(sum(size for _, size in layer.values()) for layer in layers),
-        attention=attention if known else (),
-        mlp=mlp if known else (),
-    )
-
-
-def _part_sizes(layer: Mapping[str, Stored]) -> tuple[int, int]:
-    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that
-    there is none.
-    """
-    modules = {name: name.partition(".")[0] for name in layer}
-    parts = {modules[name] for name, (shape, _) in layer.items() if len(shape) > 1}
-    sizes = Counter[bool]()
-    for name, (_, size) in layer.items():
-        if modules[name] in parts:
-            sizes[bool(_ATTENTION.search(modules[name]))] += size
-    return sizes[True], sizes[False]
+    return WeightSizes(min(head) + rest, tuple(full[0][i] for i in range(num_layers)))
 
 
 @dataclass(frozen=True)
@@ -152,17 +126,11 @@ class ModelMetadata:
     kv_bytes_per_layer: int | None  # keys and values of one token
     weights: WeightSizes | None  # None without safetensors headers
     total_bytes: int | None = None
-    workspace_bytes_per_token: int | None = (
-        None  # activations of a prompt token during prefill, approximately
-    )
-    workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
     hidden_size: int | None = None
     vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
-    context: int | None = (
-        # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
-        None
-    )
+    # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
+    context: int | None = None
 
 
 def _sized(*names: str) -> Any:
@@ -185,7 +153,6 @@ class _Sizes(Options):
     # Some models have one value per layer.
     num_key_value_heads: Size | list[object] | None = None
     head_dim: Size | list[object] | None = None
-    intermediate_size: Size | list[object] | None = _sized("intermediate_size", "n_inner")
     max_position_embeddings: Size | None = _sized(
         "max_position_embeddings", "n_positions", "max_seq_len"
     )
@@ -216,21 +183,16 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
     num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
     weights, total = _weights(model, file, num_layers, vocab or 0, width)
-    kv_bytes = workspace = logits = None
+    kv_bytes = None
     heads = sizes.num_attention_heads
     if heads and hidden and width and not sizes.kv_lora_rank:
         kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
         kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
-    if hidden and vocab and width:  # 4 hidden and 3 intermediate vectors, and logits
-        workspace = (4 * hidden + 3 * (_number(sizes.intermediate_size) or 4 * hidden)) * width
-        logits = vocab * (4 + width)
     return ModelMetadata(
         num_layers,
         kv_bytes,
         weights,
         total,
-        workspace,
-        logits,
         hidden_size=hidden,
         vocab_size=vocab,
         weight_bytes=width,
@@ -248,10 +210,8 @@ def _weights(
         counts = shapes.get(config_file.stem)
         if not counts or not width:
             return None, None
-        head, total = counts["head"] * width, counts["total"] * width
-        parts = ((counts[part] * width,) * num_layers for part in ("layer", "attention", "mlp"))
-        layers, attention, mlp = parts
-        return WeightSizes(head, layers, attention=attention, mlp=mlp), total
+        layers = (counts["layer"] * width,) * num_layers
+        return WeightSizes(counts["head"] * width, layers), counts["total"] * width
     headers = {} if model.source == "random" else read_headers(config_file.parent)
     if not headers:
         return None, None

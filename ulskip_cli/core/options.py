@@ -8,7 +8,8 @@ the user.
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -33,23 +34,40 @@ SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 LENGTHS = {"min_length": "with a length >="}
 
 
+@dataclass(frozen=True)
+class Use:
+    """The use of an option: the commands that read it, and what it depends on."""
+
+    commands: frozenset[str] = frozenset()  # empty: the commands of its section
+    condition: Callable[[Any], bool] | None = None  # on the whole configuration; None: always used
+    changes_results: bool = True
+
+    def __call__(self, schema: Table) -> None:
+        """Add nothing to the JSON schema of the field, to which pydantic attaches this object."""
+
+
 def option(
-    default: Any, text: str, commands: str = "", identity: bool = True, **bounds: Any
+    default: Any,
+    text: str,
+    used_by: str = "",
+    used_if: Callable[[Any], bool] | None = None,
+    identity: bool = True,
+    **bounds: Any,
 ) -> Any:
     """Declare an option: its default, its help text, and bounds in pydantic's words (ge, gt, le,
     lt, min_length).
 
-    `commands` names the commands that read the option; by default, those of its section.
-    `identity=False` marks an option that changes no result, so that results do not depend on it.
+    `used_by` names the commands that read the option; by default, those of its section. `used_if`
+    tells from the whole configuration if its value has an effect. `identity=False` marks an option
+    that changes no result, so that results do not depend on it.
     """
-    notes: Table = {"commands": commands.split(), "identity": identity}
-    return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
+    use = Use(frozenset(used_by.split()), used_if, identity)
+    return Field(default, description=text, json_schema_extra=use, **bounds)
 
 
-def notes_of(field: FieldInfo) -> Table:
-    """Return what `option` noted of a field: `commands` and `identity`."""
-    extra: Table = field.json_schema_extra or {}  # type: ignore[assignment]
-    return extra.get("ulskip", {"commands": [], "identity": True})  # type: ignore[no-any-return]
+def use_of(field: FieldInfo) -> Use:
+    """Return the use that `option` declared for a field."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, Use) else Use()
 
 
 class Options(BaseModel):
@@ -84,17 +102,18 @@ class Options(BaseModel):
         """Return every value, JSON-ready."""
         return self.model_dump(mode="json")
 
-    def changed(self, only_results: bool = False) -> Table:
-        """Return the values that differ from the defaults, JSON-ready; `only_results` leaves out
-        those that change no result.
+    def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+        """Return the values that differ from the defaults, JSON-ready.
+
+        `accepts` leaves out keys, which it gets with their sections, and with `prefix` before them.
         """
         values: Table = {}
         for name, field in type(self).model_fields.items():
-            if only_results and not notes_of(field)["identity"]:
+            key, value = f"{prefix}{name}", getattr(self, name)
+            if accepts and not accepts(key):
                 continue
-            value = getattr(self, name)
             if isinstance(value, Options):
-                if inner := value.changed(only_results):
+                if inner := value.changed(accepts, f"{key}."):
                     values[name] = inner
             elif value != field.get_default(call_default_factory=True):
                 values[name] = to_jsonable_python(value)
@@ -118,9 +137,9 @@ class Choice(Options):
         values.pop("name", None)
         return values
 
-    def changed(self, only_results: bool = False) -> Table:
+    def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the changed values with the name, and with the class unless ulskip defines it."""
-        values, kind = super().changed(only_results), type(self)
+        values, kind = super().changed(accepts, prefix), type(self)
         if not kind.__module__.startswith("ulskip_cli."):
             values["_target_"] = f"{kind.__module__}.{kind.__qualname__}"
         return values

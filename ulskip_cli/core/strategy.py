@@ -5,19 +5,13 @@ without torch.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.options import Choice, option
+from ulskip_cli.core.options import Choice
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 
 OptionValues = Mapping[str, object]
-Unit = Literal["layer", "attention", "mlp"]
-LAYER: Unit = "layer"
-ATTENTION: Unit = "attention"
-MLP: Unit = "mlp"
-UNIT_NAMES: Mapping[str, str] = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
 
 
 class HeldOutMeasurements(Protocol):
@@ -78,19 +72,6 @@ class Strategy(Choice):
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
 
     @property
-    def skipped_unit(self) -> Unit:
-        """The unit that is skipped: whole layers, or the attention or the MLP of layers."""
-        return LAYER
-
-    def needs(self) -> frozenset[Need]:
-        """Return what the engine has to support."""
-        wanted = {
-            Need.EARLY_EXIT: self.exits_early,
-            Need.HALF_LAYERS: self.skipped_unit != LAYER,
-        }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
-
-    @property
     def is_calibrated(self) -> bool:
         """True if every calibrated option has a value."""
         return all(getattr(self, key) is not None for key in self.calibrated)
@@ -142,16 +123,3 @@ class Strategy(Choice):
     ) -> CalibrationResult:
         """Measure values for the calibrated options on held-out examples."""
         raise NotImplementedError
-
-
-class SkippingStrategy(Strategy):
-    """Base of the strategies that skip layers, or only a part of each."""
-
-    unit: Unit = option(
-        LAYER, "skipped part: whole layers, or only the attention or the MLP of layers"
-    )
-
-    @property
-    def skipped_unit(self) -> Unit:
-        """The unit that is skipped: whole layers, or the attention or the MLP of layers."""
-        return self.unit

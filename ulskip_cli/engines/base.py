@@ -51,13 +51,12 @@ class Room:
 class DraftStats:
     """Counts of speculative decoding; the counts of several batches can be added."""
 
-    passes: int = 0  # verification passes of the full model; a pass of a batch counts once
-    gained: int = 0  # tokens by which the passes extended each sequence of the batch
-    drafted: int = 0  # drafted tokens of all unfinished sequences
-    accepted: int = 0  # of all sequences, also those beyond the tokens by which the batch advances
-    plain_steps: float = (
-        0.0  # in which the full model would take as long, from the costs measured before
-    )
+    passes: int = 0  # verification passes of the full model
+    gained: int = 0  # tokens
+    drafted: int = 0  # tokens up to EOS
+    accepted: int = 0  # of them
+    # steps in which the full model would take as long, from the costs measured before
+    plain_steps: float = 0.0
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
         return DraftStats(

@@ -18,7 +18,6 @@ from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import (
     BatchOutput,
@@ -32,7 +31,7 @@ from ulskip_cli.engines.base import (
 from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.engines.torch.session import unsupported_reason
-from ulskip_cli.inference import half_layers, shallow_view
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
@@ -305,8 +304,6 @@ def _stage_views(
     def view(kept: Layers) -> PreTrainedModel:
         if kept == everything:
             return model
-        if plan.unit != LAYER:
-            return half_layers.half_view(model, kept, plan.unit)
         return (
             shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
         )
@@ -316,7 +313,7 @@ def _stage_views(
         StageView(
             stage.first_step,
             view(stage.kept_layers),
-            tuple(map(prompt_layers.index, plan.cached_layers(stage))),
+            tuple(map(prompt_layers.index, stage.kept_layers)),
         )
         for stage in plan.stages
     )

@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy
 import torch
-from numpy import ndarray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,7 +26,7 @@ from ulskip_cli.engines.sampling import (
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession
-from ulskip_cli.strategies.cost import draft_vocab_size
+from ulskip_cli.strategies.cost import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
 MEASUREMENTS = 7  # of each cost; the shortest time counts
@@ -53,25 +51,13 @@ class NgramDrafter:
         self.size, self.most = size, UNLIMITED if size == LONGEST else size
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
-        """Return drafts if every sequence has a match, because all sequences of a batch advance
-        together.
-        """
-        rows: list[ndarray] = []
-        for row in ids.cpu().numpy():
-            rows.append(self._continuation(row, count))
-            if not len(rows[-1]):
-                return Drafts(ids[:, :0])
-        count = min(map(len, rows))
-        drafts = numpy.stack([row[:count] for row in rows])
-        return Drafts(torch.tensor(drafts, device=ids.device))
-
-    def _continuation(self, ids: ndarray, count: int) -> ndarray:
-        first = self.size - 1
-        places = (ids[first:-1] == ids[-1]).nonzero()[0] + first
-        for back in range(1, min(self.size, len(ids))):
-            places = places[ids[places - back] == ids[-1 - back]]
-        start = int(places[0]) + 1 if len(places) else len(ids)
-        return ids[start : start + count]
+        """Return at most `count` drafts after `ids` [1, len]; none without a match."""
+        text, first = ids[0].cpu().numpy(), self.size - 1
+        places = (text[first:-1] == text[-1]).nonzero()[0] + first
+        for back in range(1, min(self.size, len(text))):
+            places = places[text[places - back] == text[-1 - back]]
+        start = int(places[0]) + 1 if len(places) else len(text)
+        return Drafts(ids[:, start : start + count])
 
 
 class LayerDrafter:
@@ -87,9 +73,9 @@ class LayerDrafter:
         self.cache.layers = [steps.cache.layers[i] for i in kept]
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
-        """Draft until `count` tokens are drafted or one sequence is unsure."""
-        at, drafted = ids.shape[1], list[Tensor]()
-        self.steps.cursor.length = at - 1
+        """Draft after `ids` [1, len] until `count` tokens are drafted or one is improbable."""
+        length, drafted = ids.shape[1], list[Tensor]()
+        self.steps.cursor.length = length - 1
         while len(drafted) < count:
             logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
             scores = self.sampler.scores(ids, logits)
@@ -97,10 +83,10 @@ class LayerDrafter:
             drafted.append(scores)
             ids = torch.cat([ids, tokens], dim=1)
             if len(drafted) < count:
-                chances = scores.gather(-1, tokens)[:, 0] - scores.logsumexp(dim=-1)
-                if float(chances.min().exp()) < CONFIDENCE:
+                chance = (scores.gather(-1, tokens) - scores.logsumexp(dim=-1)).exp()
+                if float(chance) < CONFIDENCE:
                     break
-        return Drafts(ids[:, at:], torch.stack(drafted, dim=1))
+        return Drafts(ids[:, length:], torch.stack(drafted, dim=1))
 
 
 @dataclass
@@ -152,46 +138,40 @@ class DraftLength:
 
 
 class SpeculativeSession(ModelSession):
-    """Lossless speculative decoding: the model checks what n-grams or the view of the first stage
-    draft.
+    """Lossless speculative decoding of one sequence: the model checks what n-grams or the view of
+    the first stage draft.
     """
 
     def __init__(self, views: Views) -> None:
         super().__init__(views)
         # The full model with the weights of the linear backend.
         self.decode_model = packed(views.model, views.linear_backend)
-        # The views that draft, by the size of their vocabulary; they share packed weights.
-        self._drafting: dict[int, PreTrainedModel] = {}
-        self._lengths: dict[tuple[int, int, DecodingConfig], list[DraftLength]] = {}
+        self._lengths: dict[tuple[int, DecodingConfig], list[DraftLength]] = {}
+
+    @functools.cached_property
+    def drafting_view(self) -> PreTrainedModel:
+        """The view of the first stage, which scores a part of the vocabulary."""
+        view = with_draft_head(self.views.stages[0].view, DRAFT_VOCAB)
+        return packed(view, self.views.linear_backend)
 
     def drafters(
         self, request: BatchRequest, sampler: TokenSampler
     ) -> Sequence[NgramDrafter | LayerDrafter]:
-        """Return the drafters of a batch."""
+        """Return the drafters of a request."""
         ngrams = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
         if request.decoding.draft == "ngram":
             return ngrams
-        text_config = self.views.model.config.get_text_config(decoder=True)
-        size = draft_vocab_size(request.decoding, text_config.vocab_size)
-        stage = self.views.stages[0]
-        if size not in self._drafting:
-            self._drafting[size] = packed(
-                with_draft_head(stage.view, size), self.views.linear_backend
-            )
-        view = self._drafting[size]
-        head = view.get_output_embeddings()
+        head = self.drafting_view.get_output_embeddings()
         if isinstance(head, DraftHead):
             ends = request.input_ids.new_tensor(request.eos_token_ids)
             head.begin(torch.cat([request.input_ids.flatten(), ends]))
-        layers = LayerDrafter(view, stage.kept, self.steps, sampler)
+        layers = LayerDrafter(self.drafting_view, self.views.stages[0].kept, self.steps, sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
     def prepare(self, request: BatchRequest) -> float:
-        """Measure the costs of drafts and checks once for each batch size; the steps are never
-        compiled.
-        """
+        """Measure the costs of drafts and checks once; the steps are never compiled."""
         key, device = _drafting_kind(request), request.input_ids.device
-        _, size, decoding = key
+        size, decoding = key
         if key in self._lengths or not size:
             return 0.0
         began = now(device)
@@ -222,7 +202,7 @@ class SpeculativeSession(ModelSession):
         return now(device) - began
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
-        """Return steps of the full model on the cache of a batch."""
+        """Return steps of the full model on the cache of a prompt."""
         mask = request.attention_mask
         return EagerSteps(self.decode_model, cache, mask, request.length, several=True)
 
@@ -231,65 +211,53 @@ class SpeculativeSession(ModelSession):
         return {**super().details(), "drafts": self._stats}
 
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
-        """Fill `ids` [batch, prompt_len + length] from the second new token on, with any tokens
-        after EOS; yield the number of tokens in the batch after every check.
+        """Fill `ids` [1, prompt_len + length] from the second new token on, with any tokens after
+        EOS; yield the number of new tokens after every check.
         """
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
-        at, stops = prompt_len + 1, set(request.stop_token_ids)
+        end, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
-        rows = torch.arange(len(ids), device=ids.device)  # the sequences in the batch
-        current = ids.clone()
-        running = [token not in stops for token in ids[:, prompt_len].tolist()]
-        drafted, checks = 0, list[DraftStats]()
-        while at < total and any(running):
-            # Without drafts, fewer copies of the cache are worth more than fewer sequences.
-            if not all(running) and (drafted or 2 * sum(running) <= len(running)):
-                ids[rows] = current
-                alive = rows.new_tensor(running).nonzero()[:, 0]
-                rows, running = rows[alive], [True] * len(alive)
-                current = ids[rows]
-                self.steps.drop_finished(alive)
-            drafts, used = Drafts(current[:, :0]), lengths
+        self._stats = DraftStats()
+        while end < total and int(ids[0, end - 1]) not in stops:
+            drafts, used = Drafts(ids[:, :0]), lengths
             choices = [
-                (length, length.next(min(drafter.most, total - at - 1)), drafter)
+                (length, length.next(min(drafter.most, total - end - 1)), drafter)
                 for length, drafter in zip(lengths, drafters, strict=True)
             ]
             choices.sort(key=lambda choice: choice[0].rate(choice[1]), reverse=True)
             # The drafter with the most expected tokens per second that finds drafts is used.
             for length, count, drafter in choices:
                 if count:
-                    drafts = drafter.propose(current[:, :at], count)
+                    drafts = drafter.propose(ids[:, :end], count)
                 if drafts.tokens.shape[1]:
                     used = [length]
                     break
-            tokens, accepted = self._verify(current[:, :at], drafts, sampler)
-            check, running = _count_drafts(tokens.tolist(), accepted.tolist(), stops, running)
-            drafted, gained = drafts.tokens.shape[1], check[0]
+            tokens, accepted = self._verify(ids[:, :end], drafts, sampler)
+            check = _count_drafts(tokens[0].tolist(), int(accepted), stops)
+            drafted = drafts.tokens.shape[1]
             for length in used:
-                length.update(gained - 1, drafted)
-            checks.append(DraftStats(1, *check, used[0].cost(drafted)))
-            current[:, at : at + gained] = tokens[:, :gained]
-            at += gained
-            yield len(ids) * (at - prompt_len)
-        self._stats = sum(checks, DraftStats())
-        ids[rows] = current
+                length.update(check.gained - 1, drafted)
+            self._stats += replace(check, plain_steps=used[0].cost(drafted))
+            ids[:, end : end + check.gained] = tokens[:, : check.gained]
+            end += check.gained
+            yield end - prompt_len
 
     def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
-        """Check drafts after `ids` [batch, len] with the full model; without drafts, this is a
-        plain step.
+        """Check drafts after `ids` [1, len] with the full model; without drafts, this is a plain
+        step. Return the tokens [1, drafts + 1] and the number of accepted drafts [1].
         """
-        at = ids.shape[1]
-        self.steps.cursor.length = at - 1
+        length = ids.shape[1]
+        self.steps.cursor.length = length - 1
         if not drafts.tokens.shape[1] and not sampler.sample:
             logits = self.steps.forward(ids[:, -1:], self.steps.view, self.steps.cache)
             tokens = sampler.pick(sampler.scores(ids, logits[:, -1]))[:, None]
             return tokens, tokens.new_zeros(len(ids))
         drafted = torch.cat([ids, drafts.tokens], dim=1)
-        logits = self.steps.forward(drafted[:, at - 1 :], self.steps.view, self.steps.cache)
+        logits = self.steps.forward(drafted[:, length - 1 :], self.steps.view, self.steps.cache)
         # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
         scores = [
-            sampler.scores(drafted[:, : at + i], row) for i, row in enumerate(logits.unbind(1))
+            sampler.scores(drafted[:, : length + i], row) for i, row in enumerate(logits.unbind(1))
         ]
         if sampler.sample:
             return verify_sampled(drafts, torch.stack(scores, dim=1))
@@ -298,29 +266,17 @@ class SpeculativeSession(ModelSession):
         return chosen, prefix_length(drafts.tokens == chosen[:, :-1])
 
 
-def _drafting_kind(request: BatchRequest) -> tuple[int, int, DecodingConfig]:
-    return len(request.input_ids), min(MAX_CHECK, request.length - 1), request.decoding
+def _drafting_kind(request: BatchRequest) -> tuple[int, DecodingConfig]:
+    return min(MAX_CHECK, request.length - 1), request.decoding
 
 
-def _count_drafts(
-    tokens: Sequence[Sequence[int]],
-    accepted: Sequence[int],
-    stops: Collection[int],
-    running: Sequence[bool],
-) -> tuple[tuple[int, int, int], list[bool]]:
-    """Return the gained, drafted and accepted tokens of one check, and the sequences that go on.
-
-    A batch advances by the gained tokens, the smallest number of accepted drafts plus one. A
-    sequence that ends does not limit the others, and its drafts after EOS are not counted.
+def _count_drafts(tokens: Sequence[int], accepted: int, stops: Collection[int]) -> DraftStats:
+    """Count one check, which gains the accepted drafts and one token after them. Drafts after EOS
+    are not counted.
     """
-    most = len(tokens[0])
-    # The number of tokens up to and with EOS: 0 if it came before, more than all if none came.
-    ends = [
-        next((i for i, token in enumerate(row[: count + 1], 1) if token in stops), most + 1) * runs
-        for row, count, runs in zip(tokens, accepted, running, strict=True)
-    ]
-    limits = [count for count, end in zip(accepted, ends, strict=True) if end > most]
-    gained = min(limits) + 1 if limits else max(ends)
-    drafted = [min(end, most - 1) for end in ends]
-    counts = gained, sum(drafted), sum(map(min, accepted, drafted))
-    return counts, [end > gained for end in ends]
+    most = len(tokens) - 1
+    ends = (i for i, token in enumerate(tokens[: accepted + 1], 1) if token in stops)
+    gained = next(ends, None)
+    if gained is None:
+        return DraftStats(1, accepted + 1, most, accepted)
+    return DraftStats(1, gained, min(gained, most), min(gained, accepted))

@@ -14,6 +14,7 @@ from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections import RECORD, Patch
@@ -95,8 +96,7 @@ class HeldOutEvaluator:
         """Return the block influence of every layer, measured on prompts and references."""
         texts = [example.prompt_ids + example.response_ids for example in self.workload.encoded]
         report = self.progress.phase("calibrate: influence", len(texts))
-        unit = self.config.strategy.skipped_unit
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit)
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, report)
 
     @property
     def corrects(self) -> bool:
@@ -119,7 +119,6 @@ class HeldOutEvaluator:
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
-        plan = replace(plan, unit=config.strategy.skipped_unit)
         return self._loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def tell(self, done: int, total: int) -> None:
@@ -155,17 +154,18 @@ def calibrate_strategy(
     num_kept = make_plan(config, loaded.metadata).target_kept
     depends = {
         "num_kept": num_kept,
-        "decoding": config.decoding.changed(only_results=True),
+        "decoding": _without_name(config.decoding),
         "batch_size": config.batch_size,
     }
     key = digest(
         [
             strategy.changed(),
             config.correction.changed(),
-            config.model.changed(only_results=True),
+            _without_name(config.model),
             fingerprint(config.model),
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
+            config.seed,
             _token_ids(workload),
         ]
     )
@@ -187,6 +187,10 @@ def calibrate_strategy(
     return config.replace(strategy=options), stored
 
 
+def _without_name(options: Options) -> Row:
+    return options.changed(lambda key: key != "name")
+
+
 def calibrate_patches(
     config: Config,
     loaded: LoadedModel,
@@ -200,7 +204,7 @@ def calibrate_patches(
     assert held_out is not None and isinstance(patch, Patch)
     key = digest(
         [
-            config.model.changed(only_results=True),
+            _without_name(config.model),
             fingerprint(config.model),
             patch.changed(),
             plan.skipping_sets,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
-from ulskip_cli.core.config_schema import COMPILED, Config
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import is_crowded
 from ulskip_cli.core.schedule import MISSING_KV
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
@@ -209,19 +209,17 @@ def _untrained(plan: Plan, record: Record) -> Iterator[str]:
     if is_trained or record.correction:  # a correction is made for these layers
         return
     kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
-    can_train = plan.skips_whole_layers
-    train = "train them for these layers with `ulskip train`, or " if can_train else ""
     yield (
         f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality may"
-        f" suffer; {train}use the strategy and ratio of their training"
+        " suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of"
+        " their training"
     )
 
 
 def _uncompiled(config: Config, record: Record) -> Iterator[str]:
-    how = config.decoding.compile
-    if how in COMPILED and not record.compiled:
+    if config.decoding.compile == "on" and not record.compiled:
         yield (
-            f"decoding.compile={how} had no effect: the {record.engine} engine does not compile"
+            f"decoding.compile=on had no effect: the {record.engine} engine does not compile"
             " this model's steps, so they were timed uncompiled; use engine=torch if it supports"
             " the model"
         )

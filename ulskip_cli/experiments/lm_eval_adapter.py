@@ -37,8 +37,6 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan
 
 EXPERIMENT = "lm_eval"  # the default of name=
-# Configuration keys without effect here, and the options of the harness that replace them.
-_REFUSED_KEYS = {"limit": "--limit", "task": "--tasks"}
 # Options of the harness that would have no effect or give rows without scores, and replacements.
 _REFUSED_OPTIONS = {
     "model": "model= before `--`, e.g. model=tiny",
@@ -78,7 +76,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     The kept layers score continuations and read their contexts. With an explicit
     `prompt_layers=all`, all layers read the context, so the full model scores the first token of
-    every continuation; the same holds with `strategy.unit`.
+    every continuation.
     """
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
@@ -97,7 +95,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = tokenizer, adapter, config.engine
         self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
-        if not (asked or plan.keeps_all or plan.exits) and plan.skips_whole_layers:
+        if not (asked or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
             self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
         self._batches = 0
@@ -205,13 +203,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         """Return the part of the record that all tasks share, without scores."""
         config = self.ulskip_config
         shared_id = digest(
-            [config.identity, fingerprint(config.model), config.correction.fingerprint()]
+            [config.identity("lm-eval"), fingerprint(config.model), config.correction.fingerprint()]
         )
         warnings = list(self.plan.warnings)
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
         return Record.joined(
-            Point.of(config, shared_id),
+            Point.of(config, shared_id, "lm-eval"),
             describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
@@ -219,9 +217,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             ),
             describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),
-            task=None,
-            pair=None,
-            prompt_layers=self.plan.prompt_layers,
             correction=self.correction,
         )
 
@@ -232,9 +227,6 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     `given` holds the options that the harness's own parser found. The returned dict is the output
     of `simple_evaluate` without samples.
     """
-    for key, option in _REFUSED_KEYS.items():
-        if any(text.startswith(f"{key}=") for text in overrides):
-            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; put {option} behind --")
     overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
     config = compose(overrides, command="lm-eval")
     Resolver().schedule(config, "lm-eval")
@@ -316,7 +308,7 @@ def make_records(results: Row, shared: Record, options: Row | None = None) -> li
             lm_eval_options=options or None,
         )
         asked = [shared.id, task, num_examples, section.model_dump(exclude={"lm_eval"})]
-        point = {"id": digest(asked), "task": f"lm_eval:{task}", "num_examples": num_examples}
+        point = {"id": digest(asked), "lm_eval_task": task, "num_examples": num_examples}
         records.append(shared.replace(**dict(section), **point))
     return records
 

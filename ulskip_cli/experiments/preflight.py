@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+import psutil
+
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
@@ -44,11 +46,16 @@ class ResolvedPoint:
     @property
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
-        point = Point.of(self.config, self.run_id)
+        point = Point.of(self.config, self.run_id, self.command)
         if self.data is None:
-            return point.replace(task=None, pair=None)
+            return point
         baseline_id = self.baseline and self.baseline.run_id
         return point.replace(baseline_id=baseline_id, dataset=self.data.task.data)
+
+    @property
+    def command(self) -> str:
+        """The command that runs the point: `run`, or `bench`, which reads no task."""
+        return "bench" if self.data is None else "run"
 
 
 @dataclass
@@ -80,7 +87,7 @@ class Resolver:
         ]
         weights, full = fingerprint(config.model), config.baseline_model
         parts = [
-            config.identity,
+            config.identity(command),
             weights,
             config.correction.fingerprint(),
             *([fingerprint(full)] if full else []),
@@ -134,6 +141,16 @@ class Resolver:
 def resolve(config: Config) -> ResolvedPoint:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
+
+
+def fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
+    """Return True if half of the free memory holds the weights of points with one model, and a copy
+    for each engine of another library.
+    """
+    if len(points) < 2 or points[0].metadata.total_bytes is None:
+        return True
+    copies = 1 + sum(point.config.engine.is_runtime for point in points)
+    return copies * points[0].metadata.total_bytes < psutil.virtual_memory().available / 2
 
 
 def evaluated_examples(config: Config) -> list[Example]:
@@ -198,19 +215,8 @@ def _check_calibration(config: Config, plan: Plan) -> None:
 
 
 def _check_benchmark(config: Config, context: int | None) -> None:
-    """Refuse values that a benchmark does not support."""
+    """Raise UsageError if random prompts and their answers exceed the model's context."""
     speed = config.speed
-    refused = {
-        "speed.enabled=false": not speed.enabled,
-        "limit= or offset=": config.limit is not None or config.offset,
-        "baseline=false": not config.baseline,
-    }
-    for key, is_given in refused.items():
-        if is_given:
-            raise UsageError(
-                f"{key} is not supported by `ulskip bench`, which compares the speed of the full"
-                " model and the strategy on random prompts; use `ulskip run`"
-            )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             "expected speed.prompt_tokens + speed.new_tokens within the model's context of"

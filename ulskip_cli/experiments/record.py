@@ -6,21 +6,31 @@ meaning for docs/results.md and the column that shows it, so a new value needs o
 the code that measures it. Only `read` and `to_row` know JSON.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from ulskip_cli.core import environment
+from ulskip_cli.core.config import StoredConfig
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.options import misfit, notes_of
-from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
+from ulskip_cli.core.options import misfit
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -30,6 +40,7 @@ MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; fi
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
+METRIC_KEYS = tuple(metrics.METRIC_OF)
 
 Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
@@ -82,28 +93,37 @@ class Column(NamedTuple):
         return show(line)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The columns that show a field, and True if it is a setting that a run detects."""
+
+    columns: tuple[Column, ...] = ()
+    detected: bool = False
+
+    def __call__(self, schema: Row) -> None:
+        """Add nothing to the JSON schema of the field, to which pydantic attaches this object."""
+
+
 def value(
-    text: str, *columns: Column, setting: bool = False, default: Any = None, **bounds: Any
+    text: str, *columns: Column, detected: bool = False, default: Any = None, **bounds: Any
 ) -> Any:
     """Declare a field: its meaning, the columns that show it, and bounds in pydantic's words.
 
-    A `setting` is a name, or a property that a run detects, such as the device. Rows can be grouped
-    by it.
+    A `detected` value is a setting that no configuration names, such as the device.
     """
-    notes: Row = {"columns": columns, "setting": setting}
-    return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
+    return Field(default, description=text, json_schema_extra=Shown(columns, detected), **bounds)
 
 
 class Section(BaseModel):
-    """A part of a record. Keys that it does not declare are metrics, or stay as they are."""
+    """A part of a record. Keys that it does not declare are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with other values."""
-        return self.model_copy(update=changes)
+        """Return a copy with other values, which are checked."""
+        return type(self).model_validate({**dict(self), **changes})
 
     def value(self, key: str) -> Any:
         """Return the value of a field or of a metric, or None."""
@@ -114,6 +134,8 @@ class CorrectionUsed(Section):
     """The correction of skipped layers. Further keys describe how fitted patches and adapters were
     made.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
     kind: Text = None
@@ -147,11 +169,16 @@ class Compared(Section):
 
 
 class Side(Section):
-    """The raw seconds of one side of timed pairs."""
+    """The raw seconds of one side of timed pairs, and how it ran."""
 
     decode_seconds: Seconds
     decoded_tokens: tuple[KnownCount, ...] | None = None
     generated_tokens: tuple[KnownCount, ...] | None = None
+    prefill_seconds: tuple[KnownNumber, ...] | None = None
+    first_token_seconds: tuple[KnownNumber, ...] | None = None
+    engine: Text = None
+    linear_backend: Text = None
+    compiled: Flag = None
 
 
 class Pairs(Section):
@@ -177,16 +204,10 @@ class OverReference(Section):
     over_reference_high: Ratio = value("upper end of its interval")
 
 
-class FullSide(OverReference):
-    """The full model's side of a benchmark."""
-
-    decode_tokens_per_second: KnownPositive
-    total_tokens_per_second: KnownPositive
-    bandwidth_share: Number = None
-
-
 class Packages(Section):
-    """The versions of the packages that every report names."""
+    """The versions of packages; every report names two."""
+
+    model_config = ConfigDict(extra="allow")
 
     torch: str
     transformers: str
@@ -204,6 +225,8 @@ class Environment(Section):
     threads: KnownCount
     wait_policy: Text = None
     instruction_set: Text = None
+    python: Text = None
+    platform: Text = None
 
     @property
     def machine(self) -> tuple[Text, Text, int]:
@@ -215,76 +238,120 @@ class Point(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
     id: Name = value("hash of configuration, data and weights; it names files", default=...)
-    experiment: Text = value("name of the results folder")
-    identity: Text = value("hash of the configuration")
+    command: Literal["run", "bench", "lm-eval"] = value(
+        "the command that measured the row; a sweep runs `run`", default="run"
+    )
     baseline_id: Name | None = value(
         "row of the full model that this row is compared with; if that is in another engine"
         " (`baseline_engine`) or of another model (`alternatives.models`), `predicted_speedup` is"
         " left out"
     )
-    model: Text = value("the model", setting=True)
-    task: Text = value("the task; left out by `ulskip bench`", setting=True)
-    pair: Text = value("language pair", setting=True)
-    decoding: Text = value("name of the decoding", setting=True)
-    dataset: Text = value("the data", setting=True)
-    baseline_model: Text = value("model of the baseline, if it is another one", setting=True)
-    strategy: str = value(
-        "the strategy",
-        Column("strategy", show="label", first=True),
+    config: StoredConfig = value(
+        "values of the configuration that the command used and that differ from the defaults",
         default=...,
     )
-    strategy_options: Row = value(
-        "options of the strategy that differ from the defaults", default={}
-    )
+    dataset: Text = value("the data", detected=True)
     correction: CorrectionUsed | None = value(
         "the [patches or adapter](adapters.md): name, kind, path, and how they were made; in"
         " a bench, patches are zero"
     )
-    draft_tokens: int | str | None = value(
-        "largest number of drafts per check, or `auto`; 0 without drafts", setting=True
-    )
-    batch_size: KnownCount = value("sequences decoded together", setting=True, default=...)
-    prompt_layers: Text = value("layers that encode the prompt", setting=True)
-    ratio_basis: Text = value("meaning of the target: layers, cost or latency", setting=True)
-    target_speedup: Ratio = value(
-        "requested ratio; 1 for `full`, left out for `custom`",
-        Column("target", ".4g"),
-    )
-    seed: Whole = value("the seed", setting=True)
-    chat: Flag = value("true if prompts used the chat template", setting=True)
-    config: Row = value(
-        "values of the configuration that differ from the defaults and change results",
-        default={},
-    )
+    chat: Flag = value("true if prompts used the chat template", detected=True)
 
     @classmethod
-    def of(cls, config: Config, run_id: str) -> "Point":
+    def of(cls, config: Config, run_id: str, command: str = "run") -> "Point":
         """Make the identity of a point before its run."""
-        strategy, correction = config.strategy, config.correction
-        target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
-        kind = getattr(correction, "kind", None)
-        return Point(
-            id=run_id,
-            experiment=config.name,
-            identity=config.identity,
-            model=config.model.label,
-            baseline_model=config.baseline_model.label if config.baseline_model else None,
-            task=config.task.name,
-            pair=getattr(config.task, "pair", None),
-            strategy=strategy.name,
-            strategy_options=strategy.options(),
-            correction=CorrectionUsed(name=correction.name, kind=kind)
-            if correction.label
-            else None,
-            decoding=config.decoding.name,
-            draft_tokens=config.decoding.draft_tokens,
-            batch_size=config.batch_size,
-            ratio_basis=config.ratio_basis,
-            prompt_layers="all" if target == 1 else config.prompt_layers,
-            target_speedup=target,
-            seed=config.seed,
-            config=config.recorded(),
+        correction = config.correction
+        used = CorrectionUsed(name=correction.name, kind=getattr(correction, "kind", None))
+        return Point.model_validate(
+            {
+                "id": run_id,
+                "command": command,
+                "config": StoredConfig.of(config, command),
+                "correction": used if correction.label else None,
+            }
         )
+
+    @field_validator("config", mode="plain")
+    @classmethod
+    def _read_config(cls, values: object) -> StoredConfig:
+        if not isinstance(values, StoredConfig | dict):
+            raise UsageError(f"expected config to be a JSON object, got {str(values)[:60]!r}")
+        return values if isinstance(values, StoredConfig) else StoredConfig.read(values)
+
+    @field_serializer("config")
+    def _write_config(self, config: StoredConfig) -> Row:
+        return config.to_row()
+
+    def uses(self, key: str) -> bool:
+        """Return True if the run used a key of the configuration."""
+        return self.config.uses(key, self.command)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the settings, without data and weights."""
+        return self.config.identity(self.command)
+
+    @property
+    def model(self) -> str:
+        """The hub id, folder or shape of the model, or the name of its preset."""
+        return self.config.model.label
+
+    @property
+    def pair(self) -> Text:
+        """The language pair of a translation."""
+        return getattr(self.config.task, "pair", None) if self.uses("task") else None
+
+    @property
+    def decoding(self) -> str:
+        """The name of the decoding."""
+        return self.config.decoding.name
+
+    @property
+    def strategy(self) -> str:
+        """The name of the strategy."""
+        return self.config.strategy.name
+
+    @property
+    def draft_tokens(self) -> int | str:
+        """The largest number of drafts per check, or `auto`; 0 without drafts."""
+        return self.config.decoding.draft_tokens
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences decoded together."""
+        return self.config.batch_size
+
+    @property
+    def prompt_layers(self) -> str:
+        """The layers that encode the prompt, `all` or `kept`."""
+        return self.config.prompt_layers
+
+    @property
+    def target_speedup(self) -> Ratio:
+        """The requested ratio: 1 for the full model, None for a strategy that has its own."""
+        if self.uses("ratio"):
+            return self.config.ratio
+        return 1.0 if self.config.strategy.keeps_all else None
+
+    @property
+    def baseline_model(self) -> Text:
+        """The model of the baseline, if it is another one."""
+        return self.config.baseline_model.label if self.config.baseline_model else None
+
+
+# Settings that a row repeats under one name each, for readers of the file and of `--json`. The
+# program reads `config` alone.
+REPEATED = {
+    "model": "the model",
+    "task": "the task; left out by `ulskip bench`",
+    "pair": "language pair",
+    "strategy": "the strategy",
+    "target_speedup": "requested ratio; 1 for `full`, left out for `custom`",
+    "decoding": "name of the decoding",
+    "draft_tokens": "largest number of drafts per check, or `auto`; 0 without drafts",
+    "batch_size": "sequences decoded together",
+    "prompt_layers": "layers that encode the prompt",
+}
 
 
 class Schedule(Section):
@@ -305,8 +372,7 @@ class Schedule(Section):
     )
     evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
     layer_ratio: Positive = value(
-        "`num_layers` divided by the mean number of kept layers; with `strategy.unit=attention`, of"
-        " kept attentions",
+        "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
@@ -374,8 +440,15 @@ class Timing(Section):
     kept_kv_bytes: Count = value("size of this cache without the skipped layers")
 
 
-class Quality(Section):
-    """The quality of the answers; each metric of the task adds a value under its own key."""
+# One field for each number of a metric, e.g. `bleu`.
+_FIELDS: Any = {
+    key: (Number, Field(None, description=metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS
+}
+Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
+
+
+class Quality(Scores):  # type: ignore[misc, valid-type]
+    """The quality of the answers; each metric of the task has a value under its own key."""
 
     decode_loss: Number = value(
         "cross-entropy of the references under the schedule, nats per token, EOS included; with"
@@ -419,14 +492,6 @@ class Quality(Section):
         "peak during generation: of the CUDA allocator, or on a CPU of the process"
     )
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """The values of the metrics, in the order of the task."""
-        extra = (self.model_extra or {}).items()
-        return {
-            key: score for key, score in extra if key in metrics.METRIC_OF and score is not None
-        }
-
 
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
@@ -464,13 +529,23 @@ class Throughput(Section):
     missing_kv: Text = value("method for missing keys, with early exit")
 
 
+class FullSide(OverReference, Throughput):
+    """The full model's side of a benchmark."""
+
+    decode_tokens_per_second: KnownPositive
+    total_tokens_per_second: KnownPositive
+    step_bytes: Count = None
+    bandwidth_share: Number = None
+    engine: Text = None
+    linear_backend: Text = None
+
+
 class Benchmark(OverReference):
     """Values of `ulskip bench`. Its rows have no task, and their throughput is from timed pairs."""
 
-    timed_prompt_tokens: Count = value("length of every prompt", setting=True)
-    timed_new_tokens: Count = value("length of every answer", setting=True)
+    timed_prompt_tokens: Count = value("length of every prompt", detected=True)
+    timed_new_tokens: Count = value("length of every answer", detected=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
-    compiled_layers: Flag = value("true if one layer of each kind was compiled for all")
     machine_limits: Limits | None = value(
         "measured `bytes_per_second` of reading memory, the median of the rounds"
     )
@@ -490,15 +565,16 @@ class Benchmark(OverReference):
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
+    lm_eval_task: Text = value("name of the task in the harness", detected=True)
     lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
     lm_eval_version: Text = value("version of the harness")
     scored_prompt_layers: Text = value(
-        "layers that read the context of scored continuations, `all` or `kept`", setting=True
+        "layers that read the context of scored continuations, `all` or `kept`", detected=True
     )
-    num_fewshot: Whole = value("examples in the prompt", setting=True)
+    num_fewshot: Whole = value("examples in the prompt", detected=True)
     task_version: object = value("version of the task")
     lm_eval_options: Row | None = value(
-        "other options that change the answers, as the harness parsed them", setting=True
+        "other options that change the answers, as the harness parsed them", detected=True
     )
 
 
@@ -509,24 +585,24 @@ class Provenance(Section):
 
     finished_at: Text = value("time of the end (UTC)")
     engine: Text = value(
-        "`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True
+        "`torch`, `speculative`, `early_exit`, `transformers` or another engine", detected=True
     )
     engine_reason: Text = value("reason why `torch` was not used")
     engine_weights: Text = value(
-        "format of the weights of an engine on another library", setting=True
+        "format of the weights of an engine on another library", detected=True
     )
     engine_build: Row | None = value(
         "package, version, instruction sets and threads of that library"
     )
     linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
     linear_backend_reason: Text = value("reason why `panels` was not used")
-    device: Text = value("the device", setting=True)
-    dtype: Text = value("type of the weights", setting=True)
-    quantization: Text = value("how the weights are quantized", setting=True)
+    device: Text = value("the device", detected=True)
+    dtype: Text = value("type of the weights", detected=True)
+    quantization: Text = value("how the weights are quantized", detected=True)
     training: Text = value("how the weights were trained")
     trained_for: Row | None = value("strategy, ratios and layers from `training.json`")
     trained_for_these_layers: Flag = value("true if this row's layers were trained")
-    num_examples: Count = value("number of evaluated examples", setting=True)
+    num_examples: Count = value("number of evaluated examples", detected=True)
     environment: Environment | None = value(
         "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set,"
         " accelerator"
@@ -550,14 +626,36 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @classmethod
     def joined(cls, *sections: Section, **values: object) -> Self:
-        """Join the sections that a run made; they are not checked again."""
-        return cls.model_construct(
-            **({key: item for part in sections for key, item in part} | values)
-        )
+        """Join the sections that a run made; an unknown key or a wrong type is a UsageError."""
+        joined = {key: item for part in sections for key, item in part} | values
+        try:
+            return cls.model_validate(joined)
+        except ValidationError as error:
+            raise misfit(cls, error) from None
 
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""
-        return self.model_dump(mode="json", exclude_none=True)
+        repeated = {key: item for key in REPEATED if (item := getattr(self, key)) is not None}
+        row = self.model_dump(mode="json", exclude_none=True)
+        return {"id": row.pop("id"), **repeated, **row}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The values of the metrics: those that the task names come first, in its order."""
+        named = list(self.config.task.metrics)
+        named += [name for name in metrics.METRICS if name not in named]
+        found = {
+            key: self.value(key)
+            for key in sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
+        }
+        return {key: score for key, score in found.items() if score is not None}
+
+    @property
+    def task(self) -> Text:
+        """The name of the task, or None if the command reads no task."""
+        if self.lm_eval_task:
+            return f"lm_eval:{self.lm_eval_task}"
+        return self.config.task.name if self.uses("task") else None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -580,37 +678,24 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.strategy == "full" and not self.draft_tokens
 
     @property
-    def unit(self) -> str:
-        """The skipped part: `layer`, `attention` or `mlp`."""
-        return str(self.strategy_options.get("unit", LAYER))
-
-    @property
     def runs_kept_layers(self) -> bool:
-        """True if every decode step runs the kept layers, each as a whole, and no others."""
-        varies = self.later_stages or self.exit_depths or self.draft_tokens
-        return not varies and self.unit == LAYER
-
-    @property
-    def strategy_name(self) -> str:
-        """The strategy, with its unit unless it skips whole layers."""
-        return self.strategy if self.unit == LAYER else f"{self.strategy} {self.unit}"
+        """True if every decode step runs the kept layers and no others."""
+        return not (self.later_stages or self.exit_depths or self.draft_tokens)
 
     @property
     def summary(self) -> str:
-        """The kept layers as text, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
+        """The kept layers as text, e.g. `6 of 12 layers`."""
         kept, _, count = (self.layers or "").partition("/")
-        return f"{kept} of {count} {UNIT_NAMES.get(self.unit, self.unit)}"
+        return f"{kept} of {count} layers"
 
     @property
     def label(self) -> str:
-        """The strategy with its unit and its correction, e.g. `unified + full patch`, or what
-        drafts.
-        """
+        """The strategy with its correction, e.g. `unified + full patch`, or what drafts."""
         correction = f" + {self.correction.label}" if self.correction else ""
-        label = f"{self.strategy_name}{correction}"
+        label = f"{self.strategy}{correction}"
         if not self.draft_tokens:
             return label
-        draft = str((self.config.get("decoding") or {}).get("draft"))
+        draft = self.config.decoding.draft
         return f"{ {'ngram': 'n-gram', 'both': f'n-gram and {label}'}.get(draft, label) } drafts"
 
     @property
@@ -746,42 +831,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         p_value = getattr(self.vs_baseline.get(metric), "p_value", None)
         return p_value is not None and p_value < SIGNIFICANT and not self.has_few_examples
 
-    def settings(self) -> Row:
-        """Return every setting, flat: the one answer to "which keys may rows be grouped by?".
-
-        Names and properties that the run detected come first, then the values of the configuration
-        that differ from the defaults.
-        """
-        values = {key: self.value(key) for key in ("folder", *SETTING_FIELDS)}
-        return values | dict(flattened(self.config))
-
-    def knows(self, key: str) -> bool:
-        """Return True if the record used a setting; one that it did not use agrees with every
-        value.
-
-        An unfinished run detected no properties, a full model has no baseline, and drafts and early
-        exit have engines of their own.
-        """
-        part = key.partition(".")[0]
-        if part.startswith("baseline"):
-            return self.baseline_id is not None
-        if part == "speed":
-            return self.pairs is not None or self.measured_speedup is not None
-        if part == "calibration":
-            return bool(self.calibration or (self.correction and not self.correction.path))
-        if key == "engine" and self.engine in METHODS:
-            return False
-        if key.startswith("decoding.draft"):
-            return bool(self.draft_tokens)
-        return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
-
-    def choice(self, key: str) -> str:
-        """Return the choice of the group that a setting belongs to; options of different choices
-        cannot be compared.
-        """
-        chosen = self.value(key.partition(".")[0]) if "." in key else ""
-        return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))
-
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Refuse values that contradict one another, or that need another value."""
@@ -795,9 +844,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
                 raise UsageError(
                     f"expected kept_layers below num_layers={self.num_layers}, got {highest}"
                 )
-        for key, score in self.scores.items():
-            if type(score) not in (int, float) or not abs(score) <= 1e30:
-                raise UsageError(f"expected {key} to be a number, got {str(score)[:60]!r}")
         return self
 
 
@@ -810,20 +856,25 @@ _NEEDS = {  # keys without which the value of another key means nothing
 }
 
 
-_NOTES = {  # of the fields, by key
-    key: notes_of(field) for kind in SECTIONS for key, field in kind.model_fields.items()
+_SHOWN = {
+    key: field.json_schema_extra
+    for kind in SECTIONS
+    for key, field in kind.model_fields.items()
+    if isinstance(field.json_schema_extra, Shown)
 }
-SETTING_FIELDS = tuple(key for key, notes in _NOTES.items() if notes["setting"])
+DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
 
 
 def _columns() -> Iterator[tuple[str, Column]]:
+    yield "label", Column("strategy", show="label", first=True)
+    yield "target_speedup", Column("target", ".4g", "target_speedup")
     for kind in SECTIONS:
-        for key in metrics.METRIC_OF if kind is Quality else ():
+        for key in METRIC_KEYS if kind is Quality else ():
             yield key, metric_column(key)
-        for key in kind.model_fields:
-            for column in _NOTES[key]["columns"]:
+        for key in filter(_SHOWN.__contains__, kind.model_fields):
+            for column in _SHOWN[key].columns:
                 name = column.show or key
-                yield name, column._replace(show=name)
+                yield str(name), column._replace(show=name)
 
 
 def metric_column(key: str) -> Column:
@@ -845,11 +896,12 @@ COLUMNS = dict(_columns())
 
 
 def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:
-    """Read a row from a line of a file; raise UsageError with file, line and key if it is not a
-    row.
+    """Read a row from a line of a file; keys of later versions are left out.
+
+    Raises UsageError with file, line and key if it is not a row.
     """
     try:
-        return Record.model_validate_json(line, strict=True)
+        return _parse(line)
     except (UsageError, ValidationError) as error:
         reason: object = error
         if isinstance(error, ValidationError):
@@ -860,10 +912,18 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
         raise UsageError(f"{place}{reason}; repeat the run") from None
 
 
-def flattened(values: Row, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Walk the values of a configuration with dotted keys of one or two parts."""
-    for key, item in values.items():
-        if isinstance(item, dict) and not prefix.count("."):
-            yield from flattened(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+def _parse(line: str | bytes) -> Record:
+    row = Record.model_validate_json  # JSON mode: a list is a tuple
+    try:
+        return row(line, strict=True)
+    except ValidationError as error:
+        unknown = [part["loc"] for part in error.errors() if part["type"] == "extra_forbidden"]
+        if not unknown:
+            raise
+    values = json.loads(line)
+    for *sections, key in unknown:
+        section = values
+        for part in sections:
+            section = section[part]
+        del section[key]
+    return row(json.dumps(values), strict=True)

@@ -93,12 +93,12 @@ def rescore(
     """Score a run's stored generations by its own and the extra metrics; raise UsageError if the
     row has no configuration, or a task of which neither ulskip nor `extra_dir` has a file.
     """
-    if "task" not in record.config:
+    if not record.uses("task"):
         raise UsageError(
-            f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run"
-            " to score it"
+            f"{folder.runs_path}: expected a task in row {record.id}, got none; repeat the run to"
+            " score it"
         )
-    task: Task = stored_choice("task", record.config["task"], extra_dir)
+    task: Task = stored_choice("task", record.config.task.changed(), extra_dir)
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     texts = _texts(answers)

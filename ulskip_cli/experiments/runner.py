@@ -321,7 +321,6 @@ def store_record(
         describe_provenance(config, plan, run.loaded, decoder, len(generations or ())),
         section,
         chat=run.workload.chat if run.workload else None,
-        prompt_layers=plan.prompt_layers,
         correction=run.correction,
         latency_fit=run.latency.as_dict() if run.latency else None,
         calibration=run.calibration,

@@ -266,8 +266,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     spec = metrics.METRIC_OF.get(metric)
     if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
         return None
-    task = new.config.get("task") or {}
-    language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
+    language = new.config.task.scoring().target_language
     scoring = Scoring((spec.name,), language)
     sources, references = map(list, zip(*shared, strict=True))
     answers = Answers(texts, references, sources, others)

@@ -10,12 +10,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.engines import copies_weights
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.options import parse
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import settings
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.report.rows import displayed
 from ulskip_cli.report.tables import escape_markdown, provenance
@@ -104,8 +103,7 @@ def matching_records(
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: str(record.finished_at)):
         if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter):
-            settings = record.settings().items()
-            kept = [item for item in settings if item[0].partition(".")[0] not in _MADE_BY]
+            kept = [item for item in settings(record).items() if item[0].part not in _MADE_BY]
             newest[f"{kept} {record.environment and record.environment.machine}"] = record
     return sorted(
         newest.values(),
@@ -114,11 +112,8 @@ def matching_records(
 
 
 def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | None) -> bool:
-    try:
-        measured = parse(ModelConfig, record.config.get("model") or {})
-    except UsageError:
-        return False
-    baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
+    measured = record.config.model
+    baseline = record.config.baseline_model or record.config.baseline_engine
     layers = record.num_layers, record.kept_layers, record.prompt_layers, record.training
     copies = record.engine and copies_weights(record.engine)  # it may compute in another format
     return (

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
@@ -22,7 +23,7 @@ from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.strategies.plan import Plan, make_plan, needs, parse_bytes
+from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
@@ -71,7 +72,7 @@ def resolve(
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
     require_choice("--format", name, FORMATS)
-    max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
+    max_shard_bytes = _parse_bytes(request.shard_size)
     config = configuration.compose(overrides, config_dir, f"export --format {name}")
     if request.results is not None and not request.results.is_dir():
         raise UsageError(
@@ -265,3 +266,18 @@ def write_record(folder: Path, record: Row) -> Row:
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(f"{text}\n", "utf-8")
     return record
+
+
+def _parse_bytes(text: str) -> int:
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for
+    any other text.
+
+    >>> _parse_bytes("1.5KiB"), _parse_bytes("2 kb")
+    (1536, 2000)
+    """
+    with contextlib.suppress(ValidationError):
+        if size := TypeAdapter(ByteSize).validate_python("".join(text.split())):
+            return int(size)
+    raise UsageError(
+        f"expected --shard-size <bytes above 0>, e.g. 24GiB or 16GB, got '{text[:80]}'"
+    )

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.strategy import ATTENTION, LAYER
-from ulskip_cli.inference import half_layers, shallow_view
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
@@ -23,32 +22,21 @@ def block_influence(
     texts: Sequence[Sequence[int]],
     batch_size: int,
     on_batch: Callable[[int], None] = lambda done: None,
-    unit: str = LAYER,
 ) -> list[float]:
     """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1};
     `texts` are token ids.
-
-    For `unit` attention or mlp, the states are those before and after this part of the layer.
     """
     layers = shallow_view.decoder_layers(model)
-    parts = [] if unit == LAYER else half_layers.split_layers(model, unit)
-    attention_outputs: dict[int, object] = {}
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
 
     def read(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        if parts:
-            between = parts[index].states_between(args, kwargs, attention_outputs.pop(index))
-            before, after = (before, between) if unit == ATTENTION else (between, after)
         similar = functional.cosine_similarity(
             before.float(), after.float().to(before.device), dim=-1
         )
         sums[index] += float(similar[mask.to(similar.device)].double().sum())
-
-    def keep(index: int, module: nn.Module, args: object, output: object) -> None:
-        attention_outputs[index] = output
 
     # Hooks are used because the last of a model's `hidden_states` is the output of the final norm,
     # not of the last layer.
@@ -57,9 +45,6 @@ def block_influence(
         for i, layer in enumerate(layers):
             hook = layer.register_forward_hook(partial(read, i), with_kwargs=True)
             hooks.enter_context(hook)
-        for i, part in enumerate(parts):
-            attention = part.layer.get_submodule(part.attention)
-            hooks.enter_context(attention.register_forward_hook(partial(keep, i)))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids, attention_mask = padded(batch, 0, True, device)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.rows import collected, displayed, varying
+from ulskip_cli.report.rows import collected, displayed
 from ulskip_cli.report.tables import Section, ends
 
 FILE = "bench.md"
@@ -70,13 +71,11 @@ def ordered(records: Sequence[Record]) -> list[Record]:
 
 
 def decoded_by(record: Record) -> str:
-    """Return the name of the engine, the format of its weights, and `compiled` or `compiled
-    layers`.
+    """Return the name of the engine, the format of its weights, and `compiled` if its steps
+    were compiled.
     """
     name = " ".join(filter(None, [record.engine, record.engine_weights]))
-    return (
-        f"{name}, compiled{' layers' * bool(record.compiled_layers)}" if record.compiled else name
-    )
+    return f"{name}, compiled" if record.compiled else name
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
@@ -90,8 +89,8 @@ def sections(records: Sequence[Record]) -> list[Section]:
         *[COLUMNS["label"]] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
-            for key in varying(records, but=shown)
-            if not key.startswith(("strategy.name", "correction."))
+            for key in differences(all_settings(records), but=shown)
+            if key.name != "strategy.name" and key.part != "correction"
         ),
         *map(COLUMNS.__getitem__, SPEED),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
@@ -150,7 +149,8 @@ def fastest(records: Sequence[Record]) -> list[str]:
     one model compare.
     """
     timed = [record for record in records if record.full]
-    others = varying(timed, but=["engine", "engine_weights", "ratio", "batch_size", "folder"])
+    mixed = ["engine", "engine_weights", "ratio", "batch_size", "folder"]
+    others = differences(all_settings(timed), but=mixed)
     if len(set(map(decoded_by, timed))) < 2 or others:
         return []
     parts = []

@@ -4,7 +4,6 @@ full model.
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from functools import cached_property
 
 from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
+from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.experiments.statistics import (
     HOLDS,
     SAME,
@@ -28,6 +28,7 @@ FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and
 SMALLER, DRAFTING, ADAPTED = "smaller model", "drafting", "skipping with an adapter"
 KINDS = (FULL, QUANTIZED, SMALLER, DRAFTING, SKIPPING, ADAPTED, BOTH)
 BITS_UNQUANTIZED = 16
+BATCH_SIZE = Key("batch_size")
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,8 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
     ]
 
     def baseline(record: Record) -> str:
-        values = finished[record.baseline_id or ""].settings()
-        return json.dumps({**values, "batch_size": None}, sort_keys=True, default=str)
+        values = settings(finished[record.baseline_id or ""])
+        return repr(sorted((key, value) for key, value in values.items() if key != BATCH_SIZE))
 
     for members in collected(compared, baseline).values():
         (name, _), *_ = Counter(record.baseline_id or "" for record in members).most_common()
@@ -269,7 +270,7 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
             for record in members
             if record.key in judged and record.speedup
         ]
-        asked = (row.baseline_model or row.config.get("baseline_engine") for row in members)
+        asked = (row.config.has_other_baseline for row in members)
         if points and any(asked):
             quality = points[0].quality
             kept = replace(quality, value=quality.full, share=1.0, low=None, high=None)

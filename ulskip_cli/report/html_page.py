@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
+from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, narrow_quality, strategy_colour
-from ulskip_cli.report.rows import Group, collected, setting_text, setting_title, varying
+from ulskip_cli.report.rows import Group, collected, setting_text
 from ulskip_cli.report.tables import EMPTY, Section, Shares
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records, most)
     table = _points(records, judged)
-    names = {"strategy", "target", *(shown.head for shown in tables.settings(records))}
+    names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
     facets = {
         head: sorted({order(text) for text in texts} - {""}, key=_as_number)
@@ -229,12 +230,10 @@ def _data_set(
 def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
     """Add to equal labels of runs the settings in which their rows differ, or else their ids."""
     for same in collected(range(len(runs)), lambda k: runs[k].label).values():
-        keys = varying([rows[k] for k in same]) if len(same) > 1 else []
+        keys = differences(all_settings([rows[k] for k in same])) if len(same) > 1 else []
         for k in same:
             texts = {key: setting_text(rows[k], key) for key in keys}
-            named = [
-                f"{setting_title(key)} {text}" for key, text in texts.items() if text != MISSING
-            ]
+            named = [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
             runs[k].label = " · ".join([runs[k].label, *named])
     for same in collected(range(len(runs)), lambda k: runs[k].label).values():
         for k in same if len(same) > 1 else ():

@@ -155,7 +155,9 @@ def comparable(records: Sequence[Record]) -> list[Record]:
     these are comparable.
     """
     return [
-        record for record in records if record.model in SHAPES or record.experiment == EXPERIMENT
+        record
+        for record in records
+        if record.model in SHAPES or Path(record.folder).name == EXPERIMENT
     ]
 
 
@@ -163,7 +165,7 @@ def beside_bench(
     title: str, records: Sequence[Record], engine_of: Callable[[Record], str]
 ) -> Section:
     """Make one table with the paper's and a benchmark's speeds; each engine has two columns."""
-    names = {record.key: record.strategy_name for record in records}
+    names = {record.key: record.strategy for record in records}
     return _beside(title, collected(records, engine_of), names, BENCH_CAVEAT)
 
 

@@ -5,29 +5,31 @@ setting.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import pandas as pd
-
-from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
+from ulskip_cli.experiments.record import MISSING, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import (
+    NAMES,
+    Key,
+    Settings,
+    all_settings,
+    differences,
+    settings,
+)
 
 FILE = "runs.jsonl"
-NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
-DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
-UNKNOWN = "\0"  # placeholder for a setting that a record did not use
 
 Item = TypeVar("Item")
-Key = TypeVar("Key", bound=Hashable)
+Same = TypeVar("Same", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,17 @@ class Group:
             )
             keys = {
                 key: None
-                for table in map(settings_table, lines.values())
-                for key in table
-                if key.partition(".")[0] in LINES[:2] and table[key].nunique() > 1
+                for line in lines.values()
+                for key in differences(all_settings(line), but=("folder",))
+                if key.part in LINES[:2]
             }
             for record in records:
                 names[record.key] += filter(None, (_option_text(record, key) for key in keys))
         return {key: " ".join(parts) for key, parts in names.items()}
 
     def approach(self, record: Record) -> str:
-        """Name a record's strategy, its unit and its correction, and the options in which the
-        group's records differ.
+        """Name a record's strategy and its correction, and the options in which the group's
+        records differ.
         """
         return self._approaches[record.key]
 
@@ -97,10 +99,10 @@ class Group:
         return points
 
 
-def _option_text(record: Record, key: str) -> str:
+def _option_text(record: Record, key: Key) -> str:
     """Return an option as part of a name; paths are named by their last part."""
-    option = record.settings().get(key)
-    if isinstance(option, list) and all(isinstance(item, str) for item in option):
+    option = settings(record).get(key)
+    if isinstance(option, tuple) and option and all(isinstance(item, str) for item in option):
         return ", ".join(Path(item).name for item in option)
     return Path(option).name if isinstance(option, str) else "" if option is None else words(option)
 
@@ -200,87 +202,12 @@ def warnings(records: Iterable[Record]) -> list[str]:
     ]
 
 
-def setting_title(key: str) -> str:
-    """Return the title of a setting.
-
-    >>> setting_title("decoding.max_new_tokens"), setting_title("num_examples")
-    ('decoding max new tokens', 'examples')
-    """
-    return key.removeprefix("num_").replace("_", " ").replace(".", " ")
-
-
-def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
-    """Return the settings in which records differ, without those of the parts `but`.
-
-    An option of a config group is compared between records with the same choice in the group only.
-    A key of the configuration is left out if an earlier setting has the same information, e.g. the
-    path and the name of a model.
-    """
-    table = settings_table(records)
-    varied: list[str] = []
-    for key in table:
-        part = key.partition(".")[0]
-        known = table[key][table[key] != UNKNOWN]
-        if part in but or known.nunique() < 2:
-            continue
-        if "." in key:
-            choices = pd.Series([record.choice(key) for record in records])[known.index]
-            if known.groupby(choices).nunique().max() < 2:
-                continue
-        is_shown = any(
-            _follows(table[key], table[shown], part == shown.partition("_")[0]) for shown in varied
-        )
-        if key in SETTING_FIELDS or not is_shown:
-            varied.append(key)
-    return varied
-
-
-def _follows(values: pd.Series, shown: pd.Series, names_choice: bool) -> bool:
-    """Return True if a table need not show `values`, because `shown` tells them: equal shown values
-    have equal values. The reverse must hold too, unless `shown` is the name of the strategy, say,
-    whose option the values are.
-    """
-    pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
-    pairs = pairs[(pairs != UNKNOWN).all(axis="columns")]
-    return bool(pairs["shown"].is_unique and (names_choice or pairs["values"].is_unique))
-
-
-def settings_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the settings of records as texts, one line per record; records without a value have
-    the default.
-    """
-    settings = [record.settings() for record in records]
-    keys = list(dict.fromkeys(key for values in settings for key in values))
-    lines = [
-        [str(values.get(key, default_of(key))) if record.knows(key) else UNKNOWN for key in keys]
-        for record, values in zip(records, settings, strict=True)
-    ]
-    return pd.DataFrame(lines, columns=keys, dtype=object)
-
-
-@cache
-def default_of(key: str) -> object:
-    """Return the default of a setting: None for a property that runs detect, or `DEFAULT`."""
-    part, _, rest = key.partition(".")
-    field = Config.model_fields.get(part)
-    default = None
-    if field and not field.is_required():
-        default = field.get_default(call_default_factory=True)
-    if not field or not rest:
-        return default
-    option = getattr(type(default), "model_fields", {}).get(rest)
-    if option is None or option.is_required():
-        return DEFAULT
-    return option.get_default(call_default_factory=True)
-
-
-def setting_text(record: Record, key: str) -> str:
+def setting_text(record: Record, key: Key) -> str:
     """Return the value of a setting as words, or a dash if the record has none or did not use
     it.
     """
-    used = record.knows(key) or key in SETTING_FIELDS
-    value = record.settings().get(key, default_of(key)) if used else None
-    return MISSING if value in (None, DEFAULT, {}) else words(value)
+    value = settings(record).get(key)
+    return MISSING if value in (None, {}, ()) else words(value)
 
 
 def words(value: object) -> str:
@@ -291,63 +218,76 @@ def words(value: object) -> str:
     """
     if isinstance(value, dict):
         return " ".join(map(str, value.values()))
-    if value and isinstance(value, list) and all(isinstance(item, int) for item in value):
+    if value and isinstance(value, list | tuple) and all(type(item) is int for item in value):
         return listed(value)
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
     """Group records whose settings agree, in order of first appearance; see `LINES` for the
     settings that a group mixes.
 
-    A setting that a record did not use agrees with every value, so such a record joins the first
-    group that agrees otherwise.
+    A record without a setting, which agrees with every value, joins the first group that agrees
+    otherwise.
     """
-    if not records:
-        return []
-    table = settings_table(records)
-    keys = [key for key in table if key.partition(".")[0] not in LINES]
-    keys = [key for key in keys if table[key][table[key] != UNKNOWN].nunique() > 1]
-    lines = [tuple(line) for line in table[keys].to_numpy()]
+    rows = all_settings(records)
+    keys = dict.fromkeys(key for row in rows for key in row if key.part not in LINES)
+    values = {key: {repr(row[key]) for row in rows if key in row} for key in keys}
+    varied = [key for key in keys if len(values[key]) > 1]
+    lines = [tuple(repr(row[key]) if key in row else None for key in varied) for row in rows]
     group_of = _assigned(list(dict.fromkeys(lines)))
     members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
-    known, named = table.mask(table == UNKNOWN), list[str]()
-    for key in varying(records, but=LINES):
-        # Settings that follow from those named before would repeat them.
-        if (
-            key not in NAMES
-            and known.groupby([*NAMES, *named], dropna=False)[key].nunique().max() > 1
-        ):
-            named.append(key)
+    named = _telling(rows, differences(rows, but=LINES))
     groups = []
     for pairs in members.values():
         same = [record for _, record in pairs]
         best = next((record for record in done(same) if record.baseline_id), same[0])
-        labels = [str(best.value(key)) for key in NAMES if best.value(key) is not None]
+        labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
         texts = {key: setting_text(best, key) for key in named}
-        labels += [f"{setting_title(key)} {text}" for key, text in texts.items() if text != MISSING]
+        labels += [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
         groups.append(Group(" · ".join(labels), same))
     return groups
 
 
-def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
+def _telling(rows: Sequence[Settings], keys: Sequence[Key]) -> list[Key]:
+    """Select the keys that tell rows apart which have equal names and equal values of the keys
+    before.
+    """
+    chosen: list[Key] = []
+    for key in keys:
+        if key.name in NAMES:
+            continue
+        values: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for row in rows:
+            if key in row:
+                told = tuple(repr(row.get(name)) for name in (*map(Key, NAMES), *chosen))
+                values[told].add(repr(row[key]))
+        if any(len(different) > 1 for different in values.values()):
+            chosen.append(key)
+    return chosen
+
+
+Line = tuple[str | None, ...]  # the values of settings, None for one that a record does not have
+
+
+def _assigned(lines: Sequence[Line]) -> dict[Line, Line]:
     """Map every line of settings to a group: a complete line to its own group, an incomplete line
     to the first group that agrees.
     """
-    group_of: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for line in sorted(lines, key=lambda line: line.count(UNKNOWN)):
+    group_of: dict[Line, Line] = {}
+    for line in sorted(lines, key=lambda line: line.count(None)):
         agreeing = (
             group
             for group in dict.fromkeys(group_of.values())
-            if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True))
+            if all(a == b or None in (a, b) for a, b in zip(line, group, strict=True))
         )
-        group_of[line] = next(agreeing, line) if UNKNOWN in line else line
+        group_of[line] = next(agreeing, line) if None in line else line
     return group_of
 
 
-def collected(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+def collected(items: Iterable[Item], key: Callable[[Item], Same]) -> dict[Same, list[Item]]:
     """Return lists of items by key, in order of first appearance."""
-    lists: dict[Key, list[Item]] = defaultdict(list)
+    lists: dict[Same, list[Item]] = defaultdict(list)
     for item in items:
         lists[key(item)].append(item)
     return lists

@@ -19,25 +19,23 @@ from ulskip_cli.experiments.record import (
     COLUMNS,
     MIN_FOR_STARS,
     MISSING,
+    REPEATED,
     Column,
     Interval,
     Record,
 )
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
 from ulskip_cli.experiments.statistics import Share, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
-    NAMES,
     collected,
     displayed,
     done,
     ordered,
     reasons,
     setting_text,
-    setting_title,
-    varying,
 )
-from ulskip_cli.tasks.metrics import METRIC_OF
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
@@ -123,10 +121,9 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def setting(key: str, leaves: int = 0) -> Column:
+def setting(key: Key, leaves: int = 0) -> Column:
     """Return the column of a setting."""
-    title = setting_title(key).replace(" ", "\n")
-    return Column(title, "", partial(setting_text, key=key), leaves)
+    return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), leaves)
 
 
 def ends(interval: Interval | None, form: str = ".2f") -> str | None:
@@ -153,7 +150,7 @@ def long_section(records: Sequence[Record]) -> Section:
 def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
     strategy, *measured = COLUMNS.values()
-    return [strategy, *settings(records), *measured, *_harness(records)]
+    return [strategy, *setting_columns(records), *measured, *_harness(records)]
 
 
 def short_section(records: Sequence[Record]) -> Section:
@@ -168,7 +165,7 @@ def short_section(records: Sequence[Record]) -> Section:
     return Section.of(
         title(records),
         records,
-        [strategy, *settings(records), *measured, share, full_rate, rate],
+        [strategy, *setting_columns(records), *measured, share, full_rate, rate],
         sentences([*stars, *reasons(records)]),
         words=1,
     )
@@ -182,18 +179,19 @@ def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[Section]]
     return lambda records: [make([displayed(record, Path()) for record in records])]
 
 
-def settings(records: Sequence[Record]) -> list[Column]:
+def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
     options = [
         key
         for same in collected(records, lambda record: record.label).values()
-        for key in varying(same)
-        if key.partition(".")[0] in LINES[:2]
+        for key in differences(all_settings(same))
+        if key.part in LINES[:2]
     ]
-    keys = list(dict.fromkeys([*options, *varying(records, but=[*LINES[:3], "folder"])]))
-    return [setting(key, 0 if key in NAMES else len(keys) - i) for i, key in enumerate(keys)]
+    others = differences(all_settings(records), but=[*LINES[:3], "folder"])
+    keys = list(dict.fromkeys([*options, *others]))
+    return [setting(key, 0 if key.name in NAMES else len(keys) - i) for i, key in enumerate(keys)]
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
@@ -314,17 +312,17 @@ def to_csv(records: Sequence[Record]) -> str:
     """Write all plain values of records as CSV, one line per record, under the keys of a row. Texts
     that a spreadsheet would run as a formula get a leading quote.
     """
-    lines, settings = [], [key for key in varying(records) if "." in key]
+    lines = []
+    keys = [key for key in differences(all_settings(records)) if "." in key.name]
     for record in ordered(records):
         derived = {
             "kept_layers": " ".join(map(str, record.kept_layers or ())),
-            "strategy_options": " ".join(map(str, record.strategy_options.values())),
             "correction": record.correction.label if record.correction else None,
             "speedup_pairs": record.num_pairs,
         }
-        options = {key: text for key in settings if (text := setting_text(record, key)) != MISSING}
+        options = {key.name: text for key in keys if (text := setting_text(record, key)) != MISSING}
         lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
-    order = [*Record.model_fields, *METRIC_OF, "speedup_pairs"]
+    order = ["id", *REPEATED, *Record.model_fields, "speedup_pairs"]
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
@@ -357,7 +355,7 @@ def title(records: Sequence[Record]) -> str:
 
 def shared(records: Sequence[Record], forms: Mapping[str, str]) -> str:
     """Name the values that all records share; `forms` has a format for each key."""
-    values = {key: {record.value(key) for record in records} for key in forms}
+    values = {key: {getattr(record, key) for record in records} for key in forms}
     return " · ".join(
         forms[key].format(*same) for key, same in values.items() if len(same) == 1 and any(same)
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
+from ulskip_cli.experiments.settings import Key, Settings, all_settings
 from ulskip_cli.experiments.statistics import (
     FAILS,
     GATE,
@@ -29,16 +30,7 @@ from ulskip_cli.experiments.statistics import (
     verdict,
     within,
 )
-from ulskip_cli.report.rows import (
-    UNKNOWN,
-    Group,
-    collected,
-    default_of,
-    done,
-    grouped,
-    setting_title,
-    settings_table,
-)
+from ulskip_cli.report.rows import Group, collected, done, grouped
 from ulskip_cli.report.tables import Section, Shares, ends, sentences
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
@@ -150,8 +142,9 @@ def _why_none(records: Sequence[Record], passing: Sequence[Record], judged: Shar
     elif unsure:
         count = f"{len(unsure)} point{'s' * (len(unsure) > 1)}"
         note += f"; {first.gate:.0%} lies in the intervals of {count}, or these are not known"
-    limits = [(record, record.config.get("limit", default_of("limit"))) for record in unsure]
-    has_more = any(limit and record.num_examples == limit for record, limit in limits)
+    has_more = any(
+        record.config.limit and record.num_examples == record.config.limit for record in unsure
+    )
     return f"{note}{', so raise limit to use more examples' * has_more}"
 
 
@@ -274,7 +267,7 @@ class Comparison:
     pairs: list[ComparedPair]
     only_old: int
     only_new: int
-    differs: list[str]  # settings in which the sides share no value
+    differs: list[Key]  # settings in which the sides share no value
 
     def section(self, title: str) -> Section:
         """Make the table of a comparison, one line per point."""
@@ -300,7 +293,7 @@ class Comparison:
         allowed = f"{self.pairs[0].tolerance:.0%}"
         notes = [NOTE, f"As before: the same answers, and a speedup within {allowed}"]
         if self.differs:
-            titles = dict.fromkeys(map(setting_title, self.differs))
+            titles = dict.fromkeys(key.title for key in self.differs)
             notes.append(f"The sides differ in {', '.join(titles)}")
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
@@ -315,20 +308,23 @@ def compare(
     Two points match if they agree in every setting, except settings of which the two sides share no
     value (for example two seeds).
     """
-    sides = [done(new), done(old)]
-    table = settings_table([*sides[0], *sides[1]]).drop(columns=["folder"])
-    tables = [table.iloc[: len(sides[0])], table.iloc[len(sides[0]) :]]
-    known = {key: [{*side[key]} - {UNKNOWN} for side in tables] for key in table}
-    differs = [
-        key for key, (mine, theirs) in known.items() if mine and theirs and not mine & theirs
-    ]
+    found = [done(new), done(old)]
+    rows = iter(all_settings([*found[0], *found[1]]))
+    sides = [[(record, _values(next(rows))) for record in side] for side in found]
+    keys = dict.fromkeys(key for side in sides for _, values in side for key in values)
+    differs = []
+    for key in keys:
+        mine, theirs = ({values[key] for _, values in side if key in values} for side in sides)
+        if mine and theirs and not mine & theirs:
+            differs.append(key)
+    same = [key for key in keys if key not in differs]
     now, before = (
-        dict(zip(map(tuple, side.drop(columns=differs).to_numpy()), records, strict=True))
-        for side, records in zip(tables, sides, strict=True)
+        {tuple(values.get(key) for key in same): record for record, values in side}
+        for side in sides
     )
     pairs = list[ComparedPair]()
-    for key in filter(before.__contains__, now):
-        mine, theirs = now[key], before[key]
+    for values in filter(before.__contains__, now):
+        mine, theirs = now[values], before[values]
         metric, quality = primary([mine, theirs]) or "", None
         if mine.value(metric) is not None and theirs.value(metric) is not None:
             judge = difference if len(pairs) < MAX_BOOTSTRAPS else from_records
@@ -336,6 +332,10 @@ def compare(
         ratio = speed_ratio(mine, theirs)
         pairs.append(ComparedPair(theirs, mine, metric, quality, ratio, tolerance, gate))
     return Comparison(pairs, len(before) - len(pairs), len(now) - len(pairs), differs)
+
+
+def _values(settings: Settings) -> dict[Key, str]:
+    return {key: repr(value) for key, value in settings.items() if key.name != "folder"}
 
 
 def _starred(interval: Interval | None, form: str, bound: float) -> str | None:

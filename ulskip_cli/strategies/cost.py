@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 
-from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
-# with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
+# First tokens of the vocabulary that layers draft from; the best of 2048, 4096 and 8192 for
+# SmolLM2-135M.
 DRAFT_VOCAB = 8192
 
 
@@ -84,9 +84,3 @@ class LatencyFit:
 
     def _at(self, count: float) -> float:
         return max(1e-12, self.fixed_seconds + self.layer_seconds * count)
-
-
-def draft_vocab_size(decoding: DecodingConfig, vocab_size: int) -> int:
-    """Return the number of tokens at the start of the vocabulary from which drafts are chosen."""
-    asked = DRAFT_VOCAB if decoding.draft_vocab == AUTO else int(decoding.draft_vocab)
-    return min(asked, vocab_size) or vocab_size

@@ -1,24 +1,23 @@
-"""Plans: the layers to run, decided from a configuration and a model's metadata, with predictions
-and the largest batches within a memory budget. Imports no torch.
+"""Plans: the layers to run, decided from a configuration and a model's metadata, with predictions.
+Imports no torch.
 """
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pydantic import ByteSize, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
 
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import patch_parameters
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, gaps
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import LAYER, MLP, UNIT_NAMES, Strategy, Unit
-from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost
+from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
 PREDICTIONS = (
     "kept_layers",
@@ -35,8 +34,7 @@ PREDICTIONS = (
 class StepSizes:
     """Bytes that decode steps of a model read; None means unknown."""
 
-    # in the engine's format, by the units that are skipped, with patches
-    weights: WeightSizes | None = None
+    weights: WeightSizes | None = None  # in the engine's format, with patches
     patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
     # share of the output head that a drafting step reads; None without drafts
@@ -49,15 +47,13 @@ class Plan:
 
     strategy: str  # name of the preset
     num_layers: int
-    # stages of decoding, each with fewer layers; with a unit, the layers that keep the unit
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...]  # of decoding, each with fewer layers
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
     # new tokens per sequence in timed pairs; positional strategies need a mean depth of R over them
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
-    unit: Unit = LAYER  # what is skipped
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
@@ -89,13 +85,8 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The layers of the first stage, e.g. `6 of 12 layers` or `6 of 12 attentions`."""
-        return f"{self.num_kept} of {self.num_layers} {UNIT_NAMES[self.unit]}"
-
-    @property
-    def skips_whole_layers(self) -> bool:
-        """True unless steps skip only the attention or only the MLP of layers."""
-        return self.unit == LAYER
+        """The layers of the first stage, e.g. `6 of 12 layers`."""
+        return f"{self.num_kept} of {self.num_layers} layers"
 
     @property
     def keeps_all(self) -> bool:
@@ -154,10 +145,8 @@ class Plan:
 
     @property
     def num_cached(self) -> int:
-        """Number of layers that hold a KV cache after the prompt: all if they verify drafts or if
-        MLPs are skipped.
-        """
-        return self.num_layers if self.drafts else len(self.cached_layers(self.stages[0]))
+        """Number of layers that hold a KV cache after the prompt: all if they verify drafts."""
+        return self.num_layers if self.drafts else self.num_kept
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
@@ -176,11 +165,7 @@ class Plan:
         """Return the share of the first stage's keys and values that the first `steps` decode steps
         read on average.
         """
-        return 1.0 if self.unit == MLP else self.mean_kept(steps) / self.num_kept
-
-    def cached_layers(self, stage: Stage) -> Layers:
-        """Return the layers whose keys and values a stage reads."""
-        return tuple(range(self.num_layers)) if self.unit == MLP else stage.kept_layers
+        return self.mean_kept(steps) / self.num_kept
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
@@ -226,7 +211,6 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         exits=(
             strategy.exit_rule(num_layers, count, max_new_tokens) if count < num_layers else None
         ),
-        unit=strategy.skipped_unit,
         drafts=bool(config.decoding.draft_tokens),
         warnings=tuple(warnings),
         sizes=sizes,
@@ -242,21 +226,32 @@ def check_plan(config: Config, plan: Plan) -> None:
     needed = needs(config, plan)
     capabilities.check(needed)
     config.engine.check(needed)
-    drafts_with_layers = config.decoding.drafts_with_layers
-    if plan.drafts and plan.keeps_all == drafts_with_layers:
-        layers, remedy = (
-            ("some", "decoding.draft=ngram") if drafts_with_layers else ("no", "strategy=full")
-        )
-        raise NotApplicable(
-            f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers}"
-            f" layers, got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or"
-            " decoding.draft_tokens=0"
-        )
+    if plan.drafts:
+        _check_drafts(config, plan)
     if plan.exits and plan.exits.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
             f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set"
             " batch_size=1 or strategy.batch=min"
         )
+
+
+def _check_drafts(config: Config, plan: Plan) -> None:
+    if config.batch_size > 1:
+        raise NotApplicable(
+            f"expected batch_size=1 with drafts, which gain nothing in batches, got"
+            f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
+        )
+    with_layers = config.decoding.drafts_with_layers
+    if with_layers and plan.keeps_all:
+        layers, remedy = "some", "decoding.draft=ngram"
+    elif not with_layers and not plan.keeps_all:
+        layers, remedy = "no", "strategy=full"
+    else:
+        return
+    raise NotApplicable(
+        f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers,"
+        f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
+    )
 
 
 def needs(config: Config, plan: Plan) -> frozenset[Need]:
@@ -277,8 +272,6 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """
     if trained_for is None:
         return None
-    if not plan.skips_whole_layers:
-        return False
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
@@ -288,94 +281,17 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The largest batches within a memory budget, if the prompts of a batch are encoded
-    together.
-    """
-
-    max_batch: int  # with the schedule
-    full_max_batch: int  # with all layers
-
-
-def memory_plan(config: Config, metadata: ModelMetadata, plan: Plan) -> MemoryPlan:
-    """Return the largest batches within `config.memory_budget`, or raise UsageError if one sequence
-    does not fit.
-
-    During prefill a sequence stores its prompt's keys and values in all layers that read the
-    prompt. During decoding it stores all its keys and values in the kept layers. Beams multiply
-    both: `generate` encodes the prompt once per beam.
-    """
-    budget = parse_bytes(str(config.memory_budget))
-    sizes = (
-        metadata.kv_bytes_per_layer,
-        metadata.total_bytes,
-        metadata.workspace_bytes_per_token,
-        metadata.workspace_bytes_per_sequence,
-    )
-    if None in sizes:
-        raise UsageError(
-            "memory_budget requires the sizes of weights and KV cache, which this model's files do"
-            " not contain; set memory_budget=null"
-        )
-    per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
-    prompt, new, beams = (
-        config.speed.prompt_tokens,
-        config.decoding.max_new_tokens,
-        config.decoding.num_beams,
-    )
-
-    def sequence_bytes(kept: int) -> int:
-        prompt_layers = kept if config.prompt_layers == "kept" else metadata.num_layers
-        encoding = prompt * (prompt_layers * per_layer + per_token) + per_sequence
-        decoding = (prompt + new) * kept * per_layer + per_sequence
-        return beams * max(encoding, decoding)
-
-    sequence = sequence_bytes(plan.num_cached)
-    room = budget - weights
-    if room < sequence:
-        raise UsageError(
-            f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
-            f"{sequence / 2**20:,.1f} MiB of one sequence, got {config.memory_budget}; "
-            "raise memory_budget, e.g. 24GiB, or lower decoding.max_new_tokens"
-        )
-    return MemoryPlan(room // sequence, room // sequence_bytes(metadata.num_layers))
-
-
-def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for
-    any other text.
-
-    >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
-    (1536, 2000)
-    """
-    with contextlib.suppress(ValidationError):
-        if size := TypeAdapter(ByteSize).validate_python("".join(text.split())):
-            return int(size)
-    raise UsageError(f"expected {key}<bytes above 0>, e.g. 24GiB or 16GB, got '{text[:80]}'")
-
-
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     kind, vocab_size = config.correction.patch_kind(config.model), metadata.vocab_size
     weight_bytes = metadata.weight_bytes or 2
     patch = patch_parameters(kind, metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata.weights, 8 * weight_bytes)
-    if weights:
-        weights = sizes_of_unit(replace(weights, patch=patch), config.strategy.skipped_unit)
+    weights = weights and replace(weights, patch=patch)
     is_unknown = kind != "none" and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
-        share = draft_vocab_size(config.decoding, vocab_size) / vocab_size
+        share = min(1.0, DRAFT_VOCAB / vocab_size)
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
-
-
-def sizes_of_unit(weights: WeightSizes, unit: Unit) -> WeightSizes | None:
-    """Return the sizes if only a part of each layer is skipped; None if they are unknown."""
-    if unit == LAYER:
-        return weights
-    parts = weights.mlp if unit == MLP else weights.attention
-    others = weights.head + sum(weights.layers) - sum(parts)
-    return replace(weights, head=others, layers=parts) if parts else None
 
 
 def _choose_layers(

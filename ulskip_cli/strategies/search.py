@@ -14,13 +14,13 @@ from ulskip_cli.core.strategy import (
     CalibrationResult,
     HeldOutMeasurements,
     OptionValues,
-    SkippingStrategy,
+    Strategy,
 )
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
 
 
-class BlockInfluence(SkippingStrategy):
+class BlockInfluence(Strategy):
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out
     text.
     """
@@ -54,7 +54,7 @@ class BlockInfluence(SkippingStrategy):
         )
 
 
-class OneBlock(SkippingStrategy):
+class OneBlock(Strategy):
     """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide
     which ones.
     """
@@ -123,7 +123,7 @@ def spread(values: Sequence[int], count: int) -> Sequence[int]:
     return [values[i] for i in schedule.even(len(values), count)]
 
 
-class Search(SkippingStrategy):
+class Search(Strategy):
     """Keep the best R layers that a search with a fixed budget finds. With correction=patch, it
     measures each schedule with patches.
     """

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from ulskip_cli.core import schedule
 from ulskip_cli.core.options import option
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
+from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 MAX_HORIZON = 100_000  # steps
 WARMUP_LAYERS = 1  # w; they run in every step
 
 
-class SkipDecode(SkippingStrategy):
+class SkipDecode(Strategy):
     """Keep fewer layers at later positions, and R layers on average."""
 
     horizon: float | None = option(

@@ -15,7 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import Stored, load_json, option, parse
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.core.strategy import SkippingStrategy, Strategy
+from ulskip_cli.core.strategy import Strategy
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 FORMAT = "ulskip-schedule"
@@ -37,7 +37,7 @@ class Full(Strategy):
         return tuple(range(num_layers))
 
 
-class Unified(SkippingStrategy):
+class Unified(Strategy):
     """Keep the first, the last and evenly spread layers between them (arXiv:2404.06954)."""
 
     spacing: Literal["even", "reference"] = option(
@@ -57,7 +57,7 @@ class Unified(SkippingStrategy):
         return SPACINGS[self.spacing](num_layers, num_kept)
 
 
-class TopSkip(SkippingStrategy):
+class TopSkip(Strategy):
     """Keep the first R layers, a static early exit (a baseline of arXiv:2404.06954)."""
 
     def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
@@ -65,7 +65,7 @@ class TopSkip(SkippingStrategy):
         return tuple(range(num_kept))
 
 
-class BottomSkip(SkippingStrategy):
+class BottomSkip(Strategy):
     """Keep the last R layers (a baseline of arXiv:2404.06954)."""
 
     def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
@@ -113,7 +113,7 @@ def read_schedule(path: Path) -> ScheduleFile:
     return parse(ScheduleFile, values, file=path)
 
 
-class Custom(SkippingStrategy):
+class Custom(Strategy):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
     layers: Layers = option(

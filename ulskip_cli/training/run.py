@@ -133,7 +133,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     """Return a hash of everything that decides the weights. Texts and initial weights are hashed
     instead of their paths.
     """
-    values = config.changed(only_results=True)
+    values = config.changed(lambda key: config.changes_results(key, "train"))
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")

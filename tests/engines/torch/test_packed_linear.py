@@ -105,7 +105,8 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     exiting = decoder_for(llama, *EXITS)
     decoders = [(one, DECODING) for one in (full, half, staged, exiting)]
     for decoder, decoding in [*decoders, (half, DRAFTED)]:
-        output = decoder.generate(ids, mask, DecodeContext(decoding, 0))
+        size = 1 if decoding is DRAFTED else len(ids)
+        output = decoder.generate(ids[:size], mask[:size], DecodeContext(decoding, 0))
         assert output.linear_backend == decoder.linear_backend(decoding).name == expected
 
 

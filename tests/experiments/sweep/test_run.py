@@ -189,7 +189,7 @@ def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypa
 
 
 def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):
-    code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative")
+    code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative", "batch_size=1")
     assert code == 0 and "N/A" in out
     rows = {row["status"]: row for row in stored(tmp_path / "x")}
     assert "decoding.draft_tokens" in rows["n/a"]["reason"]

@@ -1,6 +1,8 @@
 """Decoder layers of decode steps, compiled once for all layers that run the same operations."""
 
+import contextlib
 import operator
+import os
 import types
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,27 +14,32 @@ from torch.utils import _pytree as pytree
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import cache_dir
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.engines.torch.static_cache import StaticLayer
 from ulskip_cli.inference import shallow_view
 
 MAX_KINDS = 64  # of layers, for one shape of the steps
+OPTIONS = {  # of torch.compile's inductor
+    # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a
+    # step
+    "cpp.min_chunk_size": 8192,
+    "size_asserts": False,
+}
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 Code = Callable[..., Any]
 
 
-def with_compiled_layers(
-    view: PreTrainedModel, shape: tuple[int, int], options: Table
-) -> PreTrainedModel:
+def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int]) -> PreTrainedModel:
     """Return a copy of a view whose decoder layers are compiled in its first two steps, which must
     differ in length.
 
-    `shape` is the batch size and the capacity of the KV cache, and `options` are those of
-    torch.compile's inductor. Layers of all views with the same shape share their code. The steps
-    need a `DynamicCache` of `StaticLayer`.
+    `shape` is the batch size and the capacity of the KV cache. Layers of all views with the same
+    shape share their code. The steps need a `DynamicCache` of `StaticLayer`.
     """
     if shape not in _codes:
-        _codes[shape] = _LayerCode(options)
+        _keep_compiled_code()
+        _codes[shape] = _LayerCode()
     compiled = {
         layer: CompiledLayer(layer, _codes[shape]) for layer in shallow_view.decoder_layers(view)
     }
@@ -126,12 +133,11 @@ class _LayerCode:
     directly, with the same weights and buffers.
     """
 
-    def __init__(self, options: Table) -> None:
-        self._options = options
+    def __init__(self) -> None:
         # the code of the last call with its inputs and outputs
         self._called: list[tuple[Code, list[object], Sequence[Tensor]]] = []
         self._compiled = torch.compile(
-            own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
+            _own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
         )
 
     def bind(
@@ -179,7 +185,7 @@ class _LayerCode:
         from torch._inductor.compile_fx import compile_fx  # warns when it is imported
 
         _merge_linears(graph)
-        code: Any = compile_fx(graph, inputs, config_patches=self._options)
+        code: Any = compile_fx(graph, inputs, config_patches=OPTIONS)
 
         def run(*values: object) -> object:
             outputs = code(*values)
@@ -216,8 +222,22 @@ def _run(layer: nn.Module, *args: object, **kwargs: object) -> object:
     return layer(*args, **kwargs)
 
 
-def own_copy(function: Code) -> Code:
+def _own_copy(function: Code) -> Code:
     """Return a copy of a function with a code object of its own, because torch.compile stores its
     results by code object.
     """
     return types.FunctionType(function.__code__.replace(), function.__globals__)
+
+
+def _keep_compiled_code() -> None:
+    """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile
+    in less time.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    default = default_cache_dir()
+    if os.environ.get(_COMPILED_CODE, default) == default:  # torch itself sets the variable
+        folder = cache_dir() / "compiled"
+        with contextlib.suppress(OSError):  # without a writable cache, /tmp remains
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[_COMPILED_CODE] = str(folder)

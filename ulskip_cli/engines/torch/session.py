@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
@@ -120,15 +120,9 @@ class TorchSession(ModelSession):
 
         Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
         """
-        decode_models, compile_ = self.decode_models, request.decoding.compile
-        key, device = _shape(request), request.input_ids.device
+        decode_models, key = self.decode_models, _shape(request)
         if not _compiles(request) or key in self._compiled or request.length < 2:
             return 0.0
-        by_layer = compile_ == "layers"
-        if by_layer and device.type != "cpu":
-            raise RunError(
-                f"expected a CPU for decoding.compile=layers, got {device}; use decoding.compile=on"
-            )
         mask, made = request.attention_mask, list[CompiledSteps]()
         cache = encode_prompt(self.prompt_model, request.input_ids, mask).cache
         # fails without a C++ compiler, and for models that torch.compile or our buffers do not
@@ -136,12 +130,12 @@ class TorchSession(ModelSession):
         try:
             for stage, model in zip(self.views.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
-                made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
+                made.append(CompiledSteps(model, cache, key[1]))
                 check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), mask)
         except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
-            if compile_ != "auto":
+            if request.decoding.compile == "on":
                 raise RunError(
                     f"torch.compile failed on the decode step ({reason(error)}); use"
                     " decoding.compile=off"
@@ -176,8 +170,8 @@ class TorchSession(ModelSession):
 
 
 def _compiles(request: BatchRequest) -> bool:
-    compile_ = request.decoding.compile
-    return compile_ in COMPILED or (compile_ == "auto" and request.input_ids.device.type == "cuda")
+    asked, is_on_gpu = request.decoding.compile, request.input_ids.device.type == "cuda"
+    return asked == "on" or (asked == "auto" and is_on_gpu)
 
 
 def _shape(request: BatchRequest) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ulskip_cli.core.config import (
     group_choices,
     parse_overrides,
 )
-from ulskip_cli.core.config_schema import AUTO, AlternativesConfig, Config, ModelConfig
+from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.validation import check_run
@@ -49,16 +49,17 @@ def points(
     """
     composed: list[Config] = []
     left_out: dict[str, set[str]] = {}  # alternatives by reason
+    command = preset or "sweep"
     for texts in _by_experiment(overrides, preset, extra_dir):
         alternatives: list[Config] = []
-        for config, point_texts in _grid(texts, extra_dir):
+        for config, point_texts in _grid(texts, command, extra_dir):
             composed.append(config.replace(alternatives=AlternativesConfig()))
             for alternative in _alternatives(config, point_texts, extra_dir):
                 try:
                     check_run(alternative, "sweep")
                     alternatives.append(alternative)
                 except NotApplicable as error:
-                    left_out.setdefault(str(error), set()).add(alternative.identity)
+                    left_out.setdefault(str(error), set()).add(alternative.identity())
         composed += alternatives
     for reason, identities in left_out.items():
         note(f"alternatives left out: {len(identities)}, because {reason}")
@@ -74,7 +75,7 @@ def points(
         )
     distinct: dict[str, Config] = {}
     for config in composed:
-        distinct.setdefault(config.identity, config)
+        distinct.setdefault(config.identity(command), config)
     return list(distinct.values())
 
 
@@ -98,7 +99,9 @@ def _by_experiment(
     return [[f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]]
 
 
-def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Config, list[str]]]:
+def _grid(
+    overrides: Sequence[str], command: str, extra_dir: Path | None
+) -> Iterator[tuple[Config, list[str]]]:
     """Yield every combination of the values swept on the command line and in the experiment, with
     its overrides; inapplicable points are included.
     """
@@ -110,7 +113,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
         if not override.is_sweep_override()
     ]
     # The points check the keys that the first composition drops.
-    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep
+    grid = _composed(fixed, GROUPS, (), command, extra_dir)[0].sweep
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
     axes = {
@@ -127,10 +130,10 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
-        config, refused = _composed(texts, groups, presets, extra_dir)
+        config, refused = _composed(texts, groups, presets, command, extra_dir)
         refusals.append(refused)
         with contextlib.suppress(NotApplicable):
-            check_run(config, "sweep")
+            check_run(config, command)
         yield config, texts
     for key, error in refusals[0].items() if refusals else ():
         # A preset may sweep keys that the given choices lack.
@@ -140,7 +143,11 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> Iterator[tuple[Co
 
 
 def _composed(
-    texts: Sequence[str], swept: Container[str], presets: Container[str], extra_dir: Path | None
+    texts: Sequence[str],
+    swept: Container[str],
+    presets: Container[str],
+    command: str,
+    extra_dir: Path | None,
 ) -> tuple[Config, dict[str, UnknownKey]]:
     """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and
     return their errors.
@@ -148,7 +155,7 @@ def _composed(
     refused: dict[str, UnknownKey] = {}
     while True:
         try:
-            return compose_unvalidated(texts, extra_dir), refused
+            return compose_unvalidated(texts, extra_dir, command), refused
         except UnknownKey as error:
             if error.key.partition(".")[0] not in swept and error.key not in presets:
                 raise
@@ -189,8 +196,9 @@ def _alternatives(
     """
     wanted, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
     for draft_tokens in () if config.strategy.keeps_all else wanted.draft_tokens:
-        drafting = {"draft": "both", "draft_tokens": draft_tokens, "draft_vocab": AUTO}
-        decoding = config.decoding.replace(name="self_speculative", **drafting)
+        decoding = config.decoding.replace(
+            name="self_speculative", draft="both", draft_tokens=draft_tokens
+        )
         yield config.replace(decoding=decoding, batch_size=1)  # where drafting pays
     placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
     for name in wanted.models if config.baseline else ():

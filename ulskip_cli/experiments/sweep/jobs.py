@@ -5,7 +5,7 @@ and their run, in this process or by workers that a launcher starts. Imports no 
 import gc
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
+from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver, fit_into_memory
 from ulskip_cli.experiments.record import (
     DONE,
     FAILED,
@@ -23,9 +23,9 @@ from ulskip_cli.experiments.record import (
     Point,
     Record,
     Row,
-    flattened,
 )
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import Key, config_settings, differences
 from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TO_DO = "to do"
 SHARED = ("submitit", "ray")  # launchers with workers on other machines, whose rows count too
 POLL_SECONDS = 0.3
-_UNLABELLED = ("sweep", "launcher", "name", "results_dir")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Job:
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
+    # of a benchmark: the points that are timed in the same rounds; the first is the reference
+    rounds: tuple[ResolvedPoint, ...] = ()
 
     @property
     def baseline(self) -> str | None:
@@ -71,63 +72,69 @@ def failure_reason(error: BaseException) -> str:
     return text if expected else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> list[Job]:
-    """Resolve the points of a sweep into jobs, in running order; raise UsageError if every point is
-    refused.
+def make_jobs(
+    configs: Sequence[Config], resolver: Resolver | None = None, command: str = "run"
+) -> list[Job]:
+    """Resolve the points of a sweep or a benchmark into jobs, in running order; raise UsageError if
+    every point is refused.
 
     Points of one model follow each other, so that its weights are loaded once, and a baseline comes
     before its points.
     """
-    resolver, varying = resolver or Resolver(), _varying(configs)
+    resolver = resolver or Resolver()
+    named = (Key("ratio"), Key("strategy.name"))
+    varied = [key for key in differences(list(map(config_settings, configs))) if key not in named]
     models = [str(config.model) for config in configs]
     jobs: dict[str, Job] = {}
     for config in sorted(configs, key=lambda config: models.index(str(config.model))):
-        label = _label(config, varying)
+        label = _label(config, varied)
         try:
-            point = resolver.resolve(config)
+            point = resolver.resolve(config, command)
             job = Job(config, point.run_id, label, point)
         except UsageError as error:
-            job = Job(config, config.identity, label, refused=error)
+            job = Job(config, config.identity(command), label, refused=error)
         if job.point and (full := job.point.baseline):
             baseline = Job(
-                full.config, full.run_id, _label(full.config, varying), full, requested=False
+                full.config, full.run_id, _label(full.config, varied), full, requested=False
             )
             jobs.setdefault(full.run_id, baseline)
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
     refused = [job.refused for job in jobs.values() if job.requested]
     if first := all(refused) and refused[0]:
         raise first
-    return list(jobs.values())
+    return _in_rounds(jobs.values()) if command == "bench" else list(jobs.values())
 
 
-def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys that vary. A key of a config group varies only if points with the same choice
-    in the group differ.
+def _in_rounds(jobs: Iterable[Job]) -> list[Job]:
+    """Give the jobs of a benchmark the points that are timed in the same rounds, because the speed
+    of a machine changes within minutes.
+
+    These are the points that differ only in the engine; if memory cannot hold all, each is timed
+    with the first one.
     """
-    values: dict[tuple[str, str], set[str]] = {}  # by key and by choice in its group
-    for point in points:
-        flat = _flat(point)
-        for key, value in flat.items():
-            choice = "" if key.endswith(".name") else str(flat.get(f"{key.partition('.')[0]}.name"))
-            values.setdefault((key, choice), set()).add(str(value))
-    varying = dict.fromkeys(key for (key, _), different in values.items() if len(different) > 1)
-    return [key for key in varying if key not in ("ratio", "strategy.name")]
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        others = {key: value for key, value in job.config if key != "engine"}
+        groups.setdefault(str(others), []).append(job)
+    timed = []
+    for group in groups.values():
+        points = tuple(job.point for job in group if job.point)
+        fits = fit_into_memory(points)
+        for job in group:
+            beside = points if fits or job.point is points[0] else (points[0], job.point)
+            timed.append(replace(job, rounds=tuple(filter(None, beside)) if job.point else ()))
+    return timed
 
 
-def _flat(config: Config) -> Row:
-    values = config.plain().items()
-    return dict(flattened({key: value for key, value in values if key not in _UNLABELLED}))
-
-
-def _label(config: Config, varying: Sequence[str]) -> str:
-    flat = _flat(config)
+def _label(config: Config, varied: Sequence[Key]) -> str:
     words = [config.strategy.name]
     if config.strategy.follows_ratio:
         words.append(f"ratio {config.ratio:g}")
-    for key in varying:
-        if flat.get(key) is not None:
-            name = key.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
-            words.append(f"{name} {flat[key]}")
+    values = config_settings(config)
+    for key in varied:
+        if values.get(key) is not None:
+            name = key.name.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
+            words.append(f"{name} {values[key]}")
     return " ".join(words)
 
 
@@ -187,7 +194,8 @@ class Sweep:
     fail_fast: bool = False  # stop at the first failure
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
-    # words of the command line that workers run; None: this process runs the jobs
+    # words of the command line that workers run; none: this process runs the jobs; None: and does
+    # not say how to repeat them
     words: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -216,7 +224,7 @@ class Sweep:
         for job in self.to_do if self.words is not None and not self.force else ():
             if reason := self.why_again(job):
                 observer.note(f"{job.label}: {reason}")
-        if self._launcher.name == "inline" or is_worker or self.words is None:
+        if self._launcher.name == "inline" or is_worker or not self.words:
             self._run_here(observer)
         elif unfinished := self.to_do:
             command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
@@ -340,10 +348,12 @@ class Sweep:
                     return
                 if job.baseline and job.baseline not in self._settled:
                     continue
-                with folder.claim(job.id) as is_claimed:
+                # Points that are timed in the same rounds are one job.
+                together = [other for other in self.jobs if other.rounds == job.rounds != ()]
+                with folder.claim((together or [job])[0].id) as is_claimed:
                     self.update()
                     if is_claimed and job.id not in self._settled:
-                        self._run_job(job, session)
+                        self._run_job(job, together, session)
                         self.update()
             left = [job for job in order if job.id not in self._settled]
             if len(left) == len(order):
@@ -351,9 +361,9 @@ class Sweep:
                 self.update()
             order = left
 
-    def _run_job(self, job: Job, session: "Session") -> None:
-        """Run a job; store a failure as its record, with the traceback in a file."""
-        from ulskip_cli.experiments import runner
+    def _run_job(self, job: Job, together: Sequence[Job], session: "Session") -> None:
+        """Run a job, with the jobs that are timed in the same rounds; store failures as records."""
+        from ulskip_cli.experiments import benchmark, runner
         from ulskip_cli.inference.batching import release
 
         interruption.check()
@@ -367,19 +377,27 @@ class Sweep:
             if job.refused:
                 raise job.refused
             assert job.point
-            runner.run_point(job.point, session, baseline)
-            return
+            if not job.rounds:
+                runner.run_point(job.point, session, baseline)
+                return
+            wanted = {other.id: other for other in together}
+            failed = benchmark.run_in_rounds(job.rounds, wanted, session)
+            for run_id, error in failed.items():
+                self._store_failure(wanted[run_id], error)
         except StorageError:
             raise
         except Exception as error:
-            folder = self.folder
-            finished_at = datetime.now(UTC).isoformat(timespec="seconds")
-            record = job.failure_record(error).replace(finished_at=finished_at)
-            if not isinstance(error, NotApplicable):
-                log = folder.path / "logs" / f"{job.id}.log"
-                details = "".join(traceback.format_exception(error))
-                write_atomic(log, f"{finished_at} {job.label}\n{details}")
-                record = record.replace(log=str(log.relative_to(folder.path)))
-            folder.append(record)
+            self._store_failure(job, error)
         gc.collect()  # outside the handler, because the traceback may hold memory
         release()
+
+    def _store_failure(self, job: Job, error: Exception) -> None:
+        """Store the record of a failed job, with the traceback in a file."""
+        folder, finished_at = self.folder, datetime.now(UTC).isoformat(timespec="seconds")
+        record = job.failure_record(error).replace(finished_at=finished_at)
+        if not isinstance(error, NotApplicable):
+            log = folder.path / "logs" / f"{job.id}.log"
+            details = "".join(traceback.format_exception(error))
+            write_atomic(log, f"{finished_at} {job.label}\n{details}")
+            record = record.replace(log=str(log.relative_to(folder.path)))
+        folder.append(record)
