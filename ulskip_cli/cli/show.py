@@ -102,13 +102,17 @@ def training_lines(record: "Row", output: Path, overrides: Sequence[str] = ()) -
 
 
 def next_overrides(record: "Row", output: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: the task,
-    layers and number of examples of the training, and its first ratio.
+    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: the model,
+    task, layers and number of examples of the training, and its first ratio.
     """
+    from ulskip_cli.core.config import with_names
+
     is_adapter = record["config"]["train"]["method"] == "adapter"
     result = [] if is_adapter else [f"model.path={output}"]
     groups = ["task", "strategy", "limit", *(["model"] if is_adapter else [])]
     result += [text for text in overrides if text.partition("=")[0].partition(".")[0] in groups]
+    names = {group: record["config"][group]["name"] for group in ("model", "task")}
+    result = with_names(result, **names)
     ratios = [ratio for ratio in record["ratios"] if ratio != 1]
     result += [f"ratio={ratio:g}" for ratio in ratios[:1]]
     return [*result, "correction=adapter", f"correction.path={output}"] if is_adapter else result

@@ -98,6 +98,18 @@ def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> T
     return config
 
 
+def with_names(overrides: Sequence[str], **names: str) -> list[str]:
+    """Return overrides that name a choice of each group in `names`, e.g. for a command that is
+    shown to be run next.
+
+    >>> with_names(["task=cnn_dm", "ratio=2"], model="tiny", task="wmt")
+    ['model=tiny', 'task=cnn_dm', 'ratio=2']
+    """
+    keys = {text.partition("=")[0] for text in overrides}
+    missing = [group for group in names if not keys & {group, f"{group}.path"}]
+    return [*(f"{group}={names[group]}" for group in missing), *overrides]
+
+
 def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
     an invalid key or value.

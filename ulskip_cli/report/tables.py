@@ -157,7 +157,7 @@ def short_section(records: Sequence[Record]) -> Section:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metric = primary(records)
-    strategy, *measured, rate = (
+    strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
@@ -165,7 +165,7 @@ def short_section(records: Sequence[Record]) -> Section:
     return Section.of(
         title(records),
         records,
-        [strategy, *setting_columns(records), *measured, share, rate],
+        [strategy, *setting_columns(records), *measured, share, full_rate, rate],
         sentences([*stars, *reasons(records)]),
         words=1,
     )
@@ -404,10 +404,15 @@ def explanations(records: Sequence[Record]) -> list[str]:
         notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
     if any(record.measured_speedup is not None for record in records):
         notes += [MEASURED, *interval_notes(records)]
-    if any(record.total_tokens_per_second is not None for record in records):
+    if any(record.timed_tokens_per_second is not None for record in records):
         notes.append(
-            "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
-            " Answers differ in length, so these rates do not compare strategies."
+            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full"
+            " model in the same pairs. Rows were timed one after the other, so compare speedups."
+        )
+    if any(record.timed_layers for record in records):
+        notes.append(
+            "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s"
+            " belong; the scores belong to the other number."
         )
     return [*notes, *reasons(records)]
 

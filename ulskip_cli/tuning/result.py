@@ -8,20 +8,30 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import compose, with_names
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
+from ulskip_cli.experiments.statistics import (
+    Share,
+    is_faster,
+    sentence,
+    shares,
+    speedup_text,
+)
 from ulskip_cli.export import run
 from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
 from ulskip_cli.report.rows import warnings
 from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest
 
 ADAPTER = "skip_adapter"  # folder in an export
+NO_GAIN = (
+    "no gain:  the timed pairs do not show that these layers are faster; raise speed.pairs to"
+    " measure again, or use strategy=full"
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,16 @@ class TuneResult:
         return self._results / "calibrations" / self.trial.patch if self.trial.patch else None
 
     @property
+    def _named(self) -> list[str]:
+        """The overrides of the request, with the names of its model and task."""
+        config = self.request.config
+        return with_names(self.request.overrides, model=config.model.name, task=config.task.name)
+
+    @property
     def run_overrides(self) -> list[str]:
         """The overrides that run the chosen layers and patches again, without calibration."""
         layers = str(list(self.trial.kept_layers)).replace(" ", "")
-        overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
+        overrides = [*self._named, "strategy=custom", f"strategy.layers={layers}"]
         if self.skip_adapter:
             overrides += ["correction=adapter", f"correction.path={self.skip_adapter}"]
         return overrides
@@ -77,11 +93,6 @@ class TuneResult:
     def patch_kind(self) -> str:
         """The kind of the patches, e.g. `full`, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
-
-    @property
-    def is_slower(self) -> bool:
-        """True if the chosen layers are no faster than the full model in the timed pairs."""
-        return (self.record.measured_speedup or 2.0) <= 1
 
     def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
@@ -141,15 +152,15 @@ class TuneResult:
             run.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
         custom = ["strategy=custom", f"strategy.file={to / run.SCHEDULE}"]
         adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
-        command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])
+        command = shlex.join(["ulskip", "run", *self._named, *custom, *adapter])
         return [
             f"wrote the schedule and its skip adapter to {to}, without the model's weights",
             f"next: {command}",
         ]
 
     def lines(self) -> list[str]:
-        """Return the result in a sentence and six lines, a line if the full model is as fast, and
-        the warnings of its run.
+        """Return the result in a sentence and six lines, a line if the pairs show no gain, and the
+        warnings of its run.
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
@@ -166,14 +177,14 @@ class TuneResult:
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
             f" ({trial.candidate})",
-            f"speed:    {speedup_text(record)} over the full model",
+            f"speed:    {speedup_text(record)}, compared with the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
             f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
             *patch,
-            *(["slower:   the full model is at least as fast; use strategy=full"] * self.is_slower),
+            *([NO_GAIN] * (not is_faster(record))),
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core import interruption
+from ulskip_cli.core import environment, interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, write_atomic
@@ -170,6 +170,17 @@ class SweepObserver(ProgressCallback):
         """Handle the record of a job; `is_new` is False if it was finished before the sweep."""
 
 
+def _made_elsewhere(record: Record) -> str:
+    """Say how the machine of a row differs from this one, e.g. `of another processor, X`."""
+    where = record.environment
+    if where is None:
+        return "of an unknown machine"
+    if where.processor != environment.processor():
+        return f"of another processor, {where.processor}"
+    device = where.accelerator or "no accelerator"
+    return f"of another setting of this machine: {where.threads} threads, {device}"
+
+
 @dataclass
 class Sweep:
     """The jobs of a results folder: their states by the stored rows, and their run. Without an
@@ -210,6 +221,9 @@ class Sweep:
         self.update(is_new=False)
         if self.words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
+        for job in self.to_do if self.words is not None and not self.force else ():
+            if reason := self.why_again(job):
+                observer.note(f"{job.label}: {reason}")
         if self._launcher.name == "inline" or is_worker or not self.words:
             self._run_here(observer)
         elif unfinished := self.to_do:
@@ -255,8 +269,8 @@ class Sweep:
         return newest if counts and not newest.is_done else None
 
     def describe(self, job: Job) -> tuple[str, str]:
-        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
-        counts as settled.
+        """Return `done`, `n/a`, `failed` or `to do`, and the reason, also of doing it again, or the
+        progress; a refused job counts as settled.
         """
         settled = self.record(job)
         if settled and settled.is_done:
@@ -266,9 +280,22 @@ class Sweep:
             return record.status, record.reason or ""
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
-        for _, newest in self._records.get(job.id, [])[-1:]:
-            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
-        return TO_DO, "; ".join(notes)
+        return TO_DO, "; ".join(filter(None, [*notes, self.why_again(job)]))
+
+    def why_again(self, job: Job) -> str:
+        """Return the reason why a job that has a row is still to do; empty without a row."""
+        records = [record for _, record in self._records.get(job.id, [])]
+        if records and records[-1].status == FAILED:
+            return f"failed before: {records[-1].reason}"
+        stored = [record for record in records if self.folder.is_complete(record)]
+        if stored and self.force:
+            return "again, because of --force"
+        if stored:
+            return f"again, because the stored row is {_made_elsewhere(stored[-1])}"
+        if any(record.is_done for record in records):
+            return "again, because the file of its answers is missing"
+        is_damaged = self.folder.is_damaged(job.id)
+        return "again, because its line in runs.jsonl is damaged or cut off" if is_damaged else ""
 
     def _counts(self, record: Record) -> bool:
         """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
