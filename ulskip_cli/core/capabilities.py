@@ -93,6 +93,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "run": ALL - {Need.MEMORY_BUDGET},
     "sweep": ALL - {Need.MEMORY_BUDGET},
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE, Need.MEMORY_BUDGET},
+    "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE, Need.MEMORY_BUDGET},
     "plan": ALL,
     "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.HALF_LAYERS, Need.MEMORY_BUDGET},
     "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.HALF_LAYERS},

@@ -27,8 +27,9 @@ Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
 PromptLayers = Literal["all", "kept"]
 
 _POINT = "run sweep"
-_SCHEDULE = "run sweep bench plan export lm-eval"
-_MODEL = "run sweep tune bench plan export lm-eval train"
+_ANSWERS = f"{_POINT} generate"
+_SCHEDULE = "generate run sweep bench plan export lm-eval"
+_MODEL = "generate run sweep tune bench plan export lm-eval train"
 
 
 class DecodingConfig(Options):
@@ -147,23 +148,23 @@ class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
     model: ModelConfig = option(..., "the model", commands=_MODEL)
-    task: SerializeAsAny[Task] = option(..., "the task", commands="run sweep tune train")
+    task: SerializeAsAny[Task] = option(..., "the task", commands="generate run sweep tune train")
     strategy: SerializeAsAny[Strategy] = option(..., "the strategy", commands=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
         "all", "layers that encode the prompt", commands=f"{_SCHEDULE} tune train"
     )
     offset: int = option(
-        0, "number of examples that are left out at the start", ge=0, commands=f"{_POINT} train"
+        0, "number of examples that are left out at the start", ge=0, commands=f"{_ANSWERS} train"
     )
     limit: int | None = option(
-        None, "number of examples; null: all", ge=1, commands=f"{_POINT} tune train"
+        None, "number of examples; null: all", ge=1, commands=f"{_ANSWERS} tune train"
     )
     seed: int = option(
         1,
         "seed for sampling, training and random weights",
         ge=0,
         le=2**63 - 1,
-        commands=f"{_POINT} tune bench lm-eval train",
+        commands=f"{_ANSWERS} tune bench lm-eval train",
     )
     tracker: Tracker = option(
         "none",
@@ -208,26 +209,28 @@ class Config(Shared):
         ..., "the correction after skipped layers", commands=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
-        DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval"
+        DecodingConfig(), "decoding", commands=f"{_ANSWERS} tune bench plan lm-eval"
     )
-    engine: SerializeAsAny[Engine] = option(..., "the engine", commands="run sweep tune bench plan")
+    engine: SerializeAsAny[Engine] = option(
+        ..., "the engine", commands=f"{_ANSWERS} tune bench plan"
+    )
     speed: SpeedConfig = option(
         SpeedConfig(), "the speed measurement", commands="run sweep tune bench"
     )
     calibration: CalibrationConfig = option(
-        CalibrationConfig(), "the calibration", commands="run sweep tune"
+        CalibrationConfig(), "the calibration", commands=f"{_ANSWERS} tune"
     )
     name: str = option(
         "default",
         "folder of the results under results_dir",
         identity=False,
-        commands=f"{_POINT} tune bench lm-eval",
+        commands=f"{_ANSWERS} tune bench lm-eval",
     )
     results_dir: str = option(
         "results",
         "folder of all results",
         identity=False,
-        commands=f"{_POINT} tune bench export lm-eval",
+        commands=f"{_ANSWERS} tune bench export lm-eval",
     )
     ratio: float = option(2.0, "target speedup", ge=1, commands=_SCHEDULE)
     ratio_basis: Literal["layers", "cost", "latency"] = option(

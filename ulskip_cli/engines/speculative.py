@@ -239,7 +239,7 @@ class SpeculativeSession(ModelSession):
         drafters = self.drafters(request, sampler)
         lengths = self._lengths.get(_drafting_kind(request), [])
         rows = torch.arange(len(ids), device=ids.device)  # the sequences in the batch
-        current = ids.clone()
+        current = ids
         running = [token not in stops for token in ids[:, prompt_len].tolist()]
         drafted, checks = 0, list[DraftStats]()
         while at < total and any(running):

@@ -1,0 +1,83 @@
+"""The generated answer to a prompt, and the answers of the full model and of the kept layers to one
+prompt.
+"""
+
+import os.path
+from dataclasses import asdict, dataclass, field
+
+from ulskip_cli.core.files import Table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The generated answer to one prompt. Equal answers may have taken different times."""
+
+    text: str
+    """The decoded answer without special tokens."""
+    token_ids: list[int]
+    """Token ids up to and including the first EOS token."""
+    hit_limit: bool
+    """True if `max_new_tokens` ended the answer."""
+    prefill_seconds: float = field(default=0.0, compare=False)
+    """Seconds of encoding the prompts of the answer's batch."""
+    decode_seconds: float = field(default=0.0, compare=False)
+    """Seconds of decoding the answer's batch, after the first token."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first per second of decoding; None if there is only one."""
+        count = len(self.token_ids) - 1
+        return count / self.decode_seconds if count > 0 and self.decode_seconds else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answers of the full model and of the kept layers to one prompt."""
+
+    prompt: str
+    """The prompt without a template."""
+    model: str
+    """The model."""
+    strategy: str
+    """The strategy, with its correction or drafts."""
+    layers: str
+    """The layers of a decode step, e.g. `6 of 12 layers`."""
+    kept_layers: tuple[int, ...]
+    """The layers of the first decode steps."""
+    full: Answer
+    """The answer of the full model."""
+    kept: Answer
+    """The answer of the kept layers, or with drafts."""
+
+    @property
+    def first_difference(self) -> tuple[int, int] | None:
+        """The positions of the first token and of the first character that differ, counted from 0;
+        None if the answers are equal.
+        """
+        sides = self.full, self.kept
+        if self.full.token_ids == self.kept.token_ids:
+            return None
+        token = len(os.path.commonprefix([side.token_ids for side in sides]))
+        return token, len(os.path.commonprefix([side.text for side in sides]))
+
+    def summary(self) -> str:
+        """Return speeds and first difference in one line. It names no speedup, because one pair of
+        answers has no interval.
+        """
+        at = self.first_difference
+        differ = f"the answers differ from token {at[0] + 1} on" if at else "the answers are equal"
+        sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
+        rates = [
+            f"{name} {rate:,.0f} tok/s" if (rate := side.tokens_per_second) else name
+            for name, side in sides.items()
+        ]
+        return "; ".join([*rates, differ])
+
+    def as_dict(self) -> Table:
+        """Return all values, JSON-ready."""
+        values, at = asdict(self), self.first_difference
+        for name, side in (("full", self.full), ("kept", self.kept)):
+            rate, count = side.tokens_per_second, len(side.token_ids)
+            values[name] |= {"num_tokens": count, "tokens_per_second": rate}
+        values["first_difference"] = at and {"token": at[0], "character": at[1]}
+        return values
