@@ -2,7 +2,7 @@
 prompt.
 """
 
-import os.path
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from ulskip_cli.core.files import Table
@@ -54,11 +54,10 @@ class Comparison:
         """The positions of the first token and of the first character that differ, counted from 0;
         None if the answers are equal.
         """
-        sides = self.full, self.kept
-        if self.full.token_ids == self.kept.token_ids:
+        full, kept = self.full, self.kept
+        if full.token_ids == kept.token_ids:
             return None
-        token = len(os.path.commonprefix([side.token_ids for side in sides]))
-        return token, len(os.path.commonprefix([side.text for side in sides]))
+        return _num_equal(full.token_ids, kept.token_ids), _num_equal(full.text, kept.text)
 
     def summary(self) -> str:
         """Return speeds and first difference in one line. It names no speedup, because one pair of
@@ -81,3 +80,9 @@ class Comparison:
             values[name] |= {"num_tokens": count, "tokens_per_second": rate}
         values["first_difference"] = at and {"token": at[0], "character": at[1]}
         return values
+
+
+def _num_equal(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return the length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -199,8 +199,7 @@ class BatchOutput:
 
 
 # A generation that pauses; it returns its output, whose times do not contain the pauses. At a pause
-# it yields the tokens so far, [batch, new_tokens], which are complete for one sequence; sequences of
-# a batch that shrank are complete only in the output.
+# it yields the tokens so far, [batch, new_tokens], without the last ones if the batch shrank.
 Generation = Generator[Tensor, None, BatchOutput]
 
 

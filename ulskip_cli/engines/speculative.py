@@ -245,7 +245,8 @@ class SpeculativeSession(ModelSession):
         while at < total and any(running):
             # Without drafts, fewer copies of the cache are worth more than fewer sequences.
             if not all(running) and (drafted or 2 * sum(running) <= len(running)):
-                ids[rows] = current
+                if current is not ids:
+                    ids[rows] = current
                 alive = rows.new_tensor(running).nonzero()[:, 0]
                 rows, running = rows[alive], [True] * len(alive)
                 current = ids[rows]
@@ -273,7 +274,8 @@ class SpeculativeSession(ModelSession):
             at += gained
             yield len(ids) * (at - prompt_len)
         self._stats = sum(checks, DraftStats())
-        ids[rows] = current
+        if current is not ids:
+            ids[rows] = current
 
     def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
         """Check drafts after `ids` [batch, len] with the full model; without drafts, this is a

@@ -70,27 +70,19 @@ class PromptComparer:
 
     def _rounds(self, prompt: list[int], on_text: OnText) -> list[list[BatchOutput]]:
         batch = padded([prompt], self.context.pad_token_id, left=True)
-        contexts = [self.context, self.context]
-        contexts[0] = replace(self.context, decoding=self.decoding.without_drafts())
+        plain = replace(self.context, decoding=self.decoding.without_drafts())
+        sides = list(zip(self.sides, (plain, self.context), strict=True))
         few = min(WARM_UP_TOKENS, self.decoding.max_new_tokens)
         for _ in range(2):  # the first call prepares the engine
-            warm = [
-                side.generate(*batch, context, forced_length=few)
-                for side, context in zip(self.sides, contexts, strict=True)
-            ]
+            warm = [side.generate(*batch, context, forced_length=few) for side, context in sides]
         steps = turn_steps(warm)
 
         def decode(on_tokens: Callable[[int, list[int]], None]) -> list[BatchOutput]:
-            runs = [
-                side.run(*batch, context, pause_every=steps)
-                for side, context in zip(self.sides, contexts, strict=True)
-            ]
+            runs = [side.run(*batch, context, pause_every=steps) for side, context in sides]
             if self._in_turns:
                 return take_turns(runs, on_tokens)
-            return [
-                take_turns([run], lambda _, ids, side=side: on_tokens(side, ids))[0]
-                for side, run in enumerate(runs)
-            ]
+            first = take_turns(runs[:1], on_tokens)
+            return [*first, *take_turns(runs[1:], lambda _, token_ids: on_tokens(1, token_ids))]
 
         rounds = [decode(lambda side, token_ids: on_text(side, self._text(token_ids)[0]))]
         while sum(output.total_seconds for pair in rounds for output in pair) < MIN_SECONDS:

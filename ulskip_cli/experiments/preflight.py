@@ -66,13 +66,13 @@ class Resolver:
         of the task.
         """
         metadata, plan = self.schedule(config, command)
-        held_out = baseline = None
+        given, held_out, baseline = data, None, None
         if command == "bench":
             _check_benchmark(config, metadata.context)
         else:
-            given, data = data, data or self.data(config)
+            data = given or self.data(config)
             if config.needs_held_out and config.model.source != "random":
-                held_out = find_held_out(config, given and given.examples)
+                held_out = find_held_out(config, given.examples if given else None)
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(config))
