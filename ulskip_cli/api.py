@@ -235,9 +235,11 @@ def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     if str(model) in config.group_choices("model"):
         values = config.read_choice("model", str(model))
         values.pop("description", None)
-    loaded = load(parse(ModelConfig, values, "model."))
-    if loaded.tokenizer is None:
-        raise UsageError(f"model={model} has no tokenizer; use a pretrained model")
+    chosen = parse(ModelConfig, values, "model.")
+    if chosen.source == "random":
+        raise UsageError("random weights answer no prompts; use a pretrained model")
+    loaded = load(chosen)
+    assert loaded.tokenizer is not None
     return loaded.model, loaded.tokenizer
 
 
