@@ -148,15 +148,14 @@ def generate(
     """
     from pathlib import Path
 
-    from ulskip_cli.core.config import decoding_of, preset
-    from ulskip_cli.core.task import Example, Template
+    from ulskip_cli.core.config import decoding_of
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
     from ulskip_cli.engines.transformers import options as generate_options
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.skip_adapter import SkipAdapter
     from ulskip_cli.strategies.plan import Plan
-    from ulskip_cli.tasks.encoding import PromptFormatter, pad_token_id
+    from ulskip_cli.tasks.encoding import pad_token_id
 
     texts = _texts(tokenizer, prompts)
     if _whole(batch_size, "batch_size") < 1:
@@ -165,36 +164,18 @@ def generate(
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
-    if kept is not None and ratio is not None:
-        raise UsageError("expected kept= or ratio=, got both; leave out one of them")
-    formatter = PromptFormatter(Template("{source}", ""))
+    has_template = tokenizer is None
     if isinstance(model, str | Path):
         model, own_tokenizer = _loaded(model)
-        if tokenizer is None:
-            tokenizer = own_tokenizer
-            formatter = PromptFormatter.for_task(preset("task", "jsonl"), tokenizer, None)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
         raise UsageError("expected the tokenizer of the model, got none; write tokenizer=TOKENIZER")
-    depth = shallow_view.num_layers(model)
-    if ratio is not None:
-        kept = kept_layers(depth, ratio)
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
-    if kept is None and skip_adapter and len(skip_adapter.kept_sets) > 1:
-        raise UsageError(
-            "expected kept= with layers of the skip adapter, which has several sets; use one of"
-            f" {skip_adapter.kept_sets}"
-        )
-    if kept is None:
-        kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
-    plan = Plan.from_layers(depth, _layers(kept), prompt_layers)
+    depth = shallow_view.num_layers(model)
+    plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
     decoder = Decoder(model, plan, tokenizer, skip_adapter)
-    pairs = [formatter.format(Example("", text, "")) for text in texts]
-    ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
-    if [] in ids:
-        raise UsageError(
-            f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"
-        )
+    ids = _encoded(texts, tokenizer, has_template)
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
@@ -222,6 +203,49 @@ def _texts(tokenizer: object, prompts: object) -> list[str]:
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
     return texts
+
+
+def _encoded(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", has_template: bool
+) -> list[list[int]]:
+    """Return prompts as token ids, with the chat template of the tokenizer if `has_template` and
+    there is one.
+    """
+    from ulskip_cli.core.config import preset
+    from ulskip_cli.core.task import Example, Template
+    from ulskip_cli.tasks.encoding import PromptFormatter
+
+    formatter = PromptFormatter(Template("{source}", ""))
+    if has_template:
+        formatter = PromptFormatter.for_task(preset("task", "jsonl"), tokenizer, None)
+    pairs = [formatter.format(Example("", text, "")) for text in texts]
+    ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
+    if [] in ids:
+        raise UsageError(
+            f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"
+        )
+    return ids
+
+
+def _chosen(
+    depth: int,
+    kept: Sequence[int] | None,
+    ratio: float | None,
+    skip_adapter: "SkipAdapter | None",
+) -> list[int]:
+    """Return the layers of a decode step that the arguments of `generate` choose."""
+    if kept is not None and ratio is not None:
+        raise UsageError("expected kept= or ratio=, got both; leave out one of them")
+    if ratio is not None:
+        return list(kept_layers(depth, ratio))
+    if kept is None and skip_adapter and len(skip_adapter.kept_sets) > 1:
+        raise UsageError(
+            "expected kept= with layers of the skip adapter, which has several sets; use one of"
+            f" {skip_adapter.kept_sets}"
+        )
+    if kept is None:
+        kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
+    return _layers(kept)
 
 
 def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

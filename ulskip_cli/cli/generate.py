@@ -52,7 +52,8 @@ def generate(
         return
     from ulskip_cli.experiments.preflight import resolve_prompts
 
-    point = resolve_prompts(chosen, prompt)  # before slower imports
+    # Before slower imports, so that usage errors answer at once.
+    point = resolve_prompts(chosen, _standard_input() if prompt == "-" else prompt)
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.comparison import PromptComparer
     from ulskip_cli.experiments.runner import Session
@@ -90,7 +91,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
             f"expected key=value after the prompt, got '{loose[0][:80]}'; put the prompt in quotes,"
             f" {EXAMPLE}"
         )
-    return _standard_input() if first == "-" else first, others
+    return first, others
 
 
 def _standard_input() -> str:
@@ -116,8 +117,8 @@ def _compared(
         comparison = comparer.compare(index)
         for head, side in zip(heads, (comparison.full, comparison.kept), strict=True):
             console.print(f"\n{head}:\n{printable_lines(side.text.strip())}")
-        console.print()
     else:
+        console.print()
         texts = ["", ""]
         # Without a thread that draws, which would take time from the measured steps.
         with Live(console=console, auto_refresh=False) as live:
@@ -129,7 +130,7 @@ def _compared(
             comparison = comparer.compare(index, show)
             at = comparison.first_difference
             live.update(_columns(heads, texts, at and at[1]), refresh=True)
-    console.print(comparison.summary(), soft_wrap=False)
+    console.print(f"\n{comparison.summary()}", soft_wrap=False)
     return comparison
 
 

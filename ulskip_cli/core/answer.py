@@ -66,11 +66,8 @@ class Comparison:
         at = self.first_difference
         differ = f"the answers differ from token {at[0] + 1} on" if at else "the answers are equal"
         sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
-        rates = [
-            f"{name} {rate:,.0f} tok/s" if (rate := side.tokens_per_second) else name
-            for name, side in sides.items()
-        ]
-        return "; ".join([*rates, differ])
+        speeds = [f"{name} {_speed_text(side)}".strip() for name, side in sides.items()]
+        return "; ".join([*speeds, differ])
 
     def as_dict(self) -> Table:
         """Return all values, JSON-ready."""
@@ -80,6 +77,13 @@ class Comparison:
             values[name] |= {"num_tokens": count, "tokens_per_second": rate}
         values["first_difference"] = at and {"token": at[0], "character": at[1]}
         return values
+
+
+def _speed_text(answer: Answer) -> str:
+    rate = answer.tokens_per_second
+    if rate is None:
+        return ""
+    return f"{rate:.1f} tok/s" if rate < 10 else f"{rate:,.0f} tok/s"
 
 
 def _num_equal(first: Sequence[object], second: Sequence[object]) -> int:
