@@ -75,7 +75,7 @@ def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
         pytest.importorskip("openvino")
     code, out, err = ulskip("generate", "the cat", f"results_dir={tmp_path}", *words, *model)
     assert code == 0, err
-    assert out.count("layers:\n") == 2
+    assert "\nfull model, 6 layers:\n" in out and "tok/s" in out.splitlines()[-1]
     assert not list(tmp_path.glob("*/runs.jsonl"))  # no row is stored
 
 
@@ -104,6 +104,16 @@ def test_a_terminal_of_80_columns_shows_the_answers_side_by_side():
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == " ".join(heads).split()
     assert "three" in lines[1][:40] and "four" in lines[1][40:]
+
+
+def test_a_terminal_keeps_the_answers_and_the_summary(ulskip, model, monkeypatch):
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    monkeypatch.setattr(command, "make_console", lambda: console)
+    words = ["strategy=early_exit", "strategy.threshold=0.5", *model]
+    assert ulskip("generate", "the cat", *words)[0] == 0
+    shown = console.file.getvalue()
+    assert "full model, 6 layers" in shown and "early_exit" in shown
+    assert "of 6 layers" in " ".join(shown.split()[-20:])
 
 
 def test_tokens_are_shown_while_they_are_generated(model_folder, model):

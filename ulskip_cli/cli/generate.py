@@ -107,10 +107,9 @@ def _compared(
     """Compare the answers to one prompt, and show them unless they are printed as JSON."""
     if as_json:
         return comparer.compare(index)
-    console, record = make_console(), comparer.describe()
-    heads = [f"full model, {record.num_layers} layers", f"{record.label}, {record.summary}"]
+    console, heads = make_console(), comparer.heads
     if not index:
-        console.print(printable(f"{record.model}, {comparer.prompt_note}"), style="dim")
+        console.print(printable(comparer.prompt_note), style="dim")
     if is_one_of_many:
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
     if not console.is_terminal:

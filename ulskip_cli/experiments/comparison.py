@@ -35,17 +35,25 @@ class PromptComparer:
 
     @property
     def prompt_note(self) -> str:
-        """How the first prompt is given to the model."""
-        task, example = self.workload.task, self.workload.examples[0]
+        """The model, and how the first prompt is given to it."""
+        model, task = self.run.point.config.model.label, self.workload.task
+        example = self.workload.examples[0]
         text = task.template_for(self.workload.chat).prompt(example)
-        if self.workload.chat:
-            return "prompt in the model's chat template"
-        return (
+        note = (
             "prompt as given" if text == example.source else f"prompt of task={task.name}: {text}"
         )
+        if self.workload.chat:
+            note = "prompt in the model's chat template"
+        return f"{model}, {note}"
 
-    def describe(self, outputs: Sequence[BatchOutput] = ()) -> Record:
-        """Return the record of the schedule; its depth depends on the outputs with early exit."""
+    @property
+    def heads(self) -> tuple[str, str]:
+        """The names of both sides, without the depth of early exit, which the answers decide."""
+        record = self._described()
+        layers = "" if self.run.plan.exits else f", {record.summary}"
+        return f"full model, {record.num_layers} layers", f"{record.label}{layers}"
+
+    def _described(self, outputs: Sequence[BatchOutput] = ()) -> Record:
         rates = [measure_throughput(outputs, "evaluation")] if outputs else []
         schedule = describe_schedule(self.run.plan, outputs)
         return Record.joined(self.run.point.identity, schedule, *rates)
@@ -57,7 +65,7 @@ class PromptComparer:
         prompt = self.workload.prompts[index]
         rounds = run_with_oom_retry(BatchSize(1), lambda _: self._rounds(prompt, on_text))
         full, kept = zip(*rounds, strict=True)
-        record = self.describe(kept)
+        record = self._described(kept)
         return Comparison(
             prompt=self.workload.examples[index].source,
             model=str(record.model),
