@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config import compose, compose_prompts, compose_training
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -86,6 +86,8 @@ def test_the_examples_use_known_keys_and_values():
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
             assert compose(keys), command
+        elif name == "generate":
+            assert compose_prompts(keys), command
         elif name == "train":
             assert compose_training(keys), command
     assert len(commands) > 40

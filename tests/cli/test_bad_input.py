@@ -6,6 +6,13 @@ import sys
 import pytest
 
 BAD = [
+    *(
+        "generate",
+        "generate ratio=2",
+        "generate a ratio=99",
+        "generate a b",
+        "generate a model=random",
+    ),
     *("pln", "ratio=2", "--json run", "run --jsn", "run --limit 8"),
     *("run ratio=99 model=random", "run model=random task.pair=de-xx"),
     "run model=random task=cnn_dm task.file=nowhere.jsonl",

@@ -6,7 +6,7 @@ import yaml
 from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.config import group_choices
 
-COMMANDS = ("run", "sweep", "tune", "bench", "export", "lm-eval", "train")
+COMMANDS = ("generate", "run", "sweep", "tune", "bench", "export", "lm-eval", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,7 +57,8 @@ def test_config_suggests_the_nearest_name(ulskip, name, nearest):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_its_configuration(ulskip, command):
-    code, out, _ = ulskip(command, "--print-config", "strategy=top_skip")
+    prompt = ["a"] * (command == "generate")
+    code, out, _ = ulskip(command, *prompt, "--print-config", "strategy=top_skip")
     assert code == 0
     assert yaml.safe_load(out)["strategy"]["name"] == "top_skip"
 

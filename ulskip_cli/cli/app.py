@@ -15,6 +15,7 @@ from ulskip_cli import __version__
 from ulskip_cli.cli import (
     config_keys,
     export,
+    generate,
     lm_eval,
     plan,
     report,
@@ -38,7 +39,16 @@ app = typer.Typer(
         " keys."
     ),
 )
-for command in (run.run, run.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
+for command in (
+    generate.generate,
+    run.run,
+    run.sweep,
+    run.bench,
+    tune.tune,
+    train.train,
+    plan.plan,
+    export.export,
+):
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
 for function in (

@@ -70,6 +70,18 @@ def compose(
     return config
 
 
+def compose_prompts(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+    """Build the checked configuration of `ulskip generate`; see `compose`. Unless a task is named,
+    the bundled translator gets the prompts of its task, and other models get the prompts as they
+    are or in their chat template.
+    """
+    config = compose(overrides, extra_dir, "generate")
+    is_named = any(word.lstrip("+").startswith(("task", "experiment=")) for word in overrides)
+    if is_named or config.model.source == "bundled":
+        return config
+    return compose(["task=jsonl", *overrides], extra_dir, "generate")
+
+
 def compose_unvalidated(
     overrides: Sequence[str], extra_dir: Path | None = None, command: str = "sweep"
 ) -> Config:

@@ -220,6 +220,16 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    r"""Return a text whose lines are printable.
+
+    >>> print(printable_lines("a\n\x1b[31mred"))
+    a
+    \x1b[31mred
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def all_printable(value: Any) -> Any:
     """Return a JSON value in which all texts and keys are printable; keys become texts, as in a
     file.

@@ -193,15 +193,17 @@ class Share:
 
 def primary(records: Iterable[Record]) -> str | None:
     """Return the key of the primary metric: the first that the records' tasks name, or else the
-    decode loss.
+    decode loss, or without references the agreement with the full model.
     """
     records = list(records)
     for record in records:
         for spec in [metrics.METRIC_OF[key] for key in record.scores]:
             if spec.primary in record.scores:
                 return spec.primary
-    has_loss = any(record.decode_loss is not None for record in records)
-    return metrics.DECODE_LOSS.key if has_loss else None
+    for row_key in (metrics.DECODE_LOSS, metrics.AGREEMENT):
+        if any(record.value(row_key.key) is not None for record in records):
+            return row_key.key
+    return None
 
 
 def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
@@ -414,6 +416,8 @@ def _quality_facts(record: Record) -> list[str]:
 def _score_text(record: Record, metric: str) -> str:
     form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
+    if metric == metrics.AGREEMENT.key:
+        return f"{text} with the full model's answers (no references)"
     if compared is None:
         return text
     return f"{text} instead of {compared.full:{form}} ({_judged(record)})"

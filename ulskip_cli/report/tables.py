@@ -36,6 +36,7 @@ from ulskip_cli.report.rows import (
     reasons,
     setting_text,
 )
+from ulskip_cli.tasks.metrics import AGREEMENT
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
@@ -48,6 +49,10 @@ STARS = (
 MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
     " pairs."
+)
+NO_REFERENCES = (
+    "The prompts have no references: the score is the agreement, the share of the tokens of the"
+    " full model's answers that the strategy also finds most likely."
 )
 _LATEX = str.maketrans(
     {
@@ -166,7 +171,7 @@ def short_section(records: Sequence[Record]) -> Section:
         title(records),
         records,
         [strategy, *setting_columns(records), *measured, share, full_rate, rate],
-        sentences([*stars, *reasons(records)]),
+        sentences([*stars, *_without_references(records), *reasons(records)]),
         words=1,
     )
 
@@ -400,6 +405,7 @@ def explanations(records: Sequence[Record]) -> list[str]:
     judged = [record for record in records if record.vs_baseline]
     few = [record for record in judged if record.has_few_examples]
     notes = [STARS] if len(few) < len(judged) else []
+    notes += _without_references(records)
     if few:
         notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
     if any(record.measured_speedup is not None for record in records):
@@ -415,6 +421,10 @@ def explanations(records: Sequence[Record]) -> list[str]:
             " belong; the scores belong to the other number."
         )
     return [*notes, *reasons(records)]
+
+
+def _without_references(records: Sequence[Record]) -> list[str]:
+    return [NO_REFERENCES] * (primary(records) == AGREEMENT.key)
 
 
 def sentences(parts: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.options import Options
-from ulskip_cli.core.task import Example
+from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import Record
@@ -157,6 +157,7 @@ def divide(config: Config, wanted: int) -> Split:
     """
     task, calibration = config.task, config.calibration
     examples = task.examples()
+    check_references(examples, "`ulskip tune`")
     if len(examples) < MIN_EXAMPLES:
         raise UsageError(
             f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
