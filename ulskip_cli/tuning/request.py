@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import Options
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import Example
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
@@ -108,6 +110,19 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
             f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
             " quality=0.95"
         )
+    num_layers = read_metadata(config.model).num_layers
+    highest = num_layers / MIN_KEPT
+    if config.speedup is not None and config.speedup > highest:
+        raise UsageError(
+            f"expected speedup <= {highest:g}, because {config.model.label} has {num_layers} layers"
+            f" and at least {MIN_KEPT} are kept, got {config.speedup:g}"
+        )
+    unsuited = {need for need in config.needs() if Need.LATENCY not in TOGETHER.get(need, ALL)}
+    if config.speedup is not None and unsuited:
+        raise UsageError(
+            f"speedup={config.speedup:g} cannot be combined with {texts(unsuited)}; use"
+            f" {remedies(unsuited)} or quality=0.95"
+        )
     keys = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
     for key in keys.values():
         if key.partition(".")[0] == "strategy" or key in _FIXED:
@@ -138,7 +153,7 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
         candidates=tuple(candidates),
         refused=tuple(refused),
         split=split,
-        num_layers=point.metadata.num_layers,
+        num_layers=num_layers,
         key=_key(config, point.fingerprint, split),
     )
 
