@@ -17,7 +17,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
-from ulskip_cli.core.files import replacing
+from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
@@ -58,6 +58,15 @@ class ResolvedExport:
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
+    overrides: tuple[str, ...]
+
+    @property
+    def next(self) -> str:
+        """The command that evaluates the exported checkpoint on the task of the request."""
+        task = [text for text in self.overrides if text.startswith(("task=", "task."))]
+        if not any(text.startswith("task=") for text in task):
+            task.insert(0, f"task={self.config.task.name}")
+        return shlex.join(["ulskip", "run", f"model.path={self.to}", *task, "strategy=full"])
 
     @property
     def is_pair(self) -> bool:
@@ -105,6 +114,7 @@ def resolve(
         f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}",
         skip_adapter,
         omitted,
+        tuple(overrides),
     )
 
 
@@ -166,7 +176,7 @@ def summary(record: Row) -> list[str]:
             else "the model card shows no results, because results/ has none of this"
             " configuration; run it first, or name the folder of its results with --results"
         )
-        lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
+        lines.append(f"next: {record['next']}")
     return lines
 
 
@@ -251,7 +261,8 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                 raise UsageError(
                     f"cannot write to --to {target} ({reason(error, True)}); use another path"
                 ) from None
-            yield staging
+            with noticing_full_disk(target):
+                yield staging
     finally:
         with contextlib.suppress(OSError):  # after a success they are not empty
             for parent in made:
