@@ -79,9 +79,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     ],
 )
 def test_a_full_disk_is_told_from_the_errors_of_libraries(tmp_path, error):
-    with pytest.raises(StorageError, match=r"out \(No space left.*free some space"):
-        with noticing_full_disk(tmp_path / "out"):
-            raise error
+    told = pytest.raises(StorageError, match=r"out \(No space left.*free some space")
+    with told, noticing_full_disk(tmp_path / "out"):
+        raise error
     with pytest.raises(ZeroDivisionError), noticing_full_disk(tmp_path):
         raise ZeroDivisionError
     with pytest.raises(ConnectionError), noticing_full_disk(tmp_path):

@@ -211,7 +211,9 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     assert saved and "checkpoint-9" not in saved
     explosion = ["train.learning_rate=1e39", "train.warmup=0", "train.max_steps=1"]
     with pytest.raises(RunError, match=r"finite weights.*train\.learning_rate=1e\+39.*output=DIR"):
-        train(compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback())
+        train(
+            compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback()
+        )
 
 
 def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):

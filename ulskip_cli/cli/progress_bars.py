@@ -161,7 +161,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self.point(min(self._total, settled + 1), self._total)
 
     def _left(self, count: int) -> str:
-        """Return the time that the other points will take, by those that this sweep has measured."""
+        """Return the time that the other points will take, by those that were measured."""
         if not count or not self._measured:
             return ""
         from ulskip_cli.experiments.sweep.estimate import duration

@@ -98,7 +98,11 @@ def training_lines(record: "Row", output: Path, overrides: Sequence[str] = ()) -
         shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
     if record["warnings"]:
-        return [*lines, f"written to {output}/", *(f"warning: {text}" for text in record["warnings"])]
+        return [
+            *lines,
+            f"written to {output}/",
+            *(f"warning: {text}" for text in record["warnings"]),
+        ]
     command = shlex.join(["ulskip", "run", *next_overrides(record, output, overrides)])
     return [*lines, f"written to {output}/; next: {command}"]
 

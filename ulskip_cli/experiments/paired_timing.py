@@ -162,8 +162,9 @@ def measure_rounds(
     compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs. `read_rate` is called once a round, and measures the bytes/s at which memory is read.
-    The full model of the first pair is the reference of all.
+    seconds. `on_pair` gets the number of timed pairs. `read_rate` is called once a round, and
+    measures the bytes/s at which memory is read. The full model of the first pair is the reference
+    of all.
     """
     timed = [TimedPairs([], []) for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]

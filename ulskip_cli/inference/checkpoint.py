@@ -76,7 +76,7 @@ class _Training(_Before):
     kept_layers: dict[str, list[int]] | None = None
     later_stages: dict[str, list[Stage]] | None = None
     exits: list[int] | None = None
-    warnings: list[str] = []
+    warnings: tuple[str, ...] = ()
 
 
 def _training_in(folder: str | Path) -> _Training | None:
