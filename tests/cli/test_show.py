@@ -1,29 +1,28 @@
-from pathlib import Path
-
 import pytest
 
-from ulskip_cli.cli.show import next_overrides
+from ulskip_cli.cli.show import next_config
+from ulskip_cli.core.command_line import overrides_of
+from ulskip_cli.core.config import compose_training
 
 
 @pytest.mark.parametrize(
-    ("method", "given", "expected"),
+    ("given", "expected"),
     [
-        ("full", [], ["task=wmt", "model.path=out", "ratio=2"]),
+        (["train.ratios=[1,2]"], ["model=hf", "task=wmt", "model.path=out"]),
         (
-            "full",
-            ["model=smollm2-135m", "task=cnn_dm", "limit=8"],
-            ["model.path=out", "task=cnn_dm", "limit=8", "ratio=2"],
+            ["model=smollm2-135m", "task=cnn_dm", "limit=8", "train.ratios=[3]"],
+            ["model=hf", "task=cnn_dm", "model.path=out", "limit=8", "ratio=3"],
         ),
         (
-            "adapter",
-            ["strategy=top_skip"],
-            ["model=tiny", "task=wmt", "strategy=top_skip", "ratio=2"],
+            ["train=adapter", "strategy=top_skip", "train.ratios=[2]"],
+            [
+                *["model=tiny", "task=wmt", "strategy=top_skip", "correction=adapter"],
+                "correction.path=[out]",
+            ],
         ),
     ],
+    ids=str,
 )
-def test_the_command_after_a_training_names_its_model_and_task(method, given, expected):
-    names = {"model": {"name": "tiny"}, "task": {"name": "wmt"}}
-    record = {"config": {**names, "train": {"method": method}}, "ratios": [1.0, 2.0]}
-    found = next_overrides(record, Path("out"), given)
-    correction = ["correction=adapter", "correction.path=out"] * (method == "adapter")
-    assert found == [*expected, *correction]
+def test_the_command_after_a_training_names_its_model_and_task(given, expected):
+    training = compose_training([*given, "output=out"])
+    assert overrides_of(next_config(training), "run") == expected

@@ -34,15 +34,15 @@ def test_the_overrides_of_a_configuration_compose_it_again(overrides):
 
 @given(
     prompt=st.text(st.characters(exclude_categories=["C"]), max_size=12),
-    ratio=st.floats(1, 6),
+    temperature=st.floats(0.1, 6),
     seed=st.integers(0, 2**40),
     layers=st.sets(st.integers(0, 11), min_size=1),
 )
-def test_any_value_is_written_so_that_it_is_read_again(prompt, ratio, seed, layers):
-    config = compose(["strategy=custom", "strategy.layers=[0]"])
+def test_any_value_is_written_so_that_it_is_read_again(prompt, temperature, seed, layers):
+    config = compose(["strategy=custom", "strategy.layers=[0]", "batch_size=1"])
     config = config.replace(
         seed=seed,
-        ratio=ratio,
+        decoding=config.decoding.replace(do_sample=True, temperature=temperature),
         task=config.task.replace(prompt=f"{prompt}{{source}}", subset=prompt),
         strategy=config.strategy.replace(layers=tuple(sorted(layers))),
     )
@@ -51,8 +51,11 @@ def test_any_value_is_written_so_that_it_is_read_again(prompt, ratio, seed, laye
 
 def test_keys_that_a_command_does_not_read_are_left_out():
     config = compose(["ratio=3", "speed.pairs=3", "limit=5", "strategy=top_skip"])
-    assert set(overrides_of(config, "bench")) == {"strategy=top_skip", "speed.pairs=3", "ratio=3"}
-    assert set(overrides_of(config, "plan")) == {"strategy=top_skip", "ratio=3"}
+    assert set(overrides_of(config, "bench")) == {
+        *["model=tiny", "strategy=top_skip", "speed.pairs=3", "ratio=3"]
+    }
+    named = {"model=tiny", "task=wmt"}
+    assert set(overrides_of(config, "plan")) == {*named, "strategy=top_skip", "ratio=3"}
 
 
 def test_a_training_is_a_command_line_too():

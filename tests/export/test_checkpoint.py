@@ -84,6 +84,20 @@ def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp
     assert "bit-identical" in record["checked"]
 
 
+@pytest.mark.parametrize("has_chat", [True, False])
+def test_the_card_uses_the_chat_template_of_the_model(model_folder, tmp_path, has_chat):
+    model, to = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model_folder, model)
+    if has_chat:
+        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    record = export(model, to, "prompt_layers=kept", "task=cnn_dm", "task.metrics=[rouge]")
+    card = (to / "README.md").read_text()
+    assert ("apply_chat_template" in card) is has_chat
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace('"."', repr(str(to))), {})  # prints an answer
+    assert "task=cnn_dm 'task.metrics=[rouge]' strategy=full" in record["next"]
+
+
 def test_the_code_in_serving_md_generates_the_tokens_of_a_run(model_folder, tmp_path):
     from ulskip_cli.api import generate
 

@@ -119,9 +119,11 @@ def sweep(
         typer.Option("--since", hidden=True, help="For workers: number of rows before the sweep."),
     ] = None,
 ) -> None:
-    """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
+    """Run every combination of the values that are named, e.g. strategy=unified,top_skip ratio=2,3;
+    other keys have the defaults of `ulskip run`.
 
-    After an interruption or a failure, the same command runs the remaining points.
+    Without keys, it runs the paper's grid, experiment=reproduce. After an interruption or a
+    failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -137,6 +139,7 @@ def sweep(
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
@@ -147,9 +150,10 @@ def sweep(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     write = tables.write_tables if since is None else lambda folder: None
     with SweepDisplay(jobs, write) as display:
-        outcome = Sweep(
-            jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
-        ).run()
+        planned = Sweep(jobs, display, force=force, fail_fast=fail_fast, since=since, words=words)
+        if since is None and (begins := to_run(planned)):
+            display.note(begins)
+        outcome = planned.run()
         for line in left_out:
             display.note(line)
     if since is not None:
@@ -174,6 +178,7 @@ def _show_dry_run(
     jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
 ) -> None:
     """Print the points of a sweep with their states, and the alternatives that are left out."""
+    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
 
     planned = Sweep(jobs, force=force)
@@ -191,5 +196,5 @@ def _show_dry_run(
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
-    for line in (*points, "", total, *left_out):
+    for line in (*points, "", total, *filter(None, [to_run(planned)]), *left_out):
         console.print(printable(line.rstrip()))

@@ -12,6 +12,7 @@ from ulskip_cli.core.config_schema import Config, Shared
 from ulskip_cli.core.options import Options
 
 _PLAIN = re.compile(r"[A-Za-z_/.~-][\w/.~@%+-]*", re.ASCII)  # texts that need no quotes
+NAMED = ("model", "task")  # groups that a command line names also if the choice is the default
 _WORDS = ("true", "false", "null", "nan", "inf")
 
 
@@ -21,24 +22,28 @@ def command_line(config: Shared, command: str, *more: str) -> str:
 
 
 def overrides_of(config: Shared, command: str, extra_dir: Path | None = None) -> list[str]:
-    """Return the overrides that compose a configuration again: the choices of groups that are not
-    selected by default, and the values in which it differs from its choices.
+    """Return the overrides that compose a configuration again: the model, the task, the choices of
+    other groups that are not selected by default, and the values in which it differs from them.
 
-    Keys that the command does not read are left out.
+    Keys that the command does not use are left out.
     """
     primary = command if command in PRIMARY else "config"
     groups = [group for group in PRIMARY[primary][1] if group in type(config).model_fields]
-    groups = [group for group in groups if config.reads(group, command)]
+    groups = [group for group in groups if config.uses(group, command)]
     names = {group: getattr(config, group).name for group in groups}
     stated, selected = read_choice("", primary), implied_choices("", primary)
     for group, name in names.items():
         selected |= implied_choices(group, name, extra_dir)
-    texts = [f"{group}={name}" for group, name in names.items() if name != selected[group]]
+    texts = [
+        f"{group}={name}"
+        for group, name in names.items()
+        if group in NAMED or name != selected[group]
+    ]
     for group, name in names.items():
         texts += _changed(config, group, read_choice(group, name, extra_dir), command)
     for name in type(config).model_fields:
         value = getattr(config, name)
-        if name not in groups and config.reads(name, command):
+        if name not in groups and config.uses(name, command):
             if isinstance(value, Options):
                 texts += _changed(config, name, stated.get(name, {}), command)
             elif value != stated.get(name, type(config).model_fields[name].default):
@@ -59,7 +64,7 @@ def _changed(config: Shared, section: str, stated: object, command: str) -> Iter
         for name, field in type(part).model_fields.items():
             value, default = getattr(part, name), field.get_default(call_default_factory=True)
             known = given.get(name, default)
-            if not config.reads(f"{prefix}.{name}", command):
+            if not config.uses(f"{prefix}.{name}", command):
                 continue
             if isinstance(value, Options):
                 yield from walk(value, f"{prefix}.{name}", known if isinstance(known, dict) else {})
@@ -87,7 +92,7 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{_text(key)}:{_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, float):
-        return repr(value)
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     text = str(value)
     if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text.lower() not in _WORDS):
         return text

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,8 @@ from ulskip_cli.core.errors import StorageError, UsageError, reason
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# in messages of safetensors and of torch.save
+_FULL = re.compile("No space left|Disk quota exceeded|inline_container.*(failed writing|pos)")
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
 
 
@@ -132,6 +135,20 @@ def _storing(path: Path) -> Iterator[None]:
             f" results are kept; {'free some space' if is_full else 'make the folder writable'} and"
             " run the same command again"
         ) from None
+
+
+@contextlib.contextmanager
+def noticing_full_disk(path: Path) -> Iterator[None]:
+    """Raise StorageError if the block fails because the disk of a path is full. Libraries that
+    write weights have error types of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) not in _NO_SPACE and not _FULL.search(str(error)):
+            raise
+        with _storing(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 @contextlib.contextmanager

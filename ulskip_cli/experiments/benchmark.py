@@ -89,7 +89,7 @@ def run_in_rounds(
 def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
     first = ready[0].run
     rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
-    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
+    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs * len(ready))
     read_rate = bandwidth_meter(first.loaded.model.device)
     measured = measure_rounds([timed.pair for timed in ready], rounds, report, read_rate)
     return [

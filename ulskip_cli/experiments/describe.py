@@ -126,9 +126,14 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     """
     if record.task is None:  # random prompts say nothing about quality
         return (*plan.warnings, *_adjustments(config, record), *_uncompiled(config, record))
+    random = (
+        f"{record.strategy}: the weights are random, so this row has times but no quality; use a"
+        " pretrained model to measure quality"
+    )
     return (
         *plan.warnings,
         *_cut_off(config, record),
+        *[random] * (config.model.source == "random"),
         *_untrained(plan, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),

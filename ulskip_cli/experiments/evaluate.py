@@ -158,10 +158,12 @@ def generate_answers(
     num_finished = sum(len(batch.positions) for batch in finished)
     resumed = f", {num_finished} resumed" if num_finished else ""
     report = progress.phase(f"{name}: generate{resumed}", len(workload.examples))
+    report(num_finished, "encode prompts")
     began = time.monotonic()
 
     def on_tokens(done: int, tokens: int) -> None:
-        report(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+        rate = tokens / max(1e-9, time.monotonic() - began)
+        report(done, f"{tokens:,} tokens, {rate:,.{0 if rate >= 10 else 1}f} tok/s")
 
     reset_peak(decoder.device)
     for positions, output in generate_all(

@@ -30,11 +30,16 @@ _WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")
 
 
 def model_card(
-    point: ResolvedExport, record: Row, records: Sequence[Record], skip_adapter: Row | None
+    point: ResolvedExport,
+    record: Row,
+    records: Sequence[Record],
+    skip_adapter: Row | None,
+    has_chat: bool = False,
 ) -> ModelCard:
     """Return the model card of an export, with its metadata.
 
     `record` is that of the export, and `records` are results of this schedule of this model.
+    `has_chat` shows the use of the tokenizer's chat template.
     """
     model, adapter = point.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
@@ -61,6 +66,7 @@ def model_card(
         serving=SERVING,
         prefill=PREFILL,
         correction=" and ".join(parts) or "no patches",
+        has_chat=has_chat,
     )
     return card
 

@@ -4,7 +4,6 @@ replace the target when the export is complete. Only formats that contain weight
 
 import contextlib
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,10 +15,10 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
-from ulskip_cli.core.files import replacing
+from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
@@ -61,6 +60,16 @@ class ResolvedExport:
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
+
+    @property
+    def next(self) -> str:
+        """The command that evaluates the exported checkpoint on the task of the request."""
+        config = self.config.replace(
+            model=ModelConfig(name="hf", source="hf", path=str(self.to)),
+            strategy=configuration.preset("strategy", "full"),
+            correction=configuration.preset("correction", "none"),
+        )
+        return command_line(config, "run")
 
     @property
     def is_pair(self) -> bool:
@@ -163,7 +172,7 @@ def summary(record: Row) -> list[str]:
             else "the model card shows no results, because results/ has none of this"
             " configuration; run it first, or name the folder of its results with --results"
         )
-        lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
+        lines.append(f"next: {record['next']}")
     return lines
 
 
@@ -248,7 +257,8 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                 raise UsageError(
                     f"cannot write to --to {target} ({reason(error, True)}); use another path"
                 ) from None
-            yield staging
+            with noticing_full_disk(target):
+                yield staging
     finally:
         with contextlib.suppress(OSError):  # after a success they are not empty
             for parent in made:

@@ -46,7 +46,7 @@ def read_text(file: Path) -> str:
     except FileNotFoundError:
         raise UsageError(f"expected a file at {file}, got none; check the path") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
+        raise UsageError(f"cannot read {file} as UTF-8 text ({reason(error, True)})") from None
 
 
 def read_lines(file: Path) -> list[str]:

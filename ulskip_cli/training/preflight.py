@@ -80,6 +80,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "log_level": "error",
         "lr_scheduler_type": "cosine",
         "logging_nan_inf_filter": False,
+        "logging_first_step": True,
         "ddp_find_unused_parameters": config.prompt_layers == "kept",
     }
     evaluates = train.evaluate_every and (train.validation or train.held_out)
