@@ -11,6 +11,8 @@ def main() -> None:
     time.
     """
     interruption.install()
+    # Pydantic would read the metadata of every installed package to find plug-ins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         from ulskip_cli.core import environment
 
