@@ -22,12 +22,14 @@ def main() -> None:
         environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
         code = invoke(sys.argv[1:])
         interruption.release()
+        if interruption.received():
+            interruption.end_process(code)
     except (KeyboardInterrupt, Exception) as error:  # during the imports, or a second signal
         if not isinstance(error, KeyboardInterrupt) and not interruption.received():
             raise
         interruption.release()
         print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
-        code = interruption.exit_code()
+        interruption.end_process(interruption.exit_code())
     sys.exit(code)
 
 
