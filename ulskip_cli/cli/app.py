@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli import __version__
 from ulskip_cli.cli import (
     config_keys,
     export,
@@ -27,6 +26,7 @@ from ulskip_cli.cli import (
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.options import install_bash_completion
 from ulskip_cli.core import interruption
+from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
 
 app = typer.Typer(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Record, Row
     from ulskip_cli.experiments.results import ResultsFolder
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
-def make_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
+def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
     """Return a console for standard output: texts are shown as they are, and long lines are not
     wrapped.
     """
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else pipe_columns
     return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 

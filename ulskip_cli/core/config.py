@@ -55,6 +55,17 @@ _INSTEAD = {
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Groups of Hydra's own command line, which `compose` would merge too, in a third of its time.
+_HYDRA_GROUPS = [
+    "env",
+    "help",
+    "hydra_help",
+    "hydra_logging",
+    "job_logging",
+    "launcher",
+    "output",
+    "sweeper",
+]
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
@@ -648,10 +659,12 @@ def _hydra_compose(
     from omegaconf.errors import OmegaConfBaseException
 
     added = ",".join(f"file://{folder.resolve()}" for folder in folders)
-    search = [f"hydra.searchpath=[{added}]"] if added else []
+    arguments = [*choices, *(f"~hydra/{group}" for group in _HYDRA_GROUPS)]
+    if added:
+        arguments.append(f"hydra.searchpath=[{added}]")
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
-            composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
+            composed = OmegaConf.to_container(compose(primary, arguments), resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UsageError(reason(error)) from None
     assert isinstance(composed, dict)

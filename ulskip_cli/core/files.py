@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ulskip_cli.core.errors import StorageError, UsageError, reason
 
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
@@ -156,6 +154,8 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock inside the block and yield True; without `wait`, yield False if another process
     holds it. Raise StorageError if the lock file cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     held = FileLock(path)
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -189,8 +189,8 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     if failure and failure == record.linear_backend_reason:
         yield (
             f"the CPU kernel for decoding was not built ({failure}), so decoding used"
-            f" {record.linear_backend} and may be slower; check the C++ compiler, or set"
-            " ULSKIP_KERNEL=off"
+            f" {record.linear_backend} and may be slower; install a C++ compiler that"
+            " works, e.g. g++, or set ULSKIP_KERNEL=off"
         )
     if config.model.quantization and is_on_cpu:
         yield (

@@ -100,6 +100,8 @@ class Session:
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             self.progress.phase(f"load {config.label}", 1)
             has_texts = str(config) in self._tokenizers  # random prompts need no tokenizer
+            if note := environment.unused_cuda_build():
+                self.progress.note(note)
             loaded = load(config, seed, self._tokenizers.get(str(config)), has_texts)
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
