@@ -15,7 +15,7 @@ from uncached_reference import reference_logits
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.torch.session import unsupported_reason
+from ulskip_cli.engines.torch.session import unsupported_by_loop
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import Plan
@@ -105,7 +105,7 @@ def _check(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = unsupported_reason(decoder.model, DecodingConfig(name="g"))
+    reason = unsupported_by_loop(decoder.model, DecodingConfig(name="g"))
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:

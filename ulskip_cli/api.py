@@ -161,7 +161,7 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
-    generate_options.check(chosen)
+    generate_options.check_generate_kwargs(chosen)
     depth = shallow_view.num_layers(model)
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())

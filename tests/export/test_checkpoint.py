@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import build_config
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.export.run import ExportRequest
-from ulskip_cli.export.run import export as run_export
+from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.export.run import ExportRequest, resolve, schedule_file
+from ulskip_cli.export.run import ExportRequest, resolve_export, schedule_file
 from ulskip_cli.strategies.static import read_schedule
 
 
@@ -13,8 +13,8 @@ def test_only_a_schedule_describes_stages(tmp_path):
     stages = ["strategy=skip_decode", "strategy.horizon=8"]
     for form in ("hf", "gguf", "mergekit"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
-            resolve(stages, None, ExportRequest(tmp_path / "out", form))
-    point = resolve(stages, None, ExportRequest(tmp_path / "out", "schedule"))
+            resolve_export(stages, None, ExportRequest(tmp_path / "out", form))
+    point = resolve_export(stages, None, ExportRequest(tmp_path / "out", "schedule"))
     assert schedule_file(point).later_stages
 
 

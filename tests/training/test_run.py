@@ -15,7 +15,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_note
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
@@ -39,7 +39,7 @@ def overrides(model_folder, tmp_path):
 def trained(model_folder, output, *changes):
     """A configuration and the record of its training."""
     config = compose_training([*overrides_for(model_folder, output), *changes])
-    return config, train(config, ProgressCallback())
+    return config, run_training(config, ProgressCallback())
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +83,17 @@ def test_a_finished_training_is_not_run_again(finished):
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
     # as a process leaves it that is killed before it has removed them
     (Path(config.output) / "checkpoints").mkdir()
-    assert train(config, ProgressCallback()) == record
+    assert run_training(config, ProgressCallback()) == record
     assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
-        train(config.replace(seed=config.seed + 1), ProgressCallback())
+        run_training(config.replace(seed=config.seed + 1), ProgressCallback())
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
     config = compose_training([*overrides, "train.training_args={report_to:nosuch}"])
     with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
-        train(config, ProgressCallback())
+        run_training(config, ProgressCallback())
 
 
 @pytest.mark.parametrize("name", ["out", "out/mine.txt", "out/checkpoints/checkpoint-1/x"])
@@ -101,7 +101,7 @@ def test_files_of_something_else_are_left_alone(overrides, tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match=f"{tmp_path}/out"):
-        train(compose_training(overrides), ProgressCallback())
+        run_training(compose_training(overrides), ProgressCallback())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -109,7 +109,7 @@ def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, met
     responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]
     own = f"train.own.file={tmp_path / 'own.jsonl'}"
     changes = [f"train.method={method}", *responses, own, "train.max_steps=1", "limit=4"]
-    assert train(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12
+    assert run_training(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12
     assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 4
 
 
@@ -147,10 +147,10 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "training.json").exists()
     with pytest.raises(UsageError, match=f"{tmp_path}/out.*unfinished"):
-        train(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
+        run_training(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
-    resumed = train(compose_training([*overrides, *changes]), ProgressCallback())
+    resumed = run_training(compose_training([*overrides, *changes]), ProgressCallback())
     assert (resumed.resumed, whole.resumed) == (True, False)
     assert resumed.steps == whole.steps == 16
     expected = weights(whole_config.output)
@@ -164,7 +164,7 @@ def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
     options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial"]
     options += ["train.label_smoothing=0.1", "train.freeze_embeddings=true", "train.max_steps=2"]
     options.append("train.gradient_accumulation_steps=2")
-    record = train(compose_training([*overrides, *options]), ProgressCallback())
+    record = run_training(compose_training([*overrides, *options]), ProgressCallback())
     assert record.steps == 2
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
@@ -175,7 +175,7 @@ def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
 def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     scratch = ["model=random", "model.path=llama-12x128", "train=scratch", "limit=8"]
     scratch += ["train.vocab_size=300", "train.max_steps=2", f"output={tmp_path / 'out'}"]
-    record = train(compose_training([*QUICK, *scratch]), ProgressCallback())
+    record = run_training(compose_training([*QUICK, *scratch]), ProgressCallback())
     kinds = AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in kinds)
     assert model.config.vocab_size == len(tokenizer) == 300
@@ -186,5 +186,5 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     explosion = ["train.learning_rate=1e30", "train.max_steps=3"]
     explosion.append("train.training_args={max_grad_norm: 0}")
     with pytest.raises(RunError, match=r"train\.learning_rate"):
-        train(compose_training([*overrides, *explosion]), ProgressCallback())
+        run_training(compose_training([*overrides, *explosion]), ProgressCallback())
     assert not (tmp_path / "out" / "training.json").exists()

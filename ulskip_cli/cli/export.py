@@ -63,5 +63,5 @@ def export(
 
     request = run.ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
-        record = run.export(overrides, config_dir, request, bars)
+        record = run.run_export(overrides, config_dir, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

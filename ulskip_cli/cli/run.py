@@ -102,7 +102,7 @@ def bench(
     if outcome.records:
         tables.write_tables(folder)
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.sections, benchmark.lead, as_json, benchmark.FILE)
+    show_outcome(outcome, folder, benchmark.sections, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(

@@ -30,9 +30,9 @@ def tune(
 
         print_yaml(compose_tuning(overrides, config_dir))
         return
-    from ulskip_cli.tuning.request import resolve
+    from ulskip_cli.tuning.request import resolve_tuning
 
-    request = resolve(overrides, config_dir)
+    request = resolve_tuning(overrides, config_dir)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target

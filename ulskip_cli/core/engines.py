@@ -77,8 +77,8 @@ class Engine(Choice):
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
     def open(self, views: Any, room: Any) -> Any:
-        """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in
-        `engines/base.py`. By default it is made by the class `session`.
+        """Return an `EngineSession` for `Views`, with memory for the batches of a `Room`; all three
+        are in `engines/base.py`. By default it is made by the class `session`.
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 

@@ -18,7 +18,7 @@ MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
 Layers = tuple[int, ...]  # numbers of layers, ascending
 Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
-Batch = Literal["min", "na"]
+ExitBatch = Literal["min", "na"]
 FALLS_TO = (
     0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
 )
@@ -143,7 +143,7 @@ class ExitRule:
     horizon: int  # T, steps over which the threshold decays
     min_exit: int = 1  # smallest depth with a check
     every: int = 1  # number of layers between two checks
-    batch: Batch = "min"
+    batch: ExitBatch = "min"
 
     def __post_init__(self) -> None:
         if self.least_depth > self.target_depth:

@@ -1,9 +1,9 @@
 """The interface of engines: what an engine opens, the session that it returns, and the request and
 output of a batch.
 
-`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is
-a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole answers,
-the session has `generate` and `losses`.
+`Engine.open(views, room)` returns an `EngineSession`. If its library decodes step by step, the
+session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole
+answers, the session has `generate` and `losses`.
 """
 
 from collections import Counter
@@ -104,7 +104,7 @@ class BatchRequest:
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
-    pause_every: int | None = None  # decode steps between two pauses of `Session.run`
+    pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
     exits: ExitRule | None = None
 
@@ -221,7 +221,7 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
     return [outputs[generation] for generation in generations]
 
 
-class Session:
+class EngineSession:
     """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
     at a time.
     """

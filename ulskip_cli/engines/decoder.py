@@ -22,15 +22,15 @@ from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import (
     BatchOutput,
     BatchRequest,
+    EngineSession,
     Generation,
     Room,
-    Session,
     Views,
     take_turns,
 )
 from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
-from ulskip_cli.engines.torch.session import unsupported_reason
+from ulskip_cli.engines.torch.session import unsupported_by_loop
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -39,7 +39,7 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
 
 # Engines on torch that the strategy or the drafts choose, not `engine=`.
-_METHODS: dict[str, Callable[[Views], Session]] = {
+_METHODS: dict[str, Callable[[Views], EngineSession]] = {
     "early_exit": early_exit.EarlyExitSession,
     "speculative": speculative.SpeculativeSession,
 }
@@ -79,7 +79,7 @@ class Decoder:
             model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
         )
         self._sessions: dict[
-            tuple[str, str | None], Session
+            tuple[str, str | None], EngineSession
         ] = {}  # by engine and format of the weights
 
     @property
@@ -131,7 +131,7 @@ class Decoder:
             engine, option, remedy = "torch", "engine=torch", "engine=auto selects another"
         else:
             return asked, f"engine={asked}"
-        reason = unsupported_reason(self.model, decoding)
+        reason = unsupported_by_loop(self.model, decoding)
         if reason and engine == "torch" and isinstance(self._asked, Auto):
             return "transformers", reason
         if reason:
@@ -230,7 +230,7 @@ class Decoder:
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
 
-    def _session(self, name: str, room: Room) -> tuple[Session, float]:
+    def _session(self, name: str, room: Room) -> tuple[EngineSession, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its
         copy of the weights.
         """

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Generation, Session
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Generation
 from ulskip_cli.engines.sampling import TokenSampler
 
 CHECK_STEPS = (
@@ -51,7 +51,7 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class SteppingSession(Session, ABC):
+class SteppingSession(EngineSession, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
     kv_bytes = (

@@ -226,7 +226,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
 
 
-def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
+def evaluate_tasks(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
     """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
     `given` holds the options that the harness's own parser found. The returned dict is the output

@@ -102,7 +102,7 @@ class Resolver:
         if config.decoding.generate_kwargs:
             from ulskip_cli.engines.transformers import options as generate_options
 
-            generate_options.check(config.decoding)
+            generate_options.check_generate_kwargs(config.decoding)
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)

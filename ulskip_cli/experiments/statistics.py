@@ -98,7 +98,7 @@ def _ends(speedup: Interval) -> str:
 
 
 @dataclass(frozen=True)
-class Share:
+class QualityShare:
     """The share of the full model's quality that a record keeps; if lower is better, the full
     model's value divided by the record's.
 
@@ -178,7 +178,7 @@ def primary(records: Iterable[Record]) -> str | None:
     return metrics.DECODE_LOSS.key if has_loss else None
 
 
-def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
+def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], QualityShare]:
     """Judge every finished record that has a score and a full model to compare with, among records
     of one setting.
 
@@ -206,7 +206,7 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
             ends = (compared.delta_low, compared.delta_high)
             low, high = sorted(_share(metric, full + end, full) for end in ends)
         share = _share(metric, score, full)
-        judged[record.key] = Share(metric, score, full, share, low, high, gate)
+        judged[record.key] = QualityShare(metric, score, full, share, low, high, gate)
     return judged
 
 
@@ -244,7 +244,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     scoring = Scoring((spec.name,), language)
     sources, references = map(list, zip(*shared, strict=True))
     answers = Answers(texts, references, sources, others)
-    delta = metrics.score(scoring, answers).against_full[metric]
+    delta = metrics.compute_scores(scoring, answers).against_full[metric]
     return _better(Interval(delta["delta"], delta["delta_low"], delta["delta_high"]), metric)
 
 

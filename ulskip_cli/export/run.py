@@ -66,7 +66,7 @@ class ResolvedExport:
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
 
-def resolve(
+def resolve_export(
     overrides: Sequence[str], config_dir: Path | None, request: ExportRequest
 ) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
@@ -109,7 +109,7 @@ def resolve(
     )
 
 
-def export(
+def run_export(
     overrides: Sequence[str],
     config_dir: Path | None,
     request: ExportRequest,
@@ -121,7 +121,7 @@ def export(
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
     """
-    point, progress = resolve(overrides, config_dir, request), progress or ProgressCallback()
+    point, progress = resolve_export(overrides, config_dir, request), progress or ProgressCallback()
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint

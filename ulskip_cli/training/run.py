@@ -71,7 +71,7 @@ class TrainingRecord(Options):
     data: Table | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
 
-def train(
+def run_training(
     config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None
 ) -> TrainingRecord:
     """Train, resume a killed run, or return a finished run's record; `examples` replace those that

@@ -97,7 +97,7 @@ class Chosen:
         return len(self.trial.kept_layers)
 
 
-def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequest:
+def resolve_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequest:
     """Check a command line and divide the examples; raise UsageError for a wish or data that cannot
     be used.
     """

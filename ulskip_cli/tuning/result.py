@@ -13,9 +13,9 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
+from ulskip_cli.experiments.statistics import QualityShare, sentence, shares, speedup_text
 from ulskip_cli.export import run
-from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
+from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve_export
 from ulskip_cli.report.rows import warnings
 from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest
 
@@ -123,10 +123,10 @@ class TuneResult:
         """
         if self.patch_kind in MERGEABLE:
             wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.export(self.export_overrides, config_dir, wanted))
+            return run.summary(run.run_export(self.export_overrides, config_dir, wanted))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve(self.export_overrides, config_dir, schedule)
+        point = resolve_export(self.export_overrides, config_dir, schedule)
         with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
@@ -164,7 +164,7 @@ class TuneResult:
             f"speed:    {speedup_text(record)} over the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
-            f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
+            f"goal:     {key}={wish:g} is {wish_verdict(wish, value, low)}",
             f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
             f"export:   {shlex.join(export)}",
             *patch,
@@ -173,7 +173,7 @@ class TuneResult:
         ]
 
 
-def verdict(wish: float, value: float, low: float | None) -> str:
+def wish_verdict(wish: float, value: float, low: float | None) -> str:
     """Describe how surely a measured value, with the low end of its interval, reaches a wanted one.
 
     >>> verdict(1.5, 1.6, 1.55), verdict(1.5, 1.6, 1.4), verdict(1.5, 1.4, 1.3)
@@ -184,7 +184,7 @@ def verdict(wish: float, value: float, low: float | None) -> str:
     return "surely met" if low is not None and low >= wish else "met, but not surely"
 
 
-def judge(record: Record, gate: float) -> Share:
+def judge(record: Record, gate: float) -> QualityShare:
     """Return the share of the full model's quality that a record keeps; raise RunError if it has no
     score.
     """

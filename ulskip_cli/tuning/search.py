@@ -34,7 +34,7 @@ from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
 from ulskip_cli.tuning.result import TuneResult, judge
 
@@ -365,7 +365,7 @@ def training_size(
     if not steps:
         shutil.rmtree(config.output, ignore_errors=True)  # an interrupted one has no times
         began = time.monotonic()
-        timed = train(config, progress, examples[: min(PROBE["examples"], count)]).seconds
+        timed = run_training(config, progress, examples[: min(PROBE["examples"], count)]).seconds
         took = time.monotonic() - began
         shutil.rmtree(config.output)
         left = seconds - count * samples * answer - 2 * took + timed
@@ -379,7 +379,7 @@ def train_adapter(
 ) -> Row:
     """Train a skip adapter, or continue an interrupted training; return its folder and sizes."""
     config = training_config(request, chosen, size)
-    record = train(config, progress, training_examples(request.split)[: size["examples"]])
+    record = run_training(config, progress, training_examples(request.split)[: size["examples"]])
     return {**size, "folder": config.output, "responses": record.examples}
 
 

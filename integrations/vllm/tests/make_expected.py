@@ -14,7 +14,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.export.run import ExportRequest, export
+from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -69,9 +69,9 @@ target.mkdir(parents=True, exist_ok=True)
 for name, overrides in MODELS.items():
     folder = target / name
     config = compose([f"model={name}", "model.dtype=float32"]).model
-    kept = export([f"model={name}", *overrides], None, ExportRequest(folder / "pair", check=False))[
-        "kept_layers"
-    ]
+    kept = run_export(
+        [f"model={name}", *overrides], None, ExportRequest(folder / "pair", check=False)
+    )["kept_layers"]
     model = load(config).model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "pair")
     prompts = prompts_of(name, tokenizer)
@@ -93,7 +93,7 @@ for name, overrides in MODELS.items():
         SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
         given = [f"model={name}", *overrides, "correction=adapter"]
         given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
-        export(given, None, ExportRequest(folder / "folded", check=False))
+        run_export(given, None, ExportRequest(folder / "folded", check=False))
         adapter = SkipAdapter.load(folder / "adapter")
         folded = adapter.view(model, tuple(kept))
         runs |= {"folded_kept": (folded, kept, "kept"), "folded_pair": (folded, kept, "all")}

@@ -16,7 +16,7 @@ from ulskip_cli.inference import shallow_view
 
 @pytest.fixture(autouse=True)
 def built():
-    if reason := cpu_kernels.load():
+    if reason := cpu_kernels.load_kernels():
         pytest.skip(f"no kernel: {reason}")
 
 
@@ -126,13 +126,13 @@ def not_loaded(monkeypatch, tmp_path):
 
 
 def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
-    assert cpu_kernels.unsupported_reason() is None
+    assert cpu_kernels.kernels_unavailable() is None
     monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "ULSKIP_KERNEL=off"
+    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "ULSKIP_KERNEL=off"
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(cpu_kernels.shutil, "which", lambda name: None)
-    assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "no C++ compiler"
+    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "no C++ compiler"
     assert not not_loaded and not list(tmp_path.iterdir())
 
 
@@ -142,14 +142,18 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     builds = []
-    reason = cpu_kernels.load(lambda: builds.append(1))
+    reason = cpu_kernels.load_kernels(lambda: builds.append(1))
     assert "no such header" in reason
-    assert cpu_kernels.load(lambda: builds.append(1)) == cpu_kernels.unsupported_reason() == reason
+    assert (
+        cpu_kernels.load_kernels(lambda: builds.append(1))
+        == cpu_kernels.kernels_unavailable()
+        == reason
+    )
     assert len(builds) == len(not_loaded) == 1
     assert not list(tmp_path.rglob("*.so"))
     monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
-    assert cpu_kernels.unsupported_reason() is None
-    assert os.devnull in cpu_kernels.load()
+    assert cpu_kernels.kernels_unavailable() is None
+    assert os.devnull in cpu_kernels.load_kernels()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
 from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
+from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_by_gguf, write_model
 
 try:
     import llama_cpp
@@ -217,7 +217,7 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     support the model.
     """
     config = model.config.to_dict()
-    if reason := unsupported_reason(config):
+    if reason := unsupported_by_gguf(config):
         raise UsageError(
             f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
         )

@@ -158,7 +158,11 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
             f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory",
         )
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
-    reason = cpu_kernels.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
+    reason = (
+        cpu_kernels.load_kernels(on_build)
+        if even
+        else "a bfloat16 layer has an odd number of inputs"
+    )
     if reason is None:
         return LinearBackend(PANELS)
     onednn = torch._C._has_mkldnn and (

@@ -31,7 +31,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
 
-def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
+def unsupported_by_loop(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
     """Return the property of a model or the option that our loop does not support, or None if it
     supports everything.
     """

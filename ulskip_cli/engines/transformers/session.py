@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers import options
 from ulskip_cli.inference import shallow_view
 
 
-class TransformersSession(Session):
+class TransformersSession(EngineSession):
     """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
 
     def __init__(self, views: Views, *settings: object) -> None:
@@ -27,7 +27,7 @@ class TransformersSession(Session):
         """Generate for one batch."""
         input_ids, decoding = request.input_ids, request.decoding
         stops = () if request.forced else decoding.stop
-        settings = options.settings(decoding) | {
+        settings = options.generate_settings(decoding) | {
             "use_cache": True,
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,

@@ -327,9 +327,9 @@ class Sweep:
     def _run_job(self, job: Job, session: "Session") -> None:
         """Run a job; store a failure as its record, with the traceback in a file."""
         from ulskip_cli.experiments import runner
-        from ulskip_cli.inference.batching import release
+        from ulskip_cli.inference.batching import free_unused_memory
 
-        interruption.check()
+        interruption.raise_if_interrupted()
         baseline = self._settled[job.baseline] if job.baseline else None
         try:
             if baseline and not baseline.is_done:
@@ -355,4 +355,4 @@ class Sweep:
                 record = record.replace(log=str(log.relative_to(folder.path)))
             folder.append(record)
         gc.collect()  # outside the handler, because the traceback may hold memory
-        release()
+        free_unused_memory()

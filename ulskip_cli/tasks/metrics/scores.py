@@ -79,11 +79,11 @@ class SegmentMetric(Metric):
         return Scores(
             {key: float(values.mean()) for key, values in measured.items()},
             dict.fromkeys(measured, self.signature()),
-            {key: compare(measured[key], full[0][key]) for key in measured if full},
+            {key: compare_segments(measured[key], full[0][key]) for key in measured if full},
         )
 
 
-def compare(measured: "Segments", full: "Segments") -> dict[str, float]:
+def compare_segments(measured: "Segments", full: "Segments") -> dict[str, float]:
     """Compute the difference of two systems' means over segments, with a 95% interval and a
     two-sided p-value, in which the sample itself is one of the resamples.
     """
