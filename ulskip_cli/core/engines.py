@@ -26,10 +26,8 @@ from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
 
 GROUP = "ulskip.engines"
-METHODS = (
-    "early_exit",
-    "speculative",
-)  # engines in rows that the strategy or the drafts choose, not `engine=`
+# Engines in rows that the strategy or the drafts choose, not `engine=`.
+METHODS = ("early_exit", "speculative")
 # The needs that an engine supports if it decodes plain views step by step.
 PLAIN = ALL - {
     Need.BEAMS,
@@ -43,10 +41,8 @@ PLAIN = ALL - {
     Need.QUANTIZATION,
     Need.DEVICE_MAP,
 }
-FLOATS: Mapping[str, tuple[float, float]] = {
-    "f32": (32, 32),
-    "f16": (16, 16),
-}  # `formats` of unquantized weights
+# `formats` of unquantized weights
+FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}
 
 
 class Engine(Choice):

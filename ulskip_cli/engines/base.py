@@ -25,12 +25,10 @@ class Views:
     """A model and the views of its plan, from which an engine makes what it needs."""
 
     model: PreTrainedModel  # with all layers
-    prompt_model: (
-        PreTrainedModel  # encodes the prompts: the model itself, or the view of the first stage
-    )
-    stages: tuple[
-        StageView, ...
-    ]  # their first steps are those of the plan; those of `BatchRequest.stages` may differ
+    # encodes the prompts: the model itself, or the view of the first stage
+    prompt_model: PreTrainedModel
+    # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
+    stages: tuple[StageView, ...]
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
 
@@ -73,9 +71,8 @@ class DraftStats:
 class ExitStats:
     """Tokens by the depth of their early exit; the counts of several batches can be added."""
 
-    depths: Mapping[int, int] = field(
-        default_factory=dict
-    )  # tokens by number of layers, without the first
+    # tokens by number of layers, without the first
+    depths: Mapping[int, int] = field(default_factory=dict)
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
@@ -214,7 +211,7 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
                     next(generation)
                 except StopIteration as stop:
                     outputs[generation] = stop.value
-            waiting = [each for each in reversed(waiting) if each not in outputs]
+            waiting = [paused for paused in reversed(waiting) if paused not in outputs]
     finally:
         for generation in generations:
             generation.close()  # frees the batch of the others if one failed

@@ -78,9 +78,8 @@ class Decoder:
         self._views = Views(
             model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
         )
-        self._sessions: dict[
-            tuple[str, str | None], EngineSession
-        ] = {}  # by engine and format of the weights
+        # by engine and format of the weights
+        self._sessions: dict[tuple[str, str | None], EngineSession] = {}
 
     @property
     def asked_engine(self) -> tuple[str, str | None]:
@@ -269,11 +268,12 @@ def generate_all(
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
-        seeded = replace(
-            context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63
-        )  # the range that torch accepts
+        seed = (context.seed * 1_000_003 + positions[0]) % 2**63  # the range that torch accepts
         return decoder.generate(
-            ids, mask, seeded, on_step=lambda new: on_tokens(done, tokens + new)
+            ids,
+            mask,
+            replace(context, seed=seed),
+            on_step=lambda new: on_tokens(done, tokens + new),
         )
 
     order = longest_first(list(map(len, prompts)))
@@ -291,7 +291,7 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
     """
-    starts = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    starts = [text.find(stop) for stop in stops if stop in text]
     return (text[: min(starts)], True) if starts else (text, False)
 
 

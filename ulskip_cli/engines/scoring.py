@@ -30,9 +30,8 @@ class ReferenceLoss:
     pad_token_id: int
     # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
     held_bytes: int = 0
-    exits: ExitStats = field(
-        default_factory=ExitStats
-    )  # exit depths of the last schedule on the references
+    # exit depths of the last schedule on the references
+    exits: ExitStats = field(default_factory=ExitStats)
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:

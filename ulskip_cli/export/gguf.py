@@ -23,9 +23,8 @@ from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_by_gguf, write_model
 
-_LOGIT_TOLERANCE = (
-    1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
-)
+# As a share of the largest logit; the file stores constants such as epsilon in float32.
+_LOGIT_TOLERANCE = 1e-3
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

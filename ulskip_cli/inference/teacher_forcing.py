@@ -52,8 +52,8 @@ def predict_response(
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
-    ends = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
-    for stage, end in zip(stages, ends, strict=True):
+    last_steps = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
+    for stage, end in zip(stages, last_steps, strict=True):
         if stage.first_step < inputs.shape[1]:
             shallow_view.prune_cache(cache, stage.kept)
             end = min(end, inputs.shape[1])

@@ -9,10 +9,8 @@ from ulskip_cli.core.schedule import FALLS_TO, Confidence, ExitBatch, ExitRule, 
 from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 NEVER = 2.0  # no confidence is above 1
-LOGITS = (
-    -8.0,
-    14.0,
-)  # search interval of logit(0.9 lam); the upper end is high because cosines are close to 1
+# Search interval of logit(0.9 lam); the upper end is high because cosines are close to 1.
+LOGITS = (-8.0, 14.0)
 ROUNDS = 14
 TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 

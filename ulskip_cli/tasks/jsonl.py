@@ -13,10 +13,8 @@ from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_objects
 
 ASSETS = Path(__file__).parent.parent / "assets"
-SAMPLES = {
-    "sample": ASSETS / "cnn_dm_sample.jsonl",
-    "held_out": ASSETS / "cnn_dm_held_out.jsonl",
-}  # bundled, by dataset
+# bundled, by dataset
+SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
@@ -59,7 +57,7 @@ class Jsonl(Task):
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
         keys = self.prompt_key, self.reference_key
-        if bool(self.file) == bool(self.dataset):
+        if (not self.file and not self.dataset) or (self.file and self.dataset):
             given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
             raise UsageError(
                 "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"

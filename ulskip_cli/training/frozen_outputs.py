@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.inference import shallow_view
@@ -79,7 +79,9 @@ class FrozenOutputs:
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
             tensors = PairCollator(0)(chunk)
-            batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
+            batch = LossBatch(
+                **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
+            )
             if not self._keep(self._split(self._together(batch, with_states=True), batch)):
                 return
             done += len(chunk)
@@ -138,20 +140,25 @@ class FrozenOutputs:
 
     def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
         """Split a batch into the outputs of each prompt and of each response, without padding."""
-        outputs, at = dict[TokenKey, Outputs](), 0
-        layers = [frozen.prompt.cache.layers[i] for i in self.layers]
+        outputs, done = dict[TokenKey, Outputs](), 0
+        cached = self._keys_and_values(frozen.prompt.cache)
         longest = batch.prompt_ids.shape[1]
         for row, labelled in enumerate(batch.is_labelled):
             start, count = longest - int(batch.prompt_mask[row].sum()), int(labelled[1:].sum())
             prompt_key, response_key = _keys(_row_of(batch, row))
-            one = slice(row, row + 1)
-            prompt = [x[one, :, start:longest] for y in layers for x in (y.keys, y.values)]
-            outputs[prompt_key] = (frozen.prompt.first_logits[one], *prompt)
+            rows = slice(row, row + 1)
+            prompt = [tensor[rows, :, start:longest] for tensor in cached]
+            outputs[prompt_key] = (frozen.prompt.first_logits[rows], *prompt)
             if frozen.states is not None:
-                known = [x[one, :, : max(count, 1)] for x in frozen.response]
-                outputs[response_key] = (frozen.states[at : at + count], *known)
-            at += count
+                response = [tensor[rows, :, : max(count, 1)] for tensor in frozen.response]
+                outputs[response_key] = (frozen.states[done : done + count], *response)
+            done += count
         return outputs
+
+    def _keys_and_values(self, cache: DynamicCache) -> list[Tensor]:
+        """Return the keys and values [batch, heads, length, head_size] of `layers`, by layer."""
+        layers = [cache.layers[layer] for layer in self.layers]
+        return [states for layer in layers for states in (layer.keys, layer.values)]
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its
@@ -174,30 +181,30 @@ class FrozenOutputs:
         response = list[Tensor]()
         if self.drafts:
             start = batch.prompt_ids.shape[1]
-            kept = [inputs.cache.layers[i] for i in self.layers]
-            response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
+            response = [states[:, :, start:] for states in self._keys_and_values(inputs.cache)]
         return FrozenBatch(prompt, torch.stack(states, dim=1), response)
 
 
 def _row_of(batch: LossBatch, row: int) -> LossBatch:
     """Return one row of a batch without padding, with at least two response tokens."""
-    prompt, one = batch.prompt_mask[row].bool(), slice(row, row + 1)
+    prompt, rows = batch.prompt_mask[row].bool(), slice(row, row + 1)
     count = max(2, int(batch.is_labelled[row].sum()))
-    ids = batch.prompt_ids[one, prompt]
+    ids = batch.prompt_ids[rows, prompt]
     return LossBatch(
-        ids, torch.ones_like(ids), batch.response_ids[one, :count], batch.labels[one, :count]
+        ids, torch.ones_like(ids), batch.response_ids[rows, :count], batch.labels[rows, :count]
     )
 
 
 def _keys(batch: LossBatch) -> tuple[TokenKey, TokenKey]:
     """Return the keys of the prompt and the response of a batch of one row."""
-    prompt, response = (x.cpu().numpy().tobytes() for x in (batch.prompt_ids, batch.labels))
+    prompt, response = (ids.cpu().numpy().tobytes() for ids in (batch.prompt_ids, batch.labels))
     return (prompt,), (prompt, response)
 
 
 def _joined(sequences: Sequence[Outputs], left: bool) -> list[Tensor]:
     """Return the outputs of several sequences as one batch, with keys and values padded."""
-    longest = max((x.shape[2] for outputs in sequences for x in outputs[1:]), default=0)
+    lengths = (states.shape[2] for outputs in sequences for states in outputs[1:])
+    longest = max(lengths, default=0)
     joined = [torch.cat([outputs[0] for outputs in sequences])]
     for parts in zip(*(outputs[1:] for outputs in sequences), strict=True):
         missing = [longest - part.shape[2] for part in parts]

@@ -99,9 +99,9 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "save_steps": train.save_every,
         "logging_steps": train.log_every,
     }
-    own = {*arguments, "optim", "label_names", "train_sampling_strategy"}
-    own |= {"label_smoothing_factor", "load_best_model_at_end"}
-    for key in own & set(extra):
+    set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
+    set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
+    for key in set_by_ulskip & set(extra):
         raise UsageError(
             f"train.training_args.{key} is not supported; use an ulskip key, e.g."
             " train.learning_rate or seed"

@@ -203,10 +203,12 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         format of the weights.
         """
         info = llama_cpp.llama_print_system_info().decode()
-        own = "LLAMA_CPP_LIB_PATH" in os.environ
+        package, version = "llama-cpp-python", llama_cpp.__version__
+        if "LLAMA_CPP_LIB_PATH" in os.environ:
+            package, version = "LLAMA_CPP_LIB_PATH", llama_cpp.llama_version().decode()
         return {
-            "package": "LLAMA_CPP_LIB_PATH" if own else "llama-cpp-python",
-            "version": llama_cpp.llama_version().decode() if own else llama_cpp.__version__,
+            "package": package,
+            "version": version,
             "build": re.findall(r"(\w+) = 1\b", info),
             "weights": self.weights,
         }

@@ -87,9 +87,8 @@ def _typed(held: Tensor, tensor: Tensor) -> Tensor:
 
 def _allocate(size: int) -> Tensor:
     try:
-        memory = mmap.mmap(
-            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )  # by default it would be shared
+        # by default it would be shared
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
     except (AttributeError, OSError):  # another system than Linux, or a kernel without huge pages
         return torch.empty(size, dtype=torch.uint8)

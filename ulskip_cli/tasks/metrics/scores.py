@@ -34,9 +34,8 @@ class Scores:
     """Metric values, their signatures, and the paired comparison with the full model."""
 
     values: dict[str, float]  # by row key, for example `bleu`
-    signatures: dict[str, str] = field(
-        default_factory=dict
-    )  # settings of the scorer, which make a value reproducible
+    # settings of the scorer, which make a value reproducible
+    signatures: dict[str, str] = field(default_factory=dict)
     # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
     against_full: dict[str, dict[str, float]] = field(default_factory=dict)
 

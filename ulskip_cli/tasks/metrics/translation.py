@@ -32,9 +32,8 @@ class Sacrebleu(Metric):
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
-        logging.getLogger("sacrebleu").setLevel(
-            logging.ERROR
-        )  # hide its advice on detokenized text
+        # hide its advice on detokenized text
+        logging.getLogger("sacrebleu").setLevel(logging.ERROR)
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
