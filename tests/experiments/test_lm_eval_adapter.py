@@ -15,7 +15,8 @@ from reference import one_stage, response_logits
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments.lm_eval_adapter import (
     FIRST_TOKEN,
     SkippingLM,

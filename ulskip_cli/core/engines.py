@@ -22,8 +22,8 @@ from pydantic import field_validator
 
 from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
 from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_choice
-from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
+from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
 # Engines in rows that the strategy or the drafts choose, not `engine=`.

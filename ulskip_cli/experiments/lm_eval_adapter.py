@@ -23,7 +23,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule

@@ -13,7 +13,8 @@ from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan

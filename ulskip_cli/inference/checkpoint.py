@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, all_printable, cache_dir, replacing, user_path
+from ulskip_cli.core.fingerprint import TOKENIZER_FILES
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
+from ulskip_cli.core.model_metadata import find_config
 from ulskip_cli.core.options import Stored, load_json, parse
 from ulskip_cli.core.schedule import Stage
 

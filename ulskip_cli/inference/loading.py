@@ -28,14 +28,9 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import (
-    ModelMetadata,
-    find_adapter,
-    find_config,
-    read_metadata,
-    sort_weight_sizes,
-)
+from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
 from ulskip_cli.core.options import load_json
+from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.checkpoint import SMOLLM2, checkpoint_source, trained_for, training_note
@@ -113,10 +108,13 @@ def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetada
     only once.
     """
     depth = shallow_view.num_layers(model)
-    tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
+    tensors = {
+        name: StoredTensor(tuple(parameter.shape), num_bytes(parameter))
+        for name, parameter in model.named_parameters()
+    }
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     weights = sort_weight_sizes(tensors, depth, vocab_size)
-    total = sum(size for _, size in tensors.values())
+    total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(
         read_metadata(config),
         num_layers=depth,

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import gaps
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter, fold_name, patch_name
@@ -123,9 +123,7 @@ class PatchFitter:
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
             return _Batch(ids, mask.bool(), prompt)
-        empty = EncodedPrompt(
-            torch.empty(0), shallow_view.new_cache(self.model), prompt_mask[:, :0]
-        )
+        empty = EncodedPrompt(torch.empty(0), kv_cache.new_cache(self.model), prompt_mask[:, :0])
         whole = torch.cat([prompt_mask, mask], 1)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 

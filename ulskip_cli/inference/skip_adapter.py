@@ -23,8 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
-from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import Plan

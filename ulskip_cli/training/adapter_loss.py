@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import (
     GapPatch,
@@ -156,7 +156,7 @@ class AdapterLoss(TwoPassLoss):
         drafts, and its own keys and values only for the drafts.
         """
         prompt, known = frozen.prompt, frozen.response
-        cache = shallow_view.fork_cache(prompt.cache, kept)
+        cache = kv_cache.fork_cache(prompt.cache, kept)
         for layer, cached in zip(kept, cache.layers, strict=True):
             place = 2 * self.outputs.layers.index(layer)
             cached.update(known[place], known[place + 1])

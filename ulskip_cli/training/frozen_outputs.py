@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -100,7 +100,7 @@ class FrozenOutputs:
             return self._together(batch, with_states)
         rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
         logits, *prompt = _joined([prompt for prompt, _ in rows], left=True)
-        cache = shallow_view.filled_cache(prompt)
+        cache = kv_cache.filled_cache(prompt)
         cache.kept_layers = tuple(self.layers)
         encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
         if not with_states:
@@ -116,9 +116,7 @@ class FrozenOutputs:
     @functools.cached_property
     def _separable(self) -> bool:
         """True if a batch of sequences can be put together from their keys and values."""
-        return all(
-            type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers
-        )
+        return all(type(layer) is DynamicLayer for layer in kv_cache.new_cache(self.model).layers)
 
     def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
         """Return the outputs of a batch of one prompt and response."""

@@ -20,7 +20,8 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, user_path, write_atomic
-from ulskip_cli.core.model_metadata import fingerprint, read_metadata
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage

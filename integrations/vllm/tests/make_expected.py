@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, run_export

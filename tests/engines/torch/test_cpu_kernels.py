@@ -11,7 +11,7 @@ from torch.nn import functional
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.engines.torch.cpu_kernels import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_passes_equal_those_of_sdpa(name, count, lengths):
     mask[1, :4] = 0
 
     def logits_of(view):
-        cache = shallow_view.new_cache(model)
+        cache = kv_cache.new_cache(model)
         shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
         steps = EagerSteps(view, cache, mask[:, :6], 4, several=True)
         parts = ids[:, 6:].split(count, dim=1)

@@ -31,12 +31,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
-from ulskip_cli.inference.shallow_view import (
-    filled_cache,
-    forward_with_cache,
-    new_cache,
-    takes_positions,
-)
+from ulskip_cli.inference.kv_cache import filled_cache, new_cache
+from ulskip_cli.inference.shallow_view import forward_with_cache, takes_positions
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"

@@ -11,7 +11,7 @@ from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers import options
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 
 class TransformersSession(EngineSession):
@@ -64,8 +64,8 @@ class TransformersSession(EngineSession):
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
         self._kv_bytes = (
-            shallow_view.kv_bytes(cache),
-            shallow_view.kv_bytes(cache, self.views.stages[0].kept),
+            kv_cache.kv_bytes(cache),
+            kv_cache.kv_bytes(cache, self.views.stages[0].kept),
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
