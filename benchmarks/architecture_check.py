@@ -15,8 +15,8 @@ from uncached_reference import reference_logits
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.torch.session import unsupported_reason
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.engines.torch.session import unsupported_by_loop
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import Plan
 
@@ -105,7 +105,7 @@ def _check(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = unsupported_reason(decoder.model, DecodingConfig(name="g"))
+    reason = unsupported_by_loop(decoder.model, DecodingConfig(name="g"))
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:
@@ -145,7 +145,7 @@ def _differs(model, decoder, kept, ids):
         given = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
-    limit = NEAR * (25 if shallow_view.is_recurrent(shallow_view.new_cache(model)) else 1)
+    limit = NEAR * (25 if kv_cache.is_recurrent(kv_cache.new_cache(model)) else 1)
     return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 
@@ -167,7 +167,7 @@ def _own_generate_differs(model, ids):
 
 def _kept_sets_of_one_kind(model):
     """Make kept sets of the layers of one kind each, for a model with several kinds."""
-    kinds = [type(layer).__name__ for layer in shallow_view.new_cache(model).layers]
+    kinds = [type(layer).__name__ for layer in kv_cache.new_cache(model).layers]
     sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
     return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
 
@@ -232,7 +232,7 @@ def _kinds(model):
     """Name the kinds of a model's layers from its cache and config."""
     config = model.config.get_text_config(decoder=True)
     try:
-        kinds = {type(layer).__name__ for layer in shallow_view.new_cache(model).layers}
+        kinds = {type(layer).__name__ for layer in kv_cache.new_cache(model).layers}
     except Exception:
         kinds = set()
     words = {

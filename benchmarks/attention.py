@@ -88,7 +88,7 @@ def checks() -> list[str]:
 
 
 def main() -> None:
-    reason = cpu_kernels.load()
+    reason = cpu_kernels.load_kernels()
     if reason:
         raise SystemExit(f"expected our kernel for comparison, got none: {reason}")
     heads = ["heads", "dtype", "batch", "length", "ours, µs", "torch", "torch, grouped"]

@@ -101,7 +101,7 @@ def _timed(way: Callable[[], Tensor], count: int) -> float:
 
 
 def main() -> None:
-    reason = cpu_kernels.load()
+    reason = cpu_kernels.load_kernels()
     if reason:
         raise SystemExit(f"expected our kernel for comparison, got none: {reason}")
     lines = []

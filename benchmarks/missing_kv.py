@@ -27,7 +27,7 @@ from ulskip_cli.engines.early_exit import ExitSteps, confidence_of
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load
 
@@ -99,7 +99,7 @@ def seconds(policy, depths, model, layerwise, prompt, config):
         torch.tensor([prompt]),
         ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS),
     )
-    mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
+    mask, cache = torch.ones_like(ids), kv_cache.new_cache(model)
     with torch.inference_mode():
         shallow_view.forward_with_cache(model, ids, mask, cache)
         request = BatchRequest(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True)

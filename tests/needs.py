@@ -70,7 +70,7 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
-    from ulskip_cli.core.model_metadata import fingerprint
+    from ulskip_cli.core.fingerprint import fingerprint
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
     from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter

@@ -5,7 +5,9 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter, read_record
 from ulskip_cli.strategies.plan import make_plan
 

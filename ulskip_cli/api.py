@@ -163,7 +163,7 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
-    generate_options.check(chosen)
+    generate_options.check_generate_kwargs(chosen)
     has_template = tokenizer is None
     if isinstance(model, str | Path):
         model, own_tokenizer = _loaded(model)

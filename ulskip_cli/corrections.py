@@ -14,8 +14,8 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.fingerprint import fingerprint, folder_fingerprint
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import fingerprint, folder_fingerprint
 from ulskip_cli.core.options import Stored, load_json, option, parse
 
 RECORD = "adapter.json"

@@ -20,7 +20,7 @@ from ulskip_cli.experiments.record import Record as Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.loading import read_lines
 from ulskip_cli.tasks.metrics.scores import Answers
-from ulskip_cli.tasks.metrics.translation import compare
+from ulskip_cli.tasks.metrics.translation import compare_systems
 
 TESTS = ("test_2016_flickr", "test_2017_flickr")
 ANSWERS, COMPARISONS = "answers.jsonl.gz", "comparisons.json"
@@ -211,7 +211,7 @@ class Rows:
             own, others = self.texts.pooled(one.rows), self.texts.pooled(other.rows)
             if own is None or others is None:
                 return None
-            known[ids] = compare(BLEU(), Answers(own[0], own[1], [], others[0]))
+            known[ids] = compare_systems(BLEU(), Answers(own[0], own[1], [], others[0]))
         return dict(known[ids])
 
     def save(self) -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 
 LLAMA = "engine=llama_cpp"

@@ -1,30 +1,17 @@
 import json
-import os
-import shutil
 import struct
 
 import pytest
 import torch
-from huggingface_hub import constants
-from hypothesis import given
-from hypothesis import strategies as st
 from reference import build_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import (
-    ASSETS,
-    WeightSizes,
-    find_adapter,
-    fingerprint,
-    gaps,
-    read_headers,
-    read_metadata,
-    sort_weight_sizes,
-)
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ASSETS, find_adapter, read_headers, read_metadata
+from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference.loading import load
 
 NOTE = {"format": "pt"}
@@ -75,50 +62,6 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"other")
     two = fingerprint(hf(model_folder, adapter=str(tmp_path)))
     assert len({one, two, fingerprint(hf(model_folder))}) == 3
-
-
-def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
-    folder = shutil.copytree(ASSETS / "tiny", tmp_path / "copy")
-    whole = fingerprint(hf(folder))
-    assert whole == fingerprint(hf(ASSETS / "tiny"))
-    tensors = load_file(folder / "model.safetensors")
-    for name in ("model.layers.3.mlp.down_proj.weight", "model.layers.8.input_layernorm.weight"):
-        changed = {**tensors, name: tensors[name] * 0}
-        save_file(changed, folder / "model.safetensors", NOTE)
-        assert fingerprint(hf(folder)) != whole
-
-
-def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_metadata, "_HASHED_BYTES", 2**10)
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    whole = fingerprint(hf(folder))
-    with (folder / "model.safetensors").open("r+b") as stream:
-        stream.seek(100)
-        stream.write(b"changed")
-    assert fingerprint(hf(folder)) != whole
-
-
-def test_a_file_is_read_again_only_if_its_size_or_time_changed(model_folder, tmp_path):
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    file, whole = folder / "model.safetensors", fingerprint(hf(folder))
-    state, data = file.stat(), bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert fingerprint(hf(folder)) == whole
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    assert fingerprint(hf(folder)) != whole
-
-
-@pytest.mark.parametrize(
-    "name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"]
-)
-def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(
-    model_folder, tmp_path, name
-):
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    (folder / name).write_text('{"eos_token_id": [1, 2]}')
-    assert (fingerprint(hf(folder)) == fingerprint(hf(model_folder))) is (name == "LICENSE")
 
 
 def test_shards_are_read_together(tmp_path):
@@ -175,56 +118,6 @@ def test_a_missing_unreadable_or_odd_config_is_named(content, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(
-    model_folder, tmp_path, monkeypatch
-):
-    snapshot = tmp_path / "cache" / "models--a" / "snapshots" / "abc"
-    shutil.copytree(model_folder, snapshot)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
-    assert fingerprint(hf(snapshot)) == fingerprint(hf(model_folder))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert fingerprint(hf(snapshot)) == "abc"
-    (tmp_path / "snapshots").mkdir()
-    (tmp_path / "snapshots" / "spoofed").symlink_to(snapshot)
-    assert fingerprint(hf(tmp_path / "snapshots" / "spoofed")) == "abc"
-
-
-sizes = st.builds(
-    lambda head, layer, n: WeightSizes(head, (layer,) * n),
-    st.integers(0, 10**9),
-    st.integers(1, 10**8),
-    st.integers(3, 80),
-)
-
-
-@given(sizes)
-def test_prediction_never_exceeds_the_layer_ratio(weights):
-    kept = (0, len(weights.layers) - 1)
-    assert weights.predicted_speedup(range(len(weights.layers))) == 1
-    assert 1 <= weights.predicted_speedup(kept) <= len(weights.layers) / 2
-
-
-def test_tensors_are_sorted_into_layers_and_head():
-    first = {"mlp.weight": ([8, 8], 256), "self_attn.q_proj.weight": ([8, 4], 128)}
-    second = {**first, "experts.0.weight": ([8, 4], 32)}
-    first |= {"self_attn.q_proj.bias": ([4], 16), "post_attention_layernorm.weight": ([8], 32)}
-    tensors = {"model.embed_tokens.weight": ([100, 8], 3200), "lm_head.weight": ([100, 8], 3200)}
-    tensors |= {"model.norm.weight": ([8], 32), "wpe.weight": ([64, 8], 2048)}
-    for layer, parts in enumerate((first, second)):
-        tensors |= {f"model.layers.{layer}.{name}": size for name, size in parts.items()}
-    expected = WeightSizes(3232, (432, 416))
-    assert sort_weight_sizes(tensors, 2, 100) == expected
-    del tensors["lm_head.weight"]  # tied: the embedding is the head
-    assert sort_weight_sizes(tensors, 2, 100) == expected
-    assert sort_weight_sizes({"embed.weight": ([100, 8], 3200)}, 2, 100) is None
-
-
 def test_headers_and_loaded_parameters_agree(model_folder):
     config = hf(model_folder, dtype="float32")
     assert read_metadata(config).weights == load(config).metadata.weights is not None
-
-
-@given(st.sets(st.integers(0, 9), min_size=1).map(sorted))
-def test_a_gap_ends_at_a_kept_layer_behind_a_skipped_one(kept):
-    expected = [layer for layer in [*kept, 10] if layer and layer - 1 not in kept]
-    assert gaps(kept, 10) == expected

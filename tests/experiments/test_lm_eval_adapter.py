@@ -16,8 +16,14 @@ from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, fingerprint
-from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, evaluate, make_records
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ASSETS
+from ulskip_cli.experiments.lm_eval_adapter import (
+    FIRST_TOKEN,
+    SkippingLM,
+    evaluate_tasks,
+    make_records,
+)
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.loading import pick_device
 from ulskip_cli.inference.skip_adapter import zero_adapter
@@ -249,7 +255,7 @@ def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only,
     settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
     (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))
     options = parse_options(["--config", str(tmp_path / "harness.yaml"), "--limit", "3"])
-    folder, results = evaluate(composed("model=tiny", f"results_dir={tmp_path}"), options)
+    folder, results = evaluate_tasks(composed("model=tiny", f"results_dir={tmp_path}"), options)
     (row,) = (record.to_row() for record in folder.records())
     assert row["task"] == "lm_eval:ulskip_sentences"
     assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
@@ -260,12 +266,12 @@ def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only,
 def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
     where = ["--include_path", str(tasks), "--tasks"]
     with pytest.raises(UsageError, match="ulskip_nothing"):
-        evaluate(composed("model=tiny"), parse_options([*where, "ulskip_nothing"]))
+        evaluate_tasks(composed("model=tiny"), parse_options([*where, "ulskip_nothing"]))
     with pytest.raises(UsageError, match="YAML files"):
-        evaluate(composed("model=tiny"), parse_options([*where, str(tmp_path)]))
+        evaluate_tasks(composed("model=tiny"), parse_options([*where, str(tmp_path)]))
     options = parse_options([*where, "ulskip_writing", "--apply_chat_template"])
     with pytest.raises(UsageError, match="chat template"):
-        evaluate(composed("model=tiny"), options)
+        evaluate_tasks(composed("model=tiny"), options)
 
 
 def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
@@ -275,4 +281,4 @@ def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape, "test_split": "test"}))
     options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])
     with pytest.raises(UsageError, match=r"ulskip_far .*missing\.jsonl"):
-        evaluate(composed("model=tiny", f"results_dir={tmp_path}"), options)
+        evaluate_tasks(composed("model=tiny", f"results_dir={tmp_path}"), options)

@@ -7,7 +7,7 @@ import torch
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session

@@ -3,8 +3,7 @@ import transformers
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.export.run import ExportRequest
-from ulskip_cli.export.run import export as run_export
+from ulskip_cli.export.run import ExportRequest, run_export
 
 gguf = pytest.importorskip("gguf")
 from ulskip_cli.export.gguf import pre_tokenizer_name  # noqa: E402 - needs gguf

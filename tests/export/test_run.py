@@ -6,7 +6,7 @@ import yaml
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.export.run import ExportRequest, resolve, schedule_file
+from ulskip_cli.export.run import ExportRequest, resolve_export, schedule_file
 from ulskip_cli.strategies.static import read_schedule
 
 
@@ -14,8 +14,8 @@ def test_only_a_schedule_describes_stages(tmp_path):
     stages = compose(["strategy=skip_decode", "strategy.horizon=8"])
     for form in ("hf", "gguf", "mergekit"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
-            resolve(stages, ExportRequest(tmp_path / "out", form))
-    point = resolve(stages, ExportRequest(tmp_path / "out", "schedule"))
+            resolve_export(stages, ExportRequest(tmp_path / "out", form))
+    point = resolve_export(stages, ExportRequest(tmp_path / "out", "schedule"))
     assert schedule_file(point).later_stages
 
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.export.run import ExportRequest, summary
-from ulskip_cli.export.run import export as run_export
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.export.run import ExportRequest, run_export, summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter

@@ -5,7 +5,7 @@ import transformers
 from reference import NUM_LAYERS, one_stage, random_ids, reference_greedy, stack_of
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.shallow_view import shallow_config
 
 KEPT_SETS = [(0, 2, 5), (1, 3, 4), (3, 4, 5), (0, 1, 2), (5,)]
@@ -113,12 +113,12 @@ def test_recurrent_layers_alone_do_not_count_positions():
 def test_a_recurrent_model_reads_given_text_token_by_token():
     model = tiny_configs.build("mamba")
     ids = torch.randint(2, 100, (1, 9), generator=torch.Generator().manual_seed(0))
-    cache = shallow_view.new_cache(model)
-    assert shallow_view.is_all_recurrent(cache)
+    cache = kv_cache.new_cache(model)
+    assert kv_cache.is_all_recurrent(cache)
     with torch.no_grad():
         expected = model(ids).logits
         shallow_view.forward_with_cache(model, ids[:, :4], torch.ones(1, 4), cache)
-        fork = shallow_view.fork_cache(cache, range(6))
+        fork = kv_cache.fork_cache(cache, range(6))
         got = [
             shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one)
             for one in (fork, cache)

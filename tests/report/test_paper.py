@@ -27,7 +27,7 @@ def test_each_table_is_in_latex():
     sections = paper.table4(
         [*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())]
     )
-    assert paper.latex(sections).count(r"\label{tab:table4-") == 2
+    assert paper.paper_latex(sections).count(r"\label{tab:table4-") == 2
 
 
 def beside(rows):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.cost import LINE_ERROR, LatencyFit, num_kept_for_cost
 
 sizes = st.builds(

@@ -4,7 +4,8 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.cost import DRAFT_VOCAB
 from ulskip_cli.strategies.plan import make_plan
@@ -58,7 +59,7 @@ def test_a_draft_reads_a_part_of_the_head():
     for size, cost in ((1000, 900 / 1500), (10 * DRAFT_VOCAB, 630 / 1500)):
         metadata = replace(METADATA, vocab_size=size)
         assert make_plan(drafted, metadata).draft_cost == pytest.approx(cost)
-    assert make_plan(compose(drafted), METADATA).draft_cost is None
+    assert make_plan(drafted, METADATA).draft_cost is None
 
 
 def test_a_timed_depth_between_two_counts_is_met_by_two_stages():

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference.shallow_view import forward_with_cache, prune_cache
+from ulskip_cli.inference.kv_cache import prune_cache
+from ulskip_cli.inference.shallow_view import forward_with_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample

@@ -11,7 +11,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.training import run, setup, trainer
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4"]
@@ -20,7 +20,7 @@ QUICK += ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
 
 def trained(model_folder, output, *changes):
     model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    return train(
+    return run_training(
         compose_training([*model, f"output={output}", *QUICK, *changes]), ProgressCallback()
     )
 

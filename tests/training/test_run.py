@@ -16,7 +16,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_note
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 
@@ -52,7 +52,7 @@ def overrides(model_folder, tmp_path):
 def trained(model_folder, output, *changes):
     """A configuration and the record of its training."""
     config = compose_training([*overrides_for(model_folder, output), *changes])
-    return config, train(config, ProgressCallback())
+    return config, run_training(config, ProgressCallback())
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +97,20 @@ def test_a_finished_training_is_not_run_again(finished):
     # as a process leaves it that is killed before it has removed them
     (Path(config.output) / "checkpoints").mkdir()
     progress = Notes()
-    assert train(config, progress) == record
+    assert run_training(config, progress) == record
     (note,) = progress.texts
     assert f"{config.output} contains this training, which is finished" in note
     assert "output=DIR" in note
     assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
-        train(config.replace(seed=config.seed + 1), ProgressCallback())
+        run_training(config.replace(seed=config.seed + 1), ProgressCallback())
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
     config = compose_training([*overrides, "train.training_args={report_to:nosuch}"])
     with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
-        train(config, ProgressCallback())
+        run_training(config, ProgressCallback())
 
 
 @pytest.mark.parametrize("name", ["out", "out/mine.txt", "out/checkpoints/checkpoint-1/x"])
@@ -118,7 +118,7 @@ def test_files_of_something_else_are_left_alone(overrides, tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match=f"{tmp_path}/out"):
-        train(compose_training(overrides), ProgressCallback())
+        run_training(compose_training(overrides), ProgressCallback())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -126,7 +126,7 @@ def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, met
     responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]
     own = f"train.own.file={tmp_path / 'own.jsonl'}"
     changes = [f"train.method={method}", *responses, own, "train.max_steps=1", "limit=4"]
-    assert train(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12
+    assert run_training(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12
     assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 4
 
 
@@ -164,11 +164,11 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "training.json").exists()
     with pytest.raises(UsageError, match=f"{tmp_path}/out.*unfinished"):
-        train(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
+        run_training(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
     progress = Notes()
-    resumed = train(compose_training([*overrides, *changes]), progress)
+    resumed = run_training(compose_training([*overrides, *changes]), progress)
     assert any(re.search(r"continues from step \d+ of 16", text) for text in progress.texts)
     assert (resumed.resumed, whole.resumed) == (True, False)
     assert resumed.steps == whole.steps == 16
@@ -183,7 +183,7 @@ def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
     options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial"]
     options += ["train.label_smoothing=0.1", "train.freeze_embeddings=true", "train.max_steps=2"]
     options.append("train.gradient_accumulation_steps=2")
-    record = train(compose_training([*overrides, *options]), ProgressCallback())
+    record = run_training(compose_training([*overrides, *options]), ProgressCallback())
     assert record.steps == 2
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
@@ -194,7 +194,7 @@ def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
 def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     scratch = ["model=random", "model.path=llama-12x128", "train=scratch", "limit=8"]
     scratch += ["train.vocab_size=300", "train.max_steps=2", f"output={tmp_path / 'out'}"]
-    record = train(compose_training([*QUICK, *scratch]), ProgressCallback())
+    record = run_training(compose_training([*QUICK, *scratch]), ProgressCallback())
     kinds = AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in kinds)
     assert model.config.vocab_size == len(tokenizer) == 300
@@ -205,13 +205,13 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     explosion = ["train.learning_rate=1e30", "train.warmup=0", "train.max_steps=9"]
     explosion += ["train.training_args={max_grad_norm: 0}", "train.save_every=1"]
     with pytest.raises(RunError, match=r"finite.*train\.learning_rate=1e\+30.*output=DIR"):
-        train(compose_training([*overrides, *explosion]), ProgressCallback())
+        run_training(compose_training([*overrides, *explosion]), ProgressCallback())
     assert not (tmp_path / "out" / "training.json").exists()
     saved = sorted(path.name for path in (tmp_path / "out/checkpoints").glob("checkpoint-*"))
     assert saved and "checkpoint-9" not in saved
     explosion = ["train.learning_rate=1e39", "train.warmup=0", "train.max_steps=1"]
     with pytest.raises(RunError, match=r"finite weights.*train\.learning_rate=1e\+39.*output=DIR"):
-        train(
+        run_training(
             compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback()
         )
 

@@ -14,7 +14,7 @@ from ulskip_cli.core import tracking
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 from ulskip_cli.training.trainer import MuonWithAdamW, tracker_arguments, training_arguments
 
 
@@ -38,7 +38,7 @@ def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     done = subprocess.run([sys.executable, *two], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     one = [*common, "train.batch_size=8", f"output={tmp_path / 'one'}"]
-    train(compose_training(one), ProgressCallback())
+    run_training(compose_training(one), ProgressCallback())
     assert json.loads((tmp_path / "two" / "training.json").read_text())["steps"] == 2
     pairs = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
     before = load_file(model_folder / "model.safetensors")
@@ -81,7 +81,7 @@ def fake(monkeypatch):
 
 
 def test_settings_losses_and_validations_are_logged(overrides, fake, capsys):
-    record = train(compose_training([*overrides, "tracker=wandb"]), ProgressCallback())
+    record = run_training(compose_training([*overrides, "tracker=wandb"]), ProgressCallback())
     (name, settings), *logs = fake.calls
     assert name == f"out-{record.identity}" and "tracker" not in record.config
     assert settings["strategy.name"] == "unified" and settings["learning_rate"] > 0
@@ -95,8 +95,8 @@ def test_a_tracker_that_fails_ends_the_training_in_one_line(overrides, fake, mon
     error = type("CommError", (Exception,), {"__module__": "wandb.errors"})("no network")
     monkeypatch.setattr(fake, "error", error)
     with pytest.raises(RunError, match=r"tracker=wandb failed \(no network\).*tracker=none"):
-        train(compose_training([*overrides, "tracker=wandb"]), ProgressCallback())
-    assert train(compose_training(overrides), ProgressCallback()).steps == 2
+        run_training(compose_training([*overrides, "tracker=wandb"]), ProgressCallback())
+    assert run_training(compose_training(overrides), ProgressCallback()).steps == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from reference import training_batch as batch
 
 from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import response_losses
 from ulskip_cli.training.data import LossBatch
@@ -28,12 +28,12 @@ def stepwise_exit(model, depth, inputs):
     """
     kept = tuple(range(depth))
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
-    cache, mask = shallow_view.new_cache(model), inputs["prompt_mask"]
+    cache, mask = kv_cache.new_cache(model), inputs["prompt_mask"]
     response = inputs["response_ids"]
     logits = [
         shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)
     ]
-    shallow_view.prune_cache(cache, kept)
+    kv_cache.prune_cache(cache, kept)
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
         logits.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))

@@ -12,13 +12,13 @@ TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
 
 def with_seconds(monkeypatch, seconds):
     """Give every training other seconds; return the list of their configurations."""
-    run, trained = adapter.train, []
+    run, trained = adapter.run_training, []
 
     def changed(config, *args):
         trained.append(config)
         return run(config, *args).replace(seconds=seconds(config))
 
-    monkeypatch.setattr(adapter, "train", changed)
+    monkeypatch.setattr(adapter, "run_training", changed)
     return trained
 
 

@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import find_held_out
 from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.tuning.request import divide, resolve, training_examples
+from ulskip_cli.tuning.request import divide, resolve_tuning, training_examples
 
 
 def write(path, numbers):
@@ -68,15 +68,21 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
 def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
     quoted = [text.replace("[ratio=2]", "['ratio=2']") for text in overrides]
     with pytest.raises(UsageError, match=key):
-        resolve(quoted)
+        resolve_tuning(quoted)
 
 
 def test_candidates_have_the_correction_of_the_request_or_their_own():
-    labels = [candidate.config.correction.label for candidate in resolve(["speedup=2"]).candidates]
+    labels = [
+        candidate.config.correction.label for candidate in resolve_tuning(["speedup=2"]).candidates
+    ]
     assert labels == ["", "full", "full", "full", "full"]
     two = "candidates=['strategy=one_block', 'strategy=full']"
-    folded = resolve(["speedup=2", "correction.kind=folded", two])
+    folded = resolve_tuning(["speedup=2", "correction.kind=folded", two])
     labels = [candidate.config.correction.label for candidate in folded.candidates]
     assert labels == ["folded", "folded"]
     assert folded.candidates[0].label == "one_block + folded patch"
-    assert folded.key != resolve(["speedup=2"]).key == resolve(["speedup=2", "budget=5"]).key
+    assert (
+        folded.key
+        != resolve_tuning(["speedup=2"]).key
+        == resolve_tuning(["speedup=2", "budget=5"]).key
+    )

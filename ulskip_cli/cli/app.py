@@ -73,7 +73,7 @@ def invoke(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
         install_bash_completion()
         code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
-        interruption.check()
+        interruption.raise_if_interrupted()
         if code == INTERRUPT_CODE:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

@@ -65,5 +65,5 @@ def export(
 
     request = run.ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
-        record = run.export(chosen, request, bars)
+        record = run.run_export(chosen, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

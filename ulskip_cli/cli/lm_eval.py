@@ -67,7 +67,7 @@ def lm_eval(
     options = parse_options(context.meta["harness"])
     from ulskip_cli.experiments import lm_eval_adapter
 
-    folder, results = lm_eval_adapter.evaluate(chosen, options)
+    folder, results = lm_eval_adapter.evaluate_tasks(chosen, options)
     from lm_eval.utils import make_table
 
     from ulskip_cli.report import tables

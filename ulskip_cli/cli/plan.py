@@ -40,7 +40,7 @@ def plan(
 
 def plan_lines(plan: "Plan", model: str, correction: str = "") -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
-    from ulskip_cli.core.model_metadata import gaps
+    from ulskip_cli.core.weight_sizes import gaps
 
     speedup, kv, kept_kv = (
         plan.predicted_speedup,

@@ -103,7 +103,7 @@ class ProgressBars(ProgressCallback):
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
-        interruption.check()
+        interruption.raise_if_interrupted()
         self._end_phase()
         self._label = self._prefix + label
         if not total or not self._enabled:

@@ -67,7 +67,7 @@ def report(
         find_folders(folders or (), results_dir), compare, gate, tolerance, results_dir
     )
     if form == "latex":
-        print(paper.latex(made.table4), end="")
+        print(paper.paper_latex(made.table4), end="")
         return
     written = build.write(made, output, plots, html, examples)
     build.show(made, written, make_console(NO_TERMINAL))

@@ -98,7 +98,7 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.sections, benchmark.lead, as_json, benchmark.FILE)
+    show_outcome(outcome, folder, benchmark.sections, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(

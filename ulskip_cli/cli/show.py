@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record, Row
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepOutcome
-    from ulskip_cli.report.tables import Section
+    from ulskip_cli.report.tables import TableSection
 
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
@@ -48,7 +48,7 @@ def print_yaml(*configs: "Config | TrainingConfig") -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_sections: Callable[["Sequence[Record]"], "Sequence[Section]"],
+    make_sections: Callable[["Sequence[Record]"], "Sequence[TableSection]"],
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
     file: str = "table.md",

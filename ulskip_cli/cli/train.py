@@ -19,20 +19,20 @@ def train(
     After an interruption, the same command continues from the last checkpoint.
     """
     from ulskip_cli.core import config
-    from ulskip_cli.training.preflight import check_training
+    from ulskip_cli.training.preflight import check_trainable
 
     chosen = config.compose_training(overrides, config_dir)
     if print_config:
         print_yaml(chosen)
         return
-    check_training(chosen)
+    check_trainable(chosen)
     output = user_path(chosen.output, "output")
     check_writable(output, "output")
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     with ProgressBars(enabled=first) as bars:
-        from ulskip_cli.training.run import train as run_training
+        from ulskip_cli.training.run import run_training
 
         record = run_training(chosen, bars).plain()
     if not first:

@@ -31,9 +31,9 @@ def tune(
     if print_config:
         print_yaml(chosen)
         return
-    from ulskip_cli.tuning.request import resolve
+    from ulskip_cli.tuning.request import resolve_tuning
 
-    request = resolve(chosen, config_dir)
+    request = resolve_tuning(chosen, config_dir)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target

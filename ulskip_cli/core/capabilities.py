@@ -56,13 +56,8 @@ class Need(Enum):
 
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
-_OWN_LOOP = {
-    Need.BEAMS,
-    Need.STOP_STRINGS,
-    Need.GENERATE_ARGUMENTS,
-    Need.COMPILATION,
-}  # they need a plain decode loop
-
+# They need a plain decode loop.
+_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION}
 _DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
 
 # For a need that excludes others: the needs that can be combined with it.

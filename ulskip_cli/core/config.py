@@ -74,7 +74,7 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
     "train": (TrainingConfig, TRAINING_GROUPS),
 }  # of configs/<primary>.yaml
 
-Chosen = TypeVar("Chosen", bound=Choice)
+ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
 
 def compose(
@@ -273,7 +273,7 @@ def make_choice(node: Mapping[str, object], group: str) -> Choice:
     return parse(choice_class(node, group), values, f"{group}.")
 
 
-def changed_choice(choice: Chosen, changes: Mapping[str, object], prefix: str) -> Chosen:
+def changed_choice(choice: ChoiceT, changes: Mapping[str, object], prefix: str) -> ChoiceT:
     """Return a choice with some options changed and checked; raise UsageError for a value that does
     not fit.
     """

@@ -22,14 +22,12 @@ from pydantic import field_validator
 
 from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
 from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_choice
-from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.options import Choice, option
+from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
-METHODS = (
-    "early_exit",
-    "speculative",
-)  # engines in rows that the strategy or the drafts choose, not `engine=`
+# Engines in rows that the strategy or the drafts choose, not `engine=`.
+METHODS = ("early_exit", "speculative")
 # The needs that an engine supports if it decodes plain views step by step.
 PLAIN = ALL - {
     Need.BEAMS,
@@ -43,10 +41,8 @@ PLAIN = ALL - {
     Need.QUANTIZATION,
     Need.DEVICE_MAP,
 }
-FLOATS: Mapping[str, tuple[float, float]] = {
-    "f32": (32, 32),
-    "f16": (16, 16),
-}  # `formats` of unquantized weights
+# `formats` of unquantized weights
+FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}
 
 
 class Engine(Choice):
@@ -77,8 +73,8 @@ class Engine(Choice):
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
     def open(self, views: Any, room: Any) -> Any:
-        """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in
-        `engines/base.py`. By default it is made by the class `session`.
+        """Return an `EngineSession` for `Views`, with memory for the batches of a `Room`; all three
+        are in `engines/base.py`. By default it is made by the class `session`.
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 

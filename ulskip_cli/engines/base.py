@@ -1,9 +1,9 @@
 """The interface of engines: what an engine opens, the session that it returns, and the request and
 output of a batch.
 
-`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is
-a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole answers,
-the session has `generate` and `losses`.
+`Engine.open(views, room)` returns an `EngineSession`. If its library decodes step by step, the
+session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole
+answers, the session has `generate` and `losses`.
 """
 
 from collections import Counter
@@ -25,12 +25,10 @@ class Views:
     """A model and the views of its plan, from which an engine makes what it needs."""
 
     model: PreTrainedModel  # with all layers
-    prompt_model: (
-        PreTrainedModel  # encodes the prompts: the model itself, or the view of the first stage
-    )
-    stages: tuple[
-        StageView, ...
-    ]  # their first steps are those of the plan; those of `BatchRequest.stages` may differ
+    # encodes the prompts: the model itself, or the view of the first stage
+    prompt_model: PreTrainedModel
+    # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
+    stages: tuple[StageView, ...]
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
 
@@ -73,9 +71,8 @@ class DraftStats:
 class ExitStats:
     """Tokens by the depth of their early exit; the counts of several batches can be added."""
 
-    depths: Mapping[int, int] = field(
-        default_factory=dict
-    )  # tokens by number of layers, without the first
+    # tokens by number of layers, without the first
+    depths: Mapping[int, int] = field(default_factory=dict)
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
@@ -104,7 +101,7 @@ class BatchRequest:
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
-    pause_every: int | None = None  # decode steps between two pauses of `Session.run`
+    pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
     exits: ExitRule | None = None
 
@@ -221,14 +218,14 @@ def take_turns(
                     outputs[generation] = stop.value
                     token_ids = stop.value.token_ids[0]
                 on_tokens(generations.index(generation), token_ids)
-            waiting = [each for each in reversed(waiting) if each not in outputs]
+            waiting = [paused for paused in reversed(waiting) if paused not in outputs]
     finally:
         for generation in generations:
             generation.close()  # frees the batch of the others if one failed
     return [outputs[generation] for generation in generations]
 
 
-class Session:
+class EngineSession:
     """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
     at a time.
     """

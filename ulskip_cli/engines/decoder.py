@@ -22,15 +22,15 @@ from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import (
     BatchOutput,
     BatchRequest,
+    EngineSession,
     Generation,
     Room,
-    Session,
     Views,
     take_turns,
 )
 from ulskip_cli.engines.torch import Auto, Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
-from ulskip_cli.engines.torch.session import unsupported_reason
+from ulskip_cli.engines.torch.session import unsupported_by_loop
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -39,7 +39,7 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
 
 # Engines on torch that the strategy or the drafts choose, not `engine=`.
-_METHODS: dict[str, Callable[[Views], Session]] = {
+_METHODS: dict[str, Callable[[Views], EngineSession]] = {
     "early_exit": early_exit.EarlyExitSession,
     "speculative": speculative.SpeculativeSession,
 }
@@ -78,9 +78,8 @@ class Decoder:
         self._views = Views(
             model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
         )
-        self._sessions: dict[
-            tuple[str, str | None], Session
-        ] = {}  # by engine and format of the weights
+        # by engine and format of the weights
+        self._sessions: dict[tuple[str, str | None], EngineSession] = {}
 
     @property
     def asked_engine(self) -> tuple[str, str | None]:
@@ -131,7 +130,7 @@ class Decoder:
             engine, option, remedy = "torch", "engine=torch", "engine=auto selects another"
         else:
             return asked, f"engine={asked}"
-        reason = unsupported_reason(self.model, decoding)
+        reason = unsupported_by_loop(self.model, decoding)
         if reason and engine == "torch" and isinstance(self._asked, Auto):
             return "transformers", reason
         if reason:
@@ -230,7 +229,7 @@ class Decoder:
             session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
 
-    def _session(self, name: str, room: Room) -> tuple[Session, float]:
+    def _session(self, name: str, room: Room) -> tuple[EngineSession, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its
         copy of the weights.
         """
@@ -269,11 +268,12 @@ def generate_all(
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
-        seeded = replace(
-            context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63
-        )  # the range that torch accepts
+        seed = (context.seed * 1_000_003 + positions[0]) % 2**63  # the range that torch accepts
         return decoder.generate(
-            ids, mask, seeded, on_step=lambda new: on_tokens(done, tokens + new)
+            ids,
+            mask,
+            replace(context, seed=seed),
+            on_step=lambda new: on_tokens(done, tokens + new),
         )
 
     order = longest_first(list(map(len, prompts)))
@@ -291,7 +291,7 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
     """
-    starts = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    starts = [text.find(stop) for stop in stops if stop in text]
     return (text[: min(starts)], True) if starts else (text, False)
 
 

@@ -90,24 +90,24 @@ class ExitSteps(EagerSteps):
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
-        at = self.ids.shape[1]
-        threshold = self.rule.threshold_at(at - 1 - self.positions.prompt_len)
-        inputs = self._enter(at - 1)
+        length = self.ids.shape[1]
+        threshold = self.rule.threshold_at(length - 1 - self.positions.prompt_len)
+        inputs = self._enter(length - 1)
         hidden, before = inputs.hidden, None
         for index in range(self.rule.num_layers):
             if self._pending[index]:
                 hidden = torch.cat([*self._pending[index], hidden], dim=1)
                 self._pending[index] = []
-                inputs = self._enter(at - hidden.shape[1])
+                inputs = self._enter(length - hidden.shape[1])
             hidden = self.layerwise.layer(index, hidden, inputs)
             if index + 1 in self._checks:
                 last = hidden[:, -1:]
                 logits = self._confident_logits(last, before, threshold)
                 if logits is not None:
                     self._pending[index + 1].append(hidden)
-                    return self._finish(index + 1, at, logits)
+                    return self._finish(index + 1, length, logits)
                 before = last
-        return self._finish(self.rule.num_layers, at, self.layerwise.logits(hidden[:, -1:]))
+        return self._finish(self.rule.num_layers, length, self.layerwise.logits(hidden[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
@@ -138,8 +138,8 @@ class ExitSteps(EagerSteps):
         self._check_seconds += now(hidden.device) - began
         return logits if exits else None
 
-    def _finish(self, depth: int, at: int, logits: Tensor) -> Tensor:
-        self.cursor.length = at
+    def _finish(self, depth: int, length: int, logits: Tensor) -> Tensor:
+        self.cursor.length = length
         self._counts[depth] += len(self.done) - int(self.done.sum())
         return logits[:, -1]
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Generation, Session
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Generation
 from ulskip_cli.engines.sampling import TokenSampler
 
-CHECK_STEPS = (
-    8  # steps between checks for finished sequences on a GPU, because a check synchronises
-)
+# Steps between checks for finished sequences on a GPU, because a check synchronises.
+CHECK_STEPS = 8
 
 
 def now(device: torch.device) -> float:
@@ -51,13 +50,11 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class SteppingSession(Session, ABC):
+class SteppingSession(EngineSession, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
-    kv_bytes = (
-        0,
-        0,
-    )  # of the last prompts: in the layers that encoded them, and in those that decode
+    # of the last prompts: in the layers that encoded them, and in those that decode
+    kv_bytes = (0, 0)
 
     @property
     def can_shrink(self) -> bool:
@@ -145,14 +142,14 @@ class SteppingSession(Session, ABC):
                     rows = alive if rows is None else rows[alive]
                     current, done = ids[rows], done[alive]
                     self.keep(alive)
-            at = prompt_len + step
+            end = prompt_len + step
             chosen = sampler(
-                current[:, :at], _step(self, step - 1, current[:, at - 1 : at], request)
+                current[:, :end], _step(self, step - 1, current[:, end - 1 : end], request)
             )
             if has_eos:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)
-            current[:, at] = chosen
+            current[:, end] = chosen
             yield batch * (step + 1)
         if rows is not None:
             ids[rows] = current

@@ -53,7 +53,7 @@ def generate_own_responses(
     report = progress.phase(label, len(prompts) * options.samples)
     order = longest_first(list(map(len, prompts)))
     for sample, how in enumerate(contexts):
-        is_stored = [(names[at], sample) in stored for at in order]
+        is_stored = [(names[prompt], sample) in stored for prompt in order]
         finished = [*is_stored, False].index(False)
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):

@@ -90,9 +90,8 @@ class TokenSampler:
         """
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
-        if (
-            scores.device.type == "cpu"
-        ):  # numpy is several times as fast and also returns the first maximum
+        # numpy is several times as fast and also returns the first maximum
+        if scores.device.type == "cpu":
             values = scores.numpy()
             best = values.argmax(axis=-1)
             if check and not numpy.isfinite(values[numpy.arange(len(best)), best]).all():

@@ -10,7 +10,7 @@ from torch import Tensor
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
@@ -30,9 +30,8 @@ class ReferenceLoss:
     pad_token_id: int
     # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
     held_bytes: int = 0
-    exits: ExitStats = field(
-        default_factory=ExitStats
-    )  # exit depths of the last schedule on the references
+    # exit depths of the last schedule on the references
+    exits: ExitStats = field(default_factory=ExitStats)
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
@@ -71,7 +70,7 @@ class ReferenceLoss:
     def _encode(self, decoder: Decoder, first: int, ids: Tensor, mask: Tensor) -> EncodedPrompt:
         encoded = encode_prompt(decoder.prompt_model, ids, mask)
         caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
-        if sum(map(shallow_view.kv_bytes, caches)) <= self.held_bytes:
+        if sum(map(kv_cache.kv_bytes, caches)) <= self.held_bytes:
             self._held[first] = encoded
         return encoded
 

@@ -163,8 +163,8 @@ class SpeculativeSession(ModelSession):
             return ngrams
         head = self.drafting_view.get_output_embeddings()
         if isinstance(head, DraftHead):
-            ends = request.input_ids.new_tensor(request.eos_token_ids)
-            head.begin(torch.cat([request.input_ids.flatten(), ends]))
+            eos = request.input_ids.new_tensor(request.eos_token_ids)
+            head.begin(torch.cat([request.input_ids.flatten(), eos]))
         layers = LayerDrafter(self.drafting_view, self.views.stages[0].kept, self.steps, sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
@@ -275,8 +275,8 @@ def _count_drafts(tokens: Sequence[int], accepted: int, stops: Collection[int]) 
     are not counted.
     """
     most = len(tokens) - 1
-    ends = (i for i, token in enumerate(tokens[: accepted + 1], 1) if token in stops)
-    gained = next(ends, None)
+    until_eos = (i for i, token in enumerate(tokens[: accepted + 1], 1) if token in stops)
+    gained = next(until_eos, None)
     if gained is None:
         return DraftStats(1, accepted + 1, most, accepted)
     return DraftStats(1, gained, min(gained, most), min(gained, accepted))

@@ -171,7 +171,7 @@ def with_compilation(config: Config, loaded: LoadedModel) -> Config:
     """
     torch_engine = (
         config.engine.name in ("auto", "torch")
-        and torch_session.unsupported_reason(loaded.model, config.decoding) is None
+        and torch_session.unsupported_by_loop(loaded.model, config.decoding) is None
     )
     can_compile = choose_linear_backend(loaded.model).name == PANELS
     if (

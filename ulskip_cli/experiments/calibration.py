@@ -13,7 +13,7 @@ import torch
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
 from ulskip_cli.core.files import digest, read_object, write_atomic
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues

@@ -237,7 +237,7 @@ def score_answers(
         [example.source for example in examples],
         baseline_hypotheses,
     )
-    scores = metrics.score(workload.task.scoring(), texts)
+    scores = metrics.compute_scores(workload.task.scoring(), texts)
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
     report = progress.phase(f"{answers.strategy}: decode loss", len(examples))
     loss = reference_loss.of(scoring_decoder, report)

@@ -24,7 +24,7 @@ from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
@@ -220,7 +220,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
 
 
-def evaluate(config: Config, given: Namespace) -> tuple[ResultsFolder, Row]:
+def evaluate_tasks(config: Config, given: Namespace) -> tuple[ResultsFolder, Row]:
     """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
     `given` holds the options that the harness's own parser found. The returned dict is the output

@@ -15,7 +15,8 @@ from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
@@ -112,7 +113,7 @@ class Resolver:
         if config.decoding.generate_kwargs:
             from ulskip_cli.engines.transformers import options as generate_options
 
-            generate_options.check(config.decoding)
+            generate_options.check_generate_kwargs(config.decoding)
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)

@@ -107,7 +107,7 @@ def rescore(
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)
-    scores = metrics.score(extra.beside(task.scoring()), texts)
+    scores = metrics.compute_scores(extra.beside(task.scoring()), texts)
     before = record.scores
     changed = {
         key: (before[key], value)
@@ -149,7 +149,7 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
             f" {', '.join(metrics.METRICS)}"
         )
     texts = _texts(read_objects(file, ANSWER_KEYS[:2]))
-    return metrics.score(extra.beside(Scoring((), target_language)), texts)
+    return metrics.compute_scores(extra.beside(Scoring((), target_language)), texts)
 
 
 def _texts(answers: Sequence[Row]) -> Answers:

@@ -64,7 +64,7 @@ class ResultsFolder:
 
     def rows(self) -> list[Record]:
         """Return the records of all lines that are not refused, in file order."""
-        return [record for line in self._lines() if (record := parse(line))]
+        return [record for line in self._lines() if (record := parse_row(line))]
 
     def _lines(self) -> list[bytes]:
         return self.runs_path.read_bytes().split(b"\n") if self.runs_path.is_file() else []
@@ -74,7 +74,7 @@ class ResultsFolder:
     ) -> Record | None:
         """Return a point's newest complete record that `accept` accepts; None if there is none."""
         for line in reversed(self._lines()):
-            record = parse(line) if run_id.encode() in line else None
+            record = parse_row(line) if run_id.encode() in line else None
             if record and record.id == run_id and self.is_complete(record) and accept(record):
                 return record
         return None
@@ -89,7 +89,7 @@ class ResultsFolder:
     def is_damaged(self, run_id: str) -> bool:
         """Return True if a line of a point is refused, e.g. because it was cut off."""
         start = f'"id": "{run_id}"'.encode()
-        return any(start in line and parse(line) is None for line in self._lines())
+        return any(start in line and parse_row(line) is None for line in self._lines())
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that
@@ -175,7 +175,7 @@ def newest(records: Sequence[Record]) -> list[Record]:
 
 
 @lru_cache(maxsize=4096)
-def parse(line: bytes) -> Record | None:
+def parse_row(line: bytes) -> Record | None:
     """Return the record in a line of runs.jsonl, or None if the line is refused."""
     try:
         return read(line)

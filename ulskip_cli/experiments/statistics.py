@@ -119,7 +119,7 @@ def _ends(speedup: Interval) -> str:
 
 
 @dataclass(frozen=True)
-class Share:
+class QualityShare:
     """The share of the full model's quality that a record keeps; if lower is better, the full
     model's value divided by the record's.
 
@@ -206,7 +206,7 @@ def primary(records: Iterable[Record]) -> str | None:
     return None
 
 
-def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
+def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], QualityShare]:
     """Judge every finished record that has a score and a full model to compare with, among records
     of one setting.
 
@@ -235,7 +235,7 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
             low, high = sorted(_share(metric, full + end, full) for end in ends)
         share = _share(metric, score, full)
         has_no_loss = bool(tested(record)) and not worse_metrics(record)
-        judged[record.key] = Share(metric, score, full, share, low, high, gate, has_no_loss)
+        judged[record.key] = QualityShare(metric, score, full, share, low, high, gate, has_no_loss)
     return judged
 
 
@@ -272,7 +272,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     scoring = Scoring((spec.name,), language)
     sources, references = map(list, zip(*shared, strict=True))
     answers = Answers(texts, references, sources, others)
-    delta = metrics.score(scoring, answers).against_full[metric]
+    delta = metrics.compute_scores(scoring, answers).against_full[metric]
     return _better(Interval(delta["delta"], delta["delta_low"], delta["delta_high"]), metric)
 
 

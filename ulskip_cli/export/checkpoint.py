@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, run
@@ -36,7 +36,7 @@ from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import LoadedModel, load
-from ulskip_cli.inference.shallow_view import first_difference, meta_model
+from ulskip_cli.inference.rebuilt import first_difference, meta_model
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 

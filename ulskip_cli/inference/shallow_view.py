@@ -8,18 +8,19 @@ depend on one another are refused. This module depends on the internals of trans
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers
+from ulskip_cli.inference import kv_cache
 
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
@@ -58,15 +59,10 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
-Kind = TypeVar("Kind", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
-_COMPILED = (
-    "_compiled_call",
-    "_last_compile_config",
-    "_compiled_call_impl",
-)  # compiled code of the source only
-# A view renumbers its layers, as the rebuilt model does.
-_NOT_COMPARED = ("layer_idx", "name_or_path", "training")
+# compiled code of the source only
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,8 @@ class StageView:
 
     first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[
-        int, ...
-    ]  # layers of the model that encodes the prompt whose keys and values the view reads
+    # layers of the model that encodes the prompt whose keys and values the view reads
+    kept: Layers
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -127,11 +122,8 @@ def shallow_view(
                 configs[id(source)] = shallow_config(source, len(stack), kept)
             module.config = configs[id(source)]
         module = module.get_submodule(name)
-    attention, left = (
-        [i for i, layer in enumerate(new_cache(each).layers) if isinstance(layer, CacheLayerMixin)]
-        for each in (model, view)
-    )
-    if attention and not left:
+    attention = _attention_layers(model)
+    if attention and not _attention_layers(view):
         raise UsageError(
             f"{type(model).__name__}: expected an attention layer among the kept layers, got"
             f" {list(kept)}; add one of {attention}, because only attention layers count positions"
@@ -139,7 +131,15 @@ def shallow_view(
     return view
 
 
-def substituted(module: Kind, replacement: Callable[[nn.Module], nn.Module | None]) -> Kind:
+def _attention_layers(model: PreTrainedModel) -> list[int]:
+    return [
+        layer
+        for layer, cached in enumerate(kv_cache.new_cache(model).layers)
+        if isinstance(cached, CacheLayerMixin)
+    ]
+
+
+def substituted(module: ModuleT, replacement: Callable[[nn.Module], nn.Module | None]) -> ModuleT:
     """Return a copy of a module with some parts replaced and all others shared; if `replacement`
     returns None for a part, its children are searched.
     """
@@ -149,7 +149,9 @@ def substituted(module: Kind, replacement: Callable[[nn.Module], nn.Module | Non
     return _with_children(module, lambda child: substituted(child, replacement))
 
 
-def with_attributes(module: Kind, change: Callable[[nn.Module], Mapping[str, object]]) -> Kind:
+def with_attributes(
+    module: ModuleT, change: Callable[[nn.Module], Mapping[str, object]]
+) -> ModuleT:
     """Return a copy of a module in which some parts have other attributes, and all others are
     shared; `change` returns the attributes of a part.
     """
@@ -161,7 +163,7 @@ def with_attributes(module: Kind, change: Callable[[nn.Module], Mapping[str, obj
     return changed
 
 
-def _with_children(module: Kind, change: Callable[[nn.Module], nn.Module]) -> Kind:
+def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) -> ModuleT:
     children = {name: change(child) for name, child in module._modules.items() if child is not None}
     if all(child is module._modules[name] for name, child in children.items()):
         return module
@@ -181,54 +183,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device(model.device if first is None else first)
 
 
-def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was
-    dropped before.
-    """
-    held: Layers = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
-    # in place: `generate` keeps a reference to the cache
-    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
-    cache.kept_layers = tuple(kept)
-
-
-def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not
-    change `cache`.
-    """
-    fork = copy.copy(cache)
-    prune_cache(fork, kept)
-    fork.layers = [_forked(layer) for layer in fork.layers]
-    return fork
-
-
-def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
-    """Return a cache filled from keys, values, keys, values, ... by layer; sliding-window layers
-    keep all positions too.
-    """
-    cache = DynamicCache()
-    for keys, values in zip(states[::2], states[1::2], strict=True):
-        layer = DynamicLayer()
-        layer.keys, layer.values, layer.is_initialized = keys, values, True
-        cache.layers.append(layer)
-    return cache
-
-
-def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache,
-    or in all layers.
-    """
-    chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
-    tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
-    states = [
-        state
-        for layer in chosen
-        for held in vars(layer).values()
-        if isinstance(held, dict)
-        for state in held.values()
-    ]
-    return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
-
-
 def two_phase(
     model: PreTrainedModel,
     stages: Sequence[StageView],
@@ -241,16 +195,15 @@ def two_phase(
     by_first_step = {stage.first_step: stage for stage in stages}
 
     class TwoPhase(source_class):  # type: ignore[misc]
-        @functools.wraps(
-            source_class.forward
-        )  # generate() reads this signature to decide which arguments it passes
+        # generate() reads this signature to decide which arguments it passes
+        @functools.wraps(source_class.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             cache: Any = kwargs.get("cache")
             if not hasattr(cache, "kept_layers"):
                 return model.forward(*args, **kwargs)
             stage = by_first_step.get(cache.steps)
             if stage is not None:
-                prune_cache(cache, stage.kept)
+                kv_cache.prune_cache(cache, stage.kept)
                 cache.view = stage.view
             cache.steps += 1
             return cache.view.forward(*args, **kwargs)
@@ -258,7 +211,7 @@ def two_phase(
         def _prefill(self, *args: Any, **kwargs: Any) -> Any:
             outputs = super()._prefill(*args, **kwargs)
             on_prefill(outputs.cache)
-            prune_cache(outputs.cache, stages[0].kept)
+            kv_cache.prune_cache(outputs.cache, stages[0].kept)
             outputs.cache.steps = 0
             return outputs
 
@@ -282,11 +235,11 @@ def forward_with_cache(
     of the last position only.
     """
     new_len = input_ids.shape[1]
-    if new_len > 1 and is_recurrent(cache) and attention_mask.shape[1] > new_len:
-        ends = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
+    if new_len > 1 and kv_cache.is_recurrent(cache) and attention_mask.shape[1] > new_len:
+        lengths = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
         steps = [
-            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache)
-            for i, end in enumerate(ends)
+            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :length], cache)
+            for i, length in enumerate(lengths)
         ]
         return steps[-1] if last_only else torch.cat(steps, dim=1)
     options = placing(model, attention_mask, new_len)
@@ -295,7 +248,7 @@ def forward_with_cache(
         if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters
         else {}
     )
-    if is_all_recurrent(cache):
+    if kv_cache.is_all_recurrent(cache):
         options["attention_mask"] = attention_mask[:, -new_len:]
     outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
     logits: Tensor = outputs.logits
@@ -319,28 +272,6 @@ def takes_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return an empty cache with the layer types of `model`."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
-
-
-def _forked(layer: object) -> object:
-    fork = copy.copy(layer)
-    for name, held in vars(layer).items():
-        if isinstance(
-            held, dict
-        ):  # recurrent states, which are updated in place; keys and values are not
-            setattr(
-                fork,
-                name,
-                {
-                    key: state.clone() if isinstance(state, Tensor) else state
-                    for key, state in held.items()
-                },
-            )
-    return fork
-
-
 def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
     cannot be skipped.
@@ -354,7 +285,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    reason = unsupported_reason(model)
+    reason = unskippable_reason(model)
     if reason is None and len(outermost) == 1:
         stack = stacks[outermost[0]]
         reason = next(
@@ -376,8 +307,8 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def copied(
-    module: Kind, children: Mapping[str, nn.Module | None], kind: type | None = None
-) -> Kind:
+    module: ModuleT, children: Mapping[str, nn.Module | None], kind: type | None = None
+) -> ModuleT:
     """Return a copy of a module that shares its parameters and buffers, with some children
     replaced, of the class `kind`.
     """
@@ -442,48 +373,7 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     return config
 
 
-def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
-    """Describe the first tensor shape, module type or plain attribute in which two models
-    differ.
-    """
-    expected, got = (dict(_properties(model)) for model in (view, rebuilt))
-    for key in expected | got:
-        if expected.get(key) != got.get(key):
-            return f"expected {key}={expected.get(key)}, got {got.get(key)}"
-    return None
-
-
-def _properties(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield the shape of every tensor, and the type and plain attributes of every module."""
-    # Of the whole model, so that tied tensors count once.
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        yield name, list(tensor.shape)
-    for path, module in model.named_modules():
-        yield path, type(module).__name__
-        for key, value in vars(module).items():
-            is_plain = isinstance(value, bool | int | float | str | None)
-            if is_plain and key not in _NOT_COMPARED and not key.startswith("_"):
-                yield f"{path}.{key}", value
-
-
-def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Return a model without weights; raise UsageError if the config's model class cannot be built
-    that way.
-    """
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        raise UsageError(
-            f"cannot build the model of a {type(config).__name__} without weights"
-            f" ({reason(error)}); use --format schedule to export, and engine=torch in a run"
-        ) from error
-    return model
-
-
-def unsupported_reason(model: PreTrainedModel) -> str | None:
+def unskippable_reason(model: PreTrainedModel) -> str | None:
     """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return "it is not a decoder-only causal LM"
@@ -507,19 +397,3 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
             if hasattr(module, attribute):
                 return dependency
     return None
-
-
-def is_recurrent(cache: DynamicCache) -> bool:
-    """Return True if some layers have a recurrent state, which can be continued only one token at a
-    time.
-    """
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
-
-
-def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return True if no layer has keys and values; the attention mask of a step then covers only
-    the new tokens.
-    """
-    return is_recurrent(cache) and not any(
-        isinstance(layer, CacheLayerMixin) for layer in cache.layers
-    )

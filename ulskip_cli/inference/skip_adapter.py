@@ -23,14 +23,35 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
-from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
 FORMAT = 1
+
+
+def patch_name(kept_set: int, layer: int, parameter: str) -> str:
+    """Name a parameter of the `GapPatch` in front of a layer or, with the model's number of layers,
+    behind the last kept layer; `kept_set` is an index into the sets of kept layers.
+    """
+    return f"patch.{kept_set}.{layer}.{parameter}"
+
+
+def fold_name(kept_set: int, layer: int, module: str, parameter: str) -> str:
+    """Name the weight F [out, out] or the bias b of a folded patch, which changes the output of the
+    linear layer at the path `module` of a decoder layer to `y + y F + b`.
+    """
+    return f"fold.{kept_set}.{layer}.{module}.{parameter}"
+
+
+def lora_name(layer: int, module: str, factor: str) -> str:
+    """Name the factor A [rank, in] or B [out, rank] of LoRA, which adds `B A` to the weight of a
+    linear layer in every set.
+    """
+    return f"lora.{layer}.{module}.{factor}"
 
 
 class GapPatch(nn.Module):
@@ -93,12 +114,7 @@ def _patched_class(source: type[nn.Module]) -> type:
 @dataclass(frozen=True)
 class SkipAdapter:
     """The corrections of the views of one model, for one or several sets of kept layers.
-
-    Names in `tensors`: `patch.SET.LAYER.*` is the state of the `GapPatch` in front of a layer (or,
-    with the model's number of layers, behind the last kept layer); `fold.SET.LAYER.MODULE.weight`
-    [out, out] and `.bias` change the output of a linear module to `y + y F + b`;
-    `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank] add `B A` to a weight, in every set. SET
-    is an index into `kept_sets`, LAYER a layer of the model, MODULE a path in that layer.
+    `patch_name`, `fold_name` and `lora_name` name the tensors.
     """
 
     num_layers: int
@@ -133,7 +149,7 @@ class SkipAdapter:
             return patched_layer(changed, patch(kept[place], device), last)
 
         try:
-            patches, changes = self.parts(f"patch.{index}."), self.parts("lora.", f"fold.{index}.")
+            patches, changes = self.patches(index), self._parts("lora.", f"fold.{index}.")
             with torch.no_grad():
                 return shallow_view.shallow_view(model, kept, adapt)
         except (RuntimeError, AttributeError, KeyError, ValueError) as error:
@@ -183,7 +199,20 @@ class SkipAdapter:
                 " `ulskip train train=adapter`"
             ) from None
 
-    def parts(self, *prefixes: str) -> dict[int, dict[str, dict[str, Tensor]]]:
+    @property
+    def folds(self) -> dict[str, Tensor]:
+        """The tensors of folded patches, by name."""
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith("fold.")}
+
+    def patches(self, kept_set: int) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the states of the patches of a set, by layer, module and parameter."""
+        return self._parts(f"patch.{kept_set}.")
+
+    def folded(self, kept_set: int) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the folded patches of a set, by layer, module and parameter."""
+        return self._parts(f"fold.{kept_set}.")
+
+    def _parts(self, *prefixes: str) -> dict[int, dict[str, dict[str, Tensor]]]:
         """Return the tensors whose name begins with one of `prefixes`, by layer, module and the
         last part of their name.
         """
@@ -221,7 +250,7 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str)
     for index, kept in enumerate(kept_sets):
         for layer in gaps(kept, num_layers) if kind == "full" else ():
             state = GapPatch(hidden_size).state_dict()
-            tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
+            tensors |= {patch_name(index, layer, name): tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 
 
@@ -32,7 +32,7 @@ class EncodedPrompt:
 
 def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> EncodedPrompt:
     """Run the first pass: the prompt [batch, prompt_len] through every layer of `model`."""
-    cache = shallow_view.new_cache(model)
+    cache = kv_cache.new_cache(model)
     first = shallow_view.forward_with_cache(model, prompt_ids, prompt_mask, cache, last_only=True)
     return EncodedPrompt(first, cache, prompt_mask)
 
@@ -48,14 +48,14 @@ def predict_response(
     """
     if response_ids.shape[1] == 1:
         return prompt.first_logits
-    cache = shallow_view.fork_cache(prompt.cache, stages[0].kept)
+    cache = kv_cache.fork_cache(prompt.cache, stages[0].kept)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
-    ends = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
-    for stage, end in zip(stages, ends, strict=True):
+    last_steps = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
+    for stage, end in zip(stages, last_steps, strict=True):
         if stage.first_step < inputs.shape[1]:
-            shallow_view.prune_cache(cache, stage.kept)
+            kv_cache.prune_cache(cache, stage.kept)
             end = min(end, inputs.shape[1])
             step_ids = inputs[:, stage.first_step : end]
             logits.append(

@@ -9,7 +9,7 @@ from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.rows import collected, displayed
-from ulskip_cli.report.tables import Section, ends
+from ulskip_cli.report.tables import TableSection, ends
 
 FILE = "bench.md"
 BANDWIDTH = (
@@ -31,7 +31,7 @@ SHARED = {
 }
 
 
-def lead(records: Sequence[Record]) -> list[str]:
+def bench_lead(records: Sequence[Record]) -> list[str]:
     """Return the result in sentences: the fastest engine with all layers, and the fastest point
     that skips layers, among those that are measurably faster than the full model if there are any.
     """
@@ -45,7 +45,7 @@ def lead(records: Sequence[Record]) -> list[str]:
 
 def write_bench_report(folder: ResultsFolder) -> None:
     """Write bench.md from all benchmark records of a folder."""
-    records = ordered(
+    records = in_bench_order(
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
     parts = [f"# {tables.title(records)}", *fastest(records)]
@@ -54,7 +54,7 @@ def write_bench_report(folder: ResultsFolder) -> None:
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
 
 
-def ordered(records: Sequence[Record]) -> list[Record]:
+def in_bench_order(records: Sequence[Record]) -> list[Record]:
     """Sort records for display by model, batch size, engine, layer ratio (lowest first) and
     strategy.
     """
@@ -78,9 +78,9 @@ def decoded_by(record: Record) -> str:
     return f"{name}, compiled" if record.compiled else name
 
 
-def sections(records: Sequence[Record]) -> list[Section]:
+def sections(records: Sequence[Record]) -> list[TableSection]:
     """Make the tables of benchmark records."""
-    records = ordered(records)
+    records = in_bench_order(records)
     references = sorted({record.reference_engine or "" for record in records} - {""})
     shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]
     columns = [
@@ -105,7 +105,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
         f"{BANDWIDTH}: {read_bandwidth(records)}",
     ]
     title = f"Decoding speed: {tables.shared(records, SHARED)}"
-    parts = [Section.of(title, records, columns, tables.sentences(notes), words=1)]
+    parts = [TableSection.of(title, records, columns, tables.sentences(notes), words=1)]
     if beside := paper.comparable(records):
         title = f"{paper.BENCH_TITLE}: {tables.shared(beside, SHARED)}"
         parts.append(paper.beside_bench(title, beside, decoded_by))

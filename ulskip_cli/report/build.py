@@ -25,7 +25,7 @@ from ulskip_cli.report.rows import (
     read_records,
     warnings,
 )
-from ulskip_cli.report.tables import Section
+from ulskip_cli.report.tables import TableSection
 from ulskip_cli.report.verdicts import (
     RULE,
     TOLERANCE,
@@ -63,17 +63,17 @@ class Report:
         return grouped(self.records)
 
     @cached_property
-    def table4(self) -> list[Section]:
+    def table4(self) -> list[TableSection]:
         """The rows in the layout of the paper's table 4."""
         return paper.table4(self.records)
 
     @cached_property
-    def long(self) -> Section:
+    def long(self) -> TableSection:
         """The long table, one line per row."""
         return tables.long_section(self.records)
 
     @cached_property
-    def overview(self) -> list[Section]:
+    def overview(self) -> list[TableSection]:
         """The best point of each model and target, if the rows have several settings."""
         section = overview(self.groups, self.gate)
         return [section] if len(self.groups) > 1 and section.cells else []
@@ -105,7 +105,7 @@ class Report:
         return [*caveats, *depths, *warnings(self.records)]
 
     @cached_property
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[TableSection]:
         """Further tables: frontiers, and the comparison with `against`."""
         found = [section for front in frontiers(self.records) for section in front.sections()]
         if self.against == PAPER:
@@ -134,7 +134,7 @@ class Report:
     def markdown(self) -> str:
         """Return the text of report.md."""
         parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
-        parts += ["## Layout of the paper's table 4", paper.markdown(self.table4)]
+        parts += ["## Layout of the paper's table 4", paper.paper_markdown(self.table4)]
         for label, chosen in self.winners.items():
             parts += [
                 f"## {self.winners_title(label)}",
@@ -179,7 +179,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         if count > 0:
             tell(f"report.md has {count} more {what}")
 
-    def draw(section: Section) -> None:
+    def draw(section: TableSection) -> None:
         shown = replace(section, cells=section.cells[:MAX_LINES])
         if shown.cells:
             tell(tables.draw(shown, console.width, "report.md"))

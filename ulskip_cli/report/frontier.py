@@ -15,13 +15,13 @@ from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.experiments.statistics import (
     HOLDS,
     SAME,
-    Share,
+    QualityShare,
     difference,
     shares,
     verdict,
 )
 from ulskip_cli.report.rows import collected, done
-from ulskip_cli.report.tables import Section, ends
+from ulskip_cli.report.tables import TableSection, ends
 
 TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
@@ -37,7 +37,7 @@ class FrontierPoint:
 
     record: Record
     clock: Interval  # the speedup over the baseline
-    quality: Share
+    quality: QualityShare
 
     @property
     def speedup(self) -> float:
@@ -149,7 +149,7 @@ class Frontier:
         keys = ("model", "task", "pair", "dataset")
         return list(filter(None, [self.folder, *map(self.points[0].record.value, keys)]))
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[TableSection]:
         """Make the tables of a report."""
         of = " · ".join(self.names)
         return [
@@ -158,7 +158,7 @@ class Frontier:
             self.table(f"Layers, engines and formats: {of}"),
         ]
 
-    def verdicts(self, title: str) -> Section:
+    def verdicts(self, title: str) -> TableSection:
         """Make a table with a sentence for each target speedup that was reached: the best point,
         and the best of another kind.
         """
@@ -170,7 +170,9 @@ class Frontier:
         )
         if caveat := self.points[-1].quality.caveat:
             note += f" {caveat[0].upper()}{caveat[1:]}."
-        return Section(title, [Column("speedup"), Column("verdict")], lines, note, sentences=True)
+        return TableSection(
+            title, [Column("speedup"), Column("verdict")], lines, note, sentences=True
+        )
 
     def _verdict(self, target: float, best: FrontierPoint) -> str:
         lead = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
@@ -186,7 +188,7 @@ class Frontier:
             f" {decided}."
         )
 
-    def table(self, title: str) -> Section:
+    def table(self, title: str) -> TableSection:
         """Make the table of all points."""
         first = self.points[0]
         note = (
@@ -208,13 +210,13 @@ class Frontier:
             Column("of baseline", "", lambda point: point.quality.text()),
             Column("verdict", "", self._fate),
         ]
-        return Section.of(title, self.points, columns, note)
+        return TableSection.of(title, self.points, columns, note)
 
     def _fate(self, point: FrontierPoint) -> str:
         winner, sure = self.beaten.get(point.record.id, (None, True))
         return f"beaten by {winner.name}{'' if sure else ' ?'}" if winner else "front"
 
-    def targets(self, title: str) -> Section:
+    def targets(self, title: str) -> TableSection:
         """Make the table of the best point of each kind at each target speedup."""
         kinds = sorted({point.kind for point in self.points}, key=KINDS.index)
         lines = []
@@ -226,7 +228,7 @@ class Frontier:
             "Share of the baseline's score that the best measured point of each kind keeps at no"
             " less than this speedup."
         )
-        return Section(title, list(map(Column, ("speedup", *kinds))), lines, note, words=1)
+        return TableSection(title, list(map(Column, ("speedup", *kinds))), lines, note, words=1)
 
 
 def _better_by(point: FrontierPoint, rival: FrontierPoint) -> Interval:

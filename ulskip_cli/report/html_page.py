@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, narrow_quality, strategy_colour
 from ulskip_cli.report.rows import Group, collected, setting_text
-from ulskip_cli.report.tables import EMPTY, Section, Shares
+from ulskip_cli.report.tables import EMPTY, Shares, TableSection
 
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
@@ -91,7 +91,7 @@ def _plots(report: "Report", plot: Sequence[Path]) -> list[bytes]:
     return [plot[1].read_bytes(), narrow] if narrow else []
 
 
-def _points(records: Sequence[Record], judged: Shares) -> Section:
+def _points(records: Sequence[Record], judged: Shares) -> TableSection:
     """Make the long table with the share of the full model's quality and the quality gate."""
 
     def gate(record: Record) -> str | None:
@@ -100,7 +100,7 @@ def _points(records: Sequence[Record], judged: Shares) -> Section:
     columns = tables.long_columns(records)
     quality = [tables.share_of_full("of full", ".1%", judged), Column("keeps gate", "", gate)]
     at = columns.index(COLUMNS["decode_loss"])
-    return Section.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
+    return TableSection.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 
 def order(text: str) -> str:

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.rows import Group, collected, displayed, done, grouped
-from ulskip_cli.report.tables import Section
+from ulskip_cli.report.tables import TableSection
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22 (mean of four directions) and tokens/s of prompt and generated tokens at these batch
@@ -75,14 +75,14 @@ class Line(NamedTuple):
         return self.first.absent
 
 
-def table4(records: Sequence[Record]) -> list[Section]:
+def table4(records: Sequence[Record]) -> list[TableSection]:
     """Arrange records with a target speedup as in table 4: one table per setting, one line per
     target and approach.
     """
     return list(map(_table4, grouped([record for record in records if record.target_speedup])))
 
 
-def _table4(group: Group) -> Section:
+def _table4(group: Group) -> TableSection:
     def first(key: str, leaves: int = 0) -> Column:
         shown = COLUMNS[key]
         return Column(shown.head, "", lambda line: tables.cell(line.first, shown), leaves)
@@ -107,16 +107,16 @@ def _table4(group: Group) -> Section:
         rates = [Column(f"tok/s,\nbatch {size}", "", partial(rate, size=size)) for size in sizes]
         columns += [full, *rates]
     lines = [Line(*point, records) for point, records in group.points().items()]
-    return Section.of(group.label, lines, columns)
+    return TableSection.of(group.label, lines, columns)
 
 
-def markdown(sections: Sequence[Section]) -> str:
+def paper_markdown(sections: Sequence[TableSection]) -> str:
     """Write the tables in Markdown, with headings if there are several."""
     write = tables.with_heading if len(sections) > 1 else tables.markdown
     return "\n\n".join([*map(write, sections), NOTE])
 
 
-def latex(sections: Sequence[Section]) -> str:
+def paper_latex(sections: Sequence[TableSection]) -> str:
     """Write the tables in LaTeX, with the note in the first caption."""
     return "\n".join(
         tables.latex(replace(section, note=NOTE * (i == 1)), f"table4-{i}")
@@ -130,13 +130,17 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
     records = [displayed(record, folder.path) for record in folder.records()]
     file = folder.path / "table4.md"
-    parts = [f"# {tables.title(records)}", markdown(table4(records)), tables.provenance(records)]
+    parts = [
+        f"# {tables.title(records)}",
+        paper_markdown(table4(records)),
+        tables.provenance(records),
+    ]
     text = "\n\n".join(parts) + "\n"
     write_atomic(file, tables.escape_markdown(text))
     return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
 
 
-def beside_paper(groups: Sequence[Group]) -> list[Section]:
+def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     """Make one table per timed setting with the paper's and the measured values; the last table's
     note has the caveat.
     """
@@ -163,7 +167,7 @@ def comparable(records: Sequence[Record]) -> list[Record]:
 
 def beside_bench(
     title: str, records: Sequence[Record], engine_of: Callable[[Record], str]
-) -> Section:
+) -> TableSection:
     """Make one table with the paper's and a benchmark's speeds; each engine has two columns."""
     names = {record.key: record.strategy for record in records}
     return _beside(title, collected(records, engine_of), names, BENCH_CAVEAT)
@@ -174,7 +178,7 @@ def _beside(
     sides: Mapping[str, Sequence[Record]],
     names: Mapping[tuple[str, str], str],
     note: str,
-) -> Section:
+) -> TableSection:
     """Make one table with a line for every target, approach and batch size of the paper, and
     columns for every side.
     """
@@ -203,7 +207,7 @@ def _beside(
         heads.pop("paper\nBLEU", None)
         heads.pop("paper\nof full", None)
     columns = [Column(key, "", methodcaller("get", key)) for key in heads]
-    return Section.of(title, lines, columns, note)
+    return TableSection.of(title, lines, columns, note)
 
 
 def _ours(

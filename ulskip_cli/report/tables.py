@@ -26,7 +26,7 @@ from ulskip_cli.experiments.record import (
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
-from ulskip_cli.experiments.statistics import Share, primary, shares
+from ulskip_cli.experiments.statistics import QualityShare, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
     collected,
@@ -67,12 +67,12 @@ _LATEX = str.maketrans(
 )
 
 
-Shares = Mapping[tuple[str, str], Share]  # by the key of a record
+Shares = Mapping[tuple[str, str], QualityShare]  # by the key of a record
 EMPTY = {MISSING, *ABSENT.values()}
 
 
 @dataclass(frozen=True)
-class Section:
+class TableSection:
     """A table of texts with its heading and note, independent of the output format."""
 
     title: str
@@ -110,7 +110,7 @@ class Section:
         columns: Iterable[Column],
         note: str = "",
         words: int = 2,
-    ) -> "Section":
+    ) -> "TableSection":
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
@@ -143,13 +143,13 @@ def share_of_full(title: str, form: str, judged: Shares) -> Column:
     return Column(title, form, lambda record: getattr(judged.get(record.key), "share", None))
 
 
-def long_section(records: Sequence[Record]) -> Section:
+def long_section(records: Sequence[Record]) -> TableSection:
     """Make the long table: the settings in which the records differ, and the columns for which some
     record has a value.
     """
     records = ordered(records)
     note = sentences(explanations(records))
-    return Section.of(title(records), records, long_columns(records), note, words=1)
+    return TableSection.of(title(records), records, long_columns(records), note, words=1)
 
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
@@ -158,7 +158,7 @@ def long_columns(records: Sequence[Record]) -> list[Column]:
     return [strategy, *setting_columns(records), *measured, *_harness(records)]
 
 
-def short_section(records: Sequence[Record]) -> Section:
+def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metric = primary(records)
@@ -167,7 +167,7 @@ def short_section(records: Sequence[Record]) -> Section:
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
-    return Section.of(
+    return TableSection.of(
         title(records),
         records,
         [strategy, *setting_columns(records), *measured, share, full_rate, rate],
@@ -176,7 +176,7 @@ def short_section(records: Sequence[Record]) -> Section:
     )
 
 
-def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[Section]]:
+def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[TableSection]]:
     """Return a function that makes the table of records for a terminal, with few columns or with as
     many as fit.
     """
@@ -217,7 +217,7 @@ def _harness(records: Sequence[Record]) -> list[Column]:
     ]
 
 
-def draw(section: Section, width: int, file: str) -> Table:
+def draw(section: TableSection, width: int, file: str) -> Table:
     """Draw a table for a terminal without markup; if columns do not fit, drop the least important
     ones and name the complete file.
     """
@@ -235,7 +235,7 @@ def draw(section: Section, width: int, file: str) -> Table:
     return table
 
 
-def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
+def _drawn(section: TableSection, kept: Sequence[int], note: str, roomy: bool) -> Table:
     table = Table(
         title=section.title,
         caption=note,
@@ -262,7 +262,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
-def markdown(section: Section) -> str:
+def markdown(section: TableSection) -> str:
     """Write a table in Markdown, without heading and note; cells are not padded, so that one new
     value changes one line.
     """
@@ -275,7 +275,7 @@ def markdown(section: Section) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
 
 
-def with_heading(section: Section) -> str:
+def with_heading(section: TableSection) -> str:
     """Write a table in Markdown with its heading and note."""
     return "\n\n".join(filter(None, [f"## {section.title}", markdown(section), section.note]))
 
@@ -290,7 +290,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
 
 
-def latex(section: Section, label: str) -> str:
+def latex(section: TableSection, label: str) -> str:
     """Write a table in LaTeX with booktabs."""
     caption = sentences([section.title, section.note]) if section.note else section.title
     table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")

@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import (
     HOLDS,
     TIE,
     TITLES,
-    Share,
+    QualityShare,
     difference,
     from_records,
     may_gain,
@@ -31,7 +31,7 @@ from ulskip_cli.experiments.statistics import (
     within,
 )
 from ulskip_cli.report.rows import Group, collected, done, grouped
-from ulskip_cli.report.tables import Section, Shares, ends, sentences
+from ulskip_cli.report.tables import Shares, TableSection, ends, sentences
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_LEADS = 3  # sentences before the table of a sweep
@@ -53,7 +53,7 @@ class Judged(NamedTuple):
 
     group: Group
     record: Record
-    share: Share
+    share: QualityShare
 
 
 Figures = list[tuple[Record, str]]  # records that tie, with their figures
@@ -124,7 +124,7 @@ def _best(records: Sequence[Record], judged: Shares) -> Figures:
     return [(record, f"{share.value:.2f}, {_kept(share)}") for record, share in kept]
 
 
-def _kept(share: Share) -> str:
+def _kept(share: QualityShare) -> str:
     basis = "" if share.sure else ", no significant loss"
     return f"{share.text()} of full's {share.title}{basis}"
 
@@ -161,7 +161,7 @@ def two_depths(group: Group) -> Iterator[str]:
             )
 
 
-def overview(groups: Sequence[Group], gate: float) -> Section:
+def overview(groups: Sequence[Group], gate: float) -> TableSection:
     """Make the table with the best point of every model and target: the fastest point that can win,
     or else the best quality among points that are faster than full. Models and targets without such
     a point are left out.
@@ -203,7 +203,7 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
         " are faster than full by their whole interval. A question mark: the interval of the score"
         f" includes {gate:.0%}."
     )
-    return Section.of("Best of each model and target", best, columns, note, words=4)
+    return TableSection.of("Best of each model and target", best, columns, note, words=4)
 
 
 def lead(records: Sequence[Record]) -> list[str]:
@@ -269,7 +269,7 @@ class Comparison:
     only_new: int
     differs: list[Key]  # settings in which the sides share no value
 
-    def section(self, title: str) -> Section:
+    def section(self, title: str) -> TableSection:
         """Make the table of a comparison, one line per point."""
         names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
         name = names.pop() if len(names) == 1 else "quality"
@@ -297,7 +297,7 @@ class Comparison:
             notes.append(f"The sides differ in {', '.join(titles)}")
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
-        return Section.of(title, self.pairs, columns, sentences(notes), words=1)
+        return TableSection.of(title, self.pairs, columns, sentences(notes), words=1)
 
 
 def compare(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import linear_regression
 
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.core.model_metadata import WeightSizes
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.weight_sizes import WeightSizes
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
 # First tokens of the vocabulary that layers draft from; the best of 2048, 4096 and 8192 for

@@ -5,14 +5,12 @@
 import math
 
 from ulskip_cli.core.options import option
-from ulskip_cli.core.schedule import FALLS_TO, Batch, Confidence, ExitRule, Layers
+from ulskip_cli.core.schedule import FALLS_TO, Confidence, ExitBatch, ExitRule, Layers
 from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 NEVER = 2.0  # no confidence is above 1
-LOGITS = (
-    -8.0,
-    14.0,
-)  # search interval of logit(0.9 lam); the upper end is high because cosines are close to 1
+# Search interval of logit(0.9 lam); the upper end is high because cosines are close to 1.
+LOGITS = (-8.0, 14.0)
 ROUNDS = 14
 TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
@@ -36,7 +34,7 @@ class EarlyExit(Strategy):
     )
     min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)
     every: int = option(1, "number of layers between two confidence checks", ge=1)
-    batch: Batch = option(
+    batch: ExitBatch = option(
         "min", "min: a batch exits when its least confident sequence does; na: batch size 1 only"
     )
     calibrated = ("threshold",)

@@ -14,9 +14,10 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.model_metadata import ModelMetadata, WeightSizes, gaps
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
 PREDICTIONS = (

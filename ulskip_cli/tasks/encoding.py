@@ -26,9 +26,8 @@ class EncodedExample:
     prompt_ids: list[int]  # with the special tokens of the tokenizer or the chat template
     response_ids: list[int]  # the reference as the model should write it, with EOS
     truncated: bool = False  # the end of the source was dropped so that the prompt fits the context
-    truncated_response: bool = (
-        False  # the end of the response, with EOS, was dropped at the end of the context
-    )
+    # the end of the response, with EOS, was dropped at the end of the context
+    truncated_response: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -43,9 +42,8 @@ class PromptFormatter:
     """
 
     template: Template
-    tokenizer: PreTrainedTokenizerBase | None = (
-        None  # owner of the chat template; None if `template` is not a chat
-    )
+    # owner of the chat template; None if `template` is not a chat
+    tokenizer: PreTrainedTokenizerBase | None = None
     chat_options: Table = field(default_factory=dict)  # variables of the chat template
 
     @classmethod
@@ -84,10 +82,8 @@ class PromptFormatter:
             ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()
-        return (
-            chat_prompt,
-            f"{response}{self.tokenizer.eos_token or ''}",
-        )  # the chat template rewrites earlier messages
+        # the chat template rewrites earlier messages
+        return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"
 
     def tokenize(
         self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]

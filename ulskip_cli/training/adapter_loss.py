@@ -17,11 +17,18 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import gaps
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter, patched_layer, with_linears
+from ulskip_cli.inference.skip_adapter import (
+    GapPatch,
+    SkipAdapter,
+    lora_name,
+    patch_name,
+    patched_layer,
+    with_linears,
+)
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
@@ -51,7 +58,7 @@ class AdapterLoss(TwoPassLoss):
         self._frozen = [model]  # a list hides the model from nn.Module
         self._layerwise_views = dict[Layers, LayerwiseModel]()
         self.start, self.draft_length = start, train.draft_length
-        depths = {depth for kept in start.kept_sets for ends in self._spans(kept) for depth in ends}
+        depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
         self.outputs = FrozenOutputs(
             model, max_bytes, layers, train.draft_length > 0, depths if train.gap_weight else ()
         )
@@ -62,14 +69,15 @@ class AdapterLoss(TwoPassLoss):
             )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
-            for layer, modules in start.parts(f"patch.{index}.").items():
+            for layer, modules in start.patches(index).items():
                 self.patches[f"{index}-{layer}"] = GapPatch.from_parts(modules).to(model.device)
-        for path, (layer, name) in self.lora_paths.items():
-            if f"lora.{layer}.{name}.A" in start.tensors:  # of an adapter that is trained further
+        for path, place in self.lora_paths.items():
+            down, up = lora_name(*place, "A"), lora_name(*place, "B")
+            if down in start.tensors:  # of an adapter that is trained further
                 module: Any = self.model.get_submodule(path)
-                module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.A"])
+                module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[down])
                 module.lora_B[_ADAPTER].weight.data.copy_(
-                    start.tensors[f"lora.{layer}.{name}.B"] / module.scaling[_ADAPTER]
+                    start.tensors[up] / module.scaling[_ADAPTER]
                 )
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
@@ -105,14 +113,14 @@ class AdapterLoss(TwoPassLoss):
         sides of the last kept layer are one.
         """
         num_layers = len(self.all_layers)
-        ends = gaps(kept, num_layers)
+        behind_gaps = gaps(kept, num_layers)
         return [
             (
-                before + (before < 0 or before in ends),
-                num_layers if after >= kept[-1] and num_layers in ends else after + 1,
+                before + (before < 0 or before in behind_gaps),
+                num_layers if after >= kept[-1] and num_layers in behind_gaps else after + 1,
             )
             for before, after in pairwise([-1, *kept, num_layers])
-            if after in ends and not (after == num_layers and before in ends)
+            if after in behind_gaps and not (after == num_layers and before in behind_gaps)
         ]
 
     def _gap_loss(
@@ -148,23 +156,24 @@ class AdapterLoss(TwoPassLoss):
         drafts, and its own keys and values only for the drafts.
         """
         prompt, known = frozen.prompt, frozen.response
-        cache = shallow_view.fork_cache(prompt.cache, kept)
+        cache = kv_cache.fork_cache(prompt.cache, kept)
         for layer, cached in zip(kept, cache.layers, strict=True):
             place = 2 * self.outputs.layers.index(layer)
             cached.update(known[place], known[place + 1])
         inputs = batch.response_ids[:, :-1]
         count = inputs.shape[1]
-        at = torch.arange(count, device=inputs.device)
-        start = (at - at % self.draft_length)[:, None]  # of the drafts to which a token belongs
-        drafted = (at >= start) & (at <= at[:, None])
-        response = torch.cat([at < start, drafted], dim=1).expand(len(inputs), -1, -1)
+        positions = torch.arange(count, device=inputs.device)
+        # of the drafts to which a token belongs
+        start = (positions - positions % self.draft_length)[:, None]
+        drafted = (positions >= start) & (positions <= positions[:, None])
+        response = torch.cat([positions < start, drafted], dim=1).expand(len(inputs), -1, -1)
         seen = torch.cat([prompt.mask.bool()[:, None].expand(-1, count, -1), response], dim=2)
         mask = prompt.first_logits.new_zeros(seen.shape)
         mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
         logits = self._view(kept)(
             input_ids=inputs,
             attention_mask=mask[:, None],  # [batch, 1, count, prompt_len + 2 count]
-            position_ids=prompt.mask.sum(1, keepdim=True) + at,
+            position_ids=prompt.mask.sum(1, keepdim=True) + positions,
             cache=cache,
             use_cache=True,
         ).logits
@@ -172,19 +181,16 @@ class AdapterLoss(TwoPassLoss):
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
-        tensors: dict[str, Tensor] = {
-            name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
-        }
+        tensors = self.start.folds
         for name, patch in self.patches.items():
-            place = name.replace("-", ".")
-            tensors |= {
-                f"patch.{place}.{key}": tensor for key, tensor in patch.state_dict().items()
-            }
-        for path, (layer, name) in self.lora_paths.items():
+            index, layer = map(int, name.split("-"))
+            for parameter, tensor in patch.state_dict().items():
+                tensors[patch_name(index, layer, parameter)] = tensor
+        for path, place in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             scale = module.scaling[_ADAPTER]
-            tensors[f"lora.{layer}.{name}.A"] = module.lora_A[_ADAPTER].weight
-            tensors[f"lora.{layer}.{name}.B"] = scale * module.lora_B[_ADAPTER].weight
+            tensors[lora_name(*place, "A")] = module.lora_A[_ADAPTER].weight
+            tensors[lora_name(*place, "B")] = scale * module.lora_B[_ADAPTER].weight
         return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
@@ -209,7 +215,7 @@ def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
     stack = shallow_view.decoder_layers(model)
     changed = {
         stack[layer]: with_linears(stack[layer], modules)
-        for layer, modules in start.parts("fold.0.").items()
+        for layer, modules in start.folded(0).items()
     }
     return shallow_view.substituted(model, changed.get)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -25,7 +25,7 @@ BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 # [positions, depths, hidden_size] of a response; then keys and values
 # [1, heads, length, head_size] of each layer
 Outputs = tuple[Tensor, ...]
-Key = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
+TokenKey = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FrozenOutputs:
         self.layerwise = LayerwiseModel(model)
         num_layers = len(self.layerwise.layers)
         self.depths = [*sorted({*depths} - {num_layers}), num_layers]
-        self._kept: dict[Key, Outputs] = {}
+        self._kept: dict[TokenKey, Outputs] = {}
 
     @torch.no_grad()
     def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
@@ -79,7 +79,9 @@ class FrozenOutputs:
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
             tensors = PairCollator(0)(chunk)
-            batch = LossBatch(**{key: x.to(self.model.device) for key, x in tensors.items()})
+            batch = LossBatch(
+                **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
+            )
             if not self._keep(self._split(self._together(batch, with_states=True), batch)):
                 return
             done += len(chunk)
@@ -98,7 +100,7 @@ class FrozenOutputs:
             return self._together(batch, with_states)
         rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
         logits, *prompt = _joined([prompt for prompt, _ in rows], left=True)
-        cache = shallow_view.filled_cache(prompt)
+        cache = kv_cache.filled_cache(prompt)
         cache.kept_layers = tuple(self.layers)
         encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
         if not with_states:
@@ -114,20 +116,18 @@ class FrozenOutputs:
     @functools.cached_property
     def _separable(self) -> bool:
         """True if a batch of sequences can be put together from their keys and values."""
-        return all(
-            type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers
-        )
+        return all(type(layer) is DynamicLayer for layer in kv_cache.new_cache(self.model).layers)
 
     def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
         """Return the outputs of a batch of one prompt and response."""
         prompt, response = _keys(batch)
-        outputs: Mapping[Key, Outputs] = self._kept
+        outputs: Mapping[TokenKey, Outputs] = self._kept
         if prompt not in outputs or (with_states and response not in outputs):
             outputs = self._split(self._together(batch, with_states), batch)
             self._keep(outputs)
         return outputs[prompt], outputs.get(response, ())
 
-    def _keep(self, outputs: Mapping[Key, Outputs]) -> bool:
+    def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
         """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
         for key, tensors in outputs.items():
             size = sum(tensor.nbytes for tensor in tensors)
@@ -136,22 +136,27 @@ class FrozenOutputs:
                 self.free_bytes -= size
         return all(key in self._kept for key in outputs if len(key) == 1)
 
-    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[Key, Outputs]:
+    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
         """Split a batch into the outputs of each prompt and of each response, without padding."""
-        outputs, at = dict[Key, Outputs](), 0
-        layers = [frozen.prompt.cache.layers[i] for i in self.layers]
+        outputs, done = dict[TokenKey, Outputs](), 0
+        cached = self._keys_and_values(frozen.prompt.cache)
         longest = batch.prompt_ids.shape[1]
         for row, labelled in enumerate(batch.is_labelled):
             start, count = longest - int(batch.prompt_mask[row].sum()), int(labelled[1:].sum())
             prompt_key, response_key = _keys(_row_of(batch, row))
-            one = slice(row, row + 1)
-            prompt = [x[one, :, start:longest] for y in layers for x in (y.keys, y.values)]
-            outputs[prompt_key] = (frozen.prompt.first_logits[one], *prompt)
+            rows = slice(row, row + 1)
+            prompt = [tensor[rows, :, start:longest] for tensor in cached]
+            outputs[prompt_key] = (frozen.prompt.first_logits[rows], *prompt)
             if frozen.states is not None:
-                known = [x[one, :, : max(count, 1)] for x in frozen.response]
-                outputs[response_key] = (frozen.states[at : at + count], *known)
-            at += count
+                response = [tensor[rows, :, : max(count, 1)] for tensor in frozen.response]
+                outputs[response_key] = (frozen.states[done : done + count], *response)
+            done += count
         return outputs
+
+    def _keys_and_values(self, cache: DynamicCache) -> list[Tensor]:
+        """Return the keys and values [batch, heads, length, head_size] of `layers`, by layer."""
+        layers = [cache.layers[layer] for layer in self.layers]
+        return [states for layer in layers for states in (layer.keys, layer.values)]
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its
@@ -174,30 +179,30 @@ class FrozenOutputs:
         response = list[Tensor]()
         if self.drafts:
             start = batch.prompt_ids.shape[1]
-            kept = [inputs.cache.layers[i] for i in self.layers]
-            response = [x[:, :, start:] for y in kept for x in (y.keys, y.values)]
+            response = [states[:, :, start:] for states in self._keys_and_values(inputs.cache)]
         return FrozenBatch(prompt, torch.stack(states, dim=1), response)
 
 
 def _row_of(batch: LossBatch, row: int) -> LossBatch:
     """Return one row of a batch without padding, with at least two response tokens."""
-    prompt, one = batch.prompt_mask[row].bool(), slice(row, row + 1)
+    prompt, rows = batch.prompt_mask[row].bool(), slice(row, row + 1)
     count = max(2, int(batch.is_labelled[row].sum()))
-    ids = batch.prompt_ids[one, prompt]
+    ids = batch.prompt_ids[rows, prompt]
     return LossBatch(
-        ids, torch.ones_like(ids), batch.response_ids[one, :count], batch.labels[one, :count]
+        ids, torch.ones_like(ids), batch.response_ids[rows, :count], batch.labels[rows, :count]
     )
 
 
-def _keys(batch: LossBatch) -> tuple[Key, Key]:
+def _keys(batch: LossBatch) -> tuple[TokenKey, TokenKey]:
     """Return the keys of the prompt and the response of a batch of one row."""
-    prompt, response = (x.cpu().numpy().tobytes() for x in (batch.prompt_ids, batch.labels))
+    prompt, response = (ids.cpu().numpy().tobytes() for ids in (batch.prompt_ids, batch.labels))
     return (prompt,), (prompt, response)
 
 
 def _joined(sequences: Sequence[Outputs], left: bool) -> list[Tensor]:
     """Return the outputs of several sequences as one batch, with keys and values padded."""
-    longest = max((x.shape[2] for outputs in sequences for x in outputs[1:]), default=0)
+    lengths = (states.shape[2] for outputs in sequences for states in outputs[1:])
+    longest = max(lengths, default=0)
     joined = [torch.cat([outputs[0] for outputs in sequences])]
     for parts in zip(*(outputs[1:] for outputs in sequences), strict=True):
         missing = [longest - part.shape[2] for part in parts]

@@ -58,7 +58,7 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
     return (*checks, num_layers)
 
 
-def check_training(config: TrainingConfig) -> None:
+def check_trainable(config: TrainingConfig) -> None:
     """Raise UsageError for a configuration with which training would fail."""
     trainer_arguments(config)
     start = config.train.start
@@ -103,9 +103,9 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "save_steps": train.save_every,
         "logging_steps": train.log_every,
     }
-    own = {*arguments, "optim", "label_names", "train_sampling_strategy"}
-    own |= {"label_smoothing_factor", "load_best_model_at_end"}
-    for key in own & set(extra):
+    set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
+    set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
+    for key in set_by_ulskip & set(extra):
         raise UsageError(
             f"train.training_args.{key} is not supported; use an ulskip key, e.g."
             " train.learning_rate or seed"

@@ -20,7 +20,8 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
-from ulskip_cli.core.model_metadata import fingerprint, read_metadata
+from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
@@ -74,7 +75,7 @@ class TrainingRecord(Options):
     data: Table | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
 
-def train(
+def run_training(
     config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None
 ) -> TrainingRecord:
     """Train, resume a killed run, or return a finished run's record; `examples` replace those that

@@ -39,9 +39,8 @@ from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
-FROZEN_SHARE = (
-    0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
-)
+# Share of the free memory for the prompts' keys and values in the training of a skip adapter.
+FROZEN_SHARE = 0.4
 OWN_RESPONSES = "own_responses.jsonl"
 
 
@@ -173,11 +172,11 @@ def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingCon
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
-    found = (start.kept_sets, record.get("kind"), record.get("lora_rank", rank))
-    if found != asked:
+    stored = (start.kept_sets, record.get("kind"), record.get("lora_rank", rank))
+    if stored != asked:
         raise UsageError(
             f"expected train.start={folder} to have layers, kind and LoRA rank {asked}, got"
-            f" {found}; use the settings of its training"
+            f" {stored}; use the settings of its training"
         )
     return start
 

@@ -125,9 +125,9 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = MuonWithAdamW(module, rate, decay, betas=(0.9, 0.98))
         elif self.optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
-            lora = [p for p in module.model.parameters() if p.requires_grad]
+            lora = [weight for weight in module.model.parameters() if weight.requires_grad]
             rates = ((lora, rate), (patches, self.config.correction.learning_rate))
-            groups = [{"params": params, "lr": own} for params, own in rates if params]
+            groups = [{"params": params, "lr": peak} for params, peak in rates if params]
             self.optimizer = AdamW(groups, rate, weight_decay=decay)
         return super().create_optimizer(*args, **kwargs)
 

@@ -227,7 +227,9 @@ def divergence(target: Tensor, logits: Tensor, kl: float, variation: float = 0.0
     summed over the positions: KL(target || logits) in nats, and total variation, which is the share
     of sampled drafts that the target refuses (arXiv:2211.17192).
     """
-    teacher, student = (functional.log_softmax(x.float(), dim=-1) for x in (target, logits))
+    teacher, student = (
+        functional.log_softmax(scores.float(), dim=-1) for scores in (target, logits)
+    )
     loss = kl * functional.kl_div(student, teacher, reduction="sum", log_target=True)
     if variation:
         loss = loss + variation * (student.exp() - teacher.exp()).abs().sum() / 2

@@ -94,7 +94,7 @@ class Chosen:
         return len(self.trial.kept_layers)
 
 
-def resolve(config: TuneConfig, extra_dir: Path | None = None) -> TuneRequest:
+def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneRequest:
     """Check a request and divide the examples; raise UsageError for a wish or data that cannot be
     used. `extra_dir` has the presets of a user's own strategies.
     """

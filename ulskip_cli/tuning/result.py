@@ -16,14 +16,14 @@ from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import (
-    Share,
+    QualityShare,
     is_faster,
     sentence,
     shares,
     speedup_text,
 )
 from ulskip_cli.export import run
-from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
+from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve_export
 from ulskip_cli.report.rows import warnings
 from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest, plain
 
@@ -127,10 +127,10 @@ class TuneResult:
         """
         if self.patch_kind in MERGEABLE:
             wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.export(self.config, wanted))
+            return run.summary(run.run_export(self.config, wanted))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve(self.config, schedule)
+        point = resolve_export(self.config, schedule)
         with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
@@ -165,7 +165,7 @@ class TuneResult:
             f"speed:    {speedup_text(record)}, compared with the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
-            f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
+            f"goal:     {key}={wish:g} is {wish_verdict(wish, value, low)}",
             f"run:      {command_line(self.config, 'run')}",
             f"export:   {command_line(self.config, 'export', *options)}",
             *patch,
@@ -174,7 +174,7 @@ class TuneResult:
         ]
 
 
-def verdict(wish: float, value: float, low: float | None) -> str:
+def wish_verdict(wish: float, value: float, low: float | None) -> str:
     """Describe how surely a measured value, with the low end of its interval, reaches a wanted one.
 
     >>> verdict(1.5, 1.6, 1.55), verdict(1.5, 1.6, 1.4), verdict(1.5, 1.4, 1.3)
@@ -185,7 +185,7 @@ def verdict(wish: float, value: float, low: float | None) -> str:
     return "surely met" if low is not None and low >= wish else "met, but not surely"
 
 
-def judge(record: Record, gate: float) -> Share:
+def judge(record: Record, gate: float) -> QualityShare:
     """Return the share of the full model's quality that a record keeps; raise RunError if it has no
     score.
     """

@@ -36,7 +36,7 @@ from ulskip_cli.experiments.sweep.estimate import duration
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.training.run import train
+from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
 from ulskip_cli.tuning.result import TuneResult, judge
 
@@ -426,7 +426,7 @@ def training_size(
     if not steps:
         shutil.rmtree(config.output, ignore_errors=True)  # an interrupted one has no times
         began = time.monotonic()
-        timed = train(config, progress, examples[: min(PROBE["examples"], count)]).seconds
+        timed = run_training(config, progress, examples[: min(PROBE["examples"], count)]).seconds
         took = time.monotonic() - began
         shutil.rmtree(config.output)
         left = seconds - count * samples * answer - 2 * took + timed
@@ -440,7 +440,7 @@ def train_adapter(
 ) -> Row:
     """Train a skip adapter, or continue an interrupted training; return its folder and sizes."""
     config = training_config(request, chosen, size)
-    record = train(config, progress, training_examples(request.split)[: size["examples"]])
+    record = run_training(config, progress, training_examples(request.split)[: size["examples"]])
     return {**size, "folder": config.output, "responses": record.examples}
 
 

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from ulskip_cli.core.errors import RunError, UsageError, one_line
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Room, Session, Views
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Room, Views
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.shallow_view import first_difference, meta_model
+from ulskip_cli.inference.rebuilt import first_difference, meta_model
 
 from ulskip_engine_vllm import PYTHON, worker
 
@@ -38,7 +38,7 @@ CAPACITY_STEP = (
 END_SECONDS = 20.0  # that a worker has to end by itself
 
 
-class VllmSession(Session):
+class VllmSession(EngineSession):
     """Greedy decoding with vLLM. The layers that decode also encode the prompts."""
 
     def __init__(self, views: Views, room: Room, weights: str | None) -> None:

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.export.run import ExportRequest, export
+from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -70,7 +70,7 @@ for name, overrides in MODELS.items():
     folder = target / name
     config = compose([f"model={name}", "model.dtype=float32"]).model
     pair = compose([f"model={name}", *overrides], command="export --format hf")
-    kept = export(pair, ExportRequest(folder / "pair", check=False))["kept_layers"]
+    kept = run_export(pair, ExportRequest(folder / "pair", check=False))["kept_layers"]
     model = load(config).model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "pair")
     prompts = prompts_of(name, tokenizer)
@@ -93,7 +93,7 @@ for name, overrides in MODELS.items():
         given = [f"model={name}", *overrides, "correction=adapter"]
         given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
         folded = compose(given, command="export --format hf")
-        export(folded, ExportRequest(folder / "folded", check=False))
+        run_export(folded, ExportRequest(folder / "folded", check=False))
         adapter = SkipAdapter.load(folder / "adapter")
         folded = adapter.view(model, tuple(kept))
         runs |= {"folded_kept": (folded, kept, "kept"), "folded_pair": (folded, kept, "all")}

@@ -11,12 +11,12 @@ from torch.nn import functional
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.engines.torch.cpu_kernels import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 
 @pytest.fixture(autouse=True)
 def built():
-    if reason := cpu_kernels.load():
+    if reason := cpu_kernels.load_kernels():
         pytest.skip(f"no kernel: {reason}")
 
 
@@ -126,13 +126,13 @@ def not_loaded(monkeypatch, tmp_path):
 
 
 def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
-    assert cpu_kernels.unsupported_reason() is None
+    assert cpu_kernels.kernels_unavailable() is None
     monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "ULSKIP_KERNEL=off"
+    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "ULSKIP_KERNEL=off"
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(cpu_kernels.shutil, "which", lambda name: None)
-    assert cpu_kernels.unsupported_reason() == cpu_kernels.load() == "no C++ compiler"
+    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "no C++ compiler"
     assert not not_loaded and not list(tmp_path.iterdir())
 
 
@@ -142,14 +142,18 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     builds = []
-    reason = cpu_kernels.load(lambda: builds.append(1))
+    reason = cpu_kernels.load_kernels(lambda: builds.append(1))
     assert "no such header" in reason
-    assert cpu_kernels.load(lambda: builds.append(1)) == cpu_kernels.unsupported_reason() == reason
+    assert (
+        cpu_kernels.load_kernels(lambda: builds.append(1))
+        == cpu_kernels.kernels_unavailable()
+        == reason
+    )
     assert len(builds) == len(not_loaded) == 1
     assert not list(tmp_path.rglob("*.so"))
     monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
-    assert cpu_kernels.unsupported_reason() is None
-    assert os.devnull in cpu_kernels.load()
+    assert cpu_kernels.kernels_unavailable() is None
+    assert os.devnull in cpu_kernels.load_kernels()
 
 
 @pytest.fixture
@@ -174,7 +178,7 @@ def test_passes_equal_those_of_sdpa(name, count, lengths):
     mask[1, :4] = 0
 
     def logits_of(view):
-        cache = shallow_view.new_cache(model)
+        cache = kv_cache.new_cache(model)
         shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
         steps = EagerSteps(view, cache, mask[:, :6], 4, several=True)
         parts = ids[:, 6:].split(count, dim=1)

@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.overlap import ExactMatch, Rouge, one_sentence_per_line
-from ulskip_cli.tasks.metrics.scores import Answers, Scoring, compare
+from ulskip_cli.tasks.metrics.scores import Answers, Scoring, compare_segments
 
 HYPOTHESES = [
     "The mayor opened the bridge. Crowds were cheering.",
@@ -70,14 +70,14 @@ values = st.lists(st.floats(0, 100), min_size=2, max_size=30)
 def test_a_clear_difference_has_an_interval_without_zero():
     rng = np.random.default_rng(0)
     full = rng.uniform(20, 40, 100)
-    compared = compare(full - 5 + rng.normal(0, 1, 100), full)
+    compared = compare_segments(full - 5 + rng.normal(0, 1, 100), full)
     assert compared["delta_low"] < compared["delta"] < compared["delta_high"] < 0
     assert compared["p_value"] < 0.01
 
 
 @given(values, st.sampled_from([0, 1]))
 def test_a_constant_difference_has_no_width(values, constant):
-    compared = compare(np.array(values) + constant, np.array(values))
+    compared = compare_segments(np.array(values) + constant, np.array(values))
     assert np.allclose([compared[key] for key in ("delta", "delta_low", "delta_high")], constant)
     # the smallest that 1000 resamples can tell, as in sacrebleu
     assert compared["p_value"] == (2 / 1001 if constant else 1)

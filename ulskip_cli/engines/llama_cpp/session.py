@@ -22,7 +22,7 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
 from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
+from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_by_gguf, write_model
 
 try:
     import llama_cpp
@@ -203,10 +203,12 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         format of the weights.
         """
         info = llama_cpp.llama_print_system_info().decode()
-        own = "LLAMA_CPP_LIB_PATH" in os.environ
+        package, version = "llama-cpp-python", llama_cpp.__version__
+        if "LLAMA_CPP_LIB_PATH" in os.environ:
+            package, version = "LLAMA_CPP_LIB_PATH", llama_cpp.llama_version().decode()
         return {
-            "package": "LLAMA_CPP_LIB_PATH" if own else "llama-cpp-python",
-            "version": llama_cpp.llama_version().decode() if own else llama_cpp.__version__,
+            "package": package,
+            "version": version,
             "build": re.findall(r"(\w+) = 1\b", info),
             "weights": self.weights,
         }
@@ -217,7 +219,7 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     support the model.
     """
     config = model.config.to_dict()
-    if reason := unsupported_reason(config):
+    if reason := unsupported_by_gguf(config):
         raise UsageError(
             f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
         )

@@ -31,12 +31,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
-from ulskip_cli.inference.shallow_view import (
-    filled_cache,
-    forward_with_cache,
-    new_cache,
-    takes_positions,
-)
+from ulskip_cli.inference.kv_cache import filled_cache, new_cache
+from ulskip_cli.inference.shallow_view import forward_with_cache, takes_positions
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"
@@ -149,7 +145,7 @@ class OpenVinoRequest:
         return {state.name.split("new.")[0]: state for state in self._request.query_state()}
 
 
-def unsupported_reason(model: PreTrainedModel) -> str | None:
+def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
     """Return the property of a model that this engine does not support, or None."""
     rope = repr(getattr(model.config.get_text_config(decoder=True), "rope_parameters", None))
     if model.device.type != "cpu":
@@ -158,14 +154,14 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
         return "a model without position ids"
     if "'dynamic'" in rope or "'longrope'" in rope:
         return "rotary positions that depend on the length"
-    return session.unsupported_reason(model, DecodingConfig())
+    return session.unsupported_by_loop(model, DecodingConfig())
 
 
-def export(model: PreTrainedModel, weights: str) -> Path:
+def export_openvino(model: PreTrainedModel, weights: str) -> Path:
     """Return the OpenVINO file of a model; raise UsageError if the engine does not support the
     model.
     """
-    if reason := unsupported_reason(model):
+    if reason := unsupported_by_openvino(model):
         raise _refusal(model, reason)
     tensors = exportable_tensors(model, ENGINE)
     scalars = [

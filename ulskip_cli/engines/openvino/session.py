@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.library import LibrarySession
-from ulskip_cli.engines.openvino.export import ENGINE, Masks, OpenVinoRequest, export
+from ulskip_cli.engines.openvino.export import ENGINE, Masks, OpenVinoRequest, export_openvino
 
 MASKED_STEPS = 64  # steps whose masks are computed at once
 
@@ -26,7 +26,9 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
 
     def load(self, model: PreTrainedModel) -> OpenVinoRequest:
         """Load a model from its OpenVINO file."""
-        return OpenVinoRequest(export(model, self.weights), Masks(model), self.weights == "f32")
+        return OpenVinoRequest(
+            export_openvino(model, self.weights), Masks(model), self.weights == "f32"
+        )
 
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""

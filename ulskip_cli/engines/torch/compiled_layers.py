@@ -56,9 +56,8 @@ class CompiledLayer(nn.Module):
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
         super().__init__()
         self.layer = layer
-        self._cached = (
-            shallow_view.layer_index(layer) or 0
-        )  # a layer without an index has no attention, and reads no cache
+        # A layer without an index has no attention, and reads no cache.
+        self._cached = shallow_view.layer_index(layer) or 0
         self._shared = code
         self._first: list[torch.Size] | None = None  # the shapes in the first call
         self._run: Code | None = None

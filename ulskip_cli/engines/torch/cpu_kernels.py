@@ -29,7 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 _failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
 
 
-def unsupported_reason() -> str | None:
+def kernels_unavailable() -> str | None:
     """Return the reason why this process cannot use the kernels, or None; nothing is built or
     loaded.
     """
@@ -51,13 +51,13 @@ def is_loaded() -> bool:
     return hasattr(torch.ops.ulskip, "linear")
 
 
-def load(on_build: Callable[[], object] = lambda: None) -> str | None:
+def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
     """Load the kernels once per process; return None, or the reason why they cannot be used.
 
     The first call on a machine calls `on_build` and compiles for about half a minute. A failed
     build is not repeated.
     """
-    reason = unsupported_reason()
+    reason = kernels_unavailable()
     if reason or is_loaded():
         return reason
     compiler = _compiler()

@@ -17,7 +17,7 @@ from ulskip_cli.engines.torch.static_cache import (
     StaticLayer,
     UnplacedLayer,
 )
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 CHECKED_STEPS = 2
 WARM_UP_STEPS = 2  # layers are compiled in the second, which shows the sizes that grow
@@ -107,7 +107,7 @@ class CompiledSteps:
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
         """Continue from the previous stage with the layers `kept` of the prompt's model."""
-        held = shallow_view.fork_cache(before.cache, kept)
+        held = kv_cache.fork_cache(before.cache, kept)
         done = before.cursor.length - before.prompt_len
         mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
         self.begin(held, mask, before.length - done)

@@ -87,9 +87,8 @@ def _typed(held: Tensor, tensor: Tensor) -> Tensor:
 
 def _allocate(size: int) -> Tensor:
     try:
-        memory = mmap.mmap(
-            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )  # by default it would be shared
+        # by default it would be shared
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
     except (AttributeError, OSError):  # another system than Linux, or a kernel without huge pages
         return torch.empty(size, dtype=torch.uint8)
@@ -158,7 +157,11 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
             f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory",
         )
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
-    reason = cpu_kernels.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
+    reason = (
+        cpu_kernels.load_kernels(on_build)
+        if even
+        else "a bfloat16 layer has an odd number of inputs"
+    )
     if reason is None:
         return LinearBackend(PANELS)
     onednn = torch._C._has_mkldnn and (

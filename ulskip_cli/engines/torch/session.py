@@ -24,14 +24,14 @@ from ulskip_cli.engines.torch.decode_steps import (
     check_compiled,
 )
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
 
-def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
+def unsupported_by_loop(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
     """Return the property of a model or the option that our loop does not support, or None if it
     supports everything.
     """
@@ -44,7 +44,7 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
-    if not static_cache.can_fix(shallow_view.new_cache(model)):
+    if not static_cache.can_fix(kv_cache.new_cache(model)):
         return "a cache with states other than keys and values"
     return None
 
@@ -70,8 +70,8 @@ class ModelSession(SteppingSession):
         prompt = encode_prompt(self.prompt_model, request.input_ids, request.attention_mask)
         cache = prompt.cache
         kept = self.kept or range(len(cache.layers))
-        self.kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
-        shallow_view.prune_cache(cache, kept)
+        self.kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
+        kv_cache.prune_cache(cache, kept)
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
@@ -129,9 +129,9 @@ class TorchSession(ModelSession):
         # support
         try:
             for stage, model in zip(self.views.stages, decode_models, strict=True):
-                shallow_view.prune_cache(cache, stage.kept)
+                kv_cache.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1]))
-                check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), mask)
+                check_compiled(made[-1], kv_cache.fork_cache(cache, stage.kept), mask)
         except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
@@ -161,7 +161,7 @@ class TorchSession(ModelSession):
             self._now[stage].continue_from(self.steps, kept)
             self.steps = self._now[stage]
         else:
-            shallow_view.prune_cache(self.steps.cache, kept)
+            kv_cache.prune_cache(self.steps.cache, kept)
             self.steps.view = self.decode_models[stage]
 
     def details(self) -> Table:

@@ -16,7 +16,7 @@ from transformers.masking_utils import create_masks_for_generate
 from ulskip_cli.core.files import Table
 from ulskip_cli.inference import shallow_view
 
-Masks = dict[str, Tensor | None]  # by attention type; None: all positions are visible
+StepMasks = dict[str, Tensor | None]  # by attention type; None: all positions are visible
 
 
 @dataclass
@@ -145,8 +145,8 @@ class PositionsAndMasks:
         prompt_len] is the prompt's mask.
         """
         self.prompt_len = mask.shape[1]
-        self._single: Masks = {}
-        self._several: Masks = {}
+        self._single: StepMasks = {}
+        self._several: StepMasks = {}
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
@@ -181,5 +181,5 @@ class PositionsAndMasks:
         self._mask = self._mask[alive]
 
 
-def _indexed(masks: Masks, index: Any) -> Masks:
+def _indexed(masks: StepMasks, index: Any) -> StepMasks:
     return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}

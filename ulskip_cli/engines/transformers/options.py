@@ -24,7 +24,7 @@ REFUSED = {
 }
 
 
-def check(decoding: DecodingConfig) -> None:
+def check_generate_kwargs(decoding: DecodingConfig) -> None:
     """Raise UsageError for unknown or unsupported options in `decoding.generate_kwargs`."""
     if not decoding.generate_kwargs:
         return
@@ -32,7 +32,7 @@ def check(decoding: DecodingConfig) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    refused = REFUSED | settings(DecodingConfig()).keys()
+    refused = REFUSED | generate_settings(DecodingConfig()).keys()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - refused
     for key in decoding.generate_kwargs:
         if key in refused:
@@ -43,7 +43,7 @@ def check(decoding: DecodingConfig) -> None:
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
     try:
-        GenerationConfig(**settings(decoding)).validate(strict=True)
+        GenerationConfig(**generate_settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(
             f"decoding.generate_kwargs is refused by transformers ({reason(error)}); correct the"
@@ -51,7 +51,7 @@ def check(decoding: DecodingConfig) -> None:
         ) from None
 
 
-def settings(decoding: DecodingConfig) -> Table:
+def generate_settings(decoding: DecodingConfig) -> Table:
     """Convert a decoding configuration to options of `generate`; the options override the
     checkpoint's own defaults.
     """

@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers import options
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 
-class TransformersSession(Session):
+class TransformersSession(EngineSession):
     """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
 
     def __init__(self, views: Views, *settings: object) -> None:
@@ -27,7 +27,7 @@ class TransformersSession(Session):
         """Generate for one batch."""
         input_ids, decoding = request.input_ids, request.decoding
         stops = () if request.forced else decoding.stop
-        settings = options.settings(decoding) | {
+        settings = options.generate_settings(decoding) | {
             "use_cache": True,
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
@@ -64,8 +64,8 @@ class TransformersSession(Session):
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
         self._kv_bytes = (
-            shallow_view.kv_bytes(cache),
-            shallow_view.kv_bytes(cache, self.views.stages[0].kept),
+            kv_cache.kv_bytes(cache),
+            kv_cache.kv_bytes(cache, self.views.stages[0].kept),
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:

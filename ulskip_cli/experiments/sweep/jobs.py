@@ -364,9 +364,9 @@ class Sweep:
     def _run_job(self, job: Job, together: Sequence[Job], session: "Session") -> None:
         """Run a job, with the jobs that are timed in the same rounds; store failures as records."""
         from ulskip_cli.experiments import benchmark, runner
-        from ulskip_cli.inference.batching import release
+        from ulskip_cli.inference.batching import free_unused_memory
 
-        interruption.check()
+        interruption.raise_if_interrupted()
         baseline = self._settled[job.baseline] if job.baseline else None
         try:
             if baseline and not baseline.is_done:
@@ -389,7 +389,7 @@ class Sweep:
         except Exception as error:
             self._store_failure(job, error)
         gc.collect()  # outside the handler, because the traceback may hold memory
-        release()
+        free_unused_memory()
 
     def _store_failure(self, job: Job, error: Exception) -> None:
         """Store the record of a failed job, with the traceback in a file."""

@@ -94,7 +94,7 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
     return made
 
 
-def score(scoring: Scoring, answers: Answers) -> Scores:
+def compute_scores(scoring: Scoring, answers: Answers) -> Scores:
     """Score answers with all of a task's metrics."""
     merged = Scores({}, {}, {})
     for metric in make_metrics(scoring):

@@ -61,10 +61,17 @@ class Comet(SegmentMetric):
             for name, lines in zip(("source", "reference", *names), texts, strict=True):
                 text = "".join(f"{' '.join(line.split())}\n" for line in lines)
                 (Path(folder) / name).write_text(text, "utf-8")
-            found = str(local.resolve()) if local.is_file() else model
+            checkpoint = str(local.resolve()) if local.is_file() else model
             command = [
                 *(COMET_COMMAND, "-s", "source", "-r", "reference", "-t", *names),
-                *("--quiet", "--only_system", "--model", found, "--batch_size", str(BATCH_SIZE)),
+                *(
+                    "--quiet",
+                    "--only_system",
+                    "--model",
+                    checkpoint,
+                    "--batch_size",
+                    str(BATCH_SIZE),
+                ),
                 *("--gpus", str(int(torch.cuda.is_available())), "--to_json", "scores.json"),
             ]
             process = subprocess.run(

@@ -34,9 +34,8 @@ class Scores:
     """Metric values, their signatures, and the paired comparison with the full model."""
 
     values: dict[str, float]  # by row key, for example `bleu`
-    signatures: dict[str, str] = field(
-        default_factory=dict
-    )  # settings of the scorer, which make a value reproducible
+    # settings of the scorer, which make a value reproducible
+    signatures: dict[str, str] = field(default_factory=dict)
     # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
     against_full: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -79,11 +78,11 @@ class SegmentMetric(Metric):
         return Scores(
             {key: float(values.mean()) for key, values in measured.items()},
             dict.fromkeys(measured, self.signature()),
-            {key: compare(measured[key], full[0][key]) for key in measured if full},
+            {key: compare_segments(measured[key], full[0][key]) for key in measured if full},
         )
 
 
-def compare(measured: "Segments", full: "Segments") -> dict[str, float]:
+def compare_segments(measured: "Segments", full: "Segments") -> dict[str, float]:
     """Compute the difference of two systems' means over segments, with a 95% interval and a
     two-sided p-value, in which the sample itself is one of the resamples.
     """

@@ -32,9 +32,8 @@ class Sacrebleu(Metric):
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
-        logging.getLogger("sacrebleu").setLevel(
-            logging.ERROR
-        )  # hide its advice on detokenized text
+        # hide its advice on detokenized text
+        logging.getLogger("sacrebleu").setLevel(logging.ERROR)
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
@@ -55,11 +54,11 @@ class Sacrebleu(Metric):
         metric = self.make()
         value = metric.corpus_score(answers.hypotheses, [answers.references]).score
         signatures = {self.name: str(metric.get_signature())}
-        compared = {self.name: compare(metric, answers)} if answers.full else {}
+        compared = {self.name: compare_systems(metric, answers)} if answers.full else {}
         return Scores({self.name: value}, signatures, compared)
 
 
-def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, float]:
+def compare_systems(metric: SacrebleuMetric, answers: Answers) -> dict[str, float]:
     """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores, 95%
     interval and p-value.
 

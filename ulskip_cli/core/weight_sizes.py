@@ -1,0 +1,88 @@
+"""Bytes of weights that decode steps read, and the speedups that they predict."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in the header of a checkpoint."""
+
+    shape: Sequence[int]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of weights that a decode step reads at batch 1."""
+
+    head: int  # h, what every step reads: final norm and output head
+    layers: tuple[int, ...]  # what a step reads for each layer that it keeps
+    patch: int = 0  # the patch at each gap
+
+    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
+        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
+        bytes.
+
+        A step runs the output head `heads` times.
+        """
+        patches = self.patch * len(gaps(kept, len(self.layers)))
+        step = heads * self.head + sum(self.layers[i] for i in kept) + patches
+        return (self.head + sum(self.layers)) / step
+
+    def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
+        """Return the bytes of a drafting step, which reads a share of the output head, divided by
+        those of a full step.
+        """
+        saved = (1 - head_share) * self.head / (self.head + sum(self.layers))
+        return 1 / self.predicted_speedup(kept) - saved
+
+    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
+        the layers of every stage.
+        """
+        total = sum(count for count, _ in steps)
+        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
+
+
+def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
+    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept
+    layer.
+
+    >>> gaps((0, 1, 4, 6), 8)
+    [4, 6, 8]
+    """
+    return [
+        after
+        for before, after in zip([-1, *kept], [*kept, num_layers], strict=True)
+        if after != before + 1
+    ]
+
+
+def sort_weight_sizes(
+    tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int
+) -> WeightSizes | None:
+    """Sum a checkpoint's tensors by name by layer and head; return None unless one
+    stack has N layers.
+
+    If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
+    """
+    stacks: dict[str, Counter[int]] = defaultdict(Counter)
+    head = list[int]()
+    rest = 0
+    for name, (shape, size) in tensors.items():
+        if match := _LAYER.search(name):
+            stacks[name[: match.start()]][int(match[1])] += size
+        elif len(shape) == 2 and vocab_size in shape:
+            head.append(size)
+        elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
+            rest += size
+    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
+    if len(full) != 1 or not head:
+        return None
+    return WeightSizes(min(head) + rest, tuple(full[0][i] for i in range(num_layers)))

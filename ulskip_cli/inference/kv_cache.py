@@ -1,0 +1,94 @@
+"""KV caches of views, which have an entry for each layer of the view. This module depends on the
+internals of transformers.
+"""
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
+
+from ulskip_cli.core.schedule import Layers
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return an empty cache with the layer types of `model`."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
+    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was
+    dropped before.
+    """
+    held: Layers = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
+    # in place: `generate` keeps a reference to the cache
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
+    cache.kept_layers = tuple(kept)
+
+
+def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
+    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not
+    change `cache`.
+    """
+    fork = copy.copy(cache)
+    prune_cache(fork, kept)
+    fork.layers = [_forked(layer) for layer in fork.layers]
+    return fork
+
+
+def _forked(layer: object) -> object:
+    fork = copy.copy(layer)
+    for name, held in vars(layer).items():
+        # recurrent states, which are updated in place; keys and values are not
+        if isinstance(held, dict):
+            states = {
+                key: state.clone() if isinstance(state, Tensor) else state
+                for key, state in held.items()
+            }
+            setattr(fork, name, states)
+    return fork
+
+
+def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache filled from keys, values, keys, values, ... by layer; sliding-window layers
+    keep all positions too.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(states[::2], states[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.layers.append(layer)
+    return cache
+
+
+def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
+    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache,
+    or in all layers.
+    """
+    chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
+    tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
+    states = [
+        state
+        for layer in chosen
+        for held in vars(layer).values()
+        if isinstance(held, dict)
+        for state in held.values()
+    ]
+    return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
+
+
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Return True if some layers have a recurrent state, which can be continued only one token at a
+    time.
+    """
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def is_all_recurrent(cache: DynamicCache) -> bool:
+    """Return True if no layer has keys and values; the attention mask of a step then covers only
+    the new tokens.
+    """
+    return is_recurrent(cache) and not any(
+        isinstance(layer, CacheLayerMixin) for layer in cache.layers
+    )
