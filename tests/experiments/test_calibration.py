@@ -78,6 +78,6 @@ def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
     config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
     assert calibrate_strategy(config, loaded, work, ProgressCallback()) == (config, None)
     more = config.calibration.replace(examples=9)
-    assert config.identity == config.replace(calibration=more).identity
+    assert config.identity() == config.replace(calibration=more).identity()
     uncalibrated = config.replace(strategy=preset("strategy", "skip_decode"))
-    assert uncalibrated.identity != uncalibrated.replace(calibration=more).identity
+    assert uncalibrated.identity() != uncalibrated.replace(calibration=more).identity()

@@ -102,7 +102,7 @@ def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_cha
     wanted = [f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"]
     plain, notes = points(overrides), []
     grid = points([*overrides, *wanted], note=notes.append)
-    assert [config.identity for config in grid[:4]] == [config.identity for config in plain]
+    assert [config.identity() for config in grid[:4]] == [config.identity() for config in plain]
     added = [(config.decoding.draft_tokens, config.engine.name) for config in grid[4:]]
     assert added == [(0, "torch"), (4, "torch"), ("auto", "torch"), (0, "transformers")]
     assert [bool(config.baseline_model) for config in grid[4:]] == [True, False, False, True]
