@@ -52,7 +52,7 @@ def export(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_yaml(compose(overrides, config_dir))
+        print_yaml(compose(overrides, config_dir, f"export --format {as_format}"))
         return
     if to is None:
         raise UsageError(

@@ -59,7 +59,7 @@ def lm_eval(
     if print_config:
         from ulskip_cli.core.config import compose
 
-        print_yaml(compose(overrides))
+        print_yaml(compose(overrides, command="lm-eval"))
         return
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
