@@ -156,6 +156,7 @@ UNKNOWN = [
     {"strategy": {"name": "mine", "_target_": "mine.Loudest", "side": "left"}},
     {"correction": {"name": "mine", "kind": "full"}},
     {"engine": {"name": "mine", "threads": 4}},
+    {"engine": {"name": "mine", "weights": "q3"}},
     {"task": {"name": "mine", "file": "x"}},
 ]
 

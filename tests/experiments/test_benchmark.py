@@ -35,7 +35,9 @@ def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
     random = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
     base = [*random, f"results_dir={tmp_path}", "name=b", *QUICK]
-    return lambda *overrides: Resolver().resolve(compose([*base, *overrides]), "bench")
+    return lambda *overrides: Resolver().resolve(
+        compose([*base, *overrides], command="bench"), "bench"
+    )
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
         (sweep_row(bleu=26.3), ("1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0")),
         (sweep_row(end_to_end_speedup=1.5), ("1.50x including the prompt",)),
         (
-            sweep_row(draft_tokens=2, config={"decoding": {"draft": "both"}}),
+            sweep_row(config={"decoding": {"draft_tokens": 2, "draft": "both"}}),
             ("full model checks n-gram and unified drafts", "decodes 1.80x as fast"),
         ),
         (sweep_row(num_examples=4), ("too few examples",)),
