@@ -79,7 +79,9 @@ def test_a_calibration_depends_on_the_seed_and_on_no_setting_that_it_does_not_re
     changes = {"seed": {"seed": 2}, "prompt_layers": {"prompt_layers": "kept"}}
     changes |= {"same": {"ratio": 3.0, "limit": 2}}
     ids = {
-        name: calibrate_strategy(config.replace(**change), loaded, work, ProgressCallback())[1]["id"]
+        name: calibrate_strategy(config.replace(**change), loaded, work, ProgressCallback())[1][
+            "id"
+        ]
         for name, change in {"first": {}, **changes}.items()
     }
     assert ids["same"] == ids["first"] and len({*ids.values()}) == 3
