@@ -41,12 +41,12 @@ def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_pat
 def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
     files = {"schedule": tmp_path / "s.json", "mergekit": tmp_path / "m.yml"}
     for form, file in files.items():
-        point = ["ratio=3", "name='a;b'", "--format", form, "--to", file]
+        point = ["ratio=3", "results_dir='a;b'", "--format", form, "--to", file]
         assert ulskip("export", *point)[0] == 0
     made = read_schedule(files["schedule"])
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
-    assert made.made_by.endswith("ulskip export ratio=3 " + shlex.quote("name='a;b'"))
+    assert made.made_by.endswith("ulskip export ratio=3 " + shlex.quote("results_dir='a;b'"))
     again = "strategy=custom", f"strategy.file={files['schedule']}"
     code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])
