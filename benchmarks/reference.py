@@ -13,7 +13,16 @@ from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config_reference import ConfigKey
 from ulskip_cli.core.engines import engine_class, engine_names
-from ulskip_cli.experiments.record import SECTIONS, Benchmark, LmEval, Quality, Record, Section
+from ulskip_cli.experiments.record import (
+    REPEATED,
+    SECTIONS,
+    Benchmark,
+    LmEval,
+    Point,
+    Quality,
+    Record,
+    Section,
+)
 from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -76,7 +85,7 @@ def combinations() -> str:
         *refusals(engines),
         "## Commands",
         "",
-        "`ulskip plan` supports all. A command ignores keys that it does not read.",
+        "`ulskip plan` supports all. A command refuses keys that it does not read.",
         "",
         *refusals(COMMANDS),
         "## Options that exclude others",
@@ -131,7 +140,10 @@ def row_keys() -> str:
         if kind is Quality:
             names = ", ".join(f"`{key}`" for key in metrics.METRIC_OF)
             parts += [f"- {names}: the task's [metrics](your-own.md#metrics)."]
-        parts += lines(kind)
+        parts += lines(kind, metrics.METRIC_OF)
+        if kind is Point:
+            parts += ["\nFor readers of the file, a row repeats some of these settings:\n"]
+            parts += [f"- `{key}`: {text}." for key, text in REPEATED.items()]
     return "\n".join(parts) + "\n"
 
 

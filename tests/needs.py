@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from ulskip_cli.core.capabilities import ALL, Need
+from ulskip_cli.core.config_schema import Config
 
 RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
@@ -40,9 +41,9 @@ SMALL += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "speed.prompt
 SMALL.append("baseline=false")
 
 
-def overrides_for(*needs, supports=ALL, **paths):
-    """Return overrides that need `needs`; prompts run through the kept layers alone if an engine
-    wants it.
+def overrides_for(*needs, supports=ALL, command="run", **paths):
+    """Return overrides that need `needs`, and those of a small run that the command reads; prompts
+    run through the kept layers alone if an engine wants it.
     """
     asked = {}
     for need in needs:
@@ -53,9 +54,10 @@ def overrides_for(*needs, supports=ALL, **paths):
             asked[key] = text
     whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
     small = SMALL if whole else [*SMALL, "prompt_layers=kept"]
-    chosen = {text.partition("=")[0]: text for text in small} | asked
+    given = {text.partition("=")[0]: text for text in small}
     if Need.RANDOM_WEIGHTS in needs:
-        chosen.pop("limit")
+        given.pop("limit")
+    chosen = {key: text for key, text in given.items() if Config.reads(key, command)} | asked
     for key in chosen:
         for name, path in paths.items():
             chosen[key] = chosen[key].replace(f"{{{name}}}", str(path))

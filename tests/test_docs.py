@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ulskip_cli.core.config import compose, compose_prompts, compose_training
+from ulskip_cli.core.config import compose, compose_prompts, compose_training, compose_tuning
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -85,7 +85,10 @@ def test_the_examples_use_known_keys_and_values():
         if name in ("sweep", "bench"):  # one value of each; functions are left out
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
-            assert compose(keys), command
+            form = words[words.index("--format") + 1] if "--format" in words else "hf"
+            assert compose(keys, command=f"export --format {form}" if name == "export" else name)
+        elif name == "tune":
+            assert compose_tuning(keys), command
         elif name == "generate":
             assert compose_prompts(keys), command
         elif name == "train":

@@ -82,7 +82,7 @@ def count_differing(
 
 def drafter_of(row: Record) -> str:
     """Name what drafts."""
-    name = str(row.config.get("decoding", {}).get("draft") or "layers")
+    name = row.config.decoding.draft
     return f"{name} of transformers" if row.engine == "transformers" else name
 
 
@@ -141,7 +141,7 @@ def main() -> None:
         print("ulskip sweep", *grid, flush=True)
         if code := invoke(["sweep", *grid]):
             sys.exit(code)
-    config = compose([*args.overrides, "results_dir=results/lossless"])
+    config = compose([*args.overrides, "results_dir=results/lossless"], command="sweep")
     folder = ResultsFolder.of(config)
     write_atomic(folder.path / "README.md", page(folder, near_ties(config)))
     print(folder.path / "README.md")

@@ -81,7 +81,7 @@ class Texts:
 
 
 def test_set(row: Row) -> str:
-    return Path(row.config["task"]["source_file"]).stem
+    return Path(row.config.task.source_file).stem
 
 
 def checkpoint_of(row: Row) -> str:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ulskip_cli import __version__
+from ulskip_cli.core.config_schema import Config
 
 
 def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
@@ -20,7 +21,8 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
 
 
 def for_bench(overrides):
-    return [*(text for text in overrides if not text.startswith("limit=")), "decoding.compile=off"]
+    read = [text for text in overrides if Config.reads(text.partition("=")[0], "bench")]
+    return [*read, "decoding.compile=off"]
 
 
 def test_bench_requires_no_tokenizer(ulskip, model_folder, overrides, tmp_path):

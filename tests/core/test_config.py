@@ -19,9 +19,12 @@ def test_every_shipped_config_composes(path, monkeypatch):
     paths = {"hf": ["model.path=x"], "adapter": ["model.path=x", "correction.path=y"]}
     needed = paths.get(path.stem, [])[: 1 if group == "train" else 2]
     is_training = "train" in (group, path.stem)
-    compose = config.compose_training if is_training else config.compose
     is_choice = group in (*config.GROUPS, "train")
-    chosen = compose([f"{group}={path.stem}", *needed] if is_choice else [])
+    overrides = [f"{group}={path.stem}", *needed] if is_choice else []
+    if is_training:
+        chosen = config.compose_training(overrides)
+    else:
+        chosen = config.compose(overrides, command="sweep")
     for has_chat in (True, False):
         assert "{source}" in chosen.task.template_for(has_chat).prompt_format
     metrics.make_metrics(chosen.task.scoring())
@@ -30,10 +33,12 @@ def test_every_shipped_config_composes(path, monkeypatch):
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_config(config.compose(["decoding=self_speculative", "ratio=3"]))
     looked_up = config.baseline_config(config.compose(["decoding=prompt_lookup", "strategy=full"]))
-    assert looked_up.identity == drafted.identity == config.compose(["strategy=full"]).identity
+    assert (
+        looked_up.identity() == drafted.identity() == config.compose(["strategy=full"]).identity()
+    )
     drafting = config.compose(["decoding=sample", "decoding.draft_tokens=auto"])
     sampled = config.baseline_config(drafting)
-    assert sampled.identity == config.compose(["strategy=full", "decoding=sample"]).identity
+    assert sampled.identity() == config.compose(["strategy=full", "decoding=sample"]).identity()
 
 
 def test_the_stored_yaml_says_everything_that_decides_the_result():
@@ -140,3 +145,51 @@ def test_a_file_of_the_user_with_the_name_of_a_shipped_one_is_refused(ulskip, tm
     assert code == 2 and f"{file}: strategy=unified is already defined by" in err
     file.rename(file.with_name("mine.yaml"))
     assert ulskip(*command, "--config-dir", tmp_path)[0] == 0
+
+
+UNKNOWN = [
+    {"of_tomorrow": 4},
+    {"of_tomorrow": {"deep": [1]}},
+    {"speed": {"of_tomorrow": 4}},
+    {"speed": {"pairs": 3, "of_tomorrow": None}},
+    {"strategy": {"name": "unified", "gain": 2.0}},
+    {"strategy": {"name": "mine", "_target_": "mine.Loudest", "side": "left"}},
+    {"correction": {"name": "mine", "kind": "full"}},
+    {"engine": {"name": "mine", "threads": 4}},
+    {"engine": {"name": "mine", "weights": "q3"}},
+    {"task": {"name": "mine", "file": "x"}},
+]
+
+
+@pytest.mark.parametrize("values", UNKNOWN, ids=str)
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, command):
+    row = {**config.compose([]).recorded(), **values}
+    stored = config.StoredConfig.read(row)
+    assert stored.to_row() == row
+    assert config.StoredConfig.read(stored.to_row()) == stored
+    if command == "run" or "task" not in values:  # a benchmark reads no task
+        assert stored.identity(command) != config.compose([]).identity(command)
+    (section, inner), *_ = values.items()
+    last = {**inner, [*inner][-1]: 5} if isinstance(inner, dict) else 5
+    other = config.StoredConfig.read({**row, section: last})
+    assert (other.identity(command) == stored.identity(command)) is (
+        command == "bench" and section == "task"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"batch_size": "eight"}, "config.batch_size"),
+        ({"speed": {"pairs": 0}}, "config.speed.pairs"),
+        ({"speed": 3}, "config.speed"),
+        ({"strategy": "unified"}, "config.strategy"),
+        ({"decoding": {"draft": "all"}}, "config.decoding.draft"),
+        ({"model": {"name": "tiny"}}, "config.model.source"),
+    ],
+    ids=str,
+)
+def test_a_known_key_of_a_row_with_a_wrong_value_is_named(values, key):
+    with pytest.raises(UsageError, match=re.escape(key)):
+        config.StoredConfig.read({**config.compose([]).recorded(), **values})

@@ -58,4 +58,4 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     row = json.loads(out.splitlines()[-1])
     assert row["calibration"]["options"]["last"] in (4, 5)
     assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
-    assert row["strategy_options"]["side"] == "right"
+    assert row["config"]["strategy"]["side"] == "right"

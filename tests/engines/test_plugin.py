@@ -111,6 +111,6 @@ def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_othe
     install(tmp_path, monkeypatch, FILES | broken)
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "no library" in err
-    assert ulskip("plan", "baseline_engine=acme")[0] == 2
+    assert ulskip("run", "baseline_engine=acme")[0] == 2
     code, _, err = ulskip("plan", "engine=torch", "decoding=beam")
     assert code == 2 and "decoding.num_beams=1" in err

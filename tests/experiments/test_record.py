@@ -10,10 +10,11 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import FAILED, Point, Quality, Record, read
+from ulskip_cli.experiments.settings import Key, settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("results/**/runs.jsonl"))
-POINT = {"id": "a", "strategy": "unified", "batch_size": 1}
+POINT = {"id": "a", "config": compose([]).recorded()}
 
 
 def asked(*overrides):
@@ -28,15 +29,53 @@ def test_committed_rows_are_read_and_written_back(file):
         assert read(json.dumps(record.to_row())) == record
 
 
-def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
+def test_a_record_is_made_of_sections():
     point = asked("ratio=3")
     record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), wall_seconds=1.5)
     assert (record.scores, record.target_speedup, record.wall_seconds) == ({"bleu": 20.0}, 3.0, 1.5)
-    record = record.replace(**dict(Quality(chrf=1.0, decode_loss=3.0)), mine={"deep": [1]})
+    record = record.replace(chrf=1.0, decode_loss=3.0)
     assert (record.scores, record.decode_loss) == ({"bleu": 20.0, "chrf": 1.0}, 3.0)
     row = record.to_row()
-    assert row["mine"] == {"deep": [1]} and "reason" not in row
+    assert "reason" not in row and row["config"]["ratio"] == row["target_speedup"] == 3.0
     assert read(json.dumps(row)) == record
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"decode_tokens_per_secnd": 1.0}, "decode_tokens_per_secnd.*decode_tokens_per_second"),
+        ({"batch_size": 4}, "batch_size"),  # follows from the configuration
+        ({"bleu": "high"}, "bleu"),
+        ({"config": {**compose([]).recorded(), "batch_size": "eight"}}, "config.batch_size.*eight"),
+        ({"pairs": {"strategy": {"decode_secnds": [1.0]}}}, "pairs.strategy"),
+    ],
+    ids=str,
+)
+def test_a_key_or_value_that_a_record_does_not_have_is_refused_when_it_is_made(changes, key):
+    with pytest.raises(UsageError, match=key):
+        Record.joined(asked(), **changes)
+    with pytest.raises((UsageError, ValueError), match=key.partition(".")[0]):
+        Record.joined(asked()).replace(**changes)
+
+
+@pytest.mark.parametrize(
+    "later", [{"of_tomorrow": [1]}, {"environment": {**ENVIRONMENT, "of_tomorrow": {"deep": 1}}}]
+)
+def test_measurements_of_a_later_version_are_left_out_when_a_row_is_read(later):
+    row = {**sweep_row().to_row(), **later}
+    record = read(json.dumps(row))
+    assert record == sweep_row().replace(folder="")
+    assert "of_tomorrow" not in json.dumps(record.to_row())
+
+
+def test_the_settings_that_a_row_repeats_are_those_of_its_configuration():
+    row = sweep_row().to_row()
+    assert {key: row[key] for key in ("strategy", "batch_size")} == {
+        "strategy": "unified",
+        "batch_size": 1,
+    }
+    changed = {**row, "strategy": "top_skip", "batch_size": 7, "model": None}
+    assert read(json.dumps(changed)) == read(json.dumps(row))
 
 
 def test_a_failed_point_has_no_measurements_but_its_settings():
@@ -46,9 +85,10 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
     assert row.items() >= {**failed, "strategy": "unified"}.items()
     assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
     assert record.label == "unified + full patch"
-    assert record.settings()["strategy.name"] == record.choice("strategy.spacing") == "unified"
-    known = {"dataset": False, "model": True, "speed.pairs": False, "calibration.examples": True}
-    assert {key: record.knows(key) for key in known} == known
+    found = settings(record)
+    assert found[Key("strategy.name")] == "unified" and found[Key("calibration.examples")] == 64
+    assert not {Key("dataset"), Key("device"), Key("engine")} & found.keys()
+    assert record.uses("calibration.examples") and not record.uses("baseline_engine")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +97,9 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
         ({"id": None}, "id"),
         ({"id": "../../secret"}, "id"),
         ({"baseline_id": "../a"}, "baseline_id"),
-        ({"batch_size": 1.5}, "batch_size"),
+        ({"config": None}, "config"),
+        ({"config": [1]}, "config"),
+        ({"config": {**POINT["config"], "batch_size": 1.5}}, r"config\.batch_size"),
         ({"status": "finished"}, "status"),
         ({"kept_layers": "0, 5"}, "kept_layers"),
         ({"bleu": "high"}, "bleu"),
@@ -69,7 +111,7 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
         ({"exit_depths": {"one": 1}}, "exit_depths"),
         ({"measured_speedup": 2.0}, "measured_speedup_low"),
         ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
-        ({"machine_limits": {"bytes_per_second": 1.0}}, "model"),
+        ({"machine_limits": {"bytes_per_second": 1.0}}, "dtype"),
     ],
     ids=str,
 )

@@ -2,7 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from report_rows import configured
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore, score_file
@@ -11,8 +13,9 @@ from ulskip_cli.tasks.metrics.scores import Scoring
 
 SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
 REFERENCES = [f"the {animal} sleeps here today" for animal in ("dog", "cat", "bear", "fox")]
-TASK = {"_target_": "ulskip_cli.tasks.wmt.Wmt", "name": "wmt", "metrics": ["bleu", "chrf"]}
-POINT = {"strategy": "unified", "batch_size": 1, "config": {"task": TASK}, "decode_loss": 1.5}
+TASK = {"name": "wmt", "metrics": ["bleu", "chrf"]}
+CONFIG = {**compose([]).recorded(), "task": TASK}
+POINT = {"config": CONFIG, "decode_loss": 1.5}
 FULL, RUN = "a" * 12, "b" * 12
 
 
@@ -94,11 +97,12 @@ def test_a_row_names_no_class_to_import(tmp_path, monkeypatch, run):
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     folder, record = run
-    planted = {**TASK, "_target_": "planted.Thing"}
-    assert rescore(folder, record.replace(config={"task": planted}), ExtraMetrics()).changed == {}
-    for config in ({"task": {**planted, "name": "mine"}}, {}):
-        with pytest.raises(UsageError, match=r"mine|task"):
-            rescore(folder, record.replace(config=config), ExtraMetrics())
+    for task in ({**TASK, "_target_": "planted.Thing"}, {**TASK, "name": "mine"}):
+        planted = configured(record, task=task)
+        with pytest.raises(UsageError, match=task["name"]):
+            rescore(folder, planted, ExtraMetrics())
+    with pytest.raises(UsageError, match="expected a task"):
+        rescore(folder, record.replace(command="bench"), ExtraMetrics())
 
 
 def test_a_target_without_runs_is_refused_and_a_changed_score_is_named(folder, run):

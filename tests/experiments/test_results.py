@@ -5,10 +5,11 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
-from ulskip_cli.experiments.record import read
+from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
-POINT = {"status": "done", "strategy": "unified", "batch_size": 1}
+POINT = Record.joined(Point.of(compose([]), "p")).to_row()
+CONFIG = POINT["config"]
 
 
 def answer(text):
@@ -16,7 +17,7 @@ def answer(text):
 
 
 def record(run_id, **keys):
-    return read(json.dumps({"id": run_id, **POINT, **keys}))
+    return read(json.dumps({**POINT, "id": run_id, **keys}))
 
 
 @pytest.fixture
@@ -55,8 +56,12 @@ def test_a_finished_row_counts_if_it_is_accepted_and_has_its_generations(folder)
     [
         ('{"id": "half', "JSON object"),
         ("[" * 100_000, "JSON object"),
-        ('{"id": "q", "status": "done", "strategy": "s"}', "batch_size"),
-        (json.dumps({"id": "q", **POINT, "strategy": "\ud800"}), "JSON object"),
+        ('{"id": "q", "status": "done"}', "config"),
+        (
+            json.dumps({**POINT, "config": {**POINT["config"], "batch_size": "s"}}),
+            "config.batch_size",
+        ),
+        (json.dumps({**POINT, "dataset": "\ud800"}), "JSON object"),
     ],
 )
 def test_a_refused_line_is_named_and_costs_only_itself(folder, line, named, capsys):
@@ -93,9 +98,11 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
 
 def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
     for run_id in ("q", "r"):
-        folder.append(record(run_id, status="failed"))
-    folder.append(record("early", status="failed", identity="i"))
+        config = compose([f"seed={ord(run_id)}"]).recorded()
+        folder.append(record(run_id, status="failed", config=config))
+    config = compose(["ratio=3"]).recorded()
+    folder.append(record("early", status="failed", config=config))
     assert ids(folder) == ["p", "q", "r", "early"]
-    folder.append(record("late", identity="i"))
-    folder.append(record("i", status="failed", identity="i"))
+    folder.append(record("late", config=config))
+    folder.append(record(compose(["ratio=3"]).identity(), status="failed", config=config))
     assert ids(folder) == ["p", "q", "r", "late"]

@@ -97,7 +97,7 @@ def test_tensorboard_stores_parameters_and_metrics(tmp_path, save):
 
 def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch, tmp_path):
     words = ["strategy=full", f"results_dir={tmp_path}", "launcher=local", "tracker=mlflow"]
-    (job,) = make_jobs([compose(words)])
+    (job,) = make_jobs([compose(words, command="sweep")])
     alive, ended = iter([1, 1, 0]), []
 
     @contextlib.contextmanager

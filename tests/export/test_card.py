@@ -5,6 +5,7 @@ from report_rows import ENVIRONMENT, sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.card import _quality, matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
 
@@ -14,38 +15,38 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
     plan = make_plan(config, read_metadata(config.model))
     row = {
         "finished_at": "2026-01-01",
-        "task": "wmt",
-        "pair": "de-en",
-        "batch_size": 8,
-        "decoding": "greedy",
         "num_layers": 12,
         "kept_layers": list(plan.kept_layers),
-        "prompt_layers": "all",
         "training": training,
-        "strategy": "unified",
         "layer_ratio": 2.0,
         "environment": ENVIRONMENT,
         "config": config.recorded(),
     }
+
+    def asked(*overrides):
+        return {"config": compose(["ratio=2", *overrides]).recorded()}
+
     changes = [
         {"kept_layers": [0, 11]},
         {"num_layers": 30},
-        {"prompt_layers": "kept"},
+        asked("prompt_layers=kept"),
         {"training": "otherwise"},
-        {"draft_tokens": 4},
+        asked("decoding.draft_tokens=4"),
         {"engine": "llama_cpp", "engine_weights": "q4_0"},
         {"engine": "openvino", "engine_weights": None},
         {"status": "failed"},
-        {"config": {"model": {"path": "other"}}},
-        {"config": {"model": {"dtype": "bfloat16"}}},
+        asked("model.path=other"),
+        asked("model.dtype=bfloat16"),
         {"later_stages": [{"first_step": 3, "kept_layers": [0, 11]}]},
         {"id": "new", "finished_at": "2026-02-01"},
         {},
-        {"id": "other", "batch_size": 1},
+        {"id": "other", **asked("batch_size=1")},
     ]
-    lines = [json.dumps({**row, "id": str(change), **change}) + "\n" for change in changes]
+    rows = [{**row, "id": f"row {i}", **change} for i, change in enumerate(changes)]
+    lines = [json.dumps(row) + "\n" for row in rows]
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "runs.jsonl").write_text("".join(lines))
+    assert len(ResultsFolder(tmp_path / "one").rows()) == len(changes)  # none is refused
     for folder in (tmp_path, tmp_path / "one"):
         records = matching_records(folder, config.model, plan, training)
         assert [record.id for record in records] == ["other", "new"]

@@ -47,7 +47,8 @@ def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
     made = read_schedule(files["schedule"])
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
-    assert made.made_by.endswith(shlex.join(["ulskip", "export", 'results_dir="a;b"', "ratio=3"]))
+    words = ["ulskip", "export", "model=tiny", "task=wmt", 'results_dir="a;b"', "ratio=3"]
+    assert made.made_by.endswith(shlex.join(words))
     again = "strategy=custom", f"strategy.file={files['schedule']}"
     code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])

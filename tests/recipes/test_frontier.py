@@ -20,11 +20,15 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
 
 
 def test_the_plot_has_a_label_for_each_engine_and_format_of_a_smaller_model():
-    smaller = {"model": "s", "baseline_model": "m", "kept_layers": (0, 1, 2), "num_layers": 3}
+    models = {
+        key: {"name": name, "source": "bundled", "path": name}
+        for key, name in (("model", "s"), ("baseline_model", "m"))
+    }
+    smaller = {"config": models, "kept_layers": [0, 1, 2], "num_layers": 3}
     int4 = {"engine": "llama_cpp", "engine_weights": "q4_0", "target": 3.0}
     rows = [sweep_row("full", id="base", engine="torch")]
     for name, values in (("small", {"engine": "torch"}), ("small-int4", int4)):
-        rows.append(sweep_row(id=name, baseline_id="base", **values).replace(**smaller))
+        rows.append(sweep_row(id=name, baseline_id="base", **values, **smaller))
     (found,) = frontiers(rows)
     (axes,) = frontier.plot(found).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]

@@ -58,9 +58,14 @@ def report(monkeypatch):
 
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
-    config = {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}}
+    path = f"runs/{'base' if more else checkpoint}"
+    config = {
+        "speed": {"enabled": False},
+        "task": {"name": "wmt", "source_file": f"data/{link}.de"},
+        "model": {"name": "hf", "source": "hf", "path": path},
+    }
     layers = {"num_layers": 12, "kept_layers": list(range(int(12 / target)))}
-    values = {"id": f"{checkpoint}-{link}", "model": f"runs/{'base' if more else checkpoint}"}
+    values = {"id": f"{checkpoint}-{link}"}
     values |= {"num_examples": len(REFERENCES), "layer_ratio": target, **layers, **more}
     row = sweep_row(strategy, target, batch=64, config=config, **values)
     row = row.replace(bleu=20.0 if hypotheses == ENDS else 100.0, measured_speedup=None)

@@ -14,6 +14,7 @@ ENGINES = [
     for target in (3.0, 2.0)
 ]
 
+OTHER = {"model": {"name": "other", "source": "bundled", "path": "other"}}
 FULL = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
 
 
@@ -40,11 +41,11 @@ def test_what_varies_gets_a_column():
 
 
 def test_the_folder_gets_tables_and_provenance(tmp_path):
-    paper = [bench_row(experiment="paper_throughput", compiled=True)]
-    rows = [*ENGINES, *paper, bench_row(3.0, compiled=True)]
-    write_folder(tmp_path, [*rows, sweep_row()])
-    benchmark.write_bench_report(ResultsFolder(tmp_path))
-    text = (tmp_path / "bench.md").read_text()
+    folder = tmp_path / "paper_throughput"
+    rows = [*ENGINES, bench_row(compiled=True), bench_row(3.0, compiled=True)]
+    write_folder(folder, [*rows, sweep_row()])
+    benchmark.write_bench_report(ResultsFolder(folder))
+    text = (folder / "bench.md").read_text()
     assert text.startswith("# tiny · greedy")
     assert "| 1 | torch | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 50% |" in text
     assert "10.0 GB/s (cpu, 2 threads)" in text
@@ -75,7 +76,7 @@ def test_the_fastest_engine_of_each_batch_size_is_named():
     ]
     (line,) = benchmark.fastest(rows)
     assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150" in line
-    assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(model="other")]) == []
+    assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(config=OTHER)]) == []
 
 
 def test_the_lead_is_a_point_with_a_gain_where_one_exists():

@@ -2,7 +2,14 @@ import subprocess
 import sys
 
 import pytest
-from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import (
+    configured,
+    not_applicable,
+    small_sweep,
+    sweep_row,
+    two_depths,
+    write_folder,
+)
 
 FILES = {"report.md", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}
@@ -57,8 +64,12 @@ def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_
 
 
 def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp_path):
-    other = [row.replace(id=f"{row.id}-n", model="n") for row in small_sweep(unified_2=10.0)]
-    slow = [sweep_row("full", model="slow"), sweep_row(speedup=0.9, bleu=31.0, model="slow")]
+    other = [
+        configured(row.replace(id=f"{row.id}-n"), model={"name": "n"})
+        for row in small_sweep(unified_2=10.0)
+    ]
+    slow = [sweep_row("full"), sweep_row(speedup=0.9, bleu=31.0)]
+    slow = [configured(row.replace(id=f"{row.id}-s"), model={"name": "slow"}) for row in slow]
     folder = write_folder(tmp_path / "x", [*small_sweep(), *other, *slow])
     code, out, _ = report(folder, "--no-plots")
     text = (folder / "report" / "report.md").read_text()

@@ -1,12 +1,17 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import sweep_row
+from report_rows import configured, sweep_row
 
 from ulskip_cli.report.frontier import DRAFTING, FULL, QUANTIZED, SMALLER, frontiers
 
 ASKED = {"baseline_engine": "torch"}
 TWO_DEPTHS = {"mean_kept_layers": 2.0, "evaluated_mean_kept_layers": 4.0}
+SMALLER_MODEL = {
+    "strategy": {"name": "full"},
+    "model": {"name": "s", "source": "bundled", "path": "s"},
+    "baseline_model": {"name": "m", "source": "bundled", "path": "m"},
+}
 
 
 def row(name, engine, speedup, bleu, **more):
@@ -48,15 +53,14 @@ def test_points_of_one_baseline_are_judged_together():
 
 
 def test_smaller_models_and_drafts_are_kinds_of_their_own():
-    smaller = {"model": "s", "baseline_model": "m", "strategy": "full"}
-    smaller |= {"kept_layers": (0, 1, 2), "num_layers": 3}
-    drafts = {"draft_tokens": "auto", "config": {}}
-    ngram = {**drafts, "config": {"decoding": {"draft": "ngram"}}}
+    smaller = {"kept_layers": [0, 1, 2], "num_layers": 3}
+    drafts = {"config": {"decoding": {"draft_tokens": "auto"}}}
+    ngram = {"config": {"decoding": {"draft_tokens": "auto", "draft": "ngram"}}}
     int4 = {"engine_weights": "q4_0"}
     rows = [
         sweep_row("full", id="base", engine="torch"),
-        row("small", "torch", 1.7, 26.0, config={}).replace(**smaller),
-        row("small-int4", "llama_cpp", 3.5, 25.0, **int4).replace(**smaller),
+        configured(row("small", "torch", 1.7, 26.0, config={}, **smaller), **SMALLER_MODEL),
+        configured(row("small-int4", "llama_cpp", 3.5, 25.0, **int4, **smaller), **SMALLER_MODEL),
         row("drafts", "speculative", 1.3, 30.0, **drafts),
         row("look-up", "speculative", 1.2, 30.0, **ngram),
     ]
@@ -70,7 +74,7 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
 
 def test_drafts_at_another_batch_size_are_points_of_the_same_frontier():
     full = sweep_row("full", id="full-of-one", engine="torch", batch=4)
-    drafts = {"draft_tokens": 2, "config": {}, "batch": 4, "baseline_id": full.id}
+    drafts = {"config": {"decoding": {"draft_tokens": 2}}, "batch": 4, "baseline_id": full.id}
     (found,) = frontiers([*every(), full, row("drafts", "speculative", 1.3, 30.0, **drafts)])
     assert found.points[0].record.id == "base"
     batches = {line["method"]: line["batch"] for line in found.table("a").frame.to_dict("records")}

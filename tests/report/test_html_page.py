@@ -46,8 +46,9 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 
 def test_texts_cannot_leave_their_element(tmp_path):
-    rows = [row.replace(model=EVIL, strategy_options={"a": EVIL}) for row in small_sweep()]
-    rows += [row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows]
+    evil = {"model": {"name": EVIL}, "strategy": {"mine": EVIL}}
+    rows = [configured(row, **evil) for row in small_sweep()]
+    rows += [configured(row.replace(id=f"{row.id}-other"), decoding={"name": EVIL}) for row in rows]
     rows.append(not_applicable().replace(reason=EVIL))
     text = page(tmp_path, rows, {"unified-2-1": [EVIL], "full-1-1": ["plain"]}, plots=False)
     assert "<script>alert" not in text and text.count("</script>") == 2

@@ -85,9 +85,13 @@ UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
 @pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
 def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, folder):
     rows = some_rows(folder)
-    keys = ("model", "strategy", "task", "dataset", "pair", "decoding", "dtype", "engine")
+    keys = ("dataset", "dtype", "engine", "training")
+    named = ("model", "strategy", "task", "decoding", "engine", "correction")
     for i, row in enumerate(rows):
         row |= {key: f"{i}{UNSAFE}|{row[key]}" for key in keys if isinstance(row.get(key), str)}
+        for key in named:
+            section = row["config"].get(key, {})
+            row["config"][key] = {**section, "name": f"{i}{UNSAFE}|{section.get('name')}"}
         row["environment"] = {**row["environment"], "ulskip": UNSAFE, "processor": UNSAFE}
     rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,7 +130,9 @@ def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip, key, 
 def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
     rows = some_rows("demo")
     for row in rows:
-        row |= {"task": "$\\foo{$", "model": "a[/b]", "acc[/red]": 1.0}
+        row["config"]["task"] = {"name": "$\\foo{$"}
+        row["config"]["model"] |= {"name": "a[/b]"}
+        row |= {"lm_eval": {"acc[/red]": 1.0}}
     folder = tmp_path / "x[" / "y]"
     folder.mkdir(parents=True)
     (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

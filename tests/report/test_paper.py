@@ -1,4 +1,4 @@
-from report_rows import bench_row, not_applicable, small_sweep, sweep_row
+from report_rows import bench_row, configured, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.report import paper
 from ulskip_cli.report.benchmark import decoded_by
@@ -25,7 +25,7 @@ def test_a_line_a_target_and_approach_with_speed_by_batch():
 
 def test_each_table_is_in_latex():
     sections = paper.table4(
-        [*small_sweep(batches=(1,)), *(row.replace(seed=2) for row in small_sweep())]
+        [*small_sweep(batches=(1,)), *(configured(row, seed=2) for row in small_sweep())]
     )
     assert paper.paper_latex(sections).count(r"\label{tab:table4-") == 2
 

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, sweep_row
+from report_rows import configured, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.report import plots
 from ulskip_cli.report.plots import learning_curve, pareto_front, save_quality
@@ -26,7 +26,11 @@ def test_rows_without_quality_are_not_drawn(tmp_path):
 def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path, kind):
     ends = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
     row = sweep_row(**dict.fromkeys(ends)) if kind == "predicted" else sweep_row()
-    rows = [sweep_row("full"), row, row.replace(id="c", strategy="custom", target_speedup=None)]
+    rows = [
+        sweep_row("full"),
+        row,
+        configured(row.replace(id="c"), strategy={"name": "custom", "layers": [0, 2, 5]}),
+    ]
     png, svg = save_quality([Group("a title", rows)], tmp_path / "plots" / "quality")
     assert png.read_bytes().startswith(b"\x89PNG")
     for text in ("custom", f"{kind} decode speedup, batch size 1", "a title", "3 layers"):

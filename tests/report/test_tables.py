@@ -2,7 +2,14 @@ import csv
 import io
 
 import pytest
-from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import (
+    configured,
+    not_applicable,
+    small_sweep,
+    sweep_row,
+    two_depths,
+    write_folder,
+)
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
@@ -21,13 +28,13 @@ def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
 
 
 def test_csv_has_every_plain_value_once_under_the_row_keys():
-    text = tables.to_csv([FULL.replace(later_key=1, nested={"a": 1}), HALF])
+    text = tables.to_csv([FULL.replace(draft_cost=1.5), HALF])
     heads = text.split("\n")[0].split(",")
     assert len(set(heads)) == len(heads)
-    assert "later_key" in heads and "nested" not in heads
+    assert {"model", "batch_size", "draft_cost"} <= {*heads} and not {"config", "pairs"} & {*heads}
     full, half = csv.DictReader(io.StringIO(text))
     assert (half["kept_layers"], half["predicted_speedup"]) == ("0 2 5", "")
-    assert (full["bleu"], full["later_key"], half["later_key"]) == ("30.0", "1", "")
+    assert (full["bleu"], full["draft_cost"], half["draft_cost"]) == ("30.0", "1.5", "")
 
 
 def test_code_machine_and_weights_are_told_once():
@@ -53,16 +60,18 @@ def test_latex_has_booktabs_with_special_characters_escaped():
 
 @pytest.mark.parametrize("value", ["=1+1", "+1+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\tx"])
 def test_no_text_of_a_csv_is_a_formula(value):
-    text = tables.to_csv([FULL.replace(model=value, a=-1.5, b="-1.5", c="x=1")])
-    (line,) = csv.DictReader(io.StringIO(text))
-    assert [line[key] for key in ("model", "a", "b", "c")] == [f"'{value}", "-1.5", "-1.5", "x=1"]
+    row = configured(FULL, model={"name": value}).replace(
+        kl_divergence=-1.5, dataset="-1.5", reason="x=1"
+    )
+    (line,) = csv.DictReader(io.StringIO(tables.to_csv([row])))
+    keys = ("model", "kl_divergence", "dataset", "reason")
+    assert [line[key] for key in keys] == [f"'{value}", "-1.5", "-1.5", "x=1"]
 
 
 def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
     name = "![a](http://b) <img src=x> | c"
-    write_folder(
-        tmp_path, [FULL.replace(model=name, task=name, training=name, lm_eval={name: 1.0})]
-    )
+    row = configured(FULL, model={"name": name}, task={"name": name})
+    write_folder(tmp_path, [row.replace(training=name, lm_eval={name: 1.0})])
     tables.write_tables(ResultsFolder(tmp_path))
     text = (tmp_path / "table.md").read_text()
     assert r"![a]\(http://b) &lt;img" in text

@@ -42,9 +42,9 @@ def test_listed_layers_and_those_of_a_file_are_kept_and_are_one_point(write):
     listed, filed = Custom(layers=[0, 3]), Custom(file=write())
     for strategy in (listed, filed):
         assert strategy.kept_layers(6, strategy.num_kept(6, 9.0)) == (0, 3)
-    identity = compose(["strategy=custom", "strategy.layers=[0,3]"]).identity
-    assert compose(["strategy=custom", f"strategy.file={write()}"]).identity == identity
-    assert compose(["strategy=custom", f"strategy.file={write((0, 4))}"]).identity != identity
+    identity = compose(["strategy=custom", "strategy.layers=[0,3]"]).identity()
+    assert compose(["strategy=custom", f"strategy.file={write()}"]).identity() == identity
+    assert compose(["strategy=custom", f"strategy.file={write((0, 4))}"]).identity() != identity
 
 
 def test_layers_that_do_not_fit_are_refused(write):

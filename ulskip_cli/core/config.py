@@ -12,7 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -217,10 +217,7 @@ class StoredConfig(Config):
             node = known.get(group, {})
             if not isinstance(node, dict):
                 raise UsageError(f"expected keys under config.{group}, got {str(node)[:80]}")
-            try:
-                known[group] = stored_choice(group, node)
-            except UsageError:
-                known[group] = _unknown_choice(kind).model_validate(node)
+            known[group] = _read_choice(group, kind, node)
         return parse(cls, {**known, "unknown": unknown}, "config.")
 
     @classmethod
@@ -232,6 +229,19 @@ class StoredConfig(Config):
         """Return the values that differ from the defaults, JSON-ready."""
         nested = [_nested(key, value) for key, value in self.unknown.items()]
         return _merged(self.changed(lambda key: key != "unknown"), *nested)
+
+
+def _read_choice(group: str, kind: type[Choice], node: Table) -> Choice:
+    """Return the choice of a row; if this installation does not know its class, or an option of
+    it, one that keeps all values.
+    """
+    try:
+        return cast(Choice, stored_choice(group, node))
+    except UnknownKey:
+        kind = _preset_class(group, str(node.get("name")), None)
+    except UsageError:
+        pass
+    return parse(_unknown_choice(kind), node, f"config.{group}.")
 
 
 def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, Table]:
@@ -255,10 +265,13 @@ def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, 
 
 @functools.cache
 def _unknown_choice(kind: type[Choice]) -> type[Choice]:
-    """Return a subclass for choices whose class is not installed, which keeps all options."""
+    """Return a subclass for choices whose class or options are not known, which keeps all
+    options.
+    """
 
     class Unknown(kind):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")
+        is_known: ClassVar[bool] = False
 
         def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
             return {**super().changed(accepts, prefix), **(self.model_extra or {})}

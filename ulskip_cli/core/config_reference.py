@@ -137,7 +137,11 @@ def command_keys(
     keys = [key for key in top_level_keys(primary) if command in key.commands]
     for group, choice in {**implied_choices("", primary), **chosen}.items():
         if group in groups:
-            keys += group_keys(group, choice, extra_dir)
+            keys += [
+                key
+                for key in group_keys(group, choice, extra_dir)
+                if not key.commands or command in key.commands
+            ]
     defaults = {"name": "lm_eval"} if command == "lm-eval" else {}
     if command == "bench":
         experiment = read_choice("experiment", "bench")

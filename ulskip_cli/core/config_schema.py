@@ -48,7 +48,10 @@ class DecodingConfig(Options):
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
     max_new_tokens: int = option(
-        64, "maximum length of an answer in tokens, by default that of the task", ge=1
+        64,
+        "maximum length of an answer in tokens, by default that of the task",
+        ge=1,
+        used_by=f"{_POINT} tune plan lm-eval",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "off"] = option(
@@ -194,7 +197,7 @@ class Shared(Options):
 
     def changes_results(self, key: str, command: str) -> bool:
         """Return True if a command uses a key, and its value changes the results."""
-        return self.uses(key, command) and self._uses(key)[-1].changes_results
+        return self.uses(key, command) and all(use.changes_results for use in self._uses(key))
 
     @classmethod
     def reads(cls, key: str, command: str) -> bool:

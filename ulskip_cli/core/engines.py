@@ -65,12 +65,14 @@ class Engine(Choice):
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, value: str | None) -> str | None:
-        if value is not None and not cls.formats:
+        if value is None or not cls.is_known:
+            return value
+        if not cls.formats:
             raise UsageError(
                 f"engine.weights={value} requires an engine of another library; use model.dtype or"
                 " model.quantization"
             )
-        return value if value is None else require_choice("engine.weights", value, cls.formats)
+        return require_choice("engine.weights", value, cls.formats)
 
     def open(self, views: Any, room: Any) -> Any:
         """Return an `EngineSession` for `Views`, with memory for the batches of a `Room`; all three

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -130,6 +130,7 @@ class Stored(Options):
 class Choice(Options):
     """Options whose class is chosen by a preset: a strategy, a task, a correction, an engine."""
 
+    is_known: ClassVar[bool] = True  # False in a row whose class or options are not installed
     name: str = option("", "name of the preset")
 
     def options(self) -> Table:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "ulskip"
-_LEFT_OUT = ("config", "strategy_options", "pairs")  # the raw samples of `pairs` stay in the row
+_LEFT_OUT = ("config", "pairs")  # the raw samples of `pairs` stay in the row
 
 
 def check_installed(tracker: str) -> None:

@@ -113,9 +113,10 @@ def differences(rows: Sequence[Settings], but: Collection[str] = ()) -> list[Key
 
 
 def _follows(values: Sequence[str | None], told: Sequence[str | None], is_choice: bool) -> bool:
-    """Return True if rows with equal values of `told` have equal values. The reverse must hold
-    too, unless `told` is the choice whose option has the values.
+    """Return True if rows with equal values of `told` have equal values, and every value occurs in
+    such a row. The reverse must hold too, unless `told` is the choice whose option has the values.
     """
     pairs = {(a, b) for a, b in zip(told, values, strict=True) if a is not None and b is not None}
     firsts, seconds = ({pair[side] for pair in pairs} for side in (0, 1))
-    return len(firsts) == len(pairs) and (is_choice or len(seconds) == len(pairs))
+    is_told = len(firsts) == len(pairs) and seconds == {*values} - {None}
+    return is_told and (is_choice or len(seconds) == len(pairs))

@@ -327,7 +327,7 @@ def to_csv(records: Sequence[Record]) -> str:
         }
         options = {key.name: text for key in keys if (text := setting_text(record, key)) != MISSING}
         lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
-    order = ["id", *REPEATED, *Record.model_fields, "speedup_pairs"]
+    order = dict.fromkeys(["id", *REPEATED, *Record.model_fields, "speedup_pairs"])
     plain = {
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }

@@ -369,9 +369,9 @@ class Tuning:
         with self.observe(jobs) as observer:
             outcome = Sweep(jobs, observer).run()
         outcome.check()
-        rows = {job.config.identity: outcome.records[job.id] for job in jobs}
+        rows = {job.config.identity(): outcome.records[job.id] for job in jobs}
         folder = str(self.folder.path)
-        return [rows[config.identity].replace(folder=folder) for config in configs]
+        return [rows[config.identity()].replace(folder=folder) for config in configs]
 
 
 def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:

@@ -1,0 +1,71 @@
+"""Which commands read a key: every command accepts its keys and refuses the others."""
+
+import json
+import re
+
+import pytest
+
+from ulskip_cli.core.config import (
+    PRIMARY,
+    compose_training,
+    compose_tuning,
+    compose_unvalidated,
+)
+from ulskip_cli.core.config_reference import (
+    command_keys,
+    default_choice,
+    group_keys,
+    groups_of,
+    primary_of,
+    top_level_keys,
+)
+from ulskip_cli.core.errors import UsageError
+
+COMPOSE = {
+    **dict.fromkeys(("run", "sweep", "bench", "plan", "export", "lm-eval"), compose_unvalidated),
+    "tune": lambda overrides, folder, command: compose_tuning(["speedup=2", *overrides], folder),
+    "train": lambda overrides, folder, command: compose_training(overrides, folder),
+}
+KIND = {name: PRIMARY[primary_of(name)][0] for name in COMPOSE}
+
+
+def every_key(primary):
+    """Yield every key of a primary configuration with its default, and the groups themselves."""
+    _, groups = PRIMARY[primary]
+    yield from ((key.name, key.default) for key in top_level_keys(primary))
+    for group in groups:
+        if group != "experiment":
+            yield group, default_choice(group)
+            for key in group_keys(group, default_choice(group)):
+                yield key.name, key.default
+
+
+def as_text(value):
+    """Return a value as the text of an override."""
+    text = "{}" if isinstance(value, dict) else json.dumps(value)
+    return text.replace('"', "") if isinstance(value, list | tuple) else text.replace('"', "'")
+
+
+def refusal(command, override):
+    """Return the message with which a command refuses a key that it does not read."""
+    try:
+        COMPOSE[command]([override], None, command)
+    except UsageError as error:  # a value may be refused for another reason
+        return str(error) if "does not read" in str(error) else None
+
+
+@pytest.mark.parametrize("command", COMPOSE)
+def test_every_key_is_read_or_refused_with_the_commands_that_read_it(command):
+    primary = primary_of(command)
+    commands = [name for name in COMPOSE if issubclass(PRIMARY[primary][0], KIND[name])]
+    listed = {name: {key.name for key in command_keys(name, {})} for name in commands}
+    for name, keys in listed.items():
+        keys |= {*groups_of(name)}
+    for key, default in every_key(primary):
+        message = refusal(command, f"{key}={as_text(default)}")
+        assert (message is None) is (key in listed[command]), (key, message)
+        if message:
+            assert f"`ulskip {command}` does not read {key}," in message
+            told = re.search("a key of (.*);", message)[1].split(", ")
+            expected = [name for name in listed if key in listed[name]]
+            assert [name for name in told if name in commands] == sorted(expected)
