@@ -2,8 +2,8 @@
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
 columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
-section: BEGINNING | columns: ...` takes the table of the section whose heading begins so. The block
-ends with `<!-- end -->`.
+section: BEGINNING | columns: ...` takes the table of the section whose heading begins so, and `rows:
+A, B, ...` the rows whose first two cells are these words. The block ends with `<!-- end -->`.
 """
 
 import re
@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(
-    r"(<!-- table: ([^ ]+)(?: \| section: ([^\n|]+?))?(?: \| columns: ([^\n]+?))? -->\n)"
+    r"(<!-- table: ([^ ]+)(?: \| section: ([^\n|]+?))?(?: \| columns: ([^\n|]+?))?"
+    r"(?: \| rows: ([^\n]+?))? -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
@@ -26,22 +27,28 @@ def fill_tables(text: str) -> str:
     """Replace the body of every marked block by the table of the file that its marker names."""
 
     def body(match: re.Match[str]) -> str:
-        start, file, section, columns, end = match.groups()
+        start, file, section, columns, rows, end = match.groups()
         text = (ROOT / file).read_text("utf-8")
         if section:
             text = text.partition(f"\n## {section}")[2].partition("\n\n")[2].partition("\n\n")[0]
         lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
-        return f"{start}{select(kept, columns.split(', ')) if columns else kept}\n{end}"
+        if columns:
+            kept = select(kept, columns.split(", "), rows.split(", ") if rows else [])
+        return f"{start}{kept}\n{end}"
 
     return BLOCK.sub(body, text)
 
 
-def select(text: str, columns: list[str]) -> str:
-    """Reduce a table to some columns, and the paragraphs after it to the last one."""
+def select(text: str, columns: list[str], chosen: list[str]) -> str:
+    """Reduce a table to some columns and, if some are chosen, to some rows, and the paragraphs
+    after it to the last one.
+    """
     table, *notes = re.split(r"\n{2,}", text)
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     places = [rows[0].index(column) for column in columns]
+    if chosen:
+        rows = [*rows[:2], *(row for row in rows[2:] if " ".join(row[:2]) in chosen)]
     short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
     return "\n\n".join([short, *notes[-1:]])
 
