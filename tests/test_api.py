@@ -26,7 +26,7 @@ def test_the_package_has_the_api_and_stays_fast():
         " shallow_view"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert {"kept_layers", "shallow_view", "generate", "evaluate"} <= set(ulskip_cli.__all__)
+    assert set(api.__all__) <= set(ulskip_cli.__all__)
     assert all(hasattr(ulskip_cli, name) for name in ulskip_cli.__all__)
 
 
@@ -73,6 +73,10 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"prompts": ["a", 5]}, "list of strings"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"kept": [0, 1.5]}, "kept"),
+        ({"kept": 6}, "list of layers, got '6'"),
+        ({"kept": [0, 5], "ratio": 2}, "kept= or ratio="),
+        ({"prompts": 6}, "list of strings"),
+        ({"prompts": None}, "list of strings"),
         ({"seed": "x"}, "seed"),
         ({"max_new_token": 3}, "'max_new_token'.*'max_new_tokens'"),
         ({"prompt_layers": "some"}, "prompt_layers"),
@@ -90,6 +94,74 @@ def test_an_evaluation_is_a_run(model_folder, tmp_path, quick):
     with pytest.raises(UsageError, match="ratio=9"):
         api.evaluate(f"model.path={model_folder}", "ratio=9", f"results_dir={tmp_path}/other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_is_a_model(loaded, model_folder):
+    prompts, kept = ["the cat sat"], api.kept_layers(6, 2)
+    options = {"max_new_tokens": 6, "batch_size": 1}
+    (answer,) = api.generate(str(model_folder), prompts=prompts, ratio=2, **options)
+    assert [answer] == api.generate(*loaded, prompts, kept, **options)
+    assert [answer] == api.generate(model_folder, loaded[1], prompts, kept, **options)
+    assert answer.prefill_seconds > 0 and answer.decode_seconds > 0
+    assert answer.tokens_per_second == pytest.approx(
+        (len(answer.token_ids) - 1) / answer.decode_seconds
+    )
+
+
+def test_a_model_by_name_gets_its_chat_template(loaded, model_folder, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }}{% endfor %} sat"
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    answers = api.generate(tmp_path, prompts=["cat"], max_new_tokens=4)
+    assert answers == api.generate(*loaded, ["the cat sat"], max_new_tokens=4)
+    assert answers != api.generate(tmp_path, tokenizer, ["cat"], max_new_tokens=4)
+    comparison = api.compare("cat", f"model.path={tmp_path}", "decoding.max_new_tokens=4")
+    assert comparison.full == answers[0] and comparison.prompt == "cat"
+
+
+def test_a_comparison_has_both_answers_and_their_times():
+    comparison = api.compare("Ich habe Hunger.", "ratio=2")
+    assert comparison.full == comparison.kept
+    assert (comparison.kept.text, comparison.first_difference) == (" I'm hungry.", None)
+    assert comparison.full.tokens_per_second > 0 and comparison.kept.prefill_seconds > 0
+
+
+def test_the_first_difference_is_a_token_and_a_character():
+    def difference(*texts):
+        full, kept = (api.Answer(text, list(map(ord, text)), False) for text in texts)
+        layers = "3 of 6 layers", (0, 3, 5)
+        return api.Comparison("", "tiny", "unified", *layers, full, kept)
+
+    assert difference("abc", "abd").first_difference == (2, 2)
+    assert difference("abc", "ab").first_difference == (2, 2)
+    assert "from token 3 on" in difference("abc", "ab").summary()
+    assert difference("abc", "abc").summary().endswith("the answers are equal")
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: api.evaluate(ratio=2), "write 'ratio=2'"),
+        (lambda: api.evaluate({"ratio": 2}), "expected overrides as strings"),
+        (lambda: api.compare("a", ratio=2), "write 'ratio=2'"),
+        (lambda: api.compare(["a"]), "expected a text as prompt"),
+        (lambda: api.generate("tiny", ["a"], ratio=2), r"prompts=\[...\]"),
+        (lambda: api.generate("tiny"), "list of strings"),
+        (lambda: api.generate("./nowhere", prompts=["a"]), "nowhere"),
+        (lambda: api.generate("random", prompts=["a"]), "random weights"),
+        (lambda: api.shallow_view(None, 6), "list of layers"),
+    ],
+)
+def test_misuse_is_one_line(call, match):
+    with pytest.raises(UsageError, match=match):
+        call()
+
+
+def test_a_loaded_model_needs_its_tokenizer(loaded):
+    with pytest.raises(UsageError, match="tokenizer=TOKENIZER"):
+        api.generate(loaded[0], prompts=["a"])
 
 
 def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ulskip_cli.core.config import compose, compose_training, compose_tuning
+from ulskip_cli.core.config import compose, compose_prompts, compose_training, compose_tuning
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -89,6 +89,8 @@ def test_the_examples_use_known_keys_and_values():
             assert compose(keys, command=f"export --format {form}" if name == "export" else name)
         elif name == "tune":
             assert compose_tuning(keys), command
+        elif name == "generate":
+            assert compose_prompts(keys), command
         elif name == "train":
             assert compose_training(keys), command
     assert len(commands) > 40

@@ -7,10 +7,27 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ulskip_cli.api import Answer, evaluate, generate, kept_layers, shallow_view
+    from ulskip_cli.api import (
+        Answer,
+        Comparison,
+        compare,
+        evaluate,
+        generate,
+        kept_layers,
+        shallow_view,
+    )
     from ulskip_cli.core.environment import __version__
 
-__all__ = ["Answer", "__version__", "evaluate", "generate", "kept_layers", "shallow_view"]
+__all__ = [
+    "Answer",
+    "Comparison",
+    "__version__",
+    "compare",
+    "evaluate",
+    "generate",
+    "kept_layers",
+    "shallow_view",
+]
 
 # transformers imports them, and they speak of kernels for other devices
 for _name in ("torchao", "torch.utils._pytree"):

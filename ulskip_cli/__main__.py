@@ -11,6 +11,8 @@ def main() -> None:
     time.
     """
     interruption.install()
+    # Pydantic would read the metadata of every installed package to find plug-ins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         from ulskip_cli.core import environment
 
@@ -20,12 +22,14 @@ def main() -> None:
         environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
         code = invoke(sys.argv[1:])
         interruption.release()
+        if interruption.received():
+            interruption.end_process(code)
     except (KeyboardInterrupt, Exception) as error:  # during the imports, or a second signal
         if not isinstance(error, KeyboardInterrupt) and not interruption.received():
             raise
         interruption.release()
         print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
-        code = interruption.exit_code()
+        interruption.end_process(interruption.exit_code())
     sys.exit(code)
 
 

@@ -1,25 +1,27 @@
-"""The Python interface of ulskip, in four functions.
+"""The Python interface of ulskip, in five functions.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from ulskip_cli import evaluate, generate, kept_layers, shallow_view
+from ulskip_cli import compare, generate
 
-model = AutoModelForCausalLM.from_pretrained("some/model")
-tokenizer = AutoTokenizer.from_pretrained("some/model")
-kept = kept_layers(model.config.num_hidden_layers, ratio=2.0)
-answers = generate(model, tokenizer, ["Once upon a time"], kept)
+comparison = compare("Once upon a time", "model.path=some/model", "ratio=2")
+print(comparison.full.text, comparison.full.tokens_per_second)
+print(comparison.kept.text, comparison.kept.tokens_per_second)
+(answer,) = generate("some/model", prompts=["Once upon a time"], ratio=2)
+print(answer.text, answer.decode_seconds)
 ```
 
-`kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts
-with them, and `evaluate` measures quality and speed. No function changes the given model. An
-invalid request raises `ulskip_cli.core.errors.UsageError` with a one-line reason.
+`compare` and `evaluate` are `ulskip generate` and `ulskip run`: `compare` answers a prompt with the
+full model and with the kept layers, and `evaluate` measures quality and speed. `kept_layers`
+chooses the layers, `shallow_view` makes a model of them, and `generate` answers prompts with them.
+No function changes the given model. An invalid request raises
+`ulskip_cli.core.errors.UsageError` with a one-line reason.
 """
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsFloat
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
+from ulskip_cli.core.answer import Answer, Comparison
 from ulskip_cli.core.errors import UsageError, require_choice
 
 if TYPE_CHECKING:
@@ -32,19 +34,15 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.runner import Session
     from ulskip_cli.inference.skip_adapter import SkipAdapter
 
-__all__ = ["Answer", "evaluate", "generate", "kept_layers", "shallow_view"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The generated answer to one prompt."""
-
-    text: str
-    """The decoded answer without special tokens."""
-    token_ids: list[int]
-    """Token ids up to and including the first EOS token."""
-    hit_limit: bool
-    """True if `max_new_tokens` ended the answer."""
+__all__ = [
+    "Answer",
+    "Comparison",
+    "compare",
+    "evaluate",
+    "generate",
+    "kept_layers",
+    "shallow_view",
+]
 
 
 def kept_layers(
@@ -105,15 +103,16 @@ def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMo
     """
     from ulskip_cli.inference import shallow_view
 
-    return shallow_view.shallow_view(model, [_whole(layer, "a layer in kept") for layer in kept])
+    return shallow_view.shallow_view(model, _layers(kept))
 
 
 def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
+    model: "PreTrainedModel | str | Path",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prompts: Sequence[str] | None = None,
     kept: Sequence[int] | None = None,
     *,
+    ratio: float | None = None,
     prompt_layers: str = "all",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
@@ -123,10 +122,13 @@ def generate(
     decode the others.
 
     Args:
-        model: a model in evaluation mode, as `from_pretrained` returns it.
-        tokenizer: the tokenizer of the model.
-        prompts: texts as the model reads them; no chat template is applied.
+        model: a model in evaluation mode, as `from_pretrained` returns it; or a folder, a hub id or
+            a name that `ulskip models` lists, from which each call loads it.
+        tokenizer: the tokenizer of the model; None loads it with a model that is not loaded yet.
+        prompts: texts as the model reads them. Only if no tokenizer is given and the model has a
+            chat template, they are put into the template.
         kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
+        ratio: a target speedup, in place of `kept`: the layers of `kept_layers(num_layers, ratio)`.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into
             memory.
@@ -137,7 +139,8 @@ def generate(
             `stop=["END"]`, and `seed` for sampling; greedy decoding by default.
 
     Returns:
-        One answer per prompt, in their order.
+        One answer per prompt, in their order, with the seconds of its batch. The first answers of a
+        loaded model are slower; `compare` warms up before it measures.
 
     Raises:
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
@@ -154,32 +157,25 @@ def generate(
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
+    texts = _texts(tokenizer, prompts)
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
-    depth = shallow_view.num_layers(model)
+    has_template = tokenizer is None
+    if isinstance(model, str | Path):
+        model, own_tokenizer = _loaded(model)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise UsageError("expected the tokenizer of the model, got none; write tokenizer=TOKENIZER")
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
-    if kept is None and skip_adapter and len(skip_adapter.kept_sets) > 1:
-        raise UsageError(
-            "expected kept= with layers of the skip adapter, which has several sets; use one of"
-            f" {skip_adapter.kept_sets}"
-        )
-    if kept is None:
-        kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
-    kept = [_whole(layer, "a layer in kept") for layer in kept]
-    plan = Plan.from_layers(depth, kept, prompt_layers)
+    depth = shallow_view.num_layers(model)
+    plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
     decoder = Decoder(model, plan, tokenizer, skip_adapter)
-    ids = [tokenizer(prompt).input_ids for prompt in prompts]
-    if [] in ids:
-        raise UsageError(
-            f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"
-        )
+    ids = _encoded(texts, tokenizer, has_template)
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
@@ -189,8 +185,96 @@ def generate(
             text, stopped = until_stop(
                 tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop
             )
-            answers[position] = Answer(text, tokens, hit and not stopped)
+            seconds = output.prefill_seconds, output.decode_seconds
+            answers[position] = Answer(text, tokens, hit and not stopped, *seconds)
     return [answers[i] for i in range(len(ids))]
+
+
+def _texts(tokenizer: object, prompts: object) -> list[str]:
+    """Return the prompts; raise UsageError unless they are a list of texts, also in the place of
+    the tokenizer.
+    """
+    if tokenizer is not None and not callable(tokenizer):
+        raise UsageError(
+            f"expected a tokenizer as the second argument, got {str(tokenizer)[:80]!r}; write"
+            " prompts=[...] for prompts"
+        )
+    texts: list[Any] = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
+    return texts
+
+
+def _encoded(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", has_template: bool
+) -> list[list[int]]:
+    """Return prompts as token ids, with the chat template of the tokenizer if `has_template` and
+    there is one.
+    """
+    from ulskip_cli.core.config import preset
+    from ulskip_cli.core.task import Example, Template
+    from ulskip_cli.tasks.encoding import PromptFormatter
+
+    formatter = PromptFormatter(Template("{source}", ""))
+    if has_template:
+        formatter = PromptFormatter.for_task(preset("task", "jsonl"), tokenizer, None)
+    pairs = [formatter.format(Example("", text, "")) for text in texts]
+    ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
+    if [] in ids:
+        raise UsageError(
+            f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"
+        )
+    return ids
+
+
+def _chosen(
+    depth: int,
+    kept: Sequence[int] | None,
+    ratio: float | None,
+    skip_adapter: "SkipAdapter | None",
+) -> list[int]:
+    """Return the layers of a decode step that the arguments of `generate` choose."""
+    if kept is not None and ratio is not None:
+        raise UsageError("expected kept= or ratio=, got both; leave out one of them")
+    if ratio is not None:
+        return list(kept_layers(depth, ratio))
+    if kept is None and skip_adapter and len(skip_adapter.kept_sets) > 1:
+        raise UsageError(
+            "expected kept= with layers of the skip adapter, which has several sets; use one of"
+            f" {skip_adapter.kept_sets}"
+        )
+    if kept is None:
+        kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
+    return _layers(kept)
+
+
+def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a model that `ulskip models` lists, or one from a folder or the hub."""
+    from ulskip_cli.core import config
+    from ulskip_cli.core.model_config import ModelConfig
+    from ulskip_cli.core.options import parse
+    from ulskip_cli.inference.loading import load
+
+    values = {"name": "hf", "source": "hf", "path": str(model)}
+    if str(model) in config.group_choices("model"):
+        values = config.read_choice("model", str(model))
+        values.pop("description", None)
+    chosen = parse(ModelConfig, values, "model.")
+    if chosen.source == "random":
+        raise UsageError("random weights answer no prompts; use a pretrained model")
+    loaded = load(chosen)
+    assert loaded.tokenizer is not None
+    return loaded.model, loaded.tokenizer
+
+
+def _layers(kept: Sequence[int]) -> list[int]:
+    """Return layer numbers as whole numbers; raise UsageError for anything else."""
+    if not isinstance(kept, Iterable):
+        raise UsageError(
+            f"expected kept to be a list of layers, got {str(kept)[:80]!r}; kept_layers(num_layers,"
+            " ratio) makes one"
+        )
+    return [_whole(layer, "a layer in kept") for layer in kept]
 
 
 def _whole(value: object, name: str) -> int:
@@ -201,7 +285,43 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
+def compare(
+    prompt: str, *overrides: str, session: "Session | None" = None, **misplaced: object
+) -> Comparison:
+    """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
+    measure the speed of both after a warm-up.
+
+    Args:
+        prompt: the prompt; the model's chat template is applied if there is one, and the bundled
+            translator gets the prompt of its task.
+        *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
+        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+            once.
+        **misplaced: not supported; overrides are strings.
+
+    Returns:
+        Both answers with their times, and the first difference between them.
+
+    Raises:
+        UsageError: the configuration is invalid or not supported; nothing was run.
+        RunError: the run failed.
+    """
+    from ulskip_cli.core import config
+    from ulskip_cli.experiments.preflight import resolve_prompts
+
+    if not isinstance(prompt, str):
+        raise UsageError(f"expected a text as prompt, got {str(prompt)[:80]!r}")
+    _check_overrides(overrides, misplaced)
+    point = resolve_prompts(config.compose_prompts(overrides), prompt)
+    from ulskip_cli.experiments.comparison import PromptComparer
+    from ulskip_cli.experiments.runner import Session
+
+    return PromptComparer(point, session or Session()).compare(0)
+
+
+def evaluate(
+    *overrides: str, session: "Session | None" = None, **misplaced: object
+) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
     results folder.
 
@@ -210,6 +330,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
             `"ratio=2"`.
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
             once.
+        **misplaced: not supported; overrides are strings.
 
     Returns:
         The record of the baseline, if it is measured, and the record of the configuration.
@@ -224,6 +345,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
 
+    _check_overrides(overrides, misplaced)
     point = resolve(config.compose(overrides, command="run"))
     folder = ResultsFolder.of(point.config)
     folder.check_writable()
@@ -233,3 +355,14 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
     records = run_point(point, session or Session())
     tables.write_tables(folder)
     return records
+
+
+def _check_overrides(overrides: Sequence[object], misplaced: Mapping[str, object]) -> None:
+    """Raise UsageError unless overrides are strings."""
+    for key, value in misplaced.items():
+        raise UsageError(f"expected overrides as strings, got {key}=; write '{key}={value}'")
+    for value in overrides:
+        if not isinstance(value, str):
+            raise UsageError(
+                f"expected overrides as strings, e.g. 'ratio=2', got {str(value)[:80]!r}"
+            )

@@ -190,8 +190,10 @@ class Reproduction:
         """Evaluate quality alone, on both test sets. Early exit decodes one sentence at a time: a
         batch shares its depth.
         """
-        batch = 1 if strategy == "early_exit" else 64
-        quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
+        size = ["batch_size=64"]
+        if strategy == "early_exit":
+            size = ["batch_size=1", "strategy.batch=na"]
+        quality_only = [*size, "baseline=false", "speed.enabled=false"]
         schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
         for test in TESTS:
             call("sweep", *weights, *schedule, *self.task(test), *quality_only)

@@ -1,11 +1,19 @@
 """Command lines with bad input: one line and exit code 2."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 BAD = [
+    *(
+        "generate",
+        "generate ratio=2",
+        "generate a ratio=99",
+        "generate a b",
+        "generate a model=random",
+    ),
     *("pln", "ratio=2", "--json run", "run --jsn", "run --limit 8"),
     *("run ratio=99 model=random", "run model=random task.pair=de-xx"),
     "run model=random task=cnn_dm task.file=nowhere.jsonl",
@@ -83,6 +91,40 @@ def test_the_model_of_a_training_is_never_named_for_deletion(ulskip, model_folde
     for output in (model_folder, model_folder.parent):
         code, _, err = ulskip("train", *model, f"output={output}")
         assert code == 2 and "set another output=DIR" in err and "delete" not in err
+
+
+ONE_VALUE = ["ratio=2,3", "strategy=unified,top_skip", "strategy.spacing=even,reference"]
+
+
+@pytest.mark.parametrize("override", ONE_VALUE)
+@pytest.mark.parametrize("command", ["run", "plan", "export --to x"])
+def test_several_values_are_told_a_sweep_that_works(ulskip, command, override):
+    code, _, err = ulskip(*command.split(), override)
+    assert code == 2
+    _, *advised = re.search("`(ulskip sweep .*)`", err)[1].split()
+    assert ulskip(*advised, "--dry-run")[0] == 0
+
+
+LISTS = {
+    "run strategy.layers=0,2": "write strategy.layers=[0,2]",
+    "run task.metrics=bleu,chrf": "write task.metrics=[bleu,chrf]",
+    "train train.ratios=1,2": "write train.ratios=[1,2]",
+    "train seed=1,2": "once for each value",
+    "tune speedup=1.5,2": "once for each value",
+    "run name=a,b": "once for each value",
+    "run experiment=reproduce,paper": "ulskip sweep experiment=reproduce,paper name=NAME",
+    "train ratio=2": "did you mean 'train.ratios'?",
+    "sweep ratio=2, 3": "no space beside a comma",
+    "tune speedup=50": "speedup <= 6",
+    "tune speedup=1.5 decoding=self_speculative": "speedup=1.5 cannot be combined with drafts",
+}
+
+
+@pytest.mark.parametrize(("line", "advice"), LISTS.items())
+def test_lists_and_numbers_are_told_what_to_write(ulskip, line, advice):
+    code, out, err = ulskip(*line.split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert advice in err and "ulskip sweep name" not in err
 
 
 @pytest.mark.parametrize("arguments", BAD_LINES, ids=" ".join)

@@ -6,7 +6,7 @@ import yaml
 from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.config import group_choices
 
-COMMANDS = ("run", "sweep", "tune", "bench", "export", "lm-eval", "train")
+COMMANDS = ("generate", "run", "sweep", "tune", "bench", "export", "lm-eval", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,15 +57,17 @@ def test_config_suggests_the_nearest_name(ulskip, name, nearest):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_its_configuration(ulskip, command):
-    code, out, _ = ulskip(command, "--print-config", "prompt_layers=kept")
+    prompt = ["a"] * (command == "generate")
+    code, out, _ = ulskip(command, *prompt, "--print-config", "prompt_layers=kept")
     assert (code, yaml.safe_load(out)["prompt_layers"]) == (0, "kept")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("run", "sweep")])
 def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulskip, command):
+    prompt = ["a"] * (command == "generate")
     key = "train.epochs=2" if command != "train" else "ratio=2"
     for text in ("baseline=false", key):
-        code, out, err = ulskip(command, "--print-config", text)
+        code, out, err = ulskip(command, *prompt, "--print-config", text)
         assert (code, out) == (2, "") and text.partition("=")[0] in err
 
 

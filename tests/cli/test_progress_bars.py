@@ -54,7 +54,7 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
     show_sweep(tmp_path, written)
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
-        f"[2/3] unified b: {sentence(sweep_row(bleu=20.0))}",
+        f"[2/3] unified b: {sentence(sweep_row(bleu=20.0))} (less than a minute left for 1 point)",
         "worker 1 died",
         f"[3/3] unified c: {sentence(not_applicable(status='failed'))}",
     ]

@@ -19,6 +19,7 @@ from ulskip_cli.core.files import (
     append_line,
     cache_dir,
     lock,
+    noticing_full_disk,
     read_jsonl,
     read_object,
     user_path,
@@ -67,6 +68,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
             write(path, '{"a": 2}')
     assert read_object(whole) == {"a": 1} and read_jsonl(lines) == [{"a": 1}]
     assert sorted(tmp_path.iterdir()) == [whole, lines]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_is_told_from_the_errors_of_libraries(tmp_path, error):
+    told = pytest.raises(StorageError, match=r"out \(No space left.*free some space")
+    with told, noticing_full_disk(tmp_path / "out"):
+        raise error
+    with pytest.raises(ZeroDivisionError), noticing_full_disk(tmp_path):
+        raise ZeroDivisionError
+    with pytest.raises(ConnectionError), noticing_full_disk(tmp_path):
+        raise ConnectionError("refused")
 
 
 def test_a_line_that_a_crash_cut_off_is_ended_and_skipped(tmp_path):

@@ -9,11 +9,10 @@ from reference import NEW_STYLE
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments import benchmark, runner
+from ulskip_cli.experiments import benchmark, preflight, runner
 from ulskip_cli.experiments.benchmark import bandwidth_meter
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit
-from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5"]
@@ -35,9 +34,7 @@ def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
     random = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
     base = [*random, f"results_dir={tmp_path}", "name=b", *QUICK]
-    return lambda *overrides: Resolver().resolve(
-        compose([*base, *overrides], command="bench"), "bench"
-    )
+    return lambda *overrides: compose([*base, *overrides], command="bench")
 
 
 @pytest.fixture
@@ -53,18 +50,21 @@ def decoders(monkeypatch):
     return made
 
 
-@pytest.fixture
-def session():
-    return Session()
+def run_all(*points, force=True):
+    """Run the benchmark of points."""
+    jobs = make_jobs(points, command="bench")
+    return Sweep(jobs, SweepObserver(), force=force).run()
 
 
 @pytest.fixture
-def bench(point, session):
+def bench(point):
     """Return a function that runs the benchmark of one point and returns its row."""
 
     def call(*overrides):
-        alone = point(*overrides)
-        return benchmark.run_benchmarks([alone], session).records[alone.run_id].to_row()
+        outcome = run_all(point(*overrides))
+        outcome.check()
+        (record,) = outcome.records.values()
+        return record.to_row()
 
     return call
 
@@ -116,25 +116,26 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, decoders, kind,
     assert not any(tensor.any() for name, tensor in tensors if "down" not in name)
 
 
-def test_weights_and_the_full_model_are_shared(bench, decoders):
-    rows = [bench(f"ratio={ratio}") for ratio in (2, 3)]
-    assert rows[0]["machine_limits"] == {"bytes_per_second": 1e12}
-    assert [len(plan.kept_layers) for _, plan, *_ in decoders] == [3, 6, 2]
-    bench("model.dtype=bfloat16")
+def test_weights_and_the_full_model_are_shared(point, decoders):
+    points = [point(f"ratio={ratio}") for ratio in (2, 3)]
+    records = run_all(*points, point("model.dtype=bfloat16")).records
+    assert {record.machine_limits.bytes_per_second for record in records.values()} == {1e12}
     assert [len(plan.kept_layers) for _, plan, *_ in decoders] == [3, 6, 2, 3, 6]
 
 
-def test_engines_are_compared_and_always_measured_anew(bench, tmp_path):
-    for engine in ("torch", "transformers", "torch"):
-        row = bench(f"engine={engine}")
-        assert row["engine"] == engine
+def test_a_finished_point_is_measured_again_only_on_request(point, tmp_path):
+    both = [point(f"engine={engine}") for engine in ("torch", "transformers")]
+    for points, force, count in ((both[:1], False, 1), (both, False, 3), (both, False, 3)):
+        run_all(*points, force=force)
+        lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
+        assert len(lines) == count  # engines of the same rounds are measured together
+    run_all(*both, force=True)
     lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
-    assert len(lines) == 3
-    assert len({json.loads(line)["id"] for line in lines}) == 2
+    assert (len(lines), len({json.loads(line)["id"] for line in lines})) == (5, 2)
 
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["together", "in pairs with the first"])
-def test_engines_run_in_the_same_rounds(session, point, monkeypatch, free):
+def test_engines_run_in_the_same_rounds(point, monkeypatch, free):
     ran, run = [], runner.Decoder.run
 
     def logged(self, *args, **options):
@@ -144,10 +145,9 @@ def test_engines_run_in_the_same_rounds(session, point, monkeypatch, free):
 
     monkeypatch.setattr(runner.Decoder, "run", logged)
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=free))
-    monkeypatch.setattr(benchmark, "psutil", memory)
-    points = [point(f"engine={engine}") for engine in ("torch", "transformers")]
-    outcome = benchmark.run_benchmarks(points, session)
-    rows = [outcome.records[point.run_id].to_row() for point in points]
+    monkeypatch.setattr(preflight, "psutil", memory)
+    outcome = run_all(*(point(f"engine={engine}") for engine in ("torch", "transformers")))
+    rows = [record.to_row() for record in outcome.records.values()]
     sides = {(name, size) for name in ("torch", "transformers") for size in (7680, 3840)}
     assert set(ran[-8:-4]) == set(ran[-4:]) == sides  # two rounds
     assert [row["engine"] for row in rows] == ["torch", "transformers"]
@@ -159,7 +159,7 @@ def test_engines_run_in_the_same_rounds(session, point, monkeypatch, free):
         assert rows[0]["over_reference"] == pytest.approx(rows[0]["measured_speedup"])
 
 
-def test_an_engine_that_fails_does_not_stop_the_others(session, point, monkeypatch):
+def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):
     real = benchmark.prepare_run
 
     def prepare(point, *args):
@@ -169,11 +169,11 @@ def test_an_engine_that_fails_does_not_stop_the_others(session, point, monkeypat
 
     monkeypatch.setattr(benchmark, "prepare_run", prepare)
     points = [point(f"engine={name}") for name in ("torch", "transformers")]
-    outcome = benchmark.run_benchmarks(points, session)
-    assert [record.engine for record in outcome.records.values()] == ["torch"]
+    outcome = run_all(*points)
+    assert [record.engine for record in outcome.records.values()] == ["torch", None]
     assert outcome.failures == ["unified ratio 2 engine transformers: no"]
-    with pytest.raises(RunError, match="no"):
-        benchmark.run_benchmarks(points[1:], session)
+    again = run_all(*points, force=False)
+    assert len(again.failures) == 1  # the failed point alone ran again
 
 
 def test_the_fastest_way_to_read_counts(monkeypatch):
@@ -217,9 +217,9 @@ def test_a_batch_that_does_not_fit_is_halved(bench, limit_memory):
     assert all(text in warning for text in ("unified", "batch_size=2", "batch_size=1"))
 
 
-def test_a_target_by_the_clock_is_met_between_two_counts(bench, session, monkeypatch):
+def test_a_target_by_the_clock_is_met_between_two_counts(bench, monkeypatch):
     met = LatencyTargetFit(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
-    monkeypatch.setattr(session, "solve_depth", lambda config, loaded, work: met)
+    monkeypatch.setattr(runner.Session, "solve_depth", lambda *arguments: met)
     row = bench("ratio=1.5", "ratio_basis=latency")
     assert row["mean_kept_layers"] == 3.5
     assert row["latency_fit"]["depth"] == 3.5

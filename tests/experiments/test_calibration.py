@@ -57,6 +57,23 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     assert own == pytest.approx(last["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("asked", "answers"), [(6, 6), (64, 64)])
+def test_few_examples_have_one_own_answer_each(ready, monkeypatch, asked, answers):
+    seen = []
+    own = calibration.generate_own_responses
+
+    def generated(model, prompts, options, *more):
+        seen.append(len(prompts) * options.samples)
+        return own(model, prompts, options, *more)
+
+    monkeypatch.setattr(calibration, "generate_own_responses", generated)
+    wanted = ["correction=patch", "ratio=2", f"calibration.examples={asked}"]
+    config, loaded, work = ready(*wanted)
+    plan = make_plan(config, loaded.metadata)
+    calibration.calibrate_patches(config, loaded, work, plan, ProgressCallback())
+    assert seen[0] == answers and (seen[1:] == [] if asked == 6 else seen[1] > answers)
+
+
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
     seen = []
 

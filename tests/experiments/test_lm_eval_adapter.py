@@ -14,6 +14,7 @@ from reference import one_stage, response_logits
 
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, fingerprint
 from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, evaluate, make_records
@@ -94,8 +95,12 @@ def hf(evaluated):
     return evaluated("hf", {"pretrained": str(ASSETS / "tiny"), "dtype": "float32"})
 
 
+def composed(*overrides):
+    return compose(overrides, command="lm-eval")
+
+
 def skipping(*overrides):
-    return SkippingLM(["model=tiny", "model.device=cpu", "batch_size=3", *overrides])
+    return SkippingLM(composed("model=tiny", "model.device=cpu", "batch_size=3", *overrides))
 
 
 def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
@@ -127,12 +132,12 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
 
 def test_a_strategy_without_its_calibration_is_refused():
     with pytest.raises(UsageError, match=r"only a run measures.*calibration.*strategy\.KEY"):
-        SkippingLM(["strategy=skip_decode"])
+        SkippingLM(composed("strategy=skip_decode"))
 
 
 def scores(*overrides):
     """Score a continuation of three tokens and one of a single token."""
-    model = SkippingLM(["model=tiny", "model.device=cpu", *overrides])
+    model = SkippingLM(composed("model=tiny", "model.device=cpu", *overrides))
     texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
     (several, _), (single, _) = model._loglikelihood_tokens(texts, disable_tqdm=True)
     return several, single, model.record().scored_prompt_layers
@@ -151,7 +156,7 @@ def test_exits_whose_contexts_all_layers_read_score_first_tokens_as_the_model():
 @pytest.mark.parametrize("prompt_layers", ["kept", "all"])
 def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     asked = ["model=tiny", "ratio=3", f"prompt_layers={prompt_layers}", "model.device=cpu"]
-    plain = SkippingLM(asked)
+    plain = SkippingLM(composed(*asked))
     kept, model = plain.plan.kept_layers, plain.loaded.model
     adapter = zero_adapter(model, [kept], "full")
     generator = torch.Generator().manual_seed(0)
@@ -162,7 +167,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     adapter = replace(adapter, record={"base": base, "kind": "full"})
     adapter.save(tmp_path)
     corrected = ["correction=adapter", f"correction.path={tmp_path}"]
-    adapted = SkippingLM([*asked, *corrected])
+    adapted = SkippingLM(composed(*asked, *corrected))
     prompt, response = map(plain.tok_encode, ("Der Hund schläft.", " The dog is sleeping."))
     ids, view = torch.tensor([prompt + response]), adapter.view(model, kept)
     with torch.inference_mode():
@@ -244,7 +249,7 @@ def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only,
     settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
     (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))
     options = parse_options(["--config", str(tmp_path / "harness.yaml"), "--limit", "3"])
-    folder, results = evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
+    folder, results = evaluate(composed("model=tiny", f"results_dir={tmp_path}"), options)
     (row,) = (record.to_row() for record in folder.records())
     assert row["task"] == "lm_eval:ulskip_sentences"
     assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
@@ -255,11 +260,12 @@ def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only,
 def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
     where = ["--include_path", str(tasks), "--tasks"]
     with pytest.raises(UsageError, match="ulskip_nothing"):
-        evaluate(["model=tiny"], parse_options([*where, "ulskip_nothing"]))
+        evaluate(composed("model=tiny"), parse_options([*where, "ulskip_nothing"]))
     with pytest.raises(UsageError, match="YAML files"):
-        evaluate(["model=tiny"], parse_options([*where, str(tmp_path)]))
+        evaluate(composed("model=tiny"), parse_options([*where, str(tmp_path)]))
+    options = parse_options([*where, "ulskip_writing", "--apply_chat_template"])
     with pytest.raises(UsageError, match="chat template"):
-        evaluate(["model=tiny"], parse_options([*where, "ulskip_writing", "--apply_chat_template"]))
+        evaluate(composed("model=tiny"), options)
 
 
 def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
@@ -269,4 +275,4 @@ def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape, "test_split": "test"}))
     options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])
     with pytest.raises(UsageError, match=r"ulskip_far .*missing\.jsonl"):
-        evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
+        evaluate(composed("model=tiny", f"results_dir={tmp_path}"), options)

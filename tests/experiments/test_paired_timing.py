@@ -201,7 +201,7 @@ def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
     monkeypatch.setattr(ModelSession, "finish", lambda session: finished.append(session))
 
     def fail():
-        yield
+        yield torch.zeros(1, 1)
         raise RunError("out of memory")
 
     with pytest.raises(RunError, match="out of memory"):
@@ -223,7 +223,7 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
     done, make_decoder = [], partial(Decoder, llama)
     fit = fit_step_latency(make_decoder, NUM_LAYERS, [PROMPTS], GREEDY, done.append)
     assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
-    assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
+    assert done == list(range(1, 3 * (WARM_UP + LINE_ROUNDS) + 1))  # three depths a round
     assert timed[:3] == [6, 4, 2]
     assert timed[3:6] == [2, 4, 6]
 
@@ -231,17 +231,14 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
 @pytest.mark.parametrize(("target", "slower"), [(1.5, 0.03), (2.0, -0.02), (2.9, 0.0)])
 def test_a_target_is_met_where_the_line_errs(target, slower):
     """The clock shows more or less than the line, and another slope."""
-    rounds = []
 
     def share(depth):
         return (3 + 1.05 * depth) / 15.6 + slower
 
-    met = solve_depth_for_speedup(
-        LINE, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append
-    )
+    met = solve_depth_for_speedup(LINE, target, lambda depth: (depth, [1 / share(depth)] * 5))
     assert 1 / share(met.depth) == pytest.approx(target, rel=2 * paired_timing.CLOSE)
     assert met.as_dict()["speedup"] == pytest.approx(target)
-    assert len(met.trials) == len(rounds) <= paired_timing.MEET_ROUNDS
+    assert len(met.trials) <= paired_timing.MEET_ROUNDS
 
 
 def test_noise_takes_more_rounds():

@@ -36,6 +36,7 @@ EXITED = {"exit_depths": {"5": 1}, "target_kept_layers": 4.0}
 MISSED = {**EXITED, "evaluated_mean_kept_layers": 5.0}
 INT8 = "model.quantization=torchao-int8"
 NOT_BUILT = {"linear_backend": "onednn", "linear_backend_reason": "no compiler"}
+CUT_OFF = {"degenerate": {"hit_limit": 2}}
 UNTRAINED = {"trained_for_these_layers": False}
 PATCH = CorrectionUsed(name="patch", kind="full")
 
@@ -45,6 +46,7 @@ PATCH = CorrectionUsed(name="patch", kind="full")
     [
         ([], {"evaluated_batch_size": 1}, ["evaluation", "batch_size=4", "batch_size=1 "]),
         ([], {"num_truncated_sources": 2}, ["2 of 3 sources", "decoding.max_new_tokens"]),
+        (["decoding.max_new_tokens=9"], CUT_OFF, ["2 of 3 answers were cut off", "tokens=9"]),
         ([], {"num_truncated_references": 1}, ["1 of 3 references", "decode_loss"]),
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
         (EXIT, {**MISSED, "calibration": {"examples": 3}}, ["raise calibration.examples"]),
@@ -65,6 +67,7 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
     ("overrides", "values"),
     [
         ([], {"evaluated_batch_size": 4, "timed_batch_size": 4}),
+        ([], {"degenerate": {"hit_limit": 1}}),
         (EXIT, {**EXITED, "evaluated_mean_kept_layers": 4.1}),
         (["ratio_basis=latency"], MISSED),
         (["strategy=full"], UNTRAINED),

@@ -124,6 +124,7 @@ def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
     assert half["throughput_from"] == "timed pairs"
     assert half["prompt_tokens"] == 2 * 8 * 64
     assert full["training"] == "none: random weights"
+    assert any("random, so this row has times but no quality" in text for text in half["warnings"])
 
 
 def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, sweep_row, write_folder
+from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 from ulskip_cli.experiments.record import Interval
 from ulskip_cli.experiments.statistics import (
@@ -170,19 +170,68 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
     assert 0 <= share.low <= share.share <= share.high <= most
 
 
+def compared(full, score, p_value):
+    delta = score - full
+    return {"full": full, "delta": delta, "delta_low": -9, "delta_high": 9, "p_value": p_value}
+
+
+ROUGE = {"bleu": None, "chrf": None, "rouge1": 30.0, "rouge2": 9.0, "rougeL": 22.9}
+WORSE = {
+    "rouge1": compared(33.0, 30.0, 0.01),
+    "rouge2": compared(12.0, 9.0, 0.002),
+    "rougeL": compared(26.4, 22.9, 0.08),
+}
+BETTER = {**WORSE, "rouge1": compared(28.0, 30.0, 0.01), "rouge2": compared(9.0, 9.0, 1.0)}
+AGREED = {"agreement": 0.942, "agreement_low": 0.931, "agreement_high": 0.953}
+DRAFTING = {"name": "self_speculative", "draft": "both", "draft_tokens": 2}
+CUT_OFF = {"degenerate": {"hit_limit": 15}}
+
+
 @pytest.mark.parametrize(
     ("record", "parts"),
     [
         (sweep_row(bleu=26.3), ("1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0")),
+        (sweep_row(speedup=1.08, margin=0.3), (": no measurable gain in speed: 1.08x (0.78 to",)),
+        (sweep_row(speedup=0.8), (": slower than full: 0.80x",)),
         (sweep_row(end_to_end_speedup=1.5), ("1.50x including the prompt",)),
         (
-            sweep_row(config={"decoding": {"draft_tokens": 2, "draft": "both"}}),
+            sweep_row(end_to_end_speedup_low=0.9, end_to_end_speedup_high=1.9),
+            ("no measurable gain including the prompt",),
+        ),
+        (
+            sweep_row(config={"decoding": DRAFTING}),
             ("full model checks n-gram and unified drafts", "decodes 1.80x as fast"),
         ),
         (sweep_row(num_examples=4), ("too few examples",)),
-        (sweep_row(speedup_interval_coverage=0.0), ("too few timed pairs",)),
+        (sweep_row(speedup_interval_coverage=0.0), ("speed not certain", "too few timed pairs")),
+        (
+            sweep_row(**ROUGE, **AGREED, vs_baseline=WORSE),
+            (
+                "agrees with 94.2% of the full model's tokens (93.1% to 95.3%), ROUGE-L 22.9",
+                "instead of 26.4 (significantly worse: ROUGE-1, ROUGE-2)",
+            ),
+        ),
+        (sweep_row(**ROUGE, vs_baseline=BETTER), ("(significantly better: ROUGE-1)",)),
+        (sweep_row(**AGREED, num_examples=4), ("of the full model's tokens, BLEU",)),
+        (sweep_row(**CUT_OFF), ("but 15 of 20 answers were cut off",)),
+        (
+            two_depths(),
+            (
+                "skip_decode ran 4.0 layers when it was timed: decodes 1.80x as fast",
+                ". Its answers ran 5.4 of 6 layers: BLEU 30.0",
+            ),
+        ),
         (not_applicable(), ("no result", "one sequence")),
     ],
 )
 def test_a_result_is_a_sentence(record, parts):
     assert all(part in sentence(record) for part in parts)
+
+
+def test_without_a_measured_speed_a_sentence_has_none():
+    values = ("pairs", "measured_speedup", "end_to_end_speedup")
+    text = sentence(sweep_row(bleu=29.0, **dict.fromkeys(values)))
+    assert (
+        text
+        == "unified keeps 3 of 6 layers: BLEU 29.0 instead of 30.0 (significantly worse: BLEU)."
+    )

@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from report_rows import ENVIRONMENT
+from report_rows import ENVIRONMENT, sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.export.card import matching_records, source_license
+from ulskip_cli.export.card import _quality, matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -50,6 +50,12 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
     for folder in (tmp_path, tmp_path / "one"):
         records = matching_records(folder, config.model, plan, training)
         assert [record.id for record in records] == ["other", "new"]
+
+
+def test_scores_have_intervals_and_those_of_few_examples_are_left_out():
+    text = _quality(sweep_row(bleu=28.0, decode_loss=None))
+    assert text.startswith("BLEU 28.0 (full 30.0; difference -3.0 to -1.0), chrF 50.0")
+    assert _quality(sweep_row(num_examples=2)) == "left out: fewer than 10 examples say little"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from safetensors.torch import load_file, save_file
 from tiny_configs import build_config
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.run import ExportRequest
 from ulskip_cli.export.run import export as run_export
@@ -35,9 +36,9 @@ def saved(tmp_path, tokenizer):
 
 
 def export(source, to, *overrides, **options):
-    return run_export(
-        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options)
-    )
+    request = ExportRequest(to, **options)
+    given = [f"model.path={source}", *OVERRIDES, *overrides]
+    return run_export(compose(given, command=f"export --format {request.format}"), request)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -83,6 +84,20 @@ def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp
     assert "bit-identical" in record["checked"]
 
 
+@pytest.mark.parametrize("has_chat", [True, False])
+def test_the_card_uses_the_chat_template_of_the_model(model_folder, tmp_path, has_chat):
+    model, to = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model_folder, model)
+    if has_chat:
+        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    record = export(model, to, "prompt_layers=kept", "task=cnn_dm", "task.metrics=[rouge]")
+    card = (to / "README.md").read_text()
+    assert ("apply_chat_template" in card) is has_chat
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace('"."', repr(str(to))), {})  # prints an answer
+    assert "task=cnn_dm 'task.metrics=[rouge]' strategy=full" in record["next"]
+
+
 def test_the_code_in_serving_md_generates_the_tokens_of_a_run(model_folder, tmp_path):
     from ulskip_cli.api import generate
 
@@ -124,12 +139,12 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
 def test_an_export_can_be_exported_but_not_onto_itself(model_folder, tmp_path):
     source = tmp_path / "source"
     export(model_folder, source, "prompt_layers=kept")
-    full = [f"model.path={source}", "strategy=full"]
-    run_export(full, None, ExportRequest(tmp_path / "again"))
+    full = compose([f"model.path={source}", "strategy=full"], command="export --format hf")
+    run_export(full, ExportRequest(tmp_path / "again"))
     files = [tmp_path / name / "model.safetensors" for name in ("source", "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
     with pytest.raises(UsageError, match=f"--to.*{source}"):
-        run_export(full, None, ExportRequest(source))
+        run_export(full, ExportRequest(source))
 
 
 def test_an_export_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 import transformers
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.run import ExportRequest
 from ulskip_cli.export.run import export as run_export
@@ -12,9 +13,9 @@ OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
 
 def export(source, to, *overrides, **options):
-    return run_export(
-        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, "gguf", **options)
-    )
+    given = [f"model.path={source}", *OVERRIDES, *overrides]
+    config = compose(given, command="export --format gguf")
+    return run_export(config, ExportRequest(to, "gguf", **options))
 
 
 @pytest.mark.parametrize(

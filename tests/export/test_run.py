@@ -4,17 +4,18 @@ import shlex
 import pytest
 import yaml
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.export.run import ExportRequest, resolve, schedule_file
 from ulskip_cli.strategies.static import read_schedule
 
 
 def test_only_a_schedule_describes_stages(tmp_path):
-    stages = ["strategy=skip_decode", "strategy.horizon=8"]
+    stages = compose(["strategy=skip_decode", "strategy.horizon=8"])
     for form in ("hf", "gguf", "mergekit"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
-            resolve(stages, None, ExportRequest(tmp_path / "out", form))
-    point = resolve(stages, None, ExportRequest(tmp_path / "out", "schedule"))
+            resolve(stages, ExportRequest(tmp_path / "out", form))
+    point = resolve(stages, ExportRequest(tmp_path / "out", "schedule"))
     assert schedule_file(point).later_stages
 
 
@@ -46,7 +47,7 @@ def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
     made = read_schedule(files["schedule"])
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
-    assert made.made_by.endswith("ulskip export ratio=3 " + shlex.quote("results_dir='a;b'"))
+    assert made.made_by.endswith(shlex.join(["ulskip", "export", 'results_dir="a;b"', "ratio=3"]))
     again = "strategy=custom", f"strategy.file={files['schedule']}"
     code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])

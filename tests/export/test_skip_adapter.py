@@ -29,9 +29,9 @@ def given(folder):
 
 
 def export(source, to, *overrides, **options):
-    return run_export(
-        [f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options)
-    )
+    request = ExportRequest(to, **options)
+    given = [f"model.path={source}", *OVERRIDES, *overrides]
+    return run_export(compose(given, command=f"export --format {request.format}"), request)
 
 
 def build(name):
@@ -149,7 +149,8 @@ def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, qu
     rows = [json.loads(line) for line in (stored / "runs.jsonl").read_text().splitlines()]
 
     def results(*more):
-        return run_export([*point, *more], None, ExportRequest(tmp_path / "one"))["results"]
+        config = compose([*point, *more], command="export --format hf")
+        return run_export(config, ExportRequest(tmp_path / "one"))["results"]
 
     measured = results(*given(folder))
     assert measured == [row["id"] for row in rows if "correction" in row]

@@ -77,3 +77,9 @@ def test_the_fastest_engine_of_each_batch_size_is_named():
     (line,) = benchmark.fastest(rows)
     assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150" in line
     assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(config=OTHER)]) == []
+
+
+def test_the_lead_is_a_point_with_a_gain_where_one_exists():
+    unsure = bench_row(3.0, measured_speedup_low=0.7)
+    assert "no measurable gain" in benchmark.lead([unsure])[-1]
+    assert "decodes 1.90x as fast" in benchmark.lead([unsure, bench_row(2.0)])[-1]

@@ -4,7 +4,6 @@ import html
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from report_rows import small_sweep, write_folder
@@ -14,7 +13,6 @@ from ulskip_cli.report.build import Report, write
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
-RESULTS = Path(__file__).parents[2] / "results" / "reproduce"
 TRAP = "<b>bold</b> & \"quoted\" </script> 'single'"
 ANSWERS = {
     "full-1-1": ["sentence number 0 is here", "one full answer", TRAP],
@@ -104,8 +102,10 @@ addEventListener("load", () => {
   const nav = document.querySelector("nav"), grid = document.querySelector(".cards");
   const tops = [...grid.children].map((card) => card.offsetTop);
   const last = tops.filter((top) => top === Math.max(...tops)).length;
+  const wide = document.querySelector(".scroll"), plot = document.querySelector("figure");
   document.body.dataset.sizes = [beyond(document.documentElement), beyond(nav), nav.clientWidth,
-    tops.length, new Set(tops).size, last].join(",");
+    tops.length, new Set(tops).size, last, beyond(wide) > 1 === !wide.previousElementSibling.hidden,
+    beyond(plot), plot.querySelector("img").naturalWidth].map(Number).join(",");
 });
 """
 
@@ -113,10 +113,13 @@ addEventListener("load", () => {
 @pytest.mark.parametrize("width", [420, 1000, 1400])
 def test_the_page_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
     file = tmp_path / "page.html"
-    text = page_of(RESULTS, plots=False, output=tmp_path)
+    rows = [*small_sweep(), *(row.replace(id=f"{row.id}-n", model="n") for row in small_sweep())]
+    text = page_of(write_folder(tmp_path / "x", rows, ANSWERS), output=tmp_path)
     file.write_text(text.replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
     text = opened(file.as_uri(), tmp_path, f"--window-size={width},1000")
     sizes = re.search(r'data-sizes="(.*?)"', text)[1].split(",")
-    whole, beyond, nav, cards, rows, last = map(int, sizes)
+    whole, beyond, nav, cards, rows, last, hinted, plot_beyond, plot_width = map(int, sizes)
     assert whole == 0 and (rows == cards or last > 1)
+    assert hinted and plot_beyond == 0
+    assert (plot_width > 600) is (width > 640)  # on a narrow screen, panels are below one another
     assert width > 420 or (beyond == 0 and nav > 300)

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from report_rows import configured, not_applicable, small_sweep, sweep_row, write_folder
+from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 FILES = {"report.md", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}
@@ -67,8 +67,14 @@ def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp
     code, out, _ = report(folder, "--no-plots")
     text = (folder / "report" / "report.md").read_text()
     assert code == 0 and out.index("Best of each model and target") < out.index("predicted")
-    assert "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 96.7% | passes |" in text
-    assert "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 66.7% | below |" in text
+    assert (
+        "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 1.78 to 1.82 | 96.7% | passes |"
+        in text
+    )
+    assert (
+        "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 1.78 to 1.82 | 66.7% | below |"
+        in text
+    )
     assert "| slow |" not in text.partition("## Layout")[0]
 
 
@@ -87,6 +93,17 @@ def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
     assert code == 0
     for text in (shown, *files):
         assert f"{busy.format(1.5)} (in 2 rows)" in text and "BLEU of 4.0" in text
+
+
+def test_a_speed_of_another_depth_is_told_and_not_drawn(report, tmp_path):
+    folder = write_folder(tmp_path / "x", [*small_sweep(batches=(1,)), two_depths()])
+    code, out, _ = report(folder)
+    assert code == 0 and "with a mean of 4.0 layers, and its answers ran 5.4 of 6" in " ".join(
+        out.split()
+    )
+    text = (folder / "report" / "report.md").read_text()
+    assert "| skip_decode | 2 | 5.4/6 | 4.0/6 |" in text
+    assert "skip_decode" not in (folder / "report" / "quality.svg").read_text()
 
 
 @pytest.mark.parametrize(

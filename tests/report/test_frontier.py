@@ -11,6 +11,7 @@ SMALLER_MODEL = {
     "model": {"name": "s", "source": "bundled", "path": "s"},
     "baseline_model": {"name": "m", "source": "bundled", "path": "m"},
 }
+TWO_DEPTHS = {"mean_kept_layers": 2.0, "evaluated_mean_kept_layers": 4.0}
 
 
 def row(name, engine, speedup, bleu, **more):
@@ -33,7 +34,7 @@ def every():
 
 
 def test_points_of_one_baseline_are_judged_together():
-    (found,) = frontiers(every())
+    (found,) = frontiers([*every(), row("two", "torch", 9.0, 30.0, **TWO_DEPTHS)])
     points = {point.record.id: point for point in found.points}
     assert {name: point.kind for name, point in points.items()} == {
         "base": FULL,
@@ -124,3 +125,9 @@ def test_too_few_timed_pairs_or_examples_beat_nothing_for_sure():
     assert (rival.record.id, is_sure, rival.clock[1:]) == ("best", False, (None, None))
     few = [record.replace(num_examples=1) for record in [*rows, better]]
     assert not any(sure for _, sure in frontiers(few)[0].beaten.values())
+
+
+def test_a_point_that_may_not_be_faster_is_best_at_no_speedup():
+    unsure = row("unsure", "torch", 1.6, 30.0, margin=0.7, config={})
+    (found,) = frontiers([*every(), unsure])
+    assert found.best(1.5).record.id == "full-int4"

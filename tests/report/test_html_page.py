@@ -39,10 +39,10 @@ def cells(text):
 def test_the_page_needs_nothing_but_itself(tmp_path):
     text = page(tmp_path, small_sweep(), {"unified-2-1": ["a"]})
     assert "default-src 'none'" in text
-    assert not re.search(r"""(?:src|href)=["'](?!#|data:image/svg\+xml;base64,)""", text)
+    assert not re.search(r"""(?:src|href|srcset)=["'](?!#|data:image/svg\+xml;base64,)""", text)
     assert not re.search(r"@import|url\(", text)
     assert "{{" not in text and "{%" not in text
-    assert text.count("<figure><img ") == 1
+    assert text.count("<figure><picture><source ") == 1
 
 
 def test_texts_cannot_leave_their_element(tmp_path):
@@ -103,6 +103,19 @@ def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
     found = collected(tmp_path / "most", {row.id: ["a"] for row in rows}, rows=rows)
     assert {rows[run.row].batch_size for run in found.sets[0].runs} == {1}
     assert "answers of 2 of 10 points" in found.note
+
+
+def test_runs_of_equal_labels_are_told_apart_by_what_differs(tmp_path):
+    rows = [
+        configured(row, seed=seed).replace(id=f"{row.id}-{seed}")
+        for row in small_sweep()
+        for seed in (1, 2)
+    ]
+    rows += [rows[0].replace(id="twin")]
+    stored = {row.id: ["a"] for row in rows if row.batch_size == 1}
+    labels = [run.label for run in collected(tmp_path, stored, rows=rows).sets[0].runs]
+    assert len(set(labels)) == len(labels) == 11
+    assert {"unified 2x · seed 1", "unified 2x · seed 2", "full · seed 1 · twin"} <= set(labels)
 
 
 def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):

@@ -59,3 +59,11 @@ def test_the_front_is_what_nothing_beats(points):
         return any(fast >= point[0] and good >= point[1] for fast, good in rivals)
 
     assert pareto_front(points) == sorted({point for point in points if not is_beaten(point)})
+
+
+def test_a_point_without_a_measurable_gain_has_a_white_centre(tmp_path):
+    def drawn(margin):
+        rows = [sweep_row("full"), sweep_row(speedup=1.5, margin=margin)]
+        return save_quality([Group("", rows)], tmp_path / "quality")[1].read_text("utf-8")
+
+    assert "fill: #ffffff" not in drawn(0.1) and "fill: #ffffff" in drawn(0.6)

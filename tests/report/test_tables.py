@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from report_rows import configured, not_applicable, small_sweep, sweep_row, write_folder
+from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
@@ -74,3 +74,24 @@ def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
     assert section.frame.to_dict("records")[1]["of full"] == "83%"
+
+
+def test_tokens_per_second_come_from_the_timed_pairs_or_are_left_out():
+    evaluated = HALF.replace(decode_tokens_per_second=999.0, throughput_from="evaluation")
+    untimed = dict.fromkeys(("pairs", "measured_speedup"))
+    for make in (tables.long_section, tables.short_section):
+        line = make([evaluated]).frame.iloc[0]
+        assert (line["full tok/s"], line["decode tok/s"]) == ("400", "720")
+        assert not {"decode tok/s", "full tok/s", "total tok/s"} & set(
+            make([evaluated.replace(**untimed)]).heads
+        )
+    random = evaluated.replace(throughput_from="timed pairs")
+    assert tables.long_section([random]).frame["decode tok/s"][0] == "999"
+
+
+def test_a_row_of_two_depths_shows_both():
+    line = tables.short_section([two_depths(), HALF]).frame.to_dict("records")
+    assert {row["strategy"]: (row["layers"], row["timed layers"]) for row in line} == {
+        "skip_decode": ("5.4/6", "4.0/6"),
+        "unified": ("3/6", "–"),
+    }

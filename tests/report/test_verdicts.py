@@ -1,5 +1,5 @@
 import pytest
-from report_rows import configured, not_applicable, small_sweep, sweep_row
+from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report import tables
 from ulskip_cli.report.rows import Group
@@ -21,33 +21,63 @@ def test_without_a_full_model_there_is_no_judgement():
 def test_winners_are_named_among_points_that_pass():
     best = found(small_sweep(unified_3=28.5))
     assert names(best["fastest at batch 1"]) == ["unified 3x"]
-    assert names(best["best BLEU at 2x"]) == ["unified 2x"]
+    assert names(best["best BLEU at target 2x"]) == ["unified 2x"]
     strict = found(small_sweep(), 0.99)["fastest at batch 8"]
     assert strict.points == [] and "no point keeps 99%" in strict.line()
     rows = [sweep_row("full"), sweep_row(), not_applicable(batch=1)]
     assert all(names(winner) == ["unified 2x"] for winner in found(rows).values())
 
 
-def test_a_speed_of_too_few_timed_pairs_ties_with_the_fastest():
+def test_a_speed_of_too_few_timed_pairs_wins_nothing():
     rows = small_sweep(batches=(1,), unified_3=28.5)
     fastest, *_ = found([row.replace(speedup_interval_coverage=0.0) for row in rows]).values()
-    assert names(fastest) == ["unified 3x", "unified 2x"]
-    assert fastest.points[0][1].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
+    assert fastest.points == [] and "enough timed pairs" in fastest.line()
 
 
 def test_points_that_the_intervals_do_not_separate_are_a_tie():
     best = found(small_sweep(batches=(1,), unified_3=28.5, top_skip_3=28.4))
     assert names(best["fastest at batch 1"]) == ["unified 3x", "top_skip 3x"]
-    assert len(best["best BLEU at 3x"].points) == 2
-    assert len(best["best BLEU at 2x"].points) == 1
+    assert len(best["best BLEU at target 3x"].points) == 2
+    assert len(best["best BLEU at target 2x"].points) == 1
 
 
-def test_a_point_that_may_be_slower_than_full_is_unsure_and_a_slower_one_never_wins():
-    may = found([sweep_row("full"), sweep_row(speedup=1.01)])
-    assert "may not be faster" in may["fastest at batch 1"].note
-    slower = found([sweep_row("full"), sweep_row(bleu=30.0, speedup=0.8)])
-    assert all("faster than full" in winner.note for winner in slower.values())
-    assert not any(winner.points for winner in slower.values())
+@pytest.mark.parametrize("speedup", [1.01, 0.8])
+def test_a_point_whose_speedup_may_be_1_or_less_wins_nothing(speedup):
+    rows = [sweep_row("full"), sweep_row(bleu=30.0, speedup=speedup)]
+    winners = found(rows).values()
+    assert not any(winner.points for winner in winners)
+    assert all("no measurable gain" in winner.note for winner in winners)
+    faster = sweep_row(target=3.0, bleu=28.5)
+    assert names(found([*rows, faster])["fastest at batch 1"]) == ["unified 3x"]
+    assert lead(rows) == [
+        "fastest at batch 1: no measurable gain: no point that keeps the score is faster than full."
+    ]
+
+
+def untested_loss(bleu, **p_values):
+    """A record that keeps a share of 30.0 BLEU whose interval includes 90%."""
+    ends = {"delta_low": bleu - 34, "delta_high": bleu - 26}
+    bleus = {"full": 30.0, "delta": bleu - 30, **ends, "p_value": p_values.get("bleu", 0.3)}
+    chrf = {**bleus, "full": 52.0, "p_value": p_values.get("chrf", 0.3)}
+    return sweep_row(bleu=bleu, vs_baseline={"bleu": bleus, "chrf": chrf})
+
+
+def test_a_point_without_a_significant_loss_in_any_metric_wins():
+    for row, wins in (
+        (untested_loss(28.0), True),
+        (untested_loss(28.0, chrf=0.01), False),
+        (untested_loss(26.0), False),  # below 90%
+    ):
+        fastest = found([sweep_row("full"), row])["fastest at batch 1"]
+        assert bool(fastest.points) is wins
+    assert "no significant loss" in found([untested_loss(28.0)])["fastest at batch 1"].line()
+
+
+def test_a_point_with_the_speed_of_another_depth_than_its_quality_wins_nothing():
+    row = two_depths()
+    assert found([sweep_row("full"), row]) == {}
+    same = row.replace(evaluated_mean_kept_layers=4.1)
+    assert names(found([sweep_row("full"), same])["fastest at batch 1"]) == ["skip_decode 2x"]
 
 
 @pytest.mark.parametrize(

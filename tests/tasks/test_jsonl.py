@@ -47,6 +47,29 @@ def test_a_users_own_task(file):
     assert (task.data, task.may_truncate_source) == ("mine.jsonl", False)
 
 
+def test_prompts_need_no_references(tmp_path):
+    rows = [{"prompt": "2 + 2 =", "topic": "sums"}, {"prompt": "3 + 3 ="}]
+    (tmp_path / "lines.txt").write_text("2 + 2 =\n\n3 + 3 =\n")
+    (tmp_path / "lines.txt.gz").write_bytes(gzip.compress(b"2 + 2 =\n3 + 3 ="))
+    alone = Jsonl(file=written(tmp_path / "alone.jsonl", rows))
+    lines = Jsonl(file=str(tmp_path / "lines.txt"))
+    packed = Jsonl(file=str(tmp_path / "lines.txt.gz"), prompt_key="question")
+    assert alone.examples() == lines.examples() == packed.examples()
+    example = lines.examples()[1]
+    assert (example.source, example.reference) == ("3 + 3 =", "")
+    template = compose(["task=jsonl", "task.file=x"]).task.template_for(False)
+    assert template.response(example) == ""
+
+
+def test_a_reference_that_is_missing_in_one_row_or_under_a_given_key_is_refused(tmp_path):
+    rows = [{"prompt": "2 + 2 =", "reference": "4"}, {"prompt": "3 + 3 ="}]
+    some = Jsonl(file=written(tmp_path / "some.jsonl", rows))
+    with pytest.raises(UsageError, match="row 2"):
+        some.examples()
+    with pytest.raises(UsageError, match="under prompt and answer"):
+        some.replace(reference_key="answer").examples()
+
+
 def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
     written(tmp_path / "test.jsonl", [{"q": "a", "a": "b"}])
     task = Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,18 @@ from ulskip_cli.inference.checkpoint import training_note
 from ulskip_cli.training.run import train
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
+
+
+class Notes(ProgressCallback):
+    """Keeps the notes of a training."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
 LONG = ["train.epochs=4", "train.save_every=3", "train.dropout=0.1", "train.optimizer=muon"]
 LONG += ["train.evaluate_every=4", "train.validation={limit:16}"]  # the training set
@@ -83,7 +96,11 @@ def test_a_finished_training_is_not_run_again(finished):
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
     # as a process leaves it that is killed before it has removed them
     (Path(config.output) / "checkpoints").mkdir()
-    assert train(config, ProgressCallback()) == record
+    progress = Notes()
+    assert train(config, progress) == record
+    (note,) = progress.texts
+    assert f"{config.output} contains this training, which is finished" in note
+    assert "output=DIR" in note
     assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
@@ -150,7 +167,9 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
         train(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
-    resumed = train(compose_training([*overrides, *changes]), ProgressCallback())
+    progress = Notes()
+    resumed = train(compose_training([*overrides, *changes]), progress)
+    assert any(re.search(r"continues from step \d+ of 16", text) for text in progress.texts)
     assert (resumed.resumed, whole.resumed) == (True, False)
     assert resumed.steps == whole.steps == 16
     expected = weights(whole_config.output)
@@ -183,8 +202,26 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
-    explosion = ["train.learning_rate=1e30", "train.max_steps=3"]
-    explosion.append("train.training_args={max_grad_norm: 0}")
-    with pytest.raises(RunError, match=r"train\.learning_rate"):
+    explosion = ["train.learning_rate=1e30", "train.warmup=0", "train.max_steps=9"]
+    explosion += ["train.training_args={max_grad_norm: 0}", "train.save_every=1"]
+    with pytest.raises(RunError, match=r"finite.*train\.learning_rate=1e\+30.*output=DIR"):
         train(compose_training([*overrides, *explosion]), ProgressCallback())
     assert not (tmp_path / "out" / "training.json").exists()
+    saved = sorted(path.name for path in (tmp_path / "out/checkpoints").glob("checkpoint-*"))
+    assert saved and "checkpoint-9" not in saved
+    explosion = ["train.learning_rate=1e39", "train.warmup=0", "train.max_steps=1"]
+    with pytest.raises(RunError, match=r"finite weights.*train\.learning_rate=1e\+39.*output=DIR"):
+        train(
+            compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback()
+        )
+
+
+def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
+    hot = ["train.learning_rate=10", "train.warmup=0", "train.max_steps=4"]
+    code, out, err = ulskip("train", *overrides[:-1], *hot, "train.log_every=4")
+    assert code == 0, err
+    assert "warning: the training diverged" in out and "lower train.learning_rate=10" in out
+    assert "next:" not in out
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["train_loss"] > 2 * record["first_loss"]
+    assert len(record["warnings"]) == 1 and training_note(tmp_path / "out").endswith("it diverged")

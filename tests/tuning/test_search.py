@@ -3,8 +3,10 @@ import json
 import pytest
 from report_rows import sweep_row
 
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tuning.search import StepLog, decide
+from ulskip_cli.tuning.request import resolve
+from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -66,9 +68,28 @@ def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
     assert StepLog(path).once("a", dict) == {"refused": "no\\x1b[2J"}
 
 
+@pytest.mark.parametrize("budget", [1e-9, pytest.param(60, marks=pytest.mark.slow)])
+def test_the_layers_are_timed_within_a_share_of_the_budget(tmp_path, budget):
+    class Notes(ProgressCallback):
+        def note(self, text):
+            notes.append(text)
+
+    notes = []
+    few = ["limit=8", "choice_examples=8", "batch_size=2", "speed.new_tokens=4"]
+    few += ["candidates=['strategy=one_block correction=patch']", f"results_dir={tmp_path}"]
+    tuning = Tuning(resolve(["speedup=1.5", f"budget={budget}", *few]), Notes(), None)
+    speedups = tuning.speedups(1.5)
+    assert speedups.keys() == {str(count) for count in range(2, 12)}
+    if budget < 1:
+        assert speedups == {count: round(12 / int(count), 4) for count in speedups}
+        assert len(notes) == 1 and f"budget={budget:g}" in notes[0] and "without" in notes[0]
+    else:
+        assert notes == []
+
+
 @pytest.mark.slow
 def test_a_speedup_out_of_reach_gets_the_nearest(tune):
-    code, fast, err = tune("speedup=50")
+    code, fast, err = tune("speedup=6")
     assert code == 0 and len(fast["kept_layers"]) == 2 and not fast["meets_wish"], err
 
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli import __version__
 from ulskip_cli.cli import (
     config_keys,
     export,
+    generate,
     lm_eval,
     plan,
     report,
@@ -26,6 +26,7 @@ from ulskip_cli.cli import (
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.options import install_bash_completion
 from ulskip_cli.core import interruption
+from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
 
 app = typer.Typer(
@@ -38,7 +39,16 @@ app = typer.Typer(
         " keys."
     ),
 )
-for command in (run.run, run.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
+for command in (
+    generate.generate,
+    run.run,
+    run.sweep,
+    run.bench,
+    tune.tune,
+    train.train,
+    plan.plan,
+    export.export,
+):
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
 for function in (

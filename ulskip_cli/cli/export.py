@@ -8,7 +8,7 @@ import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_yaml
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, require_choice
 
 
 def export(
@@ -49,19 +49,21 @@ def export(
     """Write the kept layers as a checkpoint that needs only transformers, e.g. ratio=2
     prompt_layers=kept --to DIR.
     """
-    if print_config:
-        from ulskip_cli.core.config import compose
+    from ulskip_cli.core.config import compose
+    from ulskip_cli.export import run
 
-        print_yaml(compose(overrides, config_dir, f"export --format {as_format}"))
+    require_choice("--format", as_format, run.FORMATS)
+    chosen = compose(overrides, config_dir, f"export --format {as_format}")
+    if print_config:
+        print_yaml(chosen)
         return
     if to is None:
         raise UsageError(
             "expected --to with the folder or file to write, got none; e.g. --to runs/half"
         )
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.export import run
 
     request = run.ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
-        record = run.export(overrides, config_dir, request, bars)
+        record = run.export(chosen, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

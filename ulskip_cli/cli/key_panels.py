@@ -50,33 +50,53 @@ def describe(name: str, extra_dir: Path | None) -> tuple[object, Panels]:
     """
     group, _, choice = name.partition("=")
     if not name:
-        groups = {group: list(group_choices(group, extra_dir)) for group in ALL_GROUPS}
-        lines = {f"{group}=": ", ".join(names) for group, names in groups.items()}
-        shared = {key.name for key in reference.top_level_keys("config")}
-        tuning = [key for key in reference.top_level_keys("tune") if key.name not in shared]
-        return groups, [
-            ("Config groups and their choices; `ulskip config GROUP` describes them", lines),
-            (
-                "Other keys of run, sweep, bench and plan",
-                _meanings(reference.top_level_keys("config")),
-            ),
-            ("Further keys of tune", _meanings(tuning)),
-            ("Other keys of train", _meanings(reference.top_level_keys("train"))),
-        ]
+        return _describe_all(extra_dir)
     if group in ALL_GROUPS:
         return _describe_group(group, choice.replace("-", "_"), extra_dir)
     keys = {key.name: key for primary in PRIMARY for key in reference.top_level_keys(primary)}
     group = name.partition(".")[0]
-    if group in ALL_GROUPS:  # keys of the default choice first: other choices have other defaults
-        default = reference.default_choice(group)
-        for choice in sorted(group_choices(group, extra_dir), key=lambda name: name != default):
-            keys = {key.name: key for key in reference.group_keys(group, choice, extra_dir)} | keys
+    if group in ALL_GROUPS:
+        keys = _keys_of_choices(group, extra_dir) | keys
     shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
     if not shown:
         raise unknown(
             "config group or key", name, [*ALL_GROUPS, *keys], "`ulskip config` lists all"
         )
     return list(map(asdict, shown)), [(f"Keys of {name}", _meanings(shown))]
+
+
+def _describe_all(extra_dir: Path | None) -> tuple[object, Panels]:
+    """Return the groups with their choices, and all keys: those of groups, and the others."""
+    groups = {group: list(group_choices(group, extra_dir)) for group in ALL_GROUPS}
+    keys = dict[str, ConfigKey]()
+    panels = [
+        (
+            "Config groups and their choices; `ulskip config GROUP` describes them",
+            {f"{group}=": ", ".join(names) for group, names in groups.items()},
+        )
+    ]
+    titles = {"config": "Keys of run, sweep, bench and plan", "tune": "Further keys of tune"}
+    for primary in PRIMARY:
+        top = {key.name: key for key in reference.top_level_keys(primary)}
+        new = [top[name] for name in top if name not in keys]
+        panels.append((titles.get(primary, f"Further keys of {primary}"), _meanings(new)))
+        keys = top | keys
+    for group in ALL_GROUPS:
+        if inside := _keys_of_choices(group, extra_dir):
+            panels.append((f"Keys {group}.* of all choices", _meanings(inside.values())))
+            keys = inside | keys
+    return {"groups": groups, "keys": list(map(asdict, keys.values()))}, panels
+
+
+def _keys_of_choices(group: str, extra_dir: Path | None) -> dict[str, ConfigKey]:
+    """Return the keys of all choices of a group by name, with the values of the default choice if
+    it has the key.
+    """
+    default, keys = reference.default_choice(group), dict[str, ConfigKey]()
+    for choice in sorted(group_choices(group, extra_dir), key=lambda name: name != default):
+        inside = reference.group_keys(group, choice, extra_dir)
+        keys |= {key.name: key for key in inside if key.name not in keys}
+    return keys
 
 
 def _describe_group(group: str, choice: str, extra_dir: Path | None) -> tuple[object, Panels]:

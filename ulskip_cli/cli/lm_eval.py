@@ -56,17 +56,18 @@ def lm_eval(
     Words behind `--` are options of the harness; `ulskip lm-eval -- --help` lists them.
     Example: ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy --limit 100
     """
-    if print_config:
-        from ulskip_cli.core.config import compose
+    from ulskip_cli.core.config import compose
 
-        print_yaml(compose(overrides, command="lm-eval"))
+    chosen = compose(overrides, command="lm-eval")
+    if print_config:
+        print_yaml(chosen)
         return
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     options = parse_options(context.meta["harness"])
     from ulskip_cli.experiments import lm_eval_adapter
 
-    folder, results = lm_eval_adapter.evaluate(overrides, options)
+    folder, results = lm_eval_adapter.evaluate(chosen, options)
     from lm_eval.utils import make_table
 
     from ulskip_cli.report import tables

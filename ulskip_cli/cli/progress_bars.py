@@ -38,7 +38,7 @@ class ProgressBars(ProgressCallback):
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        """Create the display; unless `enabled`, it shows only notes."""
+        """Create the display; unless `enabled`, it shows nothing."""
         self.console = Console(stderr=True)
         self._enabled = enabled
         self.bars = Progress(
@@ -50,6 +50,7 @@ class ProgressBars(ProgressCallback):
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
+            speed_estimate_period=3600.0,  # steps of slow models take minutes
         )
         self._prefix = ""
         self._label = ""  # of the running phase
@@ -95,6 +96,8 @@ class ProgressBars(ProgressCallback):
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
+        if not self._enabled:
+            return
         self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -131,6 +134,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._config, self._write_tables = jobs[0].config, write_tables
         self._written_at = float("-inf")
         self._total, self._states = len(jobs), Counter[str]()
+        self._began, self._measured = time.monotonic(), 0
         self._sweep = self.bars.add_task("points", total=self._total, note="")
         self.point(1, self._total)
 
@@ -149,10 +153,21 @@ class SweepDisplay(ProgressBars, SweepObserver):
         counts = ", ".join(f"{count} {state}" for state, count in self._states.items())
         self.bars.update(self._sweep, completed=settled, note=counts)
         if is_new:
-            self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}")
+            self._measured += record.is_done
+            left = self._left(self._total - settled)
+            self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}{left}")
             if time.monotonic() - self._written_at >= TABLE_SECONDS:
                 self._write()
         self.point(min(self._total, settled + 1), self._total)
+
+    def _left(self, count: int) -> str:
+        """Return the time that the other points will take, by those that were measured."""
+        if not count or not self._measured:
+            return ""
+        from ulskip_cli.experiments.sweep.estimate import duration
+
+        mean = (time.monotonic() - self._began) / self._measured
+        return f" ({duration(mean * count)} left for {count} point{'s' * (count != 1)})"
 
     def _write(self) -> None:
         from ulskip_cli.experiments.results import ResultsFolder

@@ -69,38 +69,34 @@ def bench(
     overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
+    force: Force = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3
     batch_size=1,8.
 
-    Points are measured again on every call.
+    After an interruption or a failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.preflight import Resolver
     from ulskip_cli.experiments.sweep.grid import points
+    from ulskip_cli.experiments.sweep.jobs import make_jobs
 
     left_out: list[str] = []
     grid = points(overrides, config_dir, "bench", left_out.append)
     if print_config:
         print_yaml(*grid)
         return
+    jobs = make_jobs(grid, command="bench")
+    from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
-
-    resolver = Resolver()
-    resolved = [resolver.resolve(point, "bench") for point in grid]
-    folder = ResultsFolder.of(grid[-1])
-    folder.check_writable()
-    from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.benchmark import run_benchmarks
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.report import benchmark, tables
 
-    with ProgressBars() as bars:
-        outcome = run_benchmarks(resolved, Session(bars))
+    with SweepDisplay(jobs, tables.write_tables) as display:
+        outcome = Sweep(jobs, display, force=force, words=()).run()
         for line in left_out:
-            bars.note(line)
+            display.note(line)
+    folder = ResultsFolder.of(grid[-1])
     if outcome.records:
-        tables.write_tables(folder)
         benchmark.write_bench_report(folder)
     show_outcome(outcome, folder, benchmark.sections, benchmark.lead, as_json, benchmark.FILE)
 
@@ -123,9 +119,11 @@ def sweep(
         typer.Option("--since", hidden=True, help="For workers: number of rows before the sweep."),
     ] = None,
 ) -> None:
-    """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
+    """Run every combination of the values that are named, e.g. strategy=unified,top_skip ratio=2,3;
+    other keys have the defaults of `ulskip run`.
 
-    After an interruption or a failure, the same command runs the remaining points.
+    Without keys, it runs the paper's grid, experiment=reproduce. After an interruption or a
+    failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -141,6 +139,7 @@ def sweep(
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
@@ -151,9 +150,10 @@ def sweep(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     write = tables.write_tables if since is None else lambda folder: None
     with SweepDisplay(jobs, write) as display:
-        outcome = Sweep(
-            jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
-        ).run()
+        planned = Sweep(jobs, display, force=force, fail_fast=fail_fast, since=since, words=words)
+        if since is None and (begins := to_run(planned)):
+            display.note(begins)
+        outcome = planned.run()
         for line in left_out:
             display.note(line)
     if since is not None:
@@ -178,6 +178,7 @@ def _show_dry_run(
     jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
 ) -> None:
     """Print the points of a sweep with their states, and the alternatives that are left out."""
+    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
 
     planned = Sweep(jobs, force=force)
@@ -195,5 +196,5 @@ def _show_dry_run(
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
-    for line in (*points, "", total, *left_out):
+    for line in (*points, "", total, *filter(None, [to_run(planned)]), *left_out):
         console.print(printable(line.rstrip()))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Record, Row
     from ulskip_cli.experiments.results import ResultsFolder
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
-def make_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
+def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
     """Return a console for standard output: texts are shown as they are, and long lines are not
     wrapped.
     """
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else pipe_columns
     return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -77,7 +79,7 @@ def show_outcome(
     outcome.check()
 
 
-def training_lines(record: "Row", output: Path, overrides: Sequence[str] = ()) -> list[str]:
+def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> list[str]:
     """Return the lines of the summary: steps, losses, and the command to run next."""
     from ulskip_cli.report.plots import curve_label
 
@@ -97,18 +99,28 @@ def training_lines(record: "Row", output: Path, overrides: Sequence[str] = ()) -
         losses = record["learning_curve"][-1]["validation_loss"]
         shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
-    command = shlex.join(["ulskip", "run", *next_overrides(record, output, overrides)])
-    return [*lines, f"written to {output}/; next: {command}"]
+    if record["warnings"]:
+        return [
+            *lines,
+            f"written to {output}/",
+            *(f"warning: {text}" for text in record["warnings"]),
+        ]
+    from ulskip_cli.core.command_line import command_line
+
+    return [*lines, f"written to {output}/; next: {command_line(next_config(config), 'run')}"]
 
 
-def next_overrides(record: "Row", output: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with which `ulskip run` uses a trained model or skip adapter: the task,
-    layers and number of examples of the training, and its first ratio.
+def next_config(training: "TrainingConfig") -> "Config":
+    """Return the configuration that runs a trained model or skip adapter: the task, layers and
+    number of examples of the training, and its first ratio.
     """
-    is_adapter = record["config"]["train"]["method"] == "adapter"
-    result = [] if is_adapter else [f"model.path={output}"]
-    groups = ["task", "strategy", "limit", *(["model"] if is_adapter else [])]
-    result += [text for text in overrides if text.partition("=")[0].partition(".")[0] in groups]
-    ratios = [ratio for ratio in record["ratios"] if ratio != 1]
-    result += [f"ratio={ratio:g}" for ratio in ratios[:1]]
-    return [*result, "correction=adapter", f"correction.path={output}"] if is_adapter else result
+    from ulskip_cli.core.config import compose, preset
+    from ulskip_cli.core.config_schema import ModelConfig
+
+    kept = {key: getattr(training, key) for key in ("task", "strategy", "limit", "prompt_layers")}
+    ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
+    config = compose([]).replace(**kept, ratio=ratio)
+    if training.train.method == "adapter":
+        adapter = preset("correction", "adapter", {"path": [training.output]})
+        return config.replace(model=training.model, correction=adapter)
+    return config.replace(model=ModelConfig(name="hf", source="hf", path=training.output))

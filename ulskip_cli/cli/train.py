@@ -43,5 +43,5 @@ def train(
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
-    for line in training_lines(record, output, overrides):
+    for line in training_lines(record, output, chosen):
         print(line)

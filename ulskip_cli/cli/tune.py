@@ -25,14 +25,15 @@ def tune(
 
     After an interruption, the same command continues.
     """
-    if print_config:
-        from ulskip_cli.core.config import compose_tuning
+    from ulskip_cli.core.config import compose_tuning
 
-        print_yaml(compose_tuning(overrides, config_dir))
+    chosen = compose_tuning(overrides, config_dir)
+    if print_config:
+        print_yaml(chosen)
         return
     from ulskip_cli.tuning.request import resolve
 
-    request = resolve(overrides, config_dir)
+    request = resolve(chosen, config_dir)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target
@@ -47,7 +48,7 @@ def tune(
     with ProgressBars() as bars:
         result = Tuning(request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)).run()
     result.store()
-    written = result.export(to, config_dir) if to is not None else []
+    written = result.export(to) if to is not None else []
     if as_json:
         print(
             json.dumps(

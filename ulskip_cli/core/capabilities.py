@@ -90,6 +90,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "run": ALL,
     "sweep": ALL,
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
+    "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
     "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
     "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},

@@ -24,7 +24,16 @@ from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.options import Choice, option, options_in, parse
+from ulskip_cli.core.options import (
+    Choice,
+    accepts_list,
+    field_of,
+    members,
+    option,
+    options_in,
+    parse,
+    use_of,
+)
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
@@ -46,6 +55,17 @@ _INSTEAD = {
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Groups of Hydra's own command line, which `compose` would merge too, in a third of its time.
+_HYDRA_GROUPS = [
+    "env",
+    "help",
+    "hydra_help",
+    "hydra_logging",
+    "job_logging",
+    "launcher",
+    "output",
+    "sweeper",
+]
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
@@ -68,6 +88,18 @@ def compose(
     config = compose_unvalidated(overrides, extra_dir, command)
     check_run(config, command)
     return config
+
+
+def compose_prompts(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+    """Build the checked configuration of `ulskip generate`; see `compose`. Unless a task is named,
+    the bundled translator gets the prompts of its task, and other models get the prompts as they
+    are or in their chat template.
+    """
+    config = compose(overrides, extra_dir, "generate")
+    is_named = any(word.lstrip("+").startswith(("task", "experiment=")) for word in overrides)
+    if is_named or config.model.source == "bundled":
+        return config
+    return compose(["task=jsonl", *overrides], extra_dir, "generate")
 
 
 def compose_unvalidated(
@@ -110,12 +142,42 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     return config
 
 
-def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
+def preset(
+    group: str,
+    name: str,
+    options: Mapping[str, object] | None = None,
+    extra_dir: Path | None = None,
+) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
-    chosen = read_choice(group, name)
+    chosen = read_choice(group, name, extra_dir)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
+
+
+def parse_choices(
+    words: Sequence[str], defaults: Mapping[str, Choice], extra_dir: Path | None = None
+) -> dict[str, Any]:
+    """Return the choices that words such as `strategy=search strategy.budget=20` make of groups;
+    options change the named choice, or else the default one.
+    """
+    names: dict[str, str] = {}
+    options: dict[str, Table] = {group: {} for group in defaults}
+    for override in parse_overrides(words):
+        group, _, option_name = override.key_or_group.partition(".")
+        if group not in defaults:
+            known = " and ".join(defaults)
+            raise UsageError(f"expected keys of {known}, got {override.key_or_group}; leave it out")
+        if option_name:
+            options[group][option_name] = override.value()
+        else:
+            names[group] = _choice_name(override, extra_dir)
+    return {
+        group: changed_choice(default, options[group], f"{group}.")
+        if names.get(group, default.name) == default.name
+        else preset(group, names[group], options[group], extra_dir)
+        for group, default in defaults.items()
+    }
 
 
 def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
@@ -426,6 +488,8 @@ def parse_overrides(
             override = None
         if override is None or override.is_delete() or override.package:
             advice = _spelled_as_key(text) or f"an example is {example}"
+            if text.endswith(",") or text.startswith(","):
+                advice = "write no space beside a comma, e.g. ratio=2,3"
             if "=[" in text or "={" in text:
                 advice = "put lists and mappings in quotes, e.g. 'key=[a,b]', and close brackets"
             raise UsageError(f"expected key=value, got '{text[:80]}'; {advice}")
@@ -433,15 +497,32 @@ def parse_overrides(
     return parsed
 
 
+def is_text(key: str) -> bool:
+    r"""Return True for keys in whose texts \n, \t and \\ stand for a line break, a tab and a
+    backslash.
+    """
+    return f"{key}.".startswith(_TEXT_KEYS)
+
+
+def escaped(value: object) -> object:
+    """Write the line breaks, tabs and backslashes in the texts of a value as two characters."""
+    codes = {ord(character): code for code, character in _ESCAPES.items()}
+    return _in_texts(value, lambda text: text.translate(codes))
+
+
 def _unescaped(value: object) -> object:
-    r"""Replace \n, \t and \\ in the texts of a value."""
+    return _in_texts(
+        value, lambda text: re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
+    )
+
+
+def _in_texts(value: object, change: Callable[[str], str]) -> object:
+    """Change all texts in a value."""
     if isinstance(value, dict):
-        return {key: _unescaped(part) for key, part in value.items()}
+        return {key: _in_texts(part, change) for key, part in value.items()}
     if isinstance(value, list):
-        return list(map(_unescaped, value))
-    if isinstance(value, str):
-        return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], value)
-    return value
+        return [_in_texts(part, change) for part in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _spelled_as_key(text: str) -> str:
@@ -476,15 +557,16 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, co
             for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
             if name in choice_class(read_choice(group, choice), group).model_fields
         ]
-        sections = [
-            section
+        inside = [
+            f"{section}.{name}"
             for section, field in kind.model_fields.items()
-            if key in getattr(options_in(field.annotation), "model_fields", ())
+            for name in getattr(options_in(field.annotation), "model_fields", ())
+            if name in (key, f"{key}s")
         ]
         if owners:
             message = f"{key} requires {group}={' or '.join(owners)}"
-        elif sections:
-            message = f"unknown key '{key}'; did you mean '{sections[0]}.{key}'?"
+        elif inside:
+            message = f"unknown key '{key}'; did you mean '{inside[0]}'?"
         else:
             message = str(error)
         raise UnknownKey(message, key) from None
@@ -507,13 +589,8 @@ def _values(
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
-        if override.is_sweep_override():
-            line = str(override.input_line)
-            raise UsageError(
-                f"expected one value, got '{line}'; for a list, write"
-                f" {line.replace('=', '=[', 1)}]; for a decimal number, use a point; for a grid,"
-                f" use `ulskip sweep {line}`"
-            )
+        if override.is_sweep_override() and group in {*groups, *PRIMARY[primary][0].model_fields}:
+            raise _several_values(primary, override)
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
                 f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
@@ -534,7 +611,7 @@ def _values(
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
-            if f"{override.key_or_group}.".startswith(_TEXT_KEYS):
+            if is_text(override.key_or_group):
                 value = _unescaped(value)
             values = _merged(values, _nested(override.key_or_group, value))
     for group in values.keys() & set(groups):
@@ -550,6 +627,30 @@ def _values(
     if "decoding" in groups:
         values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
     return values
+
+
+def _several_values(primary: str, override: "Override") -> UsageError:
+    """Return the error for a key that has several values, with advice that works for the key."""
+    line, key = str(override.input_line), override.key_or_group
+    group, _, name = key.partition(".")
+    fields = [field_of(PRIMARY[primary][0], key)]
+    if name and group in CHOICES:
+        classes = (choice_class(read_choice(group, each), group) for each in group_choices(group))
+        fields = [kind.model_fields.get(name) for kind in classes]
+    hints = [field.annotation for field in fields if field]
+    swept = Config.model_fields.get(group)
+    advice = []
+    if any(float in members(hint) for hint in hints) and re.search(r"=\d+,\d+$", line):
+        advice.append("for a decimal number, use a point")
+    if any(map(accepts_list, hints)):
+        advice.append(f"for a list, write {line.replace('=', '=[', 1)}]")
+    elif primary == "config" and key == "experiment":
+        advice.append(f"use `ulskip sweep {line} name=NAME`")
+    elif primary == "config" and swept and use_of(swept).changes_results:
+        advice.append(f"for a grid, use `ulskip sweep {line}`")
+    else:
+        advice.append("run the command once for each value")
+    return UsageError(f"expected one value, got '{line}'; {'; '.join(advice)}")
 
 
 def _hydra_composed(primary: str, choices: Mapping[str, str], extra_dir: Path | None) -> Table:
@@ -571,10 +672,12 @@ def _hydra_compose(
     from omegaconf.errors import OmegaConfBaseException
 
     added = ",".join(f"file://{folder.resolve()}" for folder in folders)
-    search = [f"hydra.searchpath=[{added}]"] if added else []
+    arguments = [*choices, *(f"~hydra/{group}" for group in _HYDRA_GROUPS)]
+    if added:
+        arguments.append(f"hydra.searchpath=[{added}]")
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
-            composed = OmegaConf.to_container(compose(primary, [*choices, *search]), resolve=True)
+            composed = OmegaConf.to_container(compose(primary, arguments), resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UsageError(reason(error)) from None
     assert isinstance(composed, dict)

@@ -186,8 +186,10 @@ def json_schema() -> Table:
     experiment["properties"]["description"] = {"type": "string"}
     experiment["properties"]["train"] = references[(TrainOptions, "validation")]
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ulskip configuration",
         **experiment,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ulskip experiment",
+        "description": "Keys of run, sweep, bench, plan, tune and train, in a YAML file of the"
+        " group `experiment`.",
         "$defs": definitions,
     }

@@ -26,8 +26,9 @@ Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
 PromptLayers = Literal["all", "kept"]
 
 _POINT = "run sweep"
+_ANSWERS = f"{_POINT} generate"
 _TIMED = f"{_POINT} tune bench"
-_SCHEDULE = f"{_POINT} bench plan export lm-eval"
+_SCHEDULE = f"{_ANSWERS} bench plan export lm-eval"
 _MODEL = f"{_SCHEDULE} tune train"
 
 
@@ -50,7 +51,7 @@ class DecodingConfig(Options):
         64,
         "maximum length of an answer in tokens, by default that of the task",
         ge=1,
-        used_by=f"{_POINT} tune plan lm-eval",
+        used_by=f"{_ANSWERS} tune plan lm-eval",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "off"] = option(
@@ -150,7 +151,9 @@ class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
     model: ModelConfig = option(..., "the model", used_by=_MODEL)
-    task: SerializeAsAny[Task] = option(..., "the task", used_by=f"{_POINT} tune plan export train")
+    task: SerializeAsAny[Task] = option(
+        ..., "the task", used_by=f"{_ANSWERS} tune plan export train"
+    )
     strategy: SerializeAsAny[Strategy] = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
         "all",
@@ -159,17 +162,17 @@ class Shared(Options):
         used_if=lambda config: not config.strategy.keeps_all,
     )
     offset: int = option(
-        0, "number of examples that are left out at the start", ge=0, used_by=f"{_POINT} train"
+        0, "number of examples that are left out at the start", ge=0, used_by=f"{_ANSWERS} train"
     )
     limit: int | None = option(
-        None, "number of examples; null: all", ge=1, used_by=f"{_POINT} tune train"
+        None, "number of examples; null: all", ge=1, used_by=f"{_ANSWERS} tune train"
     )
     seed: int = option(
         1,
         "seed for sampling, training and random weights",
         ge=0,
         le=2**63 - 1,
-        used_by=f"{_TIMED} lm-eval train",
+        used_by=f"{_TIMED} generate lm-eval train",
     )
     tracker: Tracker = option(
         "none",
@@ -255,27 +258,27 @@ class Config(Shared):
         ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
-        DecodingConfig(), "decoding", used_by=f"{_TIMED} plan lm-eval"
+        DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
     )
-    engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} plan")
+    engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} generate plan")
     speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
         CalibrationConfig(),
         "the calibration",
-        used_by=f"{_POINT} tune",
+        used_by=f"{_ANSWERS} tune",
         used_if=lambda config: config.needs_held_out,
     )
     name: str = option(
         "default",
         "folder of the results under results_dir",
         identity=False,
-        used_by=f"{_TIMED} lm-eval",
+        used_by=f"{_TIMED} generate lm-eval",
     )
     results_dir: str = option(
         "results",
         "folder of all results",
         identity=False,
-        used_by=f"{_TIMED} export lm-eval",
+        used_by=f"{_TIMED} generate export lm-eval",
     )
     ratio: float = option(2.0, "target speedup", ge=1, used_by=_SCHEDULE, used_if=_follows_ratio)
     ratio_basis: Literal["layers", "cost", "latency"] = option(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import uuid
@@ -16,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ulskip_cli.core.errors import StorageError, UsageError, reason
 
 Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# in messages of safetensors and of torch.save
+_FULL = re.compile("No space left|Disk quota exceeded|inline_container.*(failed writing|pos)")
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
 
 
@@ -135,10 +136,26 @@ def _storing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def noticing_full_disk(path: Path) -> Iterator[None]:
+    """Raise StorageError if the block fails because the disk of a path is full. Libraries that
+    write weights have error types of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) not in _NO_SPACE and not _FULL.search(str(error)):
+            raise
+        with _storing(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+
+@contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock inside the block and yield True; without `wait`, yield False if another process
     holds it. Raise StorageError if the lock file cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     held = FileLock(path)
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,6 +235,16 @@ def printable(text: str) -> str:
         else repr(character)[1:-1]
         for character in text
     )
+
+
+def printable_lines(text: str) -> str:
+    r"""Return a text whose lines are printable.
+
+    >>> print(printable_lines("a\n\x1b[31mred"))
+    a
+    \x1b[31mred
+    """
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def all_printable(value: Any) -> Any:

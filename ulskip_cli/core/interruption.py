@@ -5,10 +5,13 @@ Ctrl-C sends SIGINT, Slurm and `kill` send SIGTERM, and a closed terminal sends 
 nothing slow.
 """
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE = "interrupted; finished work is kept, and the same command continues"
@@ -36,6 +39,17 @@ def release() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process after its exit functions, without freeing the modules and waiting for
+    threads, which takes seconds after torch was imported.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # a closed pipe or terminal
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def received() -> bool:

@@ -87,8 +87,9 @@ class Options(BaseModel):
         """Convert a single value to a list if the field is a list, and refuse true and false for a
         number.
         """
-        kinds = {*_members(cls.model_fields[str(info.field_name)].annotation)}
-        if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
+        hint = cls.model_fields[str(info.field_name)].annotation
+        kinds = {*members(hint)}
+        if isinstance(value, str | int | float) and accepts_list(hint):
             return (value,)
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a number is expected")
@@ -206,24 +207,37 @@ def describe_type(hint: object, prefix: str = "") -> str:
     return MAPPING if section or origin is dict else NAMES.get(hint, "")
 
 
+def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
+    """Return the field that a dotted key names; None if a preset decides its class."""
+    first, _, rest = key.partition(".")
+    field = kind.model_fields.get(first)
+    section = options_in(field.annotation) if field and rest else None
+    return field_of(section, rest) if section else None if rest else field
+
+
+def accepts_list(hint: object) -> bool:
+    """Return True if a value of a type may be a list."""
+    return tuple in map(get_origin, members(hint))
+
+
 def choices_of(hint: object) -> tuple[str, ...]:
     """Return the values of a type that allows only some texts, or nothing."""
-    parts = [part for part in _members(hint) if get_origin(part) is Literal]
+    parts = [part for part in members(hint) if get_origin(part) is Literal]
     return tuple(str(value) for part in parts for value in get_args(part))
 
 
 def options_in(hint: object) -> type[BaseModel] | None:
     """Return the class of options that a field holds, or None if it holds a plain value."""
-    parts = (part for part in _members(hint) if isinstance(part, type))
+    parts = (part for part in members(hint) if isinstance(part, type))
     return next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
-def _members(hint: object) -> list[object]:
+def members(hint: object) -> list[object]:
     """Return the types of a union, or the type itself."""
     if get_origin(hint) is Annotated:
-        return _members(get_args(hint)[0])
+        return members(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        return [member for part in get_args(hint) for member in _members(part)]
+        return [member for part in get_args(hint) for member in members(part)]
     return [hint]
 
 
@@ -253,7 +267,7 @@ def misfit(
     if first["type"] == "missing":
         return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
     hint = field.annotation if field else None
-    parts = [part for part in _members(hint) if part is not type(None)]
+    parts = [part for part in members(hint) if part is not type(None)]
     if parts and all(get_origin(part) is Literal for part in parts):
         return unknown(what, first["input"], choices_of(hint))
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]

@@ -3,7 +3,7 @@ answers.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -20,7 +20,7 @@ class Example:
 
     id: str
     source: str
-    reference: str
+    reference: str  # empty if there is none; all examples of a task have one, or none has
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ class Template:
         return _fill(self.prompt_format, {"source": example.source, **self.fields})
 
     def response(self, example: Example) -> str:
-        """Return the text that training and the decode loss expect, without EOS."""
-        return _fill(self.response_format, {"reference": example.reference})
+        """Return the text that training and the decode loss expect, without EOS; it is empty
+        without a reference.
+        """
+        text = _fill(self.response_format, {"reference": example.reference})
+        return text if example.reference else ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,15 @@ class Task(Choice):
     def scoring(self) -> Scoring:
         """Return the metrics and their settings."""
         return Scoring(self.metrics, self.answer_language, self.comet_model, self.bertscore_model)
+
+
+def check_references(examples: Sequence[Example], use: str) -> None:
+    """Raise UsageError if examples have no references; `use` names what requires them."""
+    if not all(example.reference for example in examples):
+        raise UsageError(
+            f"{use} requires references, but these prompts have none; use data with references,"
+            " whose key task.reference_key names"
+        )
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

@@ -197,13 +197,18 @@ class BatchOutput:
         return self.first_token_seconds + self.decode_seconds
 
 
-# A generation that pauses; it returns its output, whose times do not contain the pauses.
-Generation = Generator[None, None, BatchOutput]
+# A generation that pauses; it returns its output, whose times do not contain the pauses. At a pause
+# it yields the tokens so far, [batch, new_tokens], without the last ones if the batch shrank.
+Generation = Generator[Tensor, None, BatchOutput]
 
 
-def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
+def take_turns(
+    generations: Sequence[Generation],
+    on_tokens: Callable[[int, list[int]], None] = lambda index, token_ids: None,
+) -> list[BatchOutput]:
     """Continue several generations in turn, each until its next pause, and return their outputs.
-    The order changes in every round, so that none always comes first.
+    The order changes in every round, so that none always comes first. After every turn `on_tokens`
+    gets the index of the generation and the tokens of its first sequence so far.
     """
     outputs = dict[Generation, BatchOutput]()
     waiting = list(generations)
@@ -211,9 +216,11 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
         while waiting:
             for generation in waiting:
                 try:
-                    next(generation)
+                    token_ids = next(generation)[0].tolist()
                 except StopIteration as stop:
                     outputs[generation] = stop.value
+                    token_ids = stop.value.token_ids[0]
+                on_tokens(generations.index(generation), token_ids)
             waiting = [each for each in reversed(waiting) if each not in outputs]
     finally:
         for generation in generations:

@@ -113,7 +113,7 @@ class SteppingSession(Session, ABC):
                 on_step(count)
                 if request.pause_every and step % request.pause_every == 0:
                     began = now(device)
-                    yield
+                    yield ids[:, prompt_len : prompt_len + count // batch]
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()

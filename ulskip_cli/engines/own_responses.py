@@ -48,7 +48,9 @@ def generate_own_responses(
     }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
-    report = progress.phase("own answers", len(prompts) * options.samples)
+    each = f", {options.samples} each" if options.samples > 1 else ""
+    label = f"own answers to {len(prompts)} prompts{each}"
+    report = progress.phase(label, len(prompts) * options.samples)
     order = longest_first(list(map(len, prompts)))
     for sample, how in enumerate(contexts):
         is_stored = [(names[at], sample) in stored for at in order]

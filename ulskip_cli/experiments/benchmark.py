@@ -2,7 +2,7 @@
 a step reads with the rate at which this machine reads memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -22,7 +22,6 @@ from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_round
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
-from ulskip_cli.experiments.sweep.jobs import SweepOutcome, failure_reason
 from ulskip_cli.experiments.workload import decode_context, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel
 
@@ -57,68 +56,40 @@ def bandwidth_meter(device: torch.device) -> Callable[[], float]:
     return measure
 
 
-def run_benchmarks(points: Sequence[ResolvedPoint], session: Session) -> SweepOutcome:
-    """Time the points of `ulskip bench`, and store their records. A failed point does not stop the
-    others; the error of a single point is raised.
+def run_in_rounds(
+    points: Sequence[ResolvedPoint], wanted: Collection[str], session: Session
+) -> dict[str, Exception]:
+    """Time points in rounds, whose reference is the full model of the first point, and
+    store the records of the `wanted` identifiers; return the errors of points that failed.
 
-    Points that differ only in the engine are timed in the same rounds, because the speed of a
-    machine changes within minutes; if memory cannot hold all, each with the first one.
+    If the rounds fail, each wanted point is timed alone.
     """
-    outcome, groups = SweepOutcome(len(points)), dict[str, list[ResolvedPoint]]()
+    ready, failed = list[_Timed](), dict[str, Exception]()
     for point in points:
-        groups.setdefault(_without_engine(point.config), []).append(point)
-    for group in groups.values():
-        first, *others = group
-        together = [group]
-        if not _fit_into_memory(group):
-            together = [[first], *([first, other] for other in others)]
-        for members in together:
-            _time(members, session, outcome)
-    return outcome
-
-
-def _time(points: Sequence[ResolvedPoint], session: Session, outcome: SweepOutcome) -> None:
-    """Time points in the same rounds, and store those that are not stored yet; if the rounds fail,
-    time each point alone.
-    """
-    ready = list[_Timed]()
-    for point in points:
-        session.progress.point(len(outcome.records) + len(ready) + 1, outcome.num_requested)
         try:
             ready.append(_warm_up(point, session))
         except Exception as error:
-            _fail(point, error, outcome)
-    missing = [timed.run.point for timed in ready if timed.run.point.run_id not in outcome.records]
-    if not missing:
-        return
+            failed[point.run_id] = error
     try:
-        measured = _in_rounds(ready, session)
+        measured = _in_rounds(ready, session) if ready else []
     except Exception as error:
-        if len(ready) == 1:
-            _fail(missing[0], error, outcome)
-            return
-        for point in missing:
-            _time([point], session, outcome)
-        return
+        if len(points) == 1:
+            return {points[0].run_id: error}
+        for point in points:
+            if point.run_id in wanted:
+                failed |= run_in_rounds([point], wanted, session)
+        return failed
     session.progress.phase("write", 0)
     for timed in measured:
-        if timed.run.point in missing:
-            record = store_record(timed.run, timed.pair.strategy, timed.pairs, _describe(timed))
-            outcome.records[record.id] = record
-
-
-def _fail(point: ResolvedPoint, error: Exception, outcome: SweepOutcome) -> None:
-    if outcome.num_requested == 1:
-        raise error
-    label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
-    line = f"{label} engine {point.config.engine.name}: {failure_reason(error)}"
-    outcome.failures += [line] * (line not in outcome.failures)
+        if timed.run.point.run_id in wanted:
+            store_record(timed.run, timed.pair.strategy, timed.pairs, _describe(timed))
+    return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
 def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
     first = ready[0].run
     rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
-    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs)
+    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs * len(ready))
     read_rate = bandwidth_meter(first.loaded.model.device)
     measured = measure_rounds([timed.pair for timed in ready], rounds, report, read_rate)
     return [
@@ -167,20 +138,6 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
     batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
     context = decode_context(config, run.workload)
     return _Timed(run, Pair(full, decoder, batches, context), pairs)
-
-
-def _without_engine(config: Config) -> str:
-    return str({key: value for key, value in config if key != "engine"})
-
-
-def _fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
-    """Return True if half of the free memory holds the weights, and a copy for each engine of
-    another library.
-    """
-    total = points[0].metadata.total_bytes
-    copies = 1 + sum(point.config.engine.is_runtime for point in points)
-    free = psutil.virtual_memory().available
-    return total is None or copies * total < free / 2
 
 
 def _describe(timed: _Timed) -> Benchmark:

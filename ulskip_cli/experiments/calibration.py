@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
-from ulskip_cli.core.config_schema import Config, OwnResponses
+from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
 from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.options import Options
@@ -209,7 +209,8 @@ def calibrate_patches(
             patch.changed(),
             plan.skipping_sets,
             config.prompt_layers,
-            [config.decoding.max_new_tokens, config.seed],  # of own answers
+            # of own answers
+            [config.decoding.max_new_tokens, config.seed, *["one each"] * _has_few(config)],
             _token_ids(held_out),
         ]
     )
@@ -278,7 +279,7 @@ def _fit_patches(
 
 def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[EncodedExample]:
     """Return references, the full model's own answers, or both; `auto` adds answers until there are
-    ENOUGH_TOKENS tokens.
+    ENOUGH_TOKENS tokens, but one to each example if few examples are asked for.
     """
     config, workload = evaluator.config, evaluator.workload
     length, prompts = config.decoding.max_new_tokens, workload.prompts
@@ -300,10 +301,15 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
     if wanted == "reference" or (wanted == "auto" and missing <= 0):
         return references
     answers = own_answers(1)
-    if wanted == "auto":
+    if wanted == "auto" and not _has_few(config):
         samples = math.ceil(missing / max(1, _num_tokens(answers)))
         answers = own_answers(min(MAX_SAMPLES, samples))
     return [*references, *answers]
+
+
+def _has_few(config: Config) -> bool:
+    """Return True if fewer calibration examples than the default are asked for."""
+    return config.calibration.examples < CalibrationConfig().examples
 
 
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:

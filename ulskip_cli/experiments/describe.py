@@ -14,6 +14,7 @@ from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import (
+    DEPTH_TOLERANCE,
     Environment,
     Provenance,
     Record,
@@ -25,8 +26,6 @@ from ulskip_cli.experiments.statistics import TIE, verdict
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
-# relative difference between mean depth and target that is allowed without a warning
-DEPTH_TOLERANCE = 0.05
 # factor between measured and predicted speedup that is allowed without a warning
 PREDICTION_FACTOR = 1.6
 
@@ -127,8 +126,14 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     """
     if record.task is None:  # random prompts say nothing about quality
         return (*plan.warnings, *_adjustments(config, record), *_uncompiled(config, record))
+    random = (
+        f"{record.strategy}: the weights are random, so this row has times but no quality; use a"
+        " pretrained model to measure quality"
+    )
     return (
         *plan.warnings,
+        *_cut_off(config, record),
+        *[random] * (config.model.source == "random"),
         *_untrained(plan, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),
@@ -184,14 +189,23 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     if failure and failure == record.linear_backend_reason:
         yield (
             f"the CPU kernel for decoding was not built ({failure}), so decoding used"
-            f" {record.linear_backend} and may be slower; check the C++ compiler, or set"
-            " ULSKIP_KERNEL=off"
+            f" {record.linear_backend} and may be slower; install a C++ compiler that"
+            " works, e.g. g++, or set ULSKIP_KERNEL=off"
         )
     if config.model.quantization and is_on_cpu:
         yield (
             f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
             " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
             " engine=llama_cpp engine.weights=q8_0"
+        )
+
+
+def _cut_off(config: Config, record: Record) -> Iterator[str]:
+    if record.num_cut_off:
+        yield (
+            f"{record.strategy}: {record.num_cut_off} of {record.num_examples} answers were cut off"
+            f" at decoding.max_new_tokens={config.decoding.max_new_tokens}, so their scores say"
+            " little about whole answers; raise it"
         )
 
 

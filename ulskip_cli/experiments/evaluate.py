@@ -158,10 +158,12 @@ def generate_answers(
     num_finished = sum(len(batch.positions) for batch in finished)
     resumed = f", {num_finished} resumed" if num_finished else ""
     report = progress.phase(f"{name}: generate{resumed}", len(workload.examples))
+    report(num_finished, "encode prompts")
     began = time.monotonic()
 
     def on_tokens(done: int, tokens: int) -> None:
-        report(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+        rate = tokens / max(1e-9, time.monotonic() - began)
+        report(done, f"{tokens:,} tokens, {rate:,.{0 if rate >= 10 else 1}f} tok/s")
 
     reset_peak(decoder.device)
     for positions, output in generate_all(
@@ -205,7 +207,8 @@ def score_answers(
     baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,
 ) -> Quality:
-    """Score answers by the task's metrics, and measure the decode loss of the references.
+    """Score answers by the task's metrics, and measure the decode loss of the references; prompts
+    without references have neither.
 
     `scoring_decoder` measures the loss; with drafts it is the full model, because that decides the
     tokens. Raises InvalidLogitsError if the loss is not finite, and RunError if the baseline has
@@ -217,6 +220,16 @@ def score_answers(
             f"expected {len(examples)} stored answers of the baseline, got"
             f" {len(baseline_hypotheses)}; set another name=NAME to run the baseline again"
         )
+    for generation in answers.generations:
+        flags.update(generation["flags"])
+    quality = Quality(
+        degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
+        num_truncated_sources=sum(example.truncated for example in workload.encoded),
+        evaluated_batch_size=answers.batch_size.used,
+        peak_memory_bytes=answers.peak_memory_bytes,
+    )
+    if not workload.has_references:
+        return quality
     progress.phase(f"{answers.strategy}: metrics", 0)
     texts = Answers(
         [generation["hypothesis"] for generation in answers.generations],
@@ -230,21 +243,16 @@ def score_answers(
     loss = reference_loss.of(scoring_decoder, report)
     if not math.isfinite(loss):
         raise InvalidLogitsError(f"a decode loss of {loss}")
-    for generation in answers.generations:
-        flags.update(generation["flags"])
-    return Quality(
+    scored: Quality = quality.replace(
         **scores.values,
         decode_loss=loss,
         decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
         signatures=scores.signatures,
         vs_baseline={key: Compared(**values) for key, values in scores.against_full.items()},
-        degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
         length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
-        num_truncated_sources=sum(example.truncated for example in workload.encoded),
         num_truncated_references=sum(example.truncated_response for example in workload.encoded),
-        evaluated_batch_size=answers.batch_size.used,
-        peak_memory_bytes=answers.peak_memory_bytes,
     )
+    return scored
 
 
 def measure_agreement(

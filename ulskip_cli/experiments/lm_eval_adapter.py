@@ -20,7 +20,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.command_line import overrides_of
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import fingerprint
@@ -79,18 +80,16 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     every continuation.
     """
 
-    def __init__(self, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config) -> None:
         """Load the model and make the schedule; raise UsageError if the harness does not support
         the model or the strategy.
-
-        `overrides` are keys of the configuration, e.g. `model=tiny`, `ratio=2` or `batch_size=8`.
         """
-        config = self.ulskip_config = compose(overrides, command="lm-eval")
+        self.ulskip_config = config
         self.loaded = load(config.model, config.seed)
         tokenizer = self.loaded.tokenizer
         assert tokenizer is not None  # only model=random has none
         plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
-        asked = any(text.startswith("prompt_layers=") for text in overrides)
+        asked = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = tokenizer, adapter, config.engine
@@ -221,14 +220,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
 
 
-def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, Row]:
+def evaluate(config: Config, given: Namespace) -> tuple[ResultsFolder, Row]:
     """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
     `given` holds the options that the harness's own parser found. The returned dict is the output
     of `simple_evaluate` without samples.
     """
-    overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
-    config = compose(overrides, command="lm-eval")
+    if "name" not in config.model_fields_set:
+        config = config.replace(name=EXPERIMENT)
     Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     try:
@@ -242,7 +241,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
             "its options, `lm-eval ls tasks` its tasks"
         ) from None
 
-    model = SkippingLM(overrides)
+    model = SkippingLM(config)
     if options.apply_chat_template and not model.tokenizer.chat_template:
         raise UsageError(
             f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "
@@ -254,12 +253,12 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         schedule = digest([model.record().id, model.scoring_plan.prompt_layers])
         arguments["use_cache"] = f"{options.use_cache}_{schedule}"
     folder.check_writable()
+    overrides = overrides_of(config.replace(tracker="none", tracker_options=None), "lm-eval")
     tracker = EvaluationTracker(output_path=options.output_path)
-    plain = [text for text in overrides if not text.lstrip("+").startswith("tracker")]
     arguments |= {
         **options.cache_requests,
         **dict(zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)),
-        "model_args": {"pretrained": config.model.path, "overrides": plain},
+        "model_args": {"pretrained": config.model.path, "overrides": overrides},
         "batch_size": config.batch_size,
         "device": str(model.device),
         "task_manager": manager,

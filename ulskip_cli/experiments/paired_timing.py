@@ -148,27 +148,33 @@ class Pair(NamedTuple):
         """
         if full is None or self.full is self.strategy or self.strategy.device.type != "cpu":
             return None
-        slower = max(full.step_seconds, strategy.step_seconds)
-        return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
+        return turn_steps([full, strategy])
+
+
+def turn_steps(outputs: Sequence[BatchOutput]) -> int:
+    """Return the decode steps of a turn from earlier outputs of the sides."""
+    slower = max(output.step_seconds for output in outputs)
+    return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
 def measure_rounds(
     pairs: Sequence[Pair],
     speed: SpeedConfig,
-    on_round: Callable[[int], None] = lambda done: None,
+    on_pair: Callable[[int], None] = lambda done: None,
     read_rate: Callable[[], float] | None = None,
 ) -> list[TimedPairs]:
     """Time every pair once in each round, in alternating order, so that any two sides can be
     compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `read_rate` is called once a round, and measures the bytes/s at which memory is read.
-    The full model of the first pair is the reference of all.
+    seconds. `on_pair` gets the number of timed pairs. `read_rate` is called once a round, and
+    measures the bytes/s at which memory is read. The full model of the first pair is the reference
+    of all.
     """
     timed = [TimedPairs([], []) for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
     rates: list[float] = []
-    meter = LoadMeter()
+    meter, num_timed = LoadMeter(), 0
     for number in range(speed.warmup + speed.pairs):
         if number == speed.warmup:
             meter = LoadMeter()
@@ -179,9 +185,10 @@ def measure_rounds(
             if number >= speed.warmup:
                 timed[i].full.extend([full] if full else [])
                 timed[i].strategy.append(strategy)
+            num_timed += 1
+            on_pair(num_timed)
         if read_rate and number >= speed.warmup:
             rates.append(read_rate())
-        on_round(number + 1)
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []
     return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
@@ -254,18 +261,18 @@ def fit_step_latency(
     num_layers: int,
     batches: Sequence[Batch],
     context: DecodeContext,
-    on_round: Callable[[int], None] = lambda done: None,
+    on_depth: Callable[[int], None] = lambda done: None,
 ) -> LatencyFit:
     """Time decode steps at several depths in turn, and fit a straight line to the seconds.
 
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
-    in turn.
+    in turn. `on_depth` gets the number of timed depths, each counted in every round.
     """
     depths = counts(num_layers)
     decoders = [make_decoder(_plan(num_layers, depth)) for depth in depths]
     pairs = [Pair(None, decoder, batches, context) for decoder in decoders]
     rounds = SpeedConfig(pairs=LINE_ROUNDS, warmup=WARM_UP, new_tokens=NEW_TOKENS)
-    timed = measure_rounds(pairs, rounds, on_round)
+    timed = measure_rounds(pairs, rounds, on_depth)
     seconds = [median(output.step_seconds for output in pair.strategy) for pair in timed]
     return LatencyFit.of(num_layers, dict(zip(depths, seconds, strict=True)))
 
@@ -274,7 +281,6 @@ def solve_depth_for_speedup(
     fit: LatencyFit,
     target_speedup: float,
     measured: Callable[[float], tuple[float, Sequence[float]]],
-    on_round: Callable[[int], None] = lambda done: None,
     rounds: int = MEET_ROUNDS,
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
@@ -293,7 +299,6 @@ def solve_depth_for_speedup(
         offsets += [1 / ratio - fit.share(had) for ratio in ratios]
         interval = median_interval(offsets)
         offset, before, depth = interval.median, depth, fit.depth(target_speedup, interval.median)
-        on_round(i + 1)
         errors = (interval.high - interval.low) / 2, abs(fit.share(depth) - fit.share(before))
         if i and max(errors) * target_speedup <= CLOSE:
             break
@@ -301,7 +306,10 @@ def solve_depth_for_speedup(
 
 
 def make_pair_timer(
-    loaded: LoadedModel, workload: Workload | None, config: Config
+    loaded: LoadedModel,
+    workload: Workload | None,
+    config: Config,
+    on_pair: Callable[[int], None] = lambda done: None,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
     plan of a depth.
@@ -326,7 +334,7 @@ def make_pair_timer(
         plan = make_plan(config, loaded.metadata, depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
-        (pairs,) = measure_rounds([Pair(full, decoder(plan), batches, context)], few)
+        (pairs,) = measure_rounds([Pair(full, decoder(plan), batches, context)], few, on_pair)
         mean = plan.mean_kept(config.speed.new_tokens - 1)
         return mean, _ratios(pairs.full, pairs.strategy)
 

@@ -9,12 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+import psutil
+
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
-from ulskip_cli.core.task import Example, Task
+from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
@@ -63,18 +65,21 @@ class Resolver:
     _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
 
-    def resolve(self, config: Config, command: str = "run") -> ResolvedPoint:
+    def resolve(
+        self, config: Config, command: str = "run", data: TaskExamples | None = None
+    ) -> ResolvedPoint:
         """Check a run, or a benchmark, which reads no task, and derive its point; raise a
-        UsageError (or NotApplicable) that names the unsupported key.
+        UsageError (or NotApplicable) that names the unsupported key. `data` replaces the examples
+        of the task.
         """
         metadata, plan = self.schedule(config, command)
-        data = held_out = baseline = None
+        given, held_out, baseline = data, None, None
         if command == "bench":
             _check_benchmark(config, metadata.context)
         else:
-            data = self.data(config)
+            data = given or self.data(config)
             if config.needs_held_out and config.model.source != "random":
-                held_out = find_held_out(config)
+                held_out = find_held_out(config, given.examples if given else None)
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(config))
@@ -123,7 +128,8 @@ class Resolver:
             try:
                 metrics.make_metrics(scoring)  # a missing package is reported before a missing file
                 examples = evaluated_examples(config)
-                metrics.make_metrics(scoring, [example.reference for example in examples])
+                references = [example.reference for example in examples if example.reference]
+                metrics.make_metrics(scoring, references)
                 template = config.task.template_for(has_chat=True)
                 template.prompt(examples[0])
                 template.response(examples[0])
@@ -141,6 +147,42 @@ def resolve(config: Config) -> ResolvedPoint:
     return Resolver().resolve(config)
 
 
+def fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
+    """Return True if half of the free memory holds the weights of points with one model, and a copy
+    for each engine of another library.
+    """
+    if len(points) < 2 or points[0].metadata.total_bytes is None:
+        return True
+    copies = 1 + sum(point.config.engine.is_runtime for point in points)
+    return copies * points[0].metadata.total_bytes < psutil.virtual_memory().available / 2
+
+
+def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
+    """Resolve the answers to a prompt, or to the prompts of a task, by the full model and by the
+    kept layers; no row stores them.
+    """
+    config = config.replace(baseline=False, batch_size=1)
+    if prompt is None:
+        return Resolver().resolve(config, "generate")
+    if not prompt.strip():
+        raise UsageError("expected a prompt, got an empty text")
+    if config.needs_held_out and not config.calibration.task and not config.task.held_out():
+        fitted = config.correction.is_fitted
+        name = f"{'correction' if fitted else 'strategy'}="
+        name += config.correction.name if fitted else config.strategy.name
+        instead = (
+            "use correction=adapter correction.path=FOLDER"
+            if fitted
+            else "set its options, strategy.KEY=VALUE, from the calibration of a run's row"
+        )
+        raise UsageError(
+            f"{name} is calibrated on held-out examples, and a prompt has none; set"
+            f" calibration.task='{{file: FILE}}', or {instead}"
+        )
+    data = TaskExamples(config.task, [Example("prompt", prompt, "")])
+    return Resolver().resolve(config, "generate", data)
+
+
 def evaluated_examples(config: Config) -> list[Example]:
     """Return the examples that a run evaluates: `limit` examples after the first `offset`; raise
     UsageError if none is left.
@@ -153,8 +195,9 @@ def evaluated_examples(config: Config) -> list[Example]:
     return examples[config.offset :][: config.limit]
 
 
-def find_held_out(config: Config) -> TaskExamples:
-    """Return the calibration examples; raise UsageError if there are none.
+def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) -> TaskExamples:
+    """Return the calibration examples; raise UsageError if there are none. By default, the
+    `evaluated` examples are those of the task.
 
     The first available source is used: the examples of `calibration.task` that are not evaluated,
     the task's held-out examples, or the examples after the evaluated ones. The first
@@ -163,11 +206,13 @@ def find_held_out(config: Config) -> TaskExamples:
     calibration, task = config.calibration, config.task
     if calibration.task is not None:
         task = changed_choice(task, calibration.task, "calibration.task.")
-        evaluated = {(example.source, example.reference) for example in evaluated_examples(config)}
+        if evaluated is None:
+            evaluated = evaluated_examples(config)
+        texts = {(example.source, example.reference) for example in evaluated}
         examples = [
             example
             for example in task.examples()
-            if (example.source, example.reference) not in evaluated
+            if (example.source, example.reference) not in texts
         ]
     elif held_out := task.held_out():
         task, examples = held_out, held_out.examples()
@@ -181,6 +226,12 @@ def find_held_out(config: Config) -> TaskExamples:
             " the first N, or name other data that are not evaluated, e.g."
             " calibration.task='{source_file: FILE}'"
         )
+    # A calibration that depends on the decoding measures generated answers.
+    strategy, responses = config.strategy, getattr(config.correction, "responses", "own")
+    if not strategy.is_calibrated and "decoding" not in strategy.calibrated_for:
+        check_references(chosen, f"the calibration of strategy={strategy.name}")
+    if responses != "own":
+        check_references(chosen, f"correction.responses={responses}")
     return TaskExamples(task, chosen)
 
 
@@ -203,19 +254,8 @@ def _check_calibration(config: Config, plan: Plan) -> None:
 
 
 def _check_benchmark(config: Config, context: int | None) -> None:
-    """Refuse values that a benchmark does not support."""
+    """Raise UsageError if random prompts and their answers exceed the model's context."""
     speed = config.speed
-    refused = {
-        "speed.enabled=false": not speed.enabled,
-        "limit= or offset=": config.limit is not None or config.offset,
-        "baseline=false": not config.baseline,
-    }
-    for key, is_given in refused.items():
-        if is_given:
-            raise UsageError(
-                f"{key} is not supported by `ulskip bench`, which compares the speed of the full"
-                " model and the strategy on random prompts; use `ulskip run`"
-            )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             "expected speed.prompt_tokens + speed.new_tokens within the model's context of"

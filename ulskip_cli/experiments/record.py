@@ -39,6 +39,7 @@ ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a 
 MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
+DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 
 Row = Table  # a record as a JSON object
@@ -365,7 +366,10 @@ class Schedule(Section):
         "first step and layers of each later stage, which runs fewer layers", default=()
     )
     target_kept_layers: Positive = value("requested mean number of layers")
-    mean_kept_layers: Positive = value("mean number of layers over the timed pairs")
+    mean_kept_layers: Positive = value(
+        "mean number of layers over the timed pairs",
+        Column("timed\nlayers", show="timed_layers", first=True),
+    )
     evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
@@ -495,21 +499,17 @@ class Throughput(Section):
     decode_tokens_per_second: Rate = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
         " after EOS",
-        Column(
-            "decode\ntok/s",
-            ".0f",
-            first=True,
-        ),
+        Column("full\ntok/s", ".0f", "full_tokens_per_second", leaves=16, first=True),
+        Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
     total_tokens_per_second: Rate = value(
         "prompt and generated tokens per second of prefill and decode",
-        Column(
-            "total\ntok/s",
-            ".0f",
-            leaves=16,
-        ),
     )
-    throughput_from: Text = value("`evaluation`, or `timed pairs` for random weights")
+    throughput_from: Text = value(
+        "source of all values of this section: `evaluation`, whose answers differ in length, or"
+        " `timed pairs` for random weights and in a bench; the tok/s of tables always come from"
+        " `pairs`"
+    )
     prompt_tokens: Count = value("prompt tokens in these rates")
     generated_tokens: Count = value("generated tokens in these rates")
     decode_seconds: Number = value("decode seconds in these rates")
@@ -701,12 +701,20 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def speedup(self) -> Interval | None:
         """The measured speedup, with its interval if verdicts can rely on it."""
-        if self.measured_speedup is None:
+        return self._ratio("measured_speedup")
+
+    @property
+    def with_prompt(self) -> Interval | None:
+        """The measured speedup of prefill and decode together, like `speedup`."""
+        return self._ratio("end_to_end_speedup")
+
+    def _ratio(self, key: str) -> Interval | None:
+        if self.value(key) is None:
             return None
-        ends = self.measured_speedup_low, self.measured_speedup_high
         coverage = self.speedup_interval_coverage
         has_few = coverage is not None and coverage < MIN_COVERAGE
-        return Interval(self.measured_speedup, *((None, None) if has_few else ends))
+        ends = (None if has_few else self.value(f"{key}_{end}") for end in ("low", "high"))
+        return Interval(self.value(key), *ends)
 
     @property
     def interval(self) -> str | None:
@@ -738,6 +746,25 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return f"{f'{mean:.1f}' if varies else len(self.kept_layers)}/{self.num_layers}"
 
     @property
+    def has_two_depths(self) -> bool:
+        """True if the speed is that of another mean depth than the quality. This happens if the
+        depth varies, and the timed answers and the evaluated ones differ in length.
+        """
+        timed, evaluated = self.mean_kept_layers, self.evaluated_mean_kept_layers
+        if not timed or not evaluated:
+            return False
+        return abs(timed - evaluated) > DEPTH_TOLERANCE * evaluated
+
+    @property
+    def timed_layers(self) -> str | None:
+        """The mean number of layers in the timed pairs and all layers, e.g. 4.0/6, if the evaluated
+        answers ran another number.
+        """
+        if self.measured_speedup is None or not self.has_two_depths:
+            return None
+        return f"{self.mean_kept_layers:.1f}/{self.num_layers}"
+
+    @property
     def last_stage(self) -> frozenset[int]:
         """The layers that the last step runs; with early exit, the first n layers, if a step runs n
         on average.
@@ -746,6 +773,22 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             return frozenset(range(round(self.mean_kept_layers)))
         last = self.later_stages[-1].kept_layers if self.later_stages else None
         return frozenset(last or self.kept_layers or ())
+
+    @property
+    def timed_tokens_per_second(self) -> float | None:
+        """The decoded tokens per second of the measurement that gave the speedup; None if no speed
+        was measured.
+        """
+        if self.throughput_from == "timed pairs":
+            return self.decode_tokens_per_second
+        return self.tokens_per_second()
+
+    @property
+    def full_tokens_per_second(self) -> float | None:
+        """The decoded tokens per second of the full model in the same timed pairs."""
+        if self.full:
+            return self.full.decode_tokens_per_second
+        return self.tokens_per_second("full")
 
     def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
         """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
@@ -763,6 +806,14 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         enough.
         """
         return 0 < (self.num_examples or 0) < MIN_FOR_STARS
+
+    @property
+    def num_cut_off(self) -> int:
+        """The number of answers that reached the maximum length, if that is most of them; else
+        0.
+        """
+        count = self.degenerate.get("hit_limit", 0)
+        return count if 2 * count > (self.num_examples or 0) else 0
 
     def is_from_here(self, *also: str, quick: bool = False) -> bool:
         """Return True if the record was measured on a machine like this one; `also` names further
@@ -855,7 +906,8 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
         reason: object = error
         if isinstance(error, ValidationError):
             is_row = error.errors(include_url=False)[0]["loc"]
-            reason = misfit(Record, error) if is_row else "expected a JSON object, got none"
+            got = "expected a JSON object, got a line that is damaged or cut off"
+            reason = misfit(Record, error) if is_row else got
         place = f"{file}, line {number}: " if file else ""
         raise UsageError(f"{place}{reason}; repeat the run") from None
 

@@ -90,8 +90,9 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
 def rescore(
     folder: ResultsFolder, record: Record, extra: ExtraMetrics, extra_dir: Path | None = None
 ) -> RescoredRun:
-    """Score a run's stored generations by its own and the extra metrics; raise UsageError if the
-    row has no configuration, or a task of which neither ulskip nor `extra_dir` has a file.
+    """Score a run's stored generations by its own and the extra metrics, unless they have no
+    references; raise UsageError if the row has no configuration, or a task of which neither ulskip
+    nor `extra_dir` has a file.
     """
     if not record.uses("task"):
         raise UsageError(
@@ -101,6 +102,8 @@ def rescore(
     task: Task = stored_choice("task", record.config.task.changed(), extra_dir)
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
+    if not all(answer["reference"] for answer in answers):
+        return RescoredRun(folder, record, [], {})
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)

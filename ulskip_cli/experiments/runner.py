@@ -8,6 +8,7 @@ benchmark is a run without a task, which times random prompts.
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ from ulskip_cli.experiments.paired_timing import (
     WARM_UP,
     LatencyTargetFit,
     TimedPairs,
+    counts,
     fit_step_latency,
     make_pair_timer,
     solve_depth_for_speedup,
@@ -98,6 +100,8 @@ class Session:
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             self.progress.phase(f"load {config.label}", 1)
             has_texts = str(config) in self._tokenizers  # random prompts need no tokenizer
+            if note := environment.unused_cuda_build():
+                self.progress.note(note)
             loaded = load(config, seed, self._tokenizers.get(str(config)), has_texts)
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
@@ -135,9 +139,11 @@ class Session:
         if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
             return None
         fit = self.fit_latency(config, loaded, workload)
-        time_pair = make_pair_timer(loaded, workload, config)
-        report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)
-        return solve_depth_for_speedup(fit, config.ratio, time_pair, report, rounds)
+        total = rounds * (1 + MEET_PAIRS)
+        report = self.progress.phase(f"solve depth for {config.ratio:g}x", total)
+        timed = count(1)
+        time_pair = make_pair_timer(loaded, workload, config, lambda done: report(next(timed)))
+        return solve_depth_for_speedup(fit, config.ratio, time_pair, rounds)
 
     def fit_latency(
         self, config: Config, loaded: LoadedModel, workload: Workload | None
@@ -152,7 +158,8 @@ class Session:
         backend = choose_linear_backend(loaded.model).name
         key = f"{config.model} {config.decoding} {config.engine} {shapes} {backend}"
         if key not in self._latencies:
-            report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
+            total = (WARM_UP + LINE_ROUNDS) * len(counts(loaded.metadata.num_layers))
+            report = self.progress.phase("time the layers", total)
             self._latencies[key] = fit_step_latency(
                 partial(Decoder, loaded.model, engine=config.engine),
                 loaded.metadata.num_layers,

@@ -83,14 +83,35 @@ def verdict(interval: Interval, bound: float = 0.0) -> str:
     return HOLDS if interval.low > bound else FAILS if interval.high < bound else TIE
 
 
+def is_faster(record: Record) -> bool:
+    """Return True if the whole interval of the measured speedup is above 1x; only such a speedup is
+    called a gain.
+    """
+    return record.speedup is not None and verdict(record.speedup, 1.0) == HOLDS
+
+
+def may_gain(record: Record) -> bool:
+    """Return True if a record is faster than the full model, or if its speed was not measured."""
+    return record.speedup is None or is_faster(record)
+
+
 def speedup_text(record: Record) -> str:
     """Format a measured speedup with its interval, or a note that the interval is unknown, and the
-    number of pairs.
+    number of pairs; say first if it is no gain.
+
+    >>> timing = {"measured_speedup": 1.08, "measured_speedup_high": 1.36}
+    >>> speedup_text(Record.joined(**timing, measured_speedup_low=0.71))
+    'no measurable gain in speed: 1.08x (0.71 to 1.36)'
+    >>> speedup_text(Record.joined(**timing, measured_speedup_low=1.05))
+    '1.08x (1.05 to 1.36)'
     """
     assert record.speedup is not None
     count = record.num_pairs
     pairs = f", {count} pair{'s' * (count > 1)}" if count else ""
-    return f"{record.speedup.value:.2f}x ({_ends(record.speedup)}{pairs})"
+    unknown = record.speedup.low is None
+    tie = "speed not certain: " if unknown else "no measurable gain in speed: "
+    lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
+    return f"{lead}{record.speedup.value:.2f}x ({_ends(record.speedup)}{pairs})"
 
 
 def _ends(speedup: Interval) -> str:
@@ -105,6 +126,8 @@ class Share:
     A record passes if its share reaches the gate. The verdict is sure if the whole interval is
     above or below the gate. A share of fewer than `MIN_FOR_STARS` examples has no interval, because
     a bootstrap over so few has no power.
+
+    A record can win if it passes surely, or if it passes and no metric is significantly worse.
     """
 
     metric: str  # the key of the primary metric
@@ -114,6 +137,7 @@ class Share:
     low: float | None  # ends of the share's interval, if it is known
     high: float | None
     gate: float
+    has_no_loss: bool = False  # metrics were tested, and none is significantly worse
 
     @property
     def passes(self) -> bool:
@@ -130,8 +154,10 @@ class Share:
 
     @property
     def can_win(self) -> bool:
-        """True if the whole interval is above the gate."""
-        return self.passes and self.sure
+        """True if the whole interval is above the gate, or if the share reaches it and no loss is
+        significant.
+        """
+        return self.passes and (self.sure or self.has_no_loss)
 
     @property
     def verdict(self) -> str:
@@ -167,15 +193,17 @@ class Share:
 
 def primary(records: Iterable[Record]) -> str | None:
     """Return the key of the primary metric: the first that the records' tasks name, or else the
-    decode loss.
+    decode loss, or without references the agreement with the full model.
     """
     records = list(records)
     for record in records:
         for spec in [metrics.METRIC_OF[key] for key in record.scores]:
             if spec.primary in record.scores:
                 return spec.primary
-    has_loss = any(record.decode_loss is not None for record in records)
-    return metrics.DECODE_LOSS.key if has_loss else None
+    for row_key in (metrics.DECODE_LOSS, metrics.AGREEMENT):
+        if any(record.value(row_key.key) is not None for record in records):
+            return row_key.key
+    return None
 
 
 def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
@@ -206,7 +234,8 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
             ends = (compared.delta_low, compared.delta_high)
             low, high = sorted(_share(metric, full + end, full) for end in ends)
         share = _share(metric, score, full)
-        judged[record.key] = Share(metric, score, full, share, low, high, gate)
+        has_no_loss = bool(tested(record)) and not worse_metrics(record)
+        judged[record.key] = Share(metric, score, full, share, low, high, gate, has_no_loss)
     return judged
 
 
@@ -337,32 +366,91 @@ def within(ratio: Interval, tolerance: float) -> str:
 
 
 def sentence(record: Record) -> str:
-    """Return the result of a record as one sentence, e.g. for the beginning of the output of a
-    run.
+    """Return the result of a record in words, e.g. for the beginning of the output of a run. Speed
+    and quality of two depths are two sentences, each with its depth.
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    text, facts = f"{record.label} keeps {record.summary}", []
+    speed, quality = _speed_facts(record), _quality_facts(record)
+    text = f"{record.label} keeps {record.summary}"
     if record.draft_tokens:
         skips = len(record.kept_layers or ()) != record.num_layers
         text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
     if record.keeps_all:
-        text = f"the full model runs {record.num_layers} layers"
-    elif record.speedup:
-        facts += [f"decodes {record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
-        if record.end_to_end_speedup:
-            facts += [f"{record.end_to_end_speedup:.2f}x including the prompt"]
-    if metric := primary([record]):
-        facts += [_score_text(record, metric)]
+        text, speed = f"the full model runs {record.num_layers} layers", []
+    if speed and quality and record.timed_layers:
+        timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"
+        text = f"{timed}: {', '.join(speed)}. Its answers ran {record.summary}"
+        speed = []
+    facts = [*speed, *quality]
     return f"{text}{': ' if facts else ''}{', '.join(facts)}."
+
+
+def _speed_facts(record: Record) -> list[str]:
+    if record.speedup is None:
+        return []
+    if not is_faster(record):
+        return [speedup_text(record)]
+    facts = [f"decodes {record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
+    if total := record.with_prompt:
+        is_tie = total.low is not None and verdict(total, 1.0) == TIE
+        gain = "no measurable gain" if is_tie else f"{total.value:.2f}x"
+        facts.append(f"{gain} including the prompt")
+    return facts
+
+
+def _quality_facts(record: Record) -> list[str]:
+    facts = []
+    if record.agreement is not None:
+        low, high = record.agreement_low, record.agreement_high
+        is_known = low is not None and high is not None and not record.has_few_examples
+        ends = f" ({low:.1%} to {high:.1%})" if is_known else ""
+        facts.append(f"agrees with {record.agreement:.1%} of the full model's tokens{ends}")
+    if metric := primary([record]):
+        facts.append(_score_text(record, metric))
+    if record.num_cut_off:
+        facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
+    return facts
 
 
 def _score_text(record: Record, metric: str) -> str:
     form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
+    if metric == metrics.AGREEMENT.key:
+        return f"{text} with the full model's answers (no references)"
     if compared is None:
         return text
-    judged = f"{'a' if record.is_significant(metric) else 'no'} significant difference"
-    if record.has_few_examples or compared.p_value is None:
-        judged = "too few examples for a test" if record.has_few_examples else "not tested"
-    return f"{text} instead of {compared.full:{form}} ({judged})"
+    return f"{text} instead of {compared.full:{form}} ({_judged(record)})"
+
+
+def _judged(record: Record) -> str:
+    """Name every metric that differs significantly from the full model's."""
+    if record.has_few_examples:
+        return "too few examples for a test"
+    if not tested(record):
+        return "not tested"
+    worse = worse_metrics(record)
+    better = [key for key in tested(record) if record.is_significant(key) and key not in worse]
+    parts = {"significantly worse": worse, "significantly better": better}
+    named = [
+        f"{word}: {', '.join(TITLES[key] for key in keys)}" for word, keys in parts.items() if keys
+    ]
+    return "; ".join(named) or "no significant difference"
+
+
+def tested(record: Record) -> list[str]:
+    """Return the keys of the metrics whose difference from the full model was tested."""
+    compared = record.vs_baseline
+    if record.has_few_examples:
+        return []
+    return [key for key in record.scores if key in compared and compared[key].p_value is not None]
+
+
+def worse_metrics(record: Record) -> list[str]:
+    """Return the keys of the metrics that are significantly worse than the full model's."""
+    return [
+        key
+        for key in tested(record)
+        if record.is_significant(key)
+        and (record.vs_baseline[key].delta > 0) is (key in LOWER_IS_BETTER)
+    ]

@@ -31,6 +31,11 @@ class Workload:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def has_references(self) -> bool:
+        """True if the answers can be compared with references."""
+        return all(example.reference for example in self.examples)
+
+    @property
     def prompts(self) -> list[list[int]]:
         """The token ids of every prompt."""
         return [example.prompt_ids for example in self.encoded]

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ulskip_cli.core.engines import copies_weights
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.experiments.record import MISSING, Record, Row
+from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import settings
 from ulskip_cli.export.run import ResolvedExport
@@ -30,11 +30,16 @@ _WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")
 
 
 def model_card(
-    point: ResolvedExport, record: Row, records: Sequence[Record], skip_adapter: Row | None
+    point: ResolvedExport,
+    record: Row,
+    records: Sequence[Record],
+    skip_adapter: Row | None,
+    has_chat: bool = False,
 ) -> ModelCard:
     """Return the model card of an export, with its metadata.
 
     `record` is that of the export, and `records` are results of this schedule of this model.
+    `has_chat` shows the use of the tokenizer's chat template.
     """
     model, adapter = point.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
@@ -61,6 +66,7 @@ def model_card(
         serving=SERVING,
         prefill=PREFILL,
         correction=" and ".join(parts) or "no patches",
+        has_chat=has_chat,
     )
     return card
 
@@ -137,23 +143,34 @@ def _is_corrected(record: Record, skip_adapter: Row | None) -> bool:
     return "base" in shared and all(used[key] == skip_adapter[key] for key in shared)
 
 
-def _cells(record: Record) -> list[str]:
-    quality = []
-    for key in ROW_KEYS:
+def _quality(record: Record) -> str:
+    """Return the scores with the intervals of their differences from the full model's, or the
+    reason why there are none.
+    """
+    if record.has_few_examples:
+        return f"left out: fewer than {MIN_FOR_STARS} examples say little"
+    scores = []
+    for key, row_key in ROW_KEYS.items():
         if record.value(key) is not None:
-            compared, form = record.vs_baseline.get(key), ROW_KEYS[key].number_format
-            full = f" (full {compared.full:{form}})" if compared else ""
-            quality.append(f"{key} {record.value(key):{form}}{full}")
+            form, text = row_key.number_format, ""
+            if compared := record.vs_baseline.get(key):
+                low, high = compared.delta_low, compared.delta_high
+                text = f" (full {compared.full:{form}}; difference {low:+{form}} to {high:+{form}})"
+            scores.append(f"{row_key.title} {record.value(key):{form}}{text}")
+    return ", ".join(scores) or MISSING
+
+
+def _cells(record: Record) -> list[str]:
     interval = (record.interval or MISSING).replace(" to ", "-")
     if record.speedup and record.speedup.low is None:
         interval += f" ({record.speedup_interval_coverage:.0%})"
-    rate, speedup = record.decode_tokens_per_second, record.measured_speedup
+    rate, speedup = record.timed_tokens_per_second, record.measured_speedup
     cells = [
         " ".join(filter(None, (record.task, record.pair, record.dataset))) or "random prompts",
         str(record.num_examples or MISSING),
         str(record.decoding),
         str(record.batch_size),
-        ", ".join(quality) or MISSING,
+        _quality(record),
         MISSING if speedup is None else f"{speedup:.2f}",
         interval,
         MISSING if rate is None else f"{rate:.0f}",

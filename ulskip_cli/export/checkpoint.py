@@ -129,8 +129,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "license": card.source_license(source),
         "results": [row.id for row in records],
     }
-    card.model_card(point, record, records, skip_adapter).save(folder / card.CARD)
-    return {**run.write_record(folder, record), "to": str(point.to)}
+    has_chat = bool(getattr(loaded.tokenizer, "chat_template", None))
+    card.model_card(point, record, records, skip_adapter, has_chat).save(folder / card.CARD)
+    return {**run.write_record(folder, record), "to": str(point.to), "next": point.next}
 
 
 def _write_model(

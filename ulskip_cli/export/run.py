@@ -4,8 +4,7 @@ replace the target when the export is complete. Only formats that contain weight
 
 import contextlib
 import json
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +14,15 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.command_line import command_line
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
-from ulskip_cli.core.files import replacing
+from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.model_metadata import find_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
+from ulskip_cli.core.validation import check_run
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
@@ -61,19 +62,28 @@ class ResolvedExport:
     omitted: str  # the correction that a schedule does not contain
 
     @property
+    def next(self) -> str:
+        """The command that evaluates the exported checkpoint on the task of the request."""
+        config = self.config.replace(
+            model=ModelConfig(name="hf", source="hf", path=str(self.to)),
+            strategy=configuration.preset("strategy", "full"),
+            correction=configuration.preset("correction", "none"),
+        )
+        return command_line(config, "run")
+
+    @property
     def is_pair(self) -> bool:
         """True if prompts run through more layers than decode steps."""
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
 
-def resolve(
-    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest
-) -> ResolvedExport:
+def resolve(config: Config, request: ExportRequest) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
     require_choice("--format", name, FORMATS)
     max_shard_bytes = _parse_bytes(request.shard_size)
-    config = configuration.compose(overrides, config_dir, f"export --format {name}")
+    check_run(config, f"export --format {name}")
+    made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if request.results is not None and not request.results.is_dir():
         raise UsageError(
             f"expected an existing folder for --results, got {request.results}; use the results_dir"
@@ -103,25 +113,20 @@ def resolve(
         to,
         request.results or Path(config.results_dir),
         max_shard_bytes,
-        f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}",
+        made_by,
         skip_adapter,
         omitted,
     )
 
 
-def export(
-    overrides: Sequence[str],
-    config_dir: Path | None,
-    request: ExportRequest,
-    progress: ProgressCallback | None = None,
-) -> Row:
+def export(config: Config, request: ExportRequest, progress: ProgressCallback | None = None) -> Row:
     """Export the schedule of a configuration and return a record; the record's key `to` is the
     written folder or file.
 
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
     """
-    point, progress = resolve(overrides, config_dir, request), progress or ProgressCallback()
+    point, progress = resolve(config, request), progress or ProgressCallback()
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint
@@ -167,7 +172,7 @@ def summary(record: Row) -> list[str]:
             else "the model card shows no results, because results/ has none of this"
             " configuration; run it first, or name the folder of its results with --results"
         )
-        lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
+        lines.append(f"next: {record['next']}")
     return lines
 
 
@@ -252,7 +257,8 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
                 raise UsageError(
                     f"cannot write to --to {target} ({reason(error, True)}); use another path"
                 ) from None
-            yield staging
+            with noticing_full_disk(target):
+                yield staging
     finally:
         with contextlib.suppress(OSError):  # after a success they are not empty
             for parent in made:

@@ -76,6 +76,7 @@ class _Training(_Before):
     kept_layers: dict[str, list[int]] | None = None
     later_stages: dict[str, list[Stage]] | None = None
     exits: list[int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _training_in(folder: str | Path) -> _Training | None:
@@ -92,6 +93,10 @@ def training_note(folder: str | Path) -> str | None:
     training = _training_in(folder)
     if training is None:
         return None
+    return _described(training) + ("; it diverged" if training.warnings else "")
+
+
+def _described(training: _Training) -> str:
     if training.strategy == "full":
         return f"without skipping, {training.steps} steps"
     drawn = " drawn per step" if len(training.kept_counts) > 1 else ""

@@ -6,7 +6,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
-from ulskip_cli.experiments.statistics import sentence
+from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.rows import collected, displayed
 from ulskip_cli.report.tables import Section, ends
@@ -33,10 +33,13 @@ SHARED = {
 
 def lead(records: Sequence[Record]) -> list[str]:
     """Return the result in sentences: the fastest engine with all layers, and the fastest point
-    that skips layers.
+    that skips layers, among those that are measurably faster than the full model if there are any.
     """
     skipping = [record for record in records if not record.keeps_all and record.speedup]
-    best = max(skipping or records, key=lambda record: record.decode_tokens_per_second or 0.0)
+    faster = list(filter(is_faster, skipping))
+    best = max(
+        faster or skipping or records, key=lambda record: record.decode_tokens_per_second or 0.0
+    )
     return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
 
 
@@ -91,7 +94,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
         ),
         *map(COLUMNS.__getitem__, SPEED),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
-        COLUMNS["decode_tokens_per_second"]._replace(title="tok/s"),
+        COLUMNS["timed_tokens_per_second"]._replace(title="tok/s"),
         *(over for engine in references for over in _over_reference(engine)),
         Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, 1),
     ]

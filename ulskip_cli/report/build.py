@@ -26,7 +26,15 @@ from ulskip_cli.report.rows import (
     warnings,
 )
 from ulskip_cli.report.tables import Section
-from ulskip_cli.report.verdicts import TOLERANCE, Winner, compare, overview, winners
+from ulskip_cli.report.verdicts import (
+    RULE,
+    TOLERANCE,
+    Winner,
+    compare,
+    overview,
+    two_depths,
+    winners,
+)
 
 PAPER = "paper"
 PAGE = "report.html"
@@ -84,14 +92,17 @@ class Report:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """The warnings of the runs, and warnings about scores that are too low to compare."""
+        """The warnings of the runs, and warnings about scores that are too low to compare and about
+        speeds of another depth than the quality.
+        """
         caveats = {
             f"{group.records[0].model}: {share.caveat}; use a stronger model": None
             for group in self.groups
             for share in shares(group.records).values()
             if share.caveat
         }
-        return [*caveats, *warnings(self.records)]
+        depths = dict.fromkeys(text for group in self.groups for text in two_depths(group))
+        return [*caveats, *depths, *warnings(self.records)]
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -111,6 +122,11 @@ class Report:
             found.append(compared.section(f"Comparison with {self.against}"))
         return found
 
+    @property
+    def rule(self) -> str:
+        """The rule by which winners are chosen."""
+        return RULE.format(gate=f"{self.gate:.0%}")
+
     def winners_title(self, label: str) -> str:
         """Return the heading of a setting's winners."""
         return f"Winners{f', {label}' if len(self.groups) > 1 else ''}"
@@ -122,8 +138,7 @@ class Report:
         for label, chosen in self.winners.items():
             parts += [
                 f"## {self.winners_title(label)}",
-                f"Winners are chosen among points that keep {self.gate:.0%} of full's"
-                " quality by their whole interval.",
+                self.rule,
                 "\n".join(f"- {winner.line()}" for winner in chosen),
             ]
         parts += map(tables.with_heading, self.sections)
@@ -177,12 +192,12 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, style="italic")
     for label, chosen in list(report.winners.items())[:MAX_SETTINGS]:
-        gate = f"{report.gate:.0%}"
-        title = report.winners_title(label)
-        tell(f"\n{title}, among points that keep {gate} of full's quality", style="bold")
+        tell(f"\n{report.winners_title(label)}", style="bold")
         for winner in chosen:
             tell(f"  {winner.line()}")
         tell("")
+    if report.winners:
+        tell(report.rule, style="italic")
     more(len(report.winners) - MAX_SETTINGS, "settings with winners")
     for section in report.sections:
         draw(section)

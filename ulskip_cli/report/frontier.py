@@ -131,9 +131,13 @@ class Frontier:
 
     def best(self, target: float, *kinds: str) -> FrontierPoint | None:
         """Return the point of some kinds (of any without kinds) with the best quality among those
-        that reach a speedup, or None.
+        that reach a speedup and are faster than the baseline by their whole interval, or None.
         """
-        enough = [point for point in self.points if point.speedup >= target]
+        enough = [
+            point
+            for point in self.points
+            if point.speedup >= target and verdict(point.clock, 1.0) == HOLDS
+        ]
         able = [point for point in enough if point.kind in (kinds or KINDS)]
         return max(able, key=lambda point: point.rank, default=None)
 
@@ -248,7 +252,11 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
     points, then the points sorted by speed.
     """
     finished = {record.id: record for record in records}
-    compared = [row for row in finished.values() if row.speedup and row.baseline_id in finished]
+    compared = [
+        row
+        for row in finished.values()
+        if row.speedup and row.baseline_id in finished and not row.has_two_depths
+    ]
 
     def baseline(record: Record) -> str:
         values = settings(finished[record.baseline_id or ""])

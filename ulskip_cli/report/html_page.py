@@ -11,11 +11,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulskip_cli.experiments.record import COLUMNS, Column, Record
+from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
+from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group
+from ulskip_cli.report.plots import CAPTION, narrow_quality, strategy_colour
+from ulskip_cli.report.rows import Group, collected, setting_text
 from ulskip_cli.report.tables import EMPTY, Section, Shares
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     }
     return environment.get_template("page.html").render(
         report=report,
-        plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
+        plots=[base64.b64encode(svg).decode() for svg in _plots(report, plot)],
         caption=CAPTION,
         answers=asdict(answers),
         gate=f"{gate:.0%}",
@@ -82,6 +83,12 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
         notes=tables.explanations(records),
         provenance=list(filter(None, tables.provenance(records).split("  \n"))),
     )
+
+
+def _plots(report: "Report", plot: Sequence[Path]) -> list[bytes]:
+    """Return the plot as SVG for a wide and for a narrow screen; empty without a plot."""
+    narrow = narrow_quality(report.groups, report.gate) if plot else None
+    return [plot[1].read_bytes(), narrow] if narrow else []
 
 
 def _points(records: Sequence[Record], judged: Shares) -> Section:
@@ -212,14 +219,25 @@ def _data_set(
     for k in sorted(range(len(ran)), key=lambda k: ran[k].batch_size):
         first.setdefault(made.runs[k].label, k)
     made.picked = sorted(first.values())[:MAX_PICKED]
-    labels = [run.label for run in made.runs]
+    _tell_apart(made.runs, ran)
     for run, row in zip(made.runs, ran, strict=True):
-        if labels.count(run.label) > 1:
-            run.label += f" · batch {row.batch_size}"
         fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
         wanted = row.baseline_id or row.id
         run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
     return made
+
+
+def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
+    """Add to equal labels of runs the settings in which their rows differ, or else their ids."""
+    for same in collected(range(len(runs)), lambda k: runs[k].label).values():
+        keys = differences(all_settings([rows[k] for k in same])) if len(same) > 1 else []
+        for k in same:
+            texts = {key: setting_text(rows[k], key) for key in keys}
+            named = [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
+            runs[k].label = " · ".join([runs[k].label, *named])
+    for same in collected(range(len(runs)), lambda k: runs[k].label).values():
+        for k in same if len(same) > 1 else ():
+            runs[k].label += f" · {rows[k].id}"
 
 
 def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:

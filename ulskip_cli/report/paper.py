@@ -45,14 +45,14 @@ CAVEAT = (
     " hardware differ, so do not compare scores or tokens/s. Compare the shares of full and the"
     " speedups (x) with care: the gain from skipping depends on the share of a step that reads"
     " weights. x: tokens/s of prompt and generated tokens divided by those of full at the same"
-    " batch size; ours come from timed pairs if the rows have them."
+    " batch size, or ours in the timed pairs, whose tokens/s differ from those of the answers and"
+    " are left out."
 )
 NOTE = (
     "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
     " pairs at the smallest batch size. Tok/s: decoded tokens per second in these pairs; full tok/s"
     " is the full model's side. Both sides decode the same prompts to the same number of new"
-    " tokens, but early exit and drafts stop at EOS. The long table has the tokens/s of the"
-    " evaluated answers, which differ in length."
+    " tokens, but early exit and drafts stop at EOS."
 )
 
 
@@ -96,6 +96,7 @@ def _table4(group: Group) -> Section:
         Column("target", "", lambda line: f"{line.target:g}x"),
         Column("approach", "", lambda line: line.approach),
         first("layers"),
+        first("timed_layers"),
         *([Column(TITLES[metric], ".2f", lambda line: line.first.value(metric))] if metric else []),
         first("predicted_speedup", 1),
         first("measured_speedup"),
@@ -225,7 +226,9 @@ def _ours(
         times = 1.0 if rate else None
     elif times is None and rate and full_rate:
         times = rate / full_rate
-    columns = [Column("tok/s", ".0f", lambda _: rate), Column("x", ".2f", lambda _: times)]
+    is_evaluated = record.pairs is not None and record.throughput_from == "evaluation"
+    rates = [] if is_evaluated else [Column("tok/s", ".0f", lambda _: rate)]  # x is of the pairs
+    columns = [*rates, Column("x", ".2f", lambda _: times)]
     if metric:
         columns.append(Column(TITLES[metric], ".2f", methodcaller("value", metric)))
     judged = shares(records)

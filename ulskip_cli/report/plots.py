@@ -13,7 +13,7 @@ import pandas as pd
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record, Row
-from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, primary
+from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, may_gain, primary
 from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.tables import shortened
 
@@ -40,10 +40,12 @@ COLOURS = {
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
 MAX_PANELS = 4
 MAX_LABELS = 30
-MAX_TITLE = 58  # characters over half a figure
+MAX_TITLE = 50  # characters over half a figure
 CAPTION = (
     "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
-    " The grey band is the Pareto front: no point beats it in both."
+    " Labels are targets, not measured speedups. A white centre marks a point without a measurable"
+    " gain: the interval of its speedup includes 1x. The grey band is the Pareto front of the"
+    " others: no point beats it in both."
 )
 
 
@@ -54,6 +56,18 @@ def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> lis
     with applied():
         figure = _quality(groups, gate)
         return save_figure(figure, path) if figure else []
+
+
+def narrow_quality(groups: Sequence[Group], gate: float = GATE) -> bytes | None:
+    """Return the plot of `save_quality` as SVG for a narrow screen, with its panels below one
+    another.
+    """
+    with applied():
+        figure, svg = _quality(groups, gate, across=1), io.BytesIO()
+        if figure is None:
+            return None
+        _write_svg(figure, svg)
+        return svg.getvalue()
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
@@ -108,14 +122,17 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
     return band
 
 
-def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
-    """Draw a panel for each of the groups with the most rows; return None without quality."""
+def _quality(groups: Sequence[Group], gate: float, across: int = 2) -> "Figure | None":
+    """Draw a panel for each of the groups with the most rows, with at most `across` side by side;
+    return None without quality.
+    """
     scored = [(group, rows) for group in groups if (rows := _scored(group))]
     scored = sorted(scored, key=lambda pair: -len(pair[1]))[:MAX_PANELS]
     if not scored:
         return None
-    width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
-    figure, each = panels(len(scored), width, 4.2)
+    is_wide = len(scored) == 1 and across > 1
+    width, most = (6.6, MAX_TITLE + 22) if is_wide else (4.8, MAX_TITLE)
+    figure, each = panels(len(scored), width, 4.2, across)
     handles = dict[str, "Artist"]()
     for axes, (group, rows) in zip(each, scored, strict=True):
         axes.set_title(shortened(group.label, most))
@@ -126,7 +143,8 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         limit_to(axes, [*points, *at_gate])
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
-        front = pareto_front(points, metric in LOWER_IS_BETTER)
+        gains = [(_speedup(row), row.value(metric)) for row in rows if may_gain(row)]
+        front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
         if len(front) > 1:
             handles.setdefault("Pareto front", draw_front(axes, front))
         for label, drawn in collected(rows, lambda row: row.label).items():
@@ -139,7 +157,8 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
         )
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
+    columns = {"ncols": 3 if across > 1 else 1, "handlelength": 1.6}
+    figure.legend(handles.values(), handles, loc="outside lower center", **columns)
     return figure
 
 
@@ -148,11 +167,12 @@ def _speedup(row: Record) -> float:
 
 
 def _scored(group: Group) -> list[Record]:
-    """Select rows with quality at the smallest batch size; drop rows without a measured speedup if
-    other rows have one.
+    """Select rows with quality at the smallest batch size; drop rows whose speed is of another
+    depth, and rows without a measured speedup if other rows have one.
     """
     metric = primary(group.records)
     rows = [row for row in group.done if not row.keeps_all and row.value(metric or "") is not None]
+    rows = [row for row in rows if not row.has_two_depths]
     rows = [row for row in rows if row.measured_speedup is not None] or rows
     smallest = min((row.batch_size for row in rows), default=None)
     return [row for row in rows if row.batch_size == smallest]
@@ -183,6 +203,9 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
     xs, ys = list(map(_speedup, rows)), [row.value(metric) for row in rows]
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
+    unsure = [row for row in rows if not may_gain(row)]
+    centres = [(_speedup(row), row.value(metric)) for row in unsure]
+    axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
     ends = [(row.measured_speedup_low or 1, row.measured_speedup_high or 1) for row in rows]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [
@@ -219,18 +242,24 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
     figure.set_layout_engine("none")  # the layout is computed once for both files
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    _write_svg(figure, svg)
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file, stream in zip(files, (png, svg), strict=True):
         write_atomic(file, stream.getvalue())
     return files
 
 
-def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its axes; each panel has the given size in inches."""
+def _write_svg(figure: "Figure", stream: io.BytesIO) -> None:
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+
+
+def panels(count: int, width: float, height: float, across: int = 2) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its axes, at most `across` side by side; each panel has the given size in
+    inches.
+    """
     from matplotlib.figure import Figure
 
-    across = min(count, 2)
+    across = min(count, across)
     down = -(-count // across)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")
     axes = list(figure.subplots(down, across, squeeze=False).flat)

@@ -36,6 +36,7 @@ from ulskip_cli.report.rows import (
     reasons,
     setting_text,
 )
+from ulskip_cli.tasks.metrics import AGREEMENT
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
@@ -48,6 +49,10 @@ STARS = (
 MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
     " pairs."
+)
+NO_REFERENCES = (
+    "The prompts have no references: the score is the agreement, the share of the tokens of the"
+    " full model's answers that the strategy also finds most likely."
 )
 _LATEX = str.maketrans(
     {
@@ -157,7 +162,7 @@ def short_section(records: Sequence[Record]) -> Section:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metric = primary(records)
-    strategy, *measured, rate = (
+    strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key == metric
     )
     share = share_of_full("of\nfull", ".0%", shares(records))
@@ -165,8 +170,8 @@ def short_section(records: Sequence[Record]) -> Section:
     return Section.of(
         title(records),
         records,
-        [strategy, *setting_columns(records), *measured, share, rate],
-        sentences([*stars, *reasons(records)]),
+        [strategy, *setting_columns(records), *measured, share, full_rate, rate],
+        sentences([*stars, *_without_references(records), *reasons(records)]),
         words=1,
     )
 
@@ -400,16 +405,26 @@ def explanations(records: Sequence[Record]) -> list[str]:
     judged = [record for record in records if record.vs_baseline]
     few = [record for record in judged if record.has_few_examples]
     notes = [STARS] if len(few) < len(judged) else []
+    notes += _without_references(records)
     if few:
         notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
     if any(record.measured_speedup is not None for record in records):
         notes += [MEASURED, *interval_notes(records)]
-    if any(record.total_tokens_per_second is not None for record in records):
+    if any(record.timed_tokens_per_second is not None for record in records):
         notes.append(
-            "Tok/s: tokens per second over the evaluated answers; total includes the prompt."
-            " Answers differ in length, so these rates do not compare strategies."
+            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full"
+            " model in the same pairs. Rows were timed one after the other, so compare speedups."
+        )
+    if any(record.timed_layers for record in records):
+        notes.append(
+            "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s"
+            " belong; the scores belong to the other number."
         )
     return [*notes, *reasons(records)]
+
+
+def _without_references(records: Sequence[Record]) -> list[str]:
+    return [NO_REFERENCES] * (primary(records) == AGREEMENT.key)
 
 
 def sentences(parts: Iterable[str]) -> str:

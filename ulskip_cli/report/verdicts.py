@@ -1,11 +1,11 @@
 """Verdicts on points: the winners of a group and of each model, and the comparison of two results
 folders.
 
-A winner is the fastest point of a batch size or the best quality of a target, among points that
-surely pass the quality gate.
+A winner is the fastest point of a batch size or the best quality of a target, by the rule that
+`RULE` states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from ulskip_cli.experiments.statistics import (
     Share,
     difference,
     from_records,
+    may_gain,
     primary,
     sentence,
     shares,
@@ -35,6 +36,11 @@ from ulskip_cli.report.tables import Section, Shares, ends, sentences
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_LEADS = 3  # sentences before the table of a sweep
 MAX_BOOTSTRAPS = 200
+RULE = (
+    "A winner keeps {gate} of the full model's score, either by its whole 95% interval or without a"
+    " significant loss in any metric, and is faster by the whole interval of its speedup. Points"
+    " that the intervals do not separate are a tie."
+)
 NOTE = (
     "Quality: new minus old; speedup: new divided by old. A star (*) marks a 95% interval that"
     " excludes no difference, for each comparison and not corrected for their number. Intervals of"
@@ -50,12 +56,12 @@ class Judged(NamedTuple):
     share: Share
 
 
-Chosen = tuple[list[tuple[Record, str]], str]  # records that tie with their figures, and a note
+Figures = list[tuple[Record, str]]  # records that tie, with their figures
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The best of the points that pass the gate."""
+    """The best of the points that can win."""
 
     title: str
     points: list[tuple[str, str]]  # names and figures of all that tie, best first
@@ -71,9 +77,12 @@ class Winner:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the winners of a group; a point that is slower than the full model cannot win."""
+    """Find the winners of a group by `RULE`; a point with the speed of one depth and the quality of
+    another cannot win.
+    """
     judged = shares(group.records, gate)
     scored = [record for record in group.done if record.key in judged and not record.keeps_all]
+    scored = [record for record in scored if not record.has_two_depths]
     asked = [record for record in scored if record.target_speedup]
     smallest = min((record.batch_size for record in asked), default=0)
     timed = [record for record in scored if record.speedup]
@@ -84,47 +93,47 @@ def winners(group: Group, gate: float) -> list[Winner]:
     first = [record for record in asked if record.batch_size == smallest]
     by_target = collected(first, lambda record: record.target_speedup or 0.0)
     contests += [
-        (f"best {judged[rivals[0].key].title} at {target:g}x", _best, rivals)
+        (f"best {judged[rivals[0].key].title} at target {target:g}x", _best, rivals)
         for target, rivals in sorted(by_target.items())
     ]
     found = []
     for title, choose, rivals in contests:
         passing = [record for record in rivals if judged[record.key].can_win]
-        faster = [record for record in passing if (record.measured_speedup or 2.0) > 1]
-        tied, note = (
-            choose(faster, judged) if faster else ([], "no point that passes is faster than full")
-        )
-        if not passing:
-            note = _why_none(rivals, judged)
+        faster = [record for record in passing if may_gain(record)]
+        tied = choose(faster, judged) if faster else []
         points = [(group.called(record), figures) for record, figures in tied]
-        found.append(Winner(title, points, note))
+        found.append(Winner(title, points, "" if faster else _why_none(rivals, passing, judged)))
     return found
 
 
-def _fastest(records: Sequence[Record], judged: Shares) -> Chosen:
+def _fastest(records: Sequence[Record], judged: Shares) -> Figures:
     ranked = sorted(records, key=lambda record: -(record.measured_speedup or 0.0))
-    low = ranked[0].speedup.low if ranked[0].speedup else None
-    tied = [
+    low = ranked[0].measured_speedup_low or 0.0
+    return [
         (record, f"{speedup_text(record)}, {_kept(judged[record.key])}")
         for record in ranked
-        if not (low and record.speedup) or (record.speedup.high or low) >= low
+        if (record.measured_speedup_high or 0.0) >= low
     ]
-    return tied, "its interval includes 1x, so it may not be faster" * bool(low and low <= 1)
 
 
-def _best(records: Sequence[Record], judged: Shares) -> Chosen:
+def _best(records: Sequence[Record], judged: Shares) -> Figures:
     first, *others = sorted(records, key=lambda record: -judged[record.key].share)
     metric = judged[first.key].metric
     tied = [first, *(row for row in others if verdict(from_records(first, row, metric)) == TIE)]
     kept = [(record, judged[record.key]) for record in tied]
-    return [(record, f"{share.value:.2f}, {_kept(share)}") for record, share in kept], ""
+    return [(record, f"{share.value:.2f}, {_kept(share)}") for record, share in kept]
 
 
 def _kept(share: Share) -> str:
-    return f"{share.text()} of full's {share.title}"
+    basis = "" if share.sure else ", no significant loss"
+    return f"{share.text()} of full's {share.title}{basis}"
 
 
-def _why_none(records: Sequence[Record], judged: Shares) -> str:
+def _why_none(records: Sequence[Record], passing: Sequence[Record], judged: Shares) -> str:
+    if passing:
+        are_known = all(record.speedup and record.speedup.low is not None for record in passing)
+        tested = "" if are_known else " by enough timed pairs"
+        return f"no measurable gain: no point that keeps the score is faster than full{tested}"
     unsure = [record for record in records if judged[record.key].passes]
     surely, first = "surely " * bool(unsure), judged[records[0].key]
     note = f"no point {surely}keeps {first.gate:.0%} of full's {first.title}"
@@ -139,10 +148,23 @@ def _why_none(records: Sequence[Record], judged: Shares) -> str:
     return f"{note}{', so raise limit to use more examples' * has_more}"
 
 
+def two_depths(group: Group) -> Iterator[str]:
+    """Yield a warning for every point whose speed is of another depth than its quality."""
+    for record in group.done:
+        if record.has_two_depths:
+            timed = "timed" if record.speedup else "planned"
+            yield (
+                f"{group.called(record)} at batch {record.batch_size} was {timed} with a mean of"
+                f" {record.mean_kept_layers:.1f} layers, and its answers ran {record.summary}, so"
+                " its speed and its quality do not belong together: it cannot win, and is not in"
+                " the plot"
+            )
+
+
 def overview(groups: Sequence[Group], gate: float) -> Section:
-    """Make the table with the best point of every model and target: the fastest point that surely
-    passes the gate, or else the best quality among points that are faster than full. Models and
-    targets without such a point are left out.
+    """Make the table with the best point of every model and target: the fastest point that can win,
+    or else the best quality among points that are faster than full. Models and targets without such
+    a point are left out.
     """
     judged = [
         Judged(group, record, share)
@@ -150,13 +172,13 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
         for share_of in [shares(group.records, gate)]
         for record in group.done
         if (share := share_of.get(record.key)) and not record.keeps_all
-        if (record.measured_speedup or 2.0) > 1  # without a measurement, it may be faster
+        if may_gain(record) and not record.has_two_depths
     ]
 
     def rank(point: Judged) -> tuple[bool, bool, float]:
-        speedup = point.record.measured_speedup or 0.0
-        passes = point.share.can_win and speedup > 1
-        return passes, speedup > 1, speedup if passes else point.share.share
+        speedup = point.record.measured_speedup
+        passes = point.share.can_win and speedup is not None
+        return passes, speedup is not None, speedup if passes and speedup else point.share.share
 
     points = collected(
         judged, lambda point: (str(point.record.model), point.record.target_speedup or 0.0)
@@ -172,19 +194,21 @@ def overview(groups: Sequence[Group], gate: float) -> Section:
         Column("best point", "", lambda point: point.group.approach(point.record)),
         Column("setting", "", "group.label", leaves=1),
         Column("measured", ".2f", "record.measured_speedup"),
+        Column("interval", "", lambda point: ends(point.record.speedup)),
         Column("of full", ".1%", "share.share"),
         Column(f"keeps {gate:.0%}", "", "share.word"),
     ]
     note = (
-        "The fastest point that surely passes the quality gate, or else the best quality of the"
-        " points that are faster than full. A question mark: the interval includes the gate."
+        "The fastest point that can win (see Winners), or else the best quality of the points that"
+        " are faster than full by their whole interval. A question mark: the interval of the score"
+        f" includes {gate:.0%}."
     )
     return Section.of("Best of each model and target", best, columns, note, words=4)
 
 
 def lead(records: Sequence[Record]) -> list[str]:
     """Return the result of a sweep in one sentence for every setting and batch size: the fastest
-    point that passes the gate.
+    point that can win.
     """
     groups = grouped(records)
     lines = [

@@ -2,33 +2,47 @@
 summarization of news articles.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Task
-from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_objects
+from ulskip_cli.tasks.loading import (
+    examples_from_rows,
+    is_dataset,
+    load_dataset_rows,
+    read_objects,
+    read_text,
+)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {
     "sample": ASSETS / "cnn_dm_sample.jsonl",
     "held_out": ASSETS / "cnn_dm_held_out.jsonl",
 }  # bundled, by dataset
+REFERENCE_KEY = "reference"
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
 class Jsonl(Task):
-    """Prompts and references under two keys of the rows of a JSONL file or a dataset."""
+    """Prompts and references under two keys of the rows of a JSONL file or a dataset, or prompts
+    alone, also as the lines of a text file.
+    """
 
     file: str | None = option(
-        None, "file with one JSON object per line, plain or .gz, instead of task.dataset"
+        None,
+        "file with one JSON object per line, or .txt with one prompt per line, plain or .gz,"
+        " instead of task.dataset",
     )
     dataset: str | None = option(None, "hub id or folder of a dataset, instead of task.file")
     prompt_key: str = option("prompt", "key or column of the prompt")
-    reference_key: str = option("reference", "key or column of the reference answer")
+    reference_key: str = option(
+        REFERENCE_KEY, "key or column of the reference answer; prompts alone have no such key"
+    )
     cut_source: bool = option(
         False, "truncate prompts that exceed the model's context; false: refuse them"
     )
@@ -58,7 +72,6 @@ class Jsonl(Task):
 
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
-        keys = self.prompt_key, self.reference_key
         if bool(self.file) == bool(self.dataset):
             given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
             raise UsageError(
@@ -67,14 +80,26 @@ class Jsonl(Task):
             )
         if self.file:
             path = user_path(self.file, "task.file")
-            return examples_from_rows(read_objects(path), *keys, str(path))
+            if path.name.removesuffix(".gz").endswith(".txt"):
+                lines = filter(str.strip, read_text(path).split("\n"))
+                return self._examples([{self.prompt_key: line} for line in lines], str(path))
+            return self._examples(read_objects(path), str(path))
         name = str(self.dataset)
         if not is_dataset(name):
             raise UsageError(
                 f"expected task.dataset to be a hub id (owner/name) or a folder, got '{name}'; for"
                 " a file use task.file=<jsonl>"
             )
-        return examples_from_rows(load_dataset_rows(name, self.subset, self.split), *keys, name)
+        return self._examples(load_dataset_rows(name, self.subset, self.split), name)
+
+    def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
+        """Convert rows to examples; if no row has the default key of references, these are prompts
+        alone.
+        """
+        is_optional = self.reference_key == REFERENCE_KEY
+        has_references = not is_optional or any(REFERENCE_KEY in row for row in rows)
+        key = self.reference_key if has_references else None
+        return examples_from_rows(rows, self.prompt_key, key, origin)
 
 
 class CnnDm(Jsonl):

@@ -13,27 +13,24 @@ from ulskip_cli.core.task import Example
 
 
 def examples_from_rows(
-    rows: Sequence[Table], source_key: str, reference_key: str, origin: str
+    rows: Sequence[Table], source_key: str, reference_key: str | None, origin: str
 ) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
-    source or reference.
+    source or reference; a `reference_key` of None stands for prompts without references.
     """
+    keys = [source_key, *([reference_key] if reference_key else [])]
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
     for i, row in enumerate(rows):
-        source, reference = row.get(source_key), row.get(reference_key)
-        if not (
-            isinstance(source, str)
-            and source.strip()
-            and isinstance(reference, str)
-            and reference.strip()
-        ):
+        texts = [row.get(key) for key in keys]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
             raise UsageError(
-                f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and"
-                f" {reference_key}, got keys {', '.join(row)[:200]};"
+                f"{origin}, row {i + 1}: expected non-empty texts under {' and '.join(keys)}, got"
+                f" keys {', '.join(row)[:200]};"
                 " for other keys, set task.*_key, e.g. task.prompt_key of task=jsonl"
             )
+        source, reference = (*map(str, texts), "")[:2]
         examples.append(Example(str(row.get("id", i)), source, reference))
     return examples
 
@@ -49,7 +46,7 @@ def read_text(file: Path) -> str:
     except FileNotFoundError:
         raise UsageError(f"expected a file at {file}, got none; check the path") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
+        raise UsageError(f"cannot read {file} as UTF-8 text ({reason(error, True)})") from None
 
 
 def read_lines(file: Path) -> list[str]:

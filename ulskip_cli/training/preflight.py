@@ -8,6 +8,7 @@ from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.task import check_references
 from ulskip_cli.corrections import RECORD
 
 TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are unknown
@@ -64,7 +65,9 @@ def check_training(config: TrainingConfig) -> None:
     if start is not None and not (user_path(start, "train.start") / RECORD).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
     schedules(config, read_metadata(config.model).num_layers)
-    config.task.examples()
+    examples, responses = config.task.examples(), config.train.responses
+    if responses != "own":
+        check_references(examples, f"train.responses={responses}")
 
 
 def trainer_arguments(config: TrainingConfig) -> Table:
@@ -77,6 +80,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "log_level": "error",
         "lr_scheduler_type": "cosine",
         "logging_nan_inf_filter": False,
+        "logging_first_step": True,
         "ddp_find_unused_parameters": config.prompt_layers == "kept",
     }
     evaluates = train.evaluate_every and (train.validation or train.held_out)

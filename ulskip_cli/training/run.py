@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table, digest, user_path, write_atomic
+from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -32,6 +32,7 @@ from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_trai
 from ulskip_cli.training.trainer import SkipTrainer
 
 RECORD_FILE = "training.json"  # beside the weights
+DIVERGED = 2.0  # times the first loss; noise of single steps is smaller
 
 
 class CurvePoint(Options):
@@ -59,7 +60,9 @@ class TrainingRecord(Options):
     validation_examples: int
     data_sha256: str
     seed: int
+    first_loss: float | None = None  # of the first step
     train_loss: float | None = None  # the last logged one
+    warnings: tuple[str, ...] = ()
     learning_curve: tuple[CurvePoint, ...]
     # record of the training that the initial weights come from, shortened
     based_on: Table | None
@@ -86,7 +89,10 @@ def train(
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        progress.phase("already finished, nothing to train", 1)
+        progress.note(
+            f"{output} contains this training, which is finished; to train again, remove the folder"
+            " or set another output=DIR"
+        )
         return finished
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
@@ -102,7 +108,7 @@ def train(
     with trainer.args.main_process_first(local=False):
         resume_from = last_checkpoint(checkpoints, progress)
     try:  # trackers print, and standard output belongs to `--json`
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
             trainer.train(resume_from_checkpoint=resume_from)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != config.tracker:
@@ -115,11 +121,12 @@ def train(
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
-            "expected finite weights, got NaN or infinity; lower train.learning_rate and remove"
-            f" {output}"
+            "expected finite weights, got NaN or infinity; lower train.learning_rate="
+            f"{config.train.learning_rate:g}, and set another output=DIR"
         )
     if trainer.is_world_process_zero():
-        _save(setup, output, record)
+        with noticing_full_disk(output):
+            _save(setup, output, record)
     return record
 
 
@@ -193,7 +200,9 @@ def _make_record(
         validation_examples=len(setup.texts.validation),
         data_sha256=setup.texts.sha256,
         seed=config.seed,
+        first_loss=losses[0] if losses else None,
         train_loss=losses[-1] if losses else None,
+        warnings=_warnings(config, losses),
         learning_curve=tuple(curve.values()),
         based_on=setup.source.based_on,
         config=config.resolved(),
@@ -201,6 +210,20 @@ def _make_record(
         identity=identity,
         seconds=seconds,
         resumed=resumed,
+    )
+
+
+def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...]:
+    """Warn if the losses end far above their start."""
+    if not losses or losses[-1] <= DIVERGED * losses[0] + 1:
+        return ()
+    rates = {"train.learning_rate": config.train.learning_rate}
+    if config.train.method == "adapter":
+        rates["correction.learning_rate"] = config.correction.learning_rate
+    given = " and ".join(f"{key}={rate:g}" for key, rate in rates.items())
+    return (
+        f"the training diverged: its loss rose from {losses[0]:.3g} to {losses[-1]:,.3f}, so do not"
+        f" use its result; lower {given}, and set another output=DIR",
     )
 
 

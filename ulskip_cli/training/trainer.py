@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
-from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.tracking import PROJECT, flatten
@@ -66,6 +66,20 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         rng = random.Random(f"{self.config.seed} {self.state.global_step}")
         (stages,) = rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)
         return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
+
+    def training_step(self, *args: object, **kwargs: object) -> Tensor:
+        """Take a step; raise RunError if its loss is not finite, because all later ones would not
+        be either.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"expected a finite loss, got {loss.item():g} after step {self.state.global_step};"
+                f" earlier checkpoints are kept in {self.args.output_dir}; lower"
+                f" train.learning_rate={self.config.train.learning_rate:g}, and set another"
+                " output=DIR"
+            )
+        return loss
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth)
@@ -125,11 +139,19 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._progress, self._evaluates, self._loss = progress, evaluates, ""
 
     def on_train_begin(
-        self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Start the progress bar at the first step of this process."""
-        resumed = f", resumed at step {state.global_step}" if state.global_step else ""
-        self._on_progress = self._progress.phase(f"train{resumed}", state.max_steps)
+        if state.global_step:
+            self._progress.note(
+                f"continues from step {state.global_step} of {state.max_steps}, with the checkpoint"
+                f" in {Path(args.output_dir).parent}"
+            )
+        self._on_progress = self._progress.phase("train", state.max_steps)
         self._on_progress(state.global_step)
 
     def on_step_end(

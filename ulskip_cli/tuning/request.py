@@ -3,17 +3,18 @@ choose and report with. Imports no torch.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import Options
-from ulskip_cli.core.task import Example
+from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import Record
@@ -22,9 +23,6 @@ MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
 # These keys change no earlier step, so finished steps are used again.
 _NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
-# Every candidate sets these keys itself.
-_BASELINE = ("baseline", "baseline_engine", "baseline_model")
-_FIXED = ("strategy", "ratio", "ratio_basis", "offset", "speed.enabled", *_BASELINE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class TuneRequest:
     """A checked request."""
 
     config: TuneConfig
-    overrides: tuple[str, ...]  # of the command line
     candidates: tuple[Candidate, ...]
     refused: tuple[str, ...]  # candidates that cannot run here, each with its reason
     split: "Split"
@@ -97,30 +94,35 @@ class Chosen:
         return len(self.trial.kept_layers)
 
 
-def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequest:
-    """Check a command line and divide the examples; raise UsageError for a wish or data that cannot
-    be used.
+def resolve(config: TuneConfig, extra_dir: Path | None = None) -> TuneRequest:
+    """Check a request and divide the examples; raise UsageError for a wish or data that cannot be
+    used. `extra_dir` has the presets of a user's own strategies.
     """
-    config = configuration.compose_tuning(overrides, extra_dir)
     if (config.speedup is None) is (config.quality is None):
         found = "neither" if config.speedup is None else "both"
         raise UsageError(
             f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
             " quality=0.95"
         )
-    keys = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
-    for key in keys.values():
-        if key.partition(".")[0] == "strategy" or key in _FIXED:
-            raise UsageError(
-                f"{key} is not supported by ulskip tune, which chooses it; list candidates=[...]"
-                " instead"
-            )
+    num_layers = read_metadata(config.model).num_layers
+    highest = num_layers / MIN_KEPT
+    if config.speedup is not None and config.speedup > highest:
+        raise UsageError(
+            f"expected speedup <= {highest:g}, because {config.model.label} has {num_layers} layers"
+            f" and at least {MIN_KEPT} are kept, got {config.speedup:g}"
+        )
+    unsuited = {need for need in config.needs() if Need.LATENCY not in TOGETHER.get(need, ALL)}
+    if config.speedup is not None and unsuited:
+        raise UsageError(
+            f"speedup={config.speedup:g} cannot be combined with {texts(unsuited)}; use"
+            f" {remedies(unsuited)} or quality=0.95"
+        )
     split = divide(plain(config), config.choice_examples)
     resolver = Resolver()
     candidates, refused = [], []
     for text in config.candidates:
         try:
-            candidate = _candidate(config, overrides, text, extra_dir, split)
+            candidate = _candidate(config, text, extra_dir, split)
             resolver.schedule(candidate.config.replace(ratio=1.0), "tune")
             candidates.append(candidate)
         except NotApplicable as error:
@@ -131,14 +133,12 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
     point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
-    not_kept = (*_OWN_KEYS, "correction")
     return TuneRequest(
         config=config,
-        overrides=tuple(text for text in keys if keys[text].partition(".")[0] not in not_kept),
         candidates=tuple(candidates),
         refused=tuple(refused),
         split=split,
-        num_layers=point.metadata.num_layers,
+        num_layers=num_layers,
         key=_key(config, point.fingerprint, split),
     )
 
@@ -157,6 +157,7 @@ def divide(config: Config, wanted: int) -> Split:
     """
     task, calibration = config.task, config.calibration
     examples = task.examples()
+    check_references(examples, "`ulskip tune`")
     if len(examples) < MIN_EXAMPLES:
         raise UsageError(
             f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
@@ -219,29 +220,23 @@ def _text(example: Example) -> tuple[str, str]:
     return example.source, example.reference
 
 
-def _candidate(
-    config: TuneConfig, overrides: Sequence[str], text: str, extra_dir: Path | None, split: Split
-) -> Candidate:
+def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Split) -> Candidate:
     words = text.split()
-    keys = [word.partition("=")[0] for word in words]
-    parts = {key.partition(".")[0] for key in keys}
-    if "strategy" not in keys or parts - {"strategy", "correction"}:
+    if not any(word.startswith("strategy=") for word in words):
         raise UsageError(
-            "expected strategy=NAME in each candidate, and only keys of strategy and correction,"
-            f" got '{text[:80]}'; for example candidates=['strategy=search strategy.budget=20']"
+            f"expected strategy=NAME in each candidate, got '{text[:80]}'; for example"
+            " candidates=['strategy=search strategy.budget=20']"
         )
-    if "correction" in keys and f"correction={config.correction.name}" not in words:
-        # Another correction has other options.
-        overrides = [word for word in overrides if not word.startswith("correction.")]
-    composed = configuration.compose_tuning([*overrides, *words], extra_dir)
-    correction = composed.correction
-    is_set = any(word.startswith("correction.kind=") for word in (*overrides, *words))
+    defaults = {"strategy": config.strategy, "correction": config.correction}
+    chosen = configuration.parse_choices(words, defaults, extra_dir)
+    strategy, correction = chosen["strategy"], chosen["correction"]
+    is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
     if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
         correction = correction.replace(kind="folded")
     label = " ".join(word.removeprefix("strategy=").removeprefix("strategy.") for word in words)
-    if correction.label and "correction" not in parts:
+    if correction.label and "correction" not in text:
         label = f"{label} + {correction.label} patch"
-    return Candidate(label, split.choice.replace(strategy=composed.strategy, correction=correction))
+    return Candidate(label, split.choice.replace(strategy=strategy, correction=correction))
 
 
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
@@ -251,4 +246,4 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
         [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
     ]
     held = [_text(example) for example in find_held_out(split.choice).examples]
-    return digest([wish, split.final.identity, fingerprint, data, held])
+    return digest([wish, split.final.identity(), fingerprint, data, held])

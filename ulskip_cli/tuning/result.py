@@ -3,23 +3,35 @@ in the results folder, and its export.
 """
 
 import json
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ulskip_cli.core.command_line import command_line, overrides_of
+from ulskip_cli.core.config import preset
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
+from ulskip_cli.experiments.statistics import (
+    Share,
+    is_faster,
+    sentence,
+    shares,
+    speedup_text,
+)
 from ulskip_cli.export import run
 from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve
 from ulskip_cli.report.rows import warnings
-from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest
+from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest, plain
 
 ADAPTER = "skip_adapter"  # folder in an export
+NO_GAIN = (
+    "no gain:  the timed pairs do not show that these layers are faster; raise speed.pairs to"
+    " measure again, or use strategy=full"
+)
 
 
 @dataclass(frozen=True)
@@ -50,33 +62,25 @@ class TuneResult:
         return self._results / "calibrations" / self.trial.patch if self.trial.patch else None
 
     @property
-    def run_overrides(self) -> list[str]:
-        """The overrides that run the chosen layers and patches again, without calibration."""
-        layers = str(list(self.trial.kept_layers)).replace(" ", "")
-        overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
-        if self.skip_adapter:
-            overrides += ["correction=adapter", f"correction.path={self.skip_adapter}"]
-        return overrides
+    def config(self) -> Config:
+        """The configuration that runs the chosen layers and patches again, without calibration."""
+        return self._configured(str(self.skip_adapter) if self.skip_adapter else None)
 
-    @property
-    def export_overrides(self) -> list[str]:
-        """The overrides that export the chosen layers, without what an export does not use."""
-        unused = ("engine", "decoding", "limit")
-        return [
-            text
-            for text in self.run_overrides
-            if text.partition("=")[0].partition(".")[0] not in unused
-        ]
+    def _configured(self, adapter: str | None, **strategy: object) -> Config:
+        """Return the request's configuration with the chosen layers, or those of a schedule file,
+        and a skip adapter.
+        """
+        kept = strategy or {"layers": self.trial.kept_layers}
+        correction = preset("correction", "none")
+        if adapter:
+            correction = preset("correction", "adapter", {"path": [adapter]})
+        config = plain(self.request.config)
+        return config.replace(strategy=preset("strategy", "custom", kept), correction=correction)
 
     @property
     def patch_kind(self) -> str:
         """The kind of the patches, e.g. `full`, or `none`."""
         return (self.record.correction and self.record.correction.kind) or "none"
-
-    @property
-    def is_slower(self) -> bool:
-        """True if the chosen layers are no faster than the full model in the timed pairs."""
-        return (self.record.measured_speedup or 2.0) <= 1
 
     def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
@@ -103,7 +107,7 @@ class TuneResult:
             "share": judged.share,
             "share_low": judged.low,
             "share_high": judged.high,
-            "run": self.run_overrides,
+            "run": overrides_of(self.config, "run"),
             "row": record.to_row(),
             "choice_row_id": self.chosen.record.id,
             "trials": [trial.plain() for trial in self.trials],
@@ -115,7 +119,7 @@ class TuneResult:
         text = json.dumps(self.as_json(), indent=1, ensure_ascii=False)
         write_atomic(self._results / "tuning" / f"{self.request.key}.json", f"{text}\n")
 
-    def export(self, to: Path, config_dir: Path | None) -> list[str]:
+    def export(self, to: Path) -> list[str]:
         """Export the chosen layers to a folder, and return lines that describe it.
 
         Patches that an ordinary checkpoint can contain are merged into one; otherwise the folder
@@ -123,10 +127,10 @@ class TuneResult:
         """
         if self.patch_kind in MERGEABLE:
             wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.export(self.export_overrides, config_dir, wanted))
+            return run.summary(run.export(self.config, wanted))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve(self.export_overrides, config_dir, schedule)
+        point = resolve(self.config, schedule)
         with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
@@ -134,17 +138,15 @@ class TuneResult:
                 shutil.copy(file, folder / ADAPTER)
             kept = list(self.trial.kept_layers)
             run.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
-        custom = ["strategy=custom", f"strategy.file={to / run.SCHEDULE}"]
-        adapter = ["correction=adapter", f"correction.path={to / ADAPTER}"]
-        command = shlex.join(["ulskip", "run", *self.request.overrides, *custom, *adapter])
+        config = self._configured(str(to / ADAPTER), file=str(to / run.SCHEDULE))
         return [
             f"wrote the schedule and its skip adapter to {to}, without the model's weights",
-            f"next: {command}",
+            f"next: {command_line(config, 'run')}",
         ]
 
     def lines(self) -> list[str]:
-        """Return the result in a sentence and six lines, a line if the full model is as fast, and
-        the warnings of its run.
+        """Return the result in a sentence and six lines, a line if the pairs show no gain, and the
+        warnings of its run.
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
@@ -152,23 +154,22 @@ class TuneResult:
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
             wish, key, (value, low, _) = config.speedup, "speedup", record.speedup
-        export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
-        patch = []
+        options, patch = ["--to", "DIR"], []
         if self.patch_kind not in MERGEABLE:
-            export += ["--format", "schedule"]
+            options += ["--format", "schedule"]
             patch = [f"patches:  in {self.skip_adapter}; the exported schedule has layers alone"]
         return [
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
             f" ({trial.candidate})",
-            f"speed:    {speedup_text(record)} over the full model",
+            f"speed:    {speedup_text(record)}, compared with the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
             f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
             f"goal:     {key}={wish:g} is {verdict(wish, value, low)}",
-            f"run:      {shlex.join(['ulskip', 'run', *self.run_overrides])}",
-            f"export:   {shlex.join(export)}",
+            f"run:      {command_line(self.config, 'run')}",
+            f"export:   {command_line(self.config, 'export', *options)}",
             *patch,
-            *(["slower:   the full model is at least as fast; use strategy=full"] * self.is_slower),
+            *([NO_GAIN] * (not is_faster(record))),
             *(f"warning:  {warning}" for warning in warnings([record])),
         ]
 

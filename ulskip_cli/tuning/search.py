@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import all_printable, append_line, read_jsonl
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
@@ -32,14 +32,17 @@ from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
+from ulskip_cli.experiments.sweep.estimate import duration
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
 from ulskip_cli.tuning.result import TuneResult, judge
 
 # Shares of the budget after which no further candidate or number of layers is tried.
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7
+TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
 MIN_SECONDS = 60.0  # for a training; with fewer seconds, adapter=auto trains nothing
@@ -47,6 +50,28 @@ ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them 
 PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
 Errors = tuple[type[Exception], ...]
 Value = TypeVar("Value")
+
+
+class OutOfTime(Exception):
+    """The share of the budget for a step has ended."""
+
+
+class TimedProgress(ProgressCallback):
+    """Forwards progress, and raises OutOfTime at the first report after the time has ended."""
+
+    def __init__(self, progress: ProgressCallback, is_over: Callable[[], bool]) -> None:
+        self._progress, self._is_over = progress, is_over
+
+    def phase(self, label: str, total: int) -> ReportProgress:
+        """Begin a phase whose reports check the time."""
+        report = self._progress.phase(label, total)
+
+        def checked(done: int, note: str = "") -> None:
+            report(done, note)
+            if self._is_over():
+                raise OutOfTime
+
+        return checked
 
 
 class StepLog:
@@ -107,13 +132,33 @@ class Tuning:
         """
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
+        self.progress.note(self._outlook())
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
+        answer = (chosen.record.wall_seconds or 0.0) / self.request.split.num_choice
+        num_final = self.request.split.num_final
+        self.progress.note(
+            f"final report on {num_final} examples: {duration(2 * num_final * answer)}, by the"
+            " answers so far"
+        )
         (record,) = self._measure([self.request.split.at_the_end(config)])
         minutes = self._log.minutes
         return TuneResult(self.request, chosen, record, tuple(self.trials), self.adapter, minutes)
+
+    def _outlook(self) -> str:
+        """Say for how long the steps may run."""
+        budget, steps = self.config.budget, list[str]()
+        if self.config.speedup:
+            steps.append(f"{TIMING_SHARE * budget:g} to time the layers")
+        steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate begins")
+        if self.config.adapter != "never":
+            steps.append("the others to train an adapter")
+        return (
+            f"budget={budget:g} minutes: {', '.join(steps)}; then the final report, however long it"
+            " takes"
+        )
 
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted
@@ -122,26 +167,42 @@ class Tuning:
         wanted = self.config.speedup or 1.0
         here = environment.machine()
         machine = f"{here['processor']}, {here['accelerator']}, {here['threads']} threads"
-        speedups = self._log.once(f"speedup by layers on {machine}", lambda: self.speedups(wanted))
+        step = f"speedup by layers on {machine} in {self.config.budget:g} minutes"
+        speedups = self._log.once(step, lambda: self.speedups(wanted))
         return self._best(self.request.candidates, num_kept_for(speedups, wanted))[0]
 
     def speedups(self, wanted: float) -> dict[str, float]:
         """Return the speedup at every number of layers, by a line fitted to timed depths and
-        corrected by timed pairs.
+        corrected by timed pairs. What the budget has no time for is left out; without a line, the
+        layers are assumed to take all of the time.
         """
-        config, session = self.request.candidates[0].config, self._session
+        # The layers of any strategy take the same time, and some strategies cannot be asked for it.
+        config = self.request.candidates[0].config.replace(strategy=preset("strategy", "unified"))
         asked = config.replace(ratio=wanted, ratio_basis="latency")
+        session, num_layers = self._session, self.request.num_layers
         workload, _ = session.encode(self._resolver.resolve(asked))
         loaded = session.load(config.model, config.seed)
-        fit, offset = session.fit_latency(asked, loaded, workload), 0.0
+        untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
+        fit, offset = untimed, 0.0
+        latest = self._log.minutes + TIMING_SHARE * self.config.budget
+        session.progress = TimedProgress(self.progress, lambda: self._log.minutes > latest)
         try:
+            fit = session.fit_latency(asked, loaded, workload)
             solution = session.solve_depth(asked, loaded, workload, rounds=1)
             offset = solution.offset if solution else 0.0
         except NotApplicable:  # out of reach: the line gives the nearest
             pass
+        except OutOfTime:
+            self.progress.note(
+                f"the layers are not timed further, because {TIMING_SHARE:.0%} of"
+                f" budget={self.config.budget:g} minutes are over; the number of layers is chosen"
+                f" {'without their times' if fit is untimed else 'by the first times'}"
+            )
+        finally:
+            session.progress = self.progress
         return {
             str(count): round(1 / (fit.share(count) + offset), 4)
-            for count in range(MIN_KEPT, self.request.num_layers)
+            for count in range(MIN_KEPT, num_layers)
         }
 
     def _good_enough(self) -> Chosen:
@@ -419,5 +480,5 @@ def adapted(chosen: Chosen, folder: str) -> Candidate:
 
 
 def _base(chosen: Chosen) -> TrainingConfig:
-    layers = str(list(chosen.trial.kept_layers)).replace(" ", "")
-    return compose_training(["train=adapter", "strategy=custom", f"strategy.layers={layers}"])
+    layers = preset("strategy", "custom", {"layers": chosen.trial.kept_layers})
+    return compose_training(["train=adapter"]).replace(strategy=layers)

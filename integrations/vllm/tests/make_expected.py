@@ -69,9 +69,8 @@ target.mkdir(parents=True, exist_ok=True)
 for name, overrides in MODELS.items():
     folder = target / name
     config = compose([f"model={name}", "model.dtype=float32"]).model
-    kept = export([f"model={name}", *overrides], None, ExportRequest(folder / "pair", check=False))[
-        "kept_layers"
-    ]
+    pair = compose([f"model={name}", *overrides], command="export --format hf")
+    kept = export(pair, ExportRequest(folder / "pair", check=False))["kept_layers"]
     model = load(config).model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "pair")
     prompts = prompts_of(name, tokenizer)
@@ -93,7 +92,8 @@ for name, overrides in MODELS.items():
         SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
         given = [f"model={name}", *overrides, "correction=adapter"]
         given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
-        export(given, None, ExportRequest(folder / "folded", check=False))
+        folded = compose(given, command="export --format hf")
+        export(folded, ExportRequest(folder / "folded", check=False))
         adapter = SkipAdapter.load(folder / "adapter")
         folded = adapter.view(model, tuple(kept))
         runs |= {"folded_kept": (folded, kept, "kept"), "folded_pair": (folded, kept, "all")}

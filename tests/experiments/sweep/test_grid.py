@@ -21,6 +21,9 @@ def grid(*overrides):
             [("unified", 2), ("unified", 3), ("top_skip", 2), ("top_skip", 3)],
         ),
         (["strategy=full,unified", "ratio=2,3"], [("full", 2), ("unified", 2), ("unified", 3)]),
+        (["ratio=3"], [("unified", 3)]),
+        (["limit=4", "name=x"], [("unified", 2)]),
+        (["strategy=top_skip"], [("top_skip", 2)]),
         (["ratio=range(2,5)"], [("unified", 2), ("unified", 3), ("unified", 4)]),
         (["strategy=glob(*_skip)"], [("bottom_skip", 2), ("top_skip", 2)]),
         (["experiment=reproduce", "strategy=unified", "ratio=4", "batch_size=1"], [("unified", 4)]),
@@ -57,10 +60,18 @@ def test_bad_points_are_refused_before_anything_runs(overrides, message):
         points(overrides)
 
 
-def test_the_default_grid_is_the_papers():
-    grid = points([])
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "reproduce"),
+        (["name=x"], "x"),
+        (["launcher=local", "launcher.workers=2", "tracker=none"], "reproduce"),
+    ],
+)
+def test_without_keys_of_points_the_grid_is_the_papers(overrides, name):
+    grid = points(overrides)
     # batch sizes, then full and three ratios of five strategies
-    assert len(grid) == 3 * (1 + 3 * 5) and {config.name for config in grid} == {"reproduce"}
+    assert len(grid) == 3 * (1 + 3 * 5) and {config.name for config in grid} == {name}
 
 
 def test_a_preset_stands_where_no_experiment_is_named():

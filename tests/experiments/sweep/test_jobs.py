@@ -122,6 +122,25 @@ def test_rows_of_other_machines_are_to_do_until_this_sweep_has_run_them(tmp_path
     assert states(sweep, jobs[:1]) == ["done"]
 
 
+def test_the_reason_is_told_why_a_point_with_a_row_is_to_do(jobs, folder):
+    first, second = jobs
+
+    def note(job, **options):
+        return Sweep(jobs, **options).describe(job)[1]
+
+    assert note(first) == note(second) == ""
+    folder.save(first.config, done(first, processor="another"), [])
+    assert note(first) == "again, because the stored row is of another processor, another"
+    folder.save(first.config, done(first), [])
+    assert note(first) == "" and "--force" in note(first, force=True)
+    line = json.dumps(done(second).to_row())
+    with folder.runs_path.open("a") as stream:
+        stream.write(line[: len(line) // 2] + "\n")
+    assert "damaged or cut off" in note(second)
+    folder.append(done(second).replace(num_examples=5))
+    assert "file of its answers is missing" in note(second)
+
+
 def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
     folder.save(jobs[0].config, done(jobs[0]), [])
     folder.save_generations(jobs[1].id, [])

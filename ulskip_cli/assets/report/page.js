@@ -145,6 +145,19 @@ function spread(grid) {
   grid.style.gridTemplateColumns = `repeat(${across}, minmax(0, ${across > 1 || most > 1 ? "560px" : "1fr"}))`;
 }
 
+// Tells above a table that it is wider than its box; page.css fades the edge that hides columns.
+function hint(box) {
+  const hidden = box.scrollWidth - box.clientWidth;
+  box.previousElementSibling.hidden = hidden < 2;
+  box.classList.toggle("beyond", hidden - box.scrollLeft >= 2);
+}
+
+// What depends on the width of the window.
+function fit() {
+  all(".cards, .answers").forEach(spread);
+  all(".scroll, .wide").forEach(hint);
+}
+
 function draw() {
   for (const control of all("input[name], select[name], button[name]")) {
     const now = state.get(control.name) || "";
@@ -155,7 +168,7 @@ function draw() {
   document.documentElement.dataset.theme = state.get("theme") || "";
   drawPoints();
   if (data.sets.length) drawReader();
-  all(".cards, .answers").forEach(spread);
+  fit();
 }
 
 function pressed(button) {
@@ -195,5 +208,6 @@ byId("reader")?.addEventListener("keydown", (event) => {
   step(by);
   draw();
 });
-addEventListener("resize", () => all(".cards, .answers").forEach(spread));
+all(".scroll, .wide").forEach((box) => box.addEventListener("scroll", () => hint(box)));
+addEventListener("resize", fit);
 draw();

@@ -35,16 +35,15 @@ def unsupported_reason() -> str | None:
     """
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
-    if is_loaded():
-        return None
-    return build_failure() if _compiler() else "no C++ compiler"
+    return None if is_loaded() else build_failure()
 
 
 def build_failure() -> str | None:
-    """Return the reason why this process failed to build or load the kernels, or None if it did not
-    fail.
+    """Return the reason why this process cannot build the kernels or failed to build or load them,
+    or None.
     """
-    return _failures.get(shlex.join(_compiler()))
+    compiler = _compiler()
+    return _failures.get(shlex.join(compiler)) if compiler else "no C++ compiler"
 
 
 def is_loaded() -> bool:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
+# keys that say where results go or how a sweep runs; with these alone it has the default grid
+_NOT_OF_POINTS = ("name", "results_dir", "launcher", "tracker", "tracker_options")
 # keys of the grid's model that hold for other models too
 _PLACEMENT = ("model.dtype", "model.device", "model.device_map")
 
@@ -43,9 +45,9 @@ def points(
     then their alternatives.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
-    they name no experiment, `preset` is used. Without a preset, the default experiment is used if
-    every override has a single value. `note` receives a line for each reason why alternatives are
-    left out.
+    they name no experiment, `preset` is used. Without a preset, the grid has the named values
+    alone, or is that of the default experiment if no key of a point is named. `note` receives a
+    line for each reason why alternatives are left out.
     """
     composed: list[Config] = []
     left_out: dict[str, set[str]] = {}  # alternatives by reason
@@ -93,10 +95,9 @@ def _by_experiment(
         return [[*overrides[:at], name, *overrides[at + 1 :]] for name in names]
     if preset is not None:
         return [[f"experiment={preset}", *overrides]]
-    if any(override.is_sweep_override() for override in parsed):
+    if any(key.partition(".")[0] not in _NOT_OF_POINTS for key in keys):
         return [list(overrides)]
-    same = {*keys} <= {"name", "results_dir"}  # other overrides change the experiment
-    return [[f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]]
+    return [[f"experiment={DEFAULT_EXPERIMENT}", *overrides]]
 
 
 def _grid(

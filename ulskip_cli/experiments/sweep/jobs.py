@@ -5,17 +5,17 @@ and their run, in this process or by workers that a launcher starts. Imports no 
 import gc
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core import interruption
+from ulskip_cli.core import environment, interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
+from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver, fit_into_memory
 from ulskip_cli.experiments.record import (
     DONE,
     FAILED,
@@ -46,6 +46,8 @@ class Job:
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
+    # of a benchmark: the points that are timed in the same rounds; the first is the reference
+    rounds: tuple[ResolvedPoint, ...] = ()
 
     @property
     def baseline(self) -> str | None:
@@ -70,9 +72,11 @@ def failure_reason(error: BaseException) -> str:
     return text if expected else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> list[Job]:
-    """Resolve the points of a sweep into jobs, in running order; raise UsageError if every point is
-    refused.
+def make_jobs(
+    configs: Sequence[Config], resolver: Resolver | None = None, command: str = "run"
+) -> list[Job]:
+    """Resolve the points of a sweep or a benchmark into jobs, in running order; raise UsageError if
+    every point is refused.
 
     Points of one model follow each other, so that its weights are loaded once, and a baseline comes
     before its points.
@@ -85,10 +89,10 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
     for config in sorted(configs, key=lambda config: models.index(str(config.model))):
         label = _label(config, varied)
         try:
-            point = resolver.resolve(config)
+            point = resolver.resolve(config, command)
             job = Job(config, point.run_id, label, point)
         except UsageError as error:
-            job = Job(config, config.identity(), label, refused=error)
+            job = Job(config, config.identity(command), label, refused=error)
         if job.point and (full := job.point.baseline):
             baseline = Job(
                 full.config, full.run_id, _label(full.config, varied), full, requested=False
@@ -98,7 +102,28 @@ def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> li
     refused = [job.refused for job in jobs.values() if job.requested]
     if first := all(refused) and refused[0]:
         raise first
-    return list(jobs.values())
+    return _in_rounds(jobs.values()) if command == "bench" else list(jobs.values())
+
+
+def _in_rounds(jobs: Iterable[Job]) -> list[Job]:
+    """Give the jobs of a benchmark the points that are timed in the same rounds, because the speed
+    of a machine changes within minutes.
+
+    These are the points that differ only in the engine; if memory cannot hold all, each is timed
+    with the first one.
+    """
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        others = {key: value for key, value in job.config if key != "engine"}
+        groups.setdefault(str(others), []).append(job)
+    timed = []
+    for group in groups.values():
+        points = tuple(job.point for job in group if job.point)
+        fits = fit_into_memory(points)
+        for job in group:
+            beside = points if fits or job.point is points[0] else (points[0], job.point)
+            timed.append(replace(job, rounds=tuple(filter(None, beside)) if job.point else ()))
+    return timed
 
 
 def _label(config: Config, varied: Sequence[Key]) -> str:
@@ -145,6 +170,17 @@ class SweepObserver(ProgressCallback):
         """Handle the record of a job; `is_new` is False if it was finished before the sweep."""
 
 
+def _made_elsewhere(record: Record) -> str:
+    """Say how the machine of a row differs from this one, e.g. `of another processor, X`."""
+    where = record.environment
+    if where is None:
+        return "of an unknown machine"
+    if where.processor != environment.processor():
+        return f"of another processor, {where.processor}"
+    device = where.accelerator or "no accelerator"
+    return f"of another setting of this machine: {where.threads} threads, {device}"
+
+
 @dataclass
 class Sweep:
     """The jobs of a results folder: their states by the stored rows, and their run. Without an
@@ -158,7 +194,8 @@ class Sweep:
     fail_fast: bool = False  # stop at the first failure
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
-    # words of the command line that workers run; None: this process runs the jobs
+    # words of the command line that workers run; none: this process runs the jobs; None: and does
+    # not say how to repeat them
     words: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +221,10 @@ class Sweep:
         self.update(is_new=False)
         if self.words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
-        if self._launcher.name == "inline" or is_worker or self.words is None:
+        for job in self.to_do if self.words is not None and not self.force else ():
+            if reason := self.why_again(job):
+                observer.note(f"{job.label}: {reason}")
+        if self._launcher.name == "inline" or is_worker or not self.words:
             self._run_here(observer)
         elif unfinished := self.to_do:
             command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
@@ -229,8 +269,8 @@ class Sweep:
         return newest if counts and not newest.is_done else None
 
     def describe(self, job: Job) -> tuple[str, str]:
-        """Return `done`, `n/a`, `failed` or `to do`, and the reason or the progress; a refused job
-        counts as settled.
+        """Return `done`, `n/a`, `failed` or `to do`, and the reason, also of doing it again, or the
+        progress; a refused job counts as settled.
         """
         settled = self.record(job)
         if settled and settled.is_done:
@@ -240,9 +280,22 @@ class Sweep:
             return record.status, record.reason or ""
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
-        for _, newest in self._records.get(job.id, [])[-1:]:
-            notes += [f"failed before: {newest.reason}"] if newest.status == FAILED else []
-        return TO_DO, "; ".join(notes)
+        return TO_DO, "; ".join(filter(None, [*notes, self.why_again(job)]))
+
+    def why_again(self, job: Job) -> str:
+        """Return the reason why a job that has a row is still to do; empty without a row."""
+        records = [record for _, record in self._records.get(job.id, [])]
+        if records and records[-1].status == FAILED:
+            return f"failed before: {records[-1].reason}"
+        stored = [record for record in records if self.folder.is_complete(record)]
+        if stored and self.force:
+            return "again, because of --force"
+        if stored:
+            return f"again, because the stored row is {_made_elsewhere(stored[-1])}"
+        if any(record.is_done for record in records):
+            return "again, because the file of its answers is missing"
+        is_damaged = self.folder.is_damaged(job.id)
+        return "again, because its line in runs.jsonl is damaged or cut off" if is_damaged else ""
 
     def _counts(self, record: Record) -> bool:
         """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
@@ -295,10 +348,12 @@ class Sweep:
                     return
                 if job.baseline and job.baseline not in self._settled:
                     continue
-                with folder.claim(job.id) as is_claimed:
+                # Points that are timed in the same rounds are one job.
+                together = [other for other in self.jobs if other.rounds == job.rounds != ()]
+                with folder.claim((together or [job])[0].id) as is_claimed:
                     self.update()
                     if is_claimed and job.id not in self._settled:
-                        self._run_job(job, session)
+                        self._run_job(job, together, session)
                         self.update()
             left = [job for job in order if job.id not in self._settled]
             if len(left) == len(order):
@@ -306,9 +361,9 @@ class Sweep:
                 self.update()
             order = left
 
-    def _run_job(self, job: Job, session: "Session") -> None:
-        """Run a job; store a failure as its record, with the traceback in a file."""
-        from ulskip_cli.experiments import runner
+    def _run_job(self, job: Job, together: Sequence[Job], session: "Session") -> None:
+        """Run a job, with the jobs that are timed in the same rounds; store failures as records."""
+        from ulskip_cli.experiments import benchmark, runner
         from ulskip_cli.inference.batching import release
 
         interruption.check()
@@ -322,19 +377,27 @@ class Sweep:
             if job.refused:
                 raise job.refused
             assert job.point
-            runner.run_point(job.point, session, baseline)
-            return
+            if not job.rounds:
+                runner.run_point(job.point, session, baseline)
+                return
+            wanted = {other.id: other for other in together}
+            failed = benchmark.run_in_rounds(job.rounds, wanted, session)
+            for run_id, error in failed.items():
+                self._store_failure(wanted[run_id], error)
         except StorageError:
             raise
         except Exception as error:
-            folder = self.folder
-            finished_at = datetime.now(UTC).isoformat(timespec="seconds")
-            record = job.failure_record(error).replace(finished_at=finished_at)
-            if not isinstance(error, NotApplicable):
-                log = folder.path / "logs" / f"{job.id}.log"
-                details = "".join(traceback.format_exception(error))
-                write_atomic(log, f"{finished_at} {job.label}\n{details}")
-                record = record.replace(log=str(log.relative_to(folder.path)))
-            folder.append(record)
+            self._store_failure(job, error)
         gc.collect()  # outside the handler, because the traceback may hold memory
         release()
+
+    def _store_failure(self, job: Job, error: Exception) -> None:
+        """Store the record of a failed job, with the traceback in a file."""
+        folder, finished_at = self.folder, datetime.now(UTC).isoformat(timespec="seconds")
+        record = job.failure_record(error).replace(finished_at=finished_at)
+        if not isinstance(error, NotApplicable):
+            log = folder.path / "logs" / f"{job.id}.log"
+            details = "".join(traceback.format_exception(error))
+            write_atomic(log, f"{finished_at} {job.label}\n{details}")
+            record = record.replace(log=str(log.relative_to(folder.path)))
+        folder.append(record)

@@ -69,10 +69,12 @@ METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
 # metric.
 DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
+# The score of prompts without references.
+AGREEMENT = RowKey("agreement", "agreement", number_format=".1%")
 # By the key of a row, in the order of tables: the metric, and how reports show the number.
 METRIC_OF = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
 ROW_KEYS = {row_key.key: row_key for spec in _REGISTRY for row_key in spec.row_keys}
-ROW_KEYS[DECODE_LOSS.key] = DECODE_LOSS
+ROW_KEYS |= {DECODE_LOSS.key: DECODE_LOSS, AGREEMENT.key: AGREEMENT}
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:

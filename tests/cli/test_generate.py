@@ -1,0 +1,166 @@
+"""`ulskip generate`: both answers, their speeds, and the first difference."""
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from ulskip_cli.cli import generate as command
+from ulskip_cli.core.config import compose_prompts
+
+FEW = ["decoding.max_new_tokens=4"]
+
+
+@pytest.fixture
+def model(model_folder):
+    return [f"model.path={model_folder}", "model.dtype=float32", *FEW]
+
+
+def test_a_pipe_gets_both_answers_as_plain_text(ulskip, model):
+    code, out, err = ulskip("generate", "the cat = the mat?", "ratio=2", *model)
+    assert code == 0, err
+    note, full, kept, summary = out.strip().split("\n\n")
+    assert note.endswith("prompt as given")
+    assert full.startswith("full model, 6 layers:\n")
+    assert kept.startswith("unified, 3 of 6 layers:\n")
+    assert summary.startswith("full model ") and summary.count("tok/s") == 2
+    assert "\x1b" not in out
+
+
+def test_the_bundled_translator_gets_its_prompt(ulskip):
+    code, out, err = ulskip("generate", "Ich habe Hunger.", "ratio=2")
+    assert code == 0, err
+    assert "Ich habe Hunger. Translate German to English:" in out
+    assert out.count("I'm hungry.") == 2 and "the answers are equal" in out
+
+
+def test_json_is_the_last_line(ulskip, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+    out = ulskip("generate", "-", "ratio=3", "strategy=top_skip", "--json", *model)[1]
+    told = json.loads(out.splitlines()[-1])
+    assert (told["prompt"], told["kept_layers"], told["layers"]) == (
+        "the cat",
+        [0, 1],
+        "2 of 6 layers",
+    )
+    for side in (told["full"], told["kept"]):
+        assert side["num_tokens"] == len(side["token_ids"]) > 0
+        assert side["tokens_per_second"] is None or side["tokens_per_second"] > 0
+    ids = [told[side]["token_ids"] for side in ("full", "kept")]
+    at = told["first_difference"]["token"]
+    assert ids[0][:at] == ids[1][:at] and ids[0][at:] != ids[1][at:]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["engine=transformers"],
+        ["decoding=self_speculative"],
+        ["decoding=prompt_lookup", "strategy=full"],
+        ["decoding=sample"],
+        ["strategy=early_exit", "strategy.threshold=0.5"],
+        ["strategy=full"],
+        ["engine=llama_cpp", "ratio=1"],
+        ["engine=openvino"],
+        ["task=wmt", "correction=patch", "calibration.examples=2"],
+    ],
+    ids=" ".join,
+)
+def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
+    if "engine=llama_cpp" in words:
+        pytest.importorskip("llama_cpp")
+    if "engine=openvino" in words:
+        pytest.importorskip("openvino")
+    code, out, err = ulskip("generate", "the cat", f"results_dir={tmp_path}", *words, *model)
+    assert code == 0, err
+    assert "\nfull model, 6 layers:\n" in out and "tok/s" in out.splitlines()[-1]
+    assert not list(tmp_path.glob("*/runs.jsonl"))  # no row is stored
+
+
+def test_drafts_do_not_change_the_answer(ulskip, model):
+    words = ["decoding=self_speculative", "--json"]
+    told = json.loads(ulskip("generate", "the cat", *words, *model)[1].splitlines()[-1])
+    assert told["first_difference"] is None and "drafts" in told["strategy"]
+
+
+def test_prompts_of_a_file_are_answered_one_after_another(ulskip, model, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("the cat\n\nder Hund\n")
+    words = ["task=jsonl", f"task.file={file}", "ratio=2", *model]
+    out = ulskip("generate", *words)[1]
+    assert out.index("\nthe cat\n") < out.index("\nder Hund\n")
+    rows = json.loads(ulskip("generate", *words, "--json")[1].splitlines()[-1])["rows"]
+    assert [row["prompt"] for row in rows] == ["the cat", "der Hund"]
+
+
+def test_a_terminal_of_80_columns_shows_the_answers_side_by_side():
+    console = Console(width=80, file=io.StringIO())
+    texts = ["one two three " * 9, "one two four " * 9]
+    heads = ["full model, 30 layers", "unified + full patch, 15 of 30 layers"]
+    console.print(command._columns(heads, texts, same=8))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == " ".join(heads).split()
+    assert "three" in lines[1][:40] and "four" in lines[1][40:]
+
+
+def test_a_terminal_keeps_the_answers_and_the_summary(ulskip, model, monkeypatch):
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    monkeypatch.setattr(command, "make_console", lambda: console)
+    words = ["strategy=early_exit", "strategy.threshold=0.5", *model]
+    assert ulskip("generate", "the cat", *words)[0] == 0
+    shown = console.file.getvalue()
+    assert "full model, 6 layers" in shown and "early_exit" in shown
+    assert "of 6 layers" in " ".join(shown.split()[-20:])
+
+
+def test_tokens_are_shown_while_they_are_generated(model_folder, model):
+    from ulskip_cli.experiments.comparison import PromptComparer
+    from ulskip_cli.experiments.preflight import resolve_prompts
+    from ulskip_cli.experiments.runner import Session
+
+    shown: dict[int, list[str]] = {0: [], 1: []}
+    for decoding in ("greedy", "self_speculative"):
+        config = compose_prompts([*model, f"decoding={decoding}", "decoding.max_new_tokens=24"])
+        comparer = PromptComparer(resolve_prompts(config, "the cat"), Session())
+        comparison = comparer.compare(0, lambda side, text: shown[side].append(text))
+        for side, answer in enumerate((comparison.full, comparison.kept)):
+            assert shown[side][-1] == answer.text
+            assert all(answer.text.startswith(text.rstrip("�")) for text in shown[side])
+            shown[side].clear()
+
+
+def test_the_task_of_a_prompt_follows_from_the_model(model_folder):
+    assert compose_prompts([]).task.name == "wmt"
+    assert compose_prompts([f"model.path={model_folder}"]).task.name == "jsonl"
+    assert compose_prompts([f"model.path={model_folder}", "task.pair=en-de"]).task.name == "wmt"
+    assert compose_prompts(["model=smollm2-135m"]).model.name == "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "expected a prompt as the first word, got none"),
+        (["ratio=2"], "expected a prompt as the first word, got 'ratio=2'"),
+        (["Ich", "habe", "ratio=2"], "put the prompt in quotes"),
+        ([" "], "empty text"),
+        (["a", "ratio=99"], "ratio=99"),
+        (["a", "model=random"], "random weights"),
+        (["a", "baseline_engine=torch", "engine=transformers"], "baseline in another engine"),
+        (["a", "model=smollm2-135m", "correction=patch"], "correction.path=FOLDER"),
+        (["a", "model=smollm2-135m", "strategy=search"], "strategy.KEY=VALUE"),
+        (["a", "decoding.max_new_tokens=600"], "context"),
+    ],
+)
+def test_bad_requests_are_one_line(ulskip, words, named):
+    code, out, err = ulskip("generate", *words)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert named in err
+
+
+def test_standard_input_that_is_no_text_is_refused(ulskip, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
+    code, _, err = ulskip("generate", "-")
+    assert (code, "standard input" in err) == (2, True)

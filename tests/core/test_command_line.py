@@ -1,0 +1,64 @@
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.core.command_line import command_line, overrides_of
+from ulskip_cli.core.config import compose, compose_training
+
+CASES = [
+    [],
+    ["task=cnn_dm"],
+    ["task=cnn_dm", "model=tiny", "task.max_article_words=9"],
+    ["model.path='/some/where else'"],
+    ["model=random", "model.path=llama-12x256"],
+    ["strategy=custom", "strategy.layers=[0,5]"],
+    ["engine=llama_cpp_q8_0"],
+    ["decoding=beam", "decoding.max_new_tokens=9", "decoding.stop=['a b','x']"],
+    ["decoding=self_speculative", "batch_size=1", "decoding.draft=both"],
+    ["correction=patch", "calibration.task={source_file: a.de, reference_file: b}"],
+    ["speed.enabled=false", "baseline=false", "prompt_layers=kept"],
+    ["task.templates.plain.prompt='{source}: \\n'"],
+]
+
+
+@pytest.mark.parametrize("overrides", CASES, ids=str)
+def test_the_overrides_of_a_configuration_compose_it_again(overrides):
+    config = compose(overrides)
+    again = overrides_of(config, "run")
+    assert compose(again) == config
+    words = shlex.split(command_line(config, "run", "--json"))
+    assert words == ["ulskip", "run", *again, "--json"]
+
+
+@given(
+    prompt=st.text(st.characters(exclude_categories=["C"]), max_size=12),
+    temperature=st.floats(0.1, 6),
+    seed=st.integers(0, 2**40),
+    layers=st.sets(st.integers(0, 11), min_size=1),
+)
+def test_any_value_is_written_so_that_it_is_read_again(prompt, temperature, seed, layers):
+    config = compose(["strategy=custom", "strategy.layers=[0]", "batch_size=1"])
+    config = config.replace(
+        seed=seed,
+        decoding=config.decoding.replace(do_sample=True, temperature=temperature),
+        task=config.task.replace(prompt=f"{prompt}{{source}}", subset=prompt),
+        strategy=config.strategy.replace(layers=tuple(sorted(layers))),
+    )
+    assert compose(overrides_of(config, "run")) == config
+
+
+def test_keys_that_a_command_does_not_read_are_left_out():
+    config = compose(["ratio=3", "speed.pairs=3", "limit=5", "strategy=top_skip"])
+    assert set(overrides_of(config, "bench")) == {
+        *["model=tiny", "strategy=top_skip", "speed.pairs=3", "ratio=3"]
+    }
+    named = {"model=tiny", "task=wmt"}
+    assert set(overrides_of(config, "plan")) == {*named, "strategy=top_skip", "ratio=3"}
+
+
+def test_a_training_is_a_command_line_too():
+    config = compose_training(["train=adapter", "train.ratios=[3]", "output=x"])
+    again = overrides_of(config, "train")
+    assert compose_training(again) == config and "train=adapter" in again

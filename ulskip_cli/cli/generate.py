@@ -1,0 +1,146 @@
+"""The command `ulskip generate`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, complete_override
+from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import printable, printable_lines
+
+if TYPE_CHECKING:
+    from ulskip_cli.core.answer import Comparison
+    from ulskip_cli.experiments.comparison import PromptComparer
+
+EXAMPLE = "e.g. ulskip generate 'Ich habe Hunger.' ratio=2"
+
+
+def generate(
+    overrides: Annotated[
+        list[str],
+        typer.Argument(
+            default_factory=list,
+            metavar="PROMPT [KEY=VALUE]...",
+            help="The prompt, or - for standard input; then key=value, e.g. ratio=2.0. Without a"
+            " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt.",
+            show_default=False,
+            autocompletion=complete_override,
+        ),
+    ],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Answer a prompt with the full model and with the kept layers, side by side, with the speed of
+    each; nothing is stored, except calibrations.
+
+    Example: ulskip generate 'Ich habe Hunger.' ratio=2
+    """
+    from ulskip_cli.core import config
+
+    prompt, overrides = _split(overrides)
+    chosen = config.compose_prompts(overrides, config_dir)
+    if print_config:
+        print_yaml(chosen)
+        return
+    from ulskip_cli.experiments.preflight import resolve_prompts
+
+    # Before slower imports, so that usage errors answer at once.
+    point = resolve_prompts(chosen, _standard_input() if prompt == "-" else prompt)
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.comparison import PromptComparer
+    from ulskip_cli.experiments.runner import Session
+
+    with ProgressBars() as bars:
+        comparer = PromptComparer(point, Session(bars))
+    count = len(comparer.workload.examples)
+    comparisons = [_compared(comparer, index, as_json, count > 1) for index in range(count)]
+    if as_json:
+        values = [comparison.as_dict() for comparison in comparisons]
+        print(json.dumps(values[0] if count == 1 else {"rows": values}, ensure_ascii=False))
+
+
+def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Separate the prompt, which is the first word unless that is a key with a value, from the
+    overrides.
+    """
+    from ulskip_cli.core.config_schema import Config
+
+    first, *others = words or [""]
+    key = first.lstrip("+").partition("=")[0].partition(".")[0]
+    is_word = len(first.split()) == 1
+    is_override = is_word and "=" in first and key in (*Config.model_fields, "experiment")
+    if not first or (is_override and not any(word.startswith("task") for word in words)):
+        got = f"'{first[:80]}'" if first else "none"
+        raise UsageError(
+            f"expected a prompt as the first word, got {got}; {EXAMPLE}, or name a task whose"
+            " prompts are answered"
+        )
+    if is_override:
+        return None, [first, *others]
+    loose = [word for word in others if "=" not in word]
+    if loose:
+        raise UsageError(
+            f"expected key=value after the prompt, got '{loose[0][:80]}'; put the prompt in quotes,"
+            f" {EXAMPLE}"
+        )
+    return first, others
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read standard input as text ({error})") from None
+
+
+def _compared(
+    comparer: "PromptComparer", index: int, as_json: bool, is_one_of_many: bool
+) -> "Comparison":
+    """Compare the answers to one prompt, and show them unless they are printed as JSON."""
+    if as_json:
+        return comparer.compare(index)
+    console, heads = make_console(), comparer.heads
+    if not index:
+        console.print(printable(comparer.prompt_note), style="dim")
+    if is_one_of_many:
+        console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
+    if not console.is_terminal:
+        comparison = comparer.compare(index)
+        for head, side in zip(heads, (comparison.full, comparison.kept), strict=True):
+            console.print(f"\n{head}:\n{printable_lines(side.text.strip())}")
+    else:
+        console.print()
+        texts = ["", ""]
+        # Without a thread that draws, which would take time from the measured steps.
+        with Live(console=console, auto_refresh=False) as live:
+
+            def show(side: int, text: str) -> None:
+                texts[side] = text
+                live.update(_columns(heads, texts), refresh=True)
+
+            comparison = comparer.compare(index, show)
+            at = comparison.first_difference
+            live.update(_columns(heads, texts, at and at[1]), refresh=True)
+    console.print(f"\n{comparison.summary()}", soft_wrap=False)
+    return comparison
+
+
+def _columns(heads: Sequence[str], texts: Sequence[str], same: int | None = None) -> Table:
+    """Return two texts in columns; what follows their first `same` characters is yellow."""
+    table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
+    for head in heads:
+        table.add_column(Text(head), ratio=1)
+    cells = [Text(printable_lines(text[:same].lstrip())) for text in texts]
+    if same is not None:
+        for cell, text in zip(cells, texts, strict=True):
+            cell.append(printable_lines(text[same:]), "yellow")
+    table.add_row(*cells)
+    return table

@@ -1,0 +1,92 @@
+"""The generated answer to a prompt, and the answers of the full model and of the kept layers to one
+prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from ulskip_cli.core.files import Table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The generated answer to one prompt. Equal answers may have taken different times."""
+
+    text: str
+    """The decoded answer without special tokens."""
+    token_ids: list[int]
+    """Token ids up to and including the first EOS token."""
+    hit_limit: bool
+    """True if `max_new_tokens` ended the answer."""
+    prefill_seconds: float = field(default=0.0, compare=False)
+    """Seconds of encoding the prompts of the answer's batch."""
+    decode_seconds: float = field(default=0.0, compare=False)
+    """Seconds of decoding the answer's batch, after the first token."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first per second of decoding; None if there is only one."""
+        count = len(self.token_ids) - 1
+        return count / self.decode_seconds if count > 0 and self.decode_seconds else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answers of the full model and of the kept layers to one prompt."""
+
+    prompt: str
+    """The prompt without a template."""
+    model: str
+    """The model."""
+    strategy: str
+    """The strategy, with its correction or drafts."""
+    layers: str
+    """The layers of a decode step, e.g. `6 of 12 layers`."""
+    kept_layers: tuple[int, ...]
+    """The layers of the first decode steps."""
+    full: Answer
+    """The answer of the full model."""
+    kept: Answer
+    """The answer of the kept layers, or with drafts."""
+
+    @property
+    def first_difference(self) -> tuple[int, int] | None:
+        """The positions of the first token and of the first character that differ, counted from 0;
+        None if the answers are equal.
+        """
+        full, kept = self.full, self.kept
+        if full.token_ids == kept.token_ids:
+            return None
+        return _num_equal(full.token_ids, kept.token_ids), _num_equal(full.text, kept.text)
+
+    def summary(self) -> str:
+        """Return speeds and first difference in one line. It names no speedup, because one pair of
+        answers has no interval.
+        """
+        at = self.first_difference
+        differ = f"the answers differ from token {at[0] + 1} on" if at else "the answers are equal"
+        sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
+        speeds = [f"{name} {_speed_text(side)}".strip() for name, side in sides.items()]
+        return "; ".join([*speeds, differ])
+
+    def as_dict(self) -> Table:
+        """Return all values, JSON-ready."""
+        values, at = asdict(self), self.first_difference
+        for name, side in (("full", self.full), ("kept", self.kept)):
+            rate, count = side.tokens_per_second, len(side.token_ids)
+            values[name] |= {"num_tokens": count, "tokens_per_second": rate}
+        values["first_difference"] = at and {"token": at[0], "character": at[1]}
+        return values
+
+
+def _speed_text(answer: Answer) -> str:
+    rate = answer.tokens_per_second
+    if rate is None:
+        return ""
+    return f"{rate:.1f} tok/s" if rate < 10 else f"{rate:,.0f} tok/s"
+
+
+def _num_equal(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return the length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
