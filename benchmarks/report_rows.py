@@ -35,11 +35,9 @@ def main() -> None:
                     for key in ("id", "baseline_id")
                     if row.get(key)
                 }
-                config = {**row["config"], "seed": seed}
-                file.write(
-                    json.dumps({**row, **ids, "model": model, "seed": seed, "config": config})
-                    + "\n"
-                )
+                named = {**row["config"]["model"], "name": model}
+                config = {**row["config"], "model": named, "seed": seed}
+                file.write(json.dumps({**row, **ids, "config": config}) + "\n")
         for options in ([], ["--no-plots"], ["--html"]):
             began = time.perf_counter()
             command = [sys.executable, "-m", "ulskip_cli", "report", folder, *options]

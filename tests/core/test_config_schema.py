@@ -22,7 +22,9 @@ from ulskip_cli.core.config_reference import (
 from ulskip_cli.core.errors import UsageError
 
 COMPOSE = {
-    **dict.fromkeys(("run", "sweep", "bench", "plan", "export", "lm-eval"), compose_unvalidated),
+    **dict.fromkeys(
+        ("run", "sweep", "generate", "bench", "plan", "export", "lm-eval"), compose_unvalidated
+    ),
     "tune": lambda overrides, folder, command: compose_tuning(["speedup=2", *overrides], folder),
     "train": lambda overrides, folder, command: compose_training(overrides, folder),
 }

@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from ulskip_cli.core.config import StoredConfig, compose
+from ulskip_cli.experiments.record import Point, Record, read
+from ulskip_cli.report.rows import grouped
+
 MODULE = '''
 from typing import Literal
 
@@ -59,3 +63,21 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     assert row["calibration"]["options"]["last"] in (4, 5)
     assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
     assert row["config"]["strategy"]["side"] == "right"
+
+
+def test_rows_of_different_options_are_never_taken_for_one_another(folder):
+    options = {side: ["strategy=loudest", f"strategy.side={side}"] for side in ("left", "right")}
+    configs = {side: compose(words, folder) for side, words in options.items()}
+    configs["given"] = compose([*options["left"], "strategy.last=5"], folder)
+    records = [Record.joined(Point.of(config, name)) for name, config in configs.items()]
+    stored = [read(json.dumps(record.to_row())) for record in records]
+    assert stored == records
+    assert [record.identity for record in stored] == [
+        config.identity() for config in configs.values()
+    ]
+    assert len({record.identity for record in stored}) == 3
+    (group,) = grouped(stored)
+    assert len({group.approach(record) for record in stored}) == 3
+    again = compose(["strategy=loudest"], folder)  # its preset sets the side
+    assert again.identity() == configs["right"].identity()
+    assert StoredConfig.of(again) == StoredConfig.of(configs["right"])

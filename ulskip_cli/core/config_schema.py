@@ -2,6 +2,7 @@
 and bounds.
 """
 
+import functools
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator
@@ -51,7 +52,7 @@ class DecodingConfig(Options):
         64,
         "maximum length of an answer in tokens, by default that of the task",
         ge=1,
-        used_by=f"{_POINT} tune plan lm-eval",
+        used_by=f"{_ANSWERS} tune plan lm-eval",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "off"] = option(
@@ -213,6 +214,7 @@ class Shared(Options):
         return sorted(frozenset.intersection(*declared)) if declared else []
 
     @classmethod
+    @functools.lru_cache(maxsize=4096)
     def _uses(cls, key: str) -> list[Use]:
         """Return the uses of the sections of a key and of the key. The options of a choice, whose
         class the configuration decides, have the use of their section.
