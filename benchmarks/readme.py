@@ -2,8 +2,9 @@
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
 columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
-section: BEGINNING | columns: ...` takes the table of the section whose heading begins so, and `rows:
-A, B, ...` the rows whose first two cells are these words. The block ends with `<!-- end -->`.
+section: BEGINNING | columns: ...` takes the table of the section whose heading begins so, and
+`rows: A, B, ...` the rows whose first two cells are these words. The block ends with
+`<!-- end -->`.
 """
 
 import re

@@ -1,24 +1,25 @@
 """Run the commands of the README, and compare the tables of README and docs/ with their files."""
 
-import json
 import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
+import opening
 import pytest
 import readme
 
 from ulskip_cli.cli.app import invoke
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report.rows import read_records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-FIRST, MORE = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
-    for line in (FIRST + MORE).splitlines()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
     if line.startswith("ulskip ")
 ]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
@@ -65,18 +66,9 @@ def test_what_the_first_command_prints_is_what_the_stored_run_has():
     assert f"> {sentence(record)}\n" in README
 
 
-def test_the_quoted_answers_are_stored_ones():
-    (row,) = [
-        row
-        for row in read_records([ROOT / "results/reproduce"])
-        if (row.strategy, row.target_speedup, row.batch_size) == ("unified", 2, 8)
-    ]
-    stored = (ROOT / f"results/reproduce/generations/{row.id}.jsonl").read_text("utf-8")
-    examples = map(json.loads, stored.splitlines())
-    answers = {example["source"]: example["hypothesis"] for example in examples}
-    quoted = re.findall(r"^\| (\w.*\.) \| .*\. \| (.*\.) \|$", README, re.MULTILINE)
-    assert len(quoted) == 2
-    assert all(answers[source] == hypothesis for source, hypothesis in quoted)
+def test_the_opening_table_is_made_from_stored_rows_and_answers():
+    folder = ROOT / "results/reproduce"
+    assert (folder / "opening.md").read_text("utf-8") == opening.opening(ResultsFolder(folder))
 
 
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)

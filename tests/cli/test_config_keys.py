@@ -64,7 +64,6 @@ def test_every_command_prints_its_configuration(ulskip, command):
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("run", "sweep")])
 def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulskip, command):
-    prompt = ["a"] * (command == "generate")
     key = "train.epochs=2" if command != "train" else "ratio=2"
     for text in ("baseline=false", key):
         prompt = ["a"] * (command == "generate")
