@@ -14,7 +14,7 @@ from typing import TypeVar
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.record import MISSING, Record, read
+from ulskip_cli.experiments.record import DETECTED, MISSING, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import (
     NAMES,
@@ -206,7 +206,8 @@ def setting_text(record: Record, key: Key) -> str:
     """Return the value of a setting as words, or a dash if the record has none or did not use
     it.
     """
-    value = settings(record).get(key)
+    # An engine that agrees with all others, e.g. that of drafts, is shown too.
+    value = record.value(key.name) if key.name in DETECTED else settings(record).get(key)
     return MISSING if value in (None, {}, ()) else words(value)
 
 

@@ -42,6 +42,7 @@ FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
+DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for"
     " each comparison, not corrected for the number of comparisons)."
@@ -195,7 +196,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
         if key.part in LINES[:2]
     ]
     others = differences(all_settings(records), but=[*LINES[:3], "folder"])
-    keys = list(dict.fromkeys([*options, *others]))
+    keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
     return [setting(key, 0 if key.name in NAMES else len(keys) - i) for i, key in enumerate(keys)]
 
 
