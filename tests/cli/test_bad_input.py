@@ -20,7 +20,7 @@ BAD = [
     *("run model=random task.metrics=[blue]", "run model=random task.dataset=some/dataset"),
     "run model=random strategy=custom strategy.layers=[0,99]",
     "run model=random results_dir=",
-    *("plan model=random ratio=0.5"),
+    "plan model=random ratio=0.5",
     *("plan model=random strategy.patch=full", "plan --config-dir nowhere"),
     *(f"plan model.path={'a' * 300}", "plan model.path='~nouser/x'", "score nowhere"),
     *("sweep ratio=2,x", "sweep ratio=range(1,3,0) --dry-run"),
