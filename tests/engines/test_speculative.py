@@ -344,3 +344,18 @@ def proposed(size, ids):
 )
 def test_the_last_tokens_are_looked_up_and_short_matches_draft_few(ids, drafts):
     assert tuple(proposed(size, ids) for size in (3, 2, 1)) == drafts
+
+
+def test_what_one_batch_learned_changes_nothing_in_the_next(model, monkeypatch):
+    """Draft lengths are learned anew, so that a timed side depends on its own batch alone."""
+    monkeypatch.setattr(speculative.timeit, "timeit", lambda *args, **options: 1.0)
+    decoding = DRAFTED.replace(draft_tokens="auto", draft="both")
+    ids, mask = alone()
+    other, model = ids.flip(1), agreeing(model, KEPT)
+
+    def stats(*prompts):
+        decoder = decoder_for(model, KEPT)
+        outputs = [decoder.generate(prompt, mask, DecodeContext(decoding, 0)) for prompt in prompts]
+        return outputs[-1].drafts
+
+    assert stats(other, ids) == stats(ids)

@@ -5,6 +5,7 @@ import timeit
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,6 +138,13 @@ class DraftLength:
         self.credit = min(CREDIT, self.credit + gained)
 
 
+class DraftCosts(NamedTuple):
+    """Measured times, in plain steps."""
+
+    drafts: Sequence[float]  # of one draft of each drafter
+    checks: Sequence[float]  # of checks of 1, 2, ... tokens
+
+
 class SpeculativeSession(ModelSession):
     """Lossless speculative decoding of one sequence: the model checks what n-grams or the view of
     the first stage draft.
@@ -146,7 +154,7 @@ class SpeculativeSession(ModelSession):
         super().__init__(views)
         # The full model with the weights of the linear backend.
         self.decode_model = packed(views.model, views.linear_backend)
-        self._lengths: dict[tuple[int, DecodingConfig], list[DraftLength]] = {}
+        self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
 
     @functools.cached_property
     def drafting_view(self) -> PreTrainedModel:
@@ -172,7 +180,7 @@ class SpeculativeSession(ModelSession):
         """Measure the costs of drafts and checks once; the steps are never compiled."""
         key, device = _drafting_kind(request), request.input_ids.device
         size, decoding = key
-        if key in self._lengths or not size:
+        if key in self._costs or not size:
             return 0.0
         began = now(device)
         self.encode(replace(request, length=size + 1))
@@ -194,10 +202,7 @@ class SpeculativeSession(ModelSession):
         ]
         shortest = list(map(min, zip(*rounds, strict=True)))
         costs = [seconds / shortest[count] for seconds in shortest]  # of drafts, then of checks
-        checks = list(accumulate(costs[count:], max))
-        self._lengths[key] = [
-            DraftLength(decoding.draft_tokens, cost, checks) for cost in costs[:count]
-        ]
+        self._costs[key] = DraftCosts(costs[:count], list(accumulate(costs[count:], max)))
         self.finish()
         return now(device) - began
 
@@ -217,7 +222,10 @@ class SpeculativeSession(ModelSession):
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
         end, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(request, sampler)
-        lengths = self._lengths.get(_drafting_kind(request), [])
+        # Learned anew for every batch, so that its time does not depend on what ran before.
+        costs = self._costs.get(_drafting_kind(request), DraftCosts([], []))
+        setting = request.decoding.draft_tokens
+        lengths = [DraftLength(setting, cost, costs.checks) for cost in costs.drafts]
         self._stats = DraftStats()
         while end < total and int(ids[0, end - 1]) not in stops:
             drafts, used = Drafts(ids[:, :0]), lengths
