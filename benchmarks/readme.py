@@ -45,7 +45,9 @@ def select(text: str, columns: list[str], chosen: list[str]) -> str:
     """Reduce a table to some columns and, if some are chosen, to some rows, and the paragraphs
     after it to the last one.
     """
-    table, *notes = re.split(r"\n{2,}", text)
+    paragraphs = re.split(r"\n{2,}", text)
+    first = next(i for i, paragraph in enumerate(paragraphs) if paragraph.startswith("|"))
+    table, *notes = paragraphs[first:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     places = [rows[0].index(column) for column in columns]
     if chosen:

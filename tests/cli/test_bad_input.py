@@ -25,7 +25,7 @@ BAD = [
     *(f"plan model.path={'a' * 300}", "plan model.path='~nouser/x'", "score nowhere"),
     *("sweep ratio=2,x", "sweep ratio=range(1,3,0) --dry-run"),
     "sweep ratio=range(1,1000000000000) --dry-run",
-    *("bench ratio=2,99 model=random", "bench model=random model.path=no-shape"),
+    *("bench ratio=99 model=random", "bench model=random model.path=no-shape"),
     *("train train.ratios=9", "train task=jsonl"),
     *("train train.training_args={fsdp:full_shard}", "train limit=4 output="),
     *("export model=tiny --to /", "export", "export --to out --format onnx"),

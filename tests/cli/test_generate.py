@@ -148,7 +148,7 @@ def test_the_task_of_a_prompt_follows_from_the_model(model_folder):
         ([" "], "empty text"),
         (["a", "ratio=99"], "ratio=99"),
         (["a", "model=random"], "random weights"),
-        (["a", "baseline_engine=torch", "engine=transformers"], "baseline in another engine"),
+        (["a", "baseline_engine=torch", "engine=transformers"], "does not read baseline_engine"),
         (["a", "model=smollm2-135m", "correction=patch"], "correction.path=FOLDER"),
         (["a", "model=smollm2-135m", "strategy=search"], "strategy.KEY=VALUE"),
         (["a", "decoding.max_new_tokens=600"], "context"),

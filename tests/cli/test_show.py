@@ -8,10 +8,10 @@ from ulskip_cli.core.config import compose_training
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["train.ratios=[1,2]"], ["model=hf", "task=wmt", "model.path=out"]),
+        (["train.ratios=[1,2]"], ["task=wmt", "model.path=out"]),
         (
             ["model=smollm2-135m", "task=cnn_dm", "limit=8", "train.ratios=[3]"],
-            ["model=hf", "task=cnn_dm", "model.path=out", "limit=8", "ratio=3"],
+            ["task=cnn_dm", "model.path=out", "limit=8", "ratio=3"],
         ),
         (
             ["train=adapter", "strategy=top_skip", "train.ratios=[2]"],

@@ -21,7 +21,7 @@ class Acme(Engine):
 SESSION = """
 import torch
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 class AcmeSession(SteppingSession):
     can_shrink = False
@@ -31,10 +31,10 @@ class AcmeSession(SteppingSession):
 
     def encode(self, request):
         model, self.stage = self.views.prompt_model, self.views.stages[0]
-        self.cache, self.mask = shallow_view.new_cache(model), request.attention_mask
+        self.cache, self.mask = kv_cache.new_cache(model), request.attention_mask
         prompt = request.input_ids, self.mask
         logits = shallow_view.forward_with_cache(model, *prompt, self.cache, last_only=True)
-        shallow_view.prune_cache(self.cache, self.stage.kept)
+        kv_cache.prune_cache(self.cache, self.stage.kept)
         return logits[:, -1]
 
     def step(self, tokens):
@@ -44,7 +44,7 @@ class AcmeSession(SteppingSession):
 
     def switch(self, stage):
         self.stage = self.views.stages[stage]
-        shallow_view.prune_cache(self.cache, self.stage.kept)
+        kv_cache.prune_cache(self.cache, self.stage.kept)
 
     def describe(self):
         return {"package": "acme", "version": "1.0", "weights": "f32"}

@@ -55,7 +55,7 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
         ([INT8], {"device": "cpu"}, [INT8, "engine="]),
-        (["decoding.compile=on"], {"task": None}, ["decoding.compile=on had no effect"]),
+        (["decoding.compile=on"], {"command": "bench"}, ["decoding.compile=on had no effect"]),
     ],
 )
 def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, values, parts):
@@ -75,7 +75,7 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
         ([], {"other_cpus": 0.1}),
         ([], {"other_cpus": 1.0, "threads": 1}),
         ([INT8], {"device": "cuda:0"}),
-        ([], {"task": None, **MISSED, **UNTRAINED}),
+        ([], {"command": "bench", **MISSED, **UNTRAINED}),
     ],
 )
 def test_a_run_as_requested_has_no_warning(warned, overrides, values):

@@ -7,7 +7,7 @@ import pytest
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve, resolve_prompts
-from ulskip_cli.training.preflight import check_training
+from ulskip_cli.training.preflight import check_trainable
 from ulskip_cli.tuning import request
 
 
@@ -63,8 +63,8 @@ def test_what_is_fitted_on_own_answers_needs_none(overrides, prompts, words):
 def test_training_and_tuning_require_references(model_folder, prompts, tmp_path):
     words = [*prompts, f"model.path={model_folder}", f"output={tmp_path}/out"]
     with pytest.raises(UsageError, match=r"train\.responses=reference requires references"):
-        check_training(compose_training(words))
-    check_training(compose_training([*words, "train.responses=own"]))
+        check_trainable(compose_training(words))
+    check_trainable(compose_training([*words, "train.responses=own"]))
     config = compose(words[:-1])
     with pytest.raises(UsageError, match="tune` requires references"):
         request.divide(config, 4)

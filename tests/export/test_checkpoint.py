@@ -94,7 +94,7 @@ def test_the_card_uses_the_chat_template_of_the_model(model_folder, tmp_path, ha
     assert ("apply_chat_template" in card) is has_chat
     code = card.split("```python\n")[1].split("```")[0]
     exec(code.replace('"."', repr(str(to))), {})  # prints an answer
-    assert "task=cnn_dm 'task.metrics=[rouge]' strategy=full" in record["next"]
+    assert f"ulskip run task=cnn_dm strategy=full model.path={to}" in record["next"]
 
 
 def test_the_code_in_serving_md_generates_the_tokens_of_a_run(model_folder, tmp_path):

@@ -81,5 +81,5 @@ def test_the_fastest_engine_of_each_batch_size_is_named():
 
 def test_the_lead_is_a_point_with_a_gain_where_one_exists():
     unsure = bench_row(3.0, measured_speedup_low=0.7)
-    assert "no measurable gain" in benchmark.lead([unsure])[-1]
-    assert "decodes 1.90x as fast" in benchmark.lead([unsure, bench_row(2.0)])[-1]
+    assert "no measurable gain" in benchmark.bench_lead([unsure])[-1]
+    assert "decodes 1.90x as fast" in benchmark.bench_lead([unsure, bench_row(2.0)])[-1]

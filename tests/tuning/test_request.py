@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import find_held_out
 from ulskip_cli.experiments.preflight import resolve as resolve_point
@@ -68,21 +68,18 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
 def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
     quoted = [text.replace("[ratio=2]", "['ratio=2']") for text in overrides]
     with pytest.raises(UsageError, match=key):
-        resolve_tuning(quoted)
+        resolve_tuning(compose_tuning(quoted))
 
 
 def test_candidates_have_the_correction_of_the_request_or_their_own():
-    labels = [
-        candidate.config.correction.label for candidate in resolve_tuning(["speedup=2"]).candidates
-    ]
+    def resolved(*overrides):
+        return resolve_tuning(compose_tuning(["speedup=2", *overrides]))
+
+    labels = [candidate.config.correction.label for candidate in resolved().candidates]
     assert labels == ["", "full", "full", "full", "full"]
     two = "candidates=['strategy=one_block', 'strategy=full']"
-    folded = resolve_tuning(["speedup=2", "correction.kind=folded", two])
+    folded = resolved("correction.kind=folded", two)
     labels = [candidate.config.correction.label for candidate in folded.candidates]
     assert labels == ["folded", "folded"]
     assert folded.candidates[0].label == "one_block + folded patch"
-    assert (
-        folded.key
-        != resolve_tuning(["speedup=2"]).key
-        == resolve_tuning(["speedup=2", "budget=5"]).key
-    )
+    assert folded.key != resolved().key == resolved("budget=5").key

@@ -3,9 +3,10 @@ import json
 import pytest
 from report_rows import sweep_row
 
+from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tuning.request import resolve
+from ulskip_cli.tuning.request import resolve_tuning
 from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -77,7 +78,8 @@ def test_the_layers_are_timed_within_a_share_of_the_budget(tmp_path, budget):
     notes = []
     few = ["limit=8", "choice_examples=8", "batch_size=2", "speed.new_tokens=4"]
     few += ["candidates=['strategy=one_block correction=patch']", f"results_dir={tmp_path}"]
-    tuning = Tuning(resolve(["speedup=1.5", f"budget={budget}", *few]), Notes(), None)
+    config = compose_tuning(["speedup=1.5", f"budget={budget}", *few])
+    tuning = Tuning(resolve_tuning(config), Notes(), None)
     speedups = tuning.speedups(1.5)
     assert speedups.keys() == {str(count) for count in range(2, 12)}
     if budget < 1:

@@ -119,7 +119,9 @@ def next_config(training: "TrainingConfig") -> "Config":
 
     kept = {key: getattr(training, key) for key in ("task", "strategy", "limit", "prompt_layers")}
     ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
-    config = compose([]).replace(**kept, ratio=ratio)
+    config = compose([])
+    decoding = config.decoding.replace(max_new_tokens=training.task.max_new_tokens)
+    config = config.replace(**kept, ratio=ratio, decoding=decoding)
     if training.train.method == "adapter":
         adapter = preset("correction", "adapter", {"path": [training.output]})
         return config.replace(model=training.model, correction=adapter)

@@ -13,6 +13,7 @@ from ulskip_cli.core.options import Options
 
 _PLAIN = re.compile(r"[A-Za-z_/.~-][\w/.~@%+-]*", re.ASCII)  # texts that need no quotes
 NAMED = ("model", "task")  # groups that a command line names also if the choice is the default
+PATH_ALONE = ("model", "hf")  # model.path= implies it
 _WORDS = ("true", "false", "null", "nan", "inf")
 
 
@@ -37,7 +38,7 @@ def overrides_of(config: Shared, command: str, extra_dir: Path | None = None) ->
     texts = [
         f"{group}={name}"
         for group, name in names.items()
-        if group in NAMED or name != selected[group]
+        if (group in NAMED or name != selected[group]) and (group, name) != PATH_ALONE
     ]
     for group, name in names.items():
         texts += _changed(config, group, read_choice(group, name, extra_dir), command)

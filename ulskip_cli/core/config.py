@@ -167,7 +167,7 @@ def parse_choices(
         group, _, option_name = override.key_or_group.partition(".")
         if group not in defaults:
             known = " and ".join(defaults)
-            raise UsageError(f"expected keys of {known}, got {override.key_or_group}; leave it out")
+            raise UsageError(f"expected keys of {known}, got {override.input_line}; leave it out")
         if option_name:
             options[group][option_name] = override.value()
         else:
@@ -552,6 +552,9 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, co
         key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
         if key is None:  # a key of a file
             raise UsageError(str(error)) from None
+        for other, _ in PRIMARY.values():
+            if other is not kind and field_of(other, key) and kind is not TrainingConfig:
+                _refuse_unread(other, [key], command)
         owners = [
             choice
             for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
@@ -578,8 +581,11 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
         readers = kind.readers(key)
         if command not in readers and key != "experiment":
             others = ", ".join(readers) or "no command"
+            advice = "leave it out"
+            if command == "lm-eval":
+                advice += ", or put an option of the harness behind `--`, e.g. -- --limit 100"
             raise UsageError(
-                f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
+                f"`ulskip {command}` does not read {key}, which is a key of {others}; {advice}"
             )
 
 

@@ -295,6 +295,7 @@ def make_records(results: Row, shared: Record, options: Row | None = None) -> li
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
         values = results["results"][task].items()
         section = LmEval(
+            lm_eval_task=task,
             lm_eval_version=shared.lm_eval_version,
             scored_prompt_layers=shared.scored_prompt_layers,
             lm_eval={
@@ -306,8 +307,8 @@ def make_records(results: Row, shared: Record, options: Row | None = None) -> li
             task_version=results.get("versions", {}).get(task),
             lm_eval_options=options or None,
         )
-        asked = [shared.id, task, num_examples, section.model_dump(exclude={"lm_eval"})]
-        point = {"id": digest(asked), "lm_eval_task": task, "num_examples": num_examples}
+        asked = [shared.id, num_examples, section.model_dump(exclude={"lm_eval"})]
+        point = {"id": digest(asked), "num_examples": num_examples}
         records.append(shared.replace(**dict(section), **point))
     return records
 

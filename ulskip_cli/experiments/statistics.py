@@ -97,13 +97,8 @@ def may_gain(record: Record) -> bool:
 
 def speedup_text(record: Record) -> str:
     """Format a measured speedup with its interval, or a note that the interval is unknown, and the
-    number of pairs; say first if it is no gain.
-
-    >>> timing = {"measured_speedup": 1.08, "measured_speedup_high": 1.36}
-    >>> speedup_text(Record.joined(**timing, measured_speedup_low=0.71))
-    'no measurable gain in speed: 1.08x (0.71 to 1.36)'
-    >>> speedup_text(Record.joined(**timing, measured_speedup_low=1.05))
-    '1.08x (1.05 to 1.36)'
+    number of pairs; say first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to
+    1.36)".
     """
     assert record.speedup is not None
     count = record.num_pairs

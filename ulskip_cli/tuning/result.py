@@ -177,7 +177,7 @@ class TuneResult:
 def wish_verdict(wish: float, value: float, low: float | None) -> str:
     """Describe how surely a measured value, with the low end of its interval, reaches a wanted one.
 
-    >>> verdict(1.5, 1.6, 1.55), verdict(1.5, 1.6, 1.4), verdict(1.5, 1.4, 1.3)
+    >>> wish_verdict(1.5, 1.6, 1.55), wish_verdict(1.5, 1.6, 1.4), wish_verdict(1.5, 1.4, 1.3)
     ('surely met', 'met, but not surely', 'missed; this is the nearest')
     """
     if value < wish:
