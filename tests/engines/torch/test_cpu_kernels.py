@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import NUM_LAYERS, build_model, random_ids
 from torch.nn import functional
 
-from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.engines.torch import cpu_kernels, kernel_build
 from ulskip_cli.engines.torch.cpu_kernels import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.inference import kv_cache, shallow_view
@@ -131,7 +131,7 @@ def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
     assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "ULSKIP_KERNEL=off"
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(cpu_kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(kernel_build.shutil, "which", lambda name: None)
     assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "no C++ compiler"
     assert not not_loaded and not list(tmp_path.iterdir())
 
@@ -205,3 +205,18 @@ def test_eager_attention_stays(llama, lengths):
     with torch.inference_mode():
         with_decode_attention(llama)(random_ids(2, 1), use_cache=False)
     assert not lengths
+
+
+def test_a_build_in_the_background_is_the_one_that_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
+    monkeypatch.delenv("ULSKIP_KERNEL", raising=False)
+    compiler, log = tmp_path / "compiler", tmp_path / "log"
+    script = f'echo built >> {log}\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n'
+    compiler.write_text(f"#!/bin/sh\n{script}")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    kernel_build.start()
+    path = kernel_build.build(kernel_build.compiler())
+    assert path.is_file() and log.read_text() == "built\n"
+    kernel_build.start()
+    assert kernel_build.build(kernel_build.compiler()) == path and log.read_text() == "built\n"

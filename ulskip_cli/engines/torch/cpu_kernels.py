@@ -3,14 +3,10 @@ compiled once on each machine.
 """
 
 import copy
-import hashlib
 import os
-import platform
 import shlex
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +14,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ulskip_cli.core.files import cache_dir, replacing
+from ulskip_cli.engines.torch import kernel_build
 from ulskip_cli.inference import shallow_view
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
 PANEL = 32  # outputs in a panel, as in kernels.cpp
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
 _failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
@@ -42,7 +36,7 @@ def build_failure() -> str | None:
     """Return the reason why this process cannot build the kernels or failed to build or load them,
     or None.
     """
-    compiler = _compiler()
+    compiler = kernel_build.compiler()
     return _failures.get(shlex.join(compiler)) if compiler else "no C++ compiler"
 
 
@@ -60,11 +54,11 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
     reason = kernels_unavailable()
     if reason or is_loaded():
         return reason
-    compiler = _compiler()
+    compiler = kernel_build.compiler()
     try:
-        if not _library(compiler).is_file():
+        if not kernel_build.library(compiler).is_file():
             on_build()
-        torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(kernel_build.build(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         text = getattr(error, "stderr", "") or str(error)
         reason = _failures[shlex.join(compiler)] = (
@@ -124,45 +118,6 @@ def attention(
 
 def _empty_product(hidden: Tensor, packed: object, bias: object, out_features: int) -> Tensor:
     return hidden.new_empty((*hidden.shape[:-1], out_features))
-
-
-def _compiler() -> list[str]:
-    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
-    return shlex.split(named)
-
-
-def _library(compiler: list[str]) -> Path:
-    parts = (
-        SOURCE.read_text("utf-8"),
-        torch.__version__,
-        " ".join([*compiler, *_FLAGS]),
-        _processor(),
-    )
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return cache_dir() / "kernels" / f"{name}.so"
-
-
-def _built(compiler: list[str]) -> Path:
-    from torch.utils import cpp_extension
-
-    library = _library(compiler)
-    if library.is_file():
-        return library
-    with replacing(library) as made:
-        paths = [f"-I{path}" for path in cpp_extension.include_paths()]
-        paths += [f"-L{path}" for path in cpp_extension.library_paths()]
-        files = [str(SOURCE), "-o", str(made)]
-        command = [*compiler, *_FLAGS, *paths, *files, "-ltorch_cpu", "-lc10"]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    return library
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.machine() + platform.processor()
 
 
 NAME = "ulskip_decode"

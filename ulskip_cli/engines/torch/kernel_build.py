@@ -1,0 +1,82 @@
+"""Compile the CPU kernels, once on each machine. Imports no torch, so that a command can start to
+compile while it still imports torch.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import threading
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from ulskip_cli.core.files import cache_dir, replacing
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
+_lock = threading.Lock()  # one build at a time
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler, or nothing without one."""
+    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    return shlex.split(named)
+
+
+def library(command: list[str]) -> Path:
+    """Return the path of the library that a compiler builds for this processor and torch."""
+    parts = (
+        SOURCE.read_text("utf-8"),
+        version("torch"),
+        " ".join([*command, *_FLAGS]),
+        _processor(),
+    )
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_dir() / "kernels" / f"{name}.so"
+
+
+def build(command: list[str]) -> Path:
+    """Build the library unless it exists, and return its path; raise OSError or
+    CalledProcessError if the compiler fails.
+    """
+    with _lock:
+        path = library(command)
+        if not path.is_file():
+            spec = find_spec("torch")
+            assert spec and spec.submodule_search_locations
+            torch = Path(spec.submodule_search_locations[0])
+            headers = torch / "include"
+            paths = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
+            paths.append(f"-L{torch / 'lib'}")
+            with replacing(path) as made:
+                files = [str(SOURCE), "-o", str(made)]
+                words = [*command, *_FLAGS, *paths, *files, "-ltorch_cpu", "-lc10"]
+                subprocess.run(words, check=True, capture_output=True, text=True)
+        return path
+
+
+def start() -> None:
+    """Begin to build the library in the background, if it is missing and there is a compiler. A
+    failure is reported when the library is loaded.
+    """
+    command = compiler()
+    if not command or os.environ.get("ULSKIP_KERNEL") == "off" or library(command).is_file():
+        return
+
+    def quietly() -> None:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            build(command)
+
+    threading.Thread(target=quietly, daemon=True).start()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.machine() + platform.processor()
