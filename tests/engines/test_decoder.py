@@ -94,5 +94,8 @@ def test_transformers_looks_drafts_up_without_changing_answers(llama):
     prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [8, 9, 8, 9, 8]]
     plain = collected(decoder, prompts, drafted.without_drafts(), 1)
     assert collected(decoder, prompts, drafted, 1) == plain
+    ids = torch.tensor([prompts[0]])
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(drafted, 0))
+    assert 0 < output.prefill_seconds <= output.first_token_seconds <= output.total_seconds
     with pytest.raises(UsageError, match="batch_size=1"):
         collected(decoder, [prompts[0]] * 2, drafted, 2)

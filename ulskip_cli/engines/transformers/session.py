@@ -55,7 +55,9 @@ class TransformersSession(EngineSession):
                 f" ({reason(error)}); correct or remove them, or use"
                 " engine=auto or batch_size=1"
             ) from None
-        clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
+        # transformers' own drafts run the prompt together with the first check.
+        prefilled_at = self._prefilled_at if self._prefilled_at > start else observer.first_at
+        clock = Clock(start, prefilled_at, observer.first_at, now(self.device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
         if stops:
             rows = [self._until_stop(row, stops) for row in rows]
