@@ -79,7 +79,7 @@ class Column(NamedTuple):
     form: str = ""  # format of its numbers
     # makes the value, or names its attribute; empty: the field that declares the column
     show: Callable[[Any], object] | str = ""
-    leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
+    optional: bool = False  # left out on a narrow terminal, the rightmost column first
     first: bool = False  # among the few columns for a reader of `ulskip run`
 
     @property
@@ -405,7 +405,7 @@ class Timing(Section):
     measured_speedup: Ratio = value(
         "median ratio of decode seconds per token of the full model and the strategy",
         Column("mea-\nsured", ".2f", first=True),
-        Column("inter-\nval", show="interval", leaves=15, first=True),
+        Column("inter-\nval", show="interval", optional=True, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its interval")
     measured_speedup_high: Ratio = value("upper end of its interval")
@@ -418,12 +418,12 @@ class Timing(Section):
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
         " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`",
-        Column("pairs", "d", "num_pairs", leaves=9),
+        Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
         "mean number of CPUs that other processes used during the pairs",
-        Column("other\nCPUs", ".1f", leaves=7),
+        Column("other\nCPUs", ".1f", optional=True),
     )
     prefill_seconds: Number = value("median seconds of prefill per batch")
     time_to_first_token_seconds: Number = value("median seconds to the first token per batch")
@@ -434,7 +434,7 @@ class Timing(Section):
             "KV\nkept",
             ".0%",
             "kv_share",
-            14,
+            True,
         ),
     )
     kept_kv_bytes: Count = value("size of this cache without the skipped layers")
@@ -461,13 +461,13 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     agreement: Share = value(
         "share of the tokens of the full model's answers that the schedule also finds most likely,"
         " given the tokens before",
-        Column("agree-\nment", ".1%", leaves=8),
+        Column("agree-\nment", ".1%", optional=True),
     )
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
     kl_divergence: Number = value(
         "mean KL(full || schedule) of the next token at the same positions, in nats",
-        Column("KL", ".2f", leaves=6),
+        Column("KL", ".2f", optional=True),
     )
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
@@ -499,7 +499,7 @@ class Throughput(Section):
     decode_tokens_per_second: Rate = value(
         "generated tokens after each sequence's first, per decode second; no padding, nothing"
         " after EOS",
-        Column("full\ntok/s", ".0f", "full_tokens_per_second", leaves=16, first=True),
+        Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
         Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
     total_tokens_per_second: Rate = value(
@@ -522,7 +522,7 @@ class Throughput(Section):
         Column("accept-\nance", ".2f"),
     )
     mean_accepted_length: Number = value(
-        "tokens per check", Column("tokens\na check", ".2f", leaves=10)
+        "tokens per check", Column("tokens\na check", ".2f", optional=True)
     )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
     exit_check_fraction: Number = value("share of decode time in the checks of early exit")
@@ -888,7 +888,7 @@ def metric_column(key: str) -> Column:
             return None
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    return Column(row_key.short_title or row_key.title, "", show, row_key.leaves)
+    return Column(row_key.short_title or row_key.title, "", show, row_key.optional)
 
 
 # The columns of all fields and metrics by what they show; all tables are printed from them.

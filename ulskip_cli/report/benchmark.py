@@ -96,7 +96,7 @@ def sections(records: Sequence[Record]) -> list[TableSection]:
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
         COLUMNS["timed_tokens_per_second"]._replace(title="tok/s"),
         *(over for engine in references for over in _over_reference(engine)),
-        Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, 1),
+        Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, True),
     ]
     notes = [
         tables.MEASURED,
@@ -129,7 +129,7 @@ def _over_reference(engine: str) -> list[Column]:
 
     return [
         Column(f"full over\n{engine}", ".2f", lambda record: (full(record) or [None])[0]),
-        Column(f"interval of\nfull over {engine}", "", lambda record: ends(full(record)), 2),
+        Column(f"interval of\nfull over {engine}", "", lambda record: ends(full(record)), True),
         Column(f"over\n{engine}", ".2f", skipping),
     ]
 

@@ -83,9 +83,9 @@ def table4(records: Sequence[Record]) -> list[TableSection]:
 
 
 def _table4(group: Group) -> TableSection:
-    def first(key: str, leaves: int = 0) -> Column:
+    def first(key: str, optional: bool = False) -> Column:
         shown = COLUMNS[key]
-        return Column(shown.head, "", lambda line: tables.cell(line.first, shown), leaves)
+        return Column(shown.head, "", lambda line: tables.cell(line.first, shown), optional)
 
     def rate(line: Line, size: int) -> str:
         shown = Column("", ".0f", lambda record: record.tokens_per_second())
@@ -98,11 +98,11 @@ def _table4(group: Group) -> TableSection:
         first("layers"),
         first("timed_layers"),
         *([Column(TITLES[metric], ".2f", lambda line: line.first.value(metric))] if metric else []),
-        first("predicted_speedup", 1),
+        first("predicted_speedup", True),
         first("measured_speedup"),
     ]
     if any(record.tokens_per_second() is not None for record in group.records):
-        full = Column("full\ntok/s", ".0f", lambda line: line.first.tokens_per_second("full"), 2)
+        full = Column("full\ntok/s", ".0f", lambda line: line.first.tokens_per_second("full"), True)
         sizes = group.batches
         rates = [Column(f"tok/s,\nbatch {size}", "", partial(rate, size=size)) for size in sizes]
         columns += [full, *rates]

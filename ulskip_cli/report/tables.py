@@ -127,9 +127,9 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def setting(key: Key, leaves: int = 0) -> Column:
+def setting(key: Key, optional: bool = False) -> Column:
     """Return the column of a setting."""
-    return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), leaves)
+    return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), optional)
 
 
 def ends(interval: Interval | None, form: str = ".2f") -> str | None:
@@ -197,7 +197,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     ]
     others = differences(all_settings(records), but=[*LINES[:3], "folder"])
     keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
-    return [setting(key, 0 if key.name in NAMES else len(keys) - i) for i, key in enumerate(keys)]
+    return [setting(key, key.name not in NAMES) for key in keys]
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
@@ -219,13 +219,11 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
 
 def draw(section: TableSection, width: int, file: str) -> Table:
-    """Draw a table for a terminal without markup; if columns do not fit, drop the least important
-    ones and name the complete file.
+    """Draw a table for a terminal without markup; if columns do not fit, drop optional ones from
+    the right and name the complete file.
     """
     heads = section.columns
-    leaving = sorted(
-        (i for i in range(len(heads)) if heads[i].leaves), key=lambda i: heads[i].leaves
-    )
+    leaving = [i for i in reversed(range(len(heads))) if heads[i].optional]
     for missing in range(len(leaving) + 1):
         more = f"{file} has {missing} more column{'s' * (missing > 1)}" * (missing > 0)
         kept = [i for i in range(len(heads)) if i not in leaving[:missing]]

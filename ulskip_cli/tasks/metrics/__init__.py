@@ -22,7 +22,7 @@ class RowKey:
     short_title: str = ""  # of a table column; empty: `title`
     number_format: str = ".1f"
     lower_is_better: bool = False
-    leaves: int = 0  # order of removal of its column on a narrow terminal; 0: never
+    optional: bool = False  # its column may be left out on a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class MetricSpec:
 
 ROUGE_KEYS = (
     RowKey("rouge1", "ROUGE-1", "R-1"),
-    RowKey("rouge2", "ROUGE-2", "R-2", leaves=11),
+    RowKey("rouge2", "ROUGE-2", "R-2", optional=True),
     RowKey("rougeL", "ROUGE-L", "R-L"),
-    RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", leaves=12),
+    RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", optional=True),
 )
 _REGISTRY = (
     MetricSpec("bleu", "translation:Sacrebleu", (RowKey("bleu", "BLEU"),)),
-    MetricSpec("chrf", "translation:Sacrebleu", (RowKey("chrf", "chrF", leaves=13),)),
+    MetricSpec("chrf", "translation:Sacrebleu", (RowKey("chrf", "chrF", optional=True),)),
     MetricSpec("ter", "translation:Sacrebleu", (RowKey("ter", "TER", lower_is_better=True),)),
     MetricSpec("rouge", "overlap:Rouge", ROUGE_KEYS, primary_key="rougeL"),
     MetricSpec(
