@@ -53,6 +53,10 @@ _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
 }
+_OR_ELSE = {
+    "lm-eval": ", or put an option of the harness behind `--`, e.g. -- --limit 100",
+    "tune": ", or list what is tried, e.g. candidates=['strategy=search']",
+}
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Groups of Hydra's own command line, which `compose` would merge too, in a third of its time.
@@ -581,11 +585,9 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
         readers = kind.readers(key)
         if command not in readers and key != "experiment":
             others = ", ".join(readers) or "no command"
-            advice = "leave it out"
-            if command == "lm-eval":
-                advice += ", or put an option of the harness behind `--`, e.g. -- --limit 100"
             raise UsageError(
-                f"`ulskip {command}` does not read {key}, which is a key of {others}; {advice}"
+                f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
+                f"{_OR_ELSE.get(command, '')}"
             )
 
 
