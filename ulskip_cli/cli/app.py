@@ -115,7 +115,7 @@ def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
     option = str(getattr(error, "option_name", ""))
     key, problem = option.lstrip("-").replace("-", "_"), f"unknown option {option[:80]};"
     if option == first:
-        return f"{problem} write options after the command, e.g. ulskip run {option[:80]}"
+        return f"{problem} write options and keys after the command, e.g. ulskip run ratio=2"
     from ulskip_cli.core.config import GROUPS
     from ulskip_cli.core.config_schema import TrainingConfig, TuneConfig
 

@@ -80,16 +80,16 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     if not first or (is_override and not any(word.startswith("task") for word in words)):
         got = f"'{first[:80]}'" if first else "none"
         raise UsageError(
-            f"expected a prompt as the first word, got {got}; {EXAMPLE}, or name a task whose"
-            " prompts are answered"
+            f"expected a prompt before the keys, got {got}; {EXAMPLE}, write - to read standard"
+            " input, or name a task whose prompts are answered"
         )
     if is_override:
         return None, [first, *others]
     loose = [word for word in others if "=" not in word]
     if loose:
         raise UsageError(
-            f"expected key=value after the prompt, got '{loose[0][:80]}'; put the prompt in quotes,"
-            f" {EXAMPLE}"
+            f"expected key=value after the prompt, got '{loose[0][:80]}'; put the prompt in quotes"
+            f" and a value after each key, {EXAMPLE}"
         )
     return first, others
 
@@ -110,6 +110,8 @@ def _compared(
     console, heads = make_console(), comparer.heads
     if not index:
         console.print(printable(comparer.prompt_note), style="dim")
+        if comparer.caution:
+            console.print(comparer.caution, style="yellow", soft_wrap=False)
     if is_one_of_many:
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
     if not console.is_terminal:

@@ -53,7 +53,9 @@ _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
 }
-_OR_ELSE = {
+_OR_ELSE = {  # by key or command
+    "speedup": ", or write ratio=VALUE",
+    "ratio": ", or write speedup=VALUE",
     "lm-eval": ", or put an option of the harness behind `--`, e.g. -- --limit 100",
     "tune": ", or list what is tried, e.g. candidates=['strategy=search']",
 }
@@ -552,6 +554,7 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, co
         _refuse_unread(kind, keys, command)
         return config
     except UnknownKey as error:
+        _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)
         group, _, name = error.key.partition(".")
         key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
         if key is None:  # a key of a file
@@ -587,7 +590,7 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             others = ", ".join(readers) or "no command"
             raise UsageError(
                 f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
-                f"{_OR_ELSE.get(command, '')}"
+                f"{_OR_ELSE.get(key) or _OR_ELSE.get(command, '')}"
             )
 
 

@@ -15,6 +15,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.workload import decode_context
 from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
+from ulskip_cli.strategies.plan import is_trained_for
 
 WARM_UP_TOKENS = 5
 MIN_SECONDS = 1.0  # of both answers; shorter answers are decoded again, because one time is noisy
@@ -45,6 +46,19 @@ class PromptComparer:
         if self.workload.chat:
             note = "prompt in the model's chat template"
         return f"{model}, {note}"
+
+    @property
+    def caution(self) -> str:
+        """A warning if the layers are neither trained for nor corrected; otherwise empty."""
+        plan, run = self.run.plan, self.run
+        is_trained = is_trained_for(run.loaded.notes["trained_for"], plan)
+        if plan.keeps_all or plan.drafts or run.adapter or is_trained:
+            return ""
+        return (
+            "warning: as far as known, the weights were not trained for skipping, and nothing"
+            " corrects them, so the answers can be much worse; `ulskip tune` finds layers and"
+            " corrections"
+        )
 
     @property
     def heads(self) -> tuple[str, str]:

@@ -718,10 +718,10 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def interval(self) -> str | None:
-        """The ends of the measured speedup's interval, as text."""
-        if self.measured_speedup is None:
+        """The ends of the measured speedup's interval, as text; None with too few pairs."""
+        if self.speedup is None or self.speedup.low is None:
             return None
-        return f"{self.measured_speedup_low:.2f} to {self.measured_speedup_high:.2f}"
+        return f"{self.speedup.low:.2f} to {self.speedup.high:.2f}"
 
     @property
     def num_pairs(self) -> int | None:

@@ -401,7 +401,10 @@ def _quality_facts(record: Record) -> list[str]:
         is_known = low is not None and high is not None and not record.has_few_examples
         ends = f" ({low:.1%} to {high:.1%})" if is_known else ""
         facts.append(f"agrees with {record.agreement:.1%} of the full model's tokens{ends}")
-    if metric := primary([record]):
+    metric = primary([record])
+    if metric == metrics.AGREEMENT.key:
+        facts[-1] += " (no references)"
+    elif metric:
         facts.append(_score_text(record, metric))
     if record.num_cut_off:
         facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
@@ -411,8 +414,6 @@ def _quality_facts(record: Record) -> list[str]:
 def _score_text(record: Record, metric: str) -> str:
     form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
-    if metric == metrics.AGREEMENT.key:
-        return f"{text} with the full model's answers (no references)"
     if compared is None:
         return text
     return f"{text} instead of {compared.full:{form}} ({_judged(record)})"

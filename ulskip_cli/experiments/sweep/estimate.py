@@ -34,7 +34,8 @@ def to_run(planned: Sweep) -> str:
     time = "the time that they take is estimated after the first one"
     if seconds is not None:
         time = f"{duration(seconds)} in one process, by the rows of {planned.folder.path}/"
-    return f"{len(left)} of {len(planned.jobs)} points to run; {time}"
+    able = sum(job.refused is None for job in planned.jobs)
+    return f"{len(left)} of {able} points to run; {time}"
 
 
 def duration(seconds: float) -> str:
