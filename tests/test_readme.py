@@ -44,7 +44,7 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys, quick):
     if command[0] == "report":
         assert invoke(["run", *quick]) == 0
         capsys.readouterr()
-    quick = quick[1:] if command[0] == "bench" else quick  # a bench has no examples to limit
+    quick = quick[2:] if command[0] == "bench" else quick  # a bench has no examples and answers
     quick = [*quick, *FEW] if command[0] == "tune" else quick
     if "strategy=one_block" in command:
         quick = [*quick, "calibration.examples=4", "strategy.budget=2", "task.max_article_words=60"]

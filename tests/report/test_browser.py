@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from report_rows import small_sweep, write_folder
+from report_rows import configured, small_sweep, write_folder
 
 from ulskip_cli.report.build import Report, write
 
@@ -113,7 +113,10 @@ addEventListener("load", () => {
 @pytest.mark.parametrize("width", [420, 1000, 1400])
 def test_the_page_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
     file = tmp_path / "page.html"
-    rows = [*small_sweep(), *(row.replace(id=f"{row.id}-n", model="n") for row in small_sweep())]
+    others = [
+        configured(row, model={"name": "n"}).replace(id=f"{row.id}-n") for row in small_sweep()
+    ]
+    rows = [*small_sweep(), *others]
     text = page_of(write_folder(tmp_path / "x", rows, ANSWERS), output=tmp_path)
     file.write_text(text.replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
     text = opened(file.as_uri(), tmp_path, f"--window-size={width},1000")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config import preset
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
@@ -65,6 +66,11 @@ class TuneResult:
     def config(self) -> Config:
         """The configuration that runs the chosen layers and patches again, without calibration."""
         return self._configured(str(self.skip_adapter) if self.skip_adapter else None)
+
+    @property
+    def _exported(self) -> Config:
+        """The configuration without the engine and the decoding, which no export contains."""
+        return self.config.replace(engine=engine_named("auto"), decoding=DecodingConfig())
 
     def _configured(self, adapter: str | None, **strategy: object) -> Config:
         """Return the request's configuration with the chosen layers, or those of a schedule file,
@@ -127,10 +133,10 @@ class TuneResult:
         """
         if self.patch_kind in MERGEABLE:
             wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.run_export(self.config, wanted))
+            return run.summary(run.run_export(self._exported, wanted))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve_export(self.config, schedule)
+        point = resolve_export(self._exported, schedule)
         with run.staged(to, is_folder=True) as folder:
             (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
             (folder / ADAPTER).mkdir()
