@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config import preset
-from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
@@ -69,8 +69,8 @@ class TuneResult:
 
     @property
     def _exported(self) -> Config:
-        """The configuration without the engine and the decoding, which no export contains."""
-        return self.config.replace(engine=engine_named("auto"), decoding=DecodingConfig())
+        """The configuration without the engine, which no export contains."""
+        return self.config.replace(engine=engine_named("auto"))
 
     def _configured(self, adapter: str | None, **strategy: object) -> Config:
         """Return the request's configuration with the chosen layers, or those of a schedule file,
