@@ -22,7 +22,7 @@ def test_a_run_is_scored_by_agreement(ulskip, overrides, prompts, tmp_path):
     code, out, err = ulskip("run", "ratio=2", *prompts, *overrides)
     assert code == 0, err
     sentence = out.splitlines()[0]
-    assert "agreement" in sentence and "no references" in sentence
+    assert "agrees with" in sentence and "no references" in sentence
     assert "agree-" in out and "decode loss" not in out and "R-L" not in out
     rows = [json.loads(line) for line in (tmp_path / "default/runs.jsonl").read_text().splitlines()]
     kept = rows[1]
