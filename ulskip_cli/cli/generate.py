@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, complete_override
 from ulskip_cli.cli.show import make_console, print_yaml
@@ -16,6 +13,8 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ulskip_cli.core.answer import Comparison
     from ulskip_cli.experiments.comparison import PromptComparer
 
@@ -107,6 +106,8 @@ def _compared(
     """Compare the answers to one prompt, and show them unless they are printed as JSON."""
     if as_json:
         return comparer.compare(index)
+    from rich.live import Live
+
     console, heads = make_console(), comparer.heads
     if not index:
         console.print(printable(comparer.prompt_note), style="dim")
@@ -135,8 +136,11 @@ def _compared(
     return comparison
 
 
-def _columns(heads: Sequence[str], texts: Sequence[str], same: int | None = None) -> Table:
+def _columns(heads: Sequence[str], texts: Sequence[str], same: int | None = None) -> "Table":
     """Return two texts in columns; what follows their first `same` characters is yellow."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
     for head in heads:
         table.add_column(Text(head), ratio=1)
