@@ -261,7 +261,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     if texts == others:
         return SAME
     spec = metrics.METRIC_OF.get(metric)
-    if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
+    if len(shared) < MIN_FOR_STARS or spec is None or not spec.in_reports:
         return None
     language = new.config.task.scoring().target_language
     scoring = Scoring((spec.name,), language)
