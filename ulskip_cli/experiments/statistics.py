@@ -406,6 +406,8 @@ def _quality_facts(record: Record) -> list[str]:
         facts[-1] += " (no references)"
     elif metric:
         facts.append(_score_text(record, metric))
+    if facts:
+        facts.append(f"on {record.num_examples} examples of {record.task}")
     if record.num_cut_off:
         facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
     return facts
