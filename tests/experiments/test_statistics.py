@@ -234,5 +234,5 @@ def test_without_a_measured_speed_a_sentence_has_none():
     assert (
         text
         == "unified keeps 3 of 6 layers: BLEU 29.0 instead of 30.0 (significantly worse: BLEU), on"
-        " 240 examples of wmt."
+        " 20 examples of wmt."
     )
