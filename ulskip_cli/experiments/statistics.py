@@ -407,7 +407,8 @@ def _quality_facts(record: Record) -> list[str]:
     elif metric:
         facts.append(_score_text(record, metric))
     if facts:
-        facts.append(f"on {record.num_examples} examples of {record.task}")
+        plural = "s" * (record.num_examples != 1)
+        facts.append(f"on {record.num_examples} example{plural} of {record.task}")
     if record.num_cut_off:
         facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
     return facts
