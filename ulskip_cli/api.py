@@ -68,6 +68,7 @@ def kept_layers(
     """
     from ulskip_cli.core import config
     from ulskip_cli.core.model_metadata import MAX_LAYERS
+    from ulskip_cli.core.strategy import ScheduleRequest
 
     if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
         raise UsageError(f"expected num_layers <= {MAX_LAYERS}, got {num_layers}")
@@ -84,7 +85,8 @@ def kept_layers(
             f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}',"
             " ...), and pass the values under calibration.options of its row as keyword arguments"
         )
-    return chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
+    num_kept = chosen.num_kept(num_layers, float(ratio))
+    return chosen.kept_layers(ScheduleRequest(num_layers, num_kept, float(ratio)))
 
 
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":

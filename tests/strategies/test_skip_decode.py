@@ -10,6 +10,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
@@ -32,7 +33,7 @@ def layers_at(stages, t):
 @given(st.integers(3, 60), st.integers(2, 60), st.floats(0.5, 90))
 def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, horizon):
     assume(num_kept <= num_layers)
-    stages = SkipDecode(horizon=horizon).stages(num_layers, num_kept, [])
+    stages = SkipDecode(horizon=horizon).stages(ScheduleRequest(num_layers, num_kept))
     for t in range(110):
         assert layers_at(stages, t) == active(num_layers, num_kept, 1, horizon, t)
     for before, after in itertools.pairwise(stages):
@@ -44,9 +45,9 @@ def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, hori
 )
 def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, lengths):
     assume(num_kept <= num_layers)
-    strategy = SkipDecode()
-    horizon, mean = strategy.horizon_for(num_layers, num_kept, lengths)
-    stages = SkipDecode(horizon=horizon).stages(num_layers, num_kept, [])
+    request = ScheduleRequest(num_layers, num_kept, lengths=tuple(lengths))
+    horizon, mean = SkipDecode().horizon_for(request)
+    stages = SkipDecode(horizon=horizon).stages(ScheduleRequest(num_layers, num_kept))
     depths = [len(layers_at(stages, t)) for length in lengths for t in range(length - 1)]
     assert mean == pytest.approx(sum(depths) / len(depths))
     assert mean == pytest.approx(num_kept, abs=0.5)  # a horizon moves whole steps

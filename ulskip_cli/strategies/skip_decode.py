@@ -7,12 +7,17 @@ the `horizon`. A layer that runs at a step ran at every earlier step, so that no
 missing.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.options import option
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
+from ulskip_cli.core.strategy import (
+    CalibrationResult,
+    HeldOutMeasurements,
+    ScheduleRequest,
+    Strategy,
+)
 
 MAX_HORIZON = 100_000  # steps
 WARMUP_LAYERS = 1  # w; they run in every step
@@ -30,22 +35,27 @@ class SkipDecode(Strategy):
     calibrated = ("horizon",)
     calibrated_for = ("num_kept", "decoding")
     stand_in = "a horizon for answers of speed.new_tokens"
+    depth_advice = (
+        "the answers differ in length from those of the calibration; set strategy.horizon or raise"
+        " calibration.examples"
+    )
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers of the first decode step, which runs the most layers."""
-        return self._active(num_layers, self.depths(num_layers, num_kept)[0])
+        most, _ = self.depths(request.num_layers, request.num_kept)
+        return self._active(request.num_layers, most)
 
-    def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
+    def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
         """Return one stage for each depth, the deepest first."""
-        horizon = self.horizon or self.horizon_for(num_layers, num_kept, lengths)[0]
-        return self._stages(num_layers, num_kept, horizon)
+        horizon = self.horizon or self.horizon_for(request)[0]
+        return self._stages(request.num_layers, request.num_kept, horizon)
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Find the T at which the held-out answers run R layers per step on average."""
         lengths = held_out.output_lengths()
-        horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
+        horizon, mean = self.horizon_for(replace(request, lengths=tuple(lengths)))
         return CalibrationResult(
             {"horizon": horizon},
             {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)},
@@ -62,15 +72,14 @@ class SkipDecode(Strategy):
         fewest = max(2 * num_kept - most, WARMUP_LAYERS + 1)
         return min(most, 2 * num_kept - fewest), fewest
 
-    def horizon_for(
-        self, num_layers: int, num_kept: int, lengths: Sequence[int]
-    ) -> tuple[float, float]:
-        """Find T by bisection; return T and the mean number of layers per step, over outputs of
-        `lengths` tokens.
+    def horizon_for(self, request: ScheduleRequest) -> tuple[float, float]:
+        """Find T by bisection; return T and the mean number of layers per step, over answers of the
+        requested lengths.
         """
+        num_kept, lengths = request.num_kept, request.lengths
 
         def mean(horizon: float) -> float:
-            return schedule.mean_kept(self._stages(num_layers, num_kept, horizon), lengths)
+            return schedule.mean_kept(self._stages(request.num_layers, num_kept, horizon), lengths)
 
         low, high = 0.5, 8.0 * max(lengths)
         for _ in range(60):
