@@ -72,7 +72,7 @@ def test_advice_about_other_strategies_is_not_given(folder):
     depths = {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 5.0}
     record = Record.joined(Point.of(config, "0" * 12), **depths)
     (line,) = run_warnings(config, Plan.from_layers(12, [0, 1, 2, 11]), record)
-    assert line.endswith("got 5.00, so the speedup differs from the target")
+    assert line.endswith("got 5.00, so the speed of these answers differs from the target")
 
 
 def test_rows_of_different_options_are_never_taken_for_one_another(folder):

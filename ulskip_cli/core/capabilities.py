@@ -72,8 +72,9 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     ),
 }
 
+_SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
-_WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.PATCHES}
+_WHOLE_LAYERS = _FIXED_LAYERS & _SAME_LAYERS - {Need.PATCHES}
 _CHECKPOINT = _WHOLE_LAYERS - {
     Need.QUANTIZATION,
     Need.RANDOM_WEIGHTS,
@@ -87,7 +88,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
+    "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
     "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,

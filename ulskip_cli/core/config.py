@@ -550,8 +550,11 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, co
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config = parse(kind, _values(primary, groups, parsed, extra_dir))
+        config: Any = parse(kind, _values(primary, groups, parsed, extra_dir))
         _refuse_unread(kind, keys, command)
+        if command == "bench":  # its answers are as long as its timed sequences, whatever the task
+            tokens = config.speed.new_tokens
+            config = config.replace(decoding=config.decoding.replace(max_new_tokens=tokens))
         return config
     except UnknownKey as error:
         _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)

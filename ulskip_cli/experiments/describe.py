@@ -244,8 +244,8 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
             " raise calibration.examples"
         )
     yield (
-        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the"
-        f" speedup differs from the target{advice and f'; {advice}'}"
+        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speed"
+        f" of these answers differs from the target{advice and f'; {advice}'}"
     )
 
 
