@@ -13,16 +13,15 @@ from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE}
-# Not tried in pairs: a minute each, and look-ups, which keep all layers.
+# Not tried in pairs: many timings, and look-ups, which keep all layers.
 ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
-pytestmark = [pytest.mark.slow, pytest.mark.long]
 ENGINE_NEEDS = [
     (engine, need)
     for engine in SUPPORTS
     if engine != "auto"  # which is torch or transformers
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
-    if need != Need.LATENCY or engine == "torch"  # a minute each
+    if need != Need.LATENCY or engine == "torch"  # many timings
     if need != Need.ADAPTER or Need.PATCHES in SUPPORTS[engine]  # the adapter here has such patches
 ]
 

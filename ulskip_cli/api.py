@@ -252,16 +252,10 @@ def _chosen(
 
 def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that `ulskip models` lists, or one from a folder or the hub."""
-    from ulskip_cli.core import config
-    from ulskip_cli.core.model_config import ModelConfig
-    from ulskip_cli.core.options import parse
+    from ulskip_cli.core.config import model_named
     from ulskip_cli.inference.loading import load
 
-    values = {"name": "hf", "source": "hf", "path": str(model)}
-    if str(model) in config.group_choices("model"):
-        values = config.read_choice("model", str(model))
-        values.pop("description", None)
-    chosen = parse(ModelConfig, values, "model.")
+    chosen = model_named(str(model))
     if chosen.source == "random":
         raise UsageError("random weights answer no prompts; use a pretrained model")
     loaded = load(chosen)
