@@ -4,8 +4,7 @@ Nothing else decides it.
 A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
 too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the
 difference in one sentence that names what would work. `docs/combinations.md` is printed from these
-sets, and tests run every engine with every need, and a third of the
-pairs, on a tiny model.
+sets, and tests run every engine with every need, and every pair of needs, on a tiny model.
 """
 
 from collections.abc import Mapping, Set
