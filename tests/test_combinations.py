@@ -1,11 +1,12 @@
 """What is declared to work runs on the bundled model: engines with needs, and needs together."""
 
 from importlib.util import find_spec
+from itertools import combinations, permutations
 
 import pytest
 from core.test_capabilities import SUPPORTS
+from needs import RECIPES, overrides_for
 from needs import folders as folders
-from needs import overrides_for
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
@@ -13,41 +14,57 @@ from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE}
-# Not tried in pairs: a minute each, and look-ups, which keep all layers.
-ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
-pytestmark = [pytest.mark.slow, pytest.mark.long]
 ENGINE_NEEDS = [
-    (engine, need)
+    pytest.param(engine, need, marks=[pytest.mark.slow] * (need == Need.LATENCY))
     for engine in SUPPORTS
     if engine != "auto"  # which is torch or transformers
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
-    if need != Need.LATENCY or engine == "torch"  # a minute each
+    if need != Need.LATENCY or engine == "torch"  # many timings
     if need != Need.ADAPTER or Need.PATCHES in SUPPORTS[engine]  # the adapter here has such patches
 ]
 
 
-def partners(need):
-    """Return the needs that can be combined with a need, but for those of `ALONE`."""
-    return [
-        other
-        for other in Need
-        if other not in ALONE | {need}
-        and other in TOGETHER.get(need, ALL)
-        and need in TOGETHER.get(other, ALL)
-    ]
-
-
-# `ulskip bench` alone times patches of random weights.
-NOT_IN_RUNS = {(Need.RANDOM_WEIGHTS, Need.PATCHES), (Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES)}
-# All pairs take a quarter of an hour, so a need that excludes some runs beside a third of the rest.
-PAIRS = [
-    (need, other)
-    for need in TOGETHER
-    if need not in ALONE
-    for other in partners(need)[::3]
-    if (need, other) not in NOT_IN_RUNS
+NOT_HERE = [
+    # `ulskip bench` alone times patches of random weights
+    {Need.RANDOM_WEIGHTS, Need.PATCHES},
+    {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES},
+    # the skip adapter here is made for other weights and for evenly spread layers
+    *({Need.ADAPTER, need} for need in (Need.PEFT_ADAPTER, Need.STAGES, Need.OWN_DEPTH)),
+    {Need.ADAPTER, Need.CALIBRATION},
+    {Need.COMPILATION, Need.OTHER_BASELINE},  # the baseline here is in an engine without it
 ]
+# Not tried with others: many timings, and look-ups, which keep all layers.
+ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
+
+
+def can_run_together(*needs):
+    """Return True if no two needs exclude each other or set one key to two values, and one engine
+    supports all.
+    """
+    recipes = [text for need in needs for text in RECIPES[need]]
+    has_engine = any(SUPPORTS[engine].issuperset(needs) for engine in ("torch", "transformers"))
+    is_allowed = all(
+        other in TOGETHER.get(need, ALL) and {need, other} not in NOT_HERE
+        for need, other in permutations(needs, 2)
+    )
+    keys = {text.partition("=")[0] for text in recipes}
+    return has_engine and is_allowed and len(keys) == len({*recipes})
+
+
+def covering_runs():
+    """Return sets of needs that together contain every pair of needs that can run together."""
+    needs = [need for need in Need if need not in ALONE]
+    left = [pair for pair in combinations(needs, 2) if can_run_together(*pair)]
+    runs = []
+    while left:
+        run = list(left[0])
+        for need in sorted(needs, key=lambda need: -sum(need in pair for pair in left)):
+            if need not in run and can_run_together(*run, need):
+                run.append(need)
+        left = [pair for pair in left if not {*pair} <= {*run}]
+        runs.append(run)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +87,8 @@ def test_an_engine_runs_what_it_supports(engine, need, session, folders, tmp_pat
     run(session, tmp_path, *overrides, f"engine={engine}")
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
-def test_needs_that_can_be_combined_run_together(one, other, session, folders, tmp_path):
-    run(session, tmp_path, *overrides_for(one, other, **folders))
+@pytest.mark.parametrize(
+    "needs", covering_runs(), ids=lambda needs: "+".join(n.name for n in needs)
+)
+def test_needs_that_can_be_combined_run_together(needs, session, folders, tmp_path):
+    run(session, tmp_path, *overrides_for(*needs, **folders), "speed.enabled=false")

@@ -68,6 +68,7 @@ def kept_layers(
     """
     from ulskip_cli.core import config
     from ulskip_cli.core.model_metadata import MAX_LAYERS
+    from ulskip_cli.core.strategy import ScheduleRequest
 
     if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
         raise UsageError(f"expected num_layers <= {MAX_LAYERS}, got {num_layers}")
@@ -84,7 +85,8 @@ def kept_layers(
             f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}',"
             " ...), and pass the values under calibration.options of its row as keyword arguments"
         )
-    return chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
+    num_kept = chosen.num_kept(num_layers, float(ratio))
+    return chosen.kept_layers(ScheduleRequest(num_layers, num_kept, float(ratio)))
 
 
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
@@ -250,16 +252,10 @@ def _chosen(
 
 def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that `ulskip models` lists, or one from a folder or the hub."""
-    from ulskip_cli.core import config
-    from ulskip_cli.core.model_config import ModelConfig
-    from ulskip_cli.core.options import parse
+    from ulskip_cli.core.config import model_named
     from ulskip_cli.inference.loading import load
 
-    values = {"name": "hf", "source": "hf", "path": str(model)}
-    if str(model) in config.group_choices("model"):
-        values = config.read_choice("model", str(model))
-        values.pop("description", None)
-    chosen = parse(ModelConfig, values, "model.")
+    chosen = model_named(str(model))
     if chosen.source == "random":
         raise UsageError("random weights answer no prompts; use a pretrained model")
     loaded = load(chosen)

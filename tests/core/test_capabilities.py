@@ -18,7 +18,7 @@ from ulskip_cli.strategies import plan
 
 SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
 SUPPORTS["auto"] = SUPPORTS["torch"] | SUPPORTS["transformers"]
-OF_PLANS = {Need.STAGES, Need.FULL_PROMPT}  # which the layers of a model decide
+OF_PLANS = {Need.FULL_PROMPT}  # which the layers of a model decide
 OF_ENGINES = {Need.OTHER_ENGINE}  # no run in one engine has this need
 
 

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose
+from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.report.rows import grouped
+from ulskip_cli.strategies.plan import Plan
 
 MODULE = '''
 from typing import Literal
@@ -24,13 +26,13 @@ class Loudest(Strategy):
     calibrated_for = ("num_kept",)
     stand_in = "the last layer"
 
-    def kept_layers(self, num_layers, num_kept):
-        last = num_layers - 1 if self.last is None else self.last
-        return (*range(num_kept - 1), last)
+    def kept_layers(self, request):
+        last = request.num_layers - 1 if self.last is None else self.last
+        return (*range(request.num_kept - 1), last)
 
-    def calibrate(self, num_layers, num_kept, held_out):
-        first = range(num_kept - 1)
-        choices = (num_layers - 2, num_layers - 1)
+    def calibrate(self, request, held_out):
+        first = range(request.num_kept - 1)
+        choices = (request.num_layers - 2, request.num_layers - 1)
         losses = {last: held_out.decode_loss((*first, last)) for last in choices}
         return CalibrationResult({"last": min(losses, key=losses.get)}, {"tried": len(losses)})
 '''
@@ -63,6 +65,14 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     assert row["calibration"]["options"]["last"] in (4, 5)
     assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
     assert row["config"]["strategy"]["side"] == "right"
+
+
+def test_advice_about_other_strategies_is_not_given(folder):
+    config = compose(["strategy=loudest"], folder)
+    depths = {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 5.0}
+    record = Record.joined(Point.of(config, "0" * 12), **depths)
+    (line,) = run_warnings(config, Plan.from_layers(12, [0, 1, 2, 11]), record)
+    assert line.endswith("got 5.00, so the speed of these answers differs from the target")
 
 
 def test_rows_of_different_options_are_never_taken_for_one_another(folder):

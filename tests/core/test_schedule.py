@@ -115,13 +115,6 @@ def test_checks_lie_within_the_layers(num_layers, min_exit, every, confidence):
         assert 1 <= rule.heads(depth) <= len(rule.checks) + 1
 
 
-def test_a_target_below_every_exit_is_refused():
-    with pytest.raises(UsageError, match=r"strategy\.min_exit, strategy\.every"):
-        ExitRule(12, 3, "softmax_max", None, 64, min_exit=4)
-    with pytest.raises(UsageError, match=r"strategy\.confidence=cosine"):
-        ExitRule(12, 4, "cosine", None, 64, min_exit=4)
-
-
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_ranges_cover_the_layers(kept):
     found = schedule.layer_ranges(sorted(kept))

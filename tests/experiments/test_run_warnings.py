@@ -33,6 +33,7 @@ def warned(monkeypatch):
 
 
 EXIT = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=9"]
+STAGED = ["strategy=skip_decode", "strategy.horizon=9"]
 EXITED = {"exit_depths": {"5": 1}, "target_kept_layers": 4.0}
 MISSED = {**EXITED, "evaluated_mean_kept_layers": 5.0}
 INT8 = "model.quantization=torchao-int8"
@@ -51,6 +52,7 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         ([], {"num_truncated_references": 1}, ["1 of 3 references", "decode_loss"]),
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
         (EXIT, {**MISSED, "calibration": {"examples": 3}}, ["raise calibration.examples"]),
+        (STAGED, MISSED, ["skip_decode", "strategy.horizon"]),
         ([], NOT_BUILT, ["no compiler", "onednn"]),
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),

@@ -1,4 +1,4 @@
-from report_rows import bench_row, configured, not_applicable, small_sweep, sweep_row
+from report_rows import bench_row, configured, not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report import paper
 from ulskip_cli.report.benchmark import decoded_by
@@ -41,6 +41,12 @@ def test_ours_stand_beside_the_papers():
     assert (both["paper of full"], both["ours of full"]) == ("89%", "97%")
     assert (both["paper x"], both["ours x"]) == ("1.76", "1.71")
     assert found["2x", "early_exit", "1"]["ours x"] == "N/A"
+
+
+def test_a_speed_of_another_depth_than_the_score_is_shown_with_its_depth():
+    found = beside([sweep_row("full"), two_depths(end_to_end_speedup=1.5)])
+    both = found["2x", "skip_decode", "1"]
+    assert (both["ours BLEU"], both["ours x"]) == ("30.00", "1.50 with 4.0/6 layers")
 
 
 def test_a_bench_stands_beside_the_paper():

@@ -2,16 +2,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.strategies.early_exit import EarlyExit
 
 
 def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():
     strategy = EarlyExit()
     assert strategy.num_kept(30, 2.0) == 15
-    assert strategy.kept_layers(30, 15) == tuple(range(30))
-    rule = strategy.exit_rule(30, 15, max_new_tokens=64)
+    assert strategy.kept_layers(ScheduleRequest(30, 15)) == tuple(range(30))
+    rule = strategy.exit_rule(ScheduleRequest(30, 15, max_new_tokens=64))
     assert (rule.target_depth, rule.horizon, rule.threshold) == (15, 64, None)
-    assert EarlyExit(horizon=20, threshold=0.5).exit_rule(30, 15, 64).horizon == 20
+    assert EarlyExit(horizon=20, threshold=0.5).exit_rule(ScheduleRequest(30, 15)).horizon == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "request_", "message"),
+    [
+        ({"min_exit": 4}, ScheduleRequest(12, 3), r"at most 3 of 12 .*strategy\.min_exit"),
+        (
+            {"min_exit": 4, "confidence": "cosine"},
+            ScheduleRequest(12, 4),
+            r"strategy\.confidence=cosine.* got 5",
+        ),
+        ({"min_exit": 12}, ScheduleRequest(12, 12), "at most 11 of 12 layers"),
+        ({"batch": "na"}, ScheduleRequest(12, 6, batch_size=8), r"strategy\.batch=na, got 8"),
+    ],
+)
+def test_exits_that_cannot_meet_the_request_are_refused(options, request_, message):
+    with pytest.raises(UsageError, match=message):
+        EarlyExit(**options).exit_rule(request_)
 
 
 class Smooth:
@@ -34,7 +54,7 @@ class Smooth:
 @given(st.integers(2, 11), st.floats(0.4, 8))
 def test_the_threshold_makes_the_mean_depth_that_of_the_static_strategies(num_kept, steepness):
     held_out = Smooth(lambda threshold: 1 + 11 * threshold**steepness)
-    found = EarlyExit().calibrate(12, num_kept, held_out)
+    found = EarlyExit().calibrate(ScheduleRequest(12, num_kept), held_out)
     assert 1 + 11 * found.options["threshold"] ** steepness == pytest.approx(num_kept, rel=0.02)
     assert found.options["horizon"] == 17
     assert found.notes["mean_kept_layers"] == pytest.approx(num_kept, rel=0.02)

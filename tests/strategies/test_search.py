@@ -6,6 +6,7 @@ from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.schedule import even
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.search import BlockInfluence, OneBlock, Search, without_block
 
@@ -38,11 +39,14 @@ class OneMinimum(Landscape):
 
 def test_the_layers_of_the_highest_influence_stay_and_of_equal_ones_the_lower():
     strategy = BlockInfluence(scores=[0.5, 0.1, 0.1, 0.9])
-    assert [strategy.kept_layers(4, count) for count in (2, 3)] == [(0, 3), (0, 1, 3)]
+    assert [strategy.kept_layers(ScheduleRequest(4, count)) for count in (2, 3)] == [
+        (0, 3),
+        (0, 1, 3),
+    ]
     with pytest.raises(UsageError, match=r"\b5 .*strategy\.scores.*\b4\b"):
-        strategy.kept_layers(5, 2)
-    found = BlockInfluence().calibrate(8, 2, Landscape(())).options
-    assert BlockInfluence(**found).kept_layers(8, 2) == (0, 1)
+        strategy.kept_layers(ScheduleRequest(5, 2))
+    found = BlockInfluence().calibrate(ScheduleRequest(8, 2), Landscape(())).options
+    assert BlockInfluence(**found).kept_layers(ScheduleRequest(8, 2)) == (0, 1)
 
 
 def test_a_plan_before_calibration_warns_and_shows_even_spacing():
@@ -56,7 +60,7 @@ def test_a_plan_before_calibration_warns_and_shows_even_spacing():
 def test_a_skipped_block_lies_between_the_first_and_the_last_layer(num_layers, data):
     num_kept = data.draw(st.integers(2, num_layers - 1))
     for first in range(1, num_kept):
-        kept = OneBlock(first=first).kept_layers(num_layers, num_kept)
+        kept = OneBlock(first=first).kept_layers(ScheduleRequest(num_layers, num_kept))
         skipped = sorted(set(range(num_layers)) - set(kept))
         assert len(kept) == num_kept and {0, num_layers - 1} <= set(kept)
         assert skipped == list(range(first, first + num_layers - num_kept))
@@ -68,21 +72,21 @@ def test_the_best_block_is_found_within_the_budget(num_layers, data):
     best = data.draw(st.sampled_from(range(1, num_kept)))
     budget = data.draw(st.integers(1, 12))
     held_out = OneMinimum([best])
-    found = OneBlock(budget=budget).calibrate(num_layers, num_kept, held_out)
+    found = OneBlock(budget=budget).calibrate(ScheduleRequest(num_layers, num_kept), held_out)
     assert len(held_out.asked) == len(set(held_out.asked)) == min(budget, num_kept - 1)
     if budget == 12:
         assert abs(found.options["first"] - best) <= (0 if num_kept <= 13 else 1)
 
 
 def test_a_block_beyond_the_last_layer_is_refused_and_all_layers_can_be_kept():
-    assert OneBlock().kept_layers(6, 6) == even(6, 6)
+    assert OneBlock().kept_layers(ScheduleRequest(6, 6)) == even(6, 6)
     with pytest.raises(UsageError, match=r"strategy\.first.*1 and 3"):
-        OneBlock(first=4).kept_layers(6, 4)
+        OneBlock(first=4).kept_layers(ScheduleRequest(6, 4))
 
 
 def test_a_search_goes_from_even_spacing_to_the_best_set_and_keeps_the_path():
     landscape = Landscape((0, 1, 2, 3))
-    found = Search(budget=200).calibrate(8, 4, landscape)
+    found = Search(budget=200).calibrate(ScheduleRequest(8, 4), landscape)
     assert found.options == {"layers": [0, 1, 2, 3]} and landscape.asked[0] == even(8, 4)
     losses = [step["loss"] for step in found.notes["path"]]
     assert losses == sorted(losses, reverse=True) and losses[-1] == 0
@@ -92,7 +96,10 @@ def test_a_search_goes_from_even_spacing_to_the_best_set_and_keeps_the_path():
 @given(st.integers(1, 30), st.integers(0, 5))
 def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, seed):
     landscapes = [Landscape((0, 1, 2, 3)) for _ in range(2)]
-    first, _ = (Search(budget=budget, seed=seed).calibrate(10, 4, seen) for seen in landscapes)
+    first, _ = (
+        Search(budget=budget, seed=seed).calibrate(ScheduleRequest(10, 4), seen)
+        for seen in landscapes
+    )
     asked = landscapes[0].asked
     assert len(asked) == len(set(asked)) <= budget and asked == landscapes[1].asked
     losses = [landscapes[0].decode_loss(layers) for layers in [first.options["layers"], *asked]]
@@ -101,16 +108,19 @@ def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, se
 
 def test_found_layers_are_for_one_count():
     strategy = Search(layers=[0, 1, 5])
-    assert (strategy.kept_layers(6, 3), Search().kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
+    assert (
+        strategy.kept_layers(ScheduleRequest(6, 3)),
+        Search().kept_layers(ScheduleRequest(6, 4)),
+    ) == ((0, 1, 5), even(6, 4))
     with pytest.raises(UsageError, match=r"\b4 of 6 layers.*strategy\.layers"):
-        strategy.kept_layers(6, 4)
+        strategy.kept_layers(ScheduleRequest(6, 4))
     with pytest.raises(UsageError, match=r"strategy\.budget"):
         preset("strategy", "search", {"budget": 0})
 
 
 def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():
     landscape = Landscape((0, 1, 6, 7), corrects=True)
-    found = Search(budget=20).calibrate(8, 4, landscape)
+    found = Search(budget=20).calibrate(ScheduleRequest(8, 4), landscape)
     assert found.options == {"layers": [0, 1, 6, 7]}
     starts = [(0, 1, 2, 7), *(without_block(8, 4, first) for first in (1, 2, 3)), even(8, 4)]
     assert landscape.asked[: len(set(starts))] == list(dict.fromkeys(starts))

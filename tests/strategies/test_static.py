@@ -4,6 +4,7 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.strategies.static import (
     BottomSkip,
     Custom,
@@ -16,7 +17,7 @@ from ulskip_cli.strategies.static import (
 
 @pytest.mark.parametrize(("strategy", "kept"), [(TopSkip(), (0, 1, 2)), (BottomSkip(), (3, 4, 5))])
 def test_one_end_is_kept(strategy, kept):
-    assert strategy.kept_layers(6, strategy.num_kept(6, 2.0)) == kept
+    assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 2.0))) == kept
 
 
 def test_only_even_forgives_float_division():
@@ -41,7 +42,7 @@ def write(tmp_path):
 def test_listed_layers_and_those_of_a_file_are_kept_and_are_one_point(write):
     listed, filed = Custom(layers=[0, 3]), Custom(file=write())
     for strategy in (listed, filed):
-        assert strategy.kept_layers(6, strategy.num_kept(6, 9.0)) == (0, 3)
+        assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 9.0))) == (0, 3)
     identity = compose(["strategy=custom", "strategy.layers=[0,3]"]).identity()
     assert compose(["strategy=custom", f"strategy.file={write()}"]).identity() == identity
     assert compose(["strategy=custom", f"strategy.file={write((0, 4))}"]).identity() != identity
@@ -49,9 +50,9 @@ def test_listed_layers_and_those_of_a_file_are_kept_and_are_one_point(write):
 
 def test_layers_that_do_not_fit_are_refused(write):
     with pytest.raises(UsageError, match=r"0 and 5\b.*\[0, 6\]"):
-        Custom(layers=[0, 6]).kept_layers(6, 2)
+        Custom(layers=[0, 6]).kept_layers(ScheduleRequest(6, 2))
     with pytest.raises(UsageError, match=r"\b7 layers.*\b6 in .*\.json"):
-        Custom(file=write()).kept_layers(7, 2)
+        Custom(file=write()).kept_layers(ScheduleRequest(7, 2))
     with pytest.raises(UsageError, match=r"strategy\.layers.*strategy\.file"):
         Custom(layers=[0, 3], file="s.json")
 

@@ -90,7 +90,9 @@ def plan_lines(plan: "Plan", model: str, correction: str = "") -> list[str]:
 def _kept(plan: "Plan", model: str) -> list[str]:
     from ulskip_cli.core.schedule import listed
 
-    use = "in each decode step" if len(plan.stages) == 1 else "in the first decode steps"
+    use = "in each decode step"
+    if plan.later_stages:
+        use = f"in the first decode steps, {len(plan.stages[-1].kept_layers)} in the last"
     if plan.draft_cost is not None:
         use = "draft, and all layers check"
     return [

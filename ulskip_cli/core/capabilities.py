@@ -4,8 +4,7 @@ Nothing else decides it.
 A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
 too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the
 difference in one sentence that names what would work. `docs/combinations.md` is printed from these
-sets, and tests run every engine with every need, and a third of the
-pairs, on a tiny model.
+sets, and tests run every engine with every need, and every pair of needs, on a tiny model.
 """
 
 from collections.abc import Mapping, Set
@@ -72,8 +71,9 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     ),
 }
 
+_SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
-_WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.PATCHES}
+_WHOLE_LAYERS = _FIXED_LAYERS & _SAME_LAYERS - {Need.PATCHES}
 _CHECKPOINT = _WHOLE_LAYERS - {
     Need.QUANTIZATION,
     Need.RANDOM_WEIGHTS,
@@ -87,7 +87,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
+    "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
     "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,

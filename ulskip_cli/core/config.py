@@ -19,7 +19,14 @@ from pydantic import BaseModel, ConfigDict
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config_schema import Config, DecodingConfig, Shared, TrainingConfig, TuneConfig
+from ulskip_cli.core.config_schema import (
+    Config,
+    DecodingConfig,
+    ModelConfig,
+    Shared,
+    TrainingConfig,
+    TuneConfig,
+)
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
@@ -159,6 +166,18 @@ def preset(
     """
     chosen = read_choice(group, name, extra_dir)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
+
+
+def model_named(name: str, extra_dir: Path | None = None, **changes: object) -> ModelConfig:
+    """Return the configuration of a model that `ulskip models` lists, or of one in a folder or on
+    the hub.
+    """
+    if name in group_choices("model", extra_dir):
+        values = read_choice("model", name, extra_dir)
+    else:
+        values = {**read_choice("model", "hf"), "path": name}
+    values.pop("description", None)
+    return parse(ModelConfig, {**values, **changes}, "model.")
 
 
 def parse_choices(
@@ -550,8 +569,11 @@ def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, co
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config = parse(kind, _values(primary, groups, parsed, extra_dir))
+        config: Any = parse(kind, _values(primary, groups, parsed, extra_dir))
         _refuse_unread(kind, keys, command)
+        if command == "bench":  # its answers are as long as its timed sequences, whatever the task
+            tokens = config.speed.new_tokens
+            config = config.replace(decoding=config.decoding.replace(max_new_tokens=tokens))
         return config
     except UnknownKey as error:
         _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)

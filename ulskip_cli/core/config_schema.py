@@ -234,6 +234,7 @@ class Shared(Options):
         model = self.model
         wanted = {
             Need.EARLY_EXIT: self.strategy.exits_early,
+            Need.STAGES: self.strategy.is_positional,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
             Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),

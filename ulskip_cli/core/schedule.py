@@ -18,7 +18,6 @@ MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
 Layers = tuple[int, ...]  # numbers of layers, ascending
 Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
-ExitBatch = Literal["min", "na"]
 # The threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1.
 FALLS_TO = 0.9
 MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
@@ -142,16 +141,6 @@ class ExitRule:
     horizon: int  # T, steps over which the threshold decays
     min_exit: int = 1  # smallest depth with a check
     every: int = 1  # number of layers between two checks
-    batch: ExitBatch = "min"
-
-    def __post_init__(self) -> None:
-        if self.least_depth > self.target_depth:
-            raise UsageError(
-                f"expected a first exit after at most {self.target_depth} of {self.num_layers}"
-                f" layers (with strategy.confidence=cosine, at the second check), got"
-                f" {self.least_depth}; lower strategy.min_exit, strategy.every"
-                " or the ratio"
-            )
 
     @property
     def checks(self) -> tuple[int, ...]:

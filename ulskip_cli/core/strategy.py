@@ -14,6 +14,18 @@ from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 OptionValues = Mapping[str, object]
 
 
+@dataclass(frozen=True)
+class ScheduleRequest:
+    """What a strategy knows when it chooses layers."""
+
+    num_layers: int  # N, of the model
+    num_kept: int  # R, the mean number of layers per decode step that is asked for
+    ratio: float = 1.0  # target speedup
+    max_new_tokens: int = 64  # limit of an answer
+    lengths: tuple[int, ...] = (32,)  # tokens of typical answers
+    batch_size: int = 1
+
+
 class HeldOutMeasurements(Protocol):
     """Measurements of a model on held-out examples, which a calibration can request."""
 
@@ -70,6 +82,8 @@ class Strategy(Choice):
     # mean fewer repeated calibrations.
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
+    # what a user can do if answers ran another mean number of layers than asked for
+    depth_advice: ClassVar[str] = ""
 
     @property
     def is_calibrated(self) -> bool:
@@ -108,23 +122,21 @@ class Strategy(Choice):
         return schedule.num_kept(num_layers, target_speedup)
 
     @abstractmethod
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers to run, ascending."""
 
-    def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """Return the stages of decoding, which run `num_kept` layers per step on average over
-        outputs of `lengths` tokens.
-        """
-        return (Stage(0, self.kept_layers(num_layers, num_kept)),)
+    def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
+        """Return the stages of decoding, which run R layers per step on average."""
+        return (Stage(0, self.kept_layers(request)),)
 
-    def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule | None:
-        """Return the rule that ends steps early, so that a step runs `num_kept` layers on average;
-        None if no step ends early.
+    def exit_rule(self, request: ScheduleRequest) -> ExitRule | None:
+        """Return the rule that ends steps early, so that a step runs R layers on average; None if
+        no step ends early.
         """
         return None
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Measure values for the calibrated options on held-out examples."""
         raise NotImplementedError

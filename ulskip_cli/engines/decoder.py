@@ -123,7 +123,7 @@ class Decoder:
         """
         asked, remedy = self._asked.name, "use another model, option or strategy"
         if self.exits:
-            engine, option = "early_exit", "strategy=early_exit"
+            engine, option = "early_exit", "early exit"
         elif decoding.draft_tokens and asked != "transformers":
             engine, option = "speculative", "decoding.draft_tokens"
         elif isinstance(self._asked, Torch):

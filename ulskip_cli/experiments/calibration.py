@@ -31,7 +31,7 @@ from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
 SEARCH_RIDGE = 0.1  # of the patches in a search
@@ -175,7 +175,8 @@ def calibrate_strategy(
         progress.phase("calibrate", 0)
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
-        calibrated = strategy.calibrate(loaded.metadata.num_layers, num_kept, evaluator)
+        request = schedule_request(config, loaded.metadata.num_layers, num_kept)
+        calibrated = strategy.calibrate(request, evaluator)
         stored = {
             "id": key,
             "examples": len(workload.examples),

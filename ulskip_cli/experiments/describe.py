@@ -250,21 +250,16 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
         return
     if abs(mean - target) <= DEPTH_TOLERANCE * target:
         return
+    strategy, advice = config.strategy, config.strategy.depth_advice
     num_calibrated = (record.calibration or {}).get("examples", config.batch_size)
-    advice = "change strategy.threshold or raise calibration.examples"
-    if not record.exit_depths:
-        advice = (
-            "the answers differ in length from those of the calibration; set strategy.horizon or"
-            " raise calibration.examples"
-        )
-    elif num_calibrated < config.batch_size:
+    if "batch_size" in strategy.calibrated_for and num_calibrated < config.batch_size:
         advice = (
             f"{num_calibrated} calibration examples are fewer than batch_size={config.batch_size};"
             " raise calibration.examples"
         )
     yield (
-        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the"
-        f" speedup differs from the target; {advice}"
+        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speed"
+        f" of these answers differs from the target{advice and f'; {advice}'}"
     )
 
 

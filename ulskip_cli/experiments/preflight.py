@@ -245,12 +245,14 @@ def _check_calibration(config: Config, plan: Plan) -> None:
             f"correction={config.correction.name} requires examples as text, which model=random"
             " does not have; use `ulskip bench`, which times patches as zeros"
         )
-    if config.model.source == "random" and plan.exits and plan.exits.threshold is None:
+    strategy = config.strategy
+    if config.model.source == "random" and plan.exits and not strategy.is_calibrated:
+        keys = " and ".join(f"strategy.{key}" for key in strategy.calibrated)
         raise UsageError(
             f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
-            " tokenizer; set strategy.threshold"
+            f" tokenizer; set {keys}"
         )
-    if config.strategy.is_calibrated and config.ratio_basis != "latency":
+    if strategy.is_calibrated and config.ratio_basis != "latency":
         config.correction.folder_for(config.model, plan.skipping_sets)
 
 

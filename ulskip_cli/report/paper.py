@@ -232,7 +232,8 @@ def _ours(
         times = rate / full_rate
     is_evaluated = record.pairs is not None and record.throughput_from == "evaluation"
     rates = [] if is_evaluated else [Column("tok/s", ".0f", lambda _: rate)]  # x is of the pairs
-    columns = [*rates, Column("x", ".2f", lambda _: times)]
+    timed = f" with {record.timed_layers} layers" if record.timed_layers else ""
+    columns = [*rates, Column("x", "", lambda _: times and f"{times:.2f}{timed}")]
     if metric:
         columns.append(Column(TITLES[metric], ".2f", methodcaller("value", metric)))
     judged = shares(records)

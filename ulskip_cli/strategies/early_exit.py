@@ -3,10 +3,17 @@
 """
 
 import math
+from typing import Literal
 
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.options import option
-from ulskip_cli.core.schedule import FALLS_TO, Confidence, ExitBatch, ExitRule, Layers
-from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
+from ulskip_cli.core.schedule import FALLS_TO, Confidence, ExitRule, Layers
+from ulskip_cli.core.strategy import (
+    CalibrationResult,
+    HeldOutMeasurements,
+    ScheduleRequest,
+    Strategy,
+)
 
 NEVER = 2.0  # no confidence is above 1
 # Search interval of logit(0.9 lam); the upper end is high because cosines are close to 1.
@@ -34,33 +41,54 @@ class EarlyExit(Strategy):
     )
     min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)
     every: int = option(1, "number of layers between two confidence checks", ge=1)
-    batch: ExitBatch = option(
+    batch: Literal["min", "na"] = option(
         "min", "min: a batch exits when its least confident sequence does; na: batch size 1 only"
     )
     calibrated = ("threshold",)
     calibrated_for = ("num_kept", "decoding", "batch_size")
     stand_in = "the target depth"
+    depth_advice = "change strategy.threshold or raise calibration.examples"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers 0 to N-1, because any of them may run."""
-        return tuple(range(num_layers))
+        return tuple(range(request.num_layers))
 
-    def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Return the exit rule for a model of this depth; T is `max_new_tokens` if the strategy has
-        no horizon.
+    def exit_rule(self, request: ScheduleRequest) -> ExitRule:
+        """Return the exit rule for a model of this depth; T is the limit of an answer if the
+        strategy has no horizon.
         """
-        horizon = self.horizon or max_new_tokens
-        options = (self.min_exit, self.every, self.batch)
-        return ExitRule(num_layers, num_kept, self.confidence, self.threshold, horizon, *options)
+        if self.batch == "na" and request.batch_size > 1:
+            raise NotApplicable(
+                f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
+                " batch_size=1 or strategy.batch=min"
+            )
+        rule = ExitRule(
+            request.num_layers,
+            request.num_kept,
+            self.confidence,
+            self.threshold,
+            self.horizon or request.max_new_tokens,
+            self.min_exit,
+            self.every,
+        )
+        highest = min(request.num_kept, request.num_layers - 1)
+        if rule.least_depth > highest:
+            raise UsageError(
+                f"expected a first exit after at most {highest} of {request.num_layers} layers"
+                f" (with strategy.confidence=cosine, at the second check), got {rule.least_depth};"
+                " lower strategy.min_exit, strategy.every or the ratio"
+            )
+        return rule
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Set T to the full model's longest answer in tokens, and find lam by bisection on the mean
         depth of answers.
         """
         horizon = self.horizon or max(held_out.output_lengths())
-        if num_kept == num_layers:
+        num_kept = request.num_kept
+        if num_kept == request.num_layers:
             return CalibrationResult({"threshold": NEVER, "horizon": horizon})
         tried: list[tuple[float, float]] = []
         low, high = LOGITS

@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
@@ -183,7 +183,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     timings. If `depth` is not an integer, the first steps run one layer more than the others.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
-    new_tokens, max_new_tokens = config.speed.new_tokens, config.decoding.max_new_tokens
+    new_tokens = config.speed.new_tokens
     sizes = _step_sizes(config, metadata)
     count, stages, warnings = _choose_layers(config, num_layers, sizes.weights, depth)
     kept = stages[0].kept_layers
@@ -197,6 +197,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
             f"correction=adapter has no effect with strategy={strategy.name}, which keeps all"
             " layers"
         )
+    request = schedule_request(config, num_layers, count)
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
@@ -209,9 +210,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         timed_tokens=(
             _timed_tokens(stages, count, new_tokens) if strategy.is_positional else new_tokens
         ),
-        exits=(
-            strategy.exit_rule(num_layers, count, max_new_tokens) if count < num_layers else None
-        ),
+        exits=strategy.exit_rule(request) if count < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
         warnings=tuple(warnings),
         sizes=sizes,
@@ -220,20 +219,25 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     return plan
 
 
+def schedule_request(config: Config, num_layers: int, num_kept: int) -> ScheduleRequest:
+    """Return what the strategy of a run knows when it chooses layers."""
+    return ScheduleRequest(
+        num_layers,
+        num_kept,
+        ratio=config.ratio,
+        max_new_tokens=config.decoding.max_new_tokens,
+        lengths=(config.speed.new_tokens,),
+        batch_size=config.batch_size,
+    )
+
+
 def check_plan(config: Config, plan: Plan) -> None:
-    """Raise NotApplicable if drafting, the engine or early exit does not support the layers of a
-    plan.
-    """
+    """Raise NotApplicable if drafting or the engine does not support the layers of a plan."""
     needed = needs(config, plan)
     capabilities.check(needed)
     config.engine.check(needed)
     if plan.drafts:
         _check_drafts(config, plan)
-    if plan.exits and plan.exits.batch == "na" and config.batch_size > 1:
-        raise NotApplicable(
-            f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set"
-            " batch_size=1 or strategy.batch=min"
-        )
 
 
 def _check_drafts(config: Config, plan: Plan) -> None:
@@ -304,7 +308,7 @@ def _choose_layers(
     strategy, warnings = config.strategy, list[str]()
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
     if basis == "latency" and depth is not None:
-        return math.ceil(depth - 1e-9), _timed_stages(strategy, num_layers, depth, config), []
+        return math.ceil(depth - 1e-9), _timed_stages(config, num_layers, depth), []
     if basis == "latency":
         warnings.append(
             "ratio_basis=latency requires a timing, which only a run makes; this plan uses"
@@ -320,27 +324,27 @@ def _choose_layers(
     else:
         # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the
         # average step.
-        layers_of = schedule.even if strategy.chooses_own_depth else strategy.kept_layers
-        rule = strategy.exit_rule(num_layers, num_layers, config.decoding.max_new_tokens)
+        rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
+
+        def layers_of(count: int) -> Layers:
+            if strategy.chooses_own_depth:
+                return schedule.even(num_layers, count)
+            return strategy.kept_layers(schedule_request(config, num_layers, count))
+
         count = num_kept_for_cost(
-            weights,
-            config.ratio,
-            lambda count: layers_of(num_layers, count),
-            rule.heads if rule else lambda count: 1,
+            weights, config.ratio, layers_of, rule.heads if rule else lambda count: 1
         )
-    return count, strategy.stages(num_layers, count, [config.speed.new_tokens]), warnings
+    return count, strategy.stages(schedule_request(config, num_layers, count)), warnings
 
 
-def _timed_stages(
-    strategy: Strategy, num_layers: int, depth: float, config: Config
-) -> tuple[Stage, ...]:
+def _timed_stages(config: Config, num_layers: int, depth: float) -> tuple[Stage, ...]:
     """Return one or two stages with `depth` layers on average over the timed steps."""
     count, steps = math.ceil(depth - 1e-9), config.speed.new_tokens - 1
-    deep = strategy.kept_layers(num_layers, count)
+    deep = config.strategy.kept_layers(schedule_request(config, num_layers, count))
     deep_steps = round((depth - count + 1) * steps)
     if deep_steps >= steps:
         return (Stage(0, deep),)
-    shallow = strategy.kept_layers(num_layers, count - 1)
+    shallow = config.strategy.kept_layers(schedule_request(config, num_layers, count - 1))
     if deep_steps <= 0:
         return (Stage(0, shallow),)
     nested = set(shallow) < set(deep)

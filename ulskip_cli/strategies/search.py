@@ -14,6 +14,7 @@ from ulskip_cli.core.strategy import (
     CalibrationResult,
     HeldOutMeasurements,
     OptionValues,
+    ScheduleRequest,
     Strategy,
 )
 
@@ -32,21 +33,21 @@ class BlockInfluence(Strategy):
     calibrated_for = ()  # the scores rank the layers for every ratio
     stand_in = "evenly spread layers"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers with the highest scores; the lower layer wins a tie."""
-        scores = self.scores
+        num_layers, scores = request.num_layers, self.scores
         if scores is None:
-            return schedule.even(num_layers, num_kept)
+            return schedule.even(num_layers, request.num_kept)
         if len(scores) != num_layers:
             raise UsageError(
                 f"expected {num_layers} values in strategy.scores, one for each layer, got"
                 f" {len(scores)}; set strategy.scores=null to measure them"
             )
         ranked = sorted(range(num_layers), key=lambda layer: (-scores[layer], layer))
-        return tuple(sorted(ranked[:num_kept]))
+        return tuple(sorted(ranked[: request.num_kept]))
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Measure the scores in one pass over prompts and references."""
         return CalibrationResult(
@@ -67,8 +68,9 @@ class OneBlock(Strategy):
     calibrated_for = ("num_kept",)
     stand_in = "the middle block"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers around the block, which is in the middle before a calibration."""
+        num_layers, num_kept = request.num_layers, request.num_kept
         firsts = range(1, num_kept)
         first = firsts[len(firsts) // 2] if self.first is None else self.first
         if first not in firsts:
@@ -80,11 +82,12 @@ class OneBlock(Strategy):
         return without_block(num_layers, num_kept, first)
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Measure blocks at even distances, then between the neighbours of the best one, until the
         budget is used.
         """
+        num_layers, num_kept = request.num_layers, request.num_kept
         firsts, losses = range(1, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
@@ -137,10 +140,11 @@ class Search(Strategy):
     calibrated_for = ("num_kept",)
     stand_in = "evenly spread layers, the start of the search"
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers found, or evenly spread layers before a search; raise UsageError if
         there are not `num_kept`.
         """
+        num_layers, num_kept = request.num_layers, request.num_kept
         if self.layers is None:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:
@@ -151,11 +155,12 @@ class Search(Strategy):
         return schedule.checked(num_layers, self.layers)
 
     def calibrate(
-        self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Swap one layer at a time, near layers first, and start again after each improvement until
         the budget is used.
         """
+        num_layers, num_kept = request.num_layers, request.num_kept
         rng, tried = random.Random(self.seed), 0
         best, best_loss = schedule.even(num_layers, num_kept), math.inf
         path: list[OptionValues] = []
@@ -179,7 +184,7 @@ class Search(Strategy):
                 without_block(num_layers, num_kept, first)
                 for first in spread(range(1, num_kept), BLOCKS)
             ]
-            starts = [influence.kept_layers(num_layers, num_kept), *blocks, best]
+            starts = [influence.kept_layers(request), *blocks, best]
             starts = list(dict.fromkeys(starts))[: self.budget]
         for start in starts:
             improves(start)

@@ -15,7 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import Stored, load_json, option, parse
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.core.strategy import ScheduleRequest, Strategy
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 FORMAT = "ulskip-schedule"
@@ -32,9 +32,9 @@ class Full(Strategy):
         """Return the number of all layers."""
         return num_layers
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers 0 to N-1."""
-        return tuple(range(num_layers))
+        return tuple(range(request.num_layers))
 
 
 class Unified(Strategy):
@@ -52,25 +52,25 @@ class Unified(Strategy):
             num_layers, target_speedup, tolerance=0.0 if self.spacing == "reference" else 1e-9
         )
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return both ends and evenly spread layers between them."""
-        return SPACINGS[self.spacing](num_layers, num_kept)
+        return SPACINGS[self.spacing](request.num_layers, request.num_kept)
 
 
 class TopSkip(Strategy):
     """Keep the first R layers, a static early exit (a baseline of arXiv:2404.06954)."""
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the first R layers."""
-        return tuple(range(num_kept))
+        return tuple(range(request.num_kept))
 
 
 class BottomSkip(Strategy):
     """Keep the last R layers (a baseline of arXiv:2404.06954)."""
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the last R layers."""
-        return tuple(range(num_layers - num_kept, num_layers))
+        return tuple(range(request.num_layers - request.num_kept, request.num_layers))
 
 
 class ScheduleFile(Stored):
@@ -138,14 +138,14 @@ class Custom(Strategy):
         """Return the number of listed layers."""
         return len(self._listed)
 
-    def kept_layers(self, num_layers: int, num_kept: int) -> Layers:
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the listed layers, checked against the model's depth."""
-        if self._read and self._read.num_layers != num_layers:
+        if self._read and self._read.num_layers != request.num_layers:
             raise UsageError(
-                f"expected a schedule for the model's {num_layers} layers, got one for"
+                f"expected a schedule for the model's {request.num_layers} layers, got one for"
                 f" {self._read.num_layers} in {self.file}; export a schedule for this model"
             )
-        return schedule.checked(num_layers, self._listed)
+        return schedule.checked(request.num_layers, self._listed)
 
     def canonical(self) -> Self:
         """Return the strategy with its layers listed, also if a file contains them."""

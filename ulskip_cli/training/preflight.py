@@ -1,6 +1,7 @@
 """The schedules that a training trains, and checks that need no weights. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
@@ -8,10 +9,9 @@ from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.task import check_references
 from ulskip_cli.corrections import RECORD
-
-TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are unknown
 
 
 def schedules(
@@ -33,29 +33,20 @@ def schedules(
             " row"
         )
 
-    lengths = lengths or [TYPICAL_LENGTH]
-    return {
-        ratio: full_depth
-        if ratio == 1
-        else strategy.stages(num_layers, strategy.num_kept(num_layers, ratio), lengths)
-        for ratio in config.train.ratios
-    }
+    def stages(ratio: float) -> tuple[Stage, ...]:
+        num_kept, limit = strategy.num_kept(num_layers, ratio), config.task.max_new_tokens
+        request = ScheduleRequest(num_layers, num_kept, ratio, limit)
+        return strategy.stages(replace(request, lengths=tuple(lengths)) if lengths else request)
+
+    return {ratio: full_depth if ratio == 1 else stages(ratio) for ratio in config.train.ratios}
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
     """Return the depths at which early-exit training computes a loss, the full depth last; empty
     for other strategies.
     """
-    rule = config.strategy.exit_rule(num_layers, num_layers, 1)
-    if rule is None:
-        return ()
-    checks = rule.checks
-    if not checks:
-        raise UsageError(
-            f"expected an exit before the last of {num_layers} layers to train; lower"
-            " strategy.min_exit"
-        )
-    return (*checks, num_layers)
+    rule = config.strategy.exit_rule(ScheduleRequest(num_layers, num_layers))
+    return (*rule.checks, num_layers) if rule else ()
 
 
 def check_trainable(config: TrainingConfig) -> None:

@@ -406,12 +406,10 @@ def training_size(
     request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback
 ) -> dict[str, int]:
     """Return the steps, examples and own answers per example for which the budget has time."""
-    tuned, split, record = request.config, request.split, chosen.record
-    if record.later_stages or record.exit_depths:
-        raise NotApplicable(f"{chosen.trial.candidate} does not have the same layers in every step")
+    tuned, split = request.config, request.split
     config, examples = training_config(request, chosen, PROBE), training_examples(split)
     # The trial's answers tell how long those of the adapter, the winner and the full model take.
-    answer = (record.wall_seconds or 0.0) / split.num_choice
+    answer = (chosen.record.wall_seconds or 0.0) / split.num_choice
     seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
     if seconds < MIN_SECONDS and tuned.adapter == AUTO:
         raise NotApplicable(

@@ -17,6 +17,7 @@ from ulskip_cli.core.config import (
     baseline_config,
     compose_unvalidated,
     group_choices,
+    model_named,
     parse_overrides,
 )
 from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
@@ -32,7 +33,7 @@ MAX_POINTS = 1000
 # keys that say where results go or how a sweep runs; with these alone it has the default grid
 _NOT_OF_POINTS = ("name", "results_dir", "launcher", "tracker", "tracker_options")
 # keys of the grid's model that hold for other models too
-_PLACEMENT = ("model.dtype", "model.device", "model.device_map")
+_PLACEMENT = ("dtype", "device", "device_map")
 
 
 def points(
@@ -201,9 +202,10 @@ def _alternatives(
             name="self_speculative", draft="both", draft_tokens=draft_tokens
         )
         yield config.replace(decoding=decoding, batch_size=1)  # where drafting pays
-    placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
+    given = {text.partition("=")[0] for text in overrides}
+    placement = [(key, getattr(config.model, key)) for key in _PLACEMENT if f"model.{key}" in given]
     for name in wanted.models if config.baseline else ():
-        model = _model(name, placement, extra_dir)
+        model = _model(name, tuple(placement), extra_dir)
         if model != config.model:
             full = baseline_config(config)
             yield full.replace(
@@ -215,16 +217,15 @@ def _alternatives(
 
 
 @cache
-def _model(name: str, placement: tuple[str, ...], extra_dir: Path | None) -> ModelConfig:
+def _model(
+    name: str, placement: tuple[tuple[str, object], ...], extra_dir: Path | None
+) -> ModelConfig:
     """Return the configuration of a preset, folder or hub id; raise UsageError if its files or its
     tokenizer are missing.
     """
     from ulskip_cli.inference.loading import load_tokenizer
 
-    is_preset = name in group_choices("model", extra_dir)
-    choice = [f"model={name}"] if is_preset else ["model=hf", "model.path=FOLDER"]
-    model = compose_unvalidated([*choice, *placement], extra_dir).model
-    model = model if is_preset else model.replace(path=name)
+    model = model_named(name, extra_dir, **dict(placement))
     try:
         read_metadata(model)
         if load_tokenizer(model) is None:
