@@ -21,7 +21,7 @@ from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
-from ulskip_cli.experiments.record import Record, Row, read
+from ulskip_cli.experiments.record import Record, Row, pooled, read
 from ulskip_cli.tasks.loading import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
@@ -149,15 +149,17 @@ class ResultsFolder:
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Return the newest record of every point, in file order; a failed run does not replace a
-    finished one.
+    """Return the newest record of every point, in file order, with the timed units of its earlier
+    rows; a failed run does not replace a finished one.
     """
-    by_id: dict[str, Record] = {}
+    rows: dict[str, list[Record]] = {}
     for record in records:
-        if record.id in by_id and by_id[record.id].is_done and not record.is_done:
+        earlier = rows.get(record.id, [])
+        if earlier and earlier[-1].is_done and not record.is_done:
             continue
-        by_id.pop(record.id, None)
-        by_id[record.id] = record
+        rows.pop(record.id, None)
+        rows[record.id] = [*earlier, record]
+    by_id = {run_id: pooled(repeated) for run_id, repeated in rows.items()}
     # A point whose data could not be read has its identity as identifier; a later run with its data
     # replaces that record.
     last = {record.identity: record.id for record in by_id.values()}
