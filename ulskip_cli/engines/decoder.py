@@ -29,12 +29,7 @@ from ulskip_cli.engines.base import (
     take_turns,
 )
 from ulskip_cli.engines.torch import Auto, Torch
-from ulskip_cli.engines.torch.packed_linear import (
-    TORCH,
-    LinearBackend,
-    choose_linear_backend,
-    forget_packed,
-)
+from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.engines.torch.session import unsupported_by_loop
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
@@ -116,12 +111,6 @@ class Decoder:
         changed = copy.copy(self)
         vars(changed).update(attributes)
         return changed
-
-    def close(self) -> None:
-        """Close the sessions and free the packed weights; the next batch opens them anew."""
-        while self._sessions:
-            self._sessions.popitem()[1].close()
-        forget_packed(self.model)
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:

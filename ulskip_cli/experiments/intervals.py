@@ -1,6 +1,4 @@
-"""Intervals of measured ratios. A ratio is estimated from units: some timed pairs each, after both
-sides were opened anew.
-"""
+"""Intervals of measured ratios, which are estimated from units of some timed pairs each."""
 
 import itertools
 import math
@@ -11,8 +9,8 @@ from typing import NamedTuple
 
 UNITS = 3  # the least number of units that has an interval
 CONFIDENCE, NORMAL = 0.95, 1.96  # and half such an interval of a normal distribution
-# Standard deviation of a speedup's logarithm between processes (benchmarks/results/variation.md).
-PROCESS_SPREAD = 0.01
+# Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
+PROCESS_SPREAD = 0.015
 
 
 class Interval(NamedTuple):

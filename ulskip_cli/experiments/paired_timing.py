@@ -2,9 +2,8 @@
 engines in the same rounds, and decode steps of several depths to find the depth that meets a target
 speedup.
 
-A measurement consists of units: before each, both sides are opened anew, so that the weights lie in
-other memory, and some pairs are timed. Units go on until the interval is narrow enough or the time
-is spent.
+A measurement consists of units of consecutive pairs. They go on until the interval is narrow enough
+or the time is spent.
 """
 
 import time
@@ -159,11 +158,6 @@ class Pair(NamedTuple):
                     )
         return full, strategy, seconds
 
-    def close(self) -> None:
-        """Close both sides, so that they are opened anew."""
-        for side in filter(None, (self.full, self.strategy)):
-            side.close()
-
     def turn(self, full: BatchOutput | None, strategy: BatchOutput) -> int | None:
         """Return the decode steps of a turn from earlier outputs; None if the sides decode one
         after the other: on a GPU, or if one decoder, which holds one batch at a time, is both.
@@ -185,17 +179,20 @@ def measure_rounds(
     count: int,
     warmup: int = WARM_UP,
     on_pair: Callable[[int], None] = lambda done: None,
-    first: int = 0,
+    earlier: Sequence[TimedPairs] = (),
 ) -> list[TimedPairs]:
     """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
     can be compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds have
-    the numbers from `first` on.
+    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds
+    continue those of the `earlier` measurements.
     """
     timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
+    for i, (pair, past) in enumerate(zip(pairs, earlier, strict=False)):
+        turns[i] = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
+    first = len(earlier[0].strategy) if earlier else 0
     num_timed = 0
     for number in range(first, first + warmup + count):
         for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
@@ -240,31 +237,29 @@ def measure_units(
     """Time pairs in units until the interval of each speedup reaches at most `speed.precision` to
     each side, or `speed.seconds` are spent, in at least `UNITS` units.
 
-    Before a unit, all sides are opened anew. `report` gets the elapsed seconds, and `read_rate`
-    measures the bytes/s at which memory is read, once a unit. The full model of the first pair is
-    the reference of all.
+    `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
+    once a unit. The full model of the first pair is the reference of all.
     """
     began, meter = time.monotonic(), LoadMeter()
     pairs = [pair for pair, _ in opened]
     firsts = [output for _, first in opened for output in (*first.full, *first.strategy)]
     spent = sum(output.total_seconds for output in firsts)
-    count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / spent) - WARM_UP))
+    count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / spent)))
     timed = [replace(first, full=[], strategy=[]) for _, first in opened]
+    earlier = [first for _, first in opened]
     num_units, elapsed = 0, 0.0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(pair.pairs.is_precise(speed.precision) for pair in timed)
     ):
-        for pair in pairs:
-            pair.close()
         unit = Unit(
             pairs=count,
             began=datetime.now(UTC).isoformat(timespec="seconds"),
             bytes_per_second=read_rate(),
         )
-        first = num_units * (WARM_UP + count)
-        rounds = measure_rounds(pairs, speed.new_tokens, count, first=first)
+        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, earlier=earlier)
         timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
+        earlier = timed
         num_units, elapsed = num_units + 1, time.monotonic() - began
         report(round(elapsed))
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
@@ -398,7 +393,6 @@ def make_pair_timer(
         plan = make_plan(config, loaded.metadata, depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         pair = Pair(full, decoder(plan), batches, context)
-        pair.close()
         new_tokens = config.speed.new_tokens
         (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS, on_pair=on_pair)
         return plan.mean_kept(new_tokens - 1), median(timed.pairs.ratios())

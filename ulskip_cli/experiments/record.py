@@ -189,9 +189,7 @@ class Side(Section):
 
 
 class Unit(Section):
-    """Some pairs that were timed after both sides were opened anew, and the state of the machine
-    at that time.
-    """
+    """Consecutive timed pairs, and the state of the machine at that time."""
 
     pairs: KnownCount
     began: Text = None  # time (UTC)

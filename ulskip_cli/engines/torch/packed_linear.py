@@ -144,12 +144,6 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
     return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
-def forget_packed(model: PreTrainedModel) -> None:
-    """Let the next view of a model pack its weights anew, into other memory."""
-    for module in model.modules():
-        _copies.pop(module, None)
-
-
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
