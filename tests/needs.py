@@ -1,8 +1,10 @@
-"""Overrides that make a run of the bundled model need each `Need`, for the tests of
-combinations.
+"""Overrides that make a run of the bundled model need each `Need`, for the tests of combinations,
+and data beside the project.
 """
 
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +64,15 @@ def overrides_for(*needs, supports=ALL, command="run", **paths):
         for name, path in paths.items():
             chosen[key] = chosen[key].replace(f"{{{name}}}", str(path))
     return list(chosen.values())
+
+
+def shared_data(name):
+    """Return a file of the data beside the project; skip the test if it is missing."""
+    root = Path(__file__).parent.parent.parent / "shared" / "data"
+    file = Path(os.environ.get("ULSKIP_SHARED_DATA", root)) / name
+    if not file.is_file():
+        pytest.skip(f"requires {name} in the folder that ULSKIP_SHARED_DATA names")
+    return file
 
 
 @pytest.fixture(scope="session")

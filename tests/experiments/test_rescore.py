@@ -128,6 +128,20 @@ def test_any_file_with_hypotheses_and_references_is_scored(tmp_path):
             score_file(file, ExtraMetrics(["exact_match"]))
 
 
+def test_a_row_does_not_allow_the_code_of_its_answers(tmp_path):
+    folder, run_id = ResultsFolder(tmp_path / "mine"), "c" * 12
+    task = {"name": "humaneval", "metrics": ["pass_at_1"], "allow_code": True}
+    answer = {"source": "def one():", "reference": "x", "test": "assert one() == 1"}
+    texts = ("    return 1", "    return 2")
+    folder.save_generations(run_id, [{**answer, "hypothesis": text} for text in texts])
+    config = {**CONFIG, "task": task}
+    row = read(json.dumps({**POINT, "config": config, "id": run_id, "num_examples": 2}))
+    with pytest.raises(UsageError, match="--allow-code"):
+        rescore(folder, row, ExtraMetrics())
+    scored = rescore(folder, row, ExtraMetrics(allow_code=True))
+    assert (scored.added, scored.record.value("pass_at_1")) == (["pass_at_1"], 50.0)
+
+
 @pytest.mark.parametrize("metric", ["comet", "bertscore"])
 def test_a_row_does_not_choose_the_model_that_scores_it(metric):
     scoring = Scoring((metric,), **{f"{metric}_model": "/tmp/planted.ckpt"})

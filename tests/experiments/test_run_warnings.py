@@ -9,6 +9,7 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.record import CorrectionUsed, Environment, Point, Record
 from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.static import ScheduleFile
 
 
 @pytest.fixture
@@ -80,6 +81,19 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
 )
 def test_a_run_as_requested_has_no_warning(warned, overrides, values):
     assert warned(*overrides, **values) == ()
+
+
+def test_layers_and_corrections_of_another_task_are_warned_of(warned, tmp_path):
+    corrections = [PATCH.replace(task=task) for task in ("cnn_dm", "wmt", None)]
+    (line,), *others = [warned("ratio=2", correction=patch) for patch in corrections]
+    assert "correction was made on examples of task=cnn_dm" in line and "calibrate on wmt" in line
+    assert others == [(), ()]
+    file = tmp_path / "schedule.json"
+    for task, count in (("humaneval", 1), ("wmt", 0)):
+        chosen = ScheduleFile(num_layers=12, kept_layers=tuple(range(6)), task=task)
+        file.write_text(chosen.to_json())
+        lines = warned("strategy=custom", f"strategy.file={file}")
+        assert len(lines) == count and all("layers were chosen on" in line for line in lines)
 
 
 @pytest.mark.parametrize(

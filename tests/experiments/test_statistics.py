@@ -217,5 +217,6 @@ def test_without_a_measured_speed_a_sentence_has_none():
     text = sentence(sweep_row(bleu=29.0, **dict.fromkeys(values)))
     assert (
         text
-        == "unified keeps 3 of 6 layers: BLEU 29.0 instead of 30.0 (significantly worse: BLEU)."
+        == "unified keeps 3 of 6 layers: BLEU 29.0 instead of 30.0 (significantly worse: BLEU), on"
+        " 20 examples of wmt."
     )

@@ -81,6 +81,9 @@ def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
     assert section.frame.to_dict("records")[1]["of full"] == "83%"
+    for made in (section, tables.long_section([FULL, HALF])):
+        full, half = made.frame["of full, 95%"]
+        assert (full, half) == ("–", "80% to 87%")
 
 
 def test_tokens_per_second_come_from_the_timed_pairs_or_are_left_out():

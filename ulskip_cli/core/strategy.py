@@ -94,6 +94,11 @@ class Strategy(Choice):
         calibrates_depth = bool(self.calibrated) and "num_kept" in self.calibrated_for
         return self.is_positional or self.exits_early or calibrates_depth
 
+    @property
+    def chosen_on(self) -> str | None:
+        """The task on whose examples an earlier command chose the layers; None if unknown."""
+        return None
+
     def canonical(self) -> Self:
         """Return an equal strategy in the form that identifies results."""
         return self

@@ -4,7 +4,7 @@ answers.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core.errors import UsageError, require_choice
@@ -21,12 +21,17 @@ class Example:
     id: str
     source: str
     reference: str  # empty if there is none; all examples of a task have one, or none has
+    test: str = ""  # program that fails if the code of an answer before it is wrong
+
+    def plain(self) -> dict[str, str]:
+        """Return the values by name, JSON-ready, without `test` if there is none."""
+        return {key: text for key, text in asdict(self).items() if text or key != "test"}
 
 
 @dataclass(frozen=True)
 class Template:
     """The formats of prompts, with `{source}` and the task's own fields, and of responses, with
-    `{reference}`.
+    `{reference}` and `{source}`.
     """
 
     prompt_format: str  # text that the model reads
@@ -45,7 +50,8 @@ class Template:
         """Return the text that training and the decode loss expect, without EOS; it is empty
         without a reference.
         """
-        text = _fill(self.response_format, {"reference": example.reference})
+        fields = {"reference": example.reference, "source": example.source}
+        text = _fill(self.response_format, fields)
         return text if example.reference else ""
 
 
@@ -57,6 +63,7 @@ class Scoring:
     target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
     comet_model: str = "Unbabel/wmt22-comet-da"  # hub id, or the path of a checkpoint
     bertscore_model: str | None = None  # hub id or folder; None: the default for the language
+    allow_code: bool = False  # run the code of answers
 
 
 class Task(Choice):
@@ -70,9 +77,7 @@ class Task(Choice):
     max_new_tokens: int = option(
         128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
     )
-    metrics: tuple[str, ...] = option(
-        ("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
-    )
+    metrics: tuple[str, ...] = option(("rouge",), "names of metrics")
     comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
     bertscore_model: str | None = option(
         None, "hub id or folder of BERTScore's model; null: the default for the language"

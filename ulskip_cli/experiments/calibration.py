@@ -222,6 +222,7 @@ def calibrate_patches(
         record = {
             "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
             "kind": patch.kind,
+            "task": held_out.task.name,
             "strategy": plan.strategy,
             "prompt_layers": plan.prompt_layers,
             **notes,

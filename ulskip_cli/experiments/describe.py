@@ -135,6 +135,7 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         *_cut_off(config, record),
         *[random] * (config.model.source == "random"),
         *_untrained(plan, record),
+        *_other_task(config, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),
         *_misprediction(record),
@@ -219,6 +220,19 @@ def _untrained(plan: Plan, record: Record) -> Iterator[str]:
         " suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of"
         " their training"
     )
+
+
+def _other_task(config: Config, record: Record) -> Iterator[str]:
+    made_on = {
+        "layers were chosen": config.strategy.chosen_on,
+        "correction was made": record.correction and record.correction.task,
+    }
+    for what, task in made_on.items():
+        if task and task != record.task:
+            yield (
+                f"{record.strategy}: the {what} on examples of task={task}; what keeps the quality"
+                f" of one task can lose that of another, so choose and calibrate on {record.task}"
+            )
 
 
 def _uncompiled(config: Config, record: Record) -> Iterator[str]:

@@ -182,9 +182,7 @@ def generate_answers(
                 workload.tokenizer.decode(ids, skip_special_tokens=True), config.decoding.stop
             )
             generations[position] = {
-                "id": example.id,
-                "source": example.source,
-                "reference": example.reference,
+                **example.plain(),
                 "hypothesis": workload.task.hypothesis(text),
                 "output": text,
                 "token_ids": ids,
@@ -236,6 +234,7 @@ def score_answers(
         [example.reference for example in examples],
         [example.source for example in examples],
         baseline_hypotheses,
+        [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)

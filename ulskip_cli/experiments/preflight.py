@@ -7,7 +7,7 @@ options.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -85,7 +85,7 @@ class Resolver:
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(config))
         texts = [
-            json.dumps([asdict(example) for example in part.examples], ensure_ascii=False)
+            json.dumps([example.plain() for example in part.examples], ensure_ascii=False)
             for part in (data, held_out)
             if part
         ]

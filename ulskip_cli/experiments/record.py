@@ -134,6 +134,7 @@ class CorrectionUsed(Section):
     kind: Text = None
     path: Text = None
     id: Name | None = None
+    task: Text = None  # on whose examples it was fitted or trained
     lora_rank: Count = None
 
     @property

@@ -42,12 +42,14 @@ class ExtraMetrics:
     names: Sequence[str] = ()
     comet_model: str | None = None  # None: the default
     bertscore_model: str | None = None  # None: the default for the language
+    allow_code: bool = False  # run the code of answers
 
     def beside(self, scoring: Scoring) -> Scoring:
         """Return a task's scoring with these metrics added.
 
         Raise UsageError if a row names a model other than the default and no option confirms it. A
-        row must not choose which files are loaded, because a checkpoint can run code.
+        row must not choose which files are loaded, because a checkpoint can run code, and it must
+        not allow the code of its answers.
         """
         names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
         models = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
@@ -59,7 +61,8 @@ class ExtraMetrics:
                     f" it; if you trust that model, give --{metric}-model={named}"
                 )
             models[key] = model or default
-        return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]
+        changes = {"metrics": names, "allow_code": self.allow_code, **models}
+        return replace(scoring, **changes)  # type: ignore[arg-type]
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
@@ -153,4 +156,7 @@ def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = No
 
 
 def _texts(answers: Sequence[Row]) -> Answers:
-    return Answers(*([answer.get(key, "") for answer in answers] for key in ANSWER_KEYS))
+    hypotheses, references, sources, tests = (
+        [answer.get(key, "") for answer in answers] for key in (*ANSWER_KEYS, "test")
+    )
+    return Answers(hypotheses, references, sources, tests=tests)

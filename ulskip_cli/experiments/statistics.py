@@ -230,7 +230,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     if texts == others:
         return SAME
     spec = metrics.METRIC_OF.get(metric)
-    if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
+    if len(shared) < MIN_FOR_STARS or spec is None or not spec.in_reports:
         return None
     language = new.config.task.scoring().target_language
     scoring = Scoring((spec.name,), language)
@@ -375,6 +375,9 @@ def _quality_facts(record: Record) -> list[str]:
         facts[-1] += " (no references)"
     elif metric:
         facts.append(_score_text(record, metric))
+    if facts:
+        plural = "s" * (record.num_examples != 1)
+        facts.append(f"on {record.num_examples} example{plural} of {record.task}")
     if record.num_cut_off:
         facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
     return facts

@@ -98,7 +98,8 @@ def _points(records: Sequence[Record], judged: Shares) -> TableSection:
         return None if record.keeps_all else getattr(judged.get(record.key), "word", None)
 
     columns = tables.long_columns(records)
-    quality = [tables.share_of_full("of full", ".1%", judged), Column("keeps gate", "", gate)]
+    share = tables.share_of_full("of full", ".1%", judged)
+    quality = [share, tables.share_interval(judged), Column("keeps gate", "", gate)]
     at = columns.index(COLUMNS["decode_loss"])
     return TableSection.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 

@@ -32,6 +32,7 @@ from ulskip_cli.report.rows import (
     collected,
     displayed,
     done,
+    grouped,
     ordered,
     reasons,
     setting_text,
@@ -144,13 +145,28 @@ def share_of_full(title: str, form: str, judged: Shares) -> Column:
     return Column(title, form, lambda record: getattr(judged.get(record.key), "share", None))
 
 
+def share_interval(judged: Shares) -> Column:
+    """Return the column of the paired 95% interval of this share."""
+
+    def text(record: Record) -> str | None:
+        share = judged.get(record.key)
+        return ends(Interval(share.share, share.low, share.high), ".0%") if share else None
+
+    return Column("of full,\n95%", "", text)
+
+
 def long_section(records: Sequence[Record]) -> TableSection:
     """Make the long table: the settings in which the records differ, and the columns for which some
     record has a value.
     """
     records = ordered(records)
     note = sentences(explanations(records))
-    return TableSection.of(title(records), records, long_columns(records), note, words=1)
+    judged = {
+        key: share for group in grouped(records) for key, share in shares(group.records).items()
+    }
+    quality = [share_of_full("of\nfull", ".1%", judged), share_interval(judged)]
+    columns = [*long_columns(records), *quality]
+    return TableSection.of(title(records), records, columns, note, words=1)
 
 
 def long_columns(records: Sequence[Record]) -> list[Column]:
@@ -166,12 +182,13 @@ def short_section(records: Sequence[Record]) -> TableSection:
     strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key == metric
     )
-    share = share_of_full("of\nfull", ".0%", shares(records))
+    judged = shares(records)
+    quality = [share_of_full("of\nfull", ".0%", judged), share_interval(judged)]
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
     return TableSection.of(
         title(records),
         records,
-        [strategy, *setting_columns(records), *measured, share, full_rate, rate],
+        [strategy, *setting_columns(records), *measured, *quality, full_rate, rate],
         sentences([*stars, *_without_references(records), *reasons(records)]),
         words=1,
     )

@@ -87,6 +87,7 @@ class ScheduleFile(Stored):
     ratio_basis: str = "layers"
     prompt_layers: Literal["all", "kept"] = "all"
     model: str | None = None  # hub id, path or name
+    task: str | None = None  # on whose examples the layers were chosen; None: unknown
     made_by: str | None = None  # program, version and overrides
 
     def to_json(self) -> str:
@@ -149,6 +150,11 @@ class Custom(Strategy):
     def canonical(self) -> Self:
         """Return the strategy with its layers listed, also if a file contains them."""
         return self.replace(layers=tuple(self._listed), file=None)
+
+    @property
+    def chosen_on(self) -> str | None:
+        """The task that the schedule file names."""
+        return self._read.task if self._read else None
 
     @property
     def _listed(self) -> Sequence[int]:

@@ -18,6 +18,7 @@ from ulskip_cli.tasks.loading import (
     read_objects,
     read_text,
 )
+from ulskip_cli.tasks.metrics import metrics_option
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {
@@ -50,6 +51,7 @@ class Jsonl(Task):
     target_language: str | None = option(
         None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore"
     )
+    metrics: tuple[str, ...] = metrics_option("rouge")
 
     @property
     def data(self) -> str:
@@ -72,7 +74,9 @@ class Jsonl(Task):
 
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
-        if bool(self.file) == bool(self.dataset):
+        default = type(self).model_fields["dataset"].default
+        is_named = self.dataset is not None and self.dataset != default
+        if (self.file and is_named) or not (self.file or self.dataset):
             given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
             raise UsageError(
                 "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"

@@ -10,6 +10,7 @@ from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_lines
+from ulskip_cli.tasks.metrics import metrics_option
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
@@ -61,9 +62,7 @@ class Wmt(Task):
     max_new_tokens: int = option(
         64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
     )
-    metrics: tuple[str, ...] = option(
-        ("bleu", "chrf"), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore"
-    )
+    metrics: tuple[str, ...] = metrics_option("bleu", "chrf")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -255,6 +255,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     return {
         "base": {"model": model.label, "fingerprint": fingerprint(model)},
         "kind": patches.kind,
+        "task": setup.config.task.name,
         "strategy": record.strategy,
         "lora_rank": train.lora.rank,
         "training": {

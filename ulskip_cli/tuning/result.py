@@ -138,7 +138,8 @@ class TuneResult:
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
         point = resolve_export(self._exported, schedule)
         with run.staged(to, is_folder=True) as folder:
-            (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
+            text = run.schedule_file(point).replace(task=self.config.task.name).to_json()
+            (folder / run.SCHEDULE).write_text(text, "utf-8")
             (folder / ADAPTER).mkdir()
             for file in self.skip_adapter.glob("adapter.*"):
                 shutil.copy(file, folder / ADAPTER)
@@ -170,7 +171,8 @@ class TuneResult:
             f" ({trial.candidate})",
             f"speed:    {speedup_text(record)}, compared with the full model",
             f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f},"
-            f" {judged.text()}, on {record.num_examples} examples that were not used to choose",
+            f" {judged.text()}, on {record.num_examples} examples of {record.task} that were not"
+            " used to choose",
             f"goal:     {key}={wish:g} is {wish_verdict(wish, value, low)}",
             f"run:      {command_line(self.config, 'run')}",
             f"export:   {command_line(self.config, 'export', *options)}",

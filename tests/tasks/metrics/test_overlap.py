@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.overlap import ExactMatch, Rouge, one_sentence_per_line
+from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge, one_sentence_per_line
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring, compare_segments
 
 HYPOTHESES = [
@@ -62,6 +62,17 @@ def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     )
     assert scores.values == {"exact_match": 25.0}
     assert scores.against_full["exact_match"]["delta"] == -25.0
+
+
+def test_number_match_compares_the_last_numbers():
+    metric = NumberMatch("number_match", Scoring(("number_match",)))
+    references = ["2 + 2 = 4\n#### 4", "#### 1,200", "#### -3", "#### 18", "#### 7"]
+    hypotheses = ["It is 4.00.", "so $1200", "of 5, -3 remain", "18 or 19", "no number"]
+    scores = metric.score(Answers(hypotheses, references, references, references))
+    assert scores.values == {"number_match": 60.0}
+    assert scores.against_full["number_match"]["full"] == 100.0
+    with pytest.raises(UsageError, match=r"number_match.*'none'.*exact_match"):
+        metric.check(["1", "none"])
 
 
 values = st.lists(st.floats(0, 100), min_size=2, max_size=30)

@@ -1,13 +1,20 @@
 import pytest
 
+from ulskip_cli.core.config_reference import group_keys
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
-ANSWERS = Answers(["the cat sat here today"] * 3, ["the cat sat here now"] * 3, ["x"] * 3)
-WITHOUT_A_MODEL = tuple(name for name, spec in metrics.METRICS.items() if not spec.is_neural)
+ANSWERS = Answers(["the cat sat here at 3"] * 3, ["the cat sat there at 3"] * 3, ["x"] * 3)
+OF_TEXTS = tuple(name for name, spec in metrics.METRICS.items() if spec.in_reports)
 
 
-@pytest.mark.parametrize("name", WITHOUT_A_MODEL)
+@pytest.mark.parametrize("task", ["wmt", "jsonl", "cnn_dm", "gsm8k", "humaneval"])
+def test_the_help_of_every_task_names_all_metrics(task):
+    (key,) = (key for key in group_keys("task", task) if key.name == "task.metrics")
+    assert key.meaning == f"metrics: {', '.join(metrics.METRICS)}"
+
+
+@pytest.mark.parametrize("name", OF_TEXTS)
 def test_a_metric_fills_the_row_keys_of_its_entry(name):
     spec = metrics.METRICS[name]
     scores = metrics.compute_scores(Scoring((name,), "en"), ANSWERS)

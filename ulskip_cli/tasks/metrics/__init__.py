@@ -7,8 +7,10 @@ here. A metric's module is imported when the metric is made.
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import Answers, Metric, Scores
 
@@ -33,7 +35,8 @@ class MetricSpec:
     kind: str  # `module:class` of the metric
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
-    is_neural: bool = False  # needs a separate model, which a report does not load
+    # False: needs a separate model or runs code, which a report does not
+    in_reports: bool = True
 
     @property
     def primary(self) -> str:
@@ -60,9 +63,13 @@ _REGISTRY = (
     MetricSpec(
         "exact_match", "overlap:ExactMatch", (RowKey("exact_match", "exact match", "exact"),)
     ),
-    MetricSpec("comet", "neural:Comet", (RowKey("comet", "COMET"),), is_neural=True),
     MetricSpec(
-        "bertscore", "neural:BertScore", (RowKey("bertscore", "BERTScore"),), is_neural=True
+        "number_match", "overlap:NumberMatch", (RowKey("number_match", "number match", "number"),)
+    ),
+    MetricSpec("pass_at_1", "code:PassAt1", (RowKey("pass_at_1", "pass@1"),), in_reports=False),
+    MetricSpec("comet", "neural:Comet", (RowKey("comet", "COMET"),), in_reports=False),
+    MetricSpec(
+        "bertscore", "neural:BertScore", (RowKey("bertscore", "BERTScore"),), in_reports=False
     ),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
@@ -75,6 +82,11 @@ AGREEMENT = RowKey("agreement", "agreement", number_format=".1%")
 METRIC_OF = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
 ROW_KEYS = {row_key.key: row_key for spec in _REGISTRY for row_key in spec.row_keys}
 ROW_KEYS |= {DECODE_LOSS.key: DECODE_LOSS, AGREEMENT.key: AGREEMENT}
+
+
+def metrics_option(*default: str) -> Any:
+    """Declare the option of a task that names its metrics."""
+    return option(default, f"metrics: {', '.join(METRICS)}")
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:

@@ -1,9 +1,11 @@
-"""Metrics of each answer that count equal words: ROUGE and exact match."""
+"""Metrics of each answer that compare it with the reference: ROUGE, and equal texts or numbers."""
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +18,36 @@ if TYPE_CHECKING:
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
 _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
 
 
-class ExactMatch(SegmentMetric):
+class Match(SegmentMetric):
+    """Percentage of hypotheses of which the compared part equals that of the reference."""
+
+    @abstractmethod
+    def part(self, text: str) -> object:
+        """Return the part of a text that is compared; None equals nothing."""
+
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Return 100 for each answer that matches its reference, otherwise 0."""
+        wanted = list(map(self.part, answers.references))
+        return [
+            {
+                self.name: np.array(
+                    [
+                        100.0 * (part is not None and part == self.part(text))
+                        for text, part in zip(texts, wanted, strict=True)
+                    ]
+                )
+            }
+            for texts in systems
+        ]
+
+
+class ExactMatch(Match):
     """Percentage of hypotheses that equal the reference, ignoring case and differences in white
     space.
     """
@@ -28,15 +56,30 @@ class ExactMatch(SegmentMetric):
         """Say which differences are ignored."""
         return "case and white space folded"
 
-    def segments(
-        self, systems: Sequence[list[str]], answers: Answers
-    ) -> list[Mapping[str, Segments]]:
-        """Return 100 for each answer that equals its reference, otherwise 0."""
-        references = list(map(fold, answers.references))
-        return [
-            {"exact_match": 100.0 * (np.array(list(map(fold, texts))) == np.array(references))}
-            for texts in systems
-        ]
+    def part(self, text: str) -> str:
+        """Return the whole text, normalized."""
+        return fold(text)
+
+
+class NumberMatch(Match):
+    """Percentage of hypotheses whose last number equals the last number of the reference."""
+
+    def signature(self) -> str:
+        """Say what is compared."""
+        return "last number, without commas"
+
+    def part(self, text: str) -> Decimal | None:
+        """Return the last number."""
+        return last_number(text)
+
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Raise UsageError if a reference has no number."""
+        for text in references:
+            if last_number(text) is None:
+                raise UsageError(
+                    f"metric number_match requires a number in every reference, got {text[:40]!r};"
+                    " task.metrics=[exact_match] compares texts"
+                )
 
 
 class Rouge(SegmentMetric):
@@ -82,6 +125,16 @@ class Rouge(SegmentMetric):
             }
             for rows in scored
         ]
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text, None without one.
+
+    >>> last_number("3 boxes of $1,200.50 are $3,601.50."), last_number("none")
+    (Decimal('3601.50'), None)
+    """
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def fold(text: str) -> str:

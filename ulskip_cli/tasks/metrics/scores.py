@@ -27,6 +27,7 @@ class Answers:
     references: list[str]
     sources: list[str]
     full: list[str] | None = None  # the full model's hypotheses for the same sources
+    tests: list[str] = field(default_factory=list)  # programs that check the code of answers
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+import pytest
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks.metrics import code
+from ulskip_cli.tasks.metrics.code import PassAt1, passes
+from ulskip_cli.tasks.metrics.scores import Answers, Scoring
+
+SOURCE = 'from math import pi\n\n\ndef area(r):\n    """Area of a circle."""\n'
+TEST = "assert round(area(1), 2) == 3.14"
+RIGHT = [
+    "    return pi * r * r",
+    "return pi * r * r",
+    "def area(r):\n    return helper(r)\n\n\ndef helper(r):\n    return pi * r * r",
+    "import math\n\ndef area(r):\n    return math.pi * r * r",
+]
+WRONG = [
+    "    return r",
+    "",
+    "I cannot",
+    "    exit()",
+    "def area(r):\n    exit(0)",
+    "    import os; os._exit(0)",
+]
+
+
+def metric(allow_code):
+    return PassAt1("pass_at_1", Scoring(("pass_at_1",), allow_code=allow_code))
+
+
+def test_pass_at_1_is_the_share_of_answers_that_pass_and_is_compared_with_full():
+    texts, full = [*RIGHT, *WRONG], [RIGHT[0]] * 10
+    answers = Answers(texts, full, [SOURCE] * 10, full, [TEST] * 10)
+    scores = metric(True).score(answers)
+    assert scores.values == {"pass_at_1": 40.0}
+    assert scores.against_full["pass_at_1"]["delta"] == -60.0
+    assert scores.against_full["pass_at_1"]["p_value"] < 0.05
+    assert "Python 3" in scores.signatures["pass_at_1"]
+
+
+def test_code_runs_only_if_it_is_allowed(monkeypatch):
+    monkeypatch.setattr(code, "passes", lambda code: pytest.fail("code ran"))
+    with pytest.raises(UsageError, match=r"task.allow_code=true .*--allow-code"):
+        metric(False).score(Answers(["x"], ["x"], ["x"], tests=["x"]))
+
+
+def test_answers_without_tests_are_refused():
+    with pytest.raises(UsageError, match="under the key test"):
+        metric(True).score(Answers(["x"], ["x"], ["x"]))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "text = 'a' * 2**31",
+        "open('file', 'w').write('a' * 2**21)",
+        "while True: pass",
+        "import time; time.sleep(60)",
+    ],
+    ids=["memory", "file", "cpu", "time"],
+)
+def test_a_program_ends_at_its_limits(program, monkeypatch):
+    monkeypatch.setattr(code, "SECONDS", 2)
+    assert not passes(program)
+
+
+def test_a_program_sees_an_empty_folder_and_no_variables(monkeypatch):
+    monkeypatch.setenv("SECRET", "1")
+    assert passes(
+        "import os\nassert os.listdir() == ['answer.py']\nassert 'SECRET' not in os.environ"
+    )

@@ -1,0 +1,129 @@
+"""pass@1, the percentage of answers whose code passes the tests of its example (Chen et al. 2021).
+
+Each program runs in a Python process of its own with limits of time, memory and files, in an empty
+folder, without the environment's variables, and on Linux without a network where the system permits
+it. The limits stop accidents. They are no security boundary: a program can read and delete what its
+user can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
+
+if TYPE_CHECKING:
+    from ulskip_cli.tasks.metrics.scores import Segments
+
+CPU_SECONDS = 5
+SECONDS = 15  # the CPU may be busy
+MEMORY_BYTES = 2**30
+FILE_BYTES = 2**20
+PASSED = 42  # exit status of a program that ran to its end; exit() in an answer gives another
+_LIMITED = f"""
+import ctypes, os, resource, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).unshare(0x50000000)  # CLONE_NEWUSER | CLONE_NEWNET; has no effect if refused
+for name, limit in dict(CPU={CPU_SECONDS}, AS={MEMORY_BYTES}, FSIZE={FILE_BYTES}, NPROC=0).items():
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
+with open("answer.py", encoding="utf-8") as file:
+    program = compile(file.read(), "answer.py", "exec")
+exec(program, {{"__name__": "__main__"}})
+os._exit({PASSED})
+"""
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_FUNCTION = re.compile(r"^def (\w+)", re.MULTILINE)
+
+
+class PassAt1(SegmentMetric):
+    """Percentage of answers whose code passes its tests, with one answer for each example."""
+
+    def signature(self) -> str:
+        """The version of Python and the limits of a program."""
+        limits = f"{CPU_SECONDS} s, {MEMORY_BYTES // 2**20} MiB"
+        return f"Python {platform.python_version()}, one answer for each example, limits {limits}"
+
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Raise UsageError if running code is not allowed, or not possible with limits."""
+        if not self.scoring.allow_code:
+            raise UsageError(
+                "metric pass_at_1 runs code that a model wrote, with limits but no security"
+                " boundary; allow it with task=humaneval task.allow_code=true (ulskip score:"
+                " --allow-code)"
+            )
+        if importlib.util.find_spec("resource") is None or not passes("pass"):
+            raise UsageError(
+                "metric pass_at_1 cannot limit the time and memory of programs on this system; run"
+                " it on Linux"
+            )
+
+    def segments(
+        self, systems: Sequence[list[str]], answers: Answers
+    ) -> list[Mapping[str, Segments]]:
+        """Return 100 for each answer that passes its tests, otherwise 0."""
+        if not answers.tests or not all(answers.tests):
+            raise UsageError(
+                "metric pass_at_1 requires a program under the key test of every answer, got none;"
+                " use answers of task=humaneval"
+            )
+        scored: list[Mapping[str, Segments]] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for texts in systems:
+                programs = map(program, answers.sources, texts, answers.tests)
+                passed = list(pool.map(passes, programs))
+                scored.append({self.name: 100.0 * np.array(passed)})
+        return scored
+
+
+def program(source: str, answer: str, test: str) -> str:
+    """Return the program that tests an answer. The answer continues the function at the end of
+    `source`, or defines it anew.
+
+    >>> print(program("def one():", "return 1", "assert one() == 1"))
+    def one():
+        return 1
+    assert one() == 1
+    """
+    is_body = not {*_FUNCTION.findall(source)[-1:]} <= {*_FUNCTION.findall(answer)}
+    if is_body and not answer[:1].isspace():
+        answer = textwrap.indent(answer, "    ")
+    return f"{source.rstrip()}\n{answer}\n{test}"
+
+
+def passes(code: str) -> bool:
+    """Run a program within the limits, and return True if it runs to its end without an error."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "answer.py").write_text(code, "utf-8", "replace")
+        process = subprocess.Popen(
+            [sys.executable, "-s", "-c", _LIMITED],
+            cwd=folder,
+            env=_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(SECONDS) == PASSED
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # also processes that the program started
+            process.wait()
