@@ -49,8 +49,7 @@ STARS = (
     " each comparison, not corrected for the number of comparisons)."
 )
 MEASURED = (
-    "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
-    " pairs."
+    "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."
 )
 NO_REFERENCES = (
     "The prompts have no references: the score is the agreement, the share of the tokens of the"
