@@ -12,6 +12,7 @@ stopped; the rows are in benchmarks/results/NAME.jsonl and the table in NAME.md.
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -60,6 +61,16 @@ def measure(point, with_opened):
         "opened": opened,
         "environment": environment.code() | environment.machine("cpu"),
     }
+
+
+def like_the_command():
+    """Return the environment in which the command `ulskip` would compute: on a busy machine its
+    threads sleep while they wait.
+    """
+    meter, variables = environment.LoadMeter(), dict(os.environ)
+    time.sleep(1)
+    environment.let_threads_sleep(meter.other_cpus(), variables)
+    return variables
 
 
 def spread(values):
@@ -147,7 +158,9 @@ def main():
                 continue
             command = [*args.before, sys.executable, __file__, "--measure", point]
             command += ["--opened"] * (number % 3 == 0)
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=like_the_command()
+            ).stdout
             rows.append(json.loads(output.splitlines()[-1]))
             with stored.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

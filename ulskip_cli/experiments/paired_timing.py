@@ -240,18 +240,18 @@ def measure_units(
     `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
     once a unit. The full model of the first pair is the reference of all.
     """
-    began, meter = time.monotonic(), LoadMeter()
+    began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
     pairs = [pair for pair, _ in opened]
     firsts = [output for _, first in opened for output in (*first.full, *first.strategy)]
-    spent = sum(output.total_seconds for output in firsts)
-    count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / spent)))
+    round_seconds = sum(output.total_seconds for output in firsts)
     timed = [replace(first, full=[], strategy=[]) for _, first in opened]
     earlier = [first for _, first in opened]
-    num_units, elapsed = 0, 0.0
+    num_units = 0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(pair.pairs.is_precise(speed.precision) for pair in timed)
     ):
+        count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(
             pairs=count,
             began=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -259,8 +259,11 @@ def measure_units(
         )
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, earlier=earlier)
         timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
-        earlier = timed
+        earlier, before = timed, elapsed
         num_units, elapsed = num_units + 1, time.monotonic() - began
+        round_seconds = max(
+            1e-9, (elapsed - before) / count
+        )  # other processes may slow this one down
         report(round(elapsed))
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []
