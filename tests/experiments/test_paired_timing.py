@@ -11,6 +11,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -20,6 +21,7 @@ from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
     LINE_ROUNDS,
     WARM_UP,
+    FinishedUnits,
     Opened,
     Pair,
     TimedPairs,
@@ -87,33 +89,66 @@ def clock(monkeypatch):
     return state
 
 
-def units_of(llama, clock, **speed):
-    pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
-    first = TimedPairs(outputs(2), outputs(1))
-    (timed,) = measure_units(
-        [Opened(pair, first)], SpeedConfig(**speed), lambda done, note="": None, lambda: 1e9
-    )
-    return timed
+@pytest.fixture
+def units_of(llama, clock, tmp_path):
+    def measured(read_rate=lambda: 1e9, origin=None, **speed):
+        pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
+        stored = FinishedUnits(tmp_path / "units.json", origin or {})
+        first = TimedPairs(outputs(2), outputs(1), earlier=stored.pairs)
+        opened = Opened(pair, first, stored)
+        report = ProgressCallback().phase("", 0)
+        (timed,) = measure_units([opened], SpeedConfig(**speed), report, read_rate)
+        stored.remove()
+        return timed
+
+    return measured
 
 
-def test_units_end_when_the_interval_is_narrow_enough(llama, clock):
-    timed = units_of(llama, clock, seconds=1000)
+def test_units_end_when_the_interval_is_narrow_enough(units_of):
+    timed = units_of(seconds=1000)
     assert len(timed.units) == UNITS
     assert timed.timing().measured_speedup == pytest.approx(2)
     assert {unit.bytes_per_second for unit in timed.units} == {1e9}
 
 
-def test_units_end_when_the_time_is_spent(llama, clock):
+def test_units_end_when_the_time_is_spent(units_of, clock):
     clock.full = itertools.cycle([1.0, 2.0, 3.0])
-    timed = units_of(llama, clock, seconds=75)
+    timed = units_of(seconds=75)
     assert len(timed.units) == 7  # an eighth would end after 80 seconds
-    assert len(units_of(llama, clock, seconds=0).units) == UNITS
+    assert len(units_of(seconds=0).units) == UNITS
 
 
-def test_a_short_step_gets_many_pairs(llama, clock):
-    assert units_of(llama, clock, seconds=0).units[0].pairs == 1
+def test_a_short_step_gets_many_pairs(units_of):
+    assert units_of(seconds=0).units[0].pairs == 1
     # a pair takes 2 + 2 seconds with its prompts, and a unit a fifth of the time
-    assert units_of(llama, clock, seconds=120).units[0].pairs > 2
+    assert units_of(seconds=120).units[0].pairs > 2
+
+
+def interrupted_after(count):
+    """A read rate whose measurement is interrupted after `count` units."""
+    calls = itertools.count()
+
+    def read_rate():
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return 1e9
+
+    return read_rate
+
+
+def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
+    with pytest.raises(KeyboardInterrupt):
+        units_of(interrupted_after(2), seconds=0)
+    pairs = units_of(seconds=0).timing().pairs
+    assert [unit.process for unit in pairs.units] == [0, 0, 1, 1, 1]
+    assert len(pairs.full.decode_seconds) == len(pairs.strategy.decode_seconds) == 5
+    assert len(units_of(seconds=0).timing().pairs.units) == UNITS  # nothing is left over
+
+
+def test_finished_units_of_other_code_do_not_count(units_of):
+    with pytest.raises(KeyboardInterrupt):
+        units_of(interrupted_after(2), {"git_commit": "a"}, seconds=0)
+    assert len(units_of(origin={"git_commit": "b"}, seconds=0).timing().pairs.units) == UNITS
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():

@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import step_counts
@@ -16,10 +17,17 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
-from ulskip_cli.experiments.paired_timing import Opened, TimedPairs, measure_units, open_pair
+from ulskip_cli.experiments.paired_timing import (
+    FinishedUnits,
+    Opened,
+    TimedPairs,
+    measure_units,
+    open_pair,
+)
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
@@ -52,6 +60,7 @@ def run_in_rounds(
     for timed in measured:
         if timed.run.point.run_id in wanted:
             store_record(timed.run, timed.opened.pair.strategy, timed.pairs, _describe(timed))
+            timed.opened.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
@@ -93,8 +102,10 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
     timed = config.replace(speed=config.speed.replace(new_tokens=run.plan.timed_tokens))
+    origin = environment.origin(str(run.loaded.model.device))
+    stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
     opened = run_with_oom_retry(
-        BatchSize(config.batch_size), partial(open_pair, full, decoder, run.workload, timed)
+        BatchSize(config.batch_size), partial(open_pair, full, decoder, run.workload, timed, stored)
     )
     return _Timed(run, opened, opened.first)
 

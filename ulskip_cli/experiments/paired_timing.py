@@ -6,10 +6,12 @@ A measurement consists of units of consecutive pairs. They go on until the inter
 or the time is spent.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -51,6 +54,7 @@ class TimedPairs:
     full: list[BatchOutput] = field(default_factory=list)  # empty if only the schedule was timed
     strategy: list[BatchOutput] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
+    earlier: Pairs | None = None  # that an interrupted process finished
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
@@ -70,13 +74,14 @@ class TimedPairs:
     def pairs(self) -> Pairs:
         """What a row stores of all pairs."""
         full = _side(self.full) if self.full else None
-        return Pairs(strategy=_side(self.strategy), full=full, units=tuple(self.units))
+        own = Pairs(strategy=_side(self.strategy), full=full, units=tuple(self.units))
+        return Pairs.pooled([self.earlier, own]) if self.earlier else own
 
     def over_reference(self, side: Sequence[BatchOutput]) -> Row:
         """Return the tokens/s of a side divided by the reference's in the same round, with its
         interval, as a row stores them.
         """
-        pairs = replace(self, full=list(self.reference), strategy=list(side)).pairs
+        pairs = replace(self, full=list(self.reference), strategy=list(side), earlier=None).pairs
         return pairs.speedup().row("over_reference")
 
     def timing(self) -> Timing:
@@ -208,10 +213,36 @@ def measure_rounds(
 
 
 class Opened(NamedTuple):
-    """A pair whose batches fit into memory, and its first run, which is not counted."""
+    """A pair whose batches fit into memory, its first run, which is not counted, and where its
+    finished units are stored.
+    """
 
     pair: Pair
     first: TimedPairs
+    stored: "FinishedUnits"
+
+
+class FinishedUnits:
+    """The timed units of an unfinished run; if it is interrupted, the next attempt adds its own."""
+
+    def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
+        """Read the units that an earlier attempt stored in `path`; those of another `origin` (code
+        and machine) do not count.
+        """
+        self.path, self._origin = path, json.loads(json.dumps(origin))
+        self.pairs: Pairs | None = None
+        stored = read_object(path)
+        if stored and stored.get("origin") == self._origin:
+            self.pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
+
+    def write(self, pairs: Pairs) -> None:
+        """Store all units so far."""
+        row = pairs.model_dump(mode="json", exclude_none=True)
+        write_atomic(self.path, json.dumps({"origin": self._origin, "pairs": row}))
+
+    def remove(self) -> None:
+        """Delete the stored units, because the run finished."""
+        self.path.unlink(missing_ok=True)
 
 
 def open_pair(
@@ -219,13 +250,14 @@ def open_pair(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
+    stored: FinishedUnits,
     batch_size: int,
 ) -> Opened:
     """Run a pair once, with compilation if the decoders ask for it."""
     batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
     pair = Pair(full, strategy, batches, decode_context(config, workload))
     (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
-    return Opened(pair, replace(first, batch_size=batch_size))
+    return Opened(pair, replace(first, batch_size=batch_size, earlier=stored.pairs), stored)
 
 
 def measure_units(
@@ -241,11 +273,10 @@ def measure_units(
     once a unit. The full model of the first pair is the reference of all.
     """
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
-    pairs = [pair for pair, _ in opened]
-    firsts = [output for _, first in opened for output in (*first.full, *first.strategy)]
+    pairs, earlier = [one.pair for one in opened], [one.first for one in opened]
+    firsts = [output for first in earlier for output in (*first.full, *first.strategy)]
     round_seconds = sum(output.total_seconds for output in firsts)
-    timed = [replace(first, full=[], strategy=[]) for _, first in opened]
-    earlier = [first for _, first in opened]
+    timed = [replace(first, full=[], strategy=[]) for first in earlier]
     num_units = 0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
@@ -259,6 +290,8 @@ def measure_units(
         )
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, earlier=earlier)
         timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
+        for one, measured in zip(opened, timed, strict=True):
+            one.stored.write(measured.pairs)
         earlier, before = timed, elapsed
         num_units, elapsed = num_units + 1, time.monotonic() - began
         round_seconds = max(
@@ -275,16 +308,17 @@ def time_pairs(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
+    stored: FinishedUnits,
     progress: ProgressCallback,
 ) -> TimedPairs:
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
-    do not fit into memory.
+    do not fit into memory. Finished units are added to those in `stored`.
     """
     speed, read_rate = config.speed, bandwidth_meter(strategy.device)
     report = progress.phase(f"{config.strategy.name}: seconds of timing", round(speed.seconds))
 
     def measure(batch_size: int) -> TimedPairs:
-        opened = open_pair(full, strategy, workload, config, batch_size)
+        opened = open_pair(full, strategy, workload, config, stored, batch_size)
         return measure_units([opened], speed, report, read_rate)[0]
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)

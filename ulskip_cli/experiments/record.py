@@ -209,10 +209,13 @@ class Pairs(Section):
     def pooled(cls, repetitions: Sequence[Self]) -> Self:
         """Join the pairs of the processes that repeated one point."""
         first, *others = (pairs.model_dump() for pairs in repetitions)
-        for process, row in enumerate(others, 1):
-            first["units"] += tuple({**unit, "process": process} for unit in row["units"])
+        for row in others:
+            count = 1 + max(unit["process"] for unit in first["units"])
+            for unit in row["units"]:
+                unit["process"] += count
+            first["units"] += row["units"]
             for side in ("strategy", "full"):
-                for key, values in row[side].items():
+                for key, values in (row[side] or {}).items():
                     if isinstance(values, tuple):
                         first[side][key] += values
         return cls.model_validate(first)

@@ -2,7 +2,8 @@
 written.
 
 runs.jsonl            one row per run, appended
-generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
+generations/ID.jsonl  the answer to every example; ID.partial.jsonl and ID.units.json (timed units)
+                      for an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
@@ -111,6 +112,10 @@ class ResultsFolder:
     def checkpoint_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
+
+    def units_path(self, run_id: str) -> Path:
+        """Return the path of the file in which an unfinished point stores its timed units."""
+        return self.path / "generations" / f"{run_id}.units.json"
 
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an
