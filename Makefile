@@ -138,17 +138,17 @@ PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapter
 results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
-	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8 speed.pairs=9
-	$(BENCH) name=smollm2 model=smollm2-135m engine=torch ratio=1.5,2,2.5 batch_size=1,8 speed.pairs=9
+	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8
+	$(BENCH) name=smollm2 model=smollm2-135m engine=torch ratio=1.5,2,2.5 batch_size=1,8
 	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0,openvino_int8
 	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(BIN)/python recipes/lossless/drafter.py --data $(DATA)/cnn_dm
-	$(LOSSLESS) name=news $(NEWS) limit=20 speed.pairs=9 ratio=6 $(DRAFTER)
-	$(LOSSLESS) name=translation limit=100 speed.pairs=25 ratio=6
-	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 speed.pairs=15 ratio=6
+	$(LOSSLESS) name=news $(NEWS) limit=20 ratio=6 $(DRAFTER)
+	$(LOSSLESS) name=translation limit=100 ratio=6
+	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters --drafter runs/drafter/adapter
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
 	$(MAKE) readme-demo

@@ -22,9 +22,9 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers.session import StepObserver
-from ulskip_cli.experiments.benchmark import bandwidth_meter
+from ulskip_cli.experiments.intervals import ratio_interval
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.statistics import median_interval
+from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load
 from ulskip_cli.strategies.plan import make_plan
@@ -95,16 +95,15 @@ def compare_engines(decoder, decoding, prompts, args, pad):
                 seconds[name].append(spent)
     rows = []
     for name, spent in seconds.items():
-        ratio = median_interval([a / b for a, b in zip(seconds["generate"], spent, strict=True)])
+        ratio = ratio_interval([[a / b for a, b in zip(seconds["generate"], spent, strict=True)]])
         steps_per_second = (args.tokens - 1) / sorted(spent)[len(spent) // 2]
         rows.append(
             {
                 "side": name,
                 "tokens_per_second": len(prompts[0][0]) * steps_per_second,
-                "over_generate": ratio.median,
+                "over_generate": ratio.value,
                 "low": ratio.low,
                 "high": ratio.high,
-                "coverage": ratio.coverage,
                 "steps_per_second": steps_per_second,
             }
         )
@@ -131,11 +130,8 @@ def as_markdown(result, facts, args):
         f" {facts['dtype']}"
     )
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
-    coverage = (
-        f"intervals contain the median with probability {result['engines'][0]['coverage']:.1%}"
-    )
     provenance = (
-        f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, {coverage}; ulskip at {commit},"
+        f"{args.model}, {args.pairs} pairs of {args.tokens} tokens; ulskip at {commit},"
         f" {where}; {memory}."
     )
     return "\n".join([*lines, "", provenance]) + "\n"

@@ -109,8 +109,7 @@ TINY = (  # the last overrides of a line that decodes or trains, so that it take
     *(
         "limit=1",
         "decoding.max_new_tokens=2",
-        "speed.pairs=1",
-        "speed.warmup=0",
+        "speed.seconds=0",
         "speed.new_tokens=2",
         "calibration.examples=1",
     ),

@@ -33,8 +33,7 @@ CODES = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,
 QUICK = [
     "limit=6",
     "decoding.max_new_tokens=8",
-    "speed.pairs=2",
-    "speed.warmup=0",
+    "speed.seconds=0",
     "speed.new_tokens=4",
 ]
 GRID = ["model=tiny", "strategy=full,unified,top_skip", "ratio=2,3", "batch_size=1,4", *QUICK]

@@ -24,6 +24,12 @@ def model(request):
     return build_model(request.param)
 
 
+@pytest.fixture(autouse=True)
+def small_reads(monkeypatch):
+    """Measure the rate of reading memory with few bytes, because tests need no such rate."""
+    monkeypatch.setattr("ulskip_cli.experiments.read_rate.READ_BYTES", 2**16)
+
+
 @pytest.fixture(scope="module")
 def single_thread():
     """Compute with one thread, so that sums have one order."""
@@ -98,7 +104,7 @@ def ulskip(capsys):
 def quick():
     """Return overrides for few examples, tokens and timed pairs."""
     few = ["limit=3", "decoding.max_new_tokens=4"]
-    return [*few, "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+    return [*few, "speed.seconds=0", "speed.new_tokens=3"]
 
 
 @pytest.fixture

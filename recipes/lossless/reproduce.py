@@ -1,10 +1,10 @@
 """Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, both, and the
 look-ups of transformers.
 
-    python recipes/lossless/reproduce.py name=translation limit=100 speed.pairs=25 ratio=6
+    python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
         task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96 \\
-        limit=20 speed.pairs=9 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
+        limit=20 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
         correction=adapter correction.path=runs/drafter/adapter
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft. drafter.py trains

@@ -242,7 +242,7 @@ class Reproduction:
 
     def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
         """Time checkpoints and adapters; the machine should be idle otherwise."""
-        settings = ["limit=64", "speed.pairs=21", "batch_size=1", *self.task(TESTS[0])]
+        settings = ["limit=64", "batch_size=1", *self.task(TESTS[0])]
         for one in checkpoints:
             schedule = [
                 f"strategy={one.strategy}",

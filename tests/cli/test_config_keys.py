@@ -35,7 +35,7 @@ def test_config_describes_the_choices_of_a_group(ulskip, group):
 def test_config_lists_groups_and_other_keys(ulskip):
     out = ulskip("config")[1]
     assert all(f"{group}=" in out for group in reference.ALL_GROUPS)
-    assert "speed.pairs" in out and "output" in out
+    assert "speed.precision" in out and "output" in out
 
 
 def test_config_shows_one_choice_or_one_key(ulskip):
@@ -46,7 +46,7 @@ def test_config_shows_one_choice_or_one_key(ulskip):
     assert (key["choices"], key["default"]) == (["min", "na"], "min")
 
 
-MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.pears": "speed.pairs"}
+MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.secnds": "speed.seconds"}
 
 
 @pytest.mark.parametrize(("name", "nearest"), MISSPELT.items())

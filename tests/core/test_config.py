@@ -183,7 +183,7 @@ def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, com
     ("values", "key"),
     [
         ({"batch_size": "eight"}, "config.batch_size"),
-        ({"speed": {"pairs": 0}}, "config.speed.pairs"),
+        ({"speed": {"new_tokens": 0}}, "config.speed.new_tokens"),
         ({"speed": 3}, "config.speed"),
         ({"strategy": "unified"}, "config.strategy"),
         ({"decoding": {"draft": "all"}}, "config.decoding.draft"),

@@ -60,7 +60,7 @@ FILES = {
 }
 STAGES = ["strategy=skip_decode", "strategy.horizon=4", "ratio=2"]
 SMALL = ["limit=4", "decoding.max_new_tokens=8", "model.dtype=float32"]
-SMALL += ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=6"]
+SMALL += ["speed.seconds=0", "speed.new_tokens=6"]
 
 
 def install(folder, monkeypatch, files=FILES):

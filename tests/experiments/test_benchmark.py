@@ -9,13 +9,12 @@ from reference import NEW_STYLE
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments import benchmark, preflight, runner
-from ulskip_cli.experiments.benchmark import bandwidth_meter
+from ulskip_cli.experiments import benchmark, preflight, read_rate, runner
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
-QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5"]
+QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5"]
 QUICK += ["batch_size=2", "decoding.compile=off"]  # compiling takes seconds
 SHAPE = {**NEW_STYLE, "model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
 NORM, HEAD = 32, 101 * 32
@@ -178,9 +177,9 @@ def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):
 
 def test_the_fastest_way_to_read_counts(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
-    monkeypatch.setattr(benchmark, "READ_BYTES", 2**16)
-    monkeypatch.setattr(benchmark, "now", lambda device: next(clock))
-    assert bandwidth_meter(torch.device("cpu"))() == 2**15
+    monkeypatch.setattr(read_rate, "READ_BYTES", 2**16)
+    monkeypatch.setattr(read_rate, "now", lambda device: next(clock))
+    assert read_rate.bandwidth_meter(torch.device("cpu"))() == 2**15
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):

@@ -1,5 +1,7 @@
+import itertools
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,22 +11,27 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.experiments import paired_timing
+from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
     LINE_ROUNDS,
     WARM_UP,
+    FinishedUnits,
+    Opened,
     Pair,
     TimedPairs,
     fit_step_latency,
     make_pair_timer,
     measure_rounds,
+    measure_units,
     solve_depth_for_speedup,
 )
-from ulskip_cli.experiments.record import Timing
+from ulskip_cli.experiments.record import Timing, Unit
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -35,9 +42,16 @@ ALONE = tuple(rows[:1] for rows in PROMPTS)
 LINE = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
 
 
-def measure_pairs(full, strategy, context, *speed, prompts=PROMPTS):
-    """One pair, timed alone."""
-    return measure_rounds([Pair(full, strategy, [prompts], context)], *speed)[0]
+def measure_pairs(full, strategy, context, new_tokens, count, warmup=0, prompts=PROMPTS):
+    """Pairs of two sides, timed alone as one unit."""
+    pair = Pair(full, strategy, [prompts], context)
+    (timed,) = measure_rounds([pair], new_tokens, count, warmup)
+    return replace(timed, units=[Unit(pairs=count)])
+
+
+def timed_units(full, strategy, *counts):
+    """Pairs that were timed in units of `counts` pairs."""
+    return TimedPairs(full, strategy, [Unit(pairs=count) for count in counts])
 
 
 def output(first, decode):
@@ -54,11 +68,87 @@ def outputs(*seconds):
 
 
 def test_ratios_are_taken_pair_by_pair():
-    timing = TimedPairs(outputs(4, 9, 6, 5, 8, 7), outputs(2, 3, 3, 5, 2, 1)).timing()
-    assert (timing.measured_speedup, timing.end_to_end_speedup) == (2.5, 2.125)
-    assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
-    assert timing.speedup_interval_coverage == 1 - 2 / 2**6
+    timing = timed_units(outputs(4, 9, 6, 5, 8, 7), outputs(2, 3, 3, 5, 2, 1), 6).timing()
+    assert timing.measured_speedup == pytest.approx(2.5)
+    assert timing.end_to_end_speedup == pytest.approx(2.125)
+    assert timing.measured_speedup_low == timing.measured_speedup_high  # a single unit
     assert timing.pairs.full.decode_seconds == (4, 9, 6, 5, 8, 7)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass with every unit, and the full model's seconds per step in each unit."""
+    state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0))
+    monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
+
+    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, earlier=()):
+        state.now += state.unit
+        return [TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))]
+
+    monkeypatch.setattr(paired_timing, "measure_rounds", measure)
+    return state
+
+
+@pytest.fixture
+def units_of(llama, clock, tmp_path):
+    def measured(read_rate=lambda: 1e9, origin=None, **speed):
+        pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
+        stored = FinishedUnits(tmp_path / "units.json", origin or {})
+        first = TimedPairs(outputs(2), outputs(1), earlier=stored.pairs)
+        opened = Opened(pair, first, stored)
+        report = ProgressCallback().phase("", 0)
+        (timed,) = measure_units([opened], SpeedConfig(**speed), report, read_rate)
+        stored.remove()
+        return timed
+
+    return measured
+
+
+def test_units_end_when_the_interval_is_narrow_enough(units_of):
+    timed = units_of(seconds=1000)
+    assert len(timed.units) == UNITS
+    assert timed.timing().measured_speedup == pytest.approx(2)
+    assert {unit.bytes_per_second for unit in timed.units} == {1e9}
+
+
+def test_units_end_when_the_time_is_spent(units_of, clock):
+    clock.full = itertools.cycle([1.0, 2.0, 3.0])
+    timed = units_of(seconds=75)
+    assert len(timed.units) == 7  # an eighth would end after 80 seconds
+    assert len(units_of(seconds=0).units) == UNITS
+
+
+def test_a_short_step_gets_many_pairs(units_of):
+    assert units_of(seconds=0).units[0].pairs == 1
+    # a pair takes 2 + 2 seconds with its prompts, and a unit a fifth of the time
+    assert units_of(seconds=120).units[0].pairs > 2
+
+
+def interrupted_after(count):
+    """A read rate whose measurement is interrupted after `count` units."""
+    calls = itertools.count()
+
+    def read_rate():
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return 1e9
+
+    return read_rate
+
+
+def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
+    with pytest.raises(KeyboardInterrupt):
+        units_of(interrupted_after(2), seconds=0)
+    pairs = units_of(seconds=0).timing().pairs
+    assert [unit.process for unit in pairs.units] == [0, 0, 1, 1, 1]
+    assert len(pairs.full.decode_seconds) == len(pairs.strategy.decode_seconds) == 5
+    assert len(units_of(seconds=0).timing().pairs.units) == UNITS  # nothing is left over
+
+
+def test_finished_units_of_other_code_do_not_count(units_of):
+    with pytest.raises(KeyboardInterrupt):
+        units_of(interrupted_after(2), {"git_commit": "a"}, seconds=0)
+    assert len(units_of(origin={"git_commit": "b"}, seconds=0).timing().pairs.units) == UNITS
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():
@@ -66,14 +156,14 @@ def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():
         return [replace(output(1, decode), token_ids=[[1] * tokens]) for decode, tokens in runs]
 
     full, strategy = side((4, 9), (5, 6), (3, 8)), side((2, 3), (1, 5), (2, 7))
-    timing = TimedPairs(full, strategy).timing()
+    timing = timed_units(full, strategy, 3).timing()
     assert timing.measured_speedup == pytest.approx((3 / 7) / (2 / 6))
     assert timing.end_to_end_speedup == pytest.approx((4 / 8) / (3 / 7))
     assert timing.pairs.full.decoded_tokens == (8, 5, 7)
 
 
 def test_a_schedule_that_was_timed_alone_has_no_ratio():
-    paired, alone = (TimedPairs(full, [output(1, 2)]).timing() for full in ([output(1, 4)], []))
+    paired, alone = (timed_units(full, outputs(2), 1).timing() for full in (outputs(4), []))
     assert (alone.pairs.full, alone.pairs.strategy) == (None, paired.pairs.strategy)
     assert {alone.value(key) for key in Timing.model_fields if "speedup" in key} == {None}
     assert (alone.prefill_seconds, alone.time_per_output_token_seconds) == (0.5, 2)
@@ -81,9 +171,7 @@ def test_a_schedule_that_was_timed_alone_has_no_ratio():
 
 def test_both_sides_generate_the_same_number_of_tokens(llama):
     full, half = full_and_half(llama)
-    done, speed = [], SpeedConfig(pairs=3, warmup=1, new_tokens=4)
-    pairs = measure_pairs(full, half, GREEDY, speed, done.append)
-    assert done == [1, 2, 3, 4]
+    pairs = measure_pairs(full, half, GREEDY, 4, 3)
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     assert all(
         full.kept_kv_bytes == 2 * half.kept_kv_bytes
@@ -93,11 +181,10 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     full, half = full_and_half(llama)
-    speed = SpeedConfig(pairs=2, warmup=0, new_tokens=6)
-    plain = measure_pairs(full, full, GREEDY, speed).full[0]
+    plain = measure_pairs(full, full, GREEDY, 6, 1).full[0]
     drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = measure_pairs(full, half, drafting, speed, prompts=ALONE)
+    pairs = measure_pairs(full, half, drafting, 6, 2, prompts=ALONE)
     assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(
@@ -118,7 +205,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         return replace(output, **(full if self is every else strategy))
 
     monkeypatch.setattr(Decoder, "run", changed)
-    return measure_pairs(every, half, GREEDY, SpeedConfig(pairs=1, warmup=1, new_tokens=2))
+    return measure_pairs(every, half, GREEDY, 2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +243,7 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
         return replace(output, compile_seconds=5.0 * first, decode_seconds=seconds)
 
     monkeypatch.setattr(Decoder, "run", compiled_first)
-    pairs = measure_pairs(full, half, GREEDY, SpeedConfig(pairs=1, warmup=0, new_tokens=2))
+    pairs = measure_pairs(full, half, GREEDY, 2, 1)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
 
@@ -176,9 +263,8 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     decoding = compose(list(overrides)).decoding
     full, other = decoder_for(llama), decoder_for(llama, *overrides, ratio=2)
     context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
-    speed = SpeedConfig(pairs=2, warmup=0, new_tokens=TOKENS)
     prompts = ALONE if decoding.draft_tokens else PROMPTS
-    pairs = measure_pairs(full, other, context, speed, prompts=prompts)
+    pairs = measure_pairs(full, other, context, TOKENS, 2, prompts=prompts)
     forced = None if decoding.draft_tokens or other.exits else TOKENS
     alone = other.generate(*prompts, context, forced)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2
@@ -235,7 +321,7 @@ def test_a_target_is_met_where_the_line_errs(target, slower):
     def share(depth):
         return (3 + 1.05 * depth) / 15.6 + slower
 
-    met = solve_depth_for_speedup(LINE, target, lambda depth: (depth, [1 / share(depth)] * 5))
+    met = solve_depth_for_speedup(LINE, target, lambda depth: (depth, 1 / share(depth)))
     assert 1 / share(met.depth) == pytest.approx(target, rel=2 * paired_timing.CLOSE)
     assert met.as_dict()["speedup"] == pytest.approx(target)
     assert len(met.trials) <= paired_timing.MEET_ROUNDS
@@ -246,7 +332,7 @@ def test_noise_takes_more_rounds():
     met = solve_depth_for_speedup(
         LINE,
         2,
-        lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)]),
+        lambda depth: (depth, 15 / (3 + depth) * (1 + 0.03 * next(noise))),
     )
     assert len(met.trials) > 2
     assert met.depth == pytest.approx(4.5, abs=0.5)

@@ -7,6 +7,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import sentence
 
 POINT = Record.joined(Point.of(compose([]), "p")).to_row()
 CONFIG = POINT["config"]
@@ -106,3 +107,52 @@ def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
     folder.append(record("late", config=config))
     folder.append(record(compose(["ratio=3"]).identity(), status="failed", config=config))
     assert ids(folder) == ["p", "q", "r", "late"]
+
+
+def timed(run_id, *seconds, commit="a", dirty=False, full=2.0):
+    """A row with one unit for each of `seconds` of the strategy, beside those of the full model."""
+    count = len(seconds)
+    sides = {
+        "full": {"decode_seconds": [full] * count},
+        "strategy": {"decode_seconds": list(seconds)},
+    }
+    counts = {"decoded_tokens": [1] * count, "generated_tokens": [1] * count}
+    for side in sides.values():
+        side |= {**counts, "first_token_seconds": [1.0] * count}
+    machine = {"ulskip": "1", "git_commit": commit, "git_dirty": dirty, "threads": 2}
+    pairs = {**sides, "units": [{"pairs": 1}] * count}
+    environment = {**machine, "packages": {"torch": "2", "transformers": "5"}}
+    return record(run_id, pairs=pairs, environment=environment)
+
+
+def repeated(folder, *rows):
+    for row in rows:
+        folder.append(row)
+    return folder.records()[-1]
+
+
+def test_a_repetition_adds_its_units(folder):
+    once = repeated(folder, timed("q", 1.0, 1.1, 0.9))
+    twice = repeated(folder, timed("q", 1.0, 1.1, 0.9))
+    thrice = repeated(folder, timed("q", 1.05, 1.1, 0.9))
+    assert [row.num_processes for row in (once, twice, thrice)] == [1, 2, 3]
+    assert [row.num_pairs for row in (once, twice, thrice)] == [3, 6, 9]
+    assert twice.measured_speedup == pytest.approx(2 / 0.99 ** (1 / 3))
+    assert twice.measured_speedup_low < twice.measured_speedup < twice.measured_speedup_high
+    ends = [(row.measured_speedup_low, row.measured_speedup_high) for row in (twice, thrice)]
+    assert ends[0][1] - ends[0][0] > ends[1][1] - ends[1][0]
+    assert [row.num_processes for row in folder.rows() if row.id == "q"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("changed", [{"commit": "b"}, {"dirty": True}])
+def test_units_of_other_code_are_left_out(folder, changed):
+    row = repeated(folder, timed("q", 1.0, 1.1, 0.9), timed("q", 1.0, 1.0, 1.0, **changed))
+    assert row.num_processes == 1 and row.num_pairs == 3
+
+
+def test_a_speedup_that_depends_on_the_state_is_a_range(folder):
+    calm, slow = timed("q", 1.0, 1.01, 0.99), timed("q", 1.8, 1.81, 1.79, full=3.0)
+    assert repeated(folder, calm, timed("q", 1.2, 1.21, 1.19)).state_range is None  # alike
+    found = repeated(folder, slow)
+    assert found.state_range[1:] == pytest.approx((2 / 1.2, 2.0), rel=0.01)
+    assert "1.67x to 2.00x as fast (by the state of the machine, 3 runs)" in sentence(found)

@@ -19,7 +19,7 @@ from ulskip_cli.experiments.settings import (
 SECTIONS = ("strategy", "engine", "speed")
 KEYS = [Key("strategy.name"), Key("engine.name"), Key("seed"), Key("device"), Key("dataset")]
 KEYS += [Key("strategy.spacing", "unified"), Key("strategy.spacing", "custom")]
-KEYS += [Key("speed.pairs"), Key("speed.warmup")]
+KEYS += [Key("speed.new_tokens"), Key("speed.prompt_tokens")]
 
 
 def differ(rows, key):
@@ -57,18 +57,28 @@ def test_the_differences_are_keys_that_some_pair_of_rows_has_with_different_valu
 
 
 def test_a_key_that_no_row_has_beside_another_is_not_told_by_it():
-    rows = [{Key("seed"): 1}, {Key("seed"): 2}, {Key("speed.pairs"): 3}, {Key("speed.pairs"): 4}]
-    assert differences(rows) == [Key("seed"), Key("speed.pairs")]
+    rows = [{Key("seed"): 1}, {Key("seed"): 2}, {Key("ratio"): 3}, {Key("ratio"): 4}]
+    assert differences(rows) == [Key("seed"), Key("ratio")]
 
 
 @pytest.mark.parametrize(
     ("overrides", "command", "used", "unused"),
     [
-        ([], "run", ["ratio", "task.name", "speed.pairs"], ["calibration.examples", "name"]),
-        ([], "bench", ["ratio", "speed.pairs"], ["task.name", "limit", "decoding.max_new_tokens"]),
-        ([], "lm-eval", ["ratio"], ["task.name", "speed.pairs", "engine.name"]),
+        ([], "run", ["ratio", "task.name", "speed.new_tokens"], ["calibration.examples", "name"]),
+        (
+            [],
+            "bench",
+            ["ratio", "speed.new_tokens"],
+            ["task.name", "limit", "decoding.max_new_tokens"],
+        ),
+        ([], "lm-eval", ["ratio"], ["task.name", "speed.new_tokens", "engine.name"]),
         (["strategy=full"], "run", ["strategy.name"], ["ratio", "prompt_layers"]),
-        (["speed.enabled=false"], "run", ["speed.enabled"], ["speed.pairs", "speed.new_tokens"]),
+        (
+            ["speed.enabled=false"],
+            "run",
+            ["speed.enabled"],
+            ["speed.new_tokens", "speed.new_tokens"],
+        ),
         (["correction=patch"], "run", ["calibration.examples"], ["correction.path"]),
     ],
 )

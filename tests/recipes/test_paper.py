@@ -23,7 +23,7 @@ def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
         (tmp_path / f"train.{language}").write_text(text)
     files = ["--train-source", tmp_path / "train.de", "--train-reference", tmp_path / "train.en"]
     quick = ["task.dataset=sample", "limit=2", "decoding.max_new_tokens=3"]
-    quick += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=3"]
+    quick += ["speed.seconds=0", "speed.new_tokens=3"]
     folders = ["--model", tmp_path / "bloom", "--work", tmp_path / "work"]
     command = [sys.executable, ROOT / "recipes/paper/reproduce.py", *files, *folders]
     more = ["--ratios", "2", "--train", "train.precision=float32"]

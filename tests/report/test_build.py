@@ -63,6 +63,45 @@ def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_
     assert code == 2 and "got none" in err and str(old) in err
 
 
+@pytest.mark.parametrize(
+    ("new", "code", "named"),
+    [
+        ({"speedup": 1.8}, 0, None),
+        ({"speedup": 1.7, "margin": 0.3}, 0, None),  # undecided
+        ({"speedup": 1.9}, 0, None),
+        ({"speedup": 1.6}, 3, "unified 2x, batch 1: speed"),
+        ({"bleu": 20.0}, 3, "unified 2x, batch 1: BLEU"),
+    ],
+)
+def test_a_sure_loss_fails_a_check(report, tmp_path, new, code, named):
+    def stored(name, **values):
+        return write_folder(tmp_path / name, [sweep_row("full"), sweep_row(**values)])
+
+    folders = stored("new", **new), "--compare", stored("old", speedup=1.8)
+    got, out, _ = report(*folders, "--check", "--no-plots")
+    assert got == code and (named is None or f"surely worse: {named}" in out)
+    assert report(*folders, "--no-plots")[0] == 0
+
+
+@pytest.mark.parametrize("against", [[], ["--compare", "paper"]])
+def test_a_check_needs_a_folder(report, folder, against):
+    code, _, err = report(folder, "--check", *against)
+    assert code == 2 and "--compare FOLDER" in err
+
+
+def test_rows_of_unlike_states_of_the_machine_are_named(report, tmp_path):
+    def stored(name, seconds):
+        full = {"decode_seconds": [seconds] * 3, "decoded_tokens": [31] * 3}
+        pairs = {"full": full, "strategy": {"decode_seconds": [0.3] * 3}}
+        return write_folder(
+            tmp_path / name, [sweep_row("full"), sweep_row(), sweep_row(target=3.0, pairs=pairs)]
+        )
+
+    code, out, _ = report(stored("alike", 0.63), "--no-plots")
+    assert code == 0 and "unlike states" not in out
+    assert "took 20 to 29" in " ".join(report(stored("apart", 0.9), "--no-plots")[1].split())
+
+
 def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp_path):
     other = [
         configured(row.replace(id=f"{row.id}-n"), model={"name": "n"})

@@ -7,7 +7,7 @@ import pytest
 from ulskip_cli.tuning.search import Tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
-FEW += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4"]
+FEW += ["speed.seconds=0", "speed.new_tokens=4"]
 FEW += ["decoding.max_new_tokens=6", "adapter=never"]
 FEW += ["candidates=['strategy=unified correction=none','strategy=unified']"]
 

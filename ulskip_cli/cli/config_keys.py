@@ -59,7 +59,7 @@ def config(
     ] = False,
 ) -> None:
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
-    config speed.pairs`.
+    config speed.seconds`.
     """
     from ulskip_cli.cli.key_panels import describe
     from ulskip_cli.core.config_reference import json_schema

@@ -7,10 +7,11 @@ import typer
 
 from ulskip_cli.cli.options import PATH
 from ulskip_cli.cli.show import make_console
-from ulskip_cli.core.errors import require_choice
+from ulskip_cli.core.errors import UsageError, require_choice
 
 NO_TERMINAL = 100  # columns of output into a file or a pipe
 FORMATS = ("terminal", "latex")
+WORSE = 3  # exit code of --check
 
 
 def report(
@@ -25,6 +26,13 @@ def report(
     compare: Annotated[
         str | None, typer.Option(help="`paper`, or a results folder to compare with.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="With --compare FOLDER: exit with code 3 if speed or quality got surely worse.",
+        ),
+    ] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")
     ] = False,
@@ -58,8 +66,10 @@ def report(
         Path, typer.Option(**PATH, help="Folder that holds the results folders.")
     ] = Path("results"),
 ) -> None:
-    """Write tables, a plot and a page of stored rows; `--compare A B` compares folder B with A."""
+    """Write tables, a plot and a page of stored rows; `NEW --compare OLD` compares two folders."""
     require_choice("format", form, FORMATS)
+    if check and compare in (None, "paper"):
+        raise UsageError("--check requires --compare FOLDER, the results to compare with")
     from ulskip_cli.report import build, paper
     from ulskip_cli.report.rows import find_folders
 
@@ -71,3 +81,6 @@ def report(
         return
     written = build.write(made, output, plots, html, examples)
     build.show(made, written, make_console(NO_TERMINAL))
+    if check and made.comparison and (losses := made.comparison.losses()):
+        print("\n".join(f"surely worse: {loss}" for loss in losses))
+        raise typer.Exit(WORSE)

@@ -59,8 +59,9 @@ def run(
             run_point(point.baseline, session)
         records = run_point(point, session)
     tables.write_tables(folder)
+    repeated = {record.id: record for record in folder.records()}  # with units of earlier runs
     show_outcome(
-        SweepOutcome(1, {record.id: record for record in records}),
+        SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
         tables.terminal_sections(wide),
         lambda records: [sentence(records[-1])],

@@ -109,7 +109,7 @@ def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[C
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
     """Return the keys of a primary configuration that are in no config group, also nested ones such
-    as `speed.pairs`.
+    as `speed.seconds`.
     """
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, read_choice("", primary))

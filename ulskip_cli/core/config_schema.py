@@ -98,11 +98,21 @@ class SpeedConfig(Options):
     """
 
     enabled: bool = option(True, "measure speed in timed pairs", used_by=_POINT)
-    pairs: int = option(
-        7, "timed pairs of full model and strategy", ge=1, used_by=_TIMED, used_if=_is_timed
+    seconds: float = option(
+        20.0,
+        "seconds of timing, unless the interval is narrow enough before",
+        ge=0,
+        identity=False,
+        used_by=_TIMED,
+        used_if=_is_timed,
     )
-    warmup: int = option(
-        2, "pairs that run first and are not counted", ge=0, used_by=_TIMED, used_if=_is_timed
+    precision: float = option(
+        0.05,
+        "share of the speedup to each side that the interval may reach",
+        gt=0,
+        identity=False,
+        used_by=_TIMED,
+        used_if=_is_timed,
     )
     new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
     prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_timed)
@@ -202,7 +212,7 @@ class Shared(Options):
 
     @classmethod
     def reads(cls, key: str, command: str) -> bool:
-        """Return True if a command reads a key, e.g. `speed.pairs`; a key of a section whose own
+        """Return True if a command reads a key, e.g. `speed.seconds`; a key of a section whose own
         commands are not declared belongs to the commands of the section.
         """
         return command in cls.readers(key)

@@ -2,58 +2,35 @@
 a step reads with the rate at which this machine reads memory.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
-import psutil
 import torch
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
-from ulskip_cli.experiments.paired_timing import Pair, TimedPairs, measure_rounds, time_pairs
+from ulskip_cli.experiments.paired_timing import (
+    FinishedUnits,
+    Opened,
+    TimedPairs,
+    measure_units,
+    open_pair,
+)
 from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
-from ulskip_cli.experiments.workload import decode_context, timed_prompts
+from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
-
-READ_BYTES = 2**29  # larger than any cache
-MEMORY_SHARE = 0.25  # at most this share of free memory is read
-STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
-
-
-def bandwidth_meter(device: torch.device) -> Callable[[], float]:
-    """Return a function that reads a buffer in memory once in several ways, and returns the bytes/s
-    of the fastest.
-    """
-    size = READ_BYTES
-    if device.type == "cpu":
-        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
-    flat = torch.ones(max(1, size // 32) * 8, device=device)
-    reads: list[Callable[[], object]] = [
-        *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
-        partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
-        partial(torch.dot, *flat.view(2, -1)),
-    ]
-
-    def seconds(read: Callable[[], object]) -> float:
-        began = now(device)
-        read()
-        return now(device) - began
-
-    @torch.inference_mode()
-    def measure() -> float:
-        return flat.nbytes / min(map(seconds, reads))
-
-    return measure
 
 
 def run_in_rounds(
@@ -82,35 +59,27 @@ def run_in_rounds(
     session.progress.phase("write", 0)
     for timed in measured:
         if timed.run.point.run_id in wanted:
-            store_record(timed.run, timed.pair.strategy, timed.pairs, _describe(timed))
+            store_record(timed.run, timed.opened.pair.strategy, timed.pairs, _describe(timed))
+            timed.opened.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
 def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
     first = ready[0].run
-    rounds = first.timed.speed.replace(warmup=0, new_tokens=first.plan.timed_tokens)
-    report = session.progress.phase(f"{len(ready)} engines in rounds", rounds.pairs * len(ready))
+    speed = first.timed.speed.replace(new_tokens=first.plan.timed_tokens)
+    label = f"{len(ready)} engines in rounds: seconds of timing"
+    report = session.progress.phase(label, round(speed.seconds))
     read_rate = bandwidth_meter(first.loaded.model.device)
-    measured = measure_rounds([timed.pair for timed in ready], rounds, report, read_rate)
-    return [
-        replace(
-            timed,
-            pairs=replace(
-                pairs,
-                batch_size=timed.pairs.batch_size,
-                compile_seconds=pairs.compile_seconds + timed.pairs.compile_seconds,
-            ),
-        )
-        for timed, pairs in zip(ready, measured, strict=True)
-    ]
+    measured = measure_units([timed.opened for timed in ready], speed, report, read_rate)
+    return [replace(one, pairs=pairs) for one, pairs in zip(ready, measured, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """A prepared point, its decoders, and what was measured."""
+    """A prepared point, its decoders after their first run, and what was measured."""
 
     run: PreparedRun
-    pair: Pair
+    opened: Opened
     pairs: TimedPairs
 
 
@@ -132,12 +101,13 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
     run = prepare_run(point, session, config)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
-    speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
-    once = config.replace(speed=speed.replace(pairs=0, warmup=max(1, speed.warmup)))
-    pairs = time_pairs(full, decoder, run.workload, once, session.progress)
-    batches = timed_prompts(run.workload, pairs.batch_size, speed.pairs, decoder.model, config)
-    context = decode_context(config, run.workload)
-    return _Timed(run, Pair(full, decoder, batches, context), pairs)
+    timed = config.replace(speed=config.speed.replace(new_tokens=run.plan.timed_tokens))
+    origin = environment.origin(str(run.loaded.model.device))
+    stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
+    opened = run_with_oom_retry(
+        BatchSize(config.batch_size), partial(open_pair, full, decoder, run.workload, timed, stored)
+    )
+    return _Timed(run, opened, opened.first)
 
 
 def _describe(timed: _Timed) -> Benchmark:
@@ -155,11 +125,16 @@ def _describe(timed: _Timed) -> Benchmark:
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.plan.timed_tokens,
         compiled=pairs.strategy[0].compiled,
-        machine_limits=Limits(bytes_per_second=median(pairs.read_rates)),
+        machine_limits=Limits(bytes_per_second=median(_read_rates(pairs))),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=full,
         **_describe_side(timed, pairs.strategy, steps, run.plan.cached_share(full_steps)),
     )
+
+
+def _read_rates(pairs: TimedPairs) -> list[float]:
+    """Return the read rate of memory in the unit of each pair."""
+    return [unit.bytes_per_second or 0.0 for unit in pairs.units for _ in range(unit.pairs)]
 
 
 def with_compilation(config: Config, loaded: LoadedModel) -> Config:
@@ -200,7 +175,7 @@ def _describe_side(
     pairs, weights = timed.pairs, timed.run.plan.sizes.weights
     side = dict[str, float | None]()
     if pairs.reference:
-        side |= pairs.over_reference(outputs).row("over_reference")
+        side |= pairs.over_reference(outputs)
     if weights is None or outputs[0].drafts is not None:
         return side
     weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(stages)
@@ -209,6 +184,6 @@ def _describe_side(
     positions = output.prompt_tokens + batch_size * len(output.token_ids[0]) / 2
     kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
     read = round(weight_bytes + kv_bytes * cached_share)
-    rates = zip(outputs, pairs.read_rates, strict=True)
+    rates = zip(outputs, _read_rates(pairs), strict=True)
     share = median(read / output.step_seconds / rate for output, rate in rates)
     return side | {"step_bytes": read, "bandwidth_share": share if share <= 1 else None}

@@ -125,7 +125,12 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     the requested settings and the actual run.
     """
     if record.task is None:  # random prompts say nothing about quality
-        return (*plan.warnings, *_adjustments(config, record), *_uncompiled(config, record))
+        return (
+            *plan.warnings,
+            *_adjustments(config, record),
+            *_wide(config, record),
+            *_uncompiled(config, record),
+        )
     random = (
         f"{record.strategy}: the weights are random, so this row has times but no quality; use a"
         " pretrained model to measure quality"
@@ -137,6 +142,7 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         *_untrained(plan, record),
         *_other_task(config, record),
         *_adjustments(config, record),
+        *_wide(config, record),
         *_depth_misses(config, record),
         *_misprediction(record),
     )
@@ -198,6 +204,17 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
             " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
             " engine=llama_cpp engine.weights=q8_0"
+        )
+
+
+def _wide(config: Config, record: Record) -> Iterator[str]:
+    pairs, speedup = record.pairs, record.speedup
+    if pairs and speedup and speedup.high and not pairs.is_precise(config.speed.precision):
+        yield (
+            f"{record.strategy}: the interval of the speedup reaches"
+            f" {speedup.high / speedup.value - 1:.0%} to each side instead of"
+            f" {config.speed.precision:.0%}, because speed.seconds={config.speed.seconds:g} were"
+            " spent; raise it, or repeat the command, whose units are added"
         )
 
 

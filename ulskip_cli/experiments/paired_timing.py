@@ -1,22 +1,31 @@
-"""Measure speedups: time the full model and a schedule alternately on the same prompts in one
-process, several engines in the same rounds, and decode steps of several depths to find the depth
-that meets a target speedup.
+"""Measure speedups: time the full model and a schedule alternately on the same prompts, several
+engines in the same rounds, and decode steps of several depths to find the depth that meets a target
+speedup.
+
+A measurement consists of units of consecutive pairs. They go on until the interval is narrow enough
+or the time is spent.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import median
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, median
 from typing import NamedTuple
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.experiments.record import Pairs, Row, Side, Timing
-from ulskip_cli.experiments.statistics import MedianInterval, median_interval
+from ulskip_cli.experiments.intervals import UNITS, half_width
+from ulskip_cli.experiments.read_rate import bandwidth_meter
+from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
@@ -29,48 +38,60 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 # Decode time of the slower side before the other continues; much shorter turns would measure the
 # loading of weights into the processor's cache.
 TURN_SECONDS = 0.2
+UNIT_SHARE = 0.2  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
+MAX_PAIRS = 30
+BATCHES = 8  # different batches of prompts that are timed
 NEW_TOKENS = 24  # generated for each sequence when depths are timed
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
-CLOSE = 0.0075  # relative error of the speedup that ends the search
+CLOSE = 0.02  # relative error of the speedup that ends the search
 
 
 @dataclass(frozen=True)
 class TimedPairs:
     """The outputs of all timed pairs: `full[i]` and `strategy[i]` are one pair."""
 
-    full: list[BatchOutput]  # empty if only the schedule was timed
-    strategy: list[BatchOutput]
+    full: list[BatchOutput] = field(default_factory=list)  # empty if only the schedule was timed
+    strategy: list[BatchOutput] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
+    earlier: Pairs | None = None  # that an interrupted process finished
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
-    read_rates: Sequence[float] = ()  # bytes/s of reading memory in each round
     reference: Sequence[BatchOutput] = ()  # the full model of the first engine, in each round
 
-    def over_reference(self, side: Sequence[BatchOutput]) -> MedianInterval:
-        """Return the tokens/s of a side divided by the reference's in the same round: median and
-        interval.
+    def extended(self, more: "TimedPairs", unit: Unit) -> "TimedPairs":
+        """Return the pairs with those of a further unit."""
+        return replace(
+            self,
+            full=[*self.full, *more.full],
+            strategy=[*self.strategy, *more.strategy],
+            units=[*self.units, unit],
+            compile_seconds=self.compile_seconds + more.compile_seconds,
+        )
+
+    @property
+    def pairs(self) -> Pairs:
+        """What a row stores of all pairs."""
+        full = _side(self.full) if self.full else None
+        own = Pairs(strategy=_side(self.strategy), full=full, units=tuple(self.units))
+        return Pairs.pooled([self.earlier, own]) if self.earlier else own
+
+    def over_reference(self, side: Sequence[BatchOutput]) -> Row:
+        """Return the tokens/s of a side divided by the reference's in the same round, with its
+        interval, as a row stores them.
         """
-        return median_interval(_ratios(self.reference, side))
+        pairs = replace(self, full=list(self.reference), strategy=list(side), earlier=None).pairs
+        return pairs.speedup().row("over_reference")
 
     def timing(self) -> Timing:
-        """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and
-        decode, and KV cache bytes.
+        """Summarize the pairs: speedups with intervals, raw seconds, times of prefill and decode,
+        and KV cache bytes.
         """
-        outputs, speedups = self.strategy, dict[str, float]()
-        if self.full:
-            decode = median_interval(_ratios(self.full, outputs))
-            total = median_interval(
-                _ratios(self.full, outputs, lambda o: o.total_seconds / o.generated_tokens)
-            )
-            speedups = {
-                **decode.row("measured_speedup"),
-                **total.row("end_to_end_speedup"),
-                "speedup_interval_coverage": decode.coverage,
-            }
+        outputs = self.strategy
         return Timing(
-            **speedups,
-            pairs=Pairs(strategy=_side(outputs), full=_side(self.full) if self.full else None),
+            **self.pairs.speedups(),
+            pairs=self.pairs,
             timed_batch_size=self.batch_size,
             other_cpus=self.other_cpus,
             prefill_seconds=median(output.prefill_seconds for output in outputs),
@@ -159,39 +180,127 @@ def turn_steps(outputs: Sequence[BatchOutput]) -> int:
 
 def measure_rounds(
     pairs: Sequence[Pair],
-    speed: SpeedConfig,
+    new_tokens: int,
+    count: int,
+    warmup: int = WARM_UP,
     on_pair: Callable[[int], None] = lambda done: None,
-    read_rate: Callable[[], float] | None = None,
+    earlier: Sequence[TimedPairs] = (),
 ) -> list[TimedPairs]:
-    """Time every pair once in each round, in alternating order, so that any two sides can be
-    compared within rounds; return the measurements of each pair.
+    """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
+    can be compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs. `read_rate` is called once a round, and
-    measures the bytes/s at which memory is read. The full model of the first pair is the reference
-    of all.
+    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds
+    continue those of the `earlier` measurements.
     """
-    timed = [TimedPairs([], []) for _ in pairs]
+    timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
-    rates: list[float] = []
-    meter, num_timed = LoadMeter(), 0
-    for number in range(speed.warmup + speed.pairs):
-        if number == speed.warmup:
-            meter = LoadMeter()
+    for i, (pair, past) in enumerate(zip(pairs, earlier, strict=False)):
+        turns[i] = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
+    first = len(earlier[0].strategy) if earlier else 0
+    num_timed = 0
+    for number in range(first, first + warmup + count):
         for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
-            full, strategy, seconds = pairs[i].run(number, speed.new_tokens, turns[i])
+            full, strategy, seconds = pairs[i].run(number, new_tokens, turns[i])
             turns[i] = pairs[i].turn(full, strategy)
             timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
-            if number >= speed.warmup:
+            if number >= first + warmup:
                 timed[i].full.extend([full] if full else [])
                 timed[i].strategy.append(strategy)
             num_timed += 1
             on_pair(num_timed)
-        if read_rate and number >= speed.warmup:
-            rates.append(read_rate())
+    return timed
+
+
+class Opened(NamedTuple):
+    """A pair whose batches fit into memory, its first run, which is not counted, and where its
+    finished units are stored.
+    """
+
+    pair: Pair
+    first: TimedPairs
+    stored: "FinishedUnits"
+
+
+class FinishedUnits:
+    """The timed units of an unfinished run; if it is interrupted, the next attempt adds its own."""
+
+    def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
+        """Read the units that an earlier attempt stored in `path`; those of another `origin` (code
+        and machine) do not count.
+        """
+        self.path, self._origin = path, json.loads(json.dumps(origin))
+        self.pairs: Pairs | None = None
+        stored = read_object(path)
+        if stored and stored.get("origin") == self._origin:
+            self.pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
+
+    def write(self, pairs: Pairs) -> None:
+        """Store all units so far."""
+        row = pairs.model_dump(mode="json", exclude_none=True)
+        write_atomic(self.path, json.dumps({"origin": self._origin, "pairs": row}))
+
+    def remove(self) -> None:
+        """Delete the stored units, because the run finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def open_pair(
+    full: Decoder | None,
+    strategy: Decoder,
+    workload: Workload | None,
+    config: Config,
+    stored: FinishedUnits,
+    batch_size: int,
+) -> Opened:
+    """Run a pair once, with compilation if the decoders ask for it."""
+    batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
+    pair = Pair(full, strategy, batches, decode_context(config, workload))
+    (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
+    return Opened(pair, replace(first, batch_size=batch_size, earlier=stored.pairs), stored)
+
+
+def measure_units(
+    opened: Sequence[Opened],
+    speed: SpeedConfig,
+    report: ReportProgress,
+    read_rate: Callable[[], float],
+) -> list[TimedPairs]:
+    """Time pairs in units until the interval of each speedup reaches at most `speed.precision` to
+    each side, or `speed.seconds` are spent, in at least `UNITS` units.
+
+    `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
+    once a unit. The full model of the first pair is the reference of all.
+    """
+    began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
+    pairs, earlier = [one.pair for one in opened], [one.first for one in opened]
+    firsts = [output for first in earlier for output in (*first.full, *first.strategy)]
+    round_seconds = sum(output.total_seconds for output in firsts)
+    timed = [replace(first, full=[], strategy=[]) for first in earlier]
+    num_units = 0
+    while num_units < UNITS or not (
+        elapsed * (1 + 1 / num_units) > speed.seconds
+        or all(pair.pairs.is_precise(speed.precision) for pair in timed)
+    ):
+        count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
+        unit = Unit(
+            pairs=count,
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            bytes_per_second=read_rate(),
+        )
+        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, earlier=earlier)
+        timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
+        for one, measured in zip(opened, timed, strict=True):
+            one.stored.write(measured.pairs)
+        earlier, before = timed, elapsed
+        num_units, elapsed = num_units + 1, time.monotonic() - began
+        round_seconds = max(
+            1e-9, (elapsed - before) / count
+        )  # other processes may slow this one down
+        report(round(elapsed))
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []
-    return [replace(pair, other_cpus=cpus, read_rates=rates, reference=reference) for pair in timed]
+    return [replace(pair, other_cpus=cpus, reference=reference) for pair in timed]
 
 
 def time_pairs(
@@ -199,32 +308,20 @@ def time_pairs(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
+    stored: FinishedUnits,
     progress: ProgressCallback,
 ) -> TimedPairs:
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
-    do not fit into memory.
+    do not fit into memory. Finished units are added to those in `stored`.
     """
+    speed, read_rate = config.speed, bandwidth_meter(strategy.device)
+    report = progress.phase(f"{config.strategy.name}: seconds of timing", round(speed.seconds))
 
     def measure(batch_size: int) -> TimedPairs:
-        batches = timed_prompts(workload, batch_size, rounds, strategy.model, config)
-        report = progress.phase(f"{config.strategy.name}: timed pairs", rounds)
-        pair = Pair(full, strategy, batches, decode_context(config, workload))
-        return replace(measure_rounds([pair], config.speed, report)[0], batch_size=batch_size)
+        opened = open_pair(full, strategy, workload, config, stored, batch_size)
+        return measure_units([opened], speed, report, read_rate)[0]
 
-    rounds = config.speed.warmup + config.speed.pairs
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
-
-
-def _seconds_per_token(output: BatchOutput) -> float:
-    return output.decode_seconds / max(1, output.decoded_tokens)
-
-
-def _ratios(
-    full: Sequence[BatchOutput],
-    strategy: Sequence[BatchOutput],
-    seconds: Callable[[BatchOutput], float] = _seconds_per_token,
-) -> list[float]:
-    return [seconds(a) / seconds(b) for a, b in zip(full, strategy, strict=True)]
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
@@ -271,8 +368,7 @@ def fit_step_latency(
     depths = counts(num_layers)
     decoders = [make_decoder(_plan(num_layers, depth)) for depth in depths]
     pairs = [Pair(None, decoder, batches, context) for decoder in decoders]
-    rounds = SpeedConfig(pairs=LINE_ROUNDS, warmup=WARM_UP, new_tokens=NEW_TOKENS)
-    timed = measure_rounds(pairs, rounds, on_depth)
+    timed = measure_rounds(pairs, NEW_TOKENS, LINE_ROUNDS, on_pair=on_depth)
     seconds = [median(output.step_seconds for output in pair.strategy) for pair in timed]
     return LatencyFit.of(num_layers, dict(zip(depths, seconds, strict=True)))
 
@@ -280,27 +376,27 @@ def fit_step_latency(
 def solve_depth_for_speedup(
     fit: LatencyFit,
     target_speedup: float,
-    measured: Callable[[float], tuple[float, Sequence[float]]],
+    measured: Callable[[float], tuple[float, float]],
     rounds: int = MEET_ROUNDS,
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
-    correct it by timed pairs.
+    correct it by timed units.
 
-    `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup
-    of every pair. Raises NotApplicable, a UsageError, if the target cannot be reached.
+    `measured(depth)` times a unit near that depth and returns the actual mean depth and the median
+    speedup of its pairs. Raises NotApplicable, a UsageError, if the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
     offsets: list[float] = []
     trials: list[dict[str, float]] = []
-    for i in range(rounds):
-        had, ratios = measured(depth)
-        trials.append({"depth": had, "speedup": median(ratios)})
-        offsets += [1 / ratio - fit.share(had) for ratio in ratios]
-        interval = median_interval(offsets)
-        offset, before, depth = interval.median, depth, fit.depth(target_speedup, interval.median)
-        errors = (interval.high - interval.low) / 2, abs(fit.share(depth) - fit.share(before))
-        if i and max(errors) * target_speedup <= CLOSE:
+    for _ in range(rounds):
+        had, speedup = measured(depth)
+        trials.append({"depth": had, "speedup": speedup})
+        offsets.append(1 / speedup - fit.share(had))
+        offset = fmean(offsets)
+        before, depth = depth, fit.depth(target_speedup, offset)
+        errors = half_width(offsets), abs(fit.share(depth) - fit.share(before))
+        if len(offsets) >= UNITS and max(errors) * target_speedup <= CLOSE:
             break
     return LatencyTargetFit(depth, fit, offset, tuple(trials))
 
@@ -310,7 +406,7 @@ def make_pair_timer(
     workload: Workload | None,
     config: Config,
     on_pair: Callable[[int], None] = lambda done: None,
-) -> Callable[[float], tuple[float, Sequence[float]]]:
+) -> Callable[[float], tuple[float, float]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
     plan of a depth.
 
@@ -330,13 +426,13 @@ def make_pair_timer(
         later = plan.later_stages
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]
 
-    def measured(depth: float) -> tuple[float, Sequence[float]]:
+    def measured(depth: float) -> tuple[float, float]:
         plan = make_plan(config, loaded.metadata, depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
-        few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
-        (pairs,) = measure_rounds([Pair(full, decoder(plan), batches, context)], few, on_pair)
-        mean = plan.mean_kept(config.speed.new_tokens - 1)
-        return mean, _ratios(pairs.full, pairs.strategy)
+        pair = Pair(full, decoder(plan), batches, context)
+        new_tokens = config.speed.new_tokens
+        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS, on_pair=on_pair)
+        return plan.mean_kept(new_tokens - 1), median(timed.pairs.ratios())
 
     return measured
 

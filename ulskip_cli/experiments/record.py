@@ -7,7 +7,8 @@ the code that measures it. Only `read` and `to_row` know JSON.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -31,6 +32,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit
+from ulskip_cli.experiments.intervals import UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -39,6 +41,7 @@ ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a 
 MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
+UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 
@@ -60,16 +63,6 @@ AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 Layers = Annotated[tuple[KnownCount, ...], Field(min_length=1)] | None
 Seconds = Annotated[tuple[KnownPositive, ...], Field(min_length=1)]
 Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
-
-
-class Interval(NamedTuple):
-    """A value with the ends of its interval; the ends are None if there are too few pairs or
-    examples.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 class Column(NamedTuple):
@@ -181,12 +174,97 @@ class Side(Section):
     linear_backend: Text = None
     compiled: Flag = None
 
+    @property
+    def how(self) -> tuple[Text, Text, Flag]:
+        """What must agree between repetitions."""
+        return self.engine, self.linear_backend, self.compiled
+
+    def costs(self, with_prompt: bool = False) -> list[float]:
+        """Return the decode seconds per token of each pair, or those `with_prompt`."""
+        if not with_prompt:
+            tokens = self.decoded_tokens or ()
+            return [a / max(1, b) for a, b in zip(self.decode_seconds, tokens, strict=True)]
+        totals = zip(self.first_token_seconds or (), self.decode_seconds, strict=True)
+        tokens = self.generated_tokens or ()
+        return [(a + b) / c for (a, b), c in zip(totals, tokens, strict=True)]
+
+
+class Unit(Section):
+    """Consecutive timed pairs, and the state of the machine at that time."""
+
+    pairs: KnownCount
+    began: Text = None  # time (UTC)
+    bytes_per_second: Positive = None  # at which the machine read memory
+    process: KnownCount = 0  # counts the repetitions of a point, which a report pools
+
 
 class Pairs(Section):
-    """Both sides of timed pairs, or the strategy's alone."""
+    """Both sides of timed pairs, or the strategy's alone, and the units to which they belong."""
 
     strategy: Side
     full: Side | None = None
+    units: tuple[Unit, ...] = ()  # empty in rows of earlier versions, which had a single one
+
+    @classmethod
+    def pooled(cls, repetitions: Sequence[Self]) -> Self:
+        """Join the pairs of the processes that repeated one point."""
+        first, *others = (pairs.model_dump() for pairs in repetitions)
+        for row in others:
+            count = 1 + max(unit["process"] for unit in first["units"])
+            for unit in row["units"]:
+                unit["process"] += count
+            first["units"] += row["units"]
+            for side in ("strategy", "full"):
+                for key, values in (row[side] or {}).items():
+                    if isinstance(values, tuple):
+                        first[side][key] += values
+        return cls.model_validate(first)
+
+    def processes(self) -> list[list[slice]]:
+        """Return the places of the pairs of each unit, for each repetition."""
+        found, end = dict[int, list[slice]](), 0
+        for unit in self.units:
+            found.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
+            end += unit.pairs
+        return list(found.values())
+
+    def ratios(self, with_prompt: bool = False) -> list[float]:
+        """Return the speedup of each pair, for decoding or `with_prompt`."""
+        assert self.full
+        sides = zip(self.full.costs(with_prompt), self.strategy.costs(with_prompt), strict=True)
+        return [full / strategy for full, strategy in sides]
+
+    def speedup(self, with_prompt: bool = False) -> Interval:
+        """Return the speedup with its interval over units; a unit has the median of its pairs."""
+        ratios = self.ratios(with_prompt)
+        return ratio_interval([[median(ratios[i]) for i in units] for units in self.processes()])
+
+    def state_range(self) -> Interval | None:
+        """Return the speedup as a range over states of the machine if it depends on them: if the
+        intervals of two processes do not overlap, and steps of the full model took unlike times.
+        """
+        assert self.full
+        costs, places, ratios = self.full.costs(), self.processes(), self.ratios()
+        steps = [median(costs[units[0].start : units[-1].stop]) for units in places]
+        found = [ratio_interval([[median(ratios[i]) for i in units]]) for units in places]
+        lowest, highest = min(found), max(found)
+        assert lowest.high and highest.low
+        depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
+        return Interval(self.speedup().value, lowest.value, highest.value) if depends else None
+
+    def is_precise(self, precision: float) -> bool:
+        """Return True if the interval reaches at most this share of the speedup to each side."""
+        if self.full is None:
+            return True
+        value, _, high = self.speedup()
+        return len(self.units) >= UNITS and (high or math.inf) <= value * (1 + precision)
+
+    def speedups(self) -> Row:
+        """Return the values of a row that are computed from the pairs of both sides."""
+        if self.full is None:
+            return {}
+        total = self.speedup(with_prompt=True)
+        return self.speedup().row("measured_speedup") | total.row("end_to_end_speedup")
 
 
 class Limits(Section):
@@ -404,21 +482,24 @@ class Timing(Section):
     """
 
     measured_speedup: Ratio = value(
-        "median ratio of decode seconds per token of the full model and the strategy",
+        "decode seconds per token of the full model divided by those of the strategy: geometric"
+        " mean of units, each the median of its pairs",
         Column("mea-\nsured", ".2f", first=True),
         Column("inter-\nval", show="interval", optional=True, first=True),
     )
-    measured_speedup_low: Ratio = value("lower end of its interval")
+    measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
-    end_to_end_speedup: Ratio = value("median ratio of the seconds per token, prefill included")
+    end_to_end_speedup: Ratio = value("the same for seconds per token, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     speedup_interval_coverage: Share = value(
-        "probability that the intervals contain the true median: 98.4% with seven pairs"
+        "in rows of earlier versions, which had one unit: probability that the intervals contain"
+        " the median of the pairs of one process"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
-        " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`",
+        " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`; `units` with"
+        " their number of `pairs`, time, and the machine's read rate",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -705,6 +786,24 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self._ratio("measured_speedup")
 
     @property
+    def state_range(self) -> Interval | None:
+        """The range of the speedup if repetitions show that it depends on the machine's state."""
+        return self.pairs.state_range() if self.pairs and self.num_processes > 1 else None
+
+    @property
+    def full_step_seconds(self) -> float | None:
+        """The median seconds of the full model's steps in the timed pairs, the state of the
+        machine.
+        """
+        full = self.pairs and self.pairs.full
+        return median(full.costs()) * self.batch_size if full and full.decoded_tokens else None
+
+    @property
+    def num_processes(self) -> int:
+        """The number of processes whose timed units the speedup contains."""
+        return len(self.pairs.processes()) if self.pairs else 0
+
+    @property
     def with_prompt(self) -> Interval | None:
         """The measured speedup of prefill and decode together, like `speedup`."""
         return self._ratio("end_to_end_speedup")
@@ -714,6 +813,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             return None
         coverage = self.speedup_interval_coverage
         has_few = coverage is not None and coverage < MIN_COVERAGE
+        if self.pairs and self.pairs.units:
+            has_few = len(self.pairs.units) < UNITS
         ends = (None if has_few else self.value(f"{key}_{end}") for end in ("low", "high"))
         return Interval(self.value(key), *ends)
 
@@ -864,6 +965,27 @@ _SHOWN = {
     if isinstance(field.json_schema_extra, Shown)
 }
 DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
+
+
+def pooled(rows: Sequence[Record]) -> Record:
+    """Return the last row of a point, with the units of all its rows that the same code measured on
+    the same machine.
+    """
+    last, where = rows[-1], rows[-1].environment
+    repetitions = [
+        row.pairs
+        for row in rows
+        if row.pairs
+        and row.pairs.full
+        and row.pairs.units
+        and row.environment == where
+        and not (where and where.git_dirty)
+        and row.pairs.strategy.how == (last.pairs and last.pairs.strategy.how)
+    ]
+    if len(repetitions) < 2:
+        return last
+    pairs = Pairs.pooled(repetitions)
+    return last.replace(pairs=pairs, **pairs.speedups())
 
 
 def _columns() -> Iterator[tuple[str, Column]]:

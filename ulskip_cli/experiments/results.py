@@ -2,7 +2,8 @@
 written.
 
 runs.jsonl            one row per run, appended
-generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
+generations/ID.jsonl  the answer to every example; ID.partial.jsonl and ID.units.json (timed units)
+                      for an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
@@ -21,7 +22,7 @@ from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
-from ulskip_cli.experiments.record import Record, Row, read
+from ulskip_cli.experiments.record import Record, Row, pooled, read
 from ulskip_cli.tasks.loading import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
@@ -112,6 +113,10 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
+    def units_path(self, run_id: str) -> Path:
+        """Return the path of the file in which an unfinished point stores its timed units."""
+        return self.path / "generations" / f"{run_id}.units.json"
+
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an
         invalid line.
@@ -149,15 +154,17 @@ class ResultsFolder:
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Return the newest record of every point, in file order; a failed run does not replace a
-    finished one.
+    """Return the newest record of every point, in file order, with the timed units of its earlier
+    rows; a failed run does not replace a finished one.
     """
-    by_id: dict[str, Record] = {}
+    rows: dict[str, list[Record]] = {}
     for record in records:
-        if record.id in by_id and by_id[record.id].is_done and not record.is_done:
+        earlier = rows.get(record.id, [])
+        if earlier and earlier[-1].is_done and not record.is_done:
             continue
-        by_id.pop(record.id, None)
-        by_id[record.id] = record
+        rows.pop(record.id, None)
+        rows[record.id] = [*earlier, record]
+    by_id = {run_id: pooled(repeated) for run_id, repeated in rows.items()}
     # A point whose data could not be read has its identity as identifier; a later run with its data
     # replaces that record.
     last = {record.identity: record.id for record in by_id.values()}

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import comb
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import NormalDist
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record, Row
+from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers
@@ -29,46 +29,9 @@ LOWER_IS_BETTER = {key for key in TITLES if metrics.ROW_KEYS[key].lower_is_bette
 MIN_BLEU = 10.0  # translations below it have little in common with their references
 HIGHEST_SCORE = 100.0  # of all metrics where higher is better
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
-Z = 1.96  # half a 95% interval in standard errors
-FEW_PAIRS = "too few timed pairs for an interval"
+FEW_UNITS = "too few timed units for an interval"
 SAME_SCORE = 1e-6
 SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
-
-
-@dataclass(frozen=True)
-class MedianInterval:
-    """A median with a confidence interval between two order statistics."""
-
-    median: float
-    low: float  # the k-th smallest sample
-    high: float  # the k-th largest sample
-    coverage: float  # probability that such an interval contains the true median
-
-    def row(self, key: str) -> dict[str, float]:
-        """Return the median under a key of a row, and the ends under `KEY_low` and `KEY_high`."""
-        return {key: self.median, f"{key}_low": self.low, f"{key}_high": self.high}
-
-
-def median_interval(samples: Sequence[float]) -> MedianInterval:
-    """Compute the median of independent samples and its distribution-free 95% interval.
-
-    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th
-    largest of n samples enclose it with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and
-    Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses the largest k that reaches
-    95%, or k = 1: fewer than six samples cannot reach it.
-
-    >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
-    MedianInterval(median=4.0, low=1.0, high=7.0, coverage=0.984375)
-    """
-    values = sorted(map(float, samples))
-    count, rank, outside = len(values), 1, 1
-    most = 0.05 * 2**count
-    while rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= most:
-        outside += comb(count, rank)
-        rank += 1
-    return MedianInterval(
-        median(values), values[rank - 1], values[-rank], 1 - 2 * outside / 2**count
-    )
 
 
 def verdict(interval: Interval, bound: float = 0.0) -> str:
@@ -96,21 +59,27 @@ def may_gain(record: Record) -> bool:
 
 
 def speedup_text(record: Record) -> str:
-    """Format a measured speedup with its interval, or a note that the interval is unknown, and the
-    number of pairs; say first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to
-    1.36)".
+    """Format a measured speedup with its interval, or a note that the interval is unknown; say
+    first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to 1.36)".
     """
     assert record.speedup is not None
-    count = record.num_pairs
-    pairs = f", {count} pair{'s' * (count > 1)}" if count else ""
     unknown = record.speedup.low is None
     tie = "speed not certain: " if unknown else "no measurable gain in speed: "
     lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
-    return f"{lead}{record.speedup.value:.2f}x ({_ends(record.speedup)}{pairs})"
+    return f"{lead}{_measured(record)}"
 
 
-def _ends(speedup: Interval) -> str:
-    return FEW_PAIRS if speedup.low is None else f"{speedup.low:.2f} to {speedup.high:.2f}"
+def _measured(record: Record, words: str = "") -> str:
+    """Format a measured speedup with its interval; a range if it depends on the machine's state."""
+    assert record.speedup
+    value, low, high = record.speedup
+    ends = FEW_UNITS if low is None else f"{low:.2f} to {high:.2f}"
+    count = record.num_processes
+    runs = f", {count} runs" * (count > 1)
+    if spread := record.state_range:
+        lowest, highest = spread.low, spread.high
+        return f"{lowest:.2f}x to {highest:.2f}x{words} (by the state of the machine{runs})"
+    return f"{value:.2f}x{words} ({ends}{runs})"
 
 
 @dataclass(frozen=True)
@@ -324,18 +293,18 @@ def speed_ratio(new: Record, old: Record) -> Interval | None:
     errors = [_log_error(record) for record in (new, old)]
     if None in errors:
         return Interval(value, None, None)
-    spread = math.exp(Z * math.hypot(*filter(None, errors)))
+    spread = math.exp(NORMAL * math.hypot(*filter(None, errors)))
     return Interval(value, value / spread, value * spread)
 
 
 def _log_error(record: Record) -> float | None:
-    """Return the standard error of a speedup's logarithm from its interval and coverage; None with
-    too few timed pairs.
+    """Return the standard error of a speedup's logarithm from its interval; None with too few
+    timed units.
     """
-    speedup, coverage = record.speedup, record.speedup_interval_coverage
-    if coverage is None or speedup is None or speedup.low is None or speedup.high is None:
+    speedup = record.speedup
+    if speedup is None or speedup.low is None or speedup.high is None:
         return None
-    z = NormalDist().inv_cdf((1 + coverage) / 2)
+    z = NormalDist().inv_cdf((1 + (record.speedup_interval_coverage or CONFIDENCE)) / 2)
     return math.log(speedup.high / speedup.low) / (2 * z)
 
 
@@ -386,7 +355,7 @@ def _speed_facts(record: Record) -> list[str]:
         return []
     if not is_faster(record):
         return [speedup_text(record)]
-    facts = [f"decodes {record.speedup.value:.2f}x as fast ({_ends(record.speedup)})"]
+    facts = [f"decodes {_measured(record, ' as fast')}"]
     if total := record.with_prompt:
         is_tie = total.low is not None and verdict(total, 1.0) == TIE
         gain = "no measurable gain" if is_tie else f"{total.value:.2f}x"

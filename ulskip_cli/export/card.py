@@ -162,8 +162,6 @@ def _quality(record: Record) -> str:
 
 def _cells(record: Record) -> list[str]:
     interval = (record.interval or MISSING).replace(" to ", "-")
-    if record.speedup and record.speedup.low is None:
-        interval += f" ({record.speedup_interval_coverage:.0%})"
     rate, speedup = record.timed_tokens_per_second, record.measured_speedup
     cells = [
         " ".join(filter(None, (record.task, record.pair, record.dataset))) or "random prompts",

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import COLUMNS, Column, Interval, Record
+from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.record import COLUMNS, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence

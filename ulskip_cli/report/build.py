@@ -29,10 +29,12 @@ from ulskip_cli.report.tables import TableSection
 from ulskip_cli.report.verdicts import (
     RULE,
     TOLERANCE,
+    Comparison,
     Winner,
     compare,
     overview,
     two_depths,
+    unlike_states,
     winners,
 )
 
@@ -102,7 +104,23 @@ class Report:
             if share.caveat
         }
         depths = dict.fromkeys(text for group in self.groups for text in two_depths(group))
-        return [*caveats, *depths, *warnings(self.records)]
+        states = dict.fromkeys(text for group in self.groups for text in unlike_states(group))
+        return [*caveats, *depths, *states, *warnings(self.records)]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The comparison with the folder `against`."""
+        if not self.against or self.against == PAPER:
+            return None
+        old = read_records(find_folders([Path(self.against)], self.results_dir))
+        compared = compare(self.records, old, self.tolerance, self.gate)
+        if not compared.pairs:
+            names = ", ".join(f"'{path}'" for path in self.paths[:3])
+            raise UsageError(
+                f"expected points that '{self.against}' and {names} both contain, got none;"
+                " compare runs of one task"
+            )
+        return compared
 
     @cached_property
     def sections(self) -> list[TableSection]:
@@ -110,16 +128,8 @@ class Report:
         found = [section for front in frontiers(self.records) for section in front.sections()]
         if self.against == PAPER:
             found += paper.beside_paper(self.groups)
-        elif self.against:
-            old = read_records(find_folders([Path(self.against)], self.results_dir))
-            compared = compare(self.records, old, self.tolerance, self.gate)
-            if not compared.pairs:
-                names = ", ".join(f"'{path}'" for path in self.paths[:3])
-                raise UsageError(
-                    f"expected points that '{self.against}' and {names} both contain, got none;"
-                    " compare runs of one task"
-                )
-            found.append(compared.section(f"Comparison with {self.against}"))
+        if self.comparison:
+            found.append(self.comparison.section(f"Comparison with {self.against}"))
         return found
 
     @property

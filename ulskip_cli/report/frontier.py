@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ulskip_cli.core.engines import formats_of
-from ulskip_cli.experiments.record import MISSING, Column, Interval, Record
+from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.settings import Key, settings
 from ulskip_cli.experiments.statistics import (
     HOLDS,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import (
     ABSENT,
     COLUMNS,
@@ -21,7 +22,6 @@ from ulskip_cli.experiments.record import (
     MISSING,
     REPEATED,
     Column,
-    Interval,
     Record,
 )
 from ulskip_cli.experiments.results import ResultsFolder
@@ -49,8 +49,7 @@ STARS = (
     " each comparison, not corrected for the number of comparisons)."
 )
 MEASURED = (
-    "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
-    " pairs."
+    "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."
 )
 NO_REFERENCES = (
     "The prompts have no references: the score is the agreement, the share of the tokens of the"
@@ -405,15 +404,19 @@ def provenance(records: Sequence[Record]) -> str:
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
-    timed = [record for record in records if record.speedup_interval_coverage]
-    if not timed:
-        return []
-    counts = sorted({record.num_pairs for record in timed if record.num_pairs})
-    least = min(record.speedup_interval_coverage or 1.0 for record in timed)
-    return [
-        f"Interval: order statistics of {' or '.join(map(str, counts))} pairs; it contains the"
-        f" median with at least {least:.1%} probability."
-    ]
+    timed = [record.pairs for record in records if record.pairs and record.pairs.full]
+    notes = []
+    if any(pairs.units for pairs in timed):
+        notes.append(
+            "Interval: 95%, of units that one process timed and of the spread between processes;"
+            " from three processes on, of their means."
+        )
+    if not all(pairs.units for pairs in timed):
+        notes.append(
+            "Interval of rows of earlier versions: of the pairs of one process, so another process"
+            " may well measure a speedup outside."
+        )
+    return notes
 
 
 def explanations(records: Sequence[Record]) -> list[str]:

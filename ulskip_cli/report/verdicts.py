@@ -7,9 +7,11 @@ A winner is the fastest point of a batch size or the best quality of a target, b
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Column, Interval, Record
+from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
+from ulskip_cli.experiments.record import MIN_FOR_STARS, UNLIKE, Column, Record
 from ulskip_cli.experiments.settings import Key, Settings, all_settings
 from ulskip_cli.experiments.statistics import (
     FAILS,
@@ -33,6 +35,7 @@ from ulskip_cli.experiments.statistics import (
 from ulskip_cli.report.rows import Group, collected, done, grouped
 from ulskip_cli.report.tables import Shares, TableSection, ends, sentences
 
+CHANGES = {HOLDS: "faster", FAILS: "slower", TIE: "undecided"}
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_LEADS = 3  # sentences before the table of a sweep
 MAX_BOOTSTRAPS = 200
@@ -161,6 +164,24 @@ def two_depths(group: Group) -> Iterator[str]:
             )
 
 
+def unlike_states(group: Group) -> Iterator[str]:
+    """Yield a warning for every batch size whose rows were timed in unlike states of one
+    machine.
+    """
+    milliseconds = dict[tuple[object, ...], list[float]]()
+    for record in group.done:
+        if record.environment and record.full_step_seconds:
+            same = record.batch_size, record.engine, record.environment.machine
+            milliseconds.setdefault(same, []).append(record.full_step_seconds * 1e3)
+    for (batch, *_), steps in milliseconds.items():
+        if max(steps) > UNLIKE * min(steps):
+            yield (
+                f"batch {batch}: a step of the full model took {min(steps):.3g} to"
+                f" {max(steps):.3g} ms when these rows were timed, so the machine was in unlike"
+                " states, in which speedups can differ; time the rows again to compare them closely"
+            )
+
+
 def overview(groups: Sequence[Group], gate: float) -> TableSection:
     """Make the table with the best point of every model and target: the fastest point that can win,
     or else the best quality among points that are faster than full. Models and targets without such
@@ -246,6 +267,28 @@ class ComparedPair:
         return next((word for word in (FAILS, TIE, HOLDS) if word in judged), None)
 
     @property
+    def change(self) -> str | None:
+        """Whether the new side decodes faster or slower, relative to its full model, than the old
+        one.
+        """
+        is_timed = self.speedup and not self.new.keeps_all
+        return CHANGES[verdict(self.speedup, 1.0)] if self.speedup and is_timed else None
+
+    def got_worse(self, count: int) -> Iterator[str]:
+        """Yield what got worse beyond noise, among `count` comparisons of which none may fail by
+        chance (Bonferroni).
+        """
+        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / count)
+        for what, interval, bound in (
+            ("speed", None if self.new.keeps_all else self.speedup, 1.0),
+            (TITLES.get(self.metric, self.metric), self.quality, 0.0),
+        ):
+            if interval and interval.high is not None:
+                distance = (interval.high - interval.value) * z / NORMAL
+                if interval.value + distance < bound:
+                    yield what
+
+    @property
     def is_faster(self) -> str | None:
         """The claim that the new side decodes faster than its full model."""
         speedup = None if self.new.keeps_all else self.new.speedup
@@ -269,6 +312,15 @@ class Comparison:
     only_new: int
     differs: list[Key]  # settings in which the sides share no value
 
+    def losses(self) -> list[str]:
+        """Say of every point that got worse beyond noise what got worse."""
+        count = sum(1 for pair in self.pairs for side in (pair.speedup, pair.quality) if side)
+        return [
+            f"{pair.new.label} {pair.new.target_speedup:g}x, batch {pair.new.batch_size}: {what}"
+            for pair in self.pairs
+            for what in pair.got_worse(count)
+        ]
+
     def section(self, title: str) -> TableSection:
         """Make the table of a comparison, one line per point."""
         names = {TITLES[pair.metric] for pair in self.pairs if pair.metric}
@@ -286,6 +338,7 @@ class Comparison:
             Column("speedup\nnew", ".2f", "new.measured_speedup"),
             Column("over\nold", "", lambda pair: _starred(pair.speedup, ".2f", 1.0)),
             Column("over old,\n95%", "", lambda pair: ends(pair.speedup), True),
+            Column("speed", "", "change"),
             Column(f"keeps\n{self.pairs[0].gate:.0%}", "", "keeps"),
             Column("faster\nthan full", "", "is_faster"),
             Column("as\nbefore", "", "verdict"),

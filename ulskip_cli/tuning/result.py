@@ -30,7 +30,7 @@ from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest, plain
 
 ADAPTER = "skip_adapter"  # folder in an export
 NO_GAIN = (
-    "no gain:  the timed pairs do not show that these layers are faster; raise speed.pairs to"
+    "no gain:  the timed pairs do not show that these layers are faster; raise speed.seconds to"
     " measure again, or use strategy=full"
 )
 

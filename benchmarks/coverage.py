@@ -1,0 +1,181 @@
+"""Test if the intervals of speedups hold in other processes.
+
+    python benchmarks/coverage.py [--processes 20] [--minutes 120] [--name coverage]
+
+Each point is timed in many processes, spread over some hours, as `ulskip run` times it. The table
+says how many of their intervals contain the median of all processes, and how much pairs, units and
+processes vary. To see if it matters where the weights lie in memory, every third process also times
+units of which every second one packs the weights anew. An interrupted benchmark goes on where it
+stopped; the rows are in benchmarks/results/NAME.jsonl and the table in NAME.md.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.torch import packed_linear
+from ulskip_cli.experiments.paired_timing import (
+    FinishedUnits,
+    measure_rounds,
+    open_pair,
+    time_pairs,
+)
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Pairs
+from ulskip_cli.experiments.runner import Session, prepare_run
+
+RESULTS = Path(__file__).parent / "results"
+SMOLLM2 = ["model=smollm2-135m", "ratio=1.5", "batch_size=1", "model.dtype=float32"]
+POINTS = {
+    "embedded model, batch size 8": ["ratio=2"],
+    "embedded model, batch size 1": ["ratio=2", "batch_size=1"],
+    "SmolLM2-135M, batch size 1": [*SMOLLM2, "speed.new_tokens=16"],
+}
+OPENED, OPENED_PAIRS = 6, 3  # units that are opened anew or kept in turn, and their pairs
+
+
+def measure(point, with_opened):
+    """Time a point in this process, and return what the table needs."""
+    config = compose(POINTS[point])
+    session = Session()
+    run = prepare_run(resolve(config), session)
+    full, decoder = session.decoders(run)
+    units = FinishedUnits(RESULTS / "unfinished.json", {})
+    units.remove()
+    timed = time_pairs(full, decoder, run.workload, config, units, ProgressCallback())
+    opened = []
+    for i in range(OPENED if with_opened else 0):
+        if i % 2 == 0:
+            packed_linear._copies.clear()
+            sides = full.with_own_sessions(), decoder.with_own_sessions()
+            pair = open_pair(*sides, run.workload, config, units, config.batch_size).pair
+        (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS)
+        opened.append(median(unit.pairs.ratios()))
+    return {
+        "point": point,
+        "began": timed.units[0].began,
+        "other_cpus": timed.other_cpus,
+        "pairs": timed.pairs.model_dump(mode="json"),
+        "opened": opened,
+        "environment": environment.code() | environment.machine("cpu"),
+    }
+
+
+def like_the_command():
+    """Return the environment in which the command `ulskip` would compute: on a busy machine its
+    threads sleep while they wait.
+    """
+    meter, variables = environment.LoadMeter(), dict(os.environ)
+    time.sleep(1)
+    environment.let_threads_sleep(meter.other_cpus(), variables)
+    return variables
+
+
+def spread(values):
+    """Format the standard deviation of logarithms as a percentage."""
+    return f"{stdev(values):.1%}" if len(values) > 1 else "–"
+
+
+def line(point, rows):
+    """Make the line of a point in the table."""
+    every = [Pairs.model_validate(row["pairs"]) for row in rows]
+    found = [pairs.speedup() for pairs in every]
+    middle = median(value for value, _, _ in found)
+    inside = sum(low <= middle <= high for _, low, high in found)
+    half = median(math.log(high / low) / 2 for _, low, high in found)
+    ratios = [[math.log(ratio) for ratio in pairs.ratios()] for pairs in every]
+    units = [
+        [median(logs[unit]) for unit in pairs.processes()[0]]
+        for pairs, logs in zip(every, ratios, strict=True)
+    ]
+    turns = [[math.log(ratio) for ratio in row["opened"]] for row in rows if row["opened"]]
+    steps = [1e3 * median(pairs.full.costs()) for pairs in every]
+    kept = [abs(b - a) for logs in turns for a, b in zip(logs[::2], logs[1::2], strict=True)]
+    anew = [abs(b - a) for logs in turns for a, b in zip(logs[1::2], logs[2::2], strict=False)]
+    return [
+        point,
+        f"{inside} of {len(rows)}",
+        f"{middle:.2f}",
+        f"{min(value for value, _, _ in found):.2f}-{max(value for value, _, _ in found):.2f}",
+        f"{math.exp(half) - 1:.1%}",
+        f"{fmean(map(stdev, ratios)):.1%}",
+        f"{fmean(map(stdev, units)):.1%}",
+        spread([math.log(value) for value, _, _ in found]),
+        f"{fmean(kept):.1%} and {fmean(anew):.1%}" if kept else "–",
+        f"{min(steps):.2f}-{max(steps):.2f}",
+    ]
+
+
+HEAD = [
+    *("point", "intervals that contain the median of all", "median", "smallest to largest"),
+    *("half an interval", "sd of pairs", "sd of units", "sd of processes"),
+    *("next unit, kept and opened anew", "full model's ms per token"),
+]
+
+
+def table(rows):
+    """Format all rows as a page with its provenance."""
+    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1)]
+    for point in POINTS:
+        if same := [row for row in rows if row["point"] == point]:
+            lines.append(line(point, same))
+    facts = rows[-1]["environment"]
+    commit = (facts["git_commit"] or "no commit")[:10] + " (modified)" * bool(facts["git_dirty"])
+    times = [row["began"] for row in rows]
+    others = [row["other_cpus"] or 0.0 for row in rows]
+    text = (
+        "Standard deviations and differences are of logarithms. Next unit: the mean difference"
+        " between two units that follow one another, with the same packed weights or after they"
+        f" were packed anew. Timed from {min(times)} to {max(times)}; other processes used"
+        f" {median(others):.1f} CPUs (median; at most {max(others):.1f}). ulskip at {commit},"
+        f" {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}."
+    )
+    rendered = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"# Do the intervals hold in other processes?\n\n{rendered}\n\n{text}\n"
+
+
+def main():
+    """Time all points in turn, and write the table after each round."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--name", default="coverage")
+    parser.add_argument("--before", nargs="*", default=[], help="words before each command")
+    parser.add_argument("--measure", choices=POINTS, help=argparse.SUPPRESS)
+    parser.add_argument("--opened", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.opened)))
+        return
+    stored = RESULTS / f"{args.name}.jsonl"
+    rows = [json.loads(text) for text in stored.read_text().splitlines()] if stored.exists() else []
+    for number in range(args.processes):
+        began = time.monotonic()
+        for point in POINTS:
+            if sum(row["point"] == point for row in rows) > number:
+                continue
+            command = [*args.before, sys.executable, __file__, "--measure", point]
+            command += ["--opened"] * (number % 3 == 0)
+            output = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=like_the_command()
+            ).stdout
+            rows.append(json.loads(output.splitlines()[-1]))
+            with stored.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            stored.with_suffix(".md").write_text(table(rows))
+            print(f"{number + 1} of {args.processes}: {point}", flush=True)
+        pause = 60 * args.minutes / args.processes - (time.monotonic() - began)
+        time.sleep(max(0.0, pause))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Intervals of measured ratios, which are estimated from units of some timed pairs each."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cache
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+UNITS = 3  # the least number of units that has an interval
+CONFIDENCE, NORMAL = 0.95, 1.96  # and half such an interval of a normal distribution
+# Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
+PROCESS_SPREAD = 0.015
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its interval; the ends are None if there are too few units or
+    examples.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def row(self, key: str) -> dict[str, float | None]:
+        """Return the value under a key of a row, and the ends under `KEY_low` and `KEY_high`."""
+        return {key: self.value, f"{key}_low": self.low, f"{key}_high": self.high}
+
+
+def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
+    """Estimate a ratio from its measurements in the units of each process: the geometric mean, with
+    the 95% interval of Student's t over the logarithms.
+
+    Units of one process are taken close to one another, in one state of the machine, so they vary
+    less than processes do: the interval of fewer than `UNITS` processes adds `PROCESS_SPREAD`, and
+    that of more is computed from the means of the processes. Fewer than `UNITS` units have a range,
+    from the smallest to the largest, which is no interval.
+
+    >>> [round(end, 2) for end in ratio_interval([[2.0, 2.1, 1.9]])]
+    [2.0, 1.74, 2.29]
+    """
+    logs = [[math.log(ratio) for ratio in units] for units in processes]
+    every = list(itertools.chain.from_iterable(logs))
+    if len(every) < UNITS:
+        return Interval(math.exp(fmean(every)), math.exp(min(every)), math.exp(max(every)))
+    spread = PROCESS_SPREAD / math.sqrt(len(logs))
+    if len(logs) >= UNITS:
+        every, spread = list(map(fmean, logs)), 0.0
+    mean, half = fmean(every), math.hypot(half_width(every), NORMAL * spread)
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95% interval of a mean, by Student's t; infinite for one
+    value.
+    """
+    if len(values) < 2:
+        return math.inf
+    return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+@cache
+def student_t(freedom: int) -> float:
+    """Return the value that Student's t with `freedom` degrees of freedom exceeds in size with a
+    probability of 5%.
+
+    The probability of |T| < t is the finite series 26.7.3 or 26.7.4 of Abramowitz and Stegun,
+    Handbook of Mathematical Functions.
+
+    >>> [round(student_t(freedom), 3) for freedom in (1, 2, 5, 30)]
+    [12.706, 4.303, 2.571, 2.042]
+    """
+    low, high = 1.9, 13.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, freedom) < CONFIDENCE else (low, middle)
+    return low
+
+
+def _inside(t: float, freedom: int) -> float:
+    angle = math.atan(t / math.sqrt(freedom))
+    term, total = (1.0, 0.0) if freedom % 2 == 0 else (math.cos(angle), 0.0)
+    for order in range(freedom % 2 + 2, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (order - 1) / order
+    total *= math.sin(angle)
+    return total if freedom % 2 == 0 else 2 / math.pi * (angle + total)
