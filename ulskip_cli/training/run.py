@@ -85,7 +85,7 @@ def run_training(
     """
     output = user_path(config.output, "output")
     config = _limit_to_context(config)
-    texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
+    texts = load_training_texts(config, loading.load_tokenizer(config.model, progress), examples)
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
