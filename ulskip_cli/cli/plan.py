@@ -66,7 +66,7 @@ def memory(config: "Config", metadata: "ModelMetadata") -> int | None:
     """Return the bytes that weights and KV of a run need; None if they are unknown.
 
     On a CPU, decode steps read a copy of the weights in the layout of the kernel. Engines of other
-    libraries have one of the full model, and one of the kept layers.
+    libraries have copies for the baseline, for the prompts and for the kept layers.
     """
     from ulskip_cli.core.environment import runs_on_cpu
 
@@ -75,7 +75,7 @@ def memory(config: "Config", metadata: "ModelMetadata") -> int | None:
         return None
     read = config.engine.sizes(weights, 8 * width)
     assert read is not None
-    copies = 2 if config.engine.is_runtime else int(runs_on_cpu(config.model.device))
+    copies = 3 if config.engine.is_runtime else int(runs_on_cpu(config.model.device))
     tokens = config.batch_size * KV_TOKENS
     copied = copies * (read.head + sum(read.layers))
     return metadata.total_bytes + copied + tokens * kv * metadata.num_layers

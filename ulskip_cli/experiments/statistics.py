@@ -407,7 +407,8 @@ def _quality_facts(record: Record) -> list[str]:
     elif metric:
         facts.append(_score_text(record, metric))
     if record.num_cut_off:
-        facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
+        cut = f"{record.num_cut_off} of {record.num_examples} answers were cut off"
+        facts.append(f"but {cut}" if facts else cut)
     return facts
 
 
