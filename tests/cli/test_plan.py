@@ -8,7 +8,7 @@ SHOWN = {
         "15 of 30 layers",
     ],
     "correction=patch": [
-        *("kept: 0, 2, 4, 7, 9, 11\n", "1.53x", "12,288 during the prompt, 6,144 in decode"),
+        *("kept: 0, 2, 4, 7, 9, 11\n", "1.60x", "12,288 during the prompt, 6,144 in decode"),
         "full, 5 gaps, 1,315,840 bytes",
     ],
     "strategy=early_exit strategy.min_exit=2 strategy.every=4": [
@@ -22,6 +22,19 @@ SHOWN = {
 def test_a_plan_is_drawn_and_listed(ulskip, words, texts):
     code, out, _ = ulskip("plan", *words.split())
     assert (code, [text for text in texts if text not in out]) == (0, [])
+
+
+def test_a_plan_shows_the_bytes_of_weights_and_the_memory_of_a_run(ulskip):
+    whole = "model.dtype=float32"
+    _, out, _ = ulskip("plan", "model=tiny", whole)
+    assert "weights             44 MB; in float32\n" in out
+    assert "batch_size=8 sequences of 1,000 tokens" in out
+    words = ("plan", "model=random", whole, "model.device=cpu", "--json")
+    plans = [json.loads(ulskip(*words, f"batch_size={batch}")[1]) for batch in (1, 2)]
+    assert [plan["weight_bytes"] for plan in plans] == [4 * 134_515_008] * 2
+    assert plans[0]["memory_bytes"] > 2 * plans[0]["weight_bytes"]
+    more = plans[1]["memory_bytes"] - plans[0]["memory_bytes"]
+    assert more == 1000 * plans[0]["kv_bytes_per_token"]
 
 
 def test_a_plan_is_a_json_object(ulskip):

@@ -7,10 +7,18 @@ from reference import build_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import ASSETS, find_adapter, read_headers, read_metadata
+from ulskip_cli.core.model_metadata import (
+    ASSETS,
+    dtype_note,
+    find_adapter,
+    read_headers,
+    read_metadata,
+    with_dtype,
+)
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference.loading import load
 
@@ -22,7 +30,7 @@ def hf(path, **options):
 
 
 def shape(name, dtype="auto"):
-    return ModelConfig(name="random", source="random", path=name, dtype=dtype)
+    return ModelConfig(name="random", source="random", path=name, dtype=dtype, device="cuda")
 
 
 def test_bundled_shapes():
@@ -121,3 +129,49 @@ def test_a_missing_unreadable_or_odd_config_is_named(content, tmp_path):
 def test_headers_and_loaded_parameters_agree(model_folder):
     config = hf(model_folder, dtype="float32")
     assert read_metadata(config).weights == load(config).metadata.weights is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored", "options", "expected"),
+    [
+        ("flags : fpu avx2", "bfloat16", {}, "float32"),
+        ("flags : fpu avx512_bf16", "bfloat16", {}, "bfloat16"),
+        ("Features : fp asimd bf16", "bfloat16", {}, "bfloat16"),
+        ("flags : avx2", "float16", {}, "float32"),
+        ("flags : avx2", "float32", {}, "float32"),
+        ("flags : avx2", "bfloat16", {"dtype": "bfloat16"}, "bfloat16"),
+        ("flags : avx2", "bfloat16", {"device": "cuda"}, "bfloat16"),
+        ("flags : avx2", "bfloat16", {"quantization": "torchao-int8"}, "auto"),
+        ("flags : avx2", None, {}, "auto"),
+    ],
+)
+def test_auto_is_float32_on_a_cpu_without_instructions_for_the_type(
+    model_folder, tmp_path, monkeypatch, flags, stored, options, expected
+):
+    config = json.loads((model_folder / "config.json").read_text())
+    config.pop("dtype")
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | ({"dtype": stored} if stored else {}))
+    )
+    monkeypatch.setattr(environment.Path, "read_text", machine_with(flags))
+    environment.is_slow_type.cache_clear()
+    model = hf(tmp_path, **{"device": "cpu", **options})
+    chosen, note = with_dtype(model), dtype_note(model) or ""
+    environment.is_slow_type.cache_clear()
+    assert chosen.dtype == expected
+    if not options:
+        assert ("has no instructions for" in note) is (expected == "float32" != stored)
+        assert with_dtype(model, computes=False).dtype == (stored or "auto")
+    assert ("is slow on this CPU" in note) is (options == {"dtype": "bfloat16"})
+
+
+def machine_with(flags):
+    """Return a `Path.read_text` that finds these flags in /proc/cpuinfo."""
+    read_text = environment.Path.read_text
+
+    def read(path, *arguments, **options):
+        if str(path) == "/proc/cpuinfo":
+            return f"processor : 0\n{flags}\n"
+        return read_text(path, *arguments, **options)
+
+    return read

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NUM_LAYERS, batch, build_model, count_near_ties, random_corrections
+from reference import NEW_STYLE, NUM_LAYERS, batch, build_model, count_near_ties, random_corrections
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
@@ -113,6 +114,37 @@ def test_a_skip_adapter_is_merged_or_refused(engine, kind):
         assert tokens(engine, adapter) == tokens("torch", adapter) != tokens("torch", None)
 
 
+def qwen(family, **options):
+    """Make a random Qwen model whose biases and norms are no constants."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**NEW_STYLE, **options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("family", "options"), [("Qwen2", {}), ("Qwen3", {"head_dim": 16})])
+def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
+    pytest.importorskip("llama_cpp", reason="the library is not installed")
+    model, (ids, mask) = qwen(family, **options, tie_word_embeddings=tied), batch(True)
+    view = shallow_view.shallow_view(model, (0, 3, 5))
+    opened = opened_for("llama_cpp", model)
+    with torch.no_grad():
+        wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
+    got = opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for schedule in (("strategy=full",), ("strategy=custom", "strategy.layers=[0,3,5]")):
+        tokens = [
+            decoder_for(model, schedule, name).generate(ids, mask, DecodeContext(GREEDY, 0))
+            for name in ("torch", "llama_cpp")
+        ]
+        assert tokens[0].token_ids == tokens[1].token_ids
+
+
 def test_two_decoders_of_a_library_take_turns(engine):
     model, (ids, mask), context = build_model("llama"), batch(True), DecodeContext(GREEDY, 0)
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
@@ -164,6 +196,7 @@ def test_an_export_that_fails_leaves_no_file(tmp_path, monkeypatch):
     ("engine", "name", "reason"),
     [
         ("llama_cpp", "gpt2", "gpt2"),
+        ("llama_cpp", "qwen2", "sliding_window=null, got 4"),
         ("openvino", "bloom", "position"),
         ("openvino", "mixtral", "histc"),
     ],

@@ -87,3 +87,17 @@ def test_logits_that_are_not_finite_are_refused(point):
     decoder.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidLogitsError, match="nan"):
         score_answers(answers, workload, decoder, None, ProgressCallback())
+
+
+def test_progress_bounds_the_time_that_is_left(point):
+    notes = []
+
+    class Notes(ProgressCallback):
+        def phase(self, label, total):
+            return lambda done, note="": notes.append((done, note))
+
+    decoder, workload, config = point("batch_size=3")
+    generate_answers(decoder, workload, config, Notes())
+    during = [note for done, note in notes if note.endswith(" left")]
+    assert len(during) > 2 and all("tok/s, at most 0:" in note for note in during)
+    assert notes[-1] == (5, during[-1]) and during[-1].endswith("at most 0:00:00 left")

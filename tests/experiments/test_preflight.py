@@ -1,7 +1,9 @@
+import json
 import shutil
 
 import pytest
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import read_metadata
@@ -167,3 +169,24 @@ def test_a_benchmark_does_not_read_its_task():
     assert point.data is point.baseline is None
     with pytest.raises(UsageError):
         resolve(config)
+
+
+def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "half"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+
+    def resolved(is_slow, *overrides):
+        monkeypatch.setattr(
+            environment, "is_slow_type", lambda dtype, device: is_slow and dtype == "bfloat16"
+        )
+        return resolve(compose([f"model.path={folder}", "limit=3", "ratio=2", *overrides]))
+
+    slow, fast = resolved(True), resolved(False)
+    assert [point.config.model.dtype for point in (slow, fast)] == ["float32", "bfloat16"]
+    assert slow.baseline.config.model.dtype == "float32"
+    assert "model.dtype=auto is float32" in slow.dtype_note and fast.dtype_note is None
+    assert slow.run_id != fast.run_id
+    assert resolved(False, "model.dtype=float32").run_id == slow.run_id
+    assert "is slow on this CPU" in resolved(True, "model.dtype=bfloat16").dtype_note

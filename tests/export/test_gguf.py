@@ -1,12 +1,16 @@
+import json
+
 import pytest
 import transformers
+from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.export.run import ExportRequest, run_export
 
 gguf = pytest.importorskip("gguf")
-from ulskip_cli.export.gguf import pre_tokenizer_name  # noqa: E402 - needs gguf
+from ulskip_cli.export.gguf import _PATTERNS, pre_tokenizer_name  # noqa: E402 - needs gguf
 
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
@@ -43,6 +47,35 @@ def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, stored
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
+@pytest.mark.parametrize(
+    ("family", "options"),
+    # transformers reads no other head size from the header of a Qwen3
+    [("Qwen2", {"tie_word_embeddings": True}), ("Qwen3", {"head_dim": 128})],
+)
+def test_qwen_is_written_as_its_own_architecture(family, options, tokenizer, tmp_path):
+    # transformers adds tokens to the tokenizers of these families
+    options = {**NEW_STYLE, **options, "vocab_size": len(tokenizer) + 8}
+    config = getattr(transformers, f"{family}Config")(**options)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    record = export(tmp_path / "source", tmp_path / "x.gguf")
+    assert "transformers loads the file" in record["checked"]
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    assert reader.get_field("general.architecture").contents() == family.lower()
+    assert int(reader.get_field(f"{family.lower()}.block_count").contents()) == 3
+
+
+def test_unsupported_models_are_refused_before_weights_load(model_folder, tmp_path):
+    config = json.loads((model_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
+    for name in ("--format gguf", "engine=llama_cpp"):
+        with pytest.raises(UsageError, match=rf"{name} does not support.*qwen3, got gemma2"):
+            if name == "--format gguf":
+                export(tmp_path, tmp_path / "x.gguf")
+            else:
+                resolve(compose([f"model.path={tmp_path}", name]))
+
+
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
     real = gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(
@@ -67,5 +100,8 @@ def test_pre_tokenizer_names():
         )
         == "smollm"
     )
+    pattern = next(text for text, name in _PATTERNS.items() if name == "qwen2")
+    split = {"type": "Split", "pattern": {"Regex": pattern}}
+    assert pre_tokenizer_name({"type": "Sequence", "pretokenizers": [split, level]}) == "qwen2"
     with pytest.raises(UsageError, match="Whitespace"):
         pre_tokenizer_name({"type": "Whitespace"})

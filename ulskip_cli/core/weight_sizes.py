@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
 

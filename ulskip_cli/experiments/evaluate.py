@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -160,10 +161,15 @@ def generate_answers(
     report = progress.phase(f"{name}: generate{resumed}", len(workload.examples))
     report(num_finished, "encode prompts")
     began = time.monotonic()
+    finished_tokens = {num_finished: 0}  # by the number of finished answers
 
     def on_tokens(done: int, tokens: int) -> None:
-        rate = tokens / max(1e-9, time.monotonic() - began)
-        report(done, f"{tokens:,} tokens, {rate:,.{0 if rate >= 10 else 1}f} tok/s")
+        rate = max(1, tokens) / max(1e-9, time.monotonic() - began)
+        begun = tokens - finished_tokens.setdefault(done, tokens)
+        most = (len(workload.examples) - done) * config.decoding.max_new_tokens - begun
+        left = timedelta(seconds=round(most / rate))
+        speed = f"{rate:,.{0 if rate >= 10 else 1}f} tok/s"
+        report(done, f"{tokens:,} tokens, {speed}, at most {left} left")
 
     reset_peak(decoder.device)
     for positions, output in generate_all(

@@ -16,7 +16,13 @@ from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
+from ulskip_cli.core.model_metadata import (
+    ModelMetadata,
+    dtype_note,
+    read_config,
+    read_metadata,
+    with_dtype,
+)
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
@@ -43,6 +49,7 @@ class ResolvedPoint:
     run_id: str  # a hash of the configuration, the data and the weights
     fingerprint: str  # of the weights; a run fails if they changed meanwhile
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
+    dtype_note: str | None = None  # about the type of the weights
 
     @property
     def identity(self) -> Point:
@@ -74,6 +81,10 @@ class Resolver:
         of the task.
         """
         metadata, plan = self.schedule(config, command)
+        asked, full = config, config.baseline_model
+        config = config.replace(
+            model=with_dtype(config.model), baseline_model=full and with_dtype(full)
+        )
         given, held_out, baseline = data, None, None
         if command == "bench":
             _check_benchmark(config, metadata.context)
@@ -83,7 +94,7 @@ class Resolver:
                 held_out = find_held_out(config, given.examples if given else None)
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
-                baseline = self.resolve(baseline_config(config))
+                baseline = self.resolve(baseline_config(asked))
         texts = [
             json.dumps([example.plain() for example in part.examples], ensure_ascii=False)
             for part in (data, held_out)
@@ -98,7 +109,10 @@ class Resolver:
             "".join(texts) or "[]",
         ]
         run_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-        return ResolvedPoint(config, data, held_out, metadata, plan, run_id, weights, baseline)
+        note = dtype_note(asked.model)
+        return ResolvedPoint(
+            config, data, held_out, metadata, plan, run_id, weights, baseline, note
+        )
 
     def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
         """Return the model's metadata and the plan for a command, without reading the task's
@@ -114,6 +128,7 @@ class Resolver:
             from ulskip_cli.engines.transformers import options as generate_options
 
             generate_options.check_generate_kwargs(config.decoding)
+        config.engine.check_model(read_config(config.model)[1])
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)

@@ -78,6 +78,13 @@ class Session:
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _full: tuple[str, Decoder] | None = None
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
+    _noted: set[str] = field(default_factory=set)
+
+    def note_once(self, text: str | None) -> None:
+        """Show a line, unless it is None or another point showed it."""
+        if text and text not in self._noted:
+            self._noted.add(text)
+            self.progress.note(text)
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload | None, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
@@ -87,7 +94,7 @@ class Session:
             return None, None
         key = str(point.config.model)
         if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(point.config.model)
+            self._tokenizers[key] = load_tokenizer(point.config.model, self.progress)
         tokenizer, calibrating = self._tokenizers[key], replace(point, data=point.held_out)
         return encode_workload(point, tokenizer), encode_workload(calibrating, tokenizer)
 
@@ -103,7 +110,8 @@ class Session:
             has_texts = str(config) in self._tokenizers  # random prompts need no tokenizer
             if note := environment.unused_cuda_build():
                 self.progress.note(note)
-            loaded = load(config, seed, self._tokenizers.get(str(config)), has_texts)
+            tokenizer = self._tokenizers.get(str(config))
+            loaded = load(config, seed, tokenizer, has_texts, self.progress)
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
             self._models[key] = loaded
@@ -213,6 +221,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     timing.
     """
     started_at, asked = time.monotonic(), point.config
+    session.note_once(point.dtype_note)
     workload, held_out = session.encode(point)
     loaded = full = session.load(asked.model, asked.seed)
     if point.baseline and asked.baseline_model:

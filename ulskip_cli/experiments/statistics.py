@@ -379,7 +379,8 @@ def _quality_facts(record: Record) -> list[str]:
         plural = "s" * (record.num_examples != 1)
         facts.append(f"on {record.num_examples} example{plural} of {record.task}")
     if record.num_cut_off:
-        facts.append(f"but {record.num_cut_off} of {record.num_examples} answers were cut off")
+        cut = f"{record.num_cut_off} of {record.num_examples} answers were cut off"
+        facts.append(f"but {cut}" if facts else cut)
     return facts
 
 

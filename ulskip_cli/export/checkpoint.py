@@ -29,6 +29,7 @@ from transformers import (
 
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import with_dtype
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, run
@@ -64,9 +65,10 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
     it.
     """
-    model, kept = point.config.model, point.plan.kept_layers
+    model = with_dtype(point.config.model, computes=False)  # not that of this machine's CPU
+    kept = point.plan.kept_layers
     progress.phase("load the model", 0)
-    source = folder_of(model)
+    source = folder_of(model, progress)
     if point.to.resolve() == source.resolve():
         raise UsageError(
             f"expected --to outside the exported model, got the model's folder {point.to}; use"
@@ -108,7 +110,8 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
-    records = card.matching_records(point.results, model, plan, training, skip_adapter)
+    measured = with_dtype(model)
+    records = card.matching_records(point.results, measured, plan, training, skip_adapter)
     record = {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,

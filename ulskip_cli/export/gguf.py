@@ -1,9 +1,7 @@
-"""Export of the kept layers as a GGUF file for llama.cpp; only Llama and Mistral models with
+"""Export of the kept layers as a GGUF file for llama.cpp; only Llama, Mistral and Qwen models with
 byte-level BPE.
 """
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -21,14 +19,15 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.run import ResolvedExport
-from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_by_gguf, write_model
+from ulskip_cli.inference.gguf_copy import counting_tensors
+from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
 
 # As a share of the largest logit; the file stores constants such as epsilon in float32.
 _LOGIT_TOLERANCE = 1e-3
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_NFC = {"type": "NFC"}  # of Qwen; llama.cpp does not normalize, as most texts are in this form
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+_OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qwen2"}
 
 
 def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Row:
@@ -38,13 +37,11 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     plan, exported = point.plan, load_kept(point, progress)
     tokenizer = exported.loaded.tokenizer
     assert tokenizer is not None
-    if reason := unsupported_by_gguf(exported.config):
-        raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
     progress.phase("write gguf", 0)
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
     if exported.view.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    writer = gguf.GGUFWriter(file, "llama")
+    writer = gguf.GGUFWriter(file, architecture(exported.config))
     writer.add_name(
         f"{Path(point.config.model.label).name}, {plan.num_kept} of {plan.num_layers} layers"
     )
@@ -72,7 +69,7 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     if they differ.
     """
     options = {"gguf_file": file.name}
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+    with counting_tensors(lambda done: None):
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, **options
         ).eval()
@@ -128,8 +125,9 @@ def pre_tokenizer_name(spec: Row | None) -> str:
         and parts[1].get("use_regex", True)
     ):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"].get("Regex") == _LLAMA3:
-        return "llama-bpe"
+    pattern = parts[0].get("pattern", {}).get("Regex")
+    if kinds == ["Split", "ByteLevel"] and pattern in _PATTERNS:
+        return _PATTERNS[pattern]
     raise UsageError(f"--format gguf does not support the pre-tokenizer {kinds}; use --format hf")
 
 
@@ -140,11 +138,11 @@ def _add_tokenizer(
     if (
         spec["model"]["type"] != "BPE"
         or spec["model"].get("byte_fallback")
-        or spec.get("normalizer")
+        or (spec.get("normalizer") or _NFC) != _NFC
     ):
         raise UsageError(
-            "--format gguf supports only byte-level BPE tokenizers without a normalizer; use"
-            " --format hf"
+            "--format gguf supports only byte-level BPE tokenizers, without a normalizer or with"
+            " NFC; use --format hf"
         )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size

@@ -19,7 +19,8 @@ from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import noticing_full_disk, replacing
-from ulskip_cli.core.model_metadata import find_config, read_metadata
+from ulskip_cli.core.gguf_header import unsupported_by_gguf
+from ulskip_cli.core.model_metadata import find_config, find_gguf, read_config, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run
@@ -91,6 +92,12 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         )
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
+    if name == "gguf" and (unsupported := unsupported_by_gguf(read_config(config.model)[1])):
+        raise UsageError(
+            f"--format gguf does not support this model ({unsupported}); use --format hf"
+        )
+    if name == "mergekit" and (file := find_gguf(config.model)):
+        raise UsageError(f"mergekit does not read {file}; use --format hf")
     to, omitted = request.to, ""
     if name != "hf" and to.suffix.replace(".yml", ".yaml") != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]

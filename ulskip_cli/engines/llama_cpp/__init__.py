@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.gguf_header import unsupported_by_gguf
 
 
 class LlamaCpp(Engine):
@@ -18,3 +21,11 @@ class LlamaCpp(Engine):
     session = "ulskip_cli.engines.llama_cpp.session:LlamaCppSession"
     modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"
+
+    @classmethod
+    def check_model(cls, config: Table) -> None:
+        """Raise UsageError if GGUF does not support the model of a config.json."""
+        if reason := unsupported_by_gguf(config):
+            raise UsageError(
+                f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
+            )

@@ -17,12 +17,13 @@ from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.engines import engine_class
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
 from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_by_gguf, write_model
+from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, architecture, write_model
 
 try:
     import llama_cpp
@@ -219,14 +220,11 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     support the model.
     """
     config = model.config.to_dict()
-    if reason := unsupported_by_gguf(config):
-        raise UsageError(
-            f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
-        )
+    engine_class(ENGINE).check_model(config)
     tensors = exportable_tensors(model, ENGINE)
 
     def write(file: Path) -> None:
-        writer = gguf.GGUFWriter(file, "llama")
+        writer = gguf.GGUFWriter(file, architecture(config))
         writer.add_tokenizer_model("no_vocab")
         write_model(writer, GgufTensors(tensors, config, *FORMATS[weights]))
 

@@ -90,7 +90,7 @@ def make_jobs(
         label = _label(config, varied)
         try:
             point = resolver.resolve(config, command)
-            job = Job(config, point.run_id, label, point)
+            job = Job(point.config, point.run_id, label, point)
         except UsageError as error:
             job = Job(config, config.identity(command), label, refused=error)
         if job.point and (full := job.point.baseline):

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ulskip_cli.core import fingerprint as fingerprints
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.export.run import ExportRequest, run_export
+from ulskip_cli.inference import gguf_copy
+from ulskip_cli.inference.loading import load
+
+pytest.importorskip("gguf")
+
+
+class Phases(ProgressCallback):
+    """Keeps the labels of phases and the last report of each."""
+
+    def __init__(self):
+        self.reports = {}
+
+    def phase(self, label, total):
+        self.reports[label] = (0, total)
+
+        def report(done, note=""):
+            self.reports[label] = (done, total)
+
+        return report
+
+
+@pytest.fixture(scope="module")
+def file(model_folder, tmp_path_factory):
+    """Return a GGUF file of all layers of the saved model, in float32."""
+    to = tmp_path_factory.mktemp("gguf") / "whole.gguf"
+    config = compose(
+        [f"model.path={model_folder}", "strategy=full"], command="export --format gguf"
+    )
+    run_export(config, ExportRequest(to, "gguf", check=False))
+    return to
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Use an empty cache."""
+    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+def hf(path, **options):
+    return ModelConfig(source="hf", path=str(path), device="cpu", **options)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_gguf_file_is_loaded_like_the_model_that_it_contains(model_folder, file, cache, folder):
+    progress = Phases()
+    loaded = load(hf(file.parent if folder else file, dtype="float32"), progress=progress)
+    assert progress.reports["convert whole.gguf to float32, once"] == (56, 56)
+    expected = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(ids).logits, expected(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    text = "der Hund <eos>"
+    assert loaded.tokenizer(text).input_ids == tokenizer(text).input_ids
+    assert loaded.model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert loaded.notes["quantization"] == "whole.gguf, dequantized to float32"
+    assert loaded.metadata.num_layers == expected.config.num_hidden_layers
+
+
+def test_the_copy_is_made_once_for_each_type(file, cache, monkeypatch):
+    first = gguf_copy.converted_gguf(file, "float32", ProgressCallback())
+    half = gguf_copy.converted_gguf(file, "bfloat16", ProgressCallback())
+    assert load(hf(half, dtype="bfloat16")).model.dtype == torch.bfloat16
+    monkeypatch.setattr(gguf_copy, "_convert", None)
+    assert gguf_copy.converted_gguf(file, "float32", ProgressCallback()) == first != half
+
+
+def test_an_interrupted_conversion_leaves_nothing(file, cache, monkeypatch):
+    def interrupt(self, folder):
+        (folder / "part").write_text("")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gguf_copy.converted_gguf(file, "float32", ProgressCallback())
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+    assert gguf_copy.converted_gguf(file, "float32", ProgressCallback()).is_dir()
+
+
+def test_names_of_ends_in_the_vocabulary_end_answers(file, monkeypatch):
+    monkeypatch.setattr(gguf_copy, "_ENDS", ("<pad>", "<|im_end|>"))
+    loaded = load(hf(file, dtype="float32"))
+    vocabulary = loaded.tokenizer.get_vocab()
+    ends = sorted([vocabulary["<pad>"], vocabulary["<eos>"]])
+    assert loaded.model.generation_config.eos_token_id == ends == loaded.model.config.eos_token_id
+
+
+def test_a_file_that_transformers_cannot_read_is_named(file, tmp_path):
+    other = tmp_path / "other.gguf"
+    data = file.read_bytes()
+    other.write_bytes(data.replace(b"llama", b"lambs"))
+    with pytest.raises(UsageError, match=r"GGUF file that transformers reads.*other\.gguf.*lambs"):
+        load(hf(other))
+    assert fingerprints.fingerprint(hf(other)) != fingerprints.fingerprint(hf(file))

@@ -1,0 +1,175 @@
+"""The header of a GGUF file, read without torch and numpy, and the models that GGUF supports."""
+
+import math
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.weight_sizes import DTYPE_BYTES, StoredTensor
+
+_NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_TEXT, _ARRAY, _COUNT, _LENGTH = 8, 9, 4, 10
+# Types that are not quantized.
+_DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
+_MAX_ITEMS = 10_000  # lists of more numbers are counted, not read
+# Keys of a config.json by those of the architecture in a header.
+_SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "kv_lora_rank": "attention.kv_lora_rank",
+}
+# Architectures that ulskip writes, by the model_type of transformers.
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+def unsupported_by_gguf(config: Table) -> str | None:
+    """Return a property of a config.json that GGUF's architectures do not support, or None if there
+    is none.
+    """
+    kind, window = config.get("model_type"), config.get("sliding_window")
+    activation = config.get("hidden_act", "silu")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    # Qwen's window has an effect in some layers only, and only if the config asks for it.
+    slides = window and (kind == "mistral" or config.get("use_sliding_window"))
+    types = ", ".join(GGUF_ARCHITECTURES)
+    reasons = {
+        f"expected model_type={types}, got {kind}": kind not in GGUF_ARCHITECTURES,
+        f"expected rope_type=default, got {rope_type}": rope_type != "default",
+        "expected attention_bias=false and mlp_bias=false": (
+            config.get("attention_bias") or config.get("mlp_bias")
+        ),
+        f"expected sliding_window=null, got {window}": slides,
+        f"expected hidden_act=silu, got {activation}": activation != "silu",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What precedes the weights in a GGUF file."""
+
+    config: Table  # the sizes of the model and the type of its weights, as in a config.json
+    tensors: Mapping[str, StoredTensor]  # with their bytes in that type
+
+
+def read_gguf_header(file: Path) -> GgufHeader:
+    """Read the header of a GGUF file; raise UsageError for another file, and for one of several
+    parts.
+    """
+    state = file.stat()
+    return _read(file, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _read(file: Path, size: int, modified: int) -> GgufHeader:
+    try:
+        with file.open("rb") as stream:
+            metadata, shapes, types = _Reader(stream, size).header()
+            config = {**_sizes(metadata), "dtype": _dtype(types)}
+    except Exception as error:  # the file may contain anything
+        raise UsageError(
+            f"expected model.path to be a GGUF file, got {file} with an error: {error}; download it"
+            " again; `git lfs pull` replaces a git-lfs pointer"
+        ) from None
+    width = DTYPE_BYTES[config["dtype"]]
+    tensors = {
+        name: StoredTensor(shape, math.prod(shape) * width) for name, shape in shapes.items()
+    }
+    return GgufHeader(config, tensors)
+
+
+def _sizes(metadata: Table) -> Table:
+    if (parts := metadata.get("split.count", 1)) != 1:
+        raise ValueError(f"it is one of {parts} parts, which `llama-gguf-split --merge` joins")
+    architecture = metadata["general.architecture"]
+    found = {key: metadata.get(f"{architecture}.{name}") for key, name in _SIZES.items()}
+    # Layers that predict several tokens at once are no layers of the decoder.
+    found["num_hidden_layers"] -= metadata.get(f"{architecture}.nextn_predict_layers", 0)
+    if isinstance(heads := found["num_attention_heads"], list):
+        found["num_attention_heads"] = max(heads)
+    found["model_type"] = architecture
+    found["vocab_size"] = metadata.get("tokenizer.ggml.tokens")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _dtype(types: Collection[int]) -> str:
+    """Return the type of torch that the tensors have; bfloat16 if the matrices are quantized."""
+    if any(kind not in _DTYPES for kind in types):
+        return "bfloat16"
+    halves = [name for kind, name in _DTYPES.items() if kind and kind in types]
+    return halves[0] if halves else "float32"
+
+
+class _Reader:
+    """Reads the values of a header in their order."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._size = stream, size
+
+    def header(self) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
+        """Return the metadata, with counts in place of long lists, and shapes and types of the
+        tensors.
+        """
+        if self._stream.read(4) != b"GGUF" or self._number(_COUNT) not in (2, 3):
+            raise ValueError("it does not begin as version 2 or 3 of the format")
+        num_tensors, num_keys = self._number(_LENGTH), self._number(_LENGTH)
+        metadata = {self._text(): self._value(self._number(_COUNT)) for _ in range(num_keys)}
+        shapes, types = dict[str, tuple[int, ...]](), set[int]()
+        for _ in range(num_tensors):
+            name = self._text()
+            sizes = [self._number(_LENGTH) for _ in range(self._number(_COUNT))]
+            shapes[name] = tuple(reversed(sizes))
+            types.add(self._number(_COUNT))
+            self._number(_LENGTH)  # the place of its values
+        return metadata, shapes, types
+
+    def _bytes(self, count: int) -> bytes:
+        data = self._stream.read(count) if count <= self._size else b""
+        if len(data) < count:
+            raise ValueError("it ends before its header does")
+        return data
+
+    def _number(self, kind: int) -> int:
+        form = f"<{_NUMBERS[kind]}"
+        number: int = struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+        return number
+
+    def _text(self) -> str:
+        return self._bytes(self._number(_LENGTH)).decode()
+
+    def _value(self, kind: int) -> object:
+        if kind == _TEXT:
+            return self._text()
+        if kind != _ARRAY:
+            return self._number(kind)
+        kind, count = self._number(_COUNT), self._number(_LENGTH)
+        if kind == _TEXT:
+            for _ in range(count):
+                self._bytes(self._number(_LENGTH))
+            return count
+        if count <= _MAX_ITEMS:
+            return [self._number(kind) for _ in range(count)]
+        self._bytes(count * struct.calcsize(f"<{_NUMBERS[kind]}"))
+        return count
