@@ -193,12 +193,14 @@ inline Floats load_part(const Number* from, int64_t count) {
   return load_floats(part);
 }
 
+typedef float Floats4 __attribute__((vector_size(16)));
+
 inline float sum_of(const Floats& vector) {  // added in halves
-  float sums[kLanes];
-  std::memcpy(sums, &vector, sizeof sums);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-  return sums[0];
+  Floats4 parts[kLanes / 4];
+  std::memcpy(parts, &vector, sizeof parts);
+  for (int half = kLanes / 8; half; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 constexpr float kLeast = -87.f;  // weights below e^kLeast are 0
@@ -221,7 +223,7 @@ struct Rows {  // of one head: [length, width] with a stride between rows
   int64_t stride;
 };
 
-// Writes the weighted sums of the first V * 16 columns of `values`, or of `count` columns if they are fewer, for M queries.
+// Writes the weighted sums of the first V * kLanes columns of `values`, or of `count` columns if they are fewer, for M queries.
 // weights: [M, padded]; out: [M, wide].
 template <class Number, int M, int V>
 void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t wide, int64_t count) {

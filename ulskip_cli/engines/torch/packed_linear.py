@@ -155,7 +155,7 @@ def exact_tokens(view: PreTrainedModel) -> int | None:
     multiplies = (
         any(weight.dim() > 1 for weight in part.parameters(recurse=False))
         for part in view.modules()
-        if type(part) not in (PackedLinear, nn.Embedding)
+        if not isinstance(part, (PackedLinear, nn.Embedding))
     )
     attends = (
         cpu_kernels.is_attended(layer)

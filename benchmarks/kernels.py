@@ -1,0 +1,94 @@
+"""Time the matrix products of two versions of the CPU kernels in turns: of a commit, and of this
+checkout.
+
+    python benchmarks/kernels.py COMMIT [--model 1.1B]
+
+A row of benchmarks/results/kernels.md is the time of this checkout over that of the commit. The
+weights rotate through copies that are larger than the caches, as in a decode step. The machine
+should be idle.
+"""
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from linear import COPIES_BYTES, provenance, timed
+from torch import Tensor
+
+from ulskip_cli.engines.torch import cpu_kernels, kernel_build
+
+OUT = Path(__file__).parent / "results" / "kernels.md"
+SHAPES = {
+    "SmolLM2-135M": ((49152, 576), (1536, 576), (576, 1536), (576, 576)),
+    "1.1B": ((32000, 2048), (5632, 2048), (2048, 5632), (2048, 2048)),
+}  # out, in features
+ROWS, DTYPES = (1, 2, 4, 8), (torch.bfloat16, torch.float32)
+ROUNDS, SECONDS_PER_ROUND = 9, 0.02
+HEADS = ("model", "dtype", "out x in", *(f"{rows} rows" for rows in ROWS))
+
+
+def build(name: str, text: str, folder: Path) -> Any:
+    """Compile and load kernels under a name of their own; return their operators."""
+    source = folder / f"{name}.cpp"
+    source.write_text(text.replace("TORCH_LIBRARY(ulskip,", f"TORCH_LIBRARY({name},"), "utf-8")
+    kernel_build.SOURCE = source
+    torch.ops.load_library(kernel_build.build(kernel_build.compiler()))
+    return getattr(torch.ops, name)
+
+
+def ratios(versions: list[Any], shape: tuple[int, int], rows: int, dtype: torch.dtype) -> str:
+    """Return the median and the quartiles of the time of the second version over the first."""
+    out_features, in_features = shape
+    copies = max(1, int(COPIES_BYTES / (out_features * in_features * dtype.itemsize)))
+    packed = [cpu_kernels.pack(torch.randn(shape).to(dtype)) for _ in range(copies)]
+    hidden = torch.randn(rows, in_features).to(dtype)
+
+    def by(version: Any) -> Callable[[], Tensor]:
+        weights = cycle(packed)
+        return lambda: version.linear(hidden, next(weights), None, out_features)
+
+    ways = [by(version) for version in versions]
+    count = max(2, int(SECONDS_PER_ROUND / max(timed(way, copies) for way in ways)))
+    found = []
+    for number in range(ROUNDS):
+        order = ways if number % 2 else ways[::-1]
+        spent = {way: timed(way, count) for way in order}
+        found.append(spent[ways[1]] / spent[ways[0]])
+    low, middle, high = statistics.quantiles(found, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("commit")
+    parser.add_argument("--model", choices=SHAPES)
+    args = parser.parse_args()
+    source = kernel_build.SOURCE
+    where = f"{args.commit}:./{source.name}"
+    before = subprocess.check_output(["git", "show", where], cwd=source.parent, text=True)
+    lines = [f"| {' | '.join(HEADS)} |", "| --- | --- | --- |" + " ---: |" * len(ROWS)]
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {"ulskip_before": before, "ulskip_after": source.read_text("utf-8")}
+        versions = [build(name, text, Path(folder)) for name, text in texts.items()]
+    for model, dtype in product([args.model] if args.model else SHAPES, DTYPES):
+        for shape in SHAPES[model]:
+            cells = (ratios(versions, shape, rows, dtype) for rows in ROWS)
+            name = str(dtype).removeprefix("torch.")
+            lines.append(f"| {model} | {name} | {shape[0]} x {shape[1]} | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    note = (
+        f"Time of the kernels over those of {args.commit}: median and quartiles of {ROUNDS} turns."
+    )
+    OUT.write_text("\n".join([*lines, "", note, "", provenance()]) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
