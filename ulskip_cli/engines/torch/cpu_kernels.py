@@ -168,9 +168,13 @@ AttentionInterface.register(NAME, attend)
 
 
 def is_attended(layer: nn.Module) -> bool:
-    """Return True if the attention of a decoder layer uses the kernel."""
+    """Return True if the attention of a decoder layer uses the kernel for all passes."""
     configs = (part.__dict__.get("config") for part in layer.modules())
-    return any(getattr(config, "_attn_implementation", None) == NAME for config in configs)
+    return any(
+        getattr(config, "_attn_implementation", None) == NAME
+        and getattr(config, "v_head_dim", None) is None  # values of another width than keys
+        for config in configs
+    )
 
 
 def activate(activation: nn.Module, hidden: Tensor) -> Tensor:
