@@ -184,7 +184,7 @@ def activate(activation: nn.Module, hidden: Tensor) -> Tensor:
     if hidden.numel() <= rows * width:
         result: Tensor = activation(hidden)
         return result
-    parts = hidden.reshape(-1, width).split(rows)
+    parts = torch.split(hidden.reshape(-1, width), rows)
     return torch.cat([activation(part) for part in parts]).view(hidden.shape)
 
 

@@ -58,7 +58,7 @@ class EagerSteps:
         """
         most = self.exact_tokens or tokens.shape[1]
         if tokens.shape[1] > most:
-            parts = tokens.split(most, dim=1)
+            parts = torch.split(tokens, most, dim=1)
             return torch.cat([self.forward(part, view, cache) for part in parts], dim=1)
         options = self.positions.options(self.cursor.length, tokens.shape[1])
         logits: Tensor = view(input_ids=tokens, cache=cache, use_cache=True, **options).logits

@@ -1,9 +1,9 @@
 """Time the matrix products of two versions of the CPU kernels in turns: of a commit, and of this
 checkout.
 
-    python benchmarks/kernels.py COMMIT [--model 1.1B]
+    python benchmarks/kernel_versions.py COMMIT [--model 1.1B]
 
-A row of benchmarks/results/kernels.md is the time of this checkout over that of the commit. The
+A row of benchmarks/results/kernel-versions.md is the time of this checkout over that of the commit. The
 weights rotate through copies that are larger than the caches, as in a decode step. The machine
 should be idle.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ulskip_cli.engines.torch import cpu_kernels, kernel_build
 
-OUT = Path(__file__).parent / "results" / "kernels.md"
+OUT = Path(__file__).parent / "results" / "kernel-versions.md"
 SHAPES = {
     "SmolLM2-135M": ((49152, 576), (1536, 576), (576, 1536), (576, 576)),
     "1.1B": ((32000, 2048), (5632, 2048), (2048, 5632), (2048, 2048)),
