@@ -4,8 +4,8 @@ checkout.
     python benchmarks/kernel_versions.py COMMIT [--model 1.1B]
 
 A row of benchmarks/results/kernel-versions.md has the times of this checkout over those of the
-commit. The weights rotate through copies that are larger than the caches, as in a decode step. The
-machine should be idle.
+commit. The weights rotate through copies that are larger than the caches, as in a decode step. One
+thread is timed, because another one would wait for whatever else the machine does.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("commit")
     parser.add_argument("--model", choices=SHAPES)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     source = kernel_build.SOURCE
     where = f"{args.commit}:./{source.name}"
     before = subprocess.check_output(["git", "show", where], cwd=source.parent, text=True)

@@ -10,7 +10,12 @@ from reference import ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend, packed
+from ulskip_cli.engines.torch.packed_linear import (
+    PANELS,
+    choose_linear_backend,
+    exact_tokens,
+    packed,
+)
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 PROMPT_LEN = 11
@@ -54,6 +59,13 @@ def test_a_check_gives_the_logits_of_steps(name, dtype):
     for count in range(2, 17):  # larger ones than 8 are divided
         got = logits_of(steps_after(model, ids, mask), tokens[:, :count])
         assert torch.equal(got, expected[:, :count]), count
+
+
+def test_models_that_multiply_elsewhere_check_single_tokens():
+    limits = {name: exact_tokens(packed(build_model(name), PANELS)) for name in ARCHITECTURES}
+    assert {name for name, limit in limits.items() if limit == 1} == {"bloom", "gemma2", "mixtral"}
+    assert set(limits.values()) == {1, 8}
+    assert exact_tokens(build_model("llama")) is None
 
 
 @settings(max_examples=20, deadline=None)
