@@ -77,11 +77,11 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def microseconds(every: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     """Return the median time of a product for each way, over rounds in turns."""
-    once = {name: _timed(way, 3) for name, way in every.items()}
+    once = {name: timed(way, 3) for name, way in every.items()}
     times: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(ROUNDS):
         for name, way in every.items():
-            times[name].append(_timed(way, max(3, int(SECONDS_PER_ROUND / once[name]))))
+            times[name].append(timed(way, max(3, int(SECONDS_PER_ROUND / once[name]))))
     return {name: 1e6 * statistics.median(found) for name, found in times.items()}
 
 
@@ -93,7 +93,7 @@ def provenance() -> str:
     return f"ulskip {facts['ulskip']} at {commit}, {machine}."
 
 
-def _timed(way: Callable[[], Tensor], count: int) -> float:
+def timed(way: Callable[[], Tensor], count: int) -> float:
     began = time.perf_counter()
     for _ in range(count):
         way()

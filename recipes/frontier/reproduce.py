@@ -157,8 +157,7 @@ def page(found: list[Frontier], folder: Path) -> str:
         "Every point decodes the same prompts as the full model in torch, whose weights are not"
         " quantized, in pairs in one process, and answers the same examples. Patches are computed"
         " without training; adapters are trained (docs/adapters.md). With drafts the full model"
-        " decides every token: its answers change only at near-ties of bfloat16."
-        " `recipes/frontier/reproduce.py` writes this page."
+        " decides every token. `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
         first = one.points[0].record

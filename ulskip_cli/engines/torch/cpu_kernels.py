@@ -3,6 +3,7 @@ compiled once on each machine.
 """
 
 import copy
+import functools
 import os
 import shlex
 import subprocess
@@ -121,9 +122,11 @@ def _empty_product(hidden: Tensor, packed: object, bias: object, out_features: i
 
 
 NAME = "ulskip_decode"
-# The most queries of a sequence with which the kernel is faster than torch's call
-# (benchmarks/attention.py), if heads share keys and if they do not.
-MAX_SHARED, MAX_OWN = 8, 3
+MAX_TOKENS = 8  # of a sequence in one pass: the rows that kernels.cpp multiplies at once
+# Torch computes elements behind the last whole vectors, and at the borders of threads, with other
+# instructions, so that their bits depend on the number of rows.
+VECTOR, SERIAL = 64, 1 << 14  # elements: of whole vectors on any CPU, and of one thread
+_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
 
@@ -143,9 +146,8 @@ def attend(
     head_dim]; the result is [batch, queries, heads, head_dim].
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
-    most = MAX_SHARED if key.shape[1] < query.shape[1] else MAX_OWN
     fits = (
-        (query.shape[2] == 1 or (attention_mask is not None and query.shape[2] <= most))
+        (query.shape[2] == 1 or (attention_mask is not None and query.shape[2] <= MAX_TOKENS))
         and key.shape == value.shape
         and query.dtype in DTYPES
         and all(tensor.dtype == query.dtype for tensor in tensors)
@@ -165,15 +167,38 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
-def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the
-    kernel must be loaded.
+def is_attended(layer: nn.Module) -> bool:
+    """Return True if the attention of a decoder layer uses the kernel for all passes."""
+    configs = (part.__dict__.get("config") for part in layer.modules())
+    return any(
+        getattr(config, "_attn_implementation", None) == NAME
+        and getattr(config, "v_head_dim", None) is None  # values of another width than keys
+        for config in configs
+    )
+
+
+def activate(activation: nn.Module, hidden: Tensor) -> Tensor:
+    """Apply an activation to `hidden` [..., width], such that no row depends on the others."""
+    width = hidden.shape[-1]
+    rows = max(1, SERIAL // width) if width % VECTOR == 0 else 1
+    if hidden.numel() <= rows * width:
+        result: Tensor = activation(hidden)
+        return result
+    parts = torch.split(hidden.reshape(-1, width), rows)
+    return torch.cat([activation(part) for part in parts]).view(hidden.shape)
+
+
+def with_decode_kernels(view: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`, and
+    whose activations are computed row by row; the kernel must be loaded.
     """
     configs: dict[
         int, PreTrainedConfig
     ] = {}  # the copy of each config, by id, because modules share configs
 
     def change(module: nn.Module) -> dict[str, object]:
+        if type(module).__module__ in _ACTIVATIONS:
+            return {"forward": functools.partial(activate, module)}
         config: Any = module.__dict__.get("config")
         if (
             isinstance(module, PreTrainedModel)

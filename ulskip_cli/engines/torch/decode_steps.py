@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import with_compiled_layers
+from ulskip_cli.engines.torch.packed_linear import exact_tokens
 from ulskip_cli.engines.torch.static_cache import (
     Cursor,
     FixedLayer,
@@ -45,6 +46,7 @@ class EagerSteps:
         for i, layer in enumerate(cache.layers):  # frees the old tensors layer by layer
             cache.layers[i] = FixedLayer(layer, mask.shape[1] + length - 1, self.cursor)
         self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several)
+        self.exact_tokens = exact_tokens(view) if several else 1
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -52,8 +54,12 @@ class EagerSteps:
 
     def forward(self, tokens: Tensor, view: PreTrainedModel, cache: DynamicCache) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count];
-        `cache` has the view's layers.
+        `cache` has the view's layers. Passes are divided so that logits are those of single steps.
         """
+        most = self.exact_tokens or tokens.shape[1]
+        if tokens.shape[1] > most:
+            parts = torch.split(tokens, most, dim=1)
+            return torch.cat([self.forward(part, view, cache) for part in parts], dim=1)
         options = self.positions.options(self.cursor.length, tokens.shape[1])
         logits: Tensor = view(input_ids=tokens, cache=cache, use_cache=True, **options).logits
         self.cursor.length += tokens.shape[1]

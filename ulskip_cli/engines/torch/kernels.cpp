@@ -6,16 +6,22 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
-#ifdef __AVX512F__
+#ifdef __FMA__
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int kLanes = 16;
+#ifdef __AVX512F__
+constexpr int kLanes = 16, kBlock = 8;  // rows that are multiplied at once, so that their sums stay in registers
+#else
+constexpr int kLanes = 8, kBlock = 3;
+#endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
@@ -29,62 +35,74 @@ inline Vector load(const void* from) {
   return vector;
 }
 
+inline Floats all(float x) { return x - Floats{}; }
+
+// a * b + c, rounded once. Explicit, because compilers contract some loops and not others.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // y = x W^T + b for the few rows of x in a decode step. Most of the time is spent reading W.
 //
 // W is stored in panels of 32 outputs: [panels, units, 32]. A unit is one float32, or two adjacent bfloat16 values of one
 // output's row. Each thread therefore reads contiguous memory, and multiplies up to 8 rows of x with each value that it reads.
 
-constexpr int kPanelVectors = 2, kPanel = kLanes * kPanelVectors, kRows = 8;
+constexpr int kPanel = 32, kPanelVectors = kPanel / kLanes, kRows = 8;
+constexpr int kPair = 2;  // panels at once for one row, so that more additions are in flight
+constexpr int kChunk = 64;  // units that stay in the cache between two blocks of rows
 constexpr int kAhead = 1024;  // units between a read and its prefetch
 constexpr int64_t kPanelGrain = 1 << 14;  // smallest number of units for which a second thread saves time
 
-inline float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline void add_product(Floats& sum, const float* weights, float x) { sum += load<Floats>(weights) * x; }
+inline void add_product(Floats& sum, const float* weights, float x) { sum = fused(load<Floats>(weights), all(x), sum); }
 
 inline void add_product(Floats& sum, const uint32_t* weights, uint32_t x) {
 #ifdef __AVX512BF16__
   sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), (__m512bh)_mm512_set1_epi32(x));
 #else
-  const Pairs pairs = load<Pairs>(weights);
-  sum += (Floats)(pairs << 16) * as_float(x << 16);
-  sum += (Floats)(pairs & 0xffff0000u) * as_float(x & 0xffff0000u);
+  const Pairs pairs = load<Pairs>(weights), factors = x | Pairs{};
+  sum = fused((Floats)(pairs << 16), (Floats)(factors << 16), sum);
+  sum = fused((Floats)(pairs & 0xffff0000u), (Floats)(factors & 0xffff0000u), sum);
 #endif
 }
 
-// x: [M, units]; weights: [units, kPanel]; sums: [M, kPanel].
-template <class Unit, int M>
-void panel(const Unit* x, const Unit* weights, int64_t units, float* sums) {
-  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;  // independent sums, so that additions do not wait for each other
-  Floats partial[kChains][M][kPanelVectors] = {};
-  int64_t k = 0;
-  for (; k + kChains <= units; k += kChains)
-    for (int c = 0; c < kChains; c++)
+// Adds the products of `count` units. Each output is one sum in the order of the units, so that its bits do not depend on
+// the other rows. x: [M, units]; weights: [P, units, kPanel]; sums: [M, P, kPanel].
+template <class Unit, int M, int P>
+void add_products(const Unit* x, const Unit* weights, int64_t units, int64_t count, float* sums) {
+  Floats partial[M][P][kPanelVectors];
+  std::memcpy(partial, sums, sizeof partial);
+  for (int64_t k = 0; k < count; k++)
+    for (int p = 0; p < P; p++)
       for (int v = 0; v < kPanelVectors; v++) {
-        const Unit* read = weights + (k + c) * kPanel + v * kLanes;
+        const Unit* read = weights + (p * units + k) * kPanel + v * kLanes;
         if (M > 4) __builtin_prefetch(read + kAhead);  // fewer reads are in flight between so many products
-        for (int m = 0; m < M; m++) add_product(partial[c][m][v], read, x[m * units + k + c]);
+        for (int m = 0; m < M; m++) add_product(partial[m][p][v], read, x[m * units + k]);
       }
-  for (; k < units; k++)
-    for (int v = 0; v < kPanelVectors; v++)
-      for (int m = 0; m < M; m++) add_product(partial[0][m][v], weights + k * kPanel + v * kLanes, x[m * units + k]);
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < kPanelVectors; v++) {
-      for (int c = 1; c < kChains; c++) partial[0][m][v] += partial[c][m][v];
-      std::memcpy(sums + m * kPanel + v * kLanes, &partial[0][m][v], sizeof(Floats));
-    }
+  std::memcpy(sums, partial, sizeof partial);
 }
 
+template <class Unit, int... M>
+constexpr auto by_rows(std::integer_sequence<int, M...>) {
+  return std::array{add_products<Unit, M + 1, 1>...};
+}
+
+// The sums [rows, panels, kPanel] of 1 to 8 rows and 1 panel, or of 1 row and kPair panels.
 template <class Unit>
-void panel_of(int64_t rows, const Unit* x, const Unit* weights, int64_t units, float* sums) {
-  static constexpr decltype(&panel<Unit, 1>) kByRows[kRows] = {
-      panel<Unit, 1>, panel<Unit, 2>, panel<Unit, 3>, panel<Unit, 4>,
-      panel<Unit, 5>, panel<Unit, 6>, panel<Unit, 7>, panel<Unit, 8>};
-  kByRows[rows - 1](x, weights, units, sums);
+void multiply_panels(const Unit* x, int64_t rows, const Unit* weights, int64_t panels, int64_t units, float* sums) {
+  static constexpr auto kByRows = by_rows<Unit>(std::make_integer_sequence<int, kBlock>());
+  std::fill(sums, sums + rows * panels * kPanel, 0.f);
+  if (panels == kPair) return add_products<Unit, 1, kPair>(x, weights, units, units, sums);
+  const int64_t chunk = rows > kBlock ? kChunk : units;
+  for (int64_t k = 0; k < units; k += chunk)
+    for (int64_t m = 0; m < rows; m += kBlock)
+      kByRows[std::min<int64_t>(kBlock, rows - m) - 1](x + m * units + k, weights + k * kPanel, units,
+                                                       std::min(chunk, units - k), sums + m * kPanel);
 }
 
 template <class Number, class Unit>
@@ -101,13 +119,14 @@ void multiply(const Unit* x, int64_t M, int64_t units, const std::vector<Layer<N
   at::parallel_for(0, layers.back().end, std::max<int64_t>(1, kPanelGrain / (kPanel * units)), [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kRows * kPanel];
     auto layer = layers.begin();
-    for (int64_t p = begin; p < end; p++) {
+    for (int64_t p = begin, count; p < end; p += count) {
       while (p >= layer->end) layer++;
+      count = M == 1 && p + kPair <= std::min(end, layer->end) ? kPair : 1;
       const int64_t N = layer->N, first = (p - layer->end) * kPanel + (N + kPanel - 1) / kPanel * kPanel;
-      const int64_t width = std::min<int64_t>(kPanel, N - first);
+      const int64_t width = std::min<int64_t>(count * kPanel, N - first);
       for (int64_t m = 0; m < M; m += kRows) {
         const int64_t rows = std::min<int64_t>(kRows, M - m);
-        panel_of<Unit>(rows, x + m * units, layer->weights + first * units, units, sums);
+        multiply_panels(x + m * units, rows, layer->weights + first * units, count, units, sums);
         for (int64_t r = 0; r < rows; r++)
           for (int64_t n = 0; n < width; n++) {
             const float sum = sums[r * kPanel + n];
@@ -159,9 +178,6 @@ constexpr int64_t kGrain = 1 << 14;  // smallest number of key elements for whic
 
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 
-typedef float Floats8 __attribute__((vector_size(32)));
-typedef float Floats4 __attribute__((vector_size(16)));
-
 inline Floats load_floats(const at::BFloat16* from) {
 #ifdef __AVX512F__  // GCC converts the halves of the vector one after the other
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
@@ -169,24 +185,36 @@ inline Floats load_floats(const at::BFloat16* from) {
   return (Floats)(__builtin_convertvector(load<Halves>(from), Pairs) << 16);
 }
 
-inline float sum_of(const Floats& vector) {  // added in halves
-  Floats8 eight[2];
-  std::memcpy(eight, &vector, sizeof eight);
-  const Floats8 sums = eight[0] + eight[1];
-  Floats4 four[2];
-  std::memcpy(four, &sums, sizeof four);
-  const Floats4 rest = four[0] + four[1];
-  return (rest[0] + rest[2]) + (rest[1] + rest[3]);
+// The first `count` numbers, and zeros behind them.
+template <class Number>
+inline Floats load_part(const Number* from, int64_t count) {
+  Number part[kLanes] = {};
+  std::memcpy(part, from, count * sizeof(Number));
+  return load_floats(part);
 }
+
+typedef float Floats4 __attribute__((vector_size(16)));
+
+inline float sum_of(const Floats& vector) {  // added in halves
+  Floats4 parts[kLanes / 4];
+  std::memcpy(parts, &vector, sizeof parts);
+  for (int half = kLanes / 8; half; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+constexpr float kLeast = -87.f;  // weights below e^kLeast are 0
 
 // e^x for x <= 0, with a relative error below 3e-7.
 inline Floats exp_of(Floats x) {
-  constexpr float kLeast = -87.f, kRound = 12582912.f;  // adding and subtracting 1.5 * 2^23 rounds to a whole number
-  x = x < kLeast ? Floats{} + kLeast : x;
-  const Floats n = (x * 1.44269504f + kRound) - kRound;
-  const Floats f = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
-  const Floats series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
-  return series * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+  constexpr float kRound = 12582912.f;  // adding and subtracting 1.5 * 2^23 rounds to a whole number
+  const Floats from = x < kLeast ? all(kLeast) : x;
+  const Floats n = fused(from, all(1.44269504f), all(kRound)) - kRound;
+  const Floats f = fused(n, all(-1.42860677e-6f), fused(n, all(-0.693145752f), from));  // ln 2 in two parts
+  Floats series = all(1 / 720.f);
+  for (const float term : {1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f}) series = fused(f, series, all(term));
+  const Floats power = series * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+  return x < kLeast ? Floats{} : power;
 }
 
 template <class Number>
@@ -195,66 +223,67 @@ struct Rows {  // of one head: [length, width] with a stride between rows
   int64_t stride;
 };
 
-// Writes the weighted sums of the first V * 16 columns of `values` for M queries. weights: [M, padded]; out: [M, width].
+// Writes the weighted sums of the first V * kLanes columns of `values`, or of `count` columns if they are fewer, for M queries.
+// weights: [M, padded]; out: [M, wide].
 template <class Number, int M, int V>
-void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t width) {
+void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t wide, int64_t count) {
   Floats sums[M][V] = {};
   for (int64_t i = 0; i < length; i++)
     for (int v = 0; v < V; v++) {
-      const Floats value = load_floats(values.data + i * values.stride + v * kLanes);
-      for (int m = 0; m < M; m++) sums[m][v] += value * weights[m * padded + i];
+      const Number* read = values.data + i * values.stride + v * kLanes;
+      const Floats value = count < V * kLanes ? load_part(read, count) : load_floats(read);
+      for (int m = 0; m < M; m++) sums[m][v] = fused(value, all(weights[m * padded + i]), sums[m][v]);
     }
-  for (int m = 0; m < M; m++) std::memcpy(out + m * width, sums[m], sizeof sums[m]);
+  for (int m = 0; m < M; m++) std::memcpy(out + m * wide, sums[m], sizeof sums[m]);
 }
 
-// query: [M, width], scaled; masks: M rows or null; scores: [M, padded]; out: [M, width].
+// Turns the scores [length] of one query into weights. `row` has room for kLanes more.
+void softmax(float* row, int64_t length) {
+  std::fill(row + length, row + length + kLanes, -std::numeric_limits<float>::infinity());
+  Floats most = load<Floats>(row);
+  for (int64_t i = kLanes; i < length; i += kLanes) {
+    const Floats scored = load<Floats>(row + i);
+    most = scored > most ? scored : most;
+  }
+  float largest = most[0];
+  for (int i = 1; i < kLanes; i++) largest = std::max(largest, most[i]);
+  int64_t first = 0;  // with a weight, so that sums are the same in any number of padded positions
+  while (row[first] - largest < kLeast) row[first++] = 0;
+  Floats total = {};
+  for (int64_t i = first; i < length; i += kLanes) {
+    const Floats power = exp_of(load<Floats>(row + i) - largest);
+    std::memcpy(row + i, &power, sizeof power);
+    total += power;
+  }
+  const float share = 1 / sum_of(total);
+  for (int64_t i = first; i < length; i++) row[i] *= share;
+}
+
+// Each query's result has the same bits for any M, and with any masked positions around the others.
+// query: [M, wide], scaled; masks: M rows or null; scores: [M, padded]; out: [M, wide].
 template <class Number, int M>
 void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Rows<Number>* masks, int64_t length,
-            int64_t width, int64_t padded, float* scores, float* out) {
+            int64_t width, int64_t wide, int64_t padded, float* scores, float* out) {
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t i = 0; i < length; i++) {
     const Number* key = keys.data + i * keys.stride;
     Floats sums[M] = {};
-    for (int64_t d = 0; d < whole; d += kLanes) {
-      const Floats part = load_floats(key + d);
-      for (int m = 0; m < M; m++) sums[m] += part * load<Floats>(query + m * width + d);
-    }
+    const auto add = [&](Floats part, int64_t d) {
+      for (int m = 0; m < M; m++) sums[m] = fused(part, load<Floats>(query + m * wide + d), sums[m]);
+    };
+    for (int64_t d = 0; d < whole; d += kLanes) add(load_floats(key + d), d);
+    if (whole < width) add(load_part(key + whole, width - whole), whole);
     for (int m = 0; m < M; m++) {
-      float score = sum_of(sums[m]);
-      for (int64_t d = whole; d < width; d++) score += float(key[d]) * query[m * width + d];
+      const float score = sum_of(sums[m]);
       scores[m * padded + i] = masks ? score + float(masks[m].data[i * masks[m].stride]) : score;
     }
   }
-  for (int m = 0; m < M; m++) {
-    float* row = scores + m * padded;
-    std::fill(row + length, row + padded, -std::numeric_limits<float>::infinity());
-    Floats most = load<Floats>(row);
-    for (int64_t i = kLanes; i < padded; i += kLanes) {
-      const Floats scored = load<Floats>(row + i);
-      most = scored > most ? scored : most;
-    }
-    float largest = most[0];
-    for (int i = 1; i < kLanes; i++) largest = std::max(largest, most[i]);
-    Floats total = {};
-    for (int64_t i = 0; i < padded; i += kLanes) {
-      const Floats power = exp_of(load<Floats>(row + i) - largest);
-      std::memcpy(row + i, &power, sizeof power);
-      total += power;
-    }
-    const float share = 1 / sum_of(total);
-    for (int64_t i = 0; i < length; i++) row[i] *= share;
-  }
+  for (int m = 0; m < M; m++) softmax(scores + m * padded, length);
   int64_t d = 0;
   for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
-    weigh<Number, M, kVectors>({values.data + d, values.stride}, scores, padded, length, out + d, width);
-  for (; d < whole; d += kLanes)
-    weigh<Number, M, 1>({values.data + d, values.stride}, scores, padded, length, out + d, width);
-  for (; d < width; d++)
-    for (int m = 0; m < M; m++) {
-      float sum = 0;
-      for (int64_t i = 0; i < length; i++) sum += scores[m * padded + i] * float(values.data[i * values.stride + d]);
-      out[m * width + d] = sum;
-    }
+    weigh<Number, M, kVectors>({values.data + d, values.stride}, scores, padded, length, out + d, wide, width - d);
+  for (; d < width; d += kLanes)
+    weigh<Number, M, 1>({values.data + d, values.stride}, scores, padded, length, out + d, wide, width - d);
 }
 
 // query: [batch, heads, queries, width]; keys, values: [batch, key-value heads, length, width]; mask: [batch, heads, queries,
@@ -265,7 +294,7 @@ void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tenso
   static constexpr decltype(&attend<Number, 1>) kByQueries[kQueries] = {
       attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
-  const int64_t length = keys.size(2), padded = (length + kLanes - 1) / kLanes * kLanes;
+  const int64_t length = keys.size(2), padded = length + kLanes, wide = (width + kLanes - 1) / kLanes * kLanes;
   const int64_t per_group = heads / keys.size(1) * queries;  // queries that share a key-value head
   const auto rows = [](const at::Tensor& tensor, int64_t b, int64_t h, int64_t row) {
     return Rows<Number>{tensor.const_data_ptr<Number>() + b * tensor.stride(0) + h * tensor.stride(1), tensor.stride(row)};
@@ -273,7 +302,7 @@ void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tenso
   auto* out_data = out.mutable_data_ptr<Number>();
   const int64_t grain = std::max<int64_t>(1, kGrain / (length * width));
   at::parallel_for(0, batch * heads * queries, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scaled(kQueries * width), scores(kQueries * padded), sums(kQueries * width);
+    std::vector<float> scaled(kQueries * wide), scores(kQueries * padded), sums(kQueries * wide);
     for (int64_t first = begin, count; first < end; first += count) {
       const int64_t group = first / per_group, b = group / keys.size(1), shared = group % keys.size(1);
       count = std::min({int64_t{kQueries}, end - first, (group + 1) * per_group - first});
@@ -281,17 +310,17 @@ void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tenso
       for (int64_t m = 0; m < count; m++) {
         const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
         const Number* from = rows(query, b, h, 2).data + q * query.stride(2);
-        for (int64_t d = 0; d < width; d++) scaled[m * width + d] = float(from[d]) * scale;
+        for (int64_t d = 0; d < width; d++) scaled[m * wide + d] = float(from[d]) * scale;
         if (mask) {
           masks[m] = rows(*mask, b, h, 3);
           masks[m].data += q * mask->stride(2);
         }
       }
       kByQueries[count - 1](scaled.data(), rows(keys, b, shared, 2), rows(values, b, shared, 2), mask ? masks : nullptr, length,
-                            width, padded, scores.data(), sums.data());
+                            width, wide, padded, scores.data(), sums.data());
       for (int64_t m = 0; m < count; m++) {
         const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
-        for (int64_t d = 0; d < width; d++) out_data[((b * queries + q) * heads + h) * width + d] = Number(sums[m * width + d]);
+        for (int64_t d = 0; d < width; d++) out_data[((b * queries + q) * heads + h) * width + d] = Number(sums[m * wide + d]);
       }
     }
   });

@@ -125,7 +125,8 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
     """Return a view whose linear layers are packed for the named backend; for `torch`, return
     `view` itself.
 
-    With `panels`, its attention layers use the kernel for decode steps too.
+    With `panels`, its attention layers use the kernel for decode steps too, and rows do not depend
+    on one another, except where `exact_tokens` says so.
     """
     if backend == TORCH:
         return view
@@ -141,7 +142,27 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
         return known[1]
 
     rebuilt = shallow_view.substituted(view, replacement)
-    return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
+    return cpu_kernels.with_decode_kernels(rebuilt) if backend == PANELS else rebuilt
+
+
+def exact_tokens(view: PreTrainedModel) -> int | None:
+    """Return the most tokens of a sequence for which a pass over a packed view gives the logits of
+    single steps bit for bit: 1 if the view multiplies without our kernels, e.g. in experts or in
+    the attention of BLOOM; None with other backends, which round in another order for each number.
+    """
+    if not any(type(part) is PackedLinear and part.by == PANELS for part in view.modules()):
+        return None
+    multiplies = (
+        any(weight.dim() > 1 for weight in part.parameters(recurse=False))
+        for part in view.modules()
+        if not isinstance(part, (PackedLinear, nn.Embedding))
+    )
+    attends = (
+        cpu_kernels.is_attended(layer)
+        for layer in shallow_view.decoder_layers(view)
+        if shallow_view.layer_index(layer) is not None
+    )
+    return cpu_kernels.MAX_TOKENS if all(attends) and not any(multiplies) else 1
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
