@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from ulskip_cli.core.engines import copies_weights, engine_names, formats_of
+from ulskip_cli.core.config import StoredConfig, compose
+from ulskip_cli.core.engines import engine_names
 
 CLASS = """
 from typing import ClassVar
@@ -101,7 +102,9 @@ def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "acme" in err
     assert "acme" not in engine_names()
-    assert copies_weights("acme") and formats_of("acme") == {}
+    stored = {**compose([]).recorded(), "engine": {"_target_": "acme_engine.Acme", "name": "acme"}}
+    engine = StoredConfig.read(stored).engine
+    assert engine.is_runtime and engine.formats == {}
 
 
 def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(

@@ -150,7 +150,7 @@ class SpeculativeSession(ModelSession):
     the first stage draft.
     """
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *settings: object) -> None:
         super().__init__(views)
         # The full model with the weights of the linear backend.
         self.decode_model = packed(views.model, views.linear_backend)

@@ -105,7 +105,7 @@ def describe_provenance(
     build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=engine,
+        engine=engine.name,
         engine_reason=engine_reason,
         engine_weights=build.pop("weights") if build else None,
         engine_build=build,

@@ -130,7 +130,7 @@ class Pair(NamedTuple):
             outputs = generate()  # the first run after compiling is slower
         strategy, *others = outputs
         full = others[0] if others else None
-        if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
+        if self.full and full and self.full.asked == self.strategy.asked:
             has_method = strategy.drafts is not None or strategy.exits is not None
             for key in ("linear_backend",) if has_method else SIDE_KEYS:
                 values = getattr(full, key), getattr(strategy, key)

@@ -27,7 +27,6 @@ from openvino.properties import hint
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
@@ -154,7 +153,7 @@ def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
         return "a model without position ids"
     if "'dynamic'" in rope or "'longrope'" in rope:
         return "rotary positions that depend on the length"
-    return session.unsupported_by_loop(model, DecodingConfig())
+    return session.unsupported_by_loop(model)
 
 
 def export_openvino(model: PreTrainedModel, weights: str) -> Path:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
@@ -31,16 +30,8 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
 
-def unsupported_by_loop(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """Return the property of a model or the option that our loop does not support, or None if it
-    supports everything.
-    """
-    if decoding.num_beams > 1:
-        return f"decoding.num_beams={decoding.num_beams}"
-    if decoding.generate_kwargs:
-        return f"decoding.generate_kwargs ({', '.join(decoding.generate_kwargs)})"
-    if decoding.stop:
-        return "decoding.stop"
+def unsupported_by_loop(model: PreTrainedModel) -> str | None:
+    """Return the property of a model that our loop does not support, or None."""
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
@@ -57,7 +48,8 @@ class ModelSession(SteppingSession):
     # The layers of the prompt model whose keys and values the steps read; empty: all.
     kept: Sequence[int] = ()
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *settings: object) -> None:
+        """Open a session; it needs no room and no format of weights."""
         self.views, self.prompt_model = views, views.model
         self.steps: Any = None
 
@@ -97,7 +89,6 @@ class TorchSession(ModelSession):
     """Greedy decoding and sampling with the views of a plan."""
 
     def __init__(self, views: Views, *settings: object) -> None:
-        """Open a session; it needs no room and no format of weights."""
         super().__init__(views)
         self.prompt_model, self.kept = views.prompt_model, views.stages[0].kept
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
