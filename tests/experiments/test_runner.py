@@ -93,6 +93,13 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     assert first[0] == second[0]
 
 
+def test_the_order_of_weights_and_texts_changes_nothing(config):
+    changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
+    session, asked = Session(), config(*changes)
+    session.load(asked.model, asked.seed)
+    assert run_point(asked, session)[0]["bleu"] is not None
+
+
 @pytest.mark.parametrize("strategy", ["unified", "full"])
 def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
     timed, run = [], Decoder.run

@@ -29,7 +29,6 @@ class Views:
     prompt_model: PreTrainedModel
     # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
     stages: tuple[StageView, ...]
-    tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
 
 
@@ -104,6 +103,7 @@ class BatchRequest:
     pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
     exits: ExitRule | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None  # of stop strings
 
     @property
     def stop_token_ids(self) -> list[int]:

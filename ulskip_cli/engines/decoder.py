@@ -45,32 +45,28 @@ class DecodeContext:
     decoding: DecodingConfig
     pad_token_id: int  # of shorter prompts and finished sequences
     seed: int = 0  # of sampling
+    tokenizer: PreTrainedTokenizerBase | None = None  # only stop strings require it
 
 
 class Decoder:
-    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the
-    model is not changed.
-    """
+    """Generates with a model, which is not changed, and one schedule."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         plan: Plan,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: SkipAdapter | None = None,
         engine: Engine | None = None,
     ) -> None:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine`
         decodes (None: auto).
         """
-        self.model, self.tokenizer, self.exits = model, tokenizer, plan.exits
+        self.model, self.exits = model, plan.exits
         self.asked = engine or engine_named("auto")
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
-        self._views = Views(
-            model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
-        )
+        self._views = Views(model, self.prompt_model, self.stages, self._linear_backend.name)
         # by engine and format of the weights
         self._sessions: dict[tuple[str, str | None], EngineSession] = {}
 
@@ -170,6 +166,7 @@ class Decoder:
             attention_mask=attention_mask.to(self.device),
             decoding=decoding,
             pad_token_id=context.pad_token_id,
+            tokenizer=context.tokenizer,
             eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             length=length,
             forced=bool(forced_length),

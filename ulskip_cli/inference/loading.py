@@ -50,22 +50,16 @@ _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer and metadata."""
+    """A model in evaluation mode on its device, with its metadata."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None  # None for random weights and random prompts
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: Table  # training and quantization of the weights, for result rows
 
 
-def load(
-    config: ModelConfig,
-    seed: int = 1,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    with_tokenizer: bool = True,
-) -> LoadedModel:
+def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
-    is for random weights; unless `with_tokenizer`, no tokenizer is loaded.
+    is for random weights.
     """
     _silence_transformers()
     device = pick_device(config.device)
@@ -76,8 +70,6 @@ def load(
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
         model = _pretrained(config, device)
-        if tokenizer is None and with_tokenizer:
-            tokenizer = load_tokenizer(config)
         folder = Path(checkpoint_source(config)[0])
         notes = {
             "quantization": _quantization_note(config, model),
@@ -90,7 +82,7 @@ def load(
         notes["training"] = f"{before}the adapter {config.adapter}"
         notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
     interruption.raise_if_interrupted()
-    return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)
+    return LoadedModel(model.eval(), _loaded_metadata(model, config), notes)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
