@@ -26,13 +26,13 @@ from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
-# The needs that an engine supports if it decodes plain views step by step.
+# The needs that an engine supports if its session decodes plain views step by step and defines
+# `check`; without that, it does not support DRAFTS.
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,
     Need.GENERATE_ARGUMENTS,
     Need.COMPILATION,
-    Need.DRAFTS,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,

@@ -28,6 +28,8 @@ from ulskip_cli.engines.base import (
     Views,
     take_turns,
 )
+from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.engines.speculative import Drafting
 from ulskip_cli.engines.torch import Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference import shallow_view
@@ -181,6 +183,9 @@ class Decoder:
         room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
         session, seconds = self._session(engine, room)
         seconds += session.prepare(request)
+        if decoding.draft_tokens and isinstance(session, SteppingSession):
+            session.drafting = session.drafting or Drafting()
+            seconds += session.drafting.prepare(session, request)
         if decoding.do_sample:
             torch.manual_seed(context.seed)
         output = yield from session.run(request)

@@ -80,6 +80,8 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         total_seconds=total_seconds,
         acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
         mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
+        mean_draft_length=drafts.mean_length,
+        check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
         missing_kv=MISSING_KV if exits.depths else None,

@@ -50,10 +50,13 @@ class EarlyExit(Torch):
 
 
 class Speculative(Torch):
-    """Drafts that the full model checks."""
+    """Drafts that the full model checks in the loop."""
 
     supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.DRAFTS]
-    session = "ulskip_cli.engines.speculative:SpeculativeSession"
+
+    def open(self, views: Any, room: Any) -> Any:
+        """Return a session of the full model, whatever view drafts."""
+        return super().open(views.at_full_depth(), room)
 
 
 class Auto(Torch):

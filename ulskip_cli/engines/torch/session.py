@@ -138,10 +138,20 @@ class TorchSession(ModelSession):
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
         """Return the steps of the first stage, compiled ones if `prepare` made some."""
         self._now = self._compiled.get(_shape(request), []) if _compiles(request) else []
+        mask, several = request.attention_mask, bool(request.decoding.draft_tokens)
         if not self._now:
-            return EagerSteps(self.decode_models[0], cache, request.attention_mask, request.length)
-        self._now[0].begin(cache, request.attention_mask, request.length)
+            return EagerSteps(self.decode_models[0], cache, mask, request.length, several)
+        self._now[0].begin(cache, mask, request.length)
         return self._now[0]
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+        logits: Tensor = self.steps.forward(tokens, self.steps.view, self.steps.cache)
+        return logits
+
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        self.steps.cursor.length -= count
 
     def switch(self, stage: int) -> None:
         """Continue with the view of a later stage, which takes over the keys and values of its
@@ -161,8 +171,9 @@ class TorchSession(ModelSession):
 
 
 def _compiles(request: BatchRequest) -> bool:
-    asked, is_on_gpu = request.decoding.compile, request.input_ids.device.type == "cuda"
-    return asked == "on" or (asked == "auto" and is_on_gpu)
+    decoding, is_on_gpu = request.decoding, request.input_ids.device.type == "cuda"
+    is_chosen = decoding.compile == "auto" and is_on_gpu and not decoding.draft_tokens
+    return decoding.compile == "on" or is_chosen
 
 
 def _shape(request: BatchRequest) -> tuple[int, int]:
