@@ -27,7 +27,7 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
 # The needs that an engine supports if its session decodes plain views step by step and defines
-# `check`; without that, it does not support DRAFTS.
+# `check` and `remove`; without these, it does not support DRAFTS.
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,

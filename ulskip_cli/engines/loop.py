@@ -75,7 +75,7 @@ class SteppingSession(EngineSession, ABC):
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count].
         Drafts require this method and `remove`; an engine without drafts may define `step` instead.
         """
-        raise NotImplementedError
+        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `check`")
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
