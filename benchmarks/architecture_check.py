@@ -105,7 +105,7 @@ def _check(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = unsupported_by_loop(decoder.model, DecodingConfig(name="g"))
+    reason = unsupported_by_loop(decoder.model)
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:

@@ -18,7 +18,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     config = compose([f"model={args.model}", f"ratio={args.ratio}", "model.dtype=float32"])
     loaded = load(config.model)
-    work = encode_workload(resolve(config), loaded.tokenizer)
+    work = encode_workload(resolve(config), load_tokenizer(config.model))
     prompts = work.prompts
     counts = {}
     for strategy in ("full", "unified"):

@@ -26,7 +26,7 @@ from ulskip_cli.experiments.intervals import ratio_interval
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (1, 2), (1, 8)
@@ -139,7 +139,7 @@ def as_markdown(result, facts, args):
 
 def measure(args, loaded, config):
     """Time all sides for every batch size, at all layers and half of them."""
-    work = encode_workload(resolve(config), loaded.tokenizer)
+    work = encode_workload(resolve(config), load_tokenizer(config.model))
     bandwidth = bandwidth_meter(loaded.model.device)()
     rows = []
     for batch_size, ratio in product(BATCH_SIZES, RATIOS):

@@ -26,7 +26,7 @@ from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import Plan, check_plan, make_plan
 
@@ -95,7 +95,7 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     ]
     config = compose(base)
     loaded = load(config.model)
-    workload = encode_workload(resolve(config), loaded.tokenizer)
+    workload = encode_workload(resolve(config), load_tokenizer(config.model))
     context, rows = DecodeContext(config.decoding, workload.pad_token_id), []
     for schedule in SCHEDULES:
         chosen = compose([*base, *schedule])

@@ -29,7 +29,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24
@@ -119,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, draw = load(config.model), random.Random(0)
-    prompts = encode_workload(resolve(config), loaded.tokenizer).prompts
+    prompts = encode_workload(resolve(config), load_tokenizer(config.model)).prompts
     layerwise, rows = (
         LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)),
         [],

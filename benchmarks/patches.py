@@ -52,7 +52,7 @@ class Measurement:
         self.data, self.work, self.file = data, work, file
         self.config = compose(["model=smollm2-135m", "task=cnn_dm", "task.max_article_words=250"])
         self.tokenizer = load_tokenizer(self.config.model)
-        self.loaded = load(self.config.model, 1, self.tokenizer)
+        self.loaded = load(self.config.model)
         self.model, self.found = self.loaded.model, read_object(file) or {}
         self.pad = 0
         validation = self.encoded("validation.jsonl.gz")

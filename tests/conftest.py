@@ -136,6 +136,6 @@ def point(llama, tokenizer):
         plan = make_plan(config, metadata)
         data = TaskExamples(config.task, config.task.examples()[: config.limit])
         resolved = ResolvedPoint(config, data, None, metadata, plan, "0" * 12, "weights")
-        return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
+        return Decoder(llama, plan), encode_workload(resolved, tokenizer), config
 
     return build

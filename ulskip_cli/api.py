@@ -176,10 +176,10 @@ def generate(
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
     plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
-    decoder = Decoder(model, plan, tokenizer, skip_adapter)
+    decoder = Decoder(model, plan, skip_adapter)
     ids = _encoded(texts, tokenizer, has_template)
     answers: dict[int, Answer] = {}
-    context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
+    context = DecodeContext(chosen, pad_token_id(tokenizer), seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
         for position, tokens, hit in zip(
             positions, output.token_ids, output.hit_max_length, strict=True
@@ -253,14 +253,14 @@ def _chosen(
 def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that `ulskip models` lists, or one from a folder or the hub."""
     from ulskip_cli.core.config import model_named
-    from ulskip_cli.inference.loading import load
+    from ulskip_cli.inference.loading import load, load_tokenizer
 
     chosen = model_named(str(model))
     if chosen.source == "random":
         raise UsageError("random weights answer no prompts; use a pretrained model")
-    loaded = load(chosen)
-    assert loaded.tokenizer is not None
-    return loaded.model, loaded.tokenizer
+    tokenizer = load_tokenizer(chosen)
+    assert tokenizer is not None
+    return load(chosen).model, tokenizer
 
 
 def _layers(kept: Sequence[int]) -> list[int]:

@@ -27,7 +27,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.report.tables import provenance, title
 
 HEADS = (
@@ -56,8 +56,7 @@ def near_ties(config: Config) -> IsNearTie:
     """Return the test of near-ties with the full model of an experiment."""
     loaded = load(config.model)
     model = loaded.model.float()  # exact, and faster for long inputs
-    assert loaded.tokenizer
-    prompts = encode_workload(resolve(config), loaded.tokenizer).prompts
+    prompts = encode_workload(resolve(config), load_tokenizer(config.model)).prompts
 
     @torch.inference_mode()
     def is_near_tie(number: int, one: Sequence[int], other: Sequence[int]) -> bool:

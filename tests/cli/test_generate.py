@@ -60,7 +60,7 @@ def test_json_is_the_last_line(ulskip, model, monkeypatch):
     [
         ["engine=transformers"],
         ["decoding=self_speculative"],
-        ["decoding=prompt_lookup", "strategy=full"],
+        ["decoding=prompt_lookup"],
         ["decoding=sample"],
         ["strategy=early_exit", "strategy.threshold=0.5"],
         ["strategy=full"],

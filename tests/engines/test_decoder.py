@@ -68,13 +68,15 @@ def test_sampling_depends_on_the_seed(llama):
 
 def test_a_stop_string_ends_an_answer(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = decoder_for(llama, "ratio=2", tokenizer=tokenizer)
+    decoder = decoder_for(llama, "ratio=2")
     prompts, pad = tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id
     ids, mask = padded(prompts, pad, left=True)
     free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids[0]
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad))
+    stopped = decoder.generate(
+        ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad, tokenizer=tokenizer)
+    )
     row = stopped.token_ids[0]
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)

@@ -1,5 +1,6 @@
 """The engines of other libraries against the torch engine."""
 
+import pkgutil
 import struct
 from itertools import product
 
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import NEW_STYLE, NUM_LAYERS, batch, build_model, count_near_ties, random_corrections
 
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.engines import engine_named
+from ulskip_cli.core.engines import engine_class, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.engines import library
-from ulskip_cli.engines.base import BatchRequest, Room, Views, take_turns
+from ulskip_cli.engines.base import BatchRequest, DraftStats, Room, Views, take_turns
 from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
@@ -97,6 +100,30 @@ def test_tokens_equal_those_of_torch(engine, name, overrides):
         assert moved[1].build == ours.build is not None
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("draft_tokens", [3, 70, "auto"])
+def test_look_ups_change_no_answer(engine, name, draft_tokens):
+    if engine == "llama_cpp" and name != "llama":
+        pytest.skip("the architecture is refused")
+    model, near_ties, drafts = build_model(name), 0, DraftStats()
+    decoder = decoder_for(model, ("strategy=full",), engine)
+    greedy = GREEDY.replace(max_new_tokens=40)
+    looked_up = greedy.replace(draft_tokens=draft_tokens, draft="ngram")
+    for ids, mask in zip(*(part.split(1) for part in batch(True)), strict=True):
+        ids = torch.cat([ids, ids], 1)  # so that the prompt has repetitions
+        mask = torch.cat([mask, mask], 1)
+        wanted, got = (
+            decoder.generate(ids, mask, DecodeContext(decoding, 0))
+            for decoding in (greedy, looked_up)
+        )
+        assert (got.engine, got.prompt_tokens) == (engine, wanted.prompt_tokens)
+        drafts += got.drafts
+        near_ties += count_near_ties(model, ids, mask, got.token_ids, wanted.token_ids)
+    assert near_ties <= 1  # of 5 sequences
+    assert drafts.drafted > 0 and drafts.accepted < drafts.drafted
+    assert len(got.check_costs) == 8 and got.check_costs[0] == 1
+
+
 @pytest.mark.parametrize("kind", ["folded", "lora", "full"])
 def test_a_skip_adapter_is_merged_or_refused(engine, kind):
     model, kept = build_model("llama"), (0, 2, 4)
@@ -143,6 +170,15 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
             for name in ("torch", "llama_cpp")
         ]
         assert tokens[0].token_ids == tokens[1].token_ids
+
+
+@pytest.mark.parametrize("name", ["torch", "llama_cpp", "openvino"])
+def test_an_engine_supports_drafts_if_its_session_defines_check(name):
+    kind = engine_class(name)
+    if kind.modules:
+        pytest.importorskip(name, reason="the library is not installed")
+    defines = pkgutil.resolve_name(kind.session).check is not SteppingSession.check
+    assert defines == (Need.DRAFTS in kind.supports)
 
 
 def test_two_decoders_of_a_library_take_turns(engine):

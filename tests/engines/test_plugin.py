@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from ulskip_cli.core.engines import copies_weights, engine_names, formats_of
+from ulskip_cli.core.config import StoredConfig, compose
+from ulskip_cli.core.engines import engine_names
 
 CLASS = """
 from typing import ClassVar
@@ -37,10 +38,14 @@ class AcmeSession(SteppingSession):
         kv_cache.prune_cache(self.cache, self.stage.kept)
         return logits[:, -1]
 
-    def step(self, tokens):
+    def remove(self, count):
+        self.cache.crop(-count)
+        self.mask = self.mask[:, :-count]
+
+    def check(self, tokens):
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
         view = self.stage.view
-        return shallow_view.forward_with_cache(view, tokens, self.mask, self.cache)[:, -1]
+        return shallow_view.forward_with_cache(view, tokens, self.mask, self.cache)
 
     def switch(self, stage):
         self.stage = self.views.stages[stage]
@@ -97,11 +102,27 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
     assert code == 0 and "acme" in out, err
 
 
+@pytest.mark.usefixtures("acme")
+def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path):
+    lookup = ["decoding=prompt_lookup", "decoding.draft_tokens=3", "batch_size=1"]
+    code, _, err = ulskip("run", "engine=acme", *lookup, *SMALL, f"results_dir={tmp_path}")
+    assert code == 0, err
+    lines = (tmp_path / "default" / "runs.jsonl").read_text().splitlines()
+    full, drafted = sorted(map(json.loads, lines), key=lambda row: bool(row["draft_tokens"]))
+    assert (full["engine"], drafted["engine"]) == ("acme", "acme")
+    assert drafted["mean_draft_length"] > 0 and drafted["bleu"] == full["bleu"]
+    folder = tmp_path / "default" / "generations"
+    answers = [(folder / f"{row['id']}.jsonl").read_text() for row in (full, drafted)]
+    assert answers[0] == answers[1]
+
+
 def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip):
     code, _, err = ulskip("plan", "engine=acme")
     assert code == 2 and "acme" in err
     assert "acme" not in engine_names()
-    assert copies_weights("acme") and formats_of("acme") == {}
+    stored = {**compose([]).recorded(), "engine": {"_target_": "acme_engine.Acme", "name": "acme"}}
+    engine = StoredConfig.read(stored).engine
+    assert engine.is_runtime and engine.formats == {}
 
 
 def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(

@@ -11,7 +11,7 @@ from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import zero_adapter
 
@@ -97,7 +97,7 @@ def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
     other = load(config().model)
     other.model.model.norm.weight.data.mul_(2)
     other.model.save_pretrained(tmp_path / "model")
-    other.tokenizer.save_pretrained(tmp_path / "model")
+    load_tokenizer(config().model).save_pretrained(tmp_path / "model")
     given = ["correction=adapter", f"correction.path={adapter}"]
     with pytest.raises(UsageError, match=rf"correction\.path={adapter}"):
         run(config("ratio=2", f"model.path={tmp_path / 'model'}", *given))

@@ -66,7 +66,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     "drafts",
     [
         ["decoding=sample", "decoding.draft_tokens=3"],
-        ["decoding=prompt_lookup", "decoding.draft=both"],
+        ["decoding=prompt_lookup", "decoding.draft=both", "strategy=unified"],
     ],
 )
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
@@ -77,6 +77,9 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
     assert drafted["measured_speedup"] > 0 and drafted["predicted_speedup"] > 0
+    assert drafted["check_costs"][0] == 1
+    lengths = [drafted["mean_draft_length"] or 0, *drafted["pairs"]["strategy"]["draft_lengths"]]
+    assert all(0 <= length < 8 for length in lengths)
     if full["decoding"] == "greedy":
         folder = tmp_path / "default" / "generations"
         texts = {(folder / f"{row['id']}.jsonl").read_text() for row in (full, drafted)}
@@ -91,6 +94,13 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     second = run_point(config("ratio=3"), session)
     assert loads == [1]
     assert first[0] == second[0]
+
+
+def test_the_order_of_weights_and_texts_changes_nothing(config):
+    changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
+    session, asked = Session(), config(*changes)
+    session.load(asked.model, asked.seed)
+    assert run_point(asked, session)[0]["bleu"] is not None
 
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])

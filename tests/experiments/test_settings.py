@@ -104,9 +104,15 @@ def test_what_a_failed_run_did_not_detect_agrees_with_all():
     assert Key("speed.enabled") not in settings(failed)
 
 
-@pytest.mark.parametrize("engine", ["speculative", "early_exit"])
-def test_an_engine_that_follows_from_the_strategy_is_no_setting(engine):
-    assert Key("engine") not in settings(sweep_row(engine=engine))
+@pytest.mark.parametrize(
+    ("engine", "strategy", "config"),
+    [
+        ("speculative", "unified", {"decoding": {"draft_tokens": 2}}),
+        ("early_exit", "early_exit", {}),
+    ],
+)
+def test_an_engine_that_follows_from_the_strategy_is_no_setting(engine, strategy, config):
+    assert Key("engine") not in settings(sweep_row(strategy, engine=engine, config=config))
     assert settings(sweep_row(engine="torch"))[Key("engine")] == "torch"
 
 

@@ -14,7 +14,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.inference import batching, shallow_view
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 
 
 def saved(folder, **changes):
@@ -24,10 +24,11 @@ def saved(folder, **changes):
 
 
 def test_a_folder_loads_with_its_tokenizer(model_folder):
-    loaded = load(saved(model_folder, dtype="bfloat16"))
+    config = saved(model_folder, dtype="bfloat16")
+    loaded = load(config)
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
-    assert loaded.tokenizer.padding_side == "left"
+    assert load_tokenizer(config).padding_side == "left"
     assert loaded.metadata.num_layers == 6
     assert loaded.notes["training"] is None
 
@@ -37,7 +38,7 @@ def test_random_weights_follow_the_seed():
     first, again, other = (load(config, seed).model.lm_head.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert load(config).tokenizer is None
+    assert load_tokenizer(config) is None
 
 
 def tokens(model, kept=(0, 2, 5)):
@@ -123,6 +124,7 @@ def test_a_missing_or_broken_file_is_named(folder, name, reason):
         (folder / name).write_text("{")
     with pytest.raises(UsageError, match=reason):
         load(saved(folder))
+        load_tokenizer(saved(folder))
 
 
 LAYER, UP = "model.layers.2.", "model.layers.2.mlp.up_proj.weight"

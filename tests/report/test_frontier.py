@@ -16,7 +16,8 @@ SMALLER_MODEL = {
 
 def row(name, engine, speedup, bleu, **more):
     """Return a row that is compared with the full model in torch."""
-    values = {"id": name, "engine": engine, "baseline_id": "base", "config": ASKED}
+    config = ASKED | ({"engine": {"name": engine}} if engine == "llama_cpp" else {})
+    values = {"id": name, "engine": engine, "baseline_id": "base", "config": config}
     values |= {"bleu": bleu, "speedup": speedup}
     return sweep_row(**{"strategy": "unified", "target": 2.0, **values, **more})
 

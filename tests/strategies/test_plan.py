@@ -42,15 +42,15 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 
 def test_look_up_drafts_skip_no_layers():
     looked_up = ["decoding=prompt_lookup", "batch_size=1"]
-    plan = make_plan(compose([*looked_up, "strategy=full"]), METADATA)
+    plan = make_plan(compose([*looked_up, "ratio=2"]), METADATA)  # the preset chooses the strategy
     assert plan.draft_cost is plan.predicted_speedup is None
     assert plan.kept_kv_bytes_per_token == 1200
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
-        make_plan(compose([*looked_up, "ratio=2"]), METADATA)
-    make_plan(compose([*looked_up, "decoding.draft=both", "ratio=2"]), METADATA)
+        make_plan(compose([*looked_up, "strategy=unified"]), METADATA)
+    make_plan(compose([*looked_up, "decoding.draft=both", "strategy=unified"]), METADATA)
     with pytest.raises(UsageError, match="set batch_size=1"):
-        make_plan(compose(["decoding=prompt_lookup", "strategy=full", "batch_size=2"]), METADATA)
+        make_plan(compose(["decoding=prompt_lookup", "batch_size=2"]), METADATA)
 
 
 def test_a_draft_reads_a_part_of_the_head():

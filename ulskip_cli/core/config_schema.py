@@ -74,6 +74,19 @@ class DecodingConfig(Options):
         """True if a view of the model drafts, alone or beside n-grams."""
         return bool(self.draft_tokens) and self.draft != "ngram"
 
+    def needs(self) -> frozenset[Need]:
+        """Return what the decoding needs of an engine."""
+        wanted = {
+            Need.BEAMS: self.num_beams > 1,
+            Need.SAMPLING: self.do_sample,
+            Need.STOP_STRINGS: bool(self.stop),
+            Need.GENERATE_ARGUMENTS: bool(self.generate_kwargs),
+            Need.COMPILATION: self.compile == "on",
+            Need.DRAFTS: bool(self.draft_tokens),
+            Need.LAYER_DRAFTS: self.drafts_with_layers,
+        }
+        return frozenset(need for need, is_used in wanted.items() if is_used)
+
     def without_drafts(self) -> Self:
         """Return the decoding of the baseline: it chooses tokens in the same way, but without
         drafts.
@@ -386,15 +399,8 @@ class Config(Shared):
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
         """
-        decoding, strategy = self.decoding, self.strategy
+        strategy = self.strategy
         wanted = {
-            Need.BEAMS: decoding.num_beams > 1,
-            Need.SAMPLING: decoding.do_sample,
-            Need.STOP_STRINGS: bool(decoding.stop),
-            Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
-            Need.COMPILATION: decoding.compile == "on",
-            Need.DRAFTS: bool(decoding.draft_tokens),
-            Need.LAYER_DRAFTS: decoding.drafts_with_layers,
             Need.OWN_DEPTH: strategy.chooses_own_depth,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
             Need.CALIBRATION: not strategy.is_calibrated,
@@ -402,7 +408,7 @@ class Config(Shared):
             Need.OTHER_ENGINE: self.engine.is_runtime,
         }
         used = {need for need, is_used in wanted.items() if is_used}
-        return super().needs() | used | self.correction.needs()
+        return super().needs() | used | self.decoding.needs() | self.correction.needs()
 
     def _canonical(self) -> Self:
         """Return the configuration with its strategy in the form that identifies results."""

@@ -27,15 +27,13 @@ from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 GROUP = "ulskip.engines"
-# Engines in rows that the strategy or the drafts choose, not `engine=`.
-METHODS = ("early_exit", "speculative")
-# The needs that an engine supports if it decodes plain views step by step.
+# The needs that an engine supports if its session decodes plain views step by step and defines
+# `check` and `remove`; without these, it does not support DRAFTS.
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,
     Need.GENERATE_ARGUMENTS,
     Need.COMPILATION,
-    Need.DRAFTS,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,
@@ -81,15 +79,17 @@ class Engine(Choice):
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
-    def supported(self, needs: Set[Need]) -> frozenset[Need]:
-        """Return what the engine supports of a request with these needs."""
-        return self.supports
+    def engine_for(self, needs: Set[Need], model: Any = None) -> "tuple[Engine, str | None]":
+        """Return the engine that decodes requests with these needs, and the reason if that is not
+        torch; raise UsageError if none of them supports the `model`. Nothing else chooses engines.
+        """
+        return self, f"engine={self.name}"
 
     def check(self, needs: Set[Need]) -> None:
         """Raise NotApplicable if the engine does not support a need, and UsageError if its packages
         are missing.
         """
-        missing = needs - self.supported(needs)
+        missing = needs - self.engine_for(needs)[0].supports
         if missing:
             able = (f"engine={name} or " for name, kind in _installed() if needs <= kind.supports)
             raise NotApplicable(
@@ -145,19 +145,6 @@ def engine_class(name: str) -> type[Engine]:
 def engine_named(name: str) -> Engine:
     """Return the named engine with the model's own weight format."""
     return engine_class(name)(name=name)
-
-
-def copies_weights(name: str) -> bool:
-    """Return True if the engine of a row has its own copy of the weights.
-
-    These are the engines of other libraries than torch, and engines that are not installed.
-    """
-    return name not in METHODS and (name not in engine_names() or engine_class(name).is_runtime)
-
-
-def formats_of(name: str) -> Mapping[str, tuple[float, float]]:
-    """Return the weight formats of the engine in a row, or none if the engine is not installed."""
-    return engine_class(name).formats if name in engine_names() else {}
 
 
 def plugin_config_dirs() -> list[Path]:

@@ -8,7 +8,7 @@ answers, the session has `generate` and `losses`.
 
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import ExitRule
-from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.shallow_view import StageView, num_layers
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,13 @@ class Views:
     prompt_model: PreTrainedModel
     # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
     stages: tuple[StageView, ...]
-    tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
+
+    def at_full_depth(self) -> Self:
+        """Return the views of a plan that keeps all layers."""
+        layers = tuple(range(num_layers(self.model)))
+        stages = (StageView(0, self.model, layers),)
+        return replace(self, prompt_model=self.model, stages=stages)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class DraftStats:
         return DraftStats(
             *(getattr(self, name.name) + getattr(other, name.name) for name in fields(self))
         )
+
+    @property
+    def mean_length(self) -> float | None:
+        """The mean number of drafts per check; None without drafts."""
+        return self.drafted / self.passes if self.drafted else None
 
     @property
     def expected_speedup(self) -> float | None:
@@ -104,6 +114,7 @@ class BatchRequest:
     pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
     exits: ExitRule | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None  # of stop strings
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -136,6 +147,7 @@ class BatchOutput:
     engine: str = ""
     compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
     drafts: DraftStats | None = None
+    check_costs: Sequence[float] = ()  # of checks of 1, 2, ... tokens, in steps of one token
     exits: ExitStats | None = None
     linear_backend: str = "torch"
     compiled: bool = False

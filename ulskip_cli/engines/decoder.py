@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.engines import early_exit, speculative
 from ulskip_cli.engines.base import (
     BatchOutput,
     BatchRequest,
@@ -28,21 +28,16 @@ from ulskip_cli.engines.base import (
     Views,
     take_turns,
 )
-from ulskip_cli.engines.torch import Auto, Torch
+from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.engines.speculative import Drafting
+from ulskip_cli.engines.torch import Torch
 from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
-from ulskip_cli.engines.torch.session import unsupported_by_loop
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
-
-# Engines on torch that the strategy or the drafts choose, not `engine=`.
-_METHODS: dict[str, Callable[[Views], EngineSession]] = {
-    "early_exit": early_exit.EarlyExitSession,
-    "speculative": speculative.SpeculativeSession,
-}
 
 
 @dataclass(frozen=True)
@@ -52,39 +47,30 @@ class DecodeContext:
     decoding: DecodingConfig
     pad_token_id: int  # of shorter prompts and finished sequences
     seed: int = 0  # of sampling
+    tokenizer: PreTrainedTokenizerBase | None = None  # only stop strings require it
 
 
 class Decoder:
-    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the
-    model is not changed.
-    """
+    """Generates with a model, which is not changed, and one schedule."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         plan: Plan,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: SkipAdapter | None = None,
         engine: Engine | None = None,
     ) -> None:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine`
         decodes (None: auto).
         """
-        self.model, self.tokenizer, self.exits = model, tokenizer, plan.exits
-        self._asked = engine or engine_named("auto")
+        self.model, self.exits = model, plan.exits
+        self.asked = engine or engine_named("auto")
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
-        self._views = Views(
-            model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name
-        )
+        self._views = Views(model, self.prompt_model, self.stages, self._linear_backend.name)
         # by engine and format of the weights
         self._sessions: dict[tuple[str, str | None], EngineSession] = {}
-
-    @property
-    def asked_engine(self) -> tuple[str, str | None]:
-        """The name and the weights format of the engine that the configuration asks for."""
-        return self._asked.name, self._asked.weights
 
     @property
     def view(self) -> PreTrainedModel:
@@ -100,7 +86,7 @@ class Decoder:
 
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with another engine; both decoders share views and sessions."""
-        return self.changed(_asked=engine_named(name))
+        return self.changed(asked=engine_named(name))
 
     def with_own_sessions(self) -> "Decoder":
         """Return a decoder that shares only the views, so that both can hold a batch at once."""
@@ -117,37 +103,22 @@ class Decoder:
         """The full model, split into its layers."""
         return LayerwiseModel(self.model)
 
-    def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if
-        none supports it.
-        """
-        asked, remedy = self._asked.name, "use another model, option or strategy"
-        if self.exits:
-            engine, option = "early_exit", "early exit"
-        elif decoding.draft_tokens and asked != "transformers":
-            engine, option = "speculative", "decoding.draft_tokens"
-        elif isinstance(self._asked, Torch):
-            engine, option, remedy = "torch", "engine=torch", "engine=auto selects another"
-        else:
-            return asked, f"engine={asked}"
-        reason = unsupported_by_loop(self.model, decoding)
-        if reason and engine == "torch" and isinstance(self._asked, Auto):
-            return "transformers", reason
-        if reason:
-            raise UsageError(f"{option} is not supported with {reason}; {remedy}")
-        return engine, None
+    def engine(self, decoding: DecodingConfig) -> tuple[Engine, str | None]:
+        """Return the engine for `decoding`; see `Engine.engine_for`."""
+        needs = decoding.needs() | ({Need.EARLY_EXIT} if self.exits else set())
+        return self.asked.engine_for(needs, self.model)
 
     @property
     def is_runtime(self) -> bool:
         """True if another library than torch decodes."""
-        return self._asked.is_runtime
+        return self.asked.is_runtime
 
     @property
     def build(self) -> Table | None:
         """The version and build of the engine's library, and the format of the weights; None on
         torch, or before the first batch.
         """
-        session = self._sessions.get(self.asked_engine)
+        session = self._sessions.get((self.asked.name, self.asked.weights))
         if not session or not self.is_runtime:
             return None
         return {**session.describe(), "threads": torch.get_num_threads()}
@@ -157,9 +128,10 @@ class Decoder:
         supports `decoding`.
         """
         engine, _ = self.engine(decoding)
-        if engine == "torch" or engine in _METHODS:
+        if isinstance(engine, Torch):
             return self._linear_backend
-        return LinearBackend(engine if self.is_runtime else TORCH, f"the engine is {engine}")
+        name = engine.name
+        return LinearBackend(name if engine.is_runtime else TORCH, f"the engine is {name}")
 
     def generate(
         self,
@@ -196,6 +168,7 @@ class Decoder:
             attention_mask=attention_mask.to(self.device),
             decoding=decoding,
             pad_token_id=context.pad_token_id,
+            tokenizer=context.tokenizer,
             eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             length=length,
             forced=bool(forced_length),
@@ -204,17 +177,20 @@ class Decoder:
             stages=self.stages,
             exits=self.exits,
         )
-        name, _ = self.engine(decoding)
+        engine, _ = self.engine(decoding)
         batch, prompt_len = input_ids.shape
         # A warm-up is short, but the batches after it must fit into the same session.
         room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
-        session, seconds = self._session(name, room)
+        session, seconds = self._session(engine, room)
         seconds += session.prepare(request)
+        if decoding.draft_tokens and isinstance(session, SteppingSession):
+            session.drafting = session.drafting or Drafting()
+            seconds += session.drafting.prepare(session, request)
         if decoding.do_sample:
             torch.manual_seed(context.seed)
         output = yield from session.run(request)
-        backend = name if self.is_runtime else output.linear_backend
-        return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
+        backend = engine.name if engine.is_runtime else output.linear_backend
+        return replace(output, engine=engine.name, linear_backend=backend, compile_seconds=seconds)
 
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] in an engine that is not on torch
@@ -226,26 +202,21 @@ class Decoder:
         batch, length = response_ids.shape
         request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, stages=self.stages)
         with torch.inference_mode():
-            session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
+            session, _ = self._session(self.asked, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)
 
-    def _session(self, name: str, room: Room) -> tuple[EngineSession, float]:
+    def _session(self, engine: Engine, room: Room) -> tuple[EngineSession, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its
         copy of the weights.
         """
-        is_asked = name == self._asked.name
-        key = name, self._asked.weights if is_asked else None
+        key = engine.name, engine.weights
         if key in self._sessions and not self._sessions[key].fits(room):
             self._sessions.pop(key).close()  # frees its memory first
-        loads, began = False, time.perf_counter()
+        loads, began = engine.is_runtime and key not in self._sessions, time.perf_counter()
+        if loads:
+            _check_memory(engine, self._views)
         if key not in self._sessions:
-            if name in _METHODS:
-                self._sessions[key] = _METHODS[name](self._views)
-            else:
-                engine = self._asked if is_asked else engine_named(name)
-                if loads := engine.is_runtime:
-                    _check_memory(engine, self._views)
-                self._sessions[key] = engine.open(self._views, room)
+            self._sessions[key] = engine.open(self._views, room)
         return self._sessions[key], time.perf_counter() - began if loads else 0.0
 
 

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class SteppingSession(EngineSession, ABC):
 
     # of the last prompts: in the layers that encoded them, and in those that decode
     kv_bytes = (0, 0)
+    drafting: Any = None  # decodes requests with drafts
 
     @property
     def can_shrink(self) -> bool:
@@ -65,9 +67,19 @@ class SteppingSession(EngineSession, ABC):
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
 
-    @abstractmethod
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        return self.check(tokens)[:, -1]
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count].
+        Drafts require this method and `remove`; an engine without drafts may define `step` instead.
+        """
+        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `check`")
+
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        raise NotImplementedError
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -106,7 +118,13 @@ class SteppingSession(EngineSession, ABC):
             first = now(device)
             on_step, paused = request.on_step, 0.0
             on_step(batch)
-            for step, count in enumerate(self.decode(ids, request, sampler), 1):
+            drafting = self.drafting if request.decoding.draft_tokens else None
+            steps = (
+                drafting.decode(self, ids, request, sampler)
+                if drafting
+                else self.decode(ids, request, sampler)
+            )
+            for step, count in enumerate(steps, 1):
                 on_step(count)
                 if request.pause_every and step % request.pause_every == 0:
                     began = now(device)
@@ -114,7 +132,8 @@ class SteppingSession(EngineSession, ABC):
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
-            return BatchOutput.of(request, rows, clock, self.kv_bytes, **self.details())
+            details = self.details() | (drafting.details() if drafting else {})
+            return BatchOutput.of(request, rows, clock, self.kv_bytes, **details)
         finally:
             self.finish()
 

@@ -1,11 +1,13 @@
-"""Speculative decoding: drafters guess tokens, and the full model checks them in one pass."""
+"""Speculative decoding: drafters guess tokens, and the full model, in any engine whose session
+defines `check`, checks them in one pass.
+"""
 
 import functools
 import timeit
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
-from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
+from ulskip_cli.engines.base import BatchRequest, DraftStats
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.sampling import (
     DraftHead,
@@ -26,7 +28,6 @@ from ulskip_cli.engines.sampling import (
 )
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession
 from ulskip_cli.strategies.cost import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
@@ -75,7 +76,7 @@ class LayerDrafter:
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Draft after `ids` [1, len] until `count` tokens are drafted or one is improbable."""
-        length, drafted = ids.shape[1], list[Tensor]()
+        length, drafted, seen = ids.shape[1], list[Tensor](), self.steps.cursor.length
         self.steps.cursor.length = length - 1
         while len(drafted) < count:
             logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
@@ -87,6 +88,7 @@ class LayerDrafter:
                 chance = (scores.gather(-1, tokens) - scores.logsumexp(dim=-1)).exp()
                 if float(chance) < CONFIDENCE:
                     break
+        self.steps.cursor.length = seen
         return Drafts(ids[:, length:], torch.stack(drafted, dim=1))
 
 
@@ -145,88 +147,79 @@ class DraftCosts(NamedTuple):
     checks: Sequence[float]  # of checks of 1, 2, ... tokens
 
 
-class SpeculativeSession(ModelSession):
-    """Lossless speculative decoding of one sequence: the model checks what n-grams or the view of
-    the first stage draft.
+class Drafting:
+    """Lossless speculative decoding of one sequence: a session of the full model checks what
+    n-grams draft or, on torch, the view of the first stage.
     """
 
-    def __init__(self, views: Views) -> None:
-        super().__init__(views)
-        # The full model with the weights of the linear backend.
-        self.decode_model = packed(views.model, views.linear_backend)
+    def __init__(self) -> None:
         self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
-
-    @functools.cached_property
-    def drafting_view(self) -> PreTrainedModel:
-        """The view of the first stage, which scores a part of the vocabulary."""
-        view = with_draft_head(self.views.stages[0].view, DRAFT_VOCAB)
-        return packed(view, self.views.linear_backend)
+        self._view: PreTrainedModel | None = None  # drafts
 
     def drafters(
-        self, request: BatchRequest, sampler: TokenSampler
+        self, session: Any, request: BatchRequest, sampler: TokenSampler
     ) -> Sequence[NgramDrafter | LayerDrafter]:
         """Return the drafters of a request."""
         ngrams = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
         if request.decoding.draft == "ngram":
             return ngrams
-        head = self.drafting_view.get_output_embeddings()
+        stage = request.stages[0]
+        if self._view is None:  # its head scores a part of the vocabulary
+            view = with_draft_head(stage.view, DRAFT_VOCAB)
+            self._view = packed(view, session.views.linear_backend)
+        head = self._view.get_output_embeddings()
         if isinstance(head, DraftHead):
             eos = request.input_ids.new_tensor(request.eos_token_ids)
             head.begin(torch.cat([request.input_ids.flatten(), eos]))
-        layers = LayerDrafter(self.drafting_view, self.views.stages[0].kept, self.steps, sampler)
+        layers = LayerDrafter(self._view, stage.kept, session.steps, sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Measure the costs of drafts and checks once; the steps are never compiled."""
+    def prepare(self, session: Any, request: BatchRequest) -> float:
+        """Measure the costs of drafts and checks once."""
         key, device = _drafting_kind(request), request.input_ids.device
         size, decoding = key
         if key in self._costs or not size:
             return 0.0
         began = now(device)
-        self.encode(replace(request, length=size + 1))
+        session.encode(replace(request, length=size + 1))
         ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
-        drafters = self.drafters(request, sampler)
-        last, count = ids[:, -1:], len(drafters)
-        calls: list[Callable[[], object]] = [
-            *(functools.partial(drafter.propose, ids, 1) for drafter in drafters),
-            *(
-                functools.partial(self._verify, ids, Drafts(last.expand(-1, drafted)), sampler)
-                for drafted in range(size)
-            ),
-        ]
-        timer = functools.partial(now, device)
+        drafters = self.drafters(session, request, sampler)
+        timer, count = functools.partial(now, device), len(drafters)
         rounds = [
-            [timeit.timeit(call, timer=timer, number=1) for call in calls]
+            [
+                *(
+                    timeit.timeit(functools.partial(drafter.propose, ids, 1), timer=timer, number=1)
+                    for drafter in drafters
+                ),
+                *(self._check_seconds(session, ids, drafted, sampler) for drafted in range(size)),
+            ]
             for _ in range(MEASUREMENTS)
         ]
         shortest = list(map(min, zip(*rounds, strict=True)))
         costs = [seconds / shortest[count] for seconds in shortest]  # of drafts, then of checks
         self._costs[key] = DraftCosts(costs[:count], list(accumulate(costs[count:], max)))
-        self.finish()
+        session.finish()
         return now(device) - began
 
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
-        """Return steps of the full model on the cache of a prompt."""
-        mask = request.attention_mask
-        return EagerSteps(self.decode_model, cache, mask, request.length, several=True)
-
     def details(self) -> Table:
-        """Return the linear backend and the counts of drafts."""
-        return {**super().details(), "drafts": self._stats}
+        """Return the counts of drafts and the costs of checks for the batch's `BatchOutput`."""
+        return {"drafts": self._stats, "check_costs": self._check_costs}
 
-    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
+    def decode(
+        self, session: Any, ids: Tensor, request: BatchRequest, sampler: TokenSampler
+    ) -> Iterator[int]:
         """Fill `ids` [1, prompt_len + length] from the second new token on, with any tokens after
         EOS; yield the number of new tokens after every check.
         """
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
         end, stops = prompt_len + 1, set(request.stop_token_ids)
-        drafters = self.drafters(request, sampler)
+        drafters = self.drafters(session, request, sampler)
         # Learned anew for every batch, so that its time does not depend on what ran before.
         costs = self._costs.get(_drafting_kind(request), DraftCosts([], []))
         setting = request.decoding.draft_tokens
         lengths = [DraftLength(setting, cost, costs.checks) for cost in costs.drafts]
-        self._stats = DraftStats()
+        self._stats, self._check_costs = DraftStats(), costs.checks
         while end < total and int(ids[0, end - 1]) not in stops:
             drafts, used = Drafts(ids[:, :0]), lengths
             choices = [
@@ -241,8 +234,8 @@ class SpeculativeSession(ModelSession):
                 if drafts.tokens.shape[1]:
                     used = [length]
                     break
-            tokens, accepted = self._verify(ids[:, :end], drafts, sampler)
-            check = _count_drafts(tokens[0].tolist(), int(accepted), stops)
+            tokens, accepted = self._verify(session, ids[:, :end], drafts, sampler)
+            check = _count_drafts(tokens[0].tolist(), accepted, stops)
             drafted = drafts.tokens.shape[1]
             for length in used:
                 length.update(check.gained - 1, drafted)
@@ -251,27 +244,37 @@ class SpeculativeSession(ModelSession):
             end += check.gained
             yield end - prompt_len
 
-    def _verify(self, ids: Tensor, drafts: Drafts, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
-        """Check drafts after `ids` [1, len] with the full model; without drafts, this is a plain
-        step. Return the tokens [1, drafts + 1] and the number of accepted drafts [1].
+    def _verify(
+        self, session: Any, ids: Tensor, drafts: Drafts, sampler: TokenSampler
+    ) -> tuple[Tensor, int]:
+        """Check drafts after `ids` [1, len], and forget the rejected ones; without drafts, this is
+        a plain step. Return the tokens [1, drafts + 1] and the number of accepted drafts.
         """
-        length = ids.shape[1]
-        self.steps.cursor.length = length - 1
-        if not drafts.tokens.shape[1] and not sampler.sample:
-            logits = self.steps.forward(ids[:, -1:], self.steps.view, self.steps.cache)
-            tokens = sampler.pick(sampler.scores(ids, logits[:, -1]))[:, None]
-            return tokens, tokens.new_zeros(len(ids))
-        drafted = torch.cat([ids, drafts.tokens], dim=1)
-        logits = self.steps.forward(drafted[:, length - 1 :], self.steps.view, self.steps.cache)
+        length, drafted = ids.shape[1], torch.cat([ids, drafts.tokens], dim=1)
+        logits = session.check(drafted[:, length - 1 :])
         # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
         scores = [
             sampler.scores(drafted[:, : length + i], row) for i, row in enumerate(logits.unbind(1))
         ]
         if sampler.sample:
-            return verify_sampled(drafts, torch.stack(scores, dim=1))
-        picked = [sampler.pick(score, check=i == 0) for i, score in enumerate(scores)]
-        chosen = torch.stack(picked, dim=1)
-        return chosen, prefix_length(drafts.tokens == chosen[:, :-1])
+            tokens, accepted = verify_sampled(drafts, torch.stack(scores, dim=1))
+        else:
+            picked = [sampler.pick(score, check=i == 0) for i, score in enumerate(scores)]
+            tokens = torch.stack(picked, dim=1)
+            accepted = prefix_length(drafts.tokens == tokens[:, :-1])
+        if rejected := drafts.tokens.shape[1] - int(accepted):
+            session.remove(rejected)
+        return tokens, int(accepted)
+
+    def _check_seconds(
+        self, session: Any, ids: Tensor, drafted: int, sampler: TokenSampler
+    ) -> float:
+        """Return the seconds of a check of drafts, with the removal of those that it rejects."""
+        drafts, began = Drafts(ids[:, -1:].expand(-1, drafted)), now(ids.device)
+        _, accepted = self._verify(session, ids, drafts, sampler)
+        seconds = now(ids.device) - began
+        session.remove(1 + accepted)
+        return seconds
 
 
 def _drafting_kind(request: BatchRequest) -> tuple[int, DecodingConfig]:

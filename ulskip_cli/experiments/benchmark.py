@@ -10,11 +10,11 @@ from statistics import median
 import torch
 
 from ulskip_cli.core import environment
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.torch import session as torch_session
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import (
@@ -144,19 +144,11 @@ def with_compilation(config: Config, loaded: LoadedModel) -> Config:
     A benchmark measures the speed of long runs, which gain more than compilation costs; `ulskip
     run` does not compile on a CPU.
     """
-    torch_engine = (
-        config.engine.name in ("auto", "torch")
-        and torch_session.unsupported_by_loop(loaded.model, config.decoding) is None
-    )
-    can_compile = choose_linear_backend(loaded.model).name == PANELS
-    if (
-        config.decoding.compile != AUTO
-        or config.decoding.draft_tokens
-        or not torch_engine
-        or not can_compile
-    ):
-        return config
-    return config.replace(decoding=config.decoding.replace(compile="on"))
+    engine, _ = config.engine.engine_for(config.needs(), loaded.model)
+    has_kernels = choose_linear_backend(loaded.model).name == PANELS
+    if config.decoding.compile == AUTO and Need.COMPILATION in engine.supports and has_kernels:
+        return config.replace(decoding=config.decoding.replace(compile="on"))
+    return config
 
 
 def _describe_side(

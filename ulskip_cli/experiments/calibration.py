@@ -62,7 +62,7 @@ class HeldOutEvaluator:
         """
         baseline = baseline_config(self.config)
         plan = make_plan(baseline, self.loaded.metadata)
-        decoder = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
+        decoder = Decoder(self.loaded.model, plan)
         report = self.progress.phase("calibrate: answers", len(self.workload.examples))
         outputs = self._outputs(decoder, baseline, report)
         return [len(ids) for output in outputs for ids in output.token_ids]
@@ -75,7 +75,7 @@ class HeldOutEvaluator:
         plan = make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
         assert plan.exits is not None
         if self._exiting is None:
-            self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
+            self._exiting = Decoder(self.loaded.model, plan)
         outputs = self._outputs(self._exiting.changed(exits=plan.exits), self.config)
         return sum_exits(outputs).mean_depth or float(plan.num_layers)
 

@@ -80,6 +80,8 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         total_seconds=total_seconds,
         acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
         mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
+        mean_draft_length=drafts.mean_length,
+        check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
         missing_kv=MISSING_KV if exits.depths else None,
@@ -105,7 +107,7 @@ def describe_provenance(
     build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=engine,
+        engine=engine.name,
         engine_reason=engine_reason,
         engine_weights=build.pop("weights") if build else None,
         engine_build=build,

@@ -32,7 +32,7 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan
@@ -86,13 +86,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         """
         self.ulskip_config = config
         self.loaded = load(config.model, config.seed)
-        tokenizer = self.loaded.tokenizer
+        tokenizer = load_tokenizer(config.model)
         assert tokenizer is not None  # only model=random has none
         plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
         asked = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
-        parts = tokenizer, adapter, config.engine
+        parts = adapter, config.engine
         self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
         if not (asked or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
@@ -183,7 +183,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
-        how = DecodeContext(decoding, self.tokenizer.pad_token_id, seed)
+        how = DecodeContext(decoding, self.tokenizer.pad_token_id, seed, self.tokenizer)
         output = self.decoder.generate(context, mask, how)
         new, _ = padded(output.token_ids, self.tokenizer.pad_token_id, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)

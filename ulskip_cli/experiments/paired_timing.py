@@ -151,7 +151,7 @@ class Pair(NamedTuple):
             outputs = generate()  # the first run after compiling is slower
         strategy, *others = outputs
         full = others[0] if others else None
-        if self.full and full and self.full.asked_engine == self.strategy.asked_engine:
+        if self.full and full and self.full.asked == self.strategy.asked:
             has_method = strategy.drafts is not None or strategy.exits is not None
             for key in ("linear_backend",) if has_method else SIDE_KEYS:
                 values = getattr(full, key), getattr(strategy, key)
@@ -330,6 +330,9 @@ def _side(outputs: Sequence[BatchOutput]) -> Side:
         values[key] = [round(getattr(output, key), 6) for output in outputs]
     for key in ("decoded_tokens", "generated_tokens"):
         values[key] = [getattr(output, key) for output in outputs]
+    if outputs[0].drafts:
+        lengths = (output.drafts.mean_length or 0 for output in outputs if output.drafts)
+        values["draft_lengths"] = [round(length, 3) for length in lengths]
     return Side(**values)
 
 

@@ -170,6 +170,7 @@ class Side(Section):
     generated_tokens: tuple[KnownCount, ...] | None = None
     prefill_seconds: tuple[KnownNumber, ...] | None = None
     first_token_seconds: tuple[KnownNumber, ...] | None = None
+    draft_lengths: tuple[KnownNumber, ...] | None = None
     engine: Text = None
     linear_backend: Text = None
     compiled: Flag = None
@@ -498,8 +499,9 @@ class Timing(Section):
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
-        " sequence), `generated_tokens`, `engine`, `linear_backend`, `compiled`; `units` with"
-        " their number of `pairs`, time, and the machine's read rate",
+        " sequence), `generated_tokens`, mean drafts per check (`draft_lengths`), `engine`,"
+        " `linear_backend`, `compiled`; `units` with their number of `pairs`, time, and the"
+        " machine's read rate",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -605,6 +607,10 @@ class Throughput(Section):
     )
     mean_accepted_length: Number = value(
         "tokens per check", Column("tokens\na check", ".2f", optional=True)
+    )
+    mean_draft_length: Number = value("drafts per check; `auto` chooses them anew in each batch")
+    check_costs: tuple[KnownNumber, ...] | None = value(
+        "with drafts: measured times of checks of 1, 2, ... tokens, in steps of one token"
     )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
     exit_check_fraction: Number = value("share of decode time in the checks of early exit")

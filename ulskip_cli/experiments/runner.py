@@ -92,11 +92,16 @@ class Session:
         """
         if point.data is None:
             return None, None
-        key = str(point.config.model)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(point.config.model, self.progress)
-        tokenizer, calibrating = self._tokenizers[key], replace(point, data=point.held_out)
+        tokenizer = self.tokenizer(point.config.model)
+        calibrating = replace(point, data=point.held_out)
         return encode_workload(point, tokenizer), encode_workload(calibrating, tokenizer)
+
+    def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer of a model; None for random weights."""
+        key = str(config)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(config, self.progress)
+        return self._tokenizers[key]
 
     def load(
         self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
@@ -107,11 +112,9 @@ class Session:
             self._full = None
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             self.progress.phase(f"load {config.label}", 1)
-            has_texts = str(config) in self._tokenizers  # random prompts need no tokenizer
             if note := environment.unused_cuda_build():
                 self.progress.note(note)
-            tokenizer = self._tokenizers.get(str(config))
-            loaded = load(config, seed, tokenizer, has_texts, self.progress)
+            loaded = load(config, seed, self.progress)
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
             self._models[key] = loaded
@@ -125,14 +128,14 @@ class Session:
         its steps are compiled once.
         """
         config, loaded = run.point.config, run.loaded
-        decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
+        decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
         if run.plan.is_full_model and not baseline:
             return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
         reference, full = baseline_config(config), run.full
         key = f"{reference.model} {reference.seed} {reference.engine}"
         if self._full is None or self._full[0] != key:
             plan = make_plan(reference, full.metadata)
-            self._full = key, Decoder(full.model, plan, full.tokenizer, engine=reference.engine)
+            self._full = key, Decoder(full.model, plan, engine=reference.engine)
         return self._full[1], decoder
 
     def solve_depth(

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ulskip_cli.core.config import StoredConfig
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.options import Choice, Options
 from ulskip_cli.experiments.record import DETECTED, Record
 
@@ -49,7 +48,7 @@ def settings(record: Record) -> dict[Key, object]:
     """
     named = {Key(name): getattr(record, name) for name in ("folder", *NAMES)}
     detected = {Key(name): record.value(name) for name in DETECTED}
-    if record.engine in METHODS:  # follows from the strategy or the drafts
+    if record.draft_tokens or record.config.strategy.exits_early:  # their engine follows from it
         del detected[Key("engine")]
     if not record.is_done:  # a failed run may have ended before it detected them
         detected = {key: value for key, value in detected.items() if value is not None}

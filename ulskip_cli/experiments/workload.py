@@ -68,7 +68,9 @@ def encode_workload(
 
 def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
     """Return the decoding settings of a run; random prompts need no padding."""
-    return DecodeContext(config.decoding, workload.pad_token_id if workload else 0, config.seed)
+    if workload is None:
+        return DecodeContext(config.decoding, 0, config.seed)
+    return DecodeContext(config.decoding, workload.pad_token_id, config.seed, workload.tokenizer)
 
 
 def check_same_tokens(workload: Workload, full: Workload) -> None:

@@ -9,7 +9,6 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ulskip_cli.core.engines import copies_weights
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
@@ -121,12 +120,11 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | Non
     measured = record.config.model
     baseline = record.config.baseline_model or record.config.baseline_engine
     layers = record.num_layers, record.kept_layers, record.prompt_layers, record.training
-    copies = record.engine and copies_weights(record.engine)  # it may compute in another format
     return (
         record.is_done
         and layers == (plan.num_layers, plan.kept_layers, plan.prompt_layers, training)
         and record.runs_kept_layers
-        and not copies
+        and not record.config.engine.is_runtime  # it may compute in another format
         and baseline in (None, record.engine)
         and all(getattr(measured, key) == getattr(model, key) for key in _WEIGHTS)
     )

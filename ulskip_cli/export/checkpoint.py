@@ -36,7 +36,7 @@ from ulskip_cli.export import card, run
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
-from ulskip_cli.inference.loading import LoadedModel, load
+from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.rebuilt import first_difference, meta_model
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
@@ -132,7 +132,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "license": card.source_license(source),
         "results": [row.id for row in records],
     }
-    has_chat = bool(getattr(loaded.tokenizer, "chat_template", None))
+    has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     card.model_card(point, record, records, skip_adapter, has_chat).save(folder / card.CARD)
     return {**run.write_record(folder, record), "to": str(point.to), "next": point.next}
 

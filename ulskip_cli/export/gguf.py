@@ -21,6 +21,7 @@ from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.gguf_copy import counting_tensors
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
+from ulskip_cli.inference.loading import load_tokenizer
 
 # As a share of the largest logit; the file stores constants such as epsilon in float32.
 _LOGIT_TOLERANCE = 1e-3
@@ -35,7 +36,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     RunError if they differ.
     """
     plan, exported = point.plan, load_kept(point, progress)
-    tokenizer = exported.loaded.tokenizer
+    tokenizer = load_tokenizer(point.config.model)
     assert tokenizer is not None
     progress.phase("write gguf", 0)
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}

@@ -59,24 +59,18 @@ _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer and metadata."""
+    """A model in evaluation mode on its device, with its metadata."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None  # None for random weights and random prompts
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: Table  # training and quantization of the weights, for result rows
 
 
 def load(
-    config: ModelConfig,
-    seed: int = 1,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    with_tokenizer: bool = True,
-    progress: ProgressCallback | None = None,
+    config: ModelConfig, seed: int = 1, progress: ProgressCallback | None = None
 ) -> LoadedModel:
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
-    is for random weights; unless `with_tokenizer`, no tokenizer is loaded. A GGUF file is converted
-    first.
+    is for random weights. A GGUF file is converted first.
     """
     _silence_transformers()
     config = with_dtype(config)
@@ -89,8 +83,6 @@ def load(
     else:
         folder = Path(checkpoint_source(config, progress)[0])
         model = _pretrained(config, device)
-        if tokenizer is None and with_tokenizer:
-            tokenizer = load_tokenizer(config)
         notes = {
             "quantization": _quantization_note(config, model),
             "training": training_note(folder),
@@ -102,7 +94,7 @@ def load(
         notes["training"] = f"{before}the adapter {config.adapter}"
         notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
     interruption.raise_if_interrupted()
-    return LoadedModel(model.eval(), tokenizer, _loaded_metadata(model, config), notes)
+    return LoadedModel(model.eval(), _loaded_metadata(model, config), notes)
 
 
 def load_tokenizer(

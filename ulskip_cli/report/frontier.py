@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.settings import Key, settings
@@ -58,7 +57,7 @@ class FrontierPoint:
             return SMALLER
         if record.draft_tokens:
             return DRAFTING
-        kept, formats = len(record.kept_layers or ()), formats_of(record.engine or "")
+        kept, formats = len(record.kept_layers or ()), record.config.engine.formats
         skips = kept < (record.num_layers or 0) or bool(record.later_stages)
         bits, *_ = formats.get(record.engine_weights or "", (BITS_UNQUANTIZED,))
         if bits < BITS_UNQUANTIZED or self._quantization:

@@ -248,7 +248,7 @@ def _check_drafts(config: Config, plan: Plan) -> None:
         )
     with_layers = config.decoding.drafts_with_layers
     if with_layers and plan.keeps_all:
-        layers, remedy = "some", "decoding.draft=ngram"
+        layers, remedy = "some", "strategy=unified, decoding.draft=ngram"
     elif not with_layers and not plan.keeps_all:
         layers, remedy = "no", "strategy=full"
     else:

@@ -120,10 +120,9 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         computes = config.train.method == "adapter" or config.train.responses != "reference"
         device = config.model.device if computes else "cpu"
         loaded = loading.load(config.model.replace(dtype=dtype, device=device))
-        assert loaded.tokenizer is not None
-        source = SourceModel(
-            loaded.model, loaded.tokenizer, checkpoint.training_record(config.model)
-        )
+        tokenizer = loading.load_tokenizer(config.model)
+        assert tokenizer is not None
+        source = SourceModel(loaded.model, tokenizer, checkpoint.training_record(config.model))
     if config.train.attention:
         source.model.set_attn_implementation(config.train.attention)
     return source

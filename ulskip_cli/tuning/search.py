@@ -318,7 +318,7 @@ class Tuning:
         config = candidate.at(self.request.num_layers, num_kept)
         run = prepare_run(self._resolver.resolve(config), self._session)
         loaded, workload, correction = run.loaded, run.workload, run.correction
-        decoder = Decoder(loaded.model, run.plan, loaded.tokenizer, run.adapter, config.engine)
+        decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
         assert workload is not None  # random weights are refused
         if self._loss is None:
             self._loss = ReferenceLoss(

@@ -15,6 +15,7 @@ class Vllm(Engine):
     """vLLM, in which prompts and all decode steps run through the same layers."""
 
     supports: ClassVar[frozenset[Need]] = PLAIN - {
+        Need.DRAFTS,
         Need.SAMPLING,
         Need.LATENCY,
         Need.STAGES,

@@ -88,11 +88,17 @@ class LlamaContext:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._lengths = {}
 
-    def append(self, tokens: Mapping[int, Sequence[int]]) -> Tensor:
+    def remove(self, sequence: int, count: int) -> None:
+        """Forget the last `count` tokens of a sequence."""
+        self._lengths[sequence] -= count
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_seq_rm(memory, sequence, self._lengths[sequence], -1)
+
+    def append(self, tokens: Mapping[int, Sequence[int]], every: bool = False) -> Tensor:
         """Append tokens to sequences by number.
 
-        Return the logits [sequences, vocab_size] after the last token of each. They are in
-        llama.cpp's buffer, which the next call overwrites.
+        Return the logits [rows, vocab_size] after the last token of each sequence, or after `every`
+        token. They are in llama.cpp's buffer, which the next call overwrites.
         """
         batch, count = self._batch, 0
         for sequence, appended in tokens.items():
@@ -100,7 +106,7 @@ class LlamaContext:
             for position, token in enumerate(appended, begin):
                 batch.token[count], batch.pos[count] = token, position
                 batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
-                batch.logits[count] = position == begin + len(appended) - 1
+                batch.logits[count] = every or position == begin + len(appended) - 1
                 count += 1
             self._lengths[sequence] = begin + len(appended)
         batch.n_tokens = count
@@ -108,7 +114,8 @@ class LlamaContext:
             problem = f"llama.cpp could not decode {count} tokens (code {code})"
             raise RunError(f"{problem}; use a smaller batch_size")
         logits = llama_cpp.llama_get_logits(self._context)
-        return torch.from_numpy(np.ctypeslib.as_array(logits, (len(tokens), self._vocab_size)))
+        rows = count if every else len(tokens)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, (rows, self._vocab_size)))
 
     def state_bytes(self, sequence: int) -> int:
         """Return the size of the serialized keys and values of one sequence."""
@@ -191,9 +198,15 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         for sequence in self._sequences:
             self.view.take(source, sequence, layers)
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self.view.append(dict(zip(self._sequences, tokens.tolist(), strict=True)))
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        for sequence in self._sequences:
+            self.view.remove(sequence, count)
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+        appended = dict(zip(self._sequences, tokens.tolist(), strict=True))
+        return self.view.append(appended, every=True).view(*tokens.shape, -1)
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""

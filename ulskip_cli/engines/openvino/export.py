@@ -27,7 +27,6 @@ from openvino.properties import hint
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
@@ -38,7 +37,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 ENGINE = "openvino"
 GROUP_SIZE = 64  # of int4; widths of small models are not multiples of 128
 _LARGEST_ERROR = 1e-3  # of a converted model's logits, relative to the largest logit
-_FORMAT = 2  # increase it if files of earlier versions must not be used
+_FORMAT = 3  # increase it if files of earlier versions must not be used
 
 
 # Of masks: finite in each inference precision, also where a row is padding only.
@@ -115,14 +114,19 @@ class OpenVinoRequest:
         position_ids: Tensor,
         masks: Mapping[str, Tensor],
         rows: Tensor | None = None,
+        count: int = 1,
     ) -> Tensor:
-        """Append tokens [batch, new_len]; return the logits [batch, vocab_size] after them.
+        """Append tokens [batch, new_len]; return the logits [batch, count, vocab_size] after the
+        last `count` of them.
 
         Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the
         sequences that continue.
         """
-        rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
+        batch, new_len = input_ids.shape
+        rows = torch.arange(batch, dtype=torch.int32) if rows is None else rows
+        last = torch.arange(new_len - count, new_len)
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "last": last, "rows": rows}
+        inputs |= masks
         arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
         outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         return torch.from_numpy(outputs["logits"].copy())
@@ -133,6 +137,12 @@ class OpenVinoRequest:
         for name, state in self._states().items():
             kind, layer = name.split(".")
             state.state = states[f"{kind}.{layers[int(layer)]}"].state
+
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions; OpenVINO copies the others."""
+        for state in self._states().values():
+            kept = np.ascontiguousarray(state.state.data[:, :, :-count])
+            state.state = openvino.Tensor(kept)
 
     def num_bytes(self, num_tokens: int) -> int:
         """Return the bytes of the keys and values of `num_tokens` tokens in all sequences, without
@@ -154,7 +164,7 @@ def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
         return "a model without position ids"
     if "'dynamic'" in rope or "'longrope'" in rope:
         return "rotary positions that depend on the length"
-    return session.unsupported_by_loop(model, DecodingConfig())
+    return session.unsupported_by_loop(model)
 
 
 def export_openvino(model: PreTrainedModel, weights: str) -> Path:
@@ -201,8 +211,10 @@ class _Traced(nn.Module):
         super().__init__()
         self.model, self.kinds = model, kinds
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of the last position, and all keys and values by layer."""
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, last: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the logits of the positions `last` [count], and all keys and values by layer."""
         masks, past = dict(zip(self.kinds, rest, strict=False)), rest[len(self.kinds) :]
         cache = filled_cache(past)
         mask = masks.get("mask", masks)
@@ -212,9 +224,9 @@ class _Traced(nn.Module):
             position_ids=position_ids,
             cache=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits
-        return logits[:, -1], *_states(cache)
+        return logits, *_states(cache)
 
 
 def _states(cache: DynamicCache) -> list[Tensor]:
@@ -231,9 +243,9 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
     past = [torch.cat([state, state[:, :, :1]], 2) for state in _states(cache)]
     seen = torch.ones(2, past[0].shape[2], dtype=torch.long)
     steps = masks.of_steps(seen, 2)
-    example = (two, two + 2, *(steps[kind] for kind in masks.kinds), *past)
+    example = (two, two + 2, torch.arange(2), *(steps[kind] for kind in masks.kinds), *past)
     names = [f"{kind}.{i}" for i in range(len(past) // 2) for kind in ("keys", "values")]
-    inputs = ["input_ids", "position_ids", *masks.kinds, *names]
+    inputs = ["input_ids", "position_ids", "last", *masks.kinds, *names]
     outputs = ["logits", *(f"new.{name}" for name in names)]
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer warns about each Python value that it stores as a constant.
@@ -305,7 +317,7 @@ def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> N
         (0, 6, masks.of_prompt(seen[:, :6])),
         (6, 7, masks.of_steps(seen[:, :6], 1)),
     ):
-        got = request(ids[:, start:end], positions[:, start:end], step_masks)
+        got = request(ids[:, start:end], positions[:, start:end], step_masks)[:, -1]
         with torch.no_grad():
             logits = forward_with_cache(model, ids[:, start:end], seen[:, :end], cache)[:, -1]
         errors.append(float((got - logits).abs().max() / logits.abs().max()))

@@ -33,11 +33,11 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
         input_ids, mask = request.input_ids, request.attention_mask
-        self._seen, self._next = mask, mask.sum(1, keepdim=True)
+        self._prompt, self._seen = mask, mask.shape[1]
         self.full.clear()
         masks = self.full.masks.of_prompt(mask)
-        logits = self.full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks)
-        self._masks, self._step = dict[str, Tensor](), 0
+        logits = self.full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks)[:, -1]
+        self._masks, self._first = dict[str, Tensor](), 0
         self._rows = torch.arange(len(mask), dtype=torch.int32)
         self.start()
         tokens = input_ids.numel()
@@ -49,28 +49,31 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         self.view.take_layers(source, layers)
         self._masks = {}  # a view can have other kinds of masks
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        if not self._masks or self._step == MASKED_STEPS:
-            ahead = self._seen.new_ones(len(tokens), self._step)
-            self._seen = torch.cat([self._seen, ahead], 1)  # before the masked steps
-            self._masks = self.view.masks.of_steps(self._seen, MASKED_STEPS)
-            self._step = 0
-        step, end = self._step, self._seen.shape[1] + self._step + 1
-        masks = {kind: mask[:, :, step : step + 1, :end] for kind, mask in self._masks.items()}
-        logits = self.view(tokens, self._next, masks, self._rows)
-        self._next = self._next + 1
-        self._step += 1
-        self._rows = torch.arange(len(tokens), dtype=torch.int32)
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        self.view.remove(count)
+        self._seen -= count
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+        batch, count = tokens.shape
+        start, end = self._seen, self._seen + count
+        done, steps = start - self._prompt.shape[1], max(MASKED_STEPS, count)
+        if not self._masks or not self._first <= start <= self._first + steps - count:
+            seen = torch.cat([self._prompt, self._prompt.new_ones(batch, done)], 1)
+            self._masks, self._first = self.view.masks.of_steps(seen, steps), start
+        rows = slice(start - self._first, end - self._first)
+        masks = {kind: mask[:, :, rows, :end] for kind, mask in self._masks.items()}
+        positions = self._prompt.sum(1, keepdim=True) + done + torch.arange(count)
+        logits = self.view(tokens, positions, masks, self._rows, count)
+        self._seen, self._rows = end, torch.arange(batch, dtype=torch.int32)
         return logits
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only, from the next pass
         on.
         """
-        self._seen, self._next, self._rows = (
-            tensor[alive] for tensor in (self._seen, self._next, self._rows)
-        )
+        self._prompt, self._rows = self._prompt[alive], self._rows[alive]
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
 
     def describe(self) -> Table:

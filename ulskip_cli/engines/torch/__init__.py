@@ -1,16 +1,20 @@
-"""The engine on torch: our own loop with preallocated KV caches, packed weights, CPU kernels and
-compiled steps.
+"""The engines on torch: our own loop with preallocated KV caches, packed weights, CPU kernels and
+compiled steps; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ulskip_cli.core.capabilities import ALL, Need
+from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
 from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.engines.transformers import Transformers
 
 
 class Torch(Engine):
-    """Our own decode loop on torch: drafts, early exit, compiled steps."""
+    """Our own decode loop on torch. Requests that need early exit or drafts are decoded by the
+    engines of these methods.
+    """
 
     supports: ClassVar[frozenset[Need]] = ALL - {
         Need.BEAMS,
@@ -20,14 +24,56 @@ class Torch(Engine):
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
+    def engine_for(self, needs: Set[Need], model: Any = None) -> tuple[Engine, str | None]:
+        """Return the engine of the loop that decodes requests with these needs."""
+        engine, remedy = self._method(needs)
+        problem = model is not None and _problem(model)
+        if problem:
+            raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
+        return engine, None
+
+    @staticmethod
+    def _method(needs: Set[Need]) -> tuple[Engine, str]:
+        """Return the engine, and what does without it."""
+        if Need.EARLY_EXIT in needs:
+            return EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
+        if Need.DRAFTS in needs:
+            return Speculative(name="speculative"), Need.DRAFTS.remedy
+        return Torch(name="torch"), "engine=auto, which selects another engine"
+
+
+class EarlyExit(Torch):
+    """Decode steps that end at the layer whose prediction is confident enough."""
+
+    supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.EARLY_EXIT]
+    session = "ulskip_cli.engines.early_exit:EarlyExitSession"
+
+
+class Speculative(Torch):
+    """Drafts that the full model checks in the loop."""
+
+    supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.DRAFTS]
+
+    def open(self, views: Any, room: Any) -> Any:
+        """Return a session of the full model, whatever view drafts."""
+        return super().open(views.at_full_depth(), room)
+
 
 class Auto(Torch):
-    """The engine on torch, or transformers for options that the former does not support."""
+    """The engine on torch, or transformers for what our loop does not support."""
 
     supports: ClassVar[frozenset[Need]] = ALL
 
-    def supported(self, needs: Set[Need]) -> frozenset[Need]:
-        """Return what is supported by the engine that decodes requests with these needs."""
-        from ulskip_cli.engines.transformers import Transformers
+    def engine_for(self, needs: Set[Need], model: Any = None) -> tuple[Engine, str | None]:
+        """Return the engine of our loop, or transformers and the reason."""
+        reason = texts(needs - Torch.supports) or (model is not None and _problem(model)) or None
+        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
+            return Transformers(name="transformers"), reason
+        return super().engine_for(needs, model)
 
-        return Torch.supports if needs <= Torch.supports else Transformers.supports
+
+def _problem(model: Any) -> str | None:
+    """Return the property of a model that the loop does not support, or None."""
+    from ulskip_cli.engines.torch.session import unsupported_by_loop
+
+    return unsupported_by_loop(model)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
@@ -31,16 +30,8 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
 
-def unsupported_by_loop(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """Return the property of a model or the option that our loop does not support, or None if it
-    supports everything.
-    """
-    if decoding.num_beams > 1:
-        return f"decoding.num_beams={decoding.num_beams}"
-    if decoding.generate_kwargs:
-        return f"decoding.generate_kwargs ({', '.join(decoding.generate_kwargs)})"
-    if decoding.stop:
-        return "decoding.stop"
+def unsupported_by_loop(model: PreTrainedModel) -> str | None:
+    """Return the property of a model that our loop does not support, or None."""
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
@@ -57,7 +48,8 @@ class ModelSession(SteppingSession):
     # The layers of the prompt model whose keys and values the steps read; empty: all.
     kept: Sequence[int] = ()
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *settings: object) -> None:
+        """Open a session; it needs no room and no format of weights."""
         self.views, self.prompt_model = views, views.model
         self.steps: Any = None
 
@@ -97,7 +89,6 @@ class TorchSession(ModelSession):
     """Greedy decoding and sampling with the views of a plan."""
 
     def __init__(self, views: Views, *settings: object) -> None:
-        """Open a session; it needs no room and no format of weights."""
         super().__init__(views)
         self.prompt_model, self.kept = views.prompt_model, views.stages[0].kept
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
@@ -147,10 +138,20 @@ class TorchSession(ModelSession):
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
         """Return the steps of the first stage, compiled ones if `prepare` made some."""
         self._now = self._compiled.get(_shape(request), []) if _compiles(request) else []
+        mask, several = request.attention_mask, bool(request.decoding.draft_tokens)
         if not self._now:
-            return EagerSteps(self.decode_models[0], cache, request.attention_mask, request.length)
-        self._now[0].begin(cache, request.attention_mask, request.length)
+            return EagerSteps(self.decode_models[0], cache, mask, request.length, several)
+        self._now[0].begin(cache, mask, request.length)
         return self._now[0]
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+        logits: Tensor = self.steps.forward(tokens, self.steps.view, self.steps.cache)
+        return logits
+
+    def remove(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        self.steps.cursor.length -= count
 
     def switch(self, stage: int) -> None:
         """Continue with the view of a later stage, which takes over the keys and values of its
@@ -170,8 +171,9 @@ class TorchSession(ModelSession):
 
 
 def _compiles(request: BatchRequest) -> bool:
-    asked, is_on_gpu = request.decoding.compile, request.input_ids.device.type == "cuda"
-    return asked == "on" or (asked == "auto" and is_on_gpu)
+    decoding, is_on_gpu = request.decoding, request.input_ids.device.type == "cuda"
+    is_chosen = decoding.compile == "auto" and is_on_gpu and not decoding.draft_tokens
+    return decoding.compile == "on" or is_chosen
 
 
 def _shape(request: BatchRequest) -> tuple[int, int]:

@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
@@ -15,7 +20,7 @@ from ulskip_cli.inference import kv_cache, shallow_view
 
 
 class TransformersSession(EngineSession):
-    """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
+    """Decoding with transformers' `generate`."""
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
@@ -44,7 +49,7 @@ class TransformersSession(EngineSession):
                 attention_mask=request.attention_mask,
                 generation_config=GenerationConfig(**settings),
                 stopping_criteria=[observer],
-                tokenizer=self.views.tokenizer if stops else None,
+                tokenizer=request.tokenizer if stops else None,
             )
         # transformers checks many options only when it uses them
         except (TypeError, ValueError) as error:
@@ -60,7 +65,7 @@ class TransformersSession(EngineSession):
         clock = Clock(start, prefilled_at, observer.first_at, now(self.device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
         if stops:
-            rows = [self._until_stop(row, stops) for row in rows]
+            rows = [_until_stop(row, stops, request.tokenizer) for row in rows]
         return BatchOutput.of(request, rows, clock, self._kv_bytes)
 
     def _on_prefill(self, cache: DynamicCache) -> None:
@@ -69,19 +74,6 @@ class TransformersSession(EngineSession):
             kv_cache.kv_bytes(cache),
             kv_cache.kv_bytes(cache, self.views.stages[0].kept),
         )
-
-    def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
-        """Truncate a sequence behind its first stop string; `generate` runs until all sequences
-        have stopped.
-        """
-        tokenizer = self.views.tokenizer
-        assert tokenizer is not None
-
-        def stopped(length: int) -> bool:
-            text = tokenizer.decode(row[:length], skip_special_tokens=True)
-            return any(stop in text for stop in stops)
-
-        return row[: bisect_left(range(len(row)), True, key=stopped)]
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
@@ -103,3 +95,18 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         self.first_at = self.first_at or now(self.device)
         self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
+
+
+def _until_stop(
+    row: list[int], stops: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
+) -> list[int]:
+    """Truncate a sequence behind its first stop string; `generate` runs until all sequences have
+    stopped.
+    """
+    assert tokenizer is not None
+
+    def stopped(length: int) -> bool:
+        text = tokenizer.decode(row[:length], skip_special_tokens=True)
+        return any(stop in text for stop in stops)
+
+    return row[: bisect_left(range(len(row)), True, key=stopped)]
