@@ -203,7 +203,8 @@ def _merge_linears(module: torch.fx.GraphModule) -> None:
     for node in graph.nodes:
         if node.target in (ops.linear, ops.linear.default):
             products[node.args[0]].append(node)
-    for hidden, nodes in products.items():
+    for nodes in products.values():
+        hidden = nodes[0].args[0]  # the product of an earlier layer was replaced meanwhile
         packed, biases, sizes = ([node.args[i] for node in nodes] for i in (1, 2, 3))
         with graph.inserting_before(nodes[0]):
             merged = graph.call_function(ops.linears.default, (hidden, packed, biases, sizes))
