@@ -78,11 +78,12 @@ def test_ratios_are_taken_pair_by_pair():
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass with every unit, and the full model's seconds per step in each unit."""
-    state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0))
+    state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0), rounds=[])
     monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
 
-    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, earlier=()):
+    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, last=(), first=0):
         state.now += state.unit
+        state.rounds += range(first, first + count)
         return [TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))]
 
     monkeypatch.setattr(paired_timing, "measure_rounds", measure)
@@ -91,11 +92,12 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def units_of(llama, clock, tmp_path):
-    def measured(read_rate=lambda: 1e9, origin=None, **speed):
+    def measured(read_rate=lambda: 1e9, origin=None, batch_size=2, **speed):
         pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
         stored = FinishedUnits(tmp_path / "units.json", origin or {})
-        first = TimedPairs(outputs(2), outputs(1), earlier=stored.pairs)
-        opened = Opened(pair, first, stored)
+        first = TimedPairs(outputs(2), outputs(1))
+        earlier = stored.read(first.pairs, batch_size)
+        opened = Opened(pair, replace(first, earlier=earlier), stored)
         report = ProgressCallback().phase("", 0)
         (timed,) = measure_units([opened], SpeedConfig(**speed), report, read_rate)
         stored.remove()
@@ -116,6 +118,12 @@ def test_units_end_when_the_time_is_spent(units_of, clock):
     timed = units_of(seconds=75)
     assert len(timed.units) == 7  # an eighth would end after 80 seconds
     assert len(units_of(seconds=0).units) == UNITS
+
+
+def test_units_go_on_with_the_rounds(units_of, clock):
+    clock.unit = 1.0
+    units_of(seconds=40)
+    assert clock.rounds == list(range(1, len(clock.rounds) + 1)) and len(clock.rounds) > UNITS
 
 
 def test_a_short_step_gets_many_pairs(units_of):
@@ -148,7 +156,8 @@ def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
 def test_finished_units_of_other_code_do_not_count(units_of):
     with pytest.raises(KeyboardInterrupt):
         units_of(interrupted_after(2), {"git_commit": "a"}, seconds=0)
-    assert len(units_of(origin={"git_commit": "b"}, seconds=0).timing().pairs.units) == UNITS
+    for changed in ({"origin": {"git_commit": "b"}}, {"batch_size": 1}):
+        assert len(units_of(**changed, seconds=0).timing().pairs.units) == UNITS
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():

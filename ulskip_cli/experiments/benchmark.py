@@ -65,6 +65,7 @@ def run_in_rounds(
 
 
 def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
+    """Time all points in the same rounds, with the settings of the first one."""
     first = ready[0].run
     speed = first.timed.speed.replace(new_tokens=first.plan.timed_tokens)
     label = f"{len(ready)} engines in rounds: seconds of timing"

@@ -8,14 +8,15 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 UNITS = 3  # the least number of units that has an interval
-CONFIDENCE, NORMAL = 0.95, 1.96  # and half such an interval of a normal distribution
+CONFIDENCE = 0.95
+NORMAL = 1.96  # half such an interval of a normal distribution, in standard deviations
 # Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
 PROCESS_SPREAD = 0.015
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its interval; the ends are None if there are too few units or
-    examples.
+    """A value with the ends of its interval; the ends are None where an interval is needed and
+    there are too few units or examples.
     """
 
     value: float
@@ -78,6 +79,7 @@ def student_t(freedom: int) -> float:
 
 
 def _inside(t: float, freedom: int) -> float:
+    """Return the probability of |T| < t."""
     angle = math.atan(t / math.sqrt(freedom))
     term, total = (1.0, 0.0) if freedom % 2 == 0 else (math.cos(angle), 0.0)
     for order in range(freedom % 2 + 2, freedom + 1, 2):

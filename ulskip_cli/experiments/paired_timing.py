@@ -184,20 +184,20 @@ def measure_rounds(
     count: int,
     warmup: int = WARM_UP,
     on_pair: Callable[[int], None] = lambda done: None,
-    earlier: Sequence[TimedPairs] = (),
+    last: Sequence[TimedPairs] = (),
+    first: int = 0,
 ) -> list[TimedPairs]:
     """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
     can be compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds
-    continue those of the `earlier` measurements.
+    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. Turns are as long
+    as the `last` measurements of the pairs tell, and rounds have numbers from `first` on.
     """
     timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
-    for i, (pair, past) in enumerate(zip(pairs, earlier, strict=False)):
+    for i, (pair, past) in enumerate(zip(pairs, last, strict=False)):
         turns[i] = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
-    first = len(earlier[0].strategy) if earlier else 0
     num_timed = 0
     for number in range(first, first + warmup + count):
         for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
@@ -226,14 +226,18 @@ class FinishedUnits:
     """The timed units of an unfinished run; if it is interrupted, the next attempt adds its own."""
 
     def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
-        """Read the units that an earlier attempt stored in `path`; those of another `origin` (code
-        and machine) do not count.
-        """
         self.path, self._origin = path, json.loads(json.dumps(origin))
-        self.pairs: Pairs | None = None
-        stored = read_object(path)
-        if stored and stored.get("origin") == self._origin:
-            self.pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
+
+    def read(self, first: Pairs, batch_size: int) -> Pairs | None:
+        """Return the units that an earlier attempt stored. Those of another origin (code and
+        machine) or batch size, or that ran by other means than the `first` pair, do not count.
+        """
+        self._origin["batch_size"] = batch_size
+        stored = read_object(self.path)
+        if not stored or stored.get("origin") != self._origin:
+            return None
+        pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
+        return pairs if pairs.strategy.how == first.strategy.how else None
 
     def write(self, pairs: Pairs) -> None:
         """Store all units so far."""
@@ -257,7 +261,8 @@ def open_pair(
     batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
     pair = Pair(full, strategy, batches, decode_context(config, workload))
     (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
-    return Opened(pair, replace(first, batch_size=batch_size, earlier=stored.pairs), stored)
+    earlier = stored.read(first.pairs, batch_size)
+    return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
 
 
 def measure_units(
@@ -273,11 +278,11 @@ def measure_units(
     once a unit. The full model of the first pair is the reference of all.
     """
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
-    pairs, earlier = [one.pair for one in opened], [one.first for one in opened]
-    firsts = [output for first in earlier for output in (*first.full, *first.strategy)]
-    round_seconds = sum(output.total_seconds for output in firsts)
-    timed = [replace(first, full=[], strategy=[]) for first in earlier]
-    num_units = 0
+    pairs, last = [one.pair for one in opened], [one.first for one in opened]
+    outputs = [output for first in last for output in (*first.full, *first.strategy)]
+    round_seconds = sum(output.total_seconds for output in outputs)
+    timed = [replace(first, full=[], strategy=[]) for first in last]
+    num_units, num_rounds = 0, 1
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(pair.pairs.is_precise(speed.precision) for pair in timed)
@@ -288,12 +293,13 @@ def measure_units(
             began=datetime.now(UTC).isoformat(timespec="seconds"),
             bytes_per_second=read_rate(),
         )
-        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, earlier=earlier)
+        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, last=last, first=num_rounds)
         timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
         for one, measured in zip(opened, timed, strict=True):
             one.stored.write(measured.pairs)
-        earlier, before = timed, elapsed
-        num_units, elapsed = num_units + 1, time.monotonic() - began
+        last, before = timed, elapsed
+        num_units, num_rounds = num_units + 1, num_rounds + count
+        elapsed = time.monotonic() - began
         round_seconds = max(
             1e-9, (elapsed - before) / count
         )  # other processes may slow this one down

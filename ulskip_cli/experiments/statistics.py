@@ -70,15 +70,16 @@ def speedup_text(record: Record) -> str:
 
 
 def _measured(record: Record, words: str = "") -> str:
-    """Format a measured speedup with its interval; a range if it depends on the machine's state."""
+    """Format a measured speedup with its interval; a range if it depends on the machine's state.
+    `words` follow the number, e.g. ` as fast`.
+    """
     assert record.speedup
+    runs = f", {record.num_processes} runs" if record.num_processes > 1 else ""
+    if spread := record.state_range:
+        _, lowest, highest = spread
+        return f"{lowest:.2f}x to {highest:.2f}x{words} (by the state of the machine{runs})"
     value, low, high = record.speedup
     ends = FEW_UNITS if low is None else f"{low:.2f} to {high:.2f}"
-    count = record.num_processes
-    runs = f", {count} runs" * (count > 1)
-    if spread := record.state_range:
-        lowest, highest = spread.low, spread.high
-        return f"{lowest:.2f}x to {highest:.2f}x{words} (by the state of the machine{runs})"
     return f"{value:.2f}x{words} ({ends}{runs})"
 
 

@@ -251,25 +251,26 @@ class Tuning:
         for trial, candidate in ranked:
             same = trial.kept_layers, candidate.config.correction.label
             distinct.setdefault(same, (trial, candidate))
-        return self._choose(list(distinct.values())[: self.config.finalists], num_kept)
+        finalists = list(distinct.values())[: self.config.finalists]
+        return self._choose(finalists, num_kept), tuple(candidate for _, candidate in finalists)
 
     def _choose(
         self,
         ranked: Sequence[tuple[Trial, Candidate]],
         num_kept: int,
         known: Sequence[Chosen] = (),
-    ) -> tuple[Chosen, tuple[Candidate, ...]]:
-        """Measure candidates; return the best one, with those measured before, and all of them."""
+    ) -> Chosen:
+        """Measure candidates; return the best of them and of the `known`, which were measured."""
         # Free the weights before the sweep loads them.
         self._loss, self._session = None, Session(self.progress)
         configs = [candidate.at(self.request.num_layers, num_kept) for _, candidate in ranked]
         records = self._measure(
             [config.replace(speed=config.speed.replace(enabled=False)) for config in configs]
         )
-        points = [*known, *(Chosen(*pair, row) for pair, row in zip(ranked, records, strict=True))]
+        measured = zip(ranked, records, strict=True)
+        points = [*known, *(Chosen(trial, made, row) for (trial, made), row in measured)]
         points.sort(key=lambda point: point.trial.loss)
-        best = points[decide([point.record for point in points])]
-        return best, tuple(candidate for _, candidate in ranked)
+        return points[decide([point.record for point in points])]
 
     def _with_adapter(self, chosen: Chosen) -> Chosen:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the
@@ -298,7 +299,7 @@ class Tuning:
         self.progress.note(
             f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}"
         )
-        return self._choose([(trial, candidate)], chosen.num_kept, [chosen])[0]
+        return self._choose([(trial, candidate)], chosen.num_kept, [chosen])
 
     def _try(self, step: str, candidate: Candidate, num_kept: int) -> Trial | None:
         """Return the trial of a candidate, or None if it does not apply."""

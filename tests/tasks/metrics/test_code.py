@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics import code
-from ulskip_cli.tasks.metrics.code import PassAt1, passes
+from ulskip_cli.tasks.metrics.code import PassAt1, passes, program
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 SOURCE = 'from math import pi\n\n\ndef area(r):\n    """Area of a circle."""\n'
@@ -12,6 +12,8 @@ RIGHT = [
     "return pi * r * r",
     "def area(r):\n    return helper(r)\n\n\ndef helper(r):\n    return pi * r * r",
     "import math\n\ndef area(r):\n    return math.pi * r * r",
+    "square = r * r\n    return pi * square",  # the first line lost its indentation
+    "   square = r * r\n    return pi * square",
 ]
 WRONG = [
     "    return r",
@@ -28,11 +30,11 @@ def metric(allow_code):
 
 
 def test_pass_at_1_is_the_share_of_answers_that_pass_and_is_compared_with_full():
-    texts, full = [*RIGHT, *WRONG], [RIGHT[0]] * 10
-    answers = Answers(texts, full, [SOURCE] * 10, full, [TEST] * 10)
+    texts, full = [*RIGHT, *WRONG], [RIGHT[0]] * 12
+    answers = Answers(texts, full, [SOURCE] * 12, full, [TEST] * 12)
     scores = metric(True).score(answers)
-    assert scores.values == {"pass_at_1": 40.0}
-    assert scores.against_full["pass_at_1"]["delta"] == -60.0
+    assert scores.values == {"pass_at_1": 50.0}
+    assert scores.against_full["pass_at_1"]["delta"] == -50.0
     assert scores.against_full["pass_at_1"]["p_value"] < 0.05
     assert "Python 3" in scores.signatures["pass_at_1"]
 
@@ -68,3 +70,8 @@ def test_a_program_sees_an_empty_folder_and_no_variables(monkeypatch):
     assert passes(
         "import os\nassert os.listdir() == ['answer.py']\nassert 'SECRET' not in os.environ"
     )
+
+
+def test_a_function_without_a_docstring_may_be_defined_anew():
+    assert passes(program("from math import pi\n\ndef area(r):", RIGHT[2], TEST))
+    assert passes(program("from math import pi\n\ndef area(r):", RIGHT[0], TEST))

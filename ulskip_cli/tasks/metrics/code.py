@@ -93,17 +93,29 @@ class PassAt1(SegmentMetric):
 
 def program(source: str, answer: str, test: str) -> str:
     """Return the program that tests an answer. The answer continues the function at the end of
-    `source`, or defines it anew.
+    `source`, or defines it anew; a body may lack the indentation of all lines or of the first.
 
     >>> print(program("def one():", "return 1", "assert one() == 1"))
     def one():
         return 1
     assert one() == 1
     """
-    is_body = not {*_FUNCTION.findall(source)[-1:]} <= {*_FUNCTION.findall(answer)}
-    if is_body and not answer[:1].isspace():
-        answer = textwrap.indent(answer, "    ")
-    return f"{source.rstrip()}\n{answer}\n{test}"
+    source, defined = source.rstrip(), _FUNCTION.findall(source)[-1:]
+    if {*defined} <= {*_FUNCTION.findall(answer)}:
+        before = source[: source.rfind("def ")] if defined else source
+        forms = [f"{source}\n{answer}", f"{before}\n{answer}"]
+    else:
+        body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")
+        forms = [f"{source}\n{body}", f"{source}\n    {answer.lstrip()}"]
+    return f"{next(filter(_is_valid, forms), forms[0])}\n{test}"
+
+
+def _is_valid(code: str) -> bool:
+    try:
+        compile(code, "answer", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def passes(code: str) -> bool:
