@@ -37,7 +37,7 @@ def unsure_drafters():
     once.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculative, "CONFIDENCE", 0.0)
+        patch.setattr(speculative, "MIN_PROBABILITY", 0.0)
         patch.setattr(speculative, "MEASUREMENTS", 1)
         yield
 
@@ -96,7 +96,7 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
 
 def test_nothing_is_drafted_behind_an_improbable_draft(llama, monkeypatch):
     ids, mask = alone()
-    monkeypatch.setattr(speculative, "CONFIDENCE", 1.1)
+    monkeypatch.setattr(speculative, "MIN_PROBABILITY", 1.1)
     drafts = decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0)).drafts
     # nothing is drafted in front of the last token
     assert drafts.drafted in (drafts.passes, drafts.passes - 1)

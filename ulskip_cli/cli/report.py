@@ -9,7 +9,7 @@ from ulskip_cli.cli.options import PATH
 from ulskip_cli.cli.show import make_console
 from ulskip_cli.core.errors import UsageError, require_choice
 
-NO_TERMINAL = 100  # columns of output into a file or a pipe
+WIDTH_IN_FILE = 100  # columns of output into a file or a pipe
 FORMATS = ("terminal", "latex")
 WORSE = 3  # exit code of --check
 
@@ -80,7 +80,7 @@ def report(
         print(paper.paper_latex(made.table4), end="")
         return
     written = build.write(made, output, plots, html, examples)
-    build.show(made, written, make_console(NO_TERMINAL))
+    build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
         print("\n".join(f"surely worse: {loss}" for loss in losses))
         raise typer.Exit(WORSE)

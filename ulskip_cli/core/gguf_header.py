@@ -25,7 +25,7 @@ _NUMBERS = {
     11: "q",
     12: "d",
 }
-_TEXT, _ARRAY, _COUNT, _LENGTH = 8, 9, 4, 10
+_TEXT, _ARRAY, _UINT32, _UINT64 = 8, 9, 4, 10
 # Types that are not quantized.
 _DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
 _MAX_ITEMS = 10_000  # lists of more numbers are counted, not read
@@ -54,16 +54,15 @@ def unsupported_by_gguf(config: Table) -> str | None:
     # Qwen's window has an effect in some layers only, and only if the config asks for it.
     slides = window and (kind == "mistral" or config.get("use_sliding_window"))
     types = ", ".join(GGUF_ARCHITECTURES)
-    reasons = {
-        f"expected model_type={types}, got {kind}": kind not in GGUF_ARCHITECTURES,
-        f"expected rope_type=default, got {rope_type}": rope_type != "default",
-        "expected attention_bias=false and mlp_bias=false": (
-            config.get("attention_bias") or config.get("mlp_bias")
-        ),
-        f"expected sliding_window=null, got {window}": slides,
-        f"expected hidden_act=silu, got {activation}": activation != "silu",
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    has_bias = config.get("attention_bias") or config.get("mlp_bias")
+    reasons = [
+        (kind not in GGUF_ARCHITECTURES, f"expected model_type={types}, got {kind}"),
+        (rope_type != "default", f"expected rope_type=default, got {rope_type}"),
+        (has_bias, "expected attention_bias=false and mlp_bias=false"),
+        (slides, f"expected sliding_window=null, got {window}"),
+        (activation != "silu", f"expected hidden_act=silu, got {activation}"),
+    ]
+    return next((reason for holds, reason in reasons if holds), None)
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,13 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
         with file.open("rb") as stream:
             metadata, shapes, types = _Reader(stream, size).header()
             config = {**_sizes(metadata), "dtype": _dtype(types)}
+    except UsageError:
+        raise
     except Exception as error:  # the file may contain anything
         raise UsageError(
-            f"expected model.path to be a GGUF file, got {file} with an error: {error}; download it"
-            " again; `git lfs pull` replaces a git-lfs pointer"
+            f"expected model.path to be a GGUF file, got {file} with an error"
+            f" ({type(error).__name__}: {error}); download it again; `git lfs pull` replaces a"
+            " git-lfs pointer"
         ) from None
     width = DTYPE_BYTES[config["dtype"]]
     tensors = {
@@ -102,7 +104,10 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
 
 def _sizes(metadata: Table) -> Table:
     if (parts := metadata.get("split.count", 1)) != 1:
-        raise ValueError(f"it is one of {parts} parts, which `llama-gguf-split --merge` joins")
+        raise UsageError(
+            f"expected model.path to be a whole GGUF file, got one of {parts} parts; join them with"
+            " `llama-gguf-split --merge`"
+        )
     architecture = metadata["general.architecture"]
     found = {key: metadata.get(f"{architecture}.{name}") for key, name in _SIZES.items()}
     # Layers that predict several tokens at once are no layers of the decoder.
@@ -110,7 +115,7 @@ def _sizes(metadata: Table) -> Table:
     if isinstance(heads := found["num_attention_heads"], list):
         found["num_attention_heads"] = max(heads)
     found["model_type"] = architecture
-    found["vocab_size"] = metadata.get("tokenizer.ggml.tokens")
+    found["vocab_size"] = metadata.get("tokenizer.ggml.tokens")  # the reader counts lists of texts
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -129,20 +134,20 @@ class _Reader:
         self._stream, self._size = stream, size
 
     def header(self) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
-        """Return the metadata, with counts in place of long lists, and shapes and types of the
-        tensors.
+        """Return the metadata, with counts in place of texts' lists and of long lists, and the
+        shapes and types of the tensors.
         """
-        if self._stream.read(4) != b"GGUF" or self._number(_COUNT) not in (2, 3):
+        if self._stream.read(4) != b"GGUF" or self._number(_UINT32) not in (2, 3):
             raise ValueError("it does not begin as version 2 or 3 of the format")
-        num_tensors, num_keys = self._number(_LENGTH), self._number(_LENGTH)
-        metadata = {self._text(): self._value(self._number(_COUNT)) for _ in range(num_keys)}
+        num_tensors, num_keys = self._number(_UINT64), self._number(_UINT64)
+        metadata = {self._text(): self._value(self._number(_UINT32)) for _ in range(num_keys)}
         shapes, types = dict[str, tuple[int, ...]](), set[int]()
         for _ in range(num_tensors):
             name = self._text()
-            sizes = [self._number(_LENGTH) for _ in range(self._number(_COUNT))]
+            sizes = [self._number(_UINT64) for _ in range(self._number(_UINT32))]
             shapes[name] = tuple(reversed(sizes))
-            types.add(self._number(_COUNT))
-            self._number(_LENGTH)  # the place of its values
+            types.add(self._number(_UINT32))
+            self._number(_UINT64)  # the place of its values
         return metadata, shapes, types
 
     def _bytes(self, count: int) -> bytes:
@@ -157,17 +162,17 @@ class _Reader:
         return number
 
     def _text(self) -> str:
-        return self._bytes(self._number(_LENGTH)).decode()
+        return self._bytes(self._number(_UINT64)).decode()
 
     def _value(self, kind: int) -> object:
         if kind == _TEXT:
             return self._text()
         if kind != _ARRAY:
             return self._number(kind)
-        kind, count = self._number(_COUNT), self._number(_LENGTH)
+        kind, count = self._number(_UINT32), self._number(_UINT64)
         if kind == _TEXT:
             for _ in range(count):
-                self._bytes(self._number(_LENGTH))
+                self._bytes(self._number(_UINT64))
             return count
         if count <= _MAX_ITEMS:
             return [self._number(kind) for _ in range(count)]

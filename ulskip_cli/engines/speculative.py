@@ -2,8 +2,6 @@
 defines `check`, checks them in one pass.
 """
 
-import functools
-import timeit
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -32,7 +30,7 @@ from ulskip_cli.strategies.cost import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
 MEASUREMENTS = 7  # of each cost; the shortest time counts
-CONFIDENCE = 0.6  # probability of a draft; nothing is drafted behind a less probable one
+MIN_PROBABILITY = 0.6  # probability of a draft; nothing is drafted behind a less probable one
 LONGEST = 3  # tokens that are looked up
 UNLIMITED = 1_000_000  # drafts of one proposal
 PRIOR_ACCEPTED, PRIOR_TESTED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
@@ -86,7 +84,7 @@ class LayerDrafter:
             ids = torch.cat([ids, tokens], dim=1)
             if len(drafted) < count:
                 chance = (scores.gather(-1, tokens) - scores.logsumexp(dim=-1)).exp()
-                if float(chance) < CONFIDENCE:
+                if float(chance) < MIN_PROBABILITY:
                     break
         self.steps.cursor.length = seen
         return Drafts(ids[:, length:], torch.stack(drafted, dim=1))
@@ -127,7 +125,8 @@ class DraftLength:
             return min(int(self.setting), most)
         counts = range(1, min(len(self.check_costs), most + 1))
         allowed = [count for count in counts if self.cost(count) - 1 <= self.credit]
-        return max([0, *allowed], key=self.rate) or len(allowed[:1])
+        best = max([0, *allowed], key=self.rate)
+        return best or (1 if allowed else 0)
 
     def update(self, accepted: int, drafted: int) -> None:
         """Count a check. Drafts after the first rejected one are not counted; a plain step counts 0
@@ -155,6 +154,8 @@ class Drafting:
     def __init__(self) -> None:
         self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
         self._view: PreTrainedModel | None = None  # drafts
+        self._stats = DraftStats()
+        self._check_costs: Sequence[float] = []
 
     def drafters(
         self, session: Any, request: BatchRequest, sampler: TokenSampler
@@ -175,30 +176,29 @@ class Drafting:
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
     def prepare(self, session: Any, request: BatchRequest) -> float:
-        """Measure the costs of drafts and checks once."""
-        key, device = _drafting_kind(request), request.input_ids.device
-        size, decoding = key
-        if key in self._costs or not size:
+        """Measure the costs of drafts and checks once; return the seconds that this took."""
+        key, device = _costs_key(request), request.input_ids.device
+        largest, decoding = key
+        if key in self._costs or not largest:
             return 0.0
         began = now(device)
-        session.encode(replace(request, length=size + 1))
+        session.encode(replace(request, length=largest + 1))
         ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
         sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
         drafters = self.drafters(session, request, sampler)
-        timer, count = functools.partial(now, device), len(drafters)
-        rounds = [
-            [
-                *(
-                    timeit.timeit(functools.partial(drafter.propose, ids, 1), timer=timer, number=1)
-                    for drafter in drafters
-                ),
-                *(self._check_seconds(session, ids, drafted, sampler) for drafted in range(size)),
-            ]
-            for _ in range(MEASUREMENTS)
-        ]
-        shortest = list(map(min, zip(*rounds, strict=True)))
-        costs = [seconds / shortest[count] for seconds in shortest]  # of drafts, then of checks
-        self._costs[key] = DraftCosts(costs[:count], list(accumulate(costs[count:], max)))
+        drafts, checks = [], []
+        for _ in range(MEASUREMENTS):  # in turns, because the machine's speed changes
+            drafts.append([_draft_seconds(drafter, ids) for drafter in drafters])
+            sizes = range(largest)
+            checks.append([self._check_seconds(session, ids, size, sampler) for size in sizes])
+        draft_seconds, check_seconds = (
+            [min(seconds) for seconds in zip(*rounds, strict=True)] for rounds in (drafts, checks)
+        )
+        step = check_seconds[0]
+        self._costs[key] = DraftCosts(
+            [seconds / step for seconds in draft_seconds],
+            [seconds / step for seconds in accumulate(check_seconds, max)],
+        )
         session.finish()
         return now(device) - began
 
@@ -216,7 +216,7 @@ class Drafting:
         end, stops = prompt_len + 1, set(request.stop_token_ids)
         drafters = self.drafters(session, request, sampler)
         # Learned anew for every batch, so that its time does not depend on what ran before.
-        costs = self._costs.get(_drafting_kind(request), DraftCosts([], []))
+        costs = self._costs.get(_costs_key(request), DraftCosts([], []))
         setting = request.decoding.draft_tokens
         lengths = [DraftLength(setting, cost, costs.checks) for cost in costs.drafts]
         self._stats, self._check_costs = DraftStats(), costs.checks
@@ -277,7 +277,13 @@ class Drafting:
         return seconds
 
 
-def _drafting_kind(request: BatchRequest) -> tuple[int, DecodingConfig]:
+def _draft_seconds(drafter: NgramDrafter | LayerDrafter, ids: Tensor) -> float:
+    began = now(ids.device)
+    drafter.propose(ids, 1)
+    return now(ids.device) - began
+
+
+def _costs_key(request: BatchRequest) -> tuple[int, DecodingConfig]:
     return min(MAX_CHECK, request.length - 1), request.decoding
 
 
@@ -289,5 +295,7 @@ def _count_drafts(tokens: Sequence[int], accepted: int, stops: Collection[int]) 
     until_eos = (i for i, token in enumerate(tokens[: accepted + 1], 1) if token in stops)
     gained = next(until_eos, None)
     if gained is None:
-        return DraftStats(1, accepted + 1, most, accepted)
-    return DraftStats(1, gained, min(gained, most), min(gained, accepted))
+        return DraftStats(passes=1, gained=accepted + 1, drafted=most, accepted=accepted)
+    return DraftStats(
+        passes=1, gained=gained, drafted=min(gained, most), accepted=min(gained, accepted)
+    )

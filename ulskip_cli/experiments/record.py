@@ -855,8 +855,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def has_two_depths(self) -> bool:
-        """True if the speed is that of another mean depth than the quality. This happens if the
-        depth varies, and the timed answers and the evaluated ones differ in length.
+        """True if the timed answers and the evaluated ones ran different mean depths, so that speed
+        and quality do not belong together: the depth varies, and the answers differ in length.
         """
         timed, evaluated = self.mean_kept_layers, self.evaluated_mean_kept_layers
         if not timed or not evaluated:

@@ -241,18 +241,20 @@ def check_plan(config: Config, plan: Plan) -> None:
 
 
 def _check_drafts(config: Config, plan: Plan) -> None:
+    """Refuse drafts in batches; layers draft only if some are skipped, and n-grams alone only for
+    the full model.
+    """
     if config.batch_size > 1:
         raise NotApplicable(
             f"expected batch_size=1 with drafts, which gain nothing in batches, got"
             f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
         )
-    with_layers = config.decoding.drafts_with_layers
-    if with_layers and plan.keeps_all:
-        layers, remedy = "some", "strategy=unified, decoding.draft=ngram"
-    elif not with_layers and not plan.keeps_all:
-        layers, remedy = "no", "strategy=full"
-    else:
+    with_layers, skips = config.decoding.drafts_with_layers, not plan.keeps_all
+    if with_layers == skips:
         return
+    layers, remedy = "no", "strategy=full"
+    if with_layers:
+        layers, remedy = "some", "strategy=unified, decoding.draft=ngram"
     raise NotApplicable(
         f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers,"
         f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"

@@ -43,7 +43,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
             for held in (source.keys, source.values)
         )
         self.begin(source)
-        self.is_initialized = True
+        self.is_initialized = True  # transformers leaves other layers out of its counts
 
     def begin(self, source: DynamicLayer) -> None:
         """Copy the keys and values before the cursor, which may be those of a sliding window."""
