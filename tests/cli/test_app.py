@@ -40,7 +40,7 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "[3/4] 2 engines in rounds" in err
+    assert "[3/4] 2 engines in rounds: seconds of timing" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
     expected = "runs.jsonl configs table.md table.csv bench.md"
     assert files - {".locks"} == {*expected.split()}

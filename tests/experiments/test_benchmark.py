@@ -109,7 +109,7 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, decoders, kind,
     assert row["correction"] == stored
     assert row["step_bytes"] == step_bytes(3, patch=2 * size)  # two gaps
     assert row["full"]["step_bytes"] == step_bytes(6)
-    adapters = [adapter for args in decoders for adapter in args[3:4] if adapter]
+    adapters = [adapter for args in decoders for adapter in args[2:3] if adapter]
     tensors = [item for adapter in adapters for item in adapter.tensors.items()]
     assert sum(tensor.numel() for _, tensor in tensors) == 2 * size
     assert not any(tensor.any() for name, tensor in tensors if "down" not in name)

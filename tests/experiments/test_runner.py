@@ -15,6 +15,7 @@ from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.describe import describe_schedule
+from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.cost import LatencyFit
@@ -113,7 +114,7 @@ def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatc
 
     monkeypatch.setattr(Decoder, "run", counted)
     run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
-    assert timed.count(5) == 2  # rounds
+    assert timed.count(5) == 1 + UNITS  # rounds
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
@@ -132,7 +133,7 @@ def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
     assert half["measured_speedup"] > 0
     assert "bleu" not in half
     assert half["throughput_from"] == "timed pairs"
-    assert half["prompt_tokens"] == 2 * 8 * 64
+    assert half["prompt_tokens"] == UNITS * 8 * 64
     assert full["training"] == "none: random weights"
     assert any("random, so this row has times but no quality" in text for text in half["warnings"])
 
@@ -142,7 +143,7 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
     monkeypatch.setattr(runner, "fit_step_latency", lambda *args: calls.append(1) or line)
     monkeypatch.setattr(
-        runner, "make_pair_timer", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3)
+        runner, "make_pair_timer", lambda *args: lambda depth: (depth, 7 / (1 + depth))
     )
     session = Session()
     row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
@@ -222,6 +223,6 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     assert (full["engine"], whole["engine"]) == ("transformers", "torch")
     assert (whole["baseline_id"], whole["bleu"]) == (full["id"], full["bleu"])
     assert whole["measured_speedup"] is not None and whole["predicted_speedup"] is None
-    engines = {side: pairs["engine"] for side, pairs in whole["pairs"].items()}
+    engines = {side: whole["pairs"][side]["engine"] for side in ("full", "strategy")}
     assert engines == {"full": "transformers", "strategy": "torch"}
     assert run_point(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]

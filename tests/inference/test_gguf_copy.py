@@ -9,7 +9,7 @@ from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference import gguf_copy
-from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.loading import load, load_tokenizer
 
 pytest.importorskip("gguf")
 
@@ -62,7 +62,7 @@ def test_a_gguf_file_is_loaded_like_the_model_that_it_contains(model_folder, fil
         torch.testing.assert_close(loaded.model(ids).logits, expected(ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     text = "der Hund <eos>"
-    assert loaded.tokenizer(text).input_ids == tokenizer(text).input_ids
+    assert load_tokenizer(hf(file))(text).input_ids == tokenizer(text).input_ids
     assert loaded.model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     assert loaded.notes["quantization"] == "whole.gguf, dequantized to float32"
     assert loaded.metadata.num_layers == expected.config.num_hidden_layers
@@ -92,7 +92,7 @@ def test_an_interrupted_conversion_leaves_nothing(file, cache, monkeypatch):
 def test_names_of_ends_in_the_vocabulary_end_answers(file, monkeypatch):
     monkeypatch.setattr(gguf_copy, "_ENDS", ("<pad>", "<|im_end|>"))
     loaded = load(hf(file, dtype="float32"))
-    vocabulary = loaded.tokenizer.get_vocab()
+    vocabulary = load_tokenizer(hf(file)).get_vocab()
     ends = sorted([vocabulary["<pad>"], vocabulary["<eos>"]])
     assert loaded.model.generation_config.eos_token_id == ends == loaded.model.config.eos_token_id
 

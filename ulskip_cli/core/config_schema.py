@@ -142,6 +142,11 @@ class CalibrationConfig(Options):
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )
 
+    @field_validator("task")
+    @classmethod
+    def _drop_nothing(cls, value: Table | None) -> Table | None:
+        return value or None
+
 
 class LauncherConfig(Options):
     """Options of the launcher, which runs the points of a sweep. Presets are in

@@ -147,7 +147,7 @@ class BatchOutput:
     engine: str = ""
     compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
     drafts: DraftStats | None = None
-    check_costs: Sequence[float] = ()  # of checks of 1, 2, ... tokens, in steps of one token
+    check_costs: tuple[float, ...] = ()  # of checks of 1, 2, ... tokens, in plain steps
     exits: ExitStats | None = None
     linear_backend: str = "torch"
     compiled: bool = False

@@ -204,7 +204,7 @@ class Drafting:
 
     def details(self) -> Table:
         """Return the counts of drafts and the costs of checks for the batch's `BatchOutput`."""
-        return {"drafts": self._stats, "check_costs": self._check_costs}
+        return {"drafts": self._stats, "check_costs": tuple(self._check_costs)}
 
     def decode(
         self, session: Any, ids: Tensor, request: BatchRequest, sampler: TokenSampler

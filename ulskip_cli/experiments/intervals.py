@@ -38,7 +38,7 @@ def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
     from the smallest to the largest, which is no interval.
 
     >>> [round(end, 2) for end in ratio_interval([[2.0, 2.1, 1.9]])]
-    [2.0, 1.74, 2.29]
+    [2.0, 1.76, 2.27]
     """
     logs = [[math.log(ratio) for ratio in units] for units in processes]
     every = list(itertools.chain.from_iterable(logs))

@@ -204,7 +204,7 @@ class Pairs(Section):
 
     strategy: Side
     full: Side | None = None
-    units: tuple[Unit, ...] = ()  # empty in rows of earlier versions, which had a single one
+    units: tuple[Unit, ...] | None = None  # None in rows of earlier versions
 
     @classmethod
     def pooled(cls, repetitions: Sequence[Self]) -> Self:
@@ -224,7 +224,7 @@ class Pairs(Section):
     def processes(self) -> list[list[slice]]:
         """Return the places of the pairs of each unit, for each repetition."""
         found, end = dict[int, list[slice]](), 0
-        for unit in self.units:
+        for unit in self.units or ():
             found.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
             end += unit.pairs
         return list(found.values())
@@ -258,7 +258,7 @@ class Pairs(Section):
         if self.full is None:
             return True
         value, _, high = self.speedup()
-        return len(self.units) >= UNITS and (high or math.inf) <= value * (1 + precision)
+        return len(self.units or ()) >= UNITS and (high or math.inf) <= value * (1 + precision)
 
     def speedups(self) -> Row:
         """Return the values of a row that are computed from the pairs of both sides."""

@@ -2,12 +2,12 @@
 written.
 
 runs.jsonl            one row per run, appended
-generations/ID.jsonl  the answer to every example; ID.partial.jsonl and ID.units.json (timed units)
-                      for an unfinished run
+generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
-.locks/               locks of writers and of running points
+.locks/               locks of writers and of running points, and ID.units.json with the timed
+                      units of an unfinished one
 """
 
 import contextlib
@@ -115,7 +115,7 @@ class ResultsFolder:
 
     def units_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its timed units."""
-        return self.path / "generations" / f"{run_id}.units.json"
+        return self.path / ".locks" / f"{run_id}.units.json"
 
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an

@@ -9,7 +9,7 @@ from reference import NUM_LAYERS, build_model, random_ids
 from torch.nn import functional
 
 from ulskip_cli.engines.torch import cpu_kernels, kernel_build
-from ulskip_cli.engines.torch.cpu_kernels import with_decode_kernels
+from ulskip_cli.engines.torch.cpu_kernels import with_decode_attention
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.inference import kv_cache, shallow_view
 
@@ -187,14 +187,14 @@ def test_passes_equal_those_of_sdpa(name, count, lengths):
     with torch.inference_mode():
         expected = logits_of(model)
         assert not lengths
-        got = logits_of(with_decode_kernels(model))
+        got = logits_of(with_decode_attention(model))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert lengths == [end for end in range(6 + count, 10, count) for _ in range(NUM_LAYERS)]
 
 
 def test_gradients_flow_without_the_kernel(llama, lengths):
     ids = random_ids(2, 1)
-    changed = with_decode_kernels(llama)
+    changed = with_decode_attention(llama)
     changed(ids, use_cache=False).logits.sum().backward()
     assert not lengths
     assert all(parameter.grad is not None for parameter in llama.parameters())
@@ -203,7 +203,7 @@ def test_gradients_flow_without_the_kernel(llama, lengths):
 def test_eager_attention_stays(llama, lengths):
     llama.set_attn_implementation("eager")
     with torch.inference_mode():
-        with_decode_kernels(llama)(random_ids(2, 1), use_cache=False)
+        with_decode_attention(llama)(random_ids(2, 1), use_cache=False)
     assert not lengths
 
 

@@ -173,7 +173,7 @@ def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypa
     def machine_with(patch, layer):
         line = LatencyFit.of(6, {6: 1 + 6 * layer, 2: 1 + 2 * layer})
         patch.setattr(runner, "fit_step_latency", lambda *args: line)
-        timer = lambda depth: (depth, [1 / line.share(depth)] * 3)  # noqa: E731
+        timer = lambda depth: (depth, 1 / line.share(depth))  # noqa: E731
         patch.setattr(runner, "make_pair_timer", lambda *args: timer)
 
     machine_with(monkeypatch, 1.0)

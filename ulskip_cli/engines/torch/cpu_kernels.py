@@ -3,7 +3,6 @@ compiled once on each machine.
 """
 
 import copy
-import functools
 import os
 import shlex
 import subprocess
@@ -177,28 +176,38 @@ def is_attended(layer: nn.Module) -> bool:
     )
 
 
-def activate(activation: nn.Module, hidden: Tensor) -> Tensor:
-    """Apply an activation to `hidden` [..., width], such that no row depends on the others."""
-    width = hidden.shape[-1]
-    rows = max(1, SERIAL // width) if width % VECTOR == 0 else 1
-    if hidden.numel() <= rows * width:
-        result: Tensor = activation(hidden)
-        return result
-    parts = torch.split(hidden.reshape(-1, width), rows)
-    return torch.cat([activation(part) for part in parts]).view(hidden.shape)
+def is_activation(module: nn.Module) -> bool:
+    """Return True for a module that is an activation, e.g. SiLU."""
+    return type(module).__module__ in _ACTIVATIONS
 
 
-def with_decode_kernels(view: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`, and
-    whose activations are computed row by row; the kernel must be loaded.
+class RowWiseActivation(nn.Module):
+    """An activation in which no row of `hidden` [..., width] depends on the others."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply the activation to so few elements at once that torch computes all alike."""
+        width = hidden.shape[-1]
+        rows = max(1, SERIAL // width) if width % VECTOR == 0 else 1
+        if hidden.numel() <= rows * width:
+            result: Tensor = self.activation(hidden)
+            return result
+        parts = torch.split(hidden.reshape(-1, width), rows)
+        return torch.cat([self.activation(part) for part in parts]).view(hidden.shape)
+
+
+def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the
+    kernel must be loaded.
     """
     configs: dict[
         int, PreTrainedConfig
     ] = {}  # the copy of each config, by id, because modules share configs
 
     def change(module: nn.Module) -> dict[str, object]:
-        if type(module).__module__ in _ACTIVATIONS:
-            return {"forward": functools.partial(activate, module)}
         config: Any = module.__dict__.get("config")
         if (
             isinstance(module, PreTrainedModel)

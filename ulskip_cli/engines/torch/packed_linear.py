@@ -132,6 +132,8 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
         return view
 
     def replacement(module: nn.Module) -> nn.Module | None:
+        if backend == PANELS and cpu_kernels.is_activation(module):
+            return cpu_kernels.RowWiseActivation(module)
         if not _is_linear(module):
             return None
         weight = _weight(module)
@@ -142,7 +144,7 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
         return known[1]
 
     rebuilt = shallow_view.substituted(view, replacement)
-    return cpu_kernels.with_decode_kernels(rebuilt) if backend == PANELS else rebuilt
+    return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
 def exact_tokens(view: PreTrainedModel) -> int | None:
