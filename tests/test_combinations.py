@@ -87,8 +87,18 @@ def test_an_engine_runs_what_it_supports(engine, need, session, folders, tmp_pat
     run(session, tmp_path, *overrides, f"engine={engine}")
 
 
+COMPILED_ADAPTER = {
+    Need.COMPILATION,
+    Need.PEFT_ADAPTER,
+}  # compiles other layers for most of a minute
+COVERING_RUNS = [
+    pytest.param(needs, marks=[pytest.mark.long] * (COMPILED_ADAPTER <= {*needs}))
+    for needs in covering_runs()
+]
+
+
 @pytest.mark.parametrize(
-    "needs", covering_runs(), ids=lambda needs: "+".join(n.name for n in needs)
+    "needs", COVERING_RUNS, ids=lambda needs: "+".join(need.name for need in needs)
 )
 def test_needs_that_can_be_combined_run_together(needs, session, folders, tmp_path):
     run(session, tmp_path, *overrides_for(*needs, **folders), "speed.enabled=false")

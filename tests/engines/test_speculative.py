@@ -241,6 +241,7 @@ def distance(drawn, shares):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_samples_are_distributed_as_the_full_models():
     small = tiny(3, 5, 16, 0.4)  # skipping the middle layer changes its distribution
     prompt, decoder = [1, 4, 2], decoder_for(small, (0, 2))
