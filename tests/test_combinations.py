@@ -87,12 +87,10 @@ def test_an_engine_runs_what_it_supports(engine, need, session, folders, tmp_pat
     run(session, tmp_path, *overrides, f"engine={engine}")
 
 
-COMPILED_ADAPTER = {
-    Need.COMPILATION,
-    Need.PEFT_ADAPTER,
-}  # compiles other layers for most of a minute
+# compiles other layers for most of a minute
+COMPILED_ADAPTER = {Need.COMPILATION, Need.PEFT_ADAPTER}
 COVERING_RUNS = [
-    pytest.param(needs, marks=[pytest.mark.long] * (COMPILED_ADAPTER <= {*needs}))
+    pytest.param(needs, marks=[pytest.mark.long] * ({*needs} >= COMPILED_ADAPTER))
     for needs in covering_runs()
 ]
 
