@@ -20,18 +20,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import compose
-from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.torch import packed_linear
-from ulskip_cli.experiments.paired_timing import (
-    FinishedUnits,
-    measure_rounds,
-    open_pair,
-    time_pairs,
-)
-from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Pairs
-from ulskip_cli.experiments.runner import Session, prepare_run
 
 RESULTS = Path(__file__).parent / "results"
 SMOLLM2 = ["model=smollm2-135m", "ratio=1.5", "batch_size=1", "model.dtype=float32"]
@@ -45,6 +34,19 @@ OPENED, OPENED_PAIRS = 6, 3  # units that are opened anew or kept in turn, and t
 
 def measure(point, with_opened):
     """Time a point in this process, and return what the table needs."""
+    like_the_command()
+    from ulskip_cli.core.config import compose
+    from ulskip_cli.core.progress import ProgressCallback
+    from ulskip_cli.engines.torch import packed_linear
+    from ulskip_cli.experiments.paired_timing import (
+        FinishedUnits,
+        measure_rounds,
+        open_pair,
+        time_pairs,
+    )
+    from ulskip_cli.experiments.preflight import resolve
+    from ulskip_cli.experiments.runner import Session, prepare_run
+
     config = compose(POINTS[point])
     session = Session()
     run = prepare_run(resolve(config), session)
@@ -71,13 +73,10 @@ def measure(point, with_opened):
 
 
 def like_the_command():
-    """Return the environment in which the command `ulskip` would compute: on a busy machine its
-    threads sleep while they wait.
-    """
-    meter, variables = environment.LoadMeter(), dict(os.environ)
+    """Let threads wait as those of the command `ulskip` do: on a busy machine they sleep."""
+    meter = environment.LoadMeter()
     time.sleep(1)
-    environment.let_threads_sleep(meter.other_cpus(), variables)
-    return variables
+    environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
 
 
 def spread(values):
@@ -165,9 +164,7 @@ def main():
                 continue
             command = [*args.before, sys.executable, __file__, "--measure", point]
             command += ["--opened"] * (number % 3 == 0)
-            output = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, env=like_the_command()
-            ).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append(json.loads(output.splitlines()[-1]))
             with stored.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
