@@ -5,10 +5,13 @@ from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.tuning import result
 from ulskip_cli.tuning.request import resolve_tuning
 from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
+ONE = "candidates=['strategy=unified correction=none']"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
@@ -49,6 +52,39 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
     assert code == 0, err
     assert row["kept_layers"] == kept and row["bleu"] == pytest.approx(found["row"]["bleu"])
     assert row["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
+
+
+def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, rows_of):
+    monkeypatch.setattr(result, "is_faster", lambda record: True)
+    monkeypatch.setattr(Record, "measured_speedup", property(lambda record: 1.6))
+    code, found, err = tune("speedup=1.5", "batch_size=1", "limit=4", "choice_examples=4", ONE)
+    assert code == 0, err
+    (look_up,) = found["alternatives"]
+    rows = {row["id"]: row for row in rows_of()}
+    assert look_up["num_same"] == look_up["num_examples"] == found["num_choice"] == 4
+    assert rows[look_up["row_id"]]["acceptance_rate"] is not None
+    best = found["best_alternative"]
+    assert best["alternative"] == found["recommended"] == "decoding=prompt_lookup"
+    assert best["row_id"] != look_up["row_id"] and "decoding=prompt_lookup" in found["use"]
+    assert rows[best["row_id"]]["baseline_id"] == found["row"]["baseline_id"]
+
+
+def test_what_the_budget_has_no_time_for_is_named(tune):
+    code, found, err = tune("speedup=1.5", "batch_size=1", "budget=1e-9", ONE)
+    assert code == 0, err
+    assert found["alternatives"] == [] and found["recommended"] == "layers"
+    assert "no time is left for decoding=prompt_lookup; raise budget=1e-09" in err
+
+
+@pytest.mark.slow
+def test_engines_and_formats_are_measured_against_the_configured_engine(tune, rows_of):
+    pytest.importorskip("llama_cpp")
+    code, found, err = tune("quality=0.001", "engine=auto", ONE)
+    assert code == 0, err
+    names = [option["alternative"] for option in found["alternatives"]]
+    assert {"engine=llama_cpp_q8_0", "engine=llama_cpp_q4_0"} <= {*names}
+    rows = {row["id"]: row for row in rows_of()}
+    assert len({rows[option["row_id"]]["baseline_id"] for option in found["alternatives"]}) == 1
 
 
 def test_a_step_that_a_crash_cut_runs_again(tmp_path):
