@@ -7,6 +7,8 @@ from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.experiments.statistics import shares
 from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative
 
+Q4 = "engine=llama_cpp_q4_0"
+
 
 def result(wish, row, *alternatives):
     chosen = SimpleNamespace(
@@ -17,10 +19,13 @@ def result(wish, row, *alternatives):
     return TuneResult(request, chosen, row, (), None, 1.0, alternatives, best)
 
 
-def alternative(label, speedup, num_same=100, margin=0.02, bleu=28.0):
-    """Return an alternative whose 100 answers have these scores."""
+def alternative(label, speedup, num_same=100, margin=0.02, bleu=29.8, p_value=0.5):
+    """Return an alternative whose 100 answers have this score."""
     row = sweep_row("unified", 1.0, speedup=speedup, margin=margin, num_examples=100, bleu=bleu)
-    candidate = SimpleNamespace(label=label, config=compose([label, "batch_size=1"]))
+    compared = row.vs_baseline["bleu"].replace(p_value=p_value)
+    row = row.replace(vs_baseline={"bleu": compared})
+    config = compose(["decoding=prompt_lookup", "batch_size=1"])
+    candidate = SimpleNamespace(label=label, config=config)
     return Alternative(candidate, row, num_same, shares([row], 0.9).get(row.key))
 
 
@@ -51,8 +56,8 @@ def test_a_choice_without_a_measurable_gain_is_told_and_commands_name_model_and_
 
 def test_the_best_alternative_that_loses_nothing_is_recommended_before_layers():
     same = alternative("decoding=prompt_lookup", 1.6)
-    close = alternative("engine=llama_cpp_q8_0", 1.8, 97, bleu=29.8)
-    worse = alternative("engine=llama_cpp_q4_0", 2.5, 10, bleu=15.0)
+    close = alternative("engine=llama_cpp_q8_0", 1.8, 97)
+    worse = alternative(Q4, 2.5, 10, bleu=15.0)
     found = result("speedup=1.5", sweep_row(speedup=2.0), worse, close, same)
     assert found.recommended is same
     lines = found.lines()
@@ -67,12 +72,9 @@ def test_the_best_alternative_that_loses_nothing_is_recommended_before_layers():
     ("wish", "speedup", "alternatives", "words"),
     [
         ("speedup=1.5", 2.0, [("decoding=prompt_lookup", 1.3)], "use the layers below: nothing"),
-        (
-            "speedup=1.5",
-            2.0,
-            [("engine=llama_cpp", 2.5, 9, 0.02, 15.0)],
-            "use the layers below: nothing",
-        ),
+        ("speedup=1.5", 2.0, [(Q4, 2.5, 9, 0.02, 15.0)], "use the layers below: nothing"),
+        ("speedup=1.5", 2.0, [(Q4, 2.5, 9, 0.02, 29.0, 0.01)], "use the layers below: nothing"),
+        ("quality=0.9", 2.0, [(Q4, 2.5, 9, 0.02, 29.0, 0.01)], f"use {Q4}"),
         ("speedup=1.5", 2.0, [], "use the layers below"),
         ("speedup=1.5", 1.2, [], "nothing that was tried meets speedup=1.5"),
         ("speedup=1.5", 1.2, [("decoding=prompt_lookup", 1.6, 100, 0.9)], "nothing that was"),
@@ -85,4 +87,4 @@ def test_layers_are_used_if_no_alternative_meets_the_request(wish, speedup, alte
     given = [alternative(*values) for values in alternatives]
     found = result(wish, sweep_row(speedup=speedup), *given)
     assert found.lines()[0].startswith(words)
-    assert (found.recommended is not None) is ("use decoding" in words)
+    assert (found.recommended is not None) is words.startswith(("use dec", "use eng"))

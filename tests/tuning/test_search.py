@@ -5,10 +5,9 @@ from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tuning import result
 from ulskip_cli.tuning.request import resolve_tuning
+from ulskip_cli.tuning.result import Alternative
 from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
 ONE = "candidates=['strategy=unified correction=none']"
@@ -55,8 +54,7 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
 
 
 def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, rows_of):
-    monkeypatch.setattr(result, "is_faster", lambda record: True)
-    monkeypatch.setattr(Record, "measured_speedup", property(lambda record: 1.6))
+    monkeypatch.setattr(Alternative, "meets", lambda self, config: self.is_same)
     code, found, err = tune("speedup=1.5", "batch_size=1", "limit=4", "choice_examples=4", ONE)
     assert code == 0, err
     (look_up,) = found["alternatives"]
@@ -69,11 +67,16 @@ def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, row
     assert rows[best["row_id"]]["baseline_id"] == found["row"]["baseline_id"]
 
 
-def test_what_the_budget_has_no_time_for_is_named(tune):
-    code, found, err = tune("speedup=1.5", "batch_size=1", "budget=1e-9", ONE)
-    assert code == 0, err
-    assert found["alternatives"] == [] and found["recommended"] == "layers"
-    assert "no time is left for decoding=prompt_lookup; raise budget=1e-09" in err
+def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
+    class Notes(ProgressCallback):
+        def note(self, text):
+            notes.append(text)
+
+    notes = []
+    wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=1e-9"]
+    config = compose_tuning([*wish, f"results_dir={tmp_path}"])
+    assert Tuning(resolve_tuning(config), Notes(), None).without_loss() == []
+    assert notes == ["no time is left for decoding=prompt_lookup; raise budget=1e-09"]
 
 
 @pytest.mark.slow

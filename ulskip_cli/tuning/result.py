@@ -55,13 +55,16 @@ class Alternative:
         """True if all answers equal those of the full model."""
         return self.num_same == self.record.num_examples
 
-    def meets(self, speedup: float) -> bool:
-        """Return True if the alternative is surely faster, reaches a speedup, and loses nothing:
-        all answers are the same, or the wanted quality is kept.
+    def meets(self, config: TuneConfig) -> bool:
+        """Return True if the alternative is surely faster and reaches the wanted speedup without a
+        significant loss, or keeps the wanted quality.
         """
-        is_good = self.is_same or (self.judged is not None and self.judged.can_win)
-        fast = is_faster(self.record) and (self.record.measured_speedup or 0.0) >= speedup
-        return is_good and fast
+        judged, speedup = self.judged, self.record.measured_speedup or 0.0
+        keeps = judged is not None and judged.passes and judged.has_no_loss
+        if judged and config.quality:
+            keeps = judged.can_win
+        fast = is_faster(self.record) and speedup >= (config.speedup or 1.0)
+        return fast and (self.is_same or keeps)
 
     def text(self) -> str:
         """Describe speed and quality."""
@@ -92,7 +95,7 @@ def best_alternative(alternatives: Sequence[Alternative], config: TuneConfig) ->
     """Return the fastest alternative that meets the request; for a wanted speedup, the same answers
     are preferred.
     """
-    meeting = [option for option in alternatives if option.meets(config.speedup or 1.0)]
+    meeting = [option for option in alternatives if option.meets(config)]
     return max(
         meeting,
         key=lambda option: (
@@ -143,7 +146,7 @@ class TuneResult:
         if the layers meet a wanted quality and are faster.
         """
         best, wanted, speedup = self.best, self.request.config, self.record.measured_speedup
-        if best is None or not best.meets(wanted.speedup or 1.0):
+        if best is None or not best.meets(wanted):
             return None
         is_slower = (best.record.measured_speedup or 0.0) < (speedup or 0.0)
         return None if wanted.quality and self.meets_wish and is_slower else best
@@ -253,9 +256,9 @@ class TuneResult:
             return f"use strategy=full: nothing that was tried is surely faster and meets {goal}"
         if not self.meets_wish:
             return f"nothing that was tried meets {goal}; the nearest layers are below"
-        if self.best and self.best.meets(self.request.config.speedup or 1.0):
+        if self.best and self.best.meets(self.request.config):
             return f"use the layers below, which are faster than {self.best.label}"
-        without = f": nothing that keeps all layers meets {goal} without loss"
+        without = f": nothing that keeps all layers meets {goal} without a loss"
         return f"use the layers below{without * bool(self.alternatives)}"
 
     def lines(self) -> list[str]:

@@ -143,7 +143,7 @@ class Tuning:
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
         self.progress.note(self._outlook())
-        alternatives = self._without_loss()
+        alternatives = self.without_loss()
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
@@ -185,7 +185,7 @@ class Tuning:
             " takes"
         )
 
-    def _without_loss(self) -> list[Alternative]:
+    def without_loss(self) -> list[Alternative]:
         """Measure the alternatives that keep all layers, as far as the budget has time."""
         measured, late = list[Alternative](), list[str]()
         for candidate in self.request.alternatives:
