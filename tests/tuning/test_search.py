@@ -58,13 +58,12 @@ def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, row
     code, found, err = tune("speedup=1.5", "batch_size=1", "limit=4", "choice_examples=4", ONE)
     assert code == 0, err
     (look_up,) = found["alternatives"]
-    rows = {row["id"]: row for row in rows_of()}
-    assert look_up["num_same"] == look_up["num_examples"] == found["num_choice"] == 4
-    assert rows[look_up["row_id"]]["acceptance_rate"] is not None
+    assert look_up["num_same"] == look_up["row"]["num_examples"] == found["num_choice"] == 4
+    assert "acceptance_rate" in look_up["row"] and look_up["row"] in rows_of()
     best = found["best_alternative"]
     assert best["alternative"] == found["recommended"] == "decoding=prompt_lookup"
-    assert best["row_id"] != look_up["row_id"] and "decoding=prompt_lookup" in found["use"]
-    assert rows[best["row_id"]]["baseline_id"] == found["row"]["baseline_id"]
+    assert best["row"]["id"] != look_up["row"]["id"] and "decoding=prompt_lookup" in found["use"]
+    assert best["row"]["baseline_id"] == found["row"]["baseline_id"]
 
 
 def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
@@ -80,14 +79,14 @@ def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_engines_and_formats_are_measured_against_the_configured_engine(tune, rows_of):
+@pytest.mark.long
+def test_engines_and_formats_are_measured_against_the_configured_engine(tune):
     pytest.importorskip("llama_cpp")
-    code, found, err = tune("quality=0.001", "engine=auto", ONE)
+    code, found, err = tune("speedup=1.5", "engine=auto", ONE)
     assert code == 0, err
     names = [option["alternative"] for option in found["alternatives"]]
     assert {"engine=llama_cpp_q8_0", "engine=llama_cpp_q4_0"} <= {*names}
-    rows = {row["id"]: row for row in rows_of()}
-    assert len({rows[option["row_id"]]["baseline_id"] for option in found["alternatives"]}) == 1
+    assert len({option["row"]["baseline_id"] for option in found["alternatives"]}) == 1
 
 
 def test_a_step_that_a_crash_cut_runs_again(tmp_path):

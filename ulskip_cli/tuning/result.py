@@ -76,18 +76,14 @@ class Alternative:
 
     def as_json(self) -> Row:
         """Return what the record of a tuning contains."""
-        record, judged = self.record, self.judged
+        judged = self.judged
         return {
             "alternative": self.label,
-            "row_id": record.id,
-            "speedup": record.measured_speedup,
-            "speedup_low": record.speedup and record.speedup.low,
-            "speedup_high": record.speedup and record.speedup.high,
             "num_same": self.num_same,
-            "num_examples": record.num_examples,
             "share": judged and judged.share,
             "share_low": judged and judged.low,
             "share_high": judged and judged.high,
+            "row": self.record.to_row(),
         }
 
 
@@ -250,7 +246,7 @@ class TuneResult:
             return (
                 f"use {option.label} with all layers: {option.text()}, on"
                 f" {option.record.num_examples} examples of {option.record.task} that were not used"
-                f" to choose; {command_line(option.candidate.config, 'run')}"
+                " to choose"
             )
         if not is_faster(self.record):
             return f"use strategy=full: nothing that was tried is surely faster and meets {goal}"
@@ -271,12 +267,15 @@ class TuneResult:
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
             wish, key, (value, low, _) = config.speedup, "speedup", record.speedup
-        options, patch = ["--to", "DIR"], []
+        options, patch, command = ["--to", "DIR"], [], []
+        if self.recommended:
+            command = [f"command:  {command_line(self.recommended.candidate.config, 'run')}"]
         if self.patch_kind not in MERGEABLE:
             options += ["--format", "schedule"]
             patch = [f"patches:  in {self.skip_adapter}; the exported schedule has layers alone"]
         return [
             self._advice(f"{key}={wish:g}"),
+            *command,
             *(f"{option.label}: {option.text()}" for option in self.alternatives),
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
