@@ -22,7 +22,8 @@ def tune(ulskip, tmp_path, monkeypatch):
     monkeypatch.setattr(Tuning, "speedups", lambda self, wanted: speedups)
 
     def call(*more):
-        code, out, err = ulskip("tune", *FEW, *more, "--json")
+        engine = [] if any(text.startswith("engine=") for text in more) else ["engine=torch"]
+        code, out, err = ulskip("tune", *FEW, *engine, *more, "--json")
         return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
 
     return call

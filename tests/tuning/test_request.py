@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ulskip_cli.core import engines
 from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import find_held_out
@@ -85,3 +86,43 @@ def test_candidates_have_the_correction_of_the_request_or_their_own():
     assert labels == ["folded", "folded"]
     assert folded.candidates[0].label == "one_block + folded patch"
     assert folded.key != resolved().key == resolved("budget=5").key
+
+
+ENGINES = ["llama_cpp", "openvino", "llama_cpp_q8_0", "openvino_int8", "llama_cpp_q4_0"]
+ALL_ENGINES = [f"engine={name}" for name in (*ENGINES, "openvino_int4")]
+LOOK_UP = "decoding=prompt_lookup"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "labels"),
+    [
+        (["batch_size=1"], [LOOK_UP, *ALL_ENGINES]),
+        (["batch_size=8"], ALL_ENGINES),
+        (["batch_size=1", "decoding=sample"], ALL_ENGINES),
+        (["batch_size=1", "engine=torch"], [LOOK_UP]),
+        (["batch_size=1", "engine=llama_cpp_q8_0"], [LOOK_UP]),
+        (["batch_size=1", "decoding.num_beams=2"], []),
+        (["batch_size=8", "engine=torch"], []),
+    ],
+    ids=" ".join,
+)
+def test_alternatives_keep_all_layers_and_what_the_request_sets(monkeypatch, overrides, labels):
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    request = resolve_tuning(compose_tuning(["speedup=2", *overrides]))
+    assert [option.label for option in request.alternatives] == labels
+    for option in request.alternatives:
+        config, choice = option.config, request.split.choice
+        assert config.strategy.keeps_all and not config.correction.label
+        assert (config.task, config.limit) == (choice.task, choice.limit)
+        assert config.crosses_engines is option.label.startswith("engine=")
+        assert bool(config.decoding.draft_tokens) is (option.label == LOOK_UP)
+    hints = [text for text in request.refused if text.startswith(LOOK_UP)]
+    assert any("batch_size=1" in text for text in hints) is ("batch_size=8" in overrides)
+
+
+def test_an_engine_that_is_not_installed_is_named_once(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    request = resolve_tuning(compose_tuning(["speedup=2", "batch_size=1"]))
+    assert [option.label for option in request.alternatives] == [LOOK_UP]
+    hints = [text for text in request.refused if "pip install" in text]
+    assert [text.partition(":")[0] for text in hints] == ["engine=llama_cpp", "engine=openvino"]

@@ -7,8 +7,10 @@ from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.request import resolve_tuning
+from ulskip_cli.tuning.result import Alternative
 from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
+ONE = "candidates=['strategy=unified correction=none']"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
@@ -49,6 +51,42 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
     assert code == 0, err
     assert row["kept_layers"] == kept and row["bleu"] == pytest.approx(found["row"]["bleu"])
     assert row["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
+
+
+def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, rows_of):
+    monkeypatch.setattr(Alternative, "meets", lambda self, config: self.is_same)
+    code, found, err = tune("speedup=1.5", "batch_size=1", "limit=4", "choice_examples=4", ONE)
+    assert code == 0, err
+    (look_up,) = found["alternatives"]
+    assert look_up["num_same"] == look_up["row"]["num_examples"] == found["num_choice"] == 4
+    assert "acceptance_rate" in look_up["row"] and look_up["row"] in rows_of()
+    best = found["best_alternative"]
+    assert best["alternative"] == found["recommended"] == "decoding=prompt_lookup"
+    assert best["row"]["id"] != look_up["row"]["id"] and "decoding=prompt_lookup" in found["use"]
+    assert best["row"]["baseline_id"] == found["row"]["baseline_id"]
+
+
+def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
+    class Notes(ProgressCallback):
+        def note(self, text):
+            notes.append(text)
+
+    notes = []
+    wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=1e-9"]
+    config = compose_tuning([*wish, f"results_dir={tmp_path}"])
+    assert Tuning(resolve_tuning(config), Notes(), None).without_loss() == []
+    assert notes == ["no time is left for decoding=prompt_lookup; raise budget=1e-09"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_engines_and_formats_are_measured_against_the_configured_engine(tune):
+    pytest.importorskip("llama_cpp")
+    code, found, err = tune("speedup=1.5", "engine=auto", ONE)
+    assert code == 0, err
+    names = [option["alternative"] for option in found["alternatives"]]
+    assert {"engine=llama_cpp_q8_0", "engine=llama_cpp_q4_0"} <= {*names}
+    assert len({option["row"]["baseline_id"] for option in found["alternatives"]}) == 1
 
 
 def test_a_step_that_a_crash_cut_runs_again(tmp_path):

@@ -20,8 +20,8 @@ def tune(
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Find the best layers and patches for speedup=1.5, or for quality=0.95 of the full model's
-    score.
+    """Find what to use for speedup=1.5, or for quality=0.95 of the full model's score: look-ups or
+    another engine with all layers, or the best layers and patches.
 
     After an interruption, the same command continues.
     """

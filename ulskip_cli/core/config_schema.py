@@ -433,7 +433,8 @@ class TuneConfig(Config):
     )
     budget: float = option(
         30.0,
-        "minutes for candidates (half) and training; the final report comes after them",
+        "minutes for what keeps all layers (a fifth), candidates (until half) and training; the"
+        " final report comes after them",
         gt=0,
         used_by="tune",
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
-from ulskip_cli.core.config_schema import Config, TuneConfig
+from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
+from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import read_metadata
@@ -21,15 +22,18 @@ from ulskip_cli.experiments.record import Record
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
+LOOK_UP = "decoding=prompt_lookup"
 # These keys change no earlier step, so finished steps are used again.
 _NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with its options, at any number of kept layers."""
+    """A strategy with its options, at any number of kept layers, or an alternative with all
+    layers.
+    """
 
-    label: str  # the strategy and its options
+    label: str  # the strategy and its options, or the choice that tells the alternative
     config: Config  # evaluates the examples that choose
 
     def at(self, num_layers: int, num_kept: int) -> Config:
@@ -45,7 +49,8 @@ class TuneRequest:
 
     config: TuneConfig
     candidates: tuple[Candidate, ...]
-    refused: tuple[str, ...]  # candidates that cannot run here, each with its reason
+    alternatives: tuple[Candidate, ...]  # with all layers
+    refused: tuple[str, ...]  # what cannot run here, each with its reason
     split: "Split"
     num_layers: int
     key: str  # hash of everything that decides the result
@@ -132,11 +137,13 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
             "expected at least one candidate that can run, got none;"
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
+    alternatives, left_out = _alternatives(split.choice, resolver, extra_dir)
     point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
     return TuneRequest(
         config=config,
         candidates=tuple(candidates),
-        refused=tuple(refused),
+        alternatives=tuple(alternatives),
+        refused=(*left_out, *refused),
         split=split,
         num_layers=num_layers,
         key=_key(config, point.fingerprint, split),
@@ -237,6 +244,40 @@ def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Spl
     if correction.label and "correction" not in text:
         label = f"{label} + {correction.label} patch"
     return Candidate(label, split.choice.replace(strategy=strategy, correction=correction))
+
+
+def _alternatives(
+    choice: Config, resolver: Resolver, extra_dir: Path | None
+) -> tuple[list[Candidate], list[str]]:
+    """Return what may be faster with all layers, and what cannot run, with the reasons: drafts by
+    look-up, and the engines of other libraries unless the request names one, those with the most
+    bits per weight first.
+    """
+    full, decoding = configuration.baseline_config(choice), choice.decoding
+    wanted, refused = dict[str, Config](), dict[str, str]()
+    if choice.batch_size > 1:
+        refused["tried with batch_size=1 alone, where drafts pay"] = LOOK_UP
+    elif not (decoding.do_sample or decoding.drafts_with_layers):
+        count = decoding.draft_tokens or AUTO
+        drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=count)
+        wanted[LOOK_UP] = full.replace(decoding=drafts)
+    engines = dict[str, Engine]()
+    for name in (
+        configuration.group_choices("engine", extra_dir) if choice.engine.name == AUTO else ()
+    ):
+        engine = configuration.preset("engine", name, extra_dir=extra_dir)
+        if engine.is_runtime:
+            engines[f"engine={name}"] = engine
+    for label, engine in sorted(engines.items(), key=lambda item: -item[1].layer_bits):
+        wanted[label] = full.replace(engine=engine, decoding=decoding, baseline_engine=AUTO)
+    found = []
+    for label, config in wanted.items():
+        try:
+            resolver.schedule(config, "run")
+            found.append(Candidate(label, config))
+        except UsageError as error:  # one line for all formats of an engine
+            refused.setdefault(str(error), label)
+    return found, [f"{label}: {reason}" for reason, label in refused.items()]
 
 
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:

@@ -4,12 +4,13 @@ in the results folder, and its export.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config import preset
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
@@ -26,13 +27,79 @@ from ulskip_cli.experiments.statistics import (
 from ulskip_cli.export import run
 from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve_export
 from ulskip_cli.report.rows import warnings
-from ulskip_cli.tuning.request import Chosen, Trial, TuneRequest, plain
+from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, plain
 
 ADAPTER = "skip_adapter"  # folder in an export
 NO_GAIN = (
     "no gain:  the timed pairs do not show that these layers are faster; raise speed.seconds to"
     " measure again, or use strategy=full"
 )
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A measured alternative that keeps all layers: drafts by look-up, or another engine."""
+
+    candidate: Candidate
+    record: Record
+    num_same: int  # answers that equal those of the full model
+    judged: QualityShare | None  # None if the full model has no score
+
+    @property
+    def label(self) -> str:
+        """The choice that tells the alternative, e.g. `engine=llama_cpp_q8_0`."""
+        return self.candidate.label
+
+    @property
+    def is_same(self) -> bool:
+        """True if all answers equal those of the full model."""
+        return self.num_same == self.record.num_examples
+
+    def meets(self, config: TuneConfig) -> bool:
+        """Return True if the alternative is surely faster and reaches the wanted speedup without a
+        significant loss, or keeps the wanted quality.
+        """
+        judged, speedup = self.judged, self.record.measured_speedup or 0.0
+        keeps = judged is not None and judged.passes and judged.has_no_loss
+        if judged and config.quality:
+            keeps = judged.can_win
+        fast = is_faster(self.record) and speedup >= (config.speedup or 1.0)
+        return fast and (self.is_same or keeps)
+
+    def text(self) -> str:
+        """Describe speed and quality."""
+        facts = [speedup_text(self.record), "the same answers"]
+        if not self.is_same:
+            facts[1] = f"{self.num_same} of {self.record.num_examples} answers are the same"
+            facts += [f"{self.judged.title} {self.judged.text()} of full's"] if self.judged else []
+        return ", ".join(facts)
+
+    def as_json(self) -> Row:
+        """Return what the record of a tuning contains."""
+        judged = self.judged
+        return {
+            "alternative": self.label,
+            "num_same": self.num_same,
+            "share": judged and judged.share,
+            "share_low": judged and judged.low,
+            "share_high": judged and judged.high,
+            "row": self.record.to_row(),
+        }
+
+
+def best_alternative(alternatives: Sequence[Alternative], config: TuneConfig) -> Alternative | None:
+    """Return the fastest alternative that meets the request; for a wanted speedup, the same answers
+    are preferred.
+    """
+    meeting = [option for option in alternatives if option.meets(config)]
+    return max(
+        meeting,
+        key=lambda option: (
+            bool(config.speedup) and option.is_same,
+            option.record.measured_speedup or 0.0,
+        ),
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +112,8 @@ class TuneResult:
     trials: tuple[Trial, ...]
     training: Row | None  # of a skip adapter: its folder and size, or `refused` with the reason
     minutes: float
+    alternatives: tuple[Alternative, ...] = ()  # on the examples that choose
+    best: Alternative | None = None  # the one that met the request, on the reported examples
 
     @property
     def trial(self) -> Trial:
@@ -66,6 +135,24 @@ class TuneResult:
     def config(self) -> Config:
         """The configuration that runs the chosen layers and patches again, without calibration."""
         return self._configured(str(self.skip_adapter) if self.skip_adapter else None)
+
+    @property
+    def recommended(self) -> Alternative | None:
+        """The alternative to use instead of skipping layers; None if none meets the request, or
+        if the layers meet a wanted quality and are faster.
+        """
+        best, wanted, speedup = self.best, self.request.config, self.record.measured_speedup
+        if best is None or not best.meets(wanted):
+            return None
+        is_slower = (best.record.measured_speedup or 0.0) < (speedup or 0.0)
+        return None if wanted.quality and self.meets_wish and is_slower else best
+
+    @property
+    def meets_wish(self) -> bool:
+        """True if the layers reach the wanted speedup or quality."""
+        if wanted := self.request.config.speedup:
+            return (self.record.measured_speedup or 0.0) >= wanted
+        return judge(self.record, self.request.config.quality or 1.0).passes
 
     @property
     def _exported(self) -> Config:
@@ -92,10 +179,8 @@ class TuneResult:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
         request, record = self.request, self.record
         config = request.config
-        judged = judge(record, config.quality or 1.0)
-        met = judged.passes
-        if config.speedup:
-            met = (record.measured_speedup or 0.0) >= config.speedup
+        judged, recommended = judge(record, config.quality or 1.0), self.recommended
+        used = recommended.candidate.config if recommended else self.config
         return {
             "key": request.key,
             "speedup": config.speedup,
@@ -109,10 +194,14 @@ class TuneResult:
             "candidate": self.trial.candidate,
             "patch": self.trial.patch,
             "adapter": self.training and {**self.training, "chosen": bool(self.trial.adapter)},
-            "meets_wish": met,
+            "meets_wish": self.meets_wish,
             "share": judged.share,
             "share_low": judged.low,
             "share_high": judged.high,
+            "alternatives": [option.as_json() for option in self.alternatives],
+            "best_alternative": self.best and self.best.as_json(),
+            "recommended": recommended.label if recommended else "layers",
+            "use": overrides_of(used, "run"),
             "run": overrides_of(self.config, "run"),
             "row": record.to_row(),
             "choice_row_id": self.chosen.record.id,
@@ -151,9 +240,26 @@ class TuneResult:
             f"next: {command_line(config, 'run')}",
         ]
 
+    def _advice(self, goal: str) -> str:
+        """Return the sentence that says what to use."""
+        if option := self.recommended:
+            return (
+                f"use {option.label} with all layers: {option.text()}, on"
+                f" {option.record.num_examples} examples of {option.record.task} that were not used"
+                " to choose"
+            )
+        if not is_faster(self.record):
+            return f"use strategy=full: nothing that was tried is surely faster and meets {goal}"
+        if not self.meets_wish:
+            return f"nothing that was tried meets {goal}; the nearest layers are below"
+        if self.best and self.best.meets(self.request.config):
+            return f"use the layers below, which are faster than {self.best.label}"
+        without = f": nothing that keeps all layers meets {goal} without a loss"
+        return f"use the layers below{without * bool(self.alternatives)}"
+
     def lines(self) -> list[str]:
-        """Return the result in a sentence and six lines, a line if the pairs show no gain, and the
-        warnings of its run.
+        """Return what to use, a line for each alternative, the layers in a sentence and six lines,
+        a line if the pairs show no gain, and the warnings of its run.
         """
         config, record, trial = self.request.config, self.record, self.trial
         judged = judge(record, config.quality or 1.0)
@@ -161,11 +267,16 @@ class TuneResult:
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:
             wish, key, (value, low, _) = config.speedup, "speedup", record.speedup
-        options, patch = ["--to", "DIR"], []
+        options, patch, command = ["--to", "DIR"], [], []
+        if self.recommended:
+            command = [f"command:  {command_line(self.recommended.candidate.config, 'run')}"]
         if self.patch_kind not in MERGEABLE:
             options += ["--format", "schedule"]
             patch = [f"patches:  in {self.skip_adapter}; the exported schedule has layers alone"]
         return [
+            self._advice(f"{key}={wish:g}"),
+            *command,
+            *(f"{option.label}: {option.text()}" for option in self.alternatives),
             sentence(record),
             f"layers:   {len(trial.kept_layers)} of {self.request.num_layers}, without {skipped}"
             f" ({trial.candidate})",

@@ -7,6 +7,7 @@ that an interrupted tuning continues and ends with the same choice.
 
 import json
 import math
+import operator
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +32,24 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.experiments.statistics import HOLDS, TIE, difference, primary, verdict
+from ulskip_cli.experiments.statistics import (
+    GATE,
+    HOLDS,
+    TIE,
+    difference,
+    primary,
+    shares,
+    verdict,
+)
 from ulskip_cli.experiments.sweep.estimate import duration
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
-from ulskip_cli.tuning.result import TuneResult, judge
+from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, judge
 
+LOSSLESS_SHARE = 0.2  # of the budget, after which no further alternative with all layers is tried
 # Shares of the budget after which no further candidate or number of layers is tried.
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7
 TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
@@ -133,6 +143,7 @@ class Tuning:
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
         self.progress.note(self._outlook())
+        alternatives = self.without_loss()
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
@@ -144,12 +155,26 @@ class Tuning:
             " answers so far"
         )
         (record,) = self._measure([self.request.split.at_the_end(config)])
-        minutes = self._log.minutes
-        return TuneResult(self.request, chosen, record, tuple(self.trials), self.adapter, minutes)
+        best = best_alternative(alternatives, self.config)
+        if best:
+            at_the_end = self.request.split.at_the_end(best.candidate.config)
+            best = self._alternative(Candidate(best.label, at_the_end))
+        return TuneResult(
+            request=self.request,
+            chosen=chosen,
+            record=record,
+            trials=tuple(self.trials),
+            training=self.adapter,
+            minutes=self._log.minutes,
+            alternatives=tuple(alternatives),
+            best=best,
+        )
 
     def _outlook(self) -> str:
         """Say for how long the steps may run."""
         budget, steps = self.config.budget, list[str]()
+        if self.request.alternatives:
+            steps.append(f"{LOSSLESS_SHARE * budget:g} for what keeps all layers")
         if self.config.speedup:
             steps.append(f"{TIMING_SHARE * budget:g} to time the layers")
         steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate begins")
@@ -159,6 +184,38 @@ class Tuning:
             f"budget={budget:g} minutes: {', '.join(steps)}; then the final report, however long it"
             " takes"
         )
+
+    def without_loss(self) -> list[Alternative]:
+        """Measure the alternatives that keep all layers, as far as the budget has time."""
+        measured, late = list[Alternative](), list[str]()
+        for candidate in self.request.alternatives:
+            if not self._in_time(candidate.label, LOSSLESS_SHARE):
+                late.append(candidate.label)
+            elif alternative := self._alternative(candidate):
+                measured.append(alternative)
+                self.progress.note(f"{candidate.label}: {alternative.text()}")
+        if late:
+            self.progress.note(
+                f"no time is left for {', '.join(late)}; raise budget={self.config.budget:g}"
+            )
+        return measured
+
+    def _alternative(self, candidate: Candidate) -> Alternative | None:
+        """Measure an alternative and the full model, or return None if it cannot run."""
+        try:
+            (record,) = self._measure([candidate.config])
+        except StorageError:
+            raise
+        except (UsageError, RunError) as error:
+            self.progress.note(f"left out: {candidate.label}: {error}")
+            return None
+        answers, full = (
+            [answer["hypothesis"] for answer in self.folder.generations(run_id)]
+            for run_id in (record.id, record.baseline_id or "")
+        )
+        num_same = sum(map(operator.eq, answers, full))
+        judged = shares([record], self.config.quality or GATE).get(record.key)
+        return Alternative(candidate, record, num_same, judged)
 
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted
