@@ -69,7 +69,7 @@ def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
     first = ready[0].run
     speed = first.timed.speed.replace(new_tokens=first.plan.timed_tokens)
     label = f"{len(ready)} engines in rounds: seconds of timing"
-    report = session.progress.phase(label, round(speed.seconds))
+    report = session.progress.phase(label, max(1, round(speed.seconds)))
     read_rate = bandwidth_meter(first.loaded.model.device)
     measured = measure_units([timed.opened for timed in ready], speed, report, read_rate)
     return [replace(one, pairs=pairs) for one, pairs in zip(ready, measured, strict=True)]

@@ -321,7 +321,9 @@ def time_pairs(
     do not fit into memory. Finished units are added to those in `stored`.
     """
     speed, read_rate = config.speed, bandwidth_meter(strategy.device)
-    report = progress.phase(f"{config.strategy.name}: seconds of timing", round(speed.seconds))
+    report = progress.phase(
+        f"{config.strategy.name}: seconds of timing", max(1, round(speed.seconds))
+    )
 
     def measure(batch_size: int) -> TimedPairs:
         opened = open_pair(full, strategy, workload, config, stored, batch_size)
