@@ -214,7 +214,7 @@ def _wide(config: Config, record: Record) -> Iterator[str]:
     if pairs and speedup and speedup.high and not pairs.is_precise(config.speed.precision):
         yield (
             f"{record.strategy}: the interval of the speedup reaches"
-            f" {speedup.high / speedup.value - 1:.0%} to each side instead of"
+            f" {speedup.high / speedup.value - 1:.1%} to each side instead of"
             f" {config.speed.precision:.0%}, because speed.seconds={config.speed.seconds:g} were"
             " spent; raise it, or repeat the command, whose units are added"
         )
