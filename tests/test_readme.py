@@ -23,6 +23,7 @@ COMMANDS = [
     if line.startswith("ulskip ")
 ]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
+FEW += ["engine=torch"]  # all installed engines would be tried
 
 
 @pytest.mark.slow

@@ -128,8 +128,8 @@ def test_units_go_on_with_the_rounds(units_of, clock):
 
 def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
-    # a pair takes 2 + 2 seconds with its prompts, and a unit a fifth of the time
-    assert units_of(seconds=120).units[0].pairs > 2
+    # a pair takes 3 + 2 seconds with its prompts, and a unit a tenth of the time
+    assert units_of(seconds=150).units[0].pairs == 3
 
 
 def interrupted_after(count):
