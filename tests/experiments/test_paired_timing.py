@@ -81,8 +81,9 @@ def clock(monkeypatch):
     state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0), rounds=[])
     monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
 
-    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, last=(), first=0):
+    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, past=()):
         state.now += state.unit
+        first = len(past[0].strategy)
         state.rounds += range(first, first + count)
         return [TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))]
 

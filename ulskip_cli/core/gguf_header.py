@@ -67,7 +67,7 @@ def unsupported_by_gguf(config: Table) -> str | None:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What precedes the weights in a GGUF file."""
+    """The header precedes the weights in a GGUF file."""
 
     config: Table  # the sizes of the model and the type of its weights, as in a config.json
     tensors: Mapping[str, StoredTensor]  # with their bytes in that type

@@ -16,7 +16,7 @@ OptionValues = Mapping[str, object]
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """What a strategy knows when it chooses layers."""
+    """The request has all that a strategy knows when it chooses layers."""
 
     num_layers: int  # N, of the model
     num_kept: int  # R, the mean number of layers per decode step that is asked for

@@ -72,7 +72,7 @@ class TimedPairs:
 
     @property
     def pairs(self) -> Pairs:
-        """What a row stores of all pairs."""
+        """Return all pairs in the form in which a row stores them."""
         full = _side(self.full) if self.full else None
         own = Pairs(strategy=_side(self.strategy), full=full, units=tuple(self.units))
         return Pairs.pooled([self.earlier, own]) if self.earlier else own
@@ -184,20 +184,20 @@ def measure_rounds(
     count: int,
     warmup: int = WARM_UP,
     on_pair: Callable[[int], None] = lambda done: None,
-    last: Sequence[TimedPairs] = (),
-    first: int = 0,
+    past: Sequence[TimedPairs] = (),
 ) -> list[TimedPairs]:
     """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
     can be compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. Turns are as long
-    as the `last` measurements of the pairs tell, and rounds have numbers from `first` on.
+    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds
+    continue those of the `past` measurements, which also tell how long a turn is.
     """
     timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
-    for i, (pair, past) in enumerate(zip(pairs, last, strict=False)):
-        turns[i] = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
+    for i, (pair, before) in enumerate(zip(pairs, past, strict=False)):
+        turns[i] = pair.turn(before.full[-1] if before.full else None, before.strategy[-1])
+    first = len(past[0].strategy) if past else 0
     num_timed = 0
     for number in range(first, first + warmup + count):
         for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
@@ -278,11 +278,11 @@ def measure_units(
     once a unit. The full model of the first pair is the reference of all.
     """
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
-    pairs, last = [one.pair for one in opened], [one.first for one in opened]
-    outputs = [output for first in last for output in (*first.full, *first.strategy)]
+    pairs, past = [one.pair for one in opened], [one.first for one in opened]
+    outputs = [output for first in past for output in (*first.full, *first.strategy)]
     round_seconds = sum(output.total_seconds for output in outputs)
-    timed = [replace(first, full=[], strategy=[]) for first in last]
-    num_units, num_rounds = 0, 1
+    timed = [replace(first, full=[], strategy=[]) for first in past]
+    num_units = 0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(pair.pairs.is_precise(speed.precision) for pair in timed)
@@ -293,13 +293,14 @@ def measure_units(
             began=datetime.now(UTC).isoformat(timespec="seconds"),
             bytes_per_second=read_rate(),
         )
-        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, last=last, first=num_rounds)
-        timed = [pair.extended(more, unit) for pair, more in zip(timed, rounds, strict=True)]
+        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
+        timed, past = (
+            [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
+            for earlier in (timed, past)
+        )
         for one, measured in zip(opened, timed, strict=True):
             one.stored.write(measured.pairs)
-        last, before = timed, elapsed
-        num_units, num_rounds = num_units + 1, num_rounds + count
-        elapsed = time.monotonic() - began
+        num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         round_seconds = max(
             1e-9, (elapsed - before) / count
         )  # other processes may slow this one down

@@ -177,7 +177,7 @@ class Side(Section):
 
     @property
     def how(self) -> tuple[Text, Text, Flag]:
-        """What must agree between repetitions."""
+        """Repetitions must agree in engine, linear backend and compilation."""
         return self.engine, self.linear_backend, self.compiled
 
     def costs(self, with_prompt: bool = False) -> list[float]:

@@ -268,8 +268,8 @@ class ComparedPair:
 
     @property
     def change(self) -> str | None:
-        """Whether the new side decodes faster or slower, relative to its full model, than the old
-        one.
+        """The claim that the new side decodes faster than the old one, each relative to its full
+        model: faster, slower or undecided.
         """
         is_timed = self.speedup and not self.new.keeps_all
         return CHANGES[verdict(self.speedup, 1.0)] if self.speedup and is_timed else None
