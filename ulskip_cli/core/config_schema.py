@@ -112,7 +112,7 @@ class SpeedConfig(Options):
 
     enabled: bool = option(True, "measure speed in timed pairs", used_by=_POINT)
     seconds: float = option(
-        20.0,
+        30.0,
         "seconds of timing, unless the interval is narrow enough before",
         ge=0,
         identity=False,

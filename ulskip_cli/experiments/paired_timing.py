@@ -38,7 +38,7 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 # Decode time of the slower side before the other continues; much shorter turns would measure the
 # loading of weights into the processor's cache.
 TURN_SECONDS = 0.2
-UNIT_SHARE = 0.1  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
+UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
 NEW_TOKENS = 24  # generated for each sequence when depths are timed
