@@ -136,11 +136,11 @@ def page(rows: list[Record]) -> str:
 
 
 NOTE = (
-    "Greedy answers. Of full: the score as a share of that with all layers, with the 95% interval of"
-    " the paired bootstrap. Agreement: the share of positions in the full model's own answers at"
-    " which the most likely token is the full model's, with its 95% interval. Prompt: all means that"
-    " every layer reads the prompt, kept that only the kept layers do. Patches were fitted on held-out"
-    " examples of the same task. `answers.jsonl.gz` has every answer."
+    "Greedy answers. Of full: the score as a share of that with all layers, with the 95% interval"
+    " of the paired bootstrap. Agreement: the share of positions in the full model's own answers at"
+    " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
+    " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
+    " held-out examples of the same task. `answers.jsonl.gz` has every answer."
 )
 
 
