@@ -1,0 +1,102 @@
+"""Compute the scores of results/real_model again from the stored answers, without ulskip, with the
+shares of the full model and the 95% intervals of their paired bootstrap.
+
+    python recipes/real_model/score.py --data PATH
+
+It runs the code of HumanEval's answers, each in a process with limits of time and memory.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+
+FOLDER = Path("results/real_model")
+RESAMPLES, SEED = 10_000, 0
+SECONDS, MEMORY = 10, 2**31
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+
+
+def limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def passes(problem: dict, answer: str) -> bool:
+    """Run the tests of a problem. The prompt is a function of a docstring, which an answer
+    continues or defines again.
+    """
+    program = "\n".join([problem["prompt"], answer, problem["test"]])
+    program += f"\ncheck({problem['entry_point']})\n"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            command = [sys.executable, "-I", "-c", program]
+            run = subprocess.run(
+                command, cwd=folder, capture_output=True, timeout=SECONDS, preexec_fn=limit
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return run.returncode == 0
+
+
+def last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def scores(task: str, answers: list[str], data: Path) -> np.ndarray:
+    """Return the score of each answer, in percent."""
+    if task == "humaneval":
+        problems = lines(data / "humaneval/HumanEval.jsonl.gz")
+        found = [
+            passes(problem, answer) for problem, answer in zip(problems, answers, strict=False)
+        ]
+    elif task == "gsm8k":
+        questions = lines(data / "gsm8k/test.jsonl.gz")
+        found = [
+            last_number(question["answer"]) == last_number(answer)
+            for question, answer in zip(questions, answers, strict=False)
+        ]
+    else:
+        scorer = RougeScorer(["rouge1"], use_stemmer=True)
+        articles = lines(data / "cnn_dm/validation.jsonl.gz")
+        found = [
+            scorer.score(article["highlights"], answer)["rouge1"].fmeasure
+            for article, answer in zip(articles, answers, strict=False)
+        ]
+    return 100 * np.array(found, dtype=float)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    args = parser.parse_args()
+    stored = lines(FOLDER / "answers.jsonl.gz")
+    found = {entry["row"]: scores(entry["task"], entry["answers"], args.data) for entry in stored}
+    for row in map(json.loads, (FOLDER / "runs.jsonl").read_text().splitlines()):
+        text, kept = "", found[row["id"]]
+        if full := row.get("baseline_id"):
+            drawn = np.random.default_rng(SEED).integers(len(kept), size=(RESAMPLES, len(kept)))
+            shares = kept[drawn].mean(axis=1) / found[full][drawn].mean(axis=1)
+            low, high = np.quantile(shares, [0.025, 0.975])
+            share = kept.mean() / found[full].mean()
+            text = f", {share:.1%} of full ({low:.1%} to {high:.1%})"
+        print(f"{row['id']} {len(row['kept_layers'])}/{row['num_layers']}: {kept.mean():.1f}{text}")
+
+
+if __name__ == "__main__":
+    main()
