@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.experiments.evaluate import generate_answers, score_answers
+from ulskip_cli.experiments.evaluate import draft_advice, generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
 
 
@@ -90,6 +90,20 @@ def test_logits_that_are_not_finite_are_refused(point):
     decoder.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidLogitsError, match="nan"):
         score_answers(answers, workload, decoder, None, ProgressCallback())
+
+
+def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point):
+    notes = []
+
+    class Notes(ProgressCallback):
+        def note(self, text):
+            notes.append(text)
+
+    decoder, workload, config = point("decoding=prompt_lookup", "strategy=full", "batch_size=1")
+    generate_answers(decoder, workload, config, Notes())
+    assert len(notes) == 1 and "plain steps" in notes[0]
+    assert "more than 25% of them" in draft_advice("full", 1.25)
+    assert "decoding=greedy" in draft_advice("full", 2.5)
 
 
 def test_progress_bounds_the_time_that_is_left(point):

@@ -148,6 +148,7 @@ class BatchOutput:
     compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
     drafts: DraftStats | None = None
     check_costs: tuple[float, ...] = ()  # of checks of 1, 2, ... tokens, in plain steps
+    draft_cost: float | None = None  # of the cheapest draft and its check, in plain steps
     exits: ExitStats | None = None
     linear_backend: str = "torch"
     compiled: bool = False

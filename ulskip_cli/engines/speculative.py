@@ -154,8 +154,7 @@ class Drafting:
     def __init__(self) -> None:
         self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
         self._view: PreTrainedModel | None = None  # drafts
-        self._stats = DraftStats()
-        self._check_costs: Sequence[float] = []
+        self._details: Table = {}
 
     def drafters(
         self, session: Any, request: BatchRequest, sampler: TokenSampler
@@ -203,8 +202,8 @@ class Drafting:
         return now(device) - began
 
     def details(self) -> Table:
-        """Return the counts of drafts and the costs of checks for the batch's `BatchOutput`."""
-        return {"drafts": self._stats, "check_costs": tuple(self._check_costs)}
+        """Return the counts and costs of drafts and checks for the batch's `BatchOutput`."""
+        return self._details
 
     def decode(
         self, session: Any, ids: Tensor, request: BatchRequest, sampler: TokenSampler
@@ -219,7 +218,8 @@ class Drafting:
         costs = self._costs.get(_costs_key(request), DraftCosts([], []))
         setting = request.decoding.draft_tokens
         lengths = [DraftLength(setting, cost, costs.checks) for cost in costs.drafts]
-        self._stats, self._check_costs = DraftStats(), costs.checks
+        cheapest = min((length.cost(1) for length in lengths if costs.checks[1:]), default=None)
+        stats = DraftStats()
         while end < total and int(ids[0, end - 1]) not in stops:
             drafts, used = Drafts(ids[:, :0]), lengths
             choices = [
@@ -239,10 +239,12 @@ class Drafting:
             drafted = drafts.tokens.shape[1]
             for length in used:
                 length.update(check.gained - 1, drafted)
-            self._stats += replace(check, plain_steps=used[0].cost(drafted))
+            stats += replace(check, plain_steps=used[0].cost(drafted))
             ids[:, end : end + check.gained] = tokens[:, : check.gained]
             end += check.gained
             yield end - prompt_len
+        checks = tuple(costs.checks)
+        self._details = {"drafts": stats, "check_costs": checks, "draft_cost": cheapest}
 
     def _verify(
         self, session: Any, ids: Tensor, drafts: Drafts, sampler: TokenSampler

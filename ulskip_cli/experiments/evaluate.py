@@ -32,6 +32,7 @@ from ulskip_cli.engines.decoder import (
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
+from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
 from ulskip_cli.inference.batching import (
@@ -131,6 +132,17 @@ class GeneratedAnswers:
     peak_memory_bytes: int
 
 
+def draft_advice(name: str, cost: float) -> str:
+    """Say from which acceptance on drafts pay, if one draft and its check take `cost` plain steps
+    and gain one token more than a step if the draft is accepted.
+    """
+    measured = f"one draft and its check take {cost:.2f} plain steps"
+    if cost >= 2:
+        return f"{name}: drafts cannot pay here, because {measured}; use decoding=greedy"
+    share = max(0.0, cost - 1)
+    return f"{name}: {measured}, so drafts pay if more than {share:.0%} of them are accepted"
+
+
 def generate_answers(
     decoder: Decoder,
     workload: Workload,
@@ -146,7 +158,12 @@ def generate_answers(
 
     def warm_up(count: int) -> float:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        return decoder.generate(*batch, context, forced_length=2).compile_seconds
+        # With drafts, the costs of checks of all sizes are measured.
+        length = MAX_CHECK + 1 if config.decoding.draft_tokens else 2
+        output = decoder.generate(*batch, context, forced_length=length)
+        if output.draft_cost is not None:
+            progress.note(draft_advice(name, output.draft_cost))
+        return output.compile_seconds
 
     progress.phase(f"{name}: warm up", 0)
     compile_seconds = run_with_oom_retry(size, warm_up)
