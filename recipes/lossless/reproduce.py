@@ -7,32 +7,24 @@ look-ups of transformers.
         limit=20 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
         correction=adapter correction.path=runs/drafter/adapter
 
-Overrides of `ulskip sweep` choose the model, the task, and the layers that draft. drafter.py trains
-the adapter of the second command. If it is interrupted, the same command resumes. The page goes to
+Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
+only look-ups are measured. drafter.py trains the adapter of the second command. If it is interrupted, the same command resumes. The page goes to
 results/lossless/NAME/README.md.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
-
-import torch
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.workload import encode_workload
-from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.report.tables import provenance, title
 
 HEADS = (
     *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check", "expected"),
-    *("measured", "95%", "other answers", "without near-ties"),
+    *("measured", "95%", "other answers"),
 )
 NOTE = (
     "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
@@ -41,45 +33,13 @@ NOTE = (
     " with the same engine, the median of pairs. Other answers: those whose tokens differ from"
     " those of full decoding."
 )
-NEAR_TIE_NOTE = (
-    " Without near-ties: those whose first two different tokens have logits more than two steps of"
-    " bfloat16 apart; a check of several tokens rounds in another order than steps do, except with"
-    " ulskip's kernels for CPUs since 0.4.0."
-)
-NEAR = 2  # steps of bfloat16 between the logits of two tokens
-# (number of the example, token ids of two answers) -> True if they differ at a near-tie
-IsNearTie = Callable[[int, Sequence[int], Sequence[int]], bool]
 LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft
 
 
-def near_ties(config: Config) -> IsNearTie:
-    """Return the test of near-ties with the full model of an experiment."""
-    loaded = load(config.model)
-    model = loaded.model.float()  # exact, and faster for long inputs
-    prompts = encode_workload(resolve(config), load_tokenizer(config.model)).prompts
-
-    @torch.inference_mode()
-    def is_near_tie(number: int, one: Sequence[int], other: Sequence[int]) -> bool:
-        same = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-        ids = torch.tensor([[*prompts[number], *one[:same]]])
-        logits = model(ids, logits_to_keep=1).logits[0, -1].float()
-        first, second = float(logits[one[same]]), float(logits[other[same]])
-        step = 2.0 ** (math.floor(math.log2(max(abs(first), abs(second)))) - 7)
-        return abs(first - second) <= NEAR * step
-
-    return is_near_tie
-
-
-def count_differing(
-    folder: ResultsFolder, one: str, other: str, is_near_tie: IsNearTie
-) -> tuple[int, int]:
-    """Count the answers whose tokens differ, and those among them that do not differ at a
-    near-tie.
-    """
-    pairs = enumerate(zip(folder.generations(one), folder.generations(other), strict=True))
-    ids = [(i, a["token_ids"], b["token_ids"]) for i, (a, b) in pairs]
-    differing = [answers for answers in ids if answers[1] != answers[2]]
-    return len(differing), sum(not is_near_tie(*answers) for answers in differing)
+def count_differing(folder: ResultsFolder, row: Record) -> int:
+    """Count the answers whose tokens differ from those of full decoding."""
+    pairs = zip(folder.generations(row.id), folder.generations(row.baseline_id or ""), strict=True)
+    return sum(one["token_ids"] != other["token_ids"] for one, other in pairs)
 
 
 def drafter_of(row: Record) -> str:
@@ -89,7 +49,7 @@ def drafter_of(row: Record) -> str:
 
 
 def cells_of(row: Record, differing: int) -> list[str]:
-    """Return the cells of a row in the table, without that of near-ties."""
+    """Return the cells of a row in the table."""
     drafter, speedup = drafter_of(row), row.measured_speedup or 0.0
     ends = f"{row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f}"
     return [
@@ -106,21 +66,14 @@ def cells_of(row: Record, differing: int) -> list[str]:
     ]
 
 
-def page(folder: ResultsFolder, is_near_tie: IsNearTie) -> str:
+def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.records() if row.draft_tokens and row.is_done]
     rows.sort(key=lambda row: (row.batch_size, drafter_of(row), str(row.draft_tokens)))
-    table, differ = [list(HEADS)], False
-    for row in rows:
-        differing, without = count_differing(folder, row.id, row.baseline_id or "", is_near_tie)
-        table.append([*cells_of(row, differing), str(without)])
-        differ = differ or differing > 0
-    # Near-ties have a column if any answer differs.
-    lines = [f"| {' | '.join(cells if differ else cells[:-1])} |" for cells in table]
-    lines.insert(1, "|" + " ---: |" * (len(HEADS) if differ else len(HEADS) - 1))
-    note = NOTE + NEAR_TIE_NOTE if differ else NOTE
-    parts = [f"# Lossless drafting: {title(rows)}", "\n".join(lines), note, provenance(rows)]
-    return "\n\n".join(parts) + "\n"
+    table = [list(HEADS), ["---:"] * len(HEADS)]
+    table += [cells_of(row, count_differing(folder, row)) for row in rows]
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+    return f"# Lossless drafting: {title(rows)}\n\n{lines}\n\n{NOTE}\n\n{provenance(rows)}\n"
 
 
 def main() -> None:
@@ -140,13 +93,16 @@ def main() -> None:
     layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
     text += ["decoding=prompt_lookup", "strategy=full"]
-    for grid in (text, layers, [*text, "engine=transformers"]):
+    grids = [text, [*text, "engine=transformers"]]
+    if len(text) < len(point) + 2:
+        grids.insert(1, layers)
+    for grid in grids:
         print("ulskip sweep", *grid, flush=True)
         if code := invoke(["sweep", *grid]):
             sys.exit(code)
     config = compose([*args.overrides, "results_dir=results/lossless"], command="sweep")
     folder = ResultsFolder.of(config)
-    write_atomic(folder.path / "README.md", page(folder, near_ties(config)))
+    write_atomic(folder.path / "README.md", page(folder))
     print(folder.path / "README.md")
 
 
