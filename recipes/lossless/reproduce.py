@@ -8,8 +8,8 @@ look-ups of transformers.
         correction=adapter correction.path=runs/drafter/adapter
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
-only look-ups are measured. drafter.py trains the adapter of the second command. If it is interrupted, the same command resumes. The page goes to
-results/lossless/NAME/README.md.
+only look-ups are measured. drafter.py trains the adapter of the second command. If it is
+interrupted, the same command resumes. The page goes to results/lossless/NAME/README.md.
 """
 
 import argparse
@@ -92,10 +92,9 @@ def main() -> None:
     point.append(f"decoding.draft_tokens=choice({args.drafts})")
     layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
+    names_layers = len(text) < len(point)
     text += ["decoding=prompt_lookup", "strategy=full"]
-    grids = [text, [*text, "engine=transformers"]]
-    if len(text) < len(point) + 2:
-        grids.insert(1, layers)
+    grids = [text, *[layers] * names_layers, [*text, "engine=transformers"]]
     for grid in grids:
         print("ulskip sweep", *grid, flush=True)
         if code := invoke(["sweep", *grid]):
