@@ -170,8 +170,9 @@ def main():
                 file.write(json.dumps(rows[-1]) + "\n")
             stored.with_suffix(".md").write_text(table(rows))
             print(f"{number + 1} of {args.processes}: {point}", flush=True)
-        pause = 60 * args.minutes / args.processes - (time.monotonic() - began)
-        time.sleep(max(0.0, pause))
+        elapsed = time.monotonic() - began
+        if elapsed > 1:  # else an earlier call measured this round
+            time.sleep(max(0.0, 60 * args.minutes / args.processes - elapsed))
 
 
 if __name__ == "__main__":
