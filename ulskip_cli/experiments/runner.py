@@ -66,6 +66,8 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, make_plan
 
+NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is timed against itself
+
 
 @dataclass
 class Session:
@@ -299,7 +301,10 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             checkpoints.remove()
             raise
     if config.speed.enabled:
-        speed = config.speed.replace(new_tokens=run.plan.timed_tokens)
+        # The full model against itself shows noise alone.
+        share = NOISE_SHARE if run.plan.is_full_model and not baseline else 1
+        seconds = share * config.speed.seconds
+        speed = config.speed.replace(new_tokens=run.plan.timed_tokens, seconds=seconds)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, units, progress)
     progress.phase("write", 0)
