@@ -20,6 +20,8 @@ from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
     LINE_ROUNDS,
+    UNIT_SHARE,
+    UNITS_TO_STOP,
     WARM_UP,
     FinishedUnits,
     Opened,
@@ -109,7 +111,7 @@ def units_of(llama, clock, tmp_path):
 
 def test_units_end_when_the_interval_is_narrow_enough(units_of):
     timed = units_of(seconds=1000)
-    assert len(timed.units) == UNITS
+    assert len(timed.units) == UNITS_TO_STOP
     assert timed.timing().measured_speedup == pytest.approx(2)
     assert {unit.bytes_per_second for unit in timed.units} == {1e9}
 
@@ -129,8 +131,8 @@ def test_units_go_on_with_the_rounds(units_of, clock):
 
 def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
-    # a pair takes 3 + 2 seconds with its prompts, and a unit a tenth of the time
-    assert units_of(seconds=150).units[0].pairs == 3
+    # a pair takes 3 + 2 seconds with its prompts
+    assert units_of(seconds=15 / UNIT_SHARE).units[0].pairs == 3
 
 
 def interrupted_after(count):

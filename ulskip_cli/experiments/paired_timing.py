@@ -39,6 +39,9 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 # loading of weights into the processor's cache.
 TURN_SECONDS = 0.2
 UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
+# Fewer units look precise by chance too often: most intervals of processes that stopped after three
+# did not contain the median of all processes.
+UNITS_TO_STOP = 8
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
 NEW_TOKENS = 24  # generated for each sequence when depths are timed
@@ -271,8 +274,8 @@ def measure_units(
     report: ReportProgress,
     read_rate: Callable[[], float],
 ) -> list[TimedPairs]:
-    """Time pairs in units until the interval of each speedup reaches at most `speed.precision` to
-    each side, or `speed.seconds` are spent, in at least `UNITS` units.
+    """Time pairs in at least `UNITS` units until the interval of each speedup reaches at most
+    `speed.precision` to each side, with `UNITS_TO_STOP` units, or `speed.seconds` are spent.
 
     `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
     once a unit. The full model of the first pair is the reference of all.
@@ -285,7 +288,10 @@ def measure_units(
     num_units = 0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
-        or all(pair.pairs.is_precise(speed.precision) for pair in timed)
+        or all(
+            len(pairs.units) >= UNITS_TO_STOP and pairs.is_precise(speed.precision)
+            for pairs in (pair.pairs for pair in timed)
+        )
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(
