@@ -12,6 +12,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
+from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.core.options import Options
@@ -243,7 +244,8 @@ def zero_patches(
     """
     kind = config.correction.patch_kind(config.model)
     used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind) if kind == "full" else None
+    takes_time = patch_parameters(kind, 1) > 0
+    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind) if takes_time else None
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 

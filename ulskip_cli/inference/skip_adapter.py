@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
@@ -248,7 +249,7 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str)
     hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
-        for layer in gaps(kept, num_layers) if kind == "full" else ():
+        for layer in gaps(kept, num_layers) if patch_parameters(kind, hidden_size) else ():
             state = GapPatch(hidden_size).state_dict()
             tensors |= {patch_name(index, layer, name): tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
