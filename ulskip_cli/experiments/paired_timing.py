@@ -290,7 +290,7 @@ def measure_units(
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(
-            len(pairs.units) >= UNITS_TO_STOP and pairs.is_precise(speed.precision)
+            len(pairs.units or ()) >= UNITS_TO_STOP and pairs.is_precise(speed.precision)
             for pairs in (pair.pairs for pair in timed)
         )
     ):
