@@ -222,12 +222,12 @@ class Pairs(Section):
         return cls.model_validate(first)
 
     def processes(self) -> list[list[slice]]:
-        """Return the places of the pairs of each unit, for each repetition."""
-        found, end = dict[int, list[slice]](), 0
+        """Return for each process its units, as slices of the list of pairs."""
+        units_of, end = dict[int, list[slice]](), 0
         for unit in self.units or ():
-            found.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
+            units_of.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
             end += unit.pairs
-        return list(found.values())
+        return list(units_of.values())
 
     def ratios(self, with_prompt: bool = False) -> list[float]:
         """Return the speedup of each pair, for decoding or `with_prompt`."""
@@ -245,10 +245,10 @@ class Pairs(Section):
         intervals of two processes do not overlap, and steps of the full model took unlike times.
         """
         assert self.full
-        costs, places, ratios = self.full.costs(), self.processes(), self.ratios()
-        steps = [median(costs[units[0].start : units[-1].stop]) for units in places]
-        found = [ratio_interval([[median(ratios[i]) for i in units]]) for units in places]
-        lowest, highest = min(found), max(found)
+        costs, processes, ratios = self.full.costs(), self.processes(), self.ratios()
+        steps = [median(costs[units[0].start : units[-1].stop]) for units in processes]
+        speedups = [ratio_interval([[median(ratios[i]) for i in units]]) for units in processes]
+        lowest, highest = min(speedups), max(speedups)
         assert lowest.high and highest.low
         depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
         return Interval(self.speedup().value, lowest.value, highest.value) if depends else None
@@ -456,7 +456,7 @@ class Schedule(Section):
             first=True,
         ),
     )
-    draft_cost: Positive = value("the same for a drafting step over a full step")
+    draft_cost: Positive = value("bytes of a drafting step divided by those of a full step")
     latency_fit: Row | None = value(
         "with `ratio_basis=latency`: step seconds by depth, rounds (`trials`), chosen `depth`"
     )
