@@ -270,6 +270,9 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def _stage_views(
     model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None
 ) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
+    """Make the model that encodes prompts, and a view of the layers of each stage. Equal sets of
+    layers share a view.
+    """
     everything = tuple(range(plan.num_layers))
 
     @functools.cache

@@ -139,7 +139,8 @@ class SteppingSession(EngineSession, ABC):
 
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
         """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
-        tokens in the batch after every step.
+        tokens in the batch after every step. Whenever half of the sequences have ended, only the
+        others are decoded further, in `current`.
         """
         batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
         # The random numbers of sampling depend on the batch size.

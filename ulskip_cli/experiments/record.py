@@ -1014,6 +1014,7 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
 
 
 def _parse(line: str | bytes) -> Record:
+    """Read a row; if it has unknown keys, leave them out and read it again."""
     row = Record.model_validate_json  # JSON mode: a list is a tuple
     try:
         return row(line, strict=True)

@@ -256,8 +256,10 @@ def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[in
 
 
 def compare_texts(base: str, text: str) -> list[int]:
-    """Return the percentage of equal words, then triples of character counts: in both, and after
-    them only in `base`, and only in `text`.
+    """Return the differences of two texts as a flat list, from which the page colours both.
+
+    The first number is the percentage of equal words. Then come triples of character counts: of a
+    run of words that is in both texts, then of words that only `base` and only `text` have there.
 
     >>> compare_texts("a b c", "a c")
     [80, 0, 0, 0, 1, 2, 0, 2, 0, 0]

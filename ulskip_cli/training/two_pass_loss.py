@@ -171,6 +171,9 @@ class TwoPassLoss(nn.Module):
     def _student_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
     ) -> Tensor:
+        """Return the logits of the responses under a schedule. If all layers read the prompt, it is
+        given as `full_prompt`; else the layers of the first stage read it here.
+        """
         first = stages[0].kept_layers
         prompt = full_prompt or encode_prompt(
             self._view(first), batch.prompt_ids, batch.prompt_mask
