@@ -157,8 +157,8 @@ class ShownAnswers:
 def collect(
     groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES
 ) -> ShownAnswers:
-    """Read the answers to the first `most` examples of each data set; runs refer to rows by their
-    index in `rows`.
+    """Read the answers to the first `most` examples of each data set, of at most `MAX_RUNS` runs.
+    Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
     names = {
         row.key: group.called(row)
