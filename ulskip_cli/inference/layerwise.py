@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
-Arguments = tuple[Sequence[Any], dict[str, Any]]
+Arguments = tuple[Sequence[object], dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LayerwiseModel:
             stand_ins = {layer: _StandIn(layer, self._record) for layer in self.layers}
             self._shell = shallow_view.substituted(model, stand_ins.get)
 
-    def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
+    def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
         `cache` is read.
         """
