@@ -44,6 +44,7 @@ SIGNIFICANT = 0.05
 UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
+GLOSSARY = "see the [glossary](measuring.md#glossary)"  # the meaning of these fields
 
 Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
@@ -471,13 +472,13 @@ class Timing(Section):
     """
 
     measured_speedup: Ratio = value(
-        "decode seconds per token of the full model divided by those of the strategy",
+        GLOSSARY,
         Column("mea-\nsured", ".2f", first=True),
         Column("inter-\nval", show="interval", optional=True, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
-    end_to_end_speedup: Ratio = value("the same for seconds per token, prefill included")
+    end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     speedup_interval_coverage: Share = value(
@@ -520,21 +521,20 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
     decode_loss: Number = value(
-        "cross-entropy of the references, nats per token, EOS included; with drafts the full"
-        " model's",
+        GLOSSARY,
         Column("decode\nloss", ".2f"),
     )
     decode_loss_mean_kept_layers: Number = value(
         "mean exit depth of `decode_loss`, with early exit"
     )
     agreement: Share = value(
-        "share of the tokens of the full model's answers that the schedule also finds most likely",
+        GLOSSARY,
         Column("agree-\nment", ".1%", optional=True),
     )
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
     kl_divergence: Number = value(
-        "mean KL(full || schedule) of the next token at the same positions, in nats",
+        GLOSSARY,
         Column("KL", ".2f", optional=True),
     )
     kl_divergence_low: Number = value("lower end of its interval")
