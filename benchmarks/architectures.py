@@ -19,13 +19,12 @@ from architecture_check import (
     NOT_BUILT,
     PADDING_CHANGES,
     REFUSED,
-    STEPS,
     UNDECIDED,
     WORKS,
     Verdict,
     judge,
 )
-from tiny_configs import NUM_LAYERS, model_types
+from tiny_configs import model_types
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "benchmarks" / "results" / "architectures.json"
@@ -88,9 +87,9 @@ def page(text: str) -> str:
 
 `make architectures` checks every causal LM class of transformers {versions["transformers"]} on a
 tiny random instance ({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]},
-float32, CPU). {len(found[WORKS])} classes work, {len(found[REFUSED])} are refused with a reason,
-{len(untested)} could not be tested, and {rest} fail or give wrong results. The lists omit the
-suffix `ForCausalLM`; [the stored verdicts](../benchmarks/results/architectures.json) are complete.
+float32, CPU): its tokens and logits must equal those of a slow reference without a KV cache, for
+several sets of kept layers. {len(found[WORKS])} classes work, and {rest} give wrong results. The
+lists omit the suffix `ForCausalLM` ([all verdicts](../benchmarks/results/architectures.json)).
 
 ## Supported by `engine=torch` ({len(fast)})
 
@@ -102,28 +101,17 @@ Left padding changes the answers of {padding}, also of the full model.
 
 {names(slow)}
 
-A model that mixes attention with recurrent layers must keep an attention layer, because only
-attention layers count positions.
+A model that mixes attention with recurrent layers must keep an attention layer.
 
-## Refused ({len(found[REFUSED])})
+## Refused, with a reason ({len(found[REFUSED])})
 
 {names(found[REFUSED])}
-
-The error of a run gives the reason.
 
 ## Not tested ({len(untested)})
 
 {names(untested)}
 
-No tiny instance can be made or run here, or the full model's own `generate` differs from its
-forward pass.
-
-## Method
-
-All layers read a prompt, then several sets of kept layers generate {STEPS} tokens. Tokens and
-logits must equal those of a reference: the full model without a KV cache, whose skipped layers
-return their input unchanged at the positions after the prompt. Options that the tiny instance of
-{NUM_LAYERS} layers lacks are not covered.
+No tiny instance can be made here, or the full model's own `generate` differs from its forward pass.
 """
 
 

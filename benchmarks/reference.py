@@ -42,18 +42,14 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
-    """Yield a table of what engines or commands do not support; equal ones share a row."""
+    """Yield a list of what engines, commands or needs do not support; equal ones share an item."""
     names: dict[frozenset[Need], list[str]] = {}
     for name, supported in supports.items():
-        names.setdefault(supported, []).append(f"`{name}`")
-    yield from table(
-        ["", "does not support"],
-        (
-            [", ".join(group), texts(ALL - supported)]
-            for supported, group in names.items()
-            if supported != ALL
-        ),
-    )
+        names.setdefault(supported, []).append(name)
+    for supported, group in names.items():
+        if supported != ALL:
+            yield f"- {', '.join(group)}: no {texts(ALL - supported)}"
+    yield ""
 
 
 def texts(needs: Set[Need]) -> str:
@@ -66,10 +62,12 @@ def combinations() -> str:
     kinds = {name: engine_class(name) for name in engine_names() if name != "auto"}
     own = [name for name in kinds if kinds[name].__module__.startswith("ulskip_cli.")]
     engines = {
-        name: kinds[name].supports for name in sorted(own, key=lambda name: kinds[name].is_runtime)
+        f"`{name}`": kinds[name].supports
+        for name in sorted(own, key=lambda name: kinds[name].is_runtime)
     }
+    commands = {f"`{name}`": supports for name, supports in COMMANDS.items()}
     together = {
-        need: frozenset(
+        need.text: frozenset(
             other for other in ALL if other in supports and need in TOGETHER.get(other, ALL)
         )
         for need, supports in TOGETHER.items()
@@ -87,13 +85,10 @@ def combinations() -> str:
         "",
         "`ulskip plan` supports all. A command refuses keys that it does not read.",
         "",
-        *refusals(COMMANDS),
+        *refusals(commands),
         "## Options that exclude others",
         "",
-        *table(
-            ["", "cannot be combined with"],
-            ([need.text, texts(ALL - supports)] for need, supports in together.items()),
-        ),
+        *refusals(together),
     ]
     return "\n".join(pages).rstrip() + "\n"
 
@@ -125,12 +120,12 @@ def row_keys() -> str:
     def lines(kind: type[Section], but: Iterable[str] = ()) -> list[str]:
         fields = kind.model_fields
         ends = {f"{key}{end}" for key in fields for end in ("_low", "_high")}
-        return [
-            f"- `{key}`{' (`_low`, `_high`)' if f'{key}_low' in fields else ''}:"
-            f" {field.description}."
-            for key, field in fields.items()
-            if key not in ends.union(but)
-        ]
+        meanings: dict[str | None, list[str]] = {}
+        for key in fields:
+            if key not in ends.union(but):
+                name = f"`{key}`{' (`_low`, `_high`)' if f'{key}_low' in fields else ''}"
+                meanings.setdefault(fields[key].description, []).append(name)
+        return [f"- {', '.join(names)}: {text}." for text, names in meanings.items()]
 
     parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
     for kind, title in zip(SECTIONS, SECTION_TITLES, strict=True):
@@ -138,12 +133,10 @@ def row_keys() -> str:
         if kind in (Benchmark, LmEval):
             parts += [f"{kind.__doc__}\n"]
         if kind is Quality:
-            names = ", ".join(f"`{key}`" for key in metrics.METRIC_OF)
-            parts += [f"- {names}: the task's [metrics](your-own.md#metrics)."]
+            parts += ["- `bleu`, `rouge1`, ...: the task's [metrics](your-own.md#metrics)."]
         parts += lines(kind, metrics.METRIC_OF)
         if kind is Point:
-            parts += ["\nFor readers of the file, a row repeats some of these settings:\n"]
-            parts += [f"- `{key}`: {text}." for key, text in REPEATED.items()]
+            parts += [f"\nSettings, repeated: {', '.join(f'`{key}`' for key in REPEATED)}."]
     return "\n".join(parts) + "\n"
 
 

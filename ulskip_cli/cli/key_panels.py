@@ -100,6 +100,7 @@ def _keys_of_choices(group: str, extra_dir: Path | None) -> dict[str, ConfigKey]
 
 
 def _describe_group(group: str, choice: str, extra_dir: Path | None) -> tuple[object, Panels]:
+    """Return the choices of a group with their keys, for `--json` and as panels."""
     described = reference.describe_choices(group, extra_dir)
     folded = {name.replace("-", "_"): name for name in described}
     if choice:

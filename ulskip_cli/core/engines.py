@@ -80,7 +80,7 @@ class Engine(Choice):
         """
         return pkgutil.resolve_name(self.session)(views, room, self.weights)
 
-    def engine_for(self, needs: Set[Need], model: Any = None) -> "tuple[Engine, str | None]":
+    def engine_for(self, needs: Set[Need], model: object = None) -> "tuple[Engine, str | None]":
         """Return the engine that decodes requests with these needs, and the reason if that is not
         torch; raise UsageError if none of them supports the `model`. Nothing else chooses engines.
         """

@@ -103,6 +103,7 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
 
 
 def _sizes(metadata: Table) -> Table:
+    """Return the sizes of the model under the keys of a transformers configuration."""
     if (parts := metadata.get("split.count", 1)) != 1:
         raise UsageError(
             f"expected model.path to be a whole GGUF file, got one of {parts} parts; join them with"
@@ -165,6 +166,9 @@ class _Reader:
         return self._bytes(self._number(_UINT64)).decode()
 
     def _value(self, kind: int) -> object:
+        """Read a metadata value of a GGUF type; only the length of a list of texts or of a long
+        list is returned.
+        """
         if kind == _TEXT:
             return self._text()
         if kind != _ARRAY:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
@@ -37,7 +37,7 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def flatten(values: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Table, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None
     are left out.
     """

@@ -238,6 +238,7 @@ def generate_all(
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
+        """Decode the prompts at these positions as one batch, padded on the left."""
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         seed = (context.seed * 1_000_003 + positions[0]) % 2**63  # the range that torch accepts
         return decoder.generate(
@@ -269,6 +270,9 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def _stage_views(
     model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None
 ) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
+    """Make the model that encodes prompts, and a view of the layers of each stage. Equal sets of
+    layers share a view.
+    """
     everything = tuple(range(plan.num_layers))
 
     @functools.cache

@@ -87,13 +87,15 @@ class ExitSteps(EagerSteps):
         return ExitStats(+self._counts, self._check_seconds)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Run layers until a check is confident enough; return the logits [batch, vocab_size] after
+        `tokens` [batch, 1]. Where earlier tokens exited, they join the tokens for deeper layers.
+        """
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
         length = self.ids.shape[1]
         threshold = self.rule.threshold_at(length - 1 - self.positions.prompt_len)
         inputs = self._enter(length - 1)
-        hidden, before = inputs.hidden, None
+        hidden, last_checked = inputs.hidden, None
         for index in range(self.rule.num_layers):
             if self._pending[index]:
                 hidden = torch.cat([*self._pending[index], hidden], dim=1)
@@ -102,11 +104,11 @@ class ExitSteps(EagerSteps):
             hidden = self.layerwise.layer(index, hidden, inputs)
             if index + 1 in self._checks:
                 last = hidden[:, -1:]
-                logits = self._confident_logits(last, before, threshold)
+                logits = self._confident_logits(last, last_checked, threshold)
                 if logits is not None:
                     self._pending[index + 1].append(hidden)
                     return self._finish(index + 1, length, logits)
-                before = last
+                last_checked = last
         return self._finish(self.rule.num_layers, length, self.layerwise.logits(hidden[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:

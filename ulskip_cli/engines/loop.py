@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.nn import functional
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Generation
 from ulskip_cli.engines.sampling import TokenSampler
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.speculative import Drafting
 
 # Steps between checks for finished sequences on a GPU, because a check synchronises.
 CHECK_STEPS = 8
@@ -56,7 +59,7 @@ class SteppingSession(EngineSession, ABC):
 
     # of the last prompts: in the layers that encoded them, and in those that decode
     kv_bytes = (0, 0)
-    drafting: Any = None  # decodes requests with drafts
+    drafting: "Drafting | None" = None  # decodes requests with drafts
 
     @property
     def can_shrink(self) -> bool:
@@ -139,7 +142,8 @@ class SteppingSession(EngineSession, ABC):
 
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
         """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
-        tokens in the batch after every step.
+        tokens in the batch after every step. Whenever half of the sequences have ended, only the
+        others are decoded further, in `current`.
         """
         batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
         # The random numbers of sampling depend on the batch size.

@@ -49,6 +49,9 @@ class ReferenceLoss:
         return total / count
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
+        """Return the summed cross-entropy of the responses of a batch, and the number of their
+        tokens.
+        """
         examples = [self.examples[i] for i in batch]
         prompts = [example.prompt_ids for example in examples]
         responses = [example.response_ids for example in examples]

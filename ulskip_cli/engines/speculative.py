@@ -5,7 +5,7 @@ defines `check`, checks them in one pass.
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.engines.base import BatchRequest, DraftStats
-from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.loop import SteppingSession, now
 from ulskip_cli.engines.sampling import (
     DraftHead,
     Drafts,
@@ -26,6 +26,7 @@ from ulskip_cli.engines.sampling import (
 )
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
+from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.strategies.cost import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
@@ -157,12 +158,13 @@ class Drafting:
         self._details: Table = {}
 
     def drafters(
-        self, session: Any, request: BatchRequest, sampler: TokenSampler
+        self, session: SteppingSession, request: BatchRequest, sampler: TokenSampler
     ) -> Sequence[NgramDrafter | LayerDrafter]:
         """Return the drafters of a request."""
         ngrams = [NgramDrafter(size) for size in range(LONGEST, 0, -1)]
         if request.decoding.draft == "ngram":
             return ngrams
+        assert isinstance(session, TorchSession)  # engines without LAYER_DRAFTS refuse earlier
         stage = request.stages[0]
         if self._view is None:  # its head scores a part of the vocabulary
             view = with_draft_head(stage.view, DRAFT_VOCAB)
@@ -174,7 +176,7 @@ class Drafting:
         layers = LayerDrafter(self._view, stage.kept, session.steps, sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
-    def prepare(self, session: Any, request: BatchRequest) -> float:
+    def prepare(self, session: SteppingSession, request: BatchRequest) -> float:
         """Measure the costs of drafts and checks once; return the seconds that this took."""
         key, device = _costs_key(request), request.input_ids.device
         largest, decoding = key
@@ -206,7 +208,7 @@ class Drafting:
         return self._details
 
     def decode(
-        self, session: Any, ids: Tensor, request: BatchRequest, sampler: TokenSampler
+        self, session: SteppingSession, ids: Tensor, request: BatchRequest, sampler: TokenSampler
     ) -> Iterator[int]:
         """Fill `ids` [1, prompt_len + length] from the second new token on, with any tokens after
         EOS; yield the number of new tokens after every check.
@@ -247,7 +249,7 @@ class Drafting:
         self._details = {"drafts": stats, "check_costs": checks, "draft_cost": cheapest}
 
     def _verify(
-        self, session: Any, ids: Tensor, drafts: Drafts, sampler: TokenSampler
+        self, session: SteppingSession, ids: Tensor, drafts: Drafts, sampler: TokenSampler
     ) -> tuple[Tensor, int]:
         """Check drafts after `ids` [1, len], and forget the rejected ones; without drafts, this is
         a plain step. Return the tokens [1, drafts + 1] and the number of accepted drafts.
@@ -269,7 +271,7 @@ class Drafting:
         return tokens, int(accepted)
 
     def _check_seconds(
-        self, session: Any, ids: Tensor, drafted: int, sampler: TokenSampler
+        self, session: SteppingSession, ids: Tensor, drafted: int, sampler: TokenSampler
     ) -> float:
         """Return the seconds of a check of drafts, with the removal of those that it rejects."""
         drafts, began = Drafts(ids[:, -1:].expand(-1, drafted)), now(ids.device)

@@ -91,6 +91,9 @@ class PromptComparer:
         )
 
     def _rounds(self, prompt: list[int], on_text: OnText) -> list[list[BatchOutput]]:
+        """Answer a prompt with both sides until `MIN_SECONDS` are spent; return the outputs of both
+        for each round. `on_text` gets the text of the first round as it grows.
+        """
         batch = padded([prompt], self.context.pad_token_id, left=True)
         plain = replace(self.context, decoding=self.decoding.without_drafts())
         sides = list(zip(self.sides, (plain, self.context), strict=True))

@@ -264,6 +264,7 @@ def _uncompiled(config: Config, record: Record) -> Iterator[str]:
 
 
 def _depth_misses(config: Config, record: Record) -> Iterator[str]:
+    """Warn if the answers ran another mean number of layers than requested."""
     target, mean = record.target_kept_layers, record.evaluated_mean_kept_layers
     if config.ratio_basis == "latency" or not target or not mean:
         return
@@ -283,6 +284,7 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
 
 
 def _misprediction(record: Record) -> Iterator[str]:
+    """Warn if the measured speedup surely differs from the prediction by `PREDICTION_FACTOR`."""
     predicted, speedup = record.predicted_speedup, record.speedup
     # the prediction for drafts is measured, and too few pairs contradict nothing
     if not predicted or not speedup or record.draft_tokens:

@@ -302,6 +302,7 @@ def measure_agreement(
 
     @torch.inference_mode()
     def sums_of(batch: Sequence[int]) -> list[list[float]]:
+        """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens."""
         ids, mask = padded([answers[i] for i in batch], 0, False, decoder.device)
         prompt = encode(full, batch)
         wanted = predict_response(full.stages, prompt, ids, mask)

@@ -41,13 +41,13 @@ def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
     [2.0, 1.76, 2.27]
     """
     logs = [[math.log(ratio) for ratio in units] for units in processes]
-    every = list(itertools.chain.from_iterable(logs))
-    if len(every) < UNITS:
-        return Interval(math.exp(fmean(every)), math.exp(min(every)), math.exp(max(every)))
+    samples = list(itertools.chain.from_iterable(logs))
+    if len(samples) < UNITS:
+        return Interval(math.exp(fmean(samples)), math.exp(min(samples)), math.exp(max(samples)))
     spread = PROCESS_SPREAD / math.sqrt(len(logs))
-    if len(logs) >= UNITS:
-        every, spread = list(map(fmean, logs)), 0.0
-    mean, half = fmean(every), math.hypot(half_width(every), NORMAL * spread)
+    if len(logs) >= UNITS:  # the means of so many processes show their spread themselves
+        samples, spread = list(map(fmean, logs)), 0.0
+    mean, half = fmean(samples), math.hypot(half_width(samples), NORMAL * spread)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 

@@ -341,6 +341,7 @@ def time_pairs(
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
+    """Collect the raw values of one side of all timed pairs; seconds are rounded to 1e-6."""
     values: Row = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
     for key in ("prefill_seconds", "first_token_seconds", "decode_seconds"):
         values[key] = [round(getattr(output, key), 6) for output in outputs]

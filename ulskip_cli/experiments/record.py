@@ -44,6 +44,7 @@ SIGNIFICANT = 0.05
 UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
+GLOSSARY = "see the [glossary](measuring.md#glossary)"  # the meaning of these fields
 
 Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
@@ -222,12 +223,12 @@ class Pairs(Section):
         return cls.model_validate(first)
 
     def processes(self) -> list[list[slice]]:
-        """Return the places of the pairs of each unit, for each repetition."""
-        found, end = dict[int, list[slice]](), 0
+        """Return for each process its units, as slices of the list of pairs."""
+        units_of, end = dict[int, list[slice]](), 0
         for unit in self.units or ():
-            found.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
+            units_of.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
             end += unit.pairs
-        return list(found.values())
+        return list(units_of.values())
 
     def ratios(self, with_prompt: bool = False) -> list[float]:
         """Return the speedup of each pair, for decoding or `with_prompt`."""
@@ -245,10 +246,10 @@ class Pairs(Section):
         intervals of two processes do not overlap, and steps of the full model took unlike times.
         """
         assert self.full
-        costs, places, ratios = self.full.costs(), self.processes(), self.ratios()
-        steps = [median(costs[units[0].start : units[-1].stop]) for units in places]
-        found = [ratio_interval([[median(ratios[i]) for i in units]]) for units in places]
-        lowest, highest = min(found), max(found)
+        costs, processes, ratios = self.full.costs(), self.processes(), self.ratios()
+        steps = [median(costs[units[0].start : units[-1].stop]) for units in processes]
+        speedups = [ratio_interval([[median(ratios[i]) for i in units]]) for units in processes]
+        lowest, highest = min(speedups), max(speedups)
         assert lowest.high and highest.low
         depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
         return Interval(self.speedup().value, lowest.value, highest.value) if depends else None
@@ -278,7 +279,7 @@ class OverReference(Section):
     """Tokens/s divided by those of the reference of a benchmark, with an interval over rounds."""
 
     over_reference: Ratio = value(
-        "tokens/s divided by those of the full model with `reference_engine`, median of rounds"
+        "tokens/s divided by those of the full model with `reference_engine`"
     )
     over_reference_low: Ratio = value("lower end of its interval")
     over_reference_high: Ratio = value("upper end of its interval")
@@ -322,18 +323,17 @@ class Point(Section):
         "the command that measured the row; a sweep runs `run`", default="run"
     )
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; if that is in another engine"
-        " (`baseline_engine`) or of another model (`alternatives.models`), `predicted_speedup` is"
-        " left out"
+        "row of the full model that this row is compared with; if that is in another engine or of"
+        " another model, `predicted_speedup` is left out"
     )
     config: StoredConfig = value(
-        "values of the configuration that the command used and that differ from the defaults",
+        "settings that the command used and that differ from the defaults",
         default=...,
     )
     dataset: Text = value("the data", detected=True)
     correction: CorrectionUsed | None = value(
-        "the [patches or adapter](adapters.md): name, kind, path, and how they were made; in"
-        " a bench, patches are zero"
+        "the [patches or adapter](adapters.md), and how they were made; in a bench, patches are"
+        " zero"
     )
     chat: Flag = value("true if prompts used the chat template", detected=True)
 
@@ -421,17 +421,10 @@ class Point(Section):
 
 # Settings that a row repeats under one name each, for readers of the file and of `--json`. The
 # program reads `config` alone.
-REPEATED = {
-    "model": "the model",
-    "task": "the task; left out by `ulskip bench`",
-    "pair": "language pair",
-    "strategy": "the strategy",
-    "target_speedup": "requested ratio; 1 for `full`, left out for `custom`",
-    "decoding": "name of the decoding",
-    "draft_tokens": "largest number of drafts per check, or `auto`; 0 without drafts",
-    "batch_size": "sequences decoded together",
-    "prompt_layers": "layers that encode the prompt",
-}
+REPEATED = (
+    *("model", "task", "pair", "strategy", "target_speedup", "decoding", "draft_tokens"),
+    *("batch_size", "prompt_layers"),
+)
 
 
 class Schedule(Section):
@@ -439,38 +432,34 @@ class Schedule(Section):
 
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers = value(
-        "the layers that every step runs, or the first stage",
+        "layers that every step runs, or the first stage",
         Column("layers", show="layers", first=True),
     )
     later_stages: tuple[StageUsed, ...] = value(
-        "first step and layers of each later stage, which runs fewer layers", default=()
+        "first step and layers of each later stage", default=()
     )
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
         "mean number of layers over the timed pairs",
         Column("timed\nlayers", show="timed_layers", first=True),
     )
-    evaluated_mean_kept_layers: Positive = value("mean number of layers over the evaluated answers")
+    evaluated_mean_kept_layers: Positive = value("the same over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
         "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
-        " final norm and the output head; with drafts, computed from the measured costs of drafts"
-        " and checks",
+        " output head; with drafts, from the measured costs of drafts and checks",
         Column(
             "pre-\ndicted",
             ".2f",
             first=True,
         ),
     )
-    draft_cost: Positive = value(
-        "bytes that a drafting step reads, divided by those of a full step"
-    )
+    draft_cost: Positive = value("bytes of a drafting step divided by those of a full step")
     latency_fit: Row | None = value(
-        "with `ratio_basis=latency`: step seconds by depth, the fit, the rounds (`trials`),"
-        " `offset`, the chosen `depth`, predicted speedup"
+        "with `ratio_basis=latency`: step seconds by depth, rounds (`trials`), chosen `depth`"
     )
     calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
@@ -483,37 +472,34 @@ class Timing(Section):
     """
 
     measured_speedup: Ratio = value(
-        "decode seconds per token of the full model divided by those of the strategy: geometric"
-        " mean of units, each the median of its pairs",
+        GLOSSARY,
         Column("mea-\nsured", ".2f", first=True),
         Column("inter-\nval", show="interval", optional=True, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
-    end_to_end_speedup: Ratio = value("the same for seconds per token, prefill included")
+    end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     speedup_interval_coverage: Share = value(
-        "in rows of earlier versions, which had one unit: probability that the intervals contain"
-        " the median of the pairs of one process"
+        "in rows of earlier versions: probability that the intervals contain the median of one"
+        " process"
     )
     pairs: Pairs | None = value(
-        "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each"
-        " sequence), `generated_tokens`, mean drafts per check (`draft_lengths`), `engine`,"
-        " `linear_backend`, `compiled`; `units` with their number of `pairs`, time, and the"
-        " machine's read rate",
+        "for `full` and `strategy`: raw seconds and tokens, mean drafts per check, engine;"
+        " `units` with their number of `pairs`, time, and the machine's read rate",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
-        "mean number of CPUs that other processes used during the pairs",
+        "mean number of CPUs that other processes used",
         Column("other\nCPUs", ".1f", optional=True),
     )
-    prefill_seconds: Number = value("median seconds of prefill per batch")
-    time_to_first_token_seconds: Number = value("median seconds to the first token per batch")
-    time_per_output_token_seconds: Positive = value("median seconds of a decode step per batch")
+    prefill_seconds: Number = value("medians per batch")
+    time_to_first_token_seconds: Number = value("medians per batch")
+    time_per_output_token_seconds: Positive = value("medians per batch")
     prompt_kv_bytes: Count = value(
-        "exact size of the KV cache of the prompt",
+        "size of the prompt's KV cache",
         Column(
             "KV\nkept",
             ".0%",
@@ -521,7 +507,7 @@ class Timing(Section):
             True,
         ),
     )
-    kept_kv_bytes: Count = value("size of this cache without the skipped layers")
+    kept_kv_bytes: Count = value("this size without the skipped layers")
 
 
 # One field for each number of a metric, e.g. `bleu`.
@@ -535,71 +521,63 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
     decode_loss: Number = value(
-        "cross-entropy of the references under the schedule, nats per token, EOS included; with"
-        " drafts the full model's",
+        GLOSSARY,
         Column("decode\nloss", ".2f"),
     )
     decode_loss_mean_kept_layers: Number = value(
         "mean exit depth of `decode_loss`, with early exit"
     )
     agreement: Share = value(
-        "share of the tokens of the full model's answers that the schedule also finds most likely,"
-        " given the tokens before",
+        GLOSSARY,
         Column("agree-\nment", ".1%", optional=True),
     )
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
     kl_divergence: Number = value(
-        "mean KL(full || schedule) of the next token at the same positions, in nats",
+        GLOSSARY,
         Column("KL", ".2f", optional=True),
     )
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
-        "per metric the full model's score, `delta`, its 95% paired bootstrap interval and"
-        " `p_value`",
+        "per metric the full model's score, `delta`, its paired bootstrap interval and `p_value`",
         default={},
     )
     degenerate: dict[str, KnownCount] = value(
-        "number of outputs that are empty (`empty`), end in a repetition (`loop`) or reach the"
-        " maximum length (`hit_limit`)",
+        "number of outputs that are `empty`, end in a repetition (`loop`) or reach the maximum"
+        " length (`hit_limit`)",
         default={},
     )
     length_ratio: Number = value("words of hypotheses divided by words of references")
-    num_truncated_sources: Count = value("sources that were truncated to fit the context")
+    num_truncated_sources: Count = value("sources truncated to fit the context")
     num_truncated_references: Count = value("references whose end `decode_loss` does not count")
     evaluated_batch_size: Count = value(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
-    peak_memory_bytes: Count = value(
-        "peak during generation: of the CUDA allocator, or on a CPU of the process"
-    )
+    peak_memory_bytes: Count = value("peak of the CUDA allocator or, on a CPU, of the process")
 
 
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
     decode_tokens_per_second: Rate = value(
-        "generated tokens after each sequence's first, per decode second; no padding, nothing"
-        " after EOS",
+        "generated tokens after each sequence's first, per decode second",
         Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
         Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
     total_tokens_per_second: Rate = value(
-        "prompt and generated tokens per second of prefill and decode",
+        "prompt and generated tokens per second of both",
     )
     throughput_from: Text = value(
-        "source of all values of this section: `evaluation`, whose answers differ in length, or"
-        " `timed pairs` for random weights and in a bench; the tok/s of tables always come from"
-        " `pairs`"
+        "source of this section: `evaluation`, or `timed pairs` for random weights and in a bench"
     )
-    prompt_tokens: Count = value("prompt tokens in these rates")
-    generated_tokens: Count = value("generated tokens in these rates")
-    decode_seconds: Number = value("decode seconds in these rates")
-    total_seconds: Number = value("seconds of prefill and decode in these rates")
+    prompt_tokens: Count = value("tokens and seconds of these rates")
+    generated_tokens: Count = value("tokens and seconds of these rates")
+    decode_seconds: Number = value("tokens and seconds of these rates")
+    total_seconds: Number = value("tokens and seconds of these rates")
     compile_seconds: Number = value(
-        "compilation, or conversion for an engine on another library; excluded from all times"
+        "compilation, or conversion for another library; excluded from all times"
     )
     acceptance_rate: Share = value(
         "accepted share of drafts",
@@ -608,12 +586,12 @@ class Throughput(Section):
     mean_accepted_length: Number = value(
         "tokens per check", Column("tokens\na check", ".2f", optional=True)
     )
-    mean_draft_length: Number = value("drafts per check; `auto` chooses them anew in each batch")
+    mean_draft_length: Number = value("drafts per check")
     check_costs: tuple[KnownNumber, ...] | None = value(
-        "with drafts: measured times of checks of 1, 2, ... tokens, in steps of one token"
+        "measured times of checks of 1, 2, ... tokens, in steps of one token"
     )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
-    exit_check_fraction: Number = value("share of decode time in the checks of early exit")
+    exit_check_fraction: Number = value("share of decode time in these checks")
     missing_kv: Text = value("method for missing keys, with early exit")
 
 
@@ -634,20 +612,17 @@ class Benchmark(OverReference):
     timed_prompt_tokens: Count = value("length of every prompt", detected=True)
     timed_new_tokens: Count = value("length of every answer", detected=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
-    machine_limits: Limits | None = value(
-        "measured `bytes_per_second` of reading memory, the median of the rounds"
-    )
+    machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
     reference_engine: Text = value(
-        "the first engine of the grid, whose full model ran in the same rounds"
+        "first engine of the grid, whose full model ran in the same rounds"
     )
     step_bytes: Count = value(
         "bytes that a step reads (head, kept layers, keys and values halfway)"
     )
     bandwidth_share: Number = value(
-        "share of the memory bandwidth in `machine_limits` that steps reach, median of rounds;"
-        " missing if above 1"
+        "share of the memory bandwidth that steps reach; missing if above 1"
     )
-    full: FullSide | None = value("the same values of the full model")
+    full: FullSide | None = value("these values of the full model")
 
 
 class LmEval(Section):
@@ -657,13 +632,11 @@ class LmEval(Section):
     lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
     lm_eval_version: Text = value("version of the harness")
     scored_prompt_layers: Text = value(
-        "layers that read the context of scored continuations, `all` or `kept`", detected=True
+        "layers that read the context of scored continuations", detected=True
     )
     num_fewshot: Whole = value("examples in the prompt", detected=True)
     task_version: object = value("version of the task")
-    lm_eval_options: Row | None = value(
-        "other options that change the answers, as the harness parsed them", detected=True
-    )
+    lm_eval_options: Row | None = value("other options that change the answers", detected=True)
 
 
 class Provenance(Section):
@@ -675,7 +648,7 @@ class Provenance(Section):
     engine: Text = value(
         "`torch`, `speculative`, `early_exit`, `transformers` or another engine", detected=True
     )
-    engine_reason: Text = value("reason why `torch` was not used")
+    engine_reason: Text = value("why `torch` was not used")
     engine_weights: Text = value(
         "format of the weights of an engine on another library", detected=True
     )
@@ -683,17 +656,16 @@ class Provenance(Section):
         "package, version, instruction sets and threads of that library"
     )
     linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: Text = value("reason why `panels` was not used")
-    device: Text = value("the device", detected=True)
+    linear_backend_reason: Text = value("why `panels` was not used")
+    device: Text = value("device of the weights", detected=True)
     dtype: Text = value("type of the weights", detected=True)
     quantization: Text = value("how the weights are quantized", detected=True)
     training: Text = value("how the weights were trained")
     trained_for: Row | None = value("strategy, ratios and layers from `training.json`")
     trained_for_these_layers: Flag = value("true if this row's layers were trained")
-    num_examples: Count = value("number of evaluated examples", detected=True)
+    num_examples: Count = value("evaluated examples", detected=True)
     environment: Environment | None = value(
-        "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set,"
-        " accelerator"
+        "versions, git commit, processor, threads, instruction set, accelerator"
     )
 
 
@@ -704,9 +676,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
-    reason: Text = value("reason why there is no result")
+    reason: Text = value("why there is no result")
     log: Text = value("file with the traceback")
-    wall_seconds: Number = value("total duration of all attempts of the point")
+    wall_seconds: Number = value("duration of all attempts")
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
@@ -1042,6 +1014,7 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
 
 
 def _parse(line: str | bytes) -> Record:
+    """Read a row; if it has unknown keys, leave them out and read it again."""
     row = Record.model_validate_json  # JSON mode: a list is a tuple
     try:
         return row(line, strict=True)

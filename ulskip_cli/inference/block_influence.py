@@ -5,7 +5,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,13 @@ def block_influence(
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
 
-    def read(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def read(
+        index: int,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: shallow_view.LayerOutput,
+    ) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
         similar = functional.cosine_similarity(

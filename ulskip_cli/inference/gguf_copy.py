@@ -7,7 +7,6 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -92,7 +91,7 @@ def counting_tensors(report: Callable[[int], object]) -> Iterator[None]:
     """
     bar = modeling_gguf_pytorch_utils.tqdm
 
-    def count(tensors: Iterable[Any], **options: object) -> Iterator[Any]:
+    def count(tensors: Iterable[object], **options: object) -> Iterator[object]:
         for done, tensor in enumerate(tensors, 1):
             yield tensor
             report(done)

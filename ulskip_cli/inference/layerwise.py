@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
-Arguments = tuple[Sequence[Any], dict[str, Any]]
+Arguments = tuple[Sequence[object], dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LayerwiseModel:
             stand_ins = {layer: _StandIn(layer, self._record) for layer in self.layers}
             self._shell = shallow_view.substituted(model, stand_ins.get)
 
-    def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
+    def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
         `cache` is read.
         """
@@ -146,36 +146,39 @@ class _StandIn(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
-    """Run one step; return True if layers return tuples, and the modules that run after the layers
-    if they compute exactly the model's logits in sequence, else no modules.
+    """Run one step of the model to see how its layers are called.
+
+    Returns True if layers return tuples, and the modules behind the last layer, such as the final
+    norm and the output head, in the order in which they ran. The list is empty if the model's
+    logits are not exactly those of these modules applied one after the other.
     """
-    last: Any = None
-    after = list[nn.Module]()
+    last_output: Any = None
+    behind = list[nn.Module]()
     layers = shallow_view.decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
 
     def begin(module: nn.Module, args: object, output: object) -> None:
-        nonlocal last
-        last = output
-        after.clear()
+        nonlocal last_output
+        last_output = output
+        behind.clear()
 
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(layers[-1].register_forward_hook(begin))
         for module in set(model.modules()) - inside:
             if not any(module.children()):
-                hook = module.register_forward_pre_hook(lambda module, _: after.append(module))
+                hook = module.register_forward_pre_hook(lambda module, _: behind.append(module))
                 hooks.enter_context(hook)
         # Two tokens, because the state of a padding token can be zero.
         ids = torch.arange(2, device=shallow_view.input_device(model))[None]
         cache = kv_cache.new_cache(model)
         logits = shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache)
-    in_tuples = isinstance(last, tuple)
-    hidden = last[0] if in_tuples else last
+    in_tuples = isinstance(last_output, tuple)
+    hidden = last_output[0] if in_tuples else last_output
     try:
         with torch.no_grad():
-            for module in after:
+            for module in behind:
                 hidden = module(hidden)
         is_chain = torch.equal(hidden, logits.to(hidden.device))
     except (TypeError, ValueError, RuntimeError):  # the modules do not form a sequence
         is_chain = False
-    return in_tuples, after if is_chain else []
+    return in_tuples, behind if is_chain else []

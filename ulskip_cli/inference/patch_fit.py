@@ -243,6 +243,7 @@ class _FoldingLayer:
     """
 
     def __init__(self, layerwise: LayerwiseModel, place: int) -> None:
+        """Find the last linear layer inside layer number `place`, into which a patch is folded."""
         self._layerwise, self._place = layerwise, place
         self._layer = layerwise.layers[place]
         linears = [

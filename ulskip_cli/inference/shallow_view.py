@@ -22,6 +22,9 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.inference import kv_cache
 
+LayerOutput = (
+    Tensor | tuple[Tensor, ...]
+)  # hidden states [batch, count, hidden_size], alone or first
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
     "num_kv_shared_layers": (
@@ -115,7 +118,7 @@ def shallow_view(
     replaced: dict[nn.Module, nn.Module] = {stack: layers}
     view = substituted(model, replaced.get)
     configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
-    module: Any = view
+    module = view
     for name in path.split("."):
         if source := module.__dict__.get("config"):
             if id(source) not in configs:

@@ -95,6 +95,8 @@ def patched_layer(
 
 @functools.cache
 def _patched_class(source: type[nn.Module]) -> type:
+    """Make a subclass of a decoder layer that applies patches before and after it."""
+
     class PatchedLayer(source):  # type: ignore[misc, valid-type]
         """A decoder layer with patches."""
 

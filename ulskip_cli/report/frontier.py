@@ -250,8 +250,9 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
 
 
 def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
-    """Yield the points whose baselines differ in their batch size alone: the baseline of most
-    points, then the points sorted by speed.
+    """Group the records with a speedup by their baselines, which may differ in batch size, and
+    yield the points of each group: first its most frequent baseline, then the others from slow to
+    fast. A group in which no record names another engine or model as baseline is left out.
     """
     finished = {record.id: record for record in records}
     compared = [
@@ -265,16 +266,15 @@ def _points(records: Sequence[Record]) -> Iterator[tuple[FrontierPoint, ...]]:
         return repr(sorted((key, value) for key, value in values.items() if key != BATCH_SIZE))
 
     for members in collected(compared, baseline).values():
-        (name, _), *_ = Counter(record.baseline_id or "" for record in members).most_common()
+        (baseline_id, _), *_ = Counter(record.baseline_id or "" for record in members).most_common()
         judged = shares(members, 1.0)
         points = [
             FrontierPoint(record, record.speedup, judged[record.key])
             for record in members
             if record.key in judged and record.speedup
         ]
-        asked = (row.config.has_other_baseline for row in members)
-        if points and any(asked):
+        if points and any(row.config.has_other_baseline for row in members):
             quality = points[0].quality
             kept = replace(quality, value=quality.full, share=1.0, low=None, high=None)
-            first = FrontierPoint(finished[name], Interval(1.0, 1.0, 1.0), kept)
+            first = FrontierPoint(finished[baseline_id], Interval(1.0, 1.0, 1.0), kept)
             yield first, *sorted(points, key=lambda point: point.speedup)

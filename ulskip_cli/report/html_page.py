@@ -157,8 +157,8 @@ class ShownAnswers:
 def collect(
     groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES
 ) -> ShownAnswers:
-    """Read the answers to the first `most` examples of each data set; runs refer to rows by their
-    index in `rows`.
+    """Read the answers to the first `most` examples of each data set, of at most `MAX_RUNS` runs.
+    Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
     names = {
         row.key: group.called(row)
@@ -256,8 +256,10 @@ def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[in
 
 
 def compare_texts(base: str, text: str) -> list[int]:
-    """Return the percentage of equal words, then triples of character counts: in both, and after
-    them only in `base`, and only in `text`.
+    """Return the differences of two texts as a flat list, from which the page colours both.
+
+    The first number is the percentage of equal words. Then come triples of character counts: of a
+    run of words that is in both texts, then of words that only `base` and only `text` have there.
 
     >>> compare_texts("a b c", "a c")
     [80, 0, 0, 0, 1, 2, 0, 2, 0, 0]

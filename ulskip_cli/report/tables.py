@@ -160,10 +160,10 @@ def long_section(records: Sequence[Record]) -> TableSection:
     """
     records = ordered(records)
     note = sentences(explanations(records))
-    judged = {
+    of_full = {
         key: share for group in grouped(records) for key, share in shares(group.records).items()
     }
-    quality = [share_of_full("of\nfull", ".1%", judged), share_interval(judged)]
+    quality = [share_of_full("of\nfull", ".1%", of_full), share_interval(of_full)]
     columns = [*long_columns(records), *quality]
     return TableSection.of(title(records), records, columns, note, words=1)
 
@@ -217,8 +217,8 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
-    """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard
-    errors.
+    """Make a column for each metric of lm-evaluation-harness, in the harness's units. A key such as
+    `acc none` names metric and filter, and `acc_stderr none` its standard error.
     """
 
     def show(record: Record, key: str) -> str | None:

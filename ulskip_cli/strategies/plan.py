@@ -304,8 +304,10 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
 def _choose_layers(
     config: Config, num_layers: int, weights: WeightSizes | None, depth: float | None
 ) -> tuple[int, tuple[Stage, ...], list[str]]:
-    """Return R, the stages, and a warning for each ratio basis that the available data do not
-    allow.
+    """Return R, which is the requested number of layers per step, the stages, and warnings.
+
+    ratio_basis=latency needs `depth`, the mean depth that a run has timed, and ratio_basis=cost
+    needs the sizes of the `weights`; without them, a warning names the basis used instead.
     """
     strategy, warnings = config.strategy, list[str]()
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
@@ -354,8 +356,10 @@ def _timed_stages(config: Config, num_layers: int, depth: float) -> tuple[Stage,
 
 
 def _timed_tokens(stages: Sequence[Stage], count: int, tokens: int) -> int:
-    """Return the length near `tokens` whose outputs run R layers per step on average."""
-    longest = max(tokens, 4 * stages[-1].first_step + 2)
+    """Return the length of answers, as near to `tokens` as possible, over which a step runs `count`
+    layers on average.
+    """
+    longest = max(tokens, 4 * stages[-1].first_step + 2)  # most of its steps are in the last stage
     return min(
         range(2, longest + 1),
         key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)),

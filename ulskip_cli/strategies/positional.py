@@ -113,7 +113,9 @@ class DepthDecay(Strategy):
         return self.stages(request)[0].kept_layers
 
     def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
-        """Return one stage for each depth, the deepest first."""
+        """Return one stage for each depth, the deepest first. The decay a is that with which the
+        mean depth over an answer is `request.num_kept`.
+        """
         num_layers, tokens = request.num_layers, range(1, max(2, request.max_new_tokens))
 
         def depths(decay: float) -> list[int]:

@@ -49,8 +49,11 @@ class AdapterLoss(TwoPassLoss):
         train: TrainOptions,
         max_bytes: int,
     ) -> None:
-        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is
-        frozen, but not changed. With `train.draft_length`, the views draft that many at once.
+        """Prepare LoRA and patches for training, with the values of `start`, which has a patch at
+        every gap. The weights of `model` are frozen, but not changed.
+
+        `max_bytes` bounds the stored outputs of the full model. With `train.draft_length`, the
+        views draft that many tokens at once.
         """
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, train.lora)
@@ -194,6 +197,7 @@ class AdapterLoss(TwoPassLoss):
         return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
+        """Return the frozen model for all layers, else a view with the patches of this set."""
         if kept == self.all_layers:
             return self._frozen[0]
         if kept not in self._views:

@@ -8,7 +8,6 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -237,7 +236,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     if isinstance(setup.module, AdapterLoss):
         setup.module.adapter(_adapter_record(setup, record)).save(output)
     else:
-        trained: Any = setup.module.model
+        trained = setup.module.model
         model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
         dtype_name = setup.config.model.dtype
         dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -230,7 +229,7 @@ def build_loss(
         )
     if train.dropout:
         add_dropout(model, train.dropout)
-    trained: Any = model
+    trained = model
     if train.method == "lora":
         trained = _with_lora(model, train)
     elif train.freeze_embeddings:
@@ -238,7 +237,7 @@ def build_loss(
     return TwoPassLoss(trained, config.prompt_layers, train, teacher, exits)
 
 
-def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
+def _with_lora(model: PreTrainedModel, train: TrainOptions) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(

@@ -17,7 +17,7 @@ from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.shallow_view import LayerOutput, StageView
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 
@@ -29,6 +29,7 @@ class TwoPassLoss(nn.Module):
 
     # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight.
     accepts_loss_kwargs = True
+    model: PreTrainedModel  # or peft's wrapper of it
     _keys_to_ignore_on_save = None  # which Trainer reads when it loads a checkpoint
 
     def __init__(
@@ -60,8 +61,8 @@ class TwoPassLoss(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The causal LM without peft's wrapper."""
-        inner: Any = self.model
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        is_wrapped = hasattr(self.model, "get_base_model")
+        return self.model.get_base_model() if is_wrapped else self.model
 
     @property
     def config(self) -> object:
@@ -171,6 +172,9 @@ class TwoPassLoss(nn.Module):
     def _student_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
     ) -> Tensor:
+        """Return the logits of the responses under a schedule. If all layers read the prompt, it is
+        given as `full_prompt`; else the layers of the first stage read it here.
+        """
         first = stages[0].kept_layers
         prompt = full_prompt or encode_prompt(
             self._view(first), batch.prompt_ids, batch.prompt_mask
@@ -193,8 +197,10 @@ class TwoPassLoss(nn.Module):
         if not self._teacher or not self.weights.distill_weight:
             return None
         teacher = self._teacher[0].to(batch.prompt_ids.device)
-        adapted: Any = self.model
-        with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
+        with (
+            torch.no_grad(),
+            self.model.disable_adapter() if teacher is self.base else nullcontext(),
+        ):
             prompt = encode_prompt(teacher, batch.prompt_ids, batch.prompt_mask)
             views = [StageView(0, teacher, self.all_layers)]
             return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
@@ -241,7 +247,9 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     work for any architecture.
     """
 
-    def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    def on_layer(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: LayerOutput
+    ) -> LayerOutput:
         if not module.training:
             return output
         before = args[0] if args else kwargs["hidden_states"]

@@ -228,6 +228,9 @@ def _text(example: Example) -> tuple[str, str]:
 
 
 def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Split) -> Candidate:
+    """Read a candidate, such as `strategy=search strategy.budget=20`. Its patches are folded if the
+    engine supports no others.
+    """
     words = text.split()
     if not any(word.startswith("strategy=") for word in words):
         raise UsageError(

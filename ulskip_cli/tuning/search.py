@@ -463,12 +463,15 @@ def decide(records: Sequence[Record]) -> int:
 def training_size(
     request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback
 ) -> dict[str, int]:
-    """Return the steps, examples and own answers per example for which the budget has time."""
+    """Return the steps, examples and own answers per example (`samples`) for which the budget has
+    time after `minutes`; without `adapter_steps`, a short training measures the time of a step.
+    """
     tuned, split = request.config, request.split
     config, examples = training_config(request, chosen, PROBE), training_examples(split)
     # The trial's answers tell how long those of the adapter, the winner and the full model take.
-    answer = (chosen.record.wall_seconds or 0.0) / split.num_choice
-    seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
+    answer_seconds = (chosen.record.wall_seconds or 0.0) / split.num_choice
+    num_answers = split.num_choice + 2 * split.num_final
+    seconds = 60 * (tuned.budget - minutes) - answer_seconds * num_answers
     if seconds < MIN_SECONDS and tuned.adapter == AUTO:
         raise NotApplicable(
             f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
@@ -476,7 +479,9 @@ def training_size(
         )
     steps, seconds = tuned.adapter_steps, max(seconds, MIN_SECONDS)
     batch_size = config.train.batch_size
-    answers = math.ceil(steps * batch_size / 2 if steps else ANSWER_SHARE * seconds / answer)
+    answers = math.ceil(
+        steps * batch_size / 2 if steps else ANSWER_SHARE * seconds / answer_seconds
+    )
     count = max(1, min(len(examples), answers))
     samples = max(1, min(MAX_SAMPLES, answers // count))
     if not steps:
@@ -485,7 +490,7 @@ def training_size(
         timed = run_training(config, progress, examples[: min(PROBE["examples"], count)]).seconds
         took = time.monotonic() - began
         shutil.rmtree(config.output)
-        left = seconds - count * samples * answer - 2 * took + timed
+        left = seconds - count * samples * answer_seconds - 2 * took + timed
         most = math.ceil(config.train.epochs * count * (1 + samples) / batch_size)
         steps = max(1, min(most, int(left / max(timed / PROBE["steps"], 1e-6))))
     return {"steps": steps, "examples": count, "samples": samples}

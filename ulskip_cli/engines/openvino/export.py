@@ -193,6 +193,7 @@ def export_openvino(model: PreTrainedModel, weights: str) -> Path:
     ]
 
     def write(folder: Path) -> None:
+        """Convert the model from float32 weights, and write it in the format `weights`."""
         folder.mkdir()
         converted = _converted(
             model if model.dtype == torch.float32 else copy.deepcopy(model).float()

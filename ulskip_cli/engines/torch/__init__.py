@@ -3,12 +3,15 @@ compiled steps; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.transformers import Transformers
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession, Room, Views
 
 
 class Torch(Engine):
@@ -24,7 +27,7 @@ class Torch(Engine):
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
-    def engine_for(self, needs: Set[Need], model: Any = None) -> tuple[Engine, str | None]:
+    def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of the loop that decodes requests with these needs."""
         engine, remedy = self._method(needs)
         problem = model is not None and _problem(model)
@@ -54,9 +57,10 @@ class Speculative(Torch):
 
     supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.DRAFTS]
 
-    def open(self, views: Any, room: Any) -> Any:
+    def open(self, views: "Views", room: "Room") -> "EngineSession":
         """Return a session of the full model, whatever view drafts."""
-        return super().open(views.at_full_depth(), room)
+        session: EngineSession = super().open(views.at_full_depth(), room)
+        return session
 
 
 class Auto(Torch):
@@ -64,7 +68,7 @@ class Auto(Torch):
 
     supports: ClassVar[frozenset[Need]] = ALL
 
-    def engine_for(self, needs: Set[Need], model: Any = None) -> tuple[Engine, str | None]:
+    def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
         reason = texts(needs - Torch.supports) or (model is not None and _problem(model)) or None
         if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
@@ -72,7 +76,7 @@ class Auto(Torch):
         return super().engine_for(needs, model)
 
 
-def _problem(model: Any) -> str | None:
+def _problem(model: object) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     from ulskip_cli.engines.torch.session import unsupported_by_loop
 

@@ -199,7 +199,7 @@ def _merge_linears(module: torch.fx.GraphModule) -> None:
     if not cpu_kernels.is_loaded():
         return
     graph, ops = module.graph, torch.ops.ulskip
-    products: dict[Any, list[torch.fx.Node]] = defaultdict(list)
+    products: dict[object, list[torch.fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target in (ops.linear, ops.linear.default):
             products[node.args[0]].append(node)

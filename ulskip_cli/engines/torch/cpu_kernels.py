@@ -208,7 +208,7 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
     ] = {}  # the copy of each config, by id, because modules share configs
 
     def change(module: nn.Module) -> dict[str, object]:
-        config: Any = module.__dict__.get("config")
+        config = module.__dict__.get("config")
         if (
             isinstance(module, PreTrainedModel)
             or getattr(config, "_attn_implementation", None) != "sdpa"

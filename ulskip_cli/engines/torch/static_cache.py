@@ -4,7 +4,7 @@ internals of transformers.
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -181,5 +181,5 @@ class PositionsAndMasks:
         self._mask = self._mask[alive]
 
 
-def _indexed(masks: StepMasks, index: Any) -> StepMasks:
+def _indexed(masks: StepMasks, index: Tensor | tuple[EllipsisType | slice, ...]) -> StepMasks:
     return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}
