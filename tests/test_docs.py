@@ -4,12 +4,22 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from ulskip_cli.core.config import compose, compose_prompts, compose_training, compose_tuning
+from ulskip_cli.core.config import (
+    compose,
+    compose_prompts,
+    compose_training,
+    compose_tuning,
+    group_choices,
+)
+from ulskip_cli.core.correction import Kind
+from ulskip_cli.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -107,3 +117,21 @@ def test_the_site_builds_without_warnings_and_loads_nothing(tmp_path, monkeypatc
     for file in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
         assert not loaded.search(file.read_text("utf-8")), file.name
     assert "kept_layers" in (tmp_path / "api.html").read_text("utf-8")
+
+
+def test_every_strategy_correction_engine_metric_and_kind_of_patch_is_described():
+    text = "".join(page.read_text("utf-8") for page in PAGES if page.name != "CHANGELOG.md")
+    groups = ("strategy", "correction", "engine", "decoding")
+    # a format of an engine is a preset of its own
+    names = [name.partition("_int")[0] for group in groups for name in group_choices(group)]
+    missing = {name for name in [*names, *METRICS, *get_args(Kind)] if name not in text}
+    assert not missing
+
+
+def test_engines_of_presets_have_entry_points():
+    presets = [yaml.safe_load(file.read_text("utf-8")) for file in ENGINES.glob("*.yaml")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    installed = {
+        path.replace(":", ".") for path in project["entry-points"]["ulskip.engines"].values()
+    }
+    assert {preset["_target_"] for preset in presets} <= installed
