@@ -20,8 +20,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import dtype_note, read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
@@ -98,7 +97,7 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
-    if config.train.method != "full" and (note := dtype_note(config.model)):
+    if config.train.method != "full" and (note := ModelFolder(config.model).dtype_note):
         progress.note(note)
     setup = prepare_training(config, texts, progress)
     try:
@@ -134,7 +133,9 @@ def run_training(
 
 
 def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
-    context = None if config.model.source == "random" else read_metadata(config.model).context
+    context = (
+        None if config.model.source == "random" else ModelFolder(config.model).metadata.context
+    )
     lengths = [length for length in (context, config.train.max_length) if length is not None]
     return config.replace(train=config.train.replace(max_length=min(lengths, default=None)))
 
@@ -147,7 +148,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")
-    return digest([DEFAULTS, values, texts.sha256, fingerprint(config.model)])
+    return digest([DEFAULTS, values, texts.sha256, ModelFolder(config.model).fingerprint])
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
@@ -255,7 +256,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     """Return the description of a training in adapter.json."""
     model, train, patches = setup.config.model, setup.config.train, setup.config.correction
     return {
-        "base": {"model": model.label, "fingerprint": fingerprint(model)},
+        "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
         "kind": patches.kind,
         "task": setup.config.task.name,
         "strategy": record.strategy,
