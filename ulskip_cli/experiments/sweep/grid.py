@@ -227,7 +227,7 @@ def _model(
 
     model = model_named(name, extra_dir, **dict(placement))
     try:
-        ModelFolder(model).metadata  # noqa: B018
+        _ = ModelFolder(model).metadata
         if load_tokenizer(model) is None:
             raise UsageError(f"expected a tokenizer, and {name} has none; use a pretrained model")
     except UsageError as error:
