@@ -73,7 +73,7 @@ def test_metadata_of_a_file_and_of_its_folder(tmp_path, folder):
     if folder:
         written(tmp_path / "y.gguf")
         with pytest.raises(UsageError, match=r"x\.gguf, y\.gguf; set model\.path=FILE"):
-            ModelFolder(ModelConfig(source="hf", path=path)).metadata
+            _ = ModelFolder(ModelConfig(source="hf", path=path)).metadata
 
 
 def test_parts_and_damaged_files_are_refused(tmp_path):

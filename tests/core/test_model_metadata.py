@@ -55,9 +55,9 @@ def test_the_dtype_that_is_asked_for_counts(model_folder):
 
 def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     with pytest.raises(UsageError, match=r"model\.adapter.*adapter_config\.json"):
-        ModelFolder(hf(model_folder, adapter=str(tmp_path))).adapter
+        _ = ModelFolder(hf(model_folder, adapter=str(tmp_path))).adapter
     with pytest.raises(UsageError, match=r"model\.adapter.*some/adapter"):
-        ModelFolder(hf(model_folder, adapter="some/adapter")).adapter
+        _ = ModelFolder(hf(model_folder, adapter="some/adapter")).adapter
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
     one = ModelFolder(hf(model_folder, adapter=str(tmp_path))).fingerprint
@@ -116,7 +116,7 @@ def test_a_missing_unreadable_or_odd_config_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=rf"{key}.*config\.json") as caught:
-        ModelFolder(hf(tmp_path)).metadata
+        _ = ModelFolder(hf(tmp_path)).metadata
     assert str(tmp_path) in str(caught.value)
 
 
