@@ -13,7 +13,6 @@ import torch
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
 from ulskip_cli.core.files import digest, read_object, write_atomic
-from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
@@ -162,7 +161,7 @@ def calibrate_strategy(
             strategy.changed(),
             config.correction.changed(),
             _without_name(config.model),
-            ModelFolder(config.model).fingerprint,
+            loaded.files.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
             config.seed,
@@ -206,7 +205,7 @@ def calibrate_patches(
     key = digest(
         [
             _without_name(config.model),
-            ModelFolder(config.model).fingerprint,
+            loaded.files.fingerprint,
             patch.changed(),
             plan.skipping_sets,
             config.prompt_layers,
@@ -223,7 +222,7 @@ def calibrate_patches(
         record = {
             "base": {
                 "model": config.model.label,
-                "fingerprint": ModelFolder(config.model).fingerprint,
+                "fingerprint": loaded.files.fingerprint,
             },
             "kind": patch.kind,
             "task": held_out.task.name,

@@ -24,7 +24,6 @@ from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
@@ -204,7 +203,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         shared_id = digest(
             [
                 config.identity("lm-eval"),
-                ModelFolder(config.model).fingerprint,
+                self.loaded.files.fingerprint,
                 config.correction.fingerprint(),
             ]
         )

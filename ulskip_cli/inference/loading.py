@@ -56,6 +56,7 @@ class LoadedModel:
     """A model in evaluation mode on its device, with its metadata."""
 
     model: PreTrainedModel
+    files: ModelFolder
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: Table  # training and quantization of the weights, for result rows
 
@@ -87,7 +88,7 @@ def load(
             training_notes(files.adapter.parent)["trained_for"] or notes["trained_for"]
         )
     interruption.raise_if_interrupted()
-    return LoadedModel(model.eval(), _loaded_metadata(model, files), notes)
+    return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
 
 def load_tokenizer(

@@ -83,9 +83,12 @@ def run_training(
     Raises UsageError for bad settings, and RunError for NaN.
     """
     output = user_path(config.output, "output")
-    config = _limit_to_context(config)
+    files = ModelFolder(config.model)
+    if config.model.source != "random" and (context := files.metadata.context):
+        length = min(context, config.train.max_length or context)
+        config = config.replace(train=config.train.replace(max_length=length))
     texts = load_training_texts(config, loading.load_tokenizer(config.model, progress), examples)
-    identity = _identity(config, texts)
+    identity = _identity(config, texts, files)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
@@ -97,7 +100,7 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
-    if config.train.method != "full" and (note := ModelFolder(config.model).dtype_note):
+    if config.train.method != "full" and (note := files.dtype_note):
         progress.note(note)
     setup = prepare_training(config, texts, progress)
     try:
@@ -132,15 +135,7 @@ def run_training(
     return record
 
 
-def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
-    context = (
-        None if config.model.source == "random" else ModelFolder(config.model).metadata.context
-    )
-    lengths = [length for length in (context, config.train.max_length) if length is not None]
-    return config.replace(train=config.train.replace(max_length=min(lengths, default=None)))
-
-
-def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
+def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) -> str:
     """Return a hash of everything that decides the weights. Texts and initial weights are hashed
     instead of their paths.
     """
@@ -148,7 +143,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")
-    return digest([DEFAULTS, values, texts.sha256, ModelFolder(config.model).fingerprint])
+    return digest([DEFAULTS, values, texts.sha256, files.fingerprint])
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
