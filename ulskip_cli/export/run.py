@@ -53,6 +53,7 @@ class ResolvedExport:
     """A checked request with its configuration and plan."""
 
     config: Config
+    files: ModelFolder
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
@@ -116,6 +117,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         )
     return ResolvedExport(
         config,
+        files,
         plan,
         request,
         to,
@@ -208,15 +210,15 @@ def mergekit_recipe(point: ResolvedExport) -> str:
     ends.
     """
     plan, model = point.plan, point.config.model
-    files = ModelFolder(model)
-    path = model.path if model.source == "hf" else str(files.file.parent)
+    path = model.path if model.source == "hf" else str(point.files.file.parent)
     slices = [
         {"sources": [{"model": path, "layer_range": list(ends)}]}
         for ends in layer_ranges(plan.kept_layers)
     ]
     dtype: str = model.dtype
     if dtype == "auto":
-        dtype = str(files.config.get("dtype") or files.config.get("torch_dtype") or "float32")
+        source = point.files.config
+        dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
     return (
