@@ -3,6 +3,7 @@ network and assert no times.
 """
 
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -135,7 +136,8 @@ def point(llama, tokenizer):
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
         data = TaskExamples(config.task, config.task.examples()[: config.limit])
-        resolved = ResolvedPoint(config, data, None, metadata, plan, "0" * 12, "weights")
+        files = SimpleNamespace(metadata=metadata)
+        resolved = ResolvedPoint(config, data, None, files, plan, "0" * 12)
         return Decoder(llama, plan), encode_workload(resolved, tokenizer), config
 
     return build

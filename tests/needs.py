@@ -83,7 +83,7 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
-    from ulskip_cli.core.fingerprint import fingerprint
+    from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
     from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
@@ -91,7 +91,7 @@ def folders(tmp_path_factory):
     config = compose([])
     model = load(config.model).model
     adapter = zero_adapter(model, [even(12, 6)], "full")
-    record = {"kind": "full", "base": {"fingerprint": fingerprint(config.model)}}
+    record = {"kind": "full", "base": {"fingerprint": ModelFolder(config.model).fingerprint}}
     folder = tmp_path_factory.mktemp("adapters")
     SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name

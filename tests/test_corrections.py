@@ -5,8 +5,7 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter, read_record
 from ulskip_cli.strategies.plan import make_plan
@@ -24,7 +23,7 @@ def write(model, tmp_path):
     def written(name="adapter", **changes):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        base = {"fingerprint": fingerprint(model)}
+        base = {"fingerprint": ModelFolder(model).fingerprint}
         record = {"base": base, "kept_sets": [[0, 5]], "kind": "full", **changes}
         (folder / "adapter.json").write_text(json.dumps(record))
         return folder

@@ -129,7 +129,8 @@ def test_every_strategy_correction_engine_metric_and_kind_of_patch_is_described(
 
 
 def test_engines_of_presets_have_entry_points():
-    presets = [yaml.safe_load(file.read_text("utf-8")) for file in ENGINES.glob("*.yaml")]
+    files = (ROOT / "configs/engine").glob("*.yaml")
+    presets = [yaml.safe_load(file.read_text("utf-8")) for file in files]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     installed = {
         path.replace(":", ".") for path in project["entry-points"]["ulskip.engines"].values()

@@ -14,8 +14,9 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.correction import Correction, Kind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.fingerprint import fingerprint, folder_fingerprint
+from ulskip_cli.core.fingerprint import folder_fingerprint
 from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Stored, load_json, option, parse
 
 RECORD = "adapter.json"
@@ -78,7 +79,7 @@ def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
             f"correction.path={folder} is no skip adapter: {error}; make one with `ulskip train"
             " train=adapter`"
         ) from None
-    if record.base.fingerprint != fingerprint(model):
+    if record.base.fingerprint != ModelFolder(model).fingerprint:
         raise UsageError(
             f"expected correction.path={folder} to be made for the weights of {model.label}, got"
             f" one for other weights ({record.base.model}); use its own model, or train an adapter"

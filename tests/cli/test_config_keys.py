@@ -28,8 +28,6 @@ def test_config_describes_the_choices_of_a_group(ulskip, group):
     code, out, _ = ulskip("config", group)
     assert code == 0
     assert all(f"{group}={choice}" in out for choice in group_choices(group))
-    told = json.loads(ulskip("config", group, "--json")[1])
-    assert told.keys() == group_choices(group).keys()
 
 
 def test_config_lists_groups_and_other_keys(ulskip):
@@ -41,9 +39,8 @@ def test_config_lists_groups_and_other_keys(ulskip):
 def test_config_shows_one_choice_or_one_key(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
-    assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
-    key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
-    assert (key["choices"], key["default"]) == (["min", "na"], "min")
+    assert "speed.enabled" in ulskip("config", "speed")[1]
+    assert "[min|na] [default: min]" in " ".join(ulskip("config", "strategy.batch")[1].split())
 
 
 MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.secnds": "speed.seconds"}

@@ -13,7 +13,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import Engine, engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.strategies import plan
 
 SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
@@ -42,7 +42,7 @@ def no_loading(monkeypatch):
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
 def test_a_recipe_has_its_need(need, folders):
     config = compose(overrides_for(need, **folders))
-    assert need in plan.needs(config, plan.make_plan(config, read_metadata(config.model)))
+    assert need in plan.needs(config, plan.make_plan(config, ModelFolder(config.model).metadata))
 
 
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])

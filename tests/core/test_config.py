@@ -89,12 +89,14 @@ HEAD = b"_target_: ulskip_cli.strategies.static.Full\nname: mine\n"
 BROKEN = {
     "binary": (HEAD + b"description: \xff\xfe\x00", "FILE"),
     "malformed": (HEAD + b"layers: [", "FILE, line 4"),
-    "duplicate key": (HEAD + b"options: {a: 1, a: 2}", 'FILE", line 3'),
+    "duplicate key": (HEAD + b"options: {a: 1, a: 2}", "FILE, line 3"),
     "empty": (b"", "FILE"),
     "whole number as key": (HEAD + b"5: 5", "FILE"),
     "python object": (HEAD + b"x: !!python/object/apply:os.getcwd []", "FILE, line 3"),
     "no name": (b"_target_: x\n", "FILE"),
     "itself as defaults": (b"defaults: [mine]\n" + HEAD, "FILE"),
+    "number as defaults": (b"defaults: [5]\n" + HEAD, "FILE, got 5"),
+    "no group": (b"defaults: [{override /modl: hf}]\n" + HEAD, "strategy=mine: 'modl'.*'model'"),
     "no module": (b"_target_: planted.Thing\nname: mine\n", "strategy=mine: .*planted.Thing"),
     "another class": (HEAD.replace(b"Full", b"ScheduleFile"), "strategy=mine: .*ScheduleFile"),
     "no class": (b"_target_: '3'\nname: mine\n", "strategy=mine: .*3"),
@@ -129,11 +131,12 @@ def test_the_value_of_an_override(text, value):
 
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
-    text = "# @package _global_\ndefaults: [{override /task: jsonl}, {override /model: hf}, _self_]"
-    text += "\nmodel: {path: x}\nratio: 3\nlimit: 5\n"
+    text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
+    text += "ratio: 3\nlimit: 5\ndecoding: {generate_kwargs: {length_penalty: 1e-1}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
+    assert chosen.decoding.generate_kwargs == {"length_penalty": 0.1}
     assert config.compose(["experiment=mine", "model=tiny"], tmp_path).model.name == "tiny"
 
 

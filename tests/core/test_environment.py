@@ -8,7 +8,6 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
-import torch
 from huggingface_hub import constants
 
 from ulskip_cli.core import environment
@@ -114,13 +113,3 @@ def test_the_command_decides_before_torch_is_imported():
         [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "PASSIVE False"
-
-
-def test_a_torch_for_cuda_without_a_gpu_is_mentioned_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert environment.unused_cuda_build() is None
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "--torch-backend=cpu" in environment.unused_cuda_build()
-    assert environment.unused_cuda_build() is None

@@ -10,15 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import (
-    ASSETS,
-    dtype_note,
-    find_adapter,
-    read_headers,
-    read_metadata,
-    with_dtype,
-)
+from ulskip_cli.core.model_metadata import ASSETS, ModelFolder, read_headers
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference.loading import load
 
@@ -34,10 +26,10 @@ def shape(name, dtype="auto"):
 
 
 def test_bundled_shapes():
-    smollm2 = read_metadata(shape("smollm2-135m"))
+    smollm2 = ModelFolder(shape("smollm2-135m")).metadata
     assert (smollm2.num_layers, smollm2.kv_bytes_per_layer) == (30, 2 * 3 * 64 * 2)
     assert smollm2.total_bytes == 2 * 134_515_008
-    assert read_metadata(shape("bloom-7b1", "float32")).kv_bytes_per_layer == 2 * 4096 * 4
+    assert ModelFolder(shape("bloom-7b1", "float32")).metadata.kv_bytes_per_layer == 2 * 4096 * 4
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted((ASSETS / "shapes").glob("*.json"))])
@@ -47,29 +39,31 @@ def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
-    metadata = read_metadata(shape(name, "float32"))
+    metadata = ModelFolder(shape(name, "float32")).metadata
     expected = sort_weight_sizes(tensors, metadata.num_layers, model.config.vocab_size)
     assert metadata.weights == expected
     assert metadata.total_bytes == sum(size for _, size in tensors.values())
 
 
 def test_the_dtype_that_is_asked_for_counts(model_folder):
-    whole, half = (read_metadata(hf(model_folder, dtype=name)) for name in ("float32", "bfloat16"))
+    whole, half = (
+        ModelFolder(hf(model_folder, dtype=name)).metadata for name in ("float32", "bfloat16")
+    )
     assert whole.total_bytes == 2 * half.total_bytes
-    assert read_metadata(hf(model_folder, quantization="torchao-int8")).weights is None
+    assert ModelFolder(hf(model_folder, quantization="torchao-int8")).metadata.weights is None
 
 
 def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     with pytest.raises(UsageError, match=r"model\.adapter.*adapter_config\.json"):
-        find_adapter(hf(model_folder, adapter=str(tmp_path)))
+        _ = ModelFolder(hf(model_folder, adapter=str(tmp_path))).adapter
     with pytest.raises(UsageError, match=r"model\.adapter.*some/adapter"):
-        find_adapter(hf(model_folder, adapter="some/adapter"))
+        _ = ModelFolder(hf(model_folder, adapter="some/adapter")).adapter
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
-    one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
+    one = ModelFolder(hf(model_folder, adapter=str(tmp_path))).fingerprint
     (tmp_path / "adapter_model.safetensors").write_bytes(b"other")
-    two = fingerprint(hf(model_folder, adapter=str(tmp_path)))
-    assert len({one, two, fingerprint(hf(model_folder))}) == 3
+    two = ModelFolder(hf(model_folder, adapter=str(tmp_path))).fingerprint
+    assert len({one, two, ModelFolder(hf(model_folder)).fingerprint}) == 3
 
 
 def test_shards_are_read_together(tmp_path):
@@ -81,7 +75,7 @@ def test_shards_are_read_together(tmp_path):
 def test_nested_and_unusual_configs(tmp_path):
     def metadata(**config):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return read_metadata(hf(tmp_path))
+        return ModelFolder(hf(tmp_path)).metadata
 
     nested = {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}
     assert metadata(text_config=nested).num_layers == 9
@@ -103,7 +97,7 @@ def test_damaged_weights_are_refused(tmp_path):
 )
 def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
     build_model(name).config.save_pretrained(tmp_path)
-    assert read_metadata(hf(tmp_path)).context == context
+    assert ModelFolder(hf(tmp_path)).metadata.context == context
 
 
 SIZES = ("num_hidden_layers", "vocab_size", "head_dim")
@@ -122,13 +116,13 @@ def test_a_missing_unreadable_or_odd_config_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=rf"{key}.*config\.json") as caught:
-        read_metadata(hf(tmp_path))
+        _ = ModelFolder(hf(tmp_path)).metadata
     assert str(tmp_path) in str(caught.value)
 
 
 def test_headers_and_loaded_parameters_agree(model_folder):
     config = hf(model_folder, dtype="float32")
-    assert read_metadata(config).weights == load(config).metadata.weights is not None
+    assert ModelFolder(config).metadata.weights == load(config).metadata.weights is not None
 
 
 @pytest.mark.parametrize(
@@ -155,13 +149,13 @@ def test_auto_is_float32_on_a_cpu_without_instructions_for_the_type(
     )
     monkeypatch.setattr(environment.Path, "read_text", machine_with(flags))
     environment.is_slow_type.cache_clear()
-    model = hf(tmp_path, **{"device": "cpu", **options})
-    chosen, note = with_dtype(model), dtype_note(model) or ""
+    files = ModelFolder(hf(tmp_path, **{"device": "cpu", **options}))
+    chosen, note = files.model, files.dtype_note or ""
     environment.is_slow_type.cache_clear()
     assert chosen.dtype == expected
     if not options:
         assert ("has no instructions for" in note) is (expected == "float32" != stored)
-        assert with_dtype(model, computes=False).dtype == (stored or "auto")
+        assert files.stored_model.dtype == (stored or "auto")
     assert ("is slow on this CPU" in note) is (options == {"dtype": "bfloat16"})
 
 

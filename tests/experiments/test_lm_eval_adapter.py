@@ -16,8 +16,7 @@ from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import ASSETS
+from ulskip_cli.core.model_metadata import ASSETS, ModelFolder
 from ulskip_cli.experiments.lm_eval_adapter import (
     FIRST_TOKEN,
     SkippingLM,
@@ -169,7 +168,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     for name, tensor in adapter.tensors.items():
         if name.endswith(".bias"):
             tensor += 20 * torch.randn(tensor.shape, generator=generator)
-    base = {"model": "tiny", "fingerprint": fingerprint(plain.ulskip_config.model)}
+    base = {"model": "tiny", "fingerprint": ModelFolder(plain.ulskip_config.model).fingerprint}
     adapter = replace(adapter, record={"base": base, "kind": "full"})
     adapter.save(tmp_path)
     corrected = ["correction=adapter", f"correction.path={tmp_path}"]

@@ -363,7 +363,7 @@ def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, ki
     )
     correction = ["correction=patch", f"correction.kind={kind}"]
     config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
-    loaded = LoadedModel(llama, ModelMetadata(NUM_LAYERS, None, None), {})
+    loaded = LoadedModel(llama, None, ModelMetadata(NUM_LAYERS, None, None), {})
     measured = make_pair_timer(loaded, None, config)
     measured(3.5)
     full, shallow = made

@@ -7,7 +7,7 @@ import torch
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
@@ -44,7 +44,7 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
     assert (row["correction"]["bytes"] > 0) == (kind != "folded")
-    assert row["correction"]["base"]["fingerprint"] == fingerprint(half.model)
+    assert row["correction"]["base"]["fingerprint"] == ModelFolder(half.model).fingerprint
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(PatchFitter, "fit", lambda *args: pytest.fail("measured again"))
@@ -58,7 +58,10 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
-    record = {"base": {"model": model.label, "fingerprint": fingerprint(model)}, "kind": "full"}
+    record = {
+        "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
+        "kind": "full",
+    }
     found = zero_adapter(load(model).model, [(0, 2, 5)], "full")
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")

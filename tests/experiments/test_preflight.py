@@ -3,11 +3,9 @@ import shutil
 
 import pytest
 
-from ulskip_cli.core import environment
+from ulskip_cli.core import environment, model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, resolve
 from ulskip_cli.experiments.record import Record
@@ -32,7 +30,7 @@ def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
     assert (point.config, len(point.data.examples), point.held_out) == (config, 3, None)
-    kept = point.metadata.num_layers, point.plan.num_kept
+    kept = point.files.metadata.num_layers, point.plan.num_kept
     assert (*kept, point.data.task.data) == (12, 6, "sample")
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
     assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
@@ -114,10 +112,12 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
         return lambda *args: calls.append(name) or function(*args)
 
     monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
-    monkeypatch.setattr(preflight, "read_metadata", counted("metadata", read_metadata))
+    for read in ("load_json", "read_headers"):
+        function = getattr(model_metadata, read)
+        monkeypatch.setattr(model_metadata, read, counted(read, function))
     grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
     assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
-    assert sorted(calls) == ["examples", "metadata"]
+    assert sorted(calls) == ["examples", "load_json", "read_headers"]
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
     assert calls.count("examples") == 1 + 2  # once for each limit
 
@@ -186,7 +186,7 @@ def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp
     slow, fast = resolved(True), resolved(False)
     assert [point.config.model.dtype for point in (slow, fast)] == ["float32", "bfloat16"]
     assert slow.baseline.config.model.dtype == "float32"
-    assert "model.dtype=auto is float32" in slow.dtype_note and fast.dtype_note is None
+    assert "model.dtype=auto is float32" in slow.files.dtype_note and fast.files.dtype_note is None
     assert slow.run_id != fast.run_id
     assert resolved(False, "model.dtype=float32").run_id == slow.run_id
-    assert "is slow on this CPU" in resolved(True, "model.dtype=bfloat16").dtype_note
+    assert "is slow on this CPU" in resolved(True, "model.dtype=bfloat16").files.dtype_note

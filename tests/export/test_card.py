@@ -4,7 +4,7 @@ import pytest
 from report_rows import ENVIRONMENT, sweep_row
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.card import _quality, matching_records, source_license
 from ulskip_cli.strategies.plan import make_plan
@@ -12,7 +12,7 @@ from ulskip_cli.strategies.plan import make_plan
 
 def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
     config, training = compose(["ratio=2"]), "with skipping"
-    plan = make_plan(config, read_metadata(config.model))
+    plan = make_plan(config, ModelFolder(config.model).metadata)
     row = {
         "finished_at": "2026-01-01",
         "num_layers": 12,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.export.run import ExportRequest, run_export, summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -65,7 +65,7 @@ def stored(tmp_path, tokenizer):
         source, folder = tmp_path / "source", tmp_path / "adapter"
         model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
         tokenizer.save_pretrained(source)
-        weights = fingerprint(compose([f"model.path={source}"]).model)
+        weights = ModelFolder(compose([f"model.path={source}"]).model).fingerprint
         record = {"base": {"model": str(source), "fingerprint": weights}, **adapter.record}
         replace(adapter, record=record).save(folder)
         return source, folder

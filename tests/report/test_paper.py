@@ -1,7 +1,6 @@
-from report_rows import bench_row, configured, not_applicable, small_sweep, sweep_row, two_depths
+from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report import paper
-from ulskip_cli.report.benchmark import decoded_by
 from ulskip_cli.report.rows import Group
 
 
@@ -47,12 +46,3 @@ def test_a_speed_of_another_depth_than_the_score_is_shown_with_its_depth():
     found = beside([sweep_row("full"), two_depths(end_to_end_speedup=1.5)])
     both = found["2x", "skip_decode", "1"]
     assert (both["ours BLEU"], both["ours x"]) == ("30.00", "1.50 with 4.0/6 layers")
-
-
-def test_a_bench_stands_beside_the_paper():
-    rows = [bench_row(2.0, 8), bench_row(5.0, 8), bench_row(2.0, 8, compiled=True)]
-    section = paper.beside_bench("", rows, decoded_by)
-    assert len(section.cells) == 3 * len(paper.TABLE_4) - 4  # early exit has batch 1 alone
-    cells = {tuple(line[:3]): line[3:] for line in section.cells}
-    assert cells["2x", "unified", "8"] == ["503", "1.66", "300", "1.60", "300", "1.60"]
-    assert cells["5x", "unified", "8"] == ["1004", "3.31", "750", "4.00", "–", "–"]

@@ -9,7 +9,7 @@ from reference import decoder_for, reference_greedy
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.strategies.plan import make_plan
@@ -55,13 +55,13 @@ def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, 
 
 def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     config = compose(["strategy=skip_decode", "strategy.horizon=20"])
-    plan = make_plan(config, read_metadata(config.model))
+    plan = make_plan(config, ModelFolder(config.model).metadata)
     assert plan.target_kept == 6
     assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
     assert plan.predicted_speedup == pytest.approx(
-        read_metadata(config.model).weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
+        ModelFolder(config.model).metadata.weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
     )
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import even
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.strategies.plan import make_plan
@@ -51,7 +51,7 @@ def test_the_layers_of_the_highest_influence_stay_and_of_equal_ones_the_lower():
 
 def test_a_plan_before_calibration_warns_and_shows_even_spacing():
     config = compose(["strategy=block_influence"])
-    plan = make_plan(config, read_metadata(config.model))
+    plan = make_plan(config, ModelFolder(config.model).metadata)
     (warning,) = plan.warnings
     assert plan.kept_layers == even(12, 6) and BlockInfluence.stand_in in warning
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.inference.checkpoint import training_note
+from ulskip_cli.inference.checkpoint import training_notes
 from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
@@ -87,7 +87,7 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
     assert [point.step for point in record.learning_curve] == [2, 3]
     assert set(record.learning_curve[0].validation_loss) == {"1x", "2x"}
     note = "with unified skipping: 6, 3 layers drawn per step, 3 steps"
-    assert training_note(str(out)) == note
+    assert training_notes(str(out))["training"] == note
     assert not (out / "checkpoints").exists()
 
 
@@ -137,7 +137,7 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
     if config.strategy.name == "early_exit":
         assert (record.exits, record.kept_layers) == ((2, 4, 6), {"2": (0, 1, 2, 3, 4, 5)})
         note = f"with early exit at 2, 4, 6 layers, {record.steps} steps"
-        assert training_note(config.output) == note
+        assert training_notes(config.output)["training"] == note
         expected = {"2", "4", "6"}
     else:
         expected = {"1x", "2x"}
@@ -224,4 +224,6 @@ def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
     assert "next:" not in out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["train_loss"] > 2 * record["first_loss"]
-    assert len(record["warnings"]) == 1 and training_note(tmp_path / "out").endswith("it diverged")
+    assert len(record["warnings"]) == 1 and training_notes(tmp_path / "out")["training"].endswith(
+        "it diverged"
+    )

@@ -50,7 +50,6 @@ def config(
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    as_json: Json = False,
     schema: Annotated[
         bool,
         typer.Option(
@@ -67,11 +66,7 @@ def config(
     if schema:
         print(json.dumps(json_schema(), indent=1))
         return
-    values, panels = describe(name or "", config_dir)
-    if as_json:
-        print(json.dumps(values, default=str))
-    else:
-        _print_panels(panels)
+    _print_panels(describe(name or "", config_dir))
 
 
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:

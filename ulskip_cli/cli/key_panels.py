@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from ulskip_cli.cli.config_keys import Panels
@@ -44,10 +43,8 @@ def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, di
         yield title, _meanings(keys)
 
 
-def describe(name: str, extra_dir: Path | None) -> tuple[object, Panels]:
-    """Return what `ulskip config NAME` prints as JSON, and as panels; raise UsageError for an
-    unknown name.
-    """
+def describe(name: str, extra_dir: Path | None) -> Panels:
+    """Return what `ulskip config NAME` prints; raise UsageError for an unknown name."""
     group, _, choice = name.partition("=")
     if not name:
         return _describe_all(extra_dir)
@@ -62,30 +59,24 @@ def describe(name: str, extra_dir: Path | None) -> tuple[object, Panels]:
         raise unknown(
             "config group or key", name, [*ALL_GROUPS, *keys], "`ulskip config` lists all"
         )
-    return list(map(asdict, shown)), [(f"Keys of {name}", _meanings(shown))]
+    return [(f"Keys of {name}", _meanings(shown))]
 
 
-def _describe_all(extra_dir: Path | None) -> tuple[object, Panels]:
-    """Return the groups with their choices, and all keys: those of groups, and the others."""
-    groups = {group: list(group_choices(group, extra_dir)) for group in ALL_GROUPS}
-    keys = dict[str, ConfigKey]()
-    panels = [
-        (
-            "Config groups and their choices; `ulskip config GROUP` describes them",
-            {f"{group}=": ", ".join(names) for group, names in groups.items()},
-        )
-    ]
+def _describe_all(extra_dir: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the groups with their choices, and all keys: those outside groups, and of groups."""
+    yield (
+        "Config groups and their choices; `ulskip config GROUP` describes them",
+        {f"{group}=": ", ".join(group_choices(group, extra_dir)) for group in ALL_GROUPS},
+    )
     titles = {"config": "Keys of run, sweep, bench and plan", "tune": "Further keys of tune"}
+    shown = set[str]()
     for primary in PRIMARY:
-        top = {key.name: key for key in reference.top_level_keys(primary)}
-        new = [top[name] for name in top if name not in keys]
-        panels.append((titles.get(primary, f"Further keys of {primary}"), _meanings(new)))
-        keys = top | keys
+        keys = [key for key in reference.top_level_keys(primary) if key.name not in shown]
+        yield titles.get(primary, f"Further keys of {primary}"), _meanings(keys)
+        shown |= {key.name for key in keys}
     for group in ALL_GROUPS:
         if inside := _keys_of_choices(group, extra_dir):
-            panels.append((f"Keys {group}.* of all choices", _meanings(inside.values())))
-            keys = inside | keys
-    return {"groups": groups, "keys": list(map(asdict, keys.values()))}, panels
+            yield f"Keys {group}.* of all choices", _meanings(inside.values())
 
 
 def _keys_of_choices(group: str, extra_dir: Path | None) -> dict[str, ConfigKey]:
@@ -99,28 +90,21 @@ def _keys_of_choices(group: str, extra_dir: Path | None) -> dict[str, ConfigKey]
     return keys
 
 
-def _describe_group(group: str, choice: str, extra_dir: Path | None) -> tuple[object, Panels]:
-    """Return the choices of a group with their keys, for `--json` and as panels."""
+def _describe_group(group: str, choice: str, extra_dir: Path | None) -> Panels:
+    """Return the choices of a group with their keys as panels."""
     described = reference.describe_choices(group, extra_dir)
     folded = {name.replace("-", "_"): name for name in described}
+    default = reference.default_choice(group)
     if choice:
-        name = folded[require_choice(group, choice, folded)]
-        described = {name: described[name]}
-    keys = {name: reference.group_keys(group, name, extra_dir) for name in described}
-    values = {
-        name: {"description": text, "keys": list(map(asdict, keys[name]))}
-        for name, text in described.items()
-    }
-    choices = {f"{group}={name}": text for name, text in described.items()}
-    alike = group not in ("task", "strategy") and not choice  # then one choice has all keys
-    return values, [
-        (f"Choices of {group}", choices),
-        *(
-            (f"Keys of {group}={name}", _meanings(keys[name]))
-            for name in described
-            if keys[name] and not (alike and name != reference.default_choice(group))
-        ),
-    ]
+        default = folded[require_choice(group, choice, folded)]
+        described = {default: described[default]}
+    panels = [(f"Choices of {group}", {f"{group}={name}": described[name] for name in described})]
+    for name in described:
+        keys = reference.group_keys(group, name, extra_dir)
+        # Of other groups, one choice has all keys.
+        if keys and (group in ("task", "strategy") or name == default):
+            panels.append((f"Keys of {group}={name}", _meanings(keys)))
+    return panels
 
 
 def _meanings(keys: Iterable[ConfigKey]) -> dict[str, str]:

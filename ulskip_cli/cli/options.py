@@ -121,7 +121,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 Force = Annotated[
     bool, typer.Option("--force", help="Measure again what is finished, baselines included.")
 ]
-Wide = Annotated[bool, typer.Option("--wide", help="Show all columns that fit, as in table.md.")]
 PrintConfig = Annotated[
     bool,
     typer.Option("--print-config", help="Print the configuration as YAML and stop."),

@@ -26,14 +26,15 @@ def plan(
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
-    from ulskip_cli.core.model_metadata import dtype_note, read_metadata, with_dtype
+    from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.strategies.plan import make_plan
 
     chosen = config.compose(overrides, config_dir, "plan")
     if print_config:
         print_yaml(chosen)
         return
-    metadata = read_metadata(chosen.model)
+    files = ModelFolder(chosen.model)
+    metadata = files.metadata
     planned = make_plan(chosen, metadata)
     used = memory(chosen, metadata)
     if as_json:
@@ -42,7 +43,7 @@ def plan(
         return
     sizes = {"weights": UNKNOWN, "memory": UNKNOWN}
     if used is not None:
-        note = dtype_note(chosen.model) or f"in {with_dtype(chosen.model).dtype}"
+        note = files.dtype_note or f"in {files.model.dtype}"
         sizes["weights"] = f"{gigabytes(metadata.total_bytes)}; {note}"
         sizes["memory"] = (
             f"{gigabytes(used)} in a run: weights, their copy for the engine, and KV of"

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.files import printable
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
 from ulskip_cli.experiments.sweep.jobs import SweepObserver
 
 if TYPE_CHECKING:
@@ -164,8 +164,6 @@ class SweepDisplay(ProgressBars, SweepObserver):
         """Return the time that the other points will take, by those that were measured."""
         if not count or not self._measured:
             return ""
-        from ulskip_cli.experiments.sweep.estimate import duration
-
         mean = (time.monotonic() - self._began) / self._measured
         return f" ({duration(mean * count)} left for {count} point{'s' * (count != 1)})"
 

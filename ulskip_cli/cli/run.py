@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig, Wide
+from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_yaml, show_outcome
 from ulskip_cli.core.files import printable
 
@@ -25,7 +25,6 @@ def run(
     overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    wide: Wide = False,
     force: Force = False,
     print_config: PrintConfig = False,
 ) -> None:
@@ -63,7 +62,7 @@ def run(
     show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
-        tables.terminal_sections(wide),
+        tables.terminal_sections,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -109,7 +108,6 @@ def sweep(
     overrides: Overrides,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    wide: Wide = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
     ] = False,
@@ -143,7 +141,6 @@ def sweep(
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.report import tables, verdicts
@@ -154,10 +151,9 @@ def sweep(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     write = tables.write_tables if since is None else lambda folder: None
     with SweepDisplay(jobs, write) as display:
-        planned = Sweep(jobs, display, force=force, fail_fast=fail_fast, since=since, words=words)
-        if since is None and (begins := to_run(planned)):
-            display.note(begins)
-        outcome = planned.run()
+        outcome = Sweep(
+            jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
+        ).run()
         for line in left_out:
             display.note(line)
     if since is not None:
@@ -167,7 +163,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal_sections(wide), verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal_sections, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -182,7 +178,6 @@ def _show_dry_run(
     jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
 ) -> None:
     """Print the points of a sweep with their states, and the alternatives that are left out."""
-    from ulskip_cli.experiments.sweep.estimate import to_run
     from ulskip_cli.experiments.sweep.jobs import Sweep
 
     planned = Sweep(jobs, force=force)
@@ -200,5 +195,5 @@ def _show_dry_run(
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
-    for line in (*points, "", total, *filter(None, [to_run(planned)]), *left_out):
+    for line in (*points, "", total, *left_out):
         console.print(printable(line.rstrip()))

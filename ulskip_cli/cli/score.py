@@ -53,6 +53,7 @@ def score(
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
+    from ulskip_cli.report.rows import displayed
 
     scored = []
     with ProgressBars() as bars:
@@ -71,8 +72,8 @@ def score(
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    for section in tables.terminal_sections(True)(records):
-        console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
+    section = tables.long_section([displayed(record, Path()) for record in records])
+    console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
     lines = [

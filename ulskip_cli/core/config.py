@@ -1,12 +1,11 @@
-"""Configurations: Hydra composes overrides and YAML files, and they become one frozen, typed and
-checked object.
+"""Configurations: YAML files and overrides in Hydra's grammar become one frozen, typed and checked
+object.
 
 `configs/<primary>.yaml` selects a file of each group in its `defaults`. A file may have bases in
 its group, and may select files of other groups. Files state only what differs from the defaults in
-the classes.
+the classes. The command line wins over an experiment, an experiment over other files.
 """
 
-import copy
 import functools
 import pkgutil
 import re
@@ -67,18 +66,6 @@ _OR_ELSE = {  # by key or command
     "tune": ", or list what is tried, e.g. candidates=['strategy=search']",
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Groups of Hydra's own command line, which `compose` would merge too, in a third of its time.
-_HYDRA_GROUPS = [
-    "env",
-    "help",
-    "hydra_help",
-    "hydra_logging",
-    "job_logging",
-    "launcher",
-    "output",
-    "sweeper",
-]
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
@@ -88,6 +75,25 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
 }  # of configs/<primary>.yaml
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The safe loader of YAML, which also refuses a key that is given twice, and reads 1e-4 as a
+    number.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Table:
+        """Return the keys and values of a mapping."""
+        keys = [str(key.value) for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            raise yaml.MarkedYAMLError(problem="a key twice", problem_mark=node.start_mark)
+        values: Table = super().construct_mapping(node, deep)
+        return values
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def compose(
@@ -357,18 +363,18 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
     in the user's folder. The group "" has the primary files.
     """
-    folders = [config_dir(), *_added_dirs(extra_dir)]
+    folders = _config_dirs(extra_dir)
     return {
         path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
     }
 
 
-def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
-    """Return the config folders of plug-ins and of the user; raise UsageError if a file of the
-    user has the name of a shipped one, because Hydra would read the shipped file.
+def _config_dirs(extra_dir: Path | None) -> list[Path]:
+    """Return the config folders of ulskip, plug-ins and the user; raise UsageError if a file of the
+    user has the name of a shipped one, because rows and other users know a choice by its name.
     """
     if extra_dir is None:
-        return tuple(plugin_config_dirs())
+        return [config_dir(), *plugin_config_dirs()]
     if not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
     for file in sorted(extra_dir.glob("*/*.yaml")):
@@ -378,7 +384,7 @@ def _added_dirs(extra_dir: Path | None) -> tuple[Path, ...]:
                 f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
                 " rename your file, and give its key `name` the same new name"
             )
-    return (*plugin_config_dirs(), extra_dir)
+    return [*_config_dirs(None), extra_dir]
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
@@ -399,7 +405,7 @@ def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> d
     `task=cnn_dm`.
     """
     return {
-        key.removeprefix("override /").partition("@")[0]: name
+        key.removeprefix("override /").partition("@")[0]: str(name)
         for values in _with_bases(group, choice, group_choices(group, extra_dir))
         for entry in values.get("defaults", ())
         if isinstance(entry, dict)
@@ -444,6 +450,8 @@ def _with_bases(
     defaults, name = values.get("defaults", []), values.get("name", "")
     if not isinstance(defaults, list) or not isinstance(name, str):
         raise UsageError(f"expected a list as defaults and a text as name in {file}")
+    if wrong := [entry for entry in defaults if not isinstance(entry, str | dict)]:
+        raise UsageError(f"expected names of choices as defaults in {file}, got {wrong[0]}")
     for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
             yield from _with_bases(group, entry, files, (*inside, choice))
@@ -469,7 +477,7 @@ def read_mapping(file: Path) -> Table:
 @functools.lru_cache(maxsize=256)
 def _read(file: Path, changed: int) -> Table:
     """Read a YAML file once; callers must not change the values."""
-    values = yaml.load(file.read_text("utf-8"), _LOADER)
+    values = yaml.load(file.read_text("utf-8"), _Loader)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(str(values)[:80])
     return values
@@ -633,14 +641,12 @@ def _values(
         for override in overrides
         if override.key_or_group in groups
     }
-    choices = {group: name for group, name in given.items() if name}
-    for group, name in choices.items():
-        read_choice(group, name, extra_dir)  # names what is wrong in a file
-    values = _hydra_composed(primary, choices, extra_dir)
+    given = {group: name for group, name in given.items() if name}
+    values = _read_files(primary, given, extra_dir)
     if any(override.key_or_group == "model.path" for override in overrides) and (
         "model" not in given and values["model"]["source"] != "random"
     ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        values = _hydra_composed(primary, {**choices, "model": "hf"}, extra_dir)
+        values = _read_files(primary, {**given, "model": "hf"}, extra_dir)
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
@@ -686,35 +692,24 @@ def _several_values(primary: str, override: "Override") -> UsageError:
     return UsageError(f"expected one value, got '{line}'; {'; '.join(advice)}")
 
 
-def _hydra_composed(primary: str, choices: Mapping[str, str], extra_dir: Path | None) -> Table:
-    """Return the values of the primary file with these choices of groups."""
-    folders = _added_dirs(extra_dir)
-    files = sorted(file for folder in (config_dir(), *folders) for file in folder.rglob("*.yaml"))
-    stamps = tuple((file, file.stat().st_mtime_ns) for file in files)
-    texts = tuple(f"{group}={name}" for group, name in choices.items())
-    return copy.deepcopy(_hydra_compose(primary, texts, folders, stamps))
-
-
-@functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s; the points of a grid have few choices
-def _hydra_compose(
-    primary: str, choices: tuple[str, ...], folders: tuple[Path, ...], stamps: object
-) -> Table:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    added = ",".join(f"file://{folder.resolve()}" for folder in folders)
-    arguments = [*choices, *(f"~hydra/{group}" for group in _HYDRA_GROUPS)]
-    if added:
-        arguments.append(f"hydra.searchpath=[{added}]")
-    try:
-        with initialize_config_dir(str(config_dir().resolve()), version_base=None):
-            composed = OmegaConf.to_container(compose(primary, arguments), resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UsageError(reason(error)) from None
-    assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) -> Table:
+    """Return the values of the primary file, of the choices of the command line and of those that
+    they imply.
+    """
+    groups = PRIMARY[primary][1]
+    chosen = dict(given)
+    unread = sorted(given, key=groups.index)
+    while unread:
+        group = unread.pop()  # the experiment first
+        for other, name in implied_choices(group, chosen[group], extra_dir).items():
+            require_choice(f"config group in defaults of {group}={chosen[group]}:", other, groups)
+            if other not in chosen:
+                chosen[other] = name
+                unread.append(other)
+    chosen = {**implied_choices("", primary), **chosen}
+    nodes = {group: read_choice(group, name, extra_dir) for group, name in chosen.items()}
+    experiment = nodes.pop("experiment", {})
+    return _merged(nodes, read_choice("", primary), experiment)
 
 
 def _choice_name(override: "Override", extra_dir: Path | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from ulskip_cli.core.files import Table, cache_dir
+from ulskip_cli.core.files import Table
 
 __version__ = "0.3.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
@@ -69,25 +69,6 @@ def origin(device: str) -> Table:
     facts = {**code(), **machine(device)}
     del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
     return facts
-
-
-def unused_cuda_build() -> str | None:
-    """Return a line about a torch for CUDA on a machine without a GPU; only once for each user,
-    None afterwards.
-    """
-    import torch
-
-    if torch.version.cuda is None or torch.cuda.device_count():
-        return None
-    shown = cache_dir() / f"torch-{torch.__version__}-has-no-gpu"
-    if shown.exists():
-        return None
-    with contextlib.suppress(OSError):
-        shown.touch()
-    return (
-        f"torch {torch.__version__} is built for CUDA, but this machine has no GPU; torch for CPUs"
-        " is some gigabytes smaller and does the same: uv pip install --torch-backend=cpu torch"
-    )
 
 
 @contextlib.contextmanager

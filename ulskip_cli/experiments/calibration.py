@@ -14,7 +14,6 @@ from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
 from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.files import digest, read_object, write_atomic
-from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
@@ -163,7 +162,7 @@ def calibrate_strategy(
             strategy.changed(),
             config.correction.changed(),
             _without_name(config.model),
-            fingerprint(config.model),
+            loaded.files.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
             config.seed,
@@ -207,7 +206,7 @@ def calibrate_patches(
     key = digest(
         [
             _without_name(config.model),
-            fingerprint(config.model),
+            loaded.files.fingerprint,
             patch.changed(),
             plan.skipping_sets,
             config.prompt_layers,
@@ -222,7 +221,10 @@ def calibrate_patches(
         examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
         adapter, notes = _fit_patches(evaluator, plan, examples)
         record = {
-            "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
+            "base": {
+                "model": config.model.label,
+                "fingerprint": loaded.files.fingerprint,
+            },
             "kind": patch.kind,
             "task": held_out.task.name,
             "strategy": plan.strategy,

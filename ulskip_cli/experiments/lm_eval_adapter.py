@@ -24,7 +24,6 @@ from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
@@ -202,7 +201,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         """Return the part of the record that all tasks share, without scores."""
         config = self.ulskip_config
         shared_id = digest(
-            [config.identity("lm-eval"), fingerprint(config.model), config.correction.fingerprint()]
+            [
+                config.identity("lm-eval"),
+                self.loaded.files.fingerprint,
+                config.correction.fingerprint(),
+            ]
         )
         warnings = list(self.plan.warnings)
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":

@@ -13,16 +13,9 @@ import psutil
 
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import (
-    ModelMetadata,
-    dtype_note,
-    read_config,
-    read_metadata,
-    with_dtype,
-)
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
@@ -44,12 +37,10 @@ class ResolvedPoint:
     config: Config
     data: TaskExamples | None  # to evaluate; None for a benchmark, which times random prompts
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
-    metadata: ModelMetadata
+    files: ModelFolder  # a run fails if their fingerprint changed meanwhile
     plan: Plan  # before calibration and timing
     run_id: str  # a hash of the configuration, the data and the weights
-    fingerprint: str  # of the weights; a run fails if they changed meanwhile
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
-    dtype_note: str | None = None  # about the type of the weights
 
     @property
     def identity(self) -> Point:
@@ -71,7 +62,7 @@ class Resolver:
     """Resolves configurations; data and model files are read once and reused for later points."""
 
     _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
-    _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
+    _files: dict[str, ModelFolder] = field(default_factory=dict)
 
     def resolve(
         self, config: Config, command: str = "run", data: TaskExamples | None = None
@@ -80,14 +71,12 @@ class Resolver:
         UsageError (or NotApplicable) that names the unsupported key. `data` replaces the examples
         of the task.
         """
-        metadata, plan = self.schedule(config, command)
-        asked, full = config, config.baseline_model
-        config = config.replace(
-            model=with_dtype(config.model), baseline_model=full and with_dtype(full)
-        )
+        files, plan = self.schedule(config, command)
+        asked, full = config, config.baseline_model and self.files(config.baseline_model)
+        config = config.replace(model=files.model, baseline_model=full and full.model)
         given, held_out, baseline = data, None, None
         if command == "bench":
-            _check_benchmark(config, metadata.context)
+            _check_benchmark(config, files.metadata.context)
         else:
             data = given or self.data(config)
             if config.needs_held_out and config.model.source != "random":
@@ -100,24 +89,22 @@ class Resolver:
             for part in (data, held_out)
             if part
         ]
-        weights, full = fingerprint(config.model), config.baseline_model
         parts = [
             config.identity(command),
-            weights,
+            files.fingerprint,
             config.correction.fingerprint(),
-            *([fingerprint(full)] if full else []),
+            *([full.fingerprint] if full else []),
             "".join(texts) or "[]",
         ]
         run_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-        note = dtype_note(asked.model)
-        return ResolvedPoint(
-            config, data, held_out, metadata, plan, run_id, weights, baseline, note
-        )
+        return ResolvedPoint(config, data, held_out, files, plan, run_id, baseline)
 
-    def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
-        """Return the model's metadata and the plan for a command, without reading the task's
-        data.
-        """
+    def files(self, model: ModelConfig) -> ModelFolder:
+        """Return the files of a model."""
+        return self._files.setdefault(str(model), ModelFolder(model))
+
+    def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
+        """Return the model's files and the plan for a command, without reading the task's data."""
         validation.check_run(config, command)
         if config.alternatives.models:
             raise UsageError(
@@ -128,11 +115,9 @@ class Resolver:
             from ulskip_cli.engines.transformers import options as generate_options
 
             generate_options.check_generate_kwargs(config.decoding)
-        config.engine.check_model(read_config(config.model)[1])
-        key = str(config.model)
-        if key not in self._metadata:
-            self._metadata[key] = read_metadata(config.model)
-        return self._metadata[key], make_plan(config, self._metadata[key])
+        files = self.files(config.model)
+        config.engine.check_model(files.config)
+        return files, make_plan(config, files.metadata)
 
     def data(self, config: Config) -> TaskExamples:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
@@ -167,10 +152,10 @@ def fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
     """Return True if half of the free memory holds the weights of points with one model, and a copy
     for each engine of another library.
     """
-    if len(points) < 2 or points[0].metadata.total_bytes is None:
+    if len(points) < 2 or points[0].files.metadata.total_bytes is None:
         return True
     copies = 1 + sum(point.config.engine.is_runtime for point in points)
-    return copies * points[0].metadata.total_bytes < psutil.virtual_memory().available / 2
+    return copies * points[0].files.metadata.total_bytes < psutil.virtual_memory().available / 2
 
 
 def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:

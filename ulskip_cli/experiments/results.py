@@ -173,7 +173,6 @@ def newest(records: Sequence[Record]) -> list[Record]:
         record
         for record in by_id.values()
         if record.is_done
-        or record.identity is None
         or (
             record.id == last[record.identity]
             and not (record.id == record.identity and record.id in done)

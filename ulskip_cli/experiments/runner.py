@@ -18,7 +18,6 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.fingerprint import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
@@ -114,8 +113,6 @@ class Session:
             self._full = None
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             self.progress.phase(f"load {config.label}", 1)
-            if note := environment.unused_cuda_build():
-                self.progress.note(note)
             loaded = load(config, seed, self.progress)
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
@@ -226,7 +223,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     timing.
     """
     started_at, asked = time.monotonic(), point.config
-    session.note_once(point.dtype_note)
+    session.note_once(point.files.dtype_note)
     workload, held_out = session.encode(point)
     loaded = full = session.load(asked.model, asked.seed)
     if point.baseline and asked.baseline_model:
@@ -234,7 +231,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         assert workload and reference  # a sweep refuses models without a tokenizer
         check_same_tokens(workload, reference)
         full = session.load(point.baseline.config.model, asked.seed, beside=loaded)
-    if fingerprint(asked.model) != point.fingerprint:
+    if loaded.files.fingerprint != point.files.fingerprint:
         raise RunError(
             f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
         )

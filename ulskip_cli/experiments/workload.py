@@ -48,7 +48,7 @@ def encode_workload(
     the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
     None, which stands for random prompts.
     """
-    data, config, max_positions = point.data, point.config, point.metadata.context
+    data, config, max_positions = point.data, point.config, point.files.metadata.context
     if tokenizer is None or data is None:
         return None
     task, examples = data.task, data.examples

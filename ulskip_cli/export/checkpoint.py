@@ -28,8 +28,6 @@ from transformers import (
 )
 
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import with_dtype
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, run
@@ -65,7 +63,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
     it.
     """
-    model = with_dtype(point.config.model, computes=False)  # not that of this machine's CPU
+    model = point.files.stored_model
     kept = point.plan.kept_layers
     progress.phase("load the model", 0)
     source = folder_of(model, progress)
@@ -110,12 +108,12 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
-    measured = with_dtype(model)
-    records = card.matching_records(point.results, measured, plan, training, skip_adapter)
+    files = point.files
+    records = card.matching_records(point.results, files.model, plan, training, skip_adapter)
     record = {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": fingerprint(model)},
+        "model": {**model.plain(), "fingerprint": files.fingerprint},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,

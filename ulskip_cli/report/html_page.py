@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.plots import CAPTION, narrow_quality, strategy_colour
+from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group, collected, setting_text
 from ulskip_cli.report.tables import EMPTY, Shares, TableSection
 
@@ -27,18 +27,8 @@ MAX_RUNS = 48  # per data set
 MAX_PICKED = 6  # runs selected at first
 DATA_SET = ("task", "dataset", "pair")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
-NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
 # A Chinese or Japanese character, a word, or a sign, with the spaces before it.
 WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S)|\s+")
-
-
-def real_minus(text: str) -> str:
-    """Replace the hyphen before a negative number by a minus sign.
-
-    >>> real_minus("-0.3 to 1.2 with top-skip, 2026-01-01")
-    '−0.3 to 1.2 with top-skip, 2026-01-01'
-    """
-    return NEGATIVE.sub("−", text)
 
 
 def render(report: "Report", plot: Sequence[Path], most: int) -> str:
@@ -52,7 +42,6 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = real_minus
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.gate
     judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}
@@ -69,7 +58,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     }
     return environment.get_template("page.html").render(
         report=report,
-        plots=[base64.b64encode(svg).decode() for svg in _plots(report, plot)],
+        plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
         caption=CAPTION,
         answers=asdict(answers),
         gate=f"{gate:.0%}",
@@ -83,12 +72,6 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
         notes=tables.explanations(records),
         provenance=list(filter(None, tables.provenance(records).split("  \n"))),
     )
-
-
-def _plots(report: "Report", plot: Sequence[Path]) -> list[bytes]:
-    """Return the plot as SVG for a wide and for a narrow screen; empty without a plot."""
-    narrow = narrow_quality(report.groups, report.gate) if plot else None
-    return [plot[1].read_bytes(), narrow] if narrow else []
 
 
 def _points(records: Sequence[Record], judged: Shares) -> TableSection:

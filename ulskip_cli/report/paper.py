@@ -2,7 +2,7 @@
 values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import Group, collected, displayed, done, grouped
+from ulskip_cli.report.rows import Group, displayed, done, grouped
 from ulskip_cli.report.tables import TableSection
 
 BATCHES = (1, 2, 8)
@@ -30,16 +30,6 @@ TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
     (5, "skip_decode"): (11.52, 154, 285, 864),
     (5, "unified"): (14.87, 201, 332, 1004),
 }
-SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
-EXPERIMENT = "paper_throughput"
-BENCH_TITLE = "Comparison with the paper's table 4"
-BENCH_CAVEAT = (
-    "Tok/s: prompt and generated tokens per second. x: the speedup over full, prompt included. The"
-    " paper ran BLOOMZ-7B on WMT22 on one A100-80G. Ours are random prompts of one length on other"
-    " hardware, so compare speedups, not tokens/s. By the weight bytes of BLOOM-7B1, decoding can"
-    " speed up by 1.75x at 2x and by 3.16x at 5x. The paper reports more at 5x, so its full model"
-    " spent part of each step on other work than reading weights."
-)
 CAVEAT = (
     "The paper: BLOOMZ-7B on WMT22, mean of four directions, on one A100-80G. Our model, data and"
     " hardware differ, so do not compare scores or tokens/s. Compare the shares of full and the"
@@ -148,40 +138,13 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     sections = []
     for group in timed:
         title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
-        names = {record.key: group.approach(record) for record in group.records}
         note = f"Ours: {group.label}." + f" {CAVEAT}" * (group is timed[-1])
-        sections.append(_beside(title, {"ours": group.records}, names, note))
+        sections.append(_beside(title, group, note))
     return sections
 
 
-def comparable(records: Sequence[Record]) -> list[Record]:
-    """Select the benchmark records with the paper's model shape or of the paper's experiment; only
-    these are comparable.
-    """
-    return [
-        record
-        for record in records
-        if record.model in SHAPES or Path(record.folder).name == EXPERIMENT
-    ]
-
-
-def beside_bench(
-    title: str, records: Sequence[Record], engine_of: Callable[[Record], str]
-) -> TableSection:
-    """Make one table with the paper's and a benchmark's speeds; each engine has two columns."""
-    names = {record.key: record.strategy for record in records}
-    return _beside(title, collected(records, engine_of), names, BENCH_CAVEAT)
-
-
-def _beside(
-    title: str,
-    sides: Mapping[str, Sequence[Record]],
-    names: Mapping[tuple[str, str], str],
-    note: str,
-) -> TableSection:
-    """Make one table with a line for every target, approach and batch size of the paper, and
-    columns for every side.
-    """
+def _beside(title: str, group: Group, note: str) -> TableSection:
+    """Make one table with a line for every target, approach and batch size of the paper."""
     (full_bleu, *full_rates), lines = TABLE_4[1, "full"], []
     for (target, approach), (bleu, *rates) in TABLE_4.items():
         for size, rate, full_rate in zip(BATCHES, rates, full_rates, strict=True):
@@ -191,35 +154,28 @@ def _beside(
                 "paper\ntok/s": str(rate or "N/A"),
                 "paper\nx": f"{rate / full_rate:.2f}" if rate and full_rate else "N/A",
             }
-            ours = {
-                f"{side}\n{key}": text
-                for side, records in sides.items()
-                for key, text in _ours(
-                    [record for record in records if record.batch_size == size],
-                    (target, approach),
-                    names,
-                ).items()
-            }
+            ours = _ours(group, size, (target, approach))
             if ours or rate:
-                lines.append(line | ours)
+                lines.append(line | {f"ours\n{key}": text for key, text in ours.items()})
     heads = dict.fromkeys(key for line in lines for key in line)
-    if not any(f"{side}\nof full" in heads for side in sides):
+    if "ours\nof full" not in heads:
         heads.pop("paper\nBLEU", None)
         heads.pop("paper\nof full", None)
     columns = [Column(key, "", methodcaller("get", key)) for key in heads]
     return TableSection.of(title, lines, columns, note)
 
 
-def _ours(
-    records: Sequence[Record], point: tuple[float, str], names: Mapping[tuple[str, str], str]
-) -> dict[str, str]:
-    """Return the cells of one side for a target and approach among records of one batch size;
-    empty if no record measured them.
+def _ours(group: Group, size: int, point: tuple[float, str]) -> dict[str, str]:
+    """Return the cells of a target and approach at a batch size; empty if no record measured
+    them.
     """
+    records = [record for record in group.records if record.batch_size == size]
     timed_full = [record.full.total_tokens_per_second for record in records if record.full]
     if point[1] == "full" and timed_full:
         return {"tok/s": f"{median(timed_full):.0f}", "x": "1.00"}
-    same = [record for record in records if (record.target_speedup, names[record.key]) == point]
+    same = [
+        record for record in records if (record.target_speedup, group.approach(record)) == point
+    ]
     if not same:
         return {}
     record, metric = same[0], primary(same[:1])

@@ -58,18 +58,6 @@ def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> lis
         return save_figure(figure, path) if figure else []
 
 
-def narrow_quality(groups: Sequence[Group], gate: float = GATE) -> bytes | None:
-    """Return the plot of `save_quality` as SVG for a narrow screen, with its panels below one
-    another.
-    """
-    with applied():
-        figure, svg = _quality(groups, gate, across=1), io.BytesIO()
-        if figure is None:
-            return None
-        _write_svg(figure, svg)
-        return svg.getvalue()
-
-
 def learning_curve(record: Row, path: Path) -> list[Path]:
     """Plot the validation loss of training.json over steps, one line per target ratio or depth;
     write no file for one point.
@@ -122,17 +110,14 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
     return band
 
 
-def _quality(groups: Sequence[Group], gate: float, across: int = 2) -> "Figure | None":
-    """Draw a panel for each of the groups with the most rows, with at most `across` side by side;
-    return None without quality.
-    """
+def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
+    """Draw a panel for each of the groups with the most rows; return None without quality."""
     scored = [(group, rows) for group in groups if (rows := _scored(group))]
     scored = sorted(scored, key=lambda pair: -len(pair[1]))[:MAX_PANELS]
     if not scored:
         return None
-    is_wide = len(scored) == 1 and across > 1
-    width, most = (6.6, MAX_TITLE + 22) if is_wide else (4.8, MAX_TITLE)
-    figure, each = panels(len(scored), width, 4.2, across)
+    width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
+    figure, each = panels(len(scored), width, 4.2)
     handles = dict[str, "Artist"]()
     for axes, (group, rows) in zip(each, scored, strict=True):
         axes.set_title(shortened(group.label, most))
@@ -157,8 +142,7 @@ def _quality(groups: Sequence[Group], gate: float, across: int = 2) -> "Figure |
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
         )
-    columns = {"ncols": 3 if across > 1 else 1, "handlelength": 1.6}
-    figure.legend(handles.values(), handles, loc="outside lower center", **columns)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
     return figure
 
 
@@ -242,24 +226,20 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
     figure.set_layout_engine("none")  # the layout is computed once for both files
-    _write_svg(figure, svg)
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file, stream in zip(files, (png, svg), strict=True):
         write_atomic(file, stream.getvalue())
     return files
 
 
-def _write_svg(figure: "Figure", stream: io.BytesIO) -> None:
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-
-
-def panels(count: int, width: float, height: float, across: int = 2) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its axes, at most `across` side by side; each panel has the given size in
+def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its axes, at most two side by side; each panel has the given size in
     inches.
     """
     from matplotlib.figure import Figure
 
-    across = min(count, across)
+    across = min(count, 2)
     down = -(-count // across)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")
     axes = list(figure.subplots(down, across, squeeze=False).flat)

@@ -3,7 +3,7 @@ per record.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -193,12 +193,9 @@ def short_section(records: Sequence[Record]) -> TableSection:
     )
 
 
-def terminal_sections(wide: bool) -> Callable[[Sequence[Record]], list[TableSection]]:
-    """Return a function that makes the table of records for a terminal, with few columns or with as
-    many as fit.
-    """
-    make = long_section if wide else short_section
-    return lambda records: [make([displayed(record, Path()) for record in records])]
+def terminal_sections(records: Sequence[Record]) -> list[TableSection]:
+    """Make the table of records for a terminal, with few columns."""
+    return [short_section([displayed(record, Path()) for record in records])]
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:

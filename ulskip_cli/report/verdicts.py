@@ -8,7 +8,6 @@ A winner is the fastest point of a batch size or the best quality of a target, b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
 from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, UNLIKE, Column, Record
@@ -49,14 +48,6 @@ NOTE = (
     " excludes no difference, for each comparison and not corrected for their number. Intervals of"
     " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
 )
-
-
-class Judged(NamedTuple):
-    """A point with its group and its share of the full model's quality."""
-
-    group: Group
-    record: Record
-    share: QualityShare
 
 
 Figures = list[tuple[Record, str]]  # records that tie, with their figures
@@ -180,51 +171,6 @@ def unlike_states(group: Group) -> Iterator[str]:
                 f" {max(steps):.3g} ms when these rows were timed, so the machine was in unlike"
                 " states, in which speedups can differ; time the rows again to compare them closely"
             )
-
-
-def overview(groups: Sequence[Group], gate: float) -> TableSection:
-    """Make the table with the best point of every model and target: the fastest point that can win,
-    or else the best quality among points that are faster than full. Models and targets without such
-    a point are left out.
-    """
-    judged = [
-        Judged(group, record, share)
-        for group in groups
-        for share_of in [shares(group.records, gate)]
-        for record in group.done
-        if (share := share_of.get(record.key)) and not record.keeps_all
-        if may_gain(record) and not record.has_two_depths
-    ]
-
-    def rank(point: Judged) -> tuple[bool, bool, float]:
-        speedup = point.record.measured_speedup
-        passes = point.share.can_win and speedup is not None
-        return passes, speedup is not None, speedup if passes and speedup else point.share.share
-
-    points = collected(
-        judged, lambda point: (str(point.record.model), point.record.target_speedup or 0.0)
-    )
-    best = [max(points[name], key=rank) for name in sorted(points)]
-    columns = [
-        Column("model", "", "record.model"),
-        Column(
-            "target",
-            "",
-            lambda point: (speedup := point.record.target_speedup) and f"{speedup:g}x",
-        ),
-        Column("best point", "", lambda point: point.group.approach(point.record)),
-        Column("setting", "", "group.label", optional=True),
-        Column("measured", ".2f", "record.measured_speedup"),
-        Column("interval", "", lambda point: ends(point.record.speedup)),
-        Column("of full", ".1%", "share.share"),
-        Column(f"keeps {gate:.0%}", "", "share.word"),
-    ]
-    note = (
-        "The fastest point that can win (see Winners), or else the best quality of the points that"
-        " are faster than full by their whole interval. A question mark: the interval of the score"
-        f" includes {gate:.0%}."
-    )
-    return TableSection.of("Best of each model and target", best, columns, note, words=4)
 
 
 def lead(records: Sequence[Record]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.strategy import ScheduleRequest
@@ -55,7 +55,7 @@ def check_trainable(config: TrainingConfig) -> None:
     start = config.train.start
     if start is not None and not (user_path(start, "train.start") / RECORD).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
-    schedules(config, read_metadata(config.model).num_layers)
+    schedules(config, ModelFolder(config.model).metadata.num_layers)
     examples, responses = config.task.examples(), config.train.responses
     if responses != "own":
         check_references(examples, f"train.responses={responses}")

@@ -19,8 +19,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
-from ulskip_cli.core.fingerprint import fingerprint
-from ulskip_cli.core.model_metadata import dtype_note, read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
@@ -83,9 +82,12 @@ def run_training(
     Raises UsageError for bad settings, and RunError for NaN.
     """
     output = user_path(config.output, "output")
-    config = _limit_to_context(config)
+    files = ModelFolder(config.model)
+    if config.model.source != "random" and (context := files.metadata.context):
+        length = min(context, config.train.max_length or context)
+        config = config.replace(train=config.train.replace(max_length=length))
     texts = load_training_texts(config, loading.load_tokenizer(config.model, progress), examples)
-    identity = _identity(config, texts)
+    identity = _identity(config, texts, files)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
@@ -97,7 +99,7 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
-    if config.train.method != "full" and (note := dtype_note(config.model)):
+    if config.train.method != "full" and (note := files.dtype_note):
         progress.note(note)
     setup = prepare_training(config, texts, progress)
     try:
@@ -132,13 +134,7 @@ def run_training(
     return record
 
 
-def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
-    context = None if config.model.source == "random" else read_metadata(config.model).context
-    lengths = [length for length in (context, config.train.max_length) if length is not None]
-    return config.replace(train=config.train.replace(max_length=min(lengths, default=None)))
-
-
-def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
+def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) -> str:
     """Return a hash of everything that decides the weights. Texts and initial weights are hashed
     instead of their paths.
     """
@@ -146,7 +142,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")
-    return digest([DEFAULTS, values, texts.sha256, fingerprint(config.model)])
+    return digest([DEFAULTS, values, texts.sha256, files.fingerprint])
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
@@ -254,7 +250,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
     """Return the description of a training in adapter.json."""
     model, train, patches = setup.config.model, setup.config.train, setup.config.correction
     return {
-        "base": {"model": model.label, "fingerprint": fingerprint(model)},
+        "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
         "kind": patches.kind,
         "task": setup.config.task.name,
         "strategy": record.strategy,

@@ -12,7 +12,7 @@ from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import Example, check_references
@@ -109,7 +109,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
             f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
             " quality=0.95"
         )
-    num_layers = read_metadata(config.model).num_layers
+    num_layers = ModelFolder(config.model).metadata.num_layers
     highest = num_layers / MIN_KEPT
     if config.speedup is not None and config.speedup > highest:
         raise UsageError(
@@ -146,7 +146,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
         refused=(*left_out, *refused),
         split=split,
         num_layers=num_layers,
-        key=_key(config, point.fingerprint, split),
+        key=_key(config, point.files.fingerprint, split),
     )
 
 

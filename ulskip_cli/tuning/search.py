@@ -22,7 +22,7 @@ from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import all_printable, append_line, read_jsonl
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
@@ -41,7 +41,6 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.experiments.sweep.estimate import duration
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.cost import LatencyFit

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.fingerprint import fingerprint
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, run_export
@@ -87,7 +87,7 @@ for name, overrides in MODELS.items():
         answers = generate(model, tokenizer, prompts[:20], max_new_tokens=NEW_TOKENS)
         examples = [EncodedExample(i, a.token_ids) for i, a in zip(ids[:20], answers, strict=True)]
         fitted = PatchFitter(model, examples, 0).fit([kept], "folded", DEFAULT_RIDGE)
-        base = {"model": "tiny", "fingerprint": fingerprint(config)}
+        base = {"model": "tiny", "fingerprint": ModelFolder(config).fingerprint}
         record = {"base": base, "kind": "folded", "rank": None, "lora_rank": None}
         SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
         given = [f"model={name}", *overrides, "correction=adapter"]

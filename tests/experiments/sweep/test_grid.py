@@ -85,7 +85,7 @@ def test_several_experiments_have_a_grid_each_in_one_folder(tmp_path):
     (tmp_path / "experiment").mkdir()
     sweeps = {"first": "{ratio: '2,3'}", "second": "{batch_size: '1,4'}", "wrong": "{ratoi: 2}"}
     for name, sweep in sweeps.items():
-        preset = f"# @package _global_\nname: {name}\nsweep: {sweep}\n"
+        preset = f"name: {name}\nsweep: {sweep}\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(preset)
     grid = points(["experiment=first,second", "name=both"], tmp_path)
     pairs = [(config.ratio, config.batch_size) for config in grid]

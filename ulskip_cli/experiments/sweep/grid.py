@@ -22,7 +22,7 @@ from ulskip_cli.core.config import (
 )
 from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
-from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.validation import check_run
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _model(
 
     model = model_named(name, extra_dir, **dict(placement))
     try:
-        read_metadata(model)
+        _ = ModelFolder(model).metadata
         if load_tokenizer(model) is None:
             raise UsageError(f"expected a tokenizer, and {name} has none; use a pretrained model")
     except UsageError as error:
