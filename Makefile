@@ -34,7 +34,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results reference train-tiny architectures fuzz soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -152,6 +152,9 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters --drafter runs/drafter/adapter
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
 	$(MAKE) readme-demo
+
+verify: setup ## Measure figures of README and docs/ again, and say which hold on this machine; a quarter of an hour; ARGS='--only README'
+	$(BIN)/python benchmarks/verify.py $(ARGS)
 
 WORK ?= runs/tiny
 TINY = $(BIN)/ulskip train train=tiny model.dtype=bfloat16 \
