@@ -24,6 +24,7 @@ COMMANDS = [
 ]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
 FEW += ["engine=torch"]  # all installed engines would be tried
+FEW += ["adapter=never"]  # tests of tuning train one
 
 
 @pytest.mark.slow
@@ -46,6 +47,8 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys, quick):
         assert invoke(["run", *quick]) == 0
         capsys.readouterr()
     quick = quick[2:] if command[0] == "bench" else quick  # a bench has no examples and answers
+    if "batch_size" not in " ".join(command):
+        quick = [*quick, "batch_size=2"]
     quick = [*quick, *FEW] if command[0] == "tune" else quick
     if "strategy=one_block" in command:
         quick = [*quick, "calibration.examples=4", "strategy.budget=2", "task.max_article_words=60"]

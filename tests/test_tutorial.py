@@ -10,7 +10,7 @@ from ulskip_cli.cli.app import invoke
 
 PAGE = (Path(__file__).parent.parent / "docs" / "get-started.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
-QUICK = ["speed.seconds=0", "speed.new_tokens=3"]
+QUICK = ["speed.seconds=0", "speed.new_tokens=3", "batch_size=2"]
 FEWER = {"generate": [], "run": QUICK, "train": ["limit=16"], "export": []}
 
 

@@ -8,8 +8,9 @@ model, in one table.
 The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
 with trained adapters and the layers that recipes/lossless/drafter.py trained to draft; without
 --data only the sample is measured. The second command compares a model with smaller siblings. PATH
-holds cnn_dm/. The machine should be idle otherwise. --parts chooses what is measured. If the recipe
-is interrupted, the same command resumes. The page goes to results/frontier/README.md.
+holds cnn_dm/. The first command takes about two hours on two cores with AVX512, which should be
+idle otherwise, and without --data half an hour. --parts chooses what is measured. If the recipe is
+interrupted, the same command resumes. The page goes to results/frontier/README.md.
 LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 

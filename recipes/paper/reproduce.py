@@ -7,7 +7,8 @@ target speedup.
 Hyper-parameters and decoding are the paper's (`train=paper`, `experiment=paper`); you provide the
 training text, since the paper's own is not published. Under `torchrun --nproc_per_node=8` the
 trainings use all GPUs. Run the command again without torchrun to evaluate on one GPU; it skips
-finished trainings. If it is interrupted, the same command resumes.
+finished trainings. If it is interrupted, the same command resumes. It has not been run with this
+model yet, so its time is not known.
 """
 
 import argparse

@@ -131,8 +131,8 @@ def test_units_go_on_with_the_rounds(units_of, clock):
 
 def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
-    # a pair takes 3 + 2 seconds with its prompts
-    assert units_of(seconds=15 / UNIT_SHARE).units[0].pairs == 3
+    pair_seconds = 3 + 2  # with its prompts
+    assert units_of(seconds=3 * pair_seconds / UNIT_SHARE).units[0].pairs == 3
 
 
 def interrupted_after(count):

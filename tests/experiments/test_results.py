@@ -8,6 +8,7 @@ from ulskip_cli.core.files import append_line
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
+from ulskip_cli.report.rows import warnings
 
 POINT = Record.joined(Point.of(compose([]), "p")).to_row()
 CONFIG = POINT["config"]
@@ -109,7 +110,7 @@ def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
     assert ids(folder) == ["p", "q", "r", "late"]
 
 
-def timed(run_id, *seconds, commit="a", dirty=False, full=2.0):
+def timed(run_id, *seconds, commit="a", dirty=False, full=2.0, precision=None):
     """A row with one unit for each of `seconds` of the strategy, beside those of the full model."""
     count = len(seconds)
     sides = {
@@ -120,9 +121,10 @@ def timed(run_id, *seconds, commit="a", dirty=False, full=2.0):
     for side in sides.values():
         side |= {**counts, "first_token_seconds": [1.0] * count}
     machine = {"ulskip": "1", "git_commit": commit, "git_dirty": dirty, "threads": 2}
-    pairs = {**sides, "units": [{"pairs": 1}] * count}
+    pairs = {**sides, "units": [{"pairs": 1}] * count, "precision": precision}
     environment = {**machine, "packages": {"torch": "2", "transformers": "5"}}
-    return record(run_id, pairs=pairs, environment=environment)
+    row = record(run_id, pairs=pairs, environment=environment)
+    return row.replace(**row.pairs.speedups())
 
 
 def repeated(folder, *rows):
@@ -142,6 +144,14 @@ def test_a_repetition_adds_its_units(folder):
     ends = [(row.measured_speedup_low, row.measured_speedup_high) for row in (twice, thrice)]
     assert ends[0][1] - ends[0][0] > ends[1][1] - ends[1][0]
     assert [row.num_processes for row in folder.rows() if row.id == "q"] == [1, 1, 1]
+
+
+def test_a_wide_interval_is_warned_of_until_repetitions_narrow_it(folder):
+    rows = [timed("q", *seconds, precision=0.05) for seconds in ([1.0, 1.1, 0.9], [1.0] * 3)]
+    (line,) = warnings([repeated(folder, rows[0])])
+    assert "to each side instead of 5%" in line and "repeat the command" in line
+    assert warnings([repeated(folder, *[rows[1]] * 5)]) == []
+    assert warnings([timed("q", 1.0, 1.1, precision=0.05)]) == []  # too few units for an interval
 
 
 @pytest.mark.parametrize("changed", [{"commit": "b"}, {"dirty": True}])

@@ -130,7 +130,6 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         return (
             *plan.warnings,
             *_adjustments(config, record),
-            *_wide(config, record),
             *_uncompiled(config, record),
         )
     random = (
@@ -144,7 +143,6 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         *_untrained(plan, record),
         *_other_task(config, record),
         *_adjustments(config, record),
-        *_wide(config, record),
         *_depth_misses(config, record),
         *_misprediction(record),
     )
@@ -206,17 +204,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
             " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
             " engine=llama_cpp engine.weights=q8_0"
-        )
-
-
-def _wide(config: Config, record: Record) -> Iterator[str]:
-    pairs, speedup = record.pairs, record.speedup
-    if pairs and speedup and speedup.high and not pairs.is_precise(config.speed.precision):
-        yield (
-            f"{record.strategy}: the interval of the speedup reaches"
-            f" {speedup.high / speedup.value - 1:.1%} to each side instead of"
-            f" {config.speed.precision:.0%}, because speed.seconds={config.speed.seconds:g} were"
-            " spent; raise it, or repeat the command, whose units are added"
         )
 
 

@@ -59,6 +59,7 @@ class TimedPairs:
     strategy: list[BatchOutput] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
     earlier: Pairs | None = None  # that an interrupted process finished
+    precision: float | None = None  # asked for
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
@@ -78,7 +79,8 @@ class TimedPairs:
     def pairs(self) -> Pairs:
         """Return all pairs in the form in which a row stores them."""
         full = _side(self.full) if self.full else None
-        own = Pairs(strategy=_side(self.strategy), full=full, units=tuple(self.units))
+        strategy, units = _side(self.strategy), tuple(self.units)
+        own = Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
         return Pairs.pooled([self.earlier, own]) if self.earlier else own
 
     def over_reference(self, side: Sequence[BatchOutput]) -> Row:
@@ -285,12 +287,12 @@ def measure_units(
     pairs, past = [one.pair for one in opened], [one.first for one in opened]
     outputs = [output for first in past for output in (*first.full, *first.strategy)]
     round_seconds = sum(output.total_seconds for output in outputs)
-    timed = [replace(first, full=[], strategy=[]) for first in past]
+    timed = [replace(one, full=[], strategy=[], precision=speed.precision) for one in past]
     num_units = 0
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
         or all(
-            len(pairs.units or ()) >= UNITS_TO_STOP and pairs.is_precise(speed.precision)
+            len(pairs.units or ()) >= UNITS_TO_STOP and pairs.is_precise
             for pairs in (pair.pairs for pair in timed)
         )
     ):

@@ -206,11 +206,13 @@ class Pairs(Section):
     strategy: Side
     full: Side | None = None
     units: tuple[Unit, ...] | None = None  # None in rows of earlier versions
+    precision: Positive = None  # asked for: the share that the interval may reach to each side
 
     @classmethod
     def pooled(cls, repetitions: Sequence[Self]) -> Self:
         """Join the pairs of the processes that repeated one point."""
         first, *others = (pairs.model_dump() for pairs in repetitions)
+        first["precision"] = repetitions[-1].precision
         for row in others:
             count = 1 + max(unit["process"] for unit in first["units"])
             for unit in row["units"]:
@@ -254,12 +256,13 @@ class Pairs(Section):
         depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
         return Interval(self.speedup().value, lowest.value, highest.value) if depends else None
 
-    def is_precise(self, precision: float) -> bool:
-        """Return True if the interval reaches at most this share of the speedup to each side."""
-        if self.full is None:
+    @property
+    def is_precise(self) -> bool:
+        """True if the interval reaches at most `precision` of the speedup to each side."""
+        if self.full is None or self.precision is None:
             return True
         value, _, high = self.speedup()
-        return len(self.units or ()) >= UNITS and (high or math.inf) <= value * (1 + precision)
+        return len(self.units or ()) >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
     def speedups(self) -> Row:
         """Return the values of a row that are computed from the pairs of both sides."""
@@ -487,7 +490,8 @@ class Timing(Section):
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds and tokens, mean drafts per check, engine;"
-        " `units` with their number of `pairs`, time, and the machine's read rate",
+        " `units` with their number of `pairs`, time, and the machine's read rate; the `precision`"
+        " that was asked for",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")

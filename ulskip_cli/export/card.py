@@ -104,12 +104,12 @@ def matching_records(
         displayed(record, path)
         for path in (folder, *folder.glob("*"))
         for record in ResultsFolder(path).records()
+        if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter)
     ]
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: str(record.finished_at)):
-        if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter):
-            kept = [item for item in settings(record).items() if item[0].part not in _MADE_BY]
-            newest[f"{kept} {record.environment and record.environment.machine}"] = record
+        kept = [item for item in settings(record).items() if item[0].part not in _MADE_BY]
+        newest[f"{kept} {record.environment and record.environment.machine}"] = record
     return sorted(
         newest.values(),
         key=lambda record: (str(record.task), str(record.dataset), record.batch_size),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, may_gain, primary
 from ulskip_cli.report.rows import Group, collected
@@ -190,7 +191,8 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     unsure = [row for row in rows if not may_gain(row)]
     centres = [(_speedup(row), row.value(metric)) for row in unsure]
     axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
-    ends = [(row.measured_speedup_low or 1, row.measured_speedup_high or 1) for row in rows]
+    clocks = [row.speedup or Interval(1.0, None, None) for row in rows]
+    ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [
         (max(0.0, compared.full + compared.delta_low), compared.full + compared.delta_high)

@@ -5,7 +5,7 @@ setting.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,18 +188,28 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Iterable[Record]) -> list[str]:
-    """List the warnings of runs; those that differ only in the strategy and in numbers are merged
-    and counted.
+    """List the warnings of runs, and those about wide intervals of all units of a point; those that
+    differ only in the strategy and in numbers are merged and counted.
     """
     texts: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        for text in record.warnings:
+        for text in (*record.warnings, *_wide_interval(record)):
             plain = text.removeprefix(f"{record.strategy}: ")
             key = re.sub(r"\d+(\.\d+)?", "", plain.replace(record.strategy, ""))
             texts[key].append(plain)
     return [
         f"{same[0]}{f' (in {len(same)} rows)' if len(same) > 1 else ''}" for same in texts.values()
     ]
+
+
+def _wide_interval(record: Record) -> Iterator[str]:
+    pairs, speedup = record.pairs, record.speedup
+    if pairs and not pairs.is_precise and speedup and speedup.high:
+        yield (
+            f"the interval of the speedup reaches {speedup.high / speedup.value - 1:.1%} to each"
+            f" side instead of {pairs.precision:.0%}; raise speed.seconds, or repeat the command,"
+            " whose units are added"
+        )
 
 
 def setting_text(record: Record, key: Key) -> str:

@@ -1,0 +1,207 @@
+"""Run the rows again from which README and docs/ have their figures, and say which figures hold on
+this machine.
+
+python benchmarks/verify.py [--only README]
+
+Only rows of models that need no network are run, with their stored configurations, into
+results/verify. An interrupted verification goes on with the same command, and one that finished
+only prints its table; without that folder it measures again. It takes about a quarter of an hour on
+two cores, which should be idle otherwise.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ulskip_cli.cli.progress_bars import SweepDisplay
+from ulskip_cli.cli.show import make_console
+from ulskip_cli.core.command_line import overrides_of
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.record import MISSING, Column, Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
+from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
+from ulskip_cli.report import rows, verdicts
+from ulskip_cli.report.tables import TableSection, draw, ends, write_tables
+
+RESULTS = Path("results")
+NAME = "verify"
+NOT_COMPARABLE = "not comparable"
+ENOUGH = 0.9  # share of the comparable figures that must hold
+
+
+class Source(NamedTuple):
+    """Where figures are printed, and the stored row that they are from."""
+
+    page: str
+    folder: str
+    values: Mapping[str, object]  # that only this row of the folder has
+
+
+class Figure(NamedTuple):
+    """A figure as it is stored and as this machine measures it."""
+
+    name: str
+    stored: str
+    here: str
+    verdict: str
+    reason: str = ""
+
+    @property
+    def judged(self) -> str:
+        """The verdict with its reason."""
+        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
+
+
+OPENING = {"strategy": "unified", "batch_size": 8}
+DRAFTS = {"batch_size": 1, "draft_tokens": "auto", "engine": "speculative"}
+SOURCES = [
+    Source("README, make demo", "demo", {"strategy": "unified"}),
+    Source("README, 6 of 12 layers", "reproduce", {**OPENING, "target_speedup": 2.0}),
+    Source("README, 4 of 12 layers", "reproduce", {**OPENING, "target_speedup": 3.0}),
+    Source("README, 2 of 12 layers", "reproduce", {**OPENING, "target_speedup": 5.0}),
+    Source("speed.md, torch", "engines", {"engine": "torch"}),
+    Source("speed.md, llama.cpp q8_0", "engines", {"engine_weights": "q8_0"}),
+    Source("speed.md, OpenVINO int8", "engines", {"engine_weights": "int8"}),
+    Source(
+        "when-skipping-loses.md, q4_0 with 4 of 12 layers",
+        "frontier",
+        {"model": "tiny", "engine_weights": "q4_0", "target_speedup": 3.0},
+    ),
+    Source(
+        "when-skipping-loses.md, 2 layers draft",
+        "lossless/translation",
+        {**DRAFTS, "label": "unified drafts"},
+    ),
+    Source(
+        "when-skipping-loses.md, look-ups of a translation",
+        "lossless/translation",
+        {**DRAFTS, "label": "n-gram drafts"},
+    ),
+]
+
+
+def stored_row(source: Source) -> Record:
+    """Return the row of a source."""
+    (row,) = [
+        record
+        for record in records(RESULTS / source.folder)
+        if all(getattr(record, key) == value for key, value in source.values.items())
+    ]
+    return row
+
+
+def records(folder: Path) -> list[Record]:
+    """Read the rows of a folder with all characters of their texts, which run again."""
+    return [row.replace(folder=str(folder)) for row in ResultsFolder(folder).records()]
+
+
+def measured_here(stored: Record) -> Record:
+    """Return the row that this machine has for the configuration of a stored row; measure it if
+    there is none.
+    """
+    command = stored.command
+    words = [*overrides_of(stored.config, command), f"name={NAME}", f"results_dir={RESULTS}"]
+    jobs = make_jobs([compose(words, command=command)], command=command)
+    with SweepDisplay(jobs, write_tables) as display:
+        Sweep(jobs, display).run()
+    (row,) = [record for record in records(RESULTS / NAME) if record.id == jobs[-1].id]
+    return row
+
+
+def figures(page: str, stored: Record, here: Record | None, reason: str = "") -> Iterator[Figure]:
+    """Compare the figures of a stored row: its speedup, and the share of the full model's score if
+    it has one. `reason` says why there is no row of this machine.
+    """
+    pair = None
+    if here:
+        compared = verdicts.compare([here], [stored], verdicts.TOLERANCE, GATE)
+        reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
+        pair = None if compared.differs or not compared.pairs else compared.pairs[0]
+
+    def figure(
+        what: str, shown: Sequence[str], change: Interval | None, bound: float, words: Sequence[str]
+    ) -> Figure:
+        if pair is None or change is None:
+            judged = NOT_COMPARABLE, reason
+        elif change.low is None and change.value != bound:
+            judged = NOT_COMPARABLE, "too few timed units or examples for an interval"
+        else:
+            better, worse = words
+            word = {HOLDS: better, FAILS: worse, TIE: ""}[verdict(change, bound)]
+            judged = FAILS if word else HOLDS, word
+        return Figure(f"{page}: {what}", *shown, *judged)
+
+    both = stored, here
+    if stored.speedup:
+        change = pair and pair.speedup
+        yield figure("speedup", list(map(speed, both)), change, 1.0, ("faster", "slower"))
+    for share in shares([stored]).values():
+        change, what = pair and pair.quality, f"{share.title} kept"
+        yield figure(what, list(map(quality, both)), change, 0.0, ("better", "worse"))
+
+
+def speed(record: Record | None) -> str:
+    """Return the speedup of a row with its interval."""
+    if record is None or record.speedup is None:
+        return MISSING
+    return f"{record.speedup.value:.2f}x ({ends(record.speedup) or MISSING})"
+
+
+def quality(record: Record | None) -> str:
+    """Return the share of the full model's score that a row keeps, with its interval."""
+    kept = list(shares([record]).values()) if record else []
+    return kept[0].text() if kept else MISSING
+
+
+def verify(sources: Sequence[Source]) -> int:
+    """Measure the rows of all sources, print the table, and return the exit code."""
+    found, measured = list[Figure](), list[Record]()
+    for number, source in enumerate(sources, start=1):
+        print(f"{number} of {len(sources)}: {source.page}", file=sys.stderr, flush=True)
+        stored = stored_row(source)
+        try:
+            measured.append(measured_here(stored))
+        except (UsageError, RunError) as error:
+            found += figures(source.page, stored, None, str(error))
+        else:
+            found += figures(source.page, stored, measured[-1])
+    titles = {"figure": "name", "stored": "stored", "this machine": "here", "verdict": "judged"}
+    columns = [Column(title, show=name) for title, name in titles.items()]
+    table = TableSection.of("", found, columns, words=len(columns))
+    console = make_console()
+    console.print(draw(replace(table, sentences=True), console.width, ""), soft_wrap=False)
+    for warning in rows.warnings(measured):
+        console.print(f"warning: {warning}", soft_wrap=False)
+    comparable = [figure for figure in found if figure.verdict != NOT_COMPARABLE]
+    holding = sum(figure.verdict == HOLDS for figure in comparable)
+    others = len(found) - len(comparable)
+    print(
+        f"{holding} of {len(comparable)} figures hold" + f", {others} not comparable" * (others > 0)
+    )
+    if comparable and holding >= ENOUGH * len(comparable):
+        return 0
+    print(f"exit code 1, because fewer than {ENOUGH:.0%} of the comparable figures hold")
+    return 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="text that the names of the figures contain")
+    only = parser.parse_args().only
+    chosen = [source for source in SOURCES if only in source.page]
+    if not chosen:
+        pages = "; ".join(source.page for source in SOURCES)
+        parser.error(f"expected a part of a name, got {only!r}; known: {pages}")
+    sys.exit(verify(chosen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+import verify
+from report_rows import sweep_row
+
+ROOT = Path(__file__).parents[2]
+STORED = sweep_row(speedup=1.8, bleu=28.0)
+
+
+@pytest.mark.parametrize("source", verify.SOURCES, ids=lambda source: source.page)
+def test_every_source_is_one_committed_row_with_a_speedup(source, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    row = verify.stored_row(source)
+    assert row.is_done and row.speedup.low and not row.config.unknown
+    assert "model.path" not in " ".join(verify.overrides_of(row.config, row.command))
+    file = next(ROOT.glob(source.page.partition(",")[0] + "*"), None)
+    assert file or (ROOT / "docs" / source.page.partition(",")[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("here", "judged"),
+    [
+        ({"speedup": 1.81, "bleu": 28.1}, ["holds", "holds"]),
+        ({"speedup": 2.5, "bleu": 20.0}, ["does not hold: faster", "does not hold: worse"]),
+        ({"speedup": 1.2, "bleu": 29.9}, ["does not hold: slower", "does not hold: better"]),
+        ({"num_examples": 3}, ["not comparable: other examples"] * 2),
+        ({"batch": 8}, ["not comparable: other batch size"] * 2),
+        ({"speedup_interval_coverage": 0.5, "speedup": 1.9}, ["not comparable: too few", "holds"]),
+    ],
+)
+def test_a_figure_holds_if_no_difference_is_sure(here, judged):
+    row = sweep_row(**{"speedup": 1.8, **here})
+    found = list(verify.figures("page", STORED, row))
+    assert [figure.name for figure in found] == ["page: speedup", "page: BLEU kept"]
+    assert found[0].stored == "1.80x (1.78 to 1.82)"
+    for figure, expected in zip(found, judged, strict=True):
+        assert figure.judged.startswith(expected)
+
+
+def test_a_row_that_cannot_be_measured_is_not_comparable():
+    (speed, quality) = verify.figures("page", STORED, None, "llama.cpp is missing")
+    assert speed.judged == quality.judged == "not comparable: llama.cpp is missing"
+    assert (speed.here, quality.stored) == (verify.MISSING, "93.3% (90.0% to 96.7%)")
+
+
+def test_stored_rows_are_measured_again_and_compared(
+    model_folder, ulskip, quick, monkeypatch, capsys
+):
+    monkeypatch.chdir(model_folder.parent)
+    words = [f"model.path={model_folder}", "model.dtype=float32", "task.metrics=[chrf]"]
+    words += ["speed.enabled=false", *quick[1:2], "limit=10"]
+    for name in ("here", "gone"):
+        assert ulskip("run", *words, f"name={name}")[0] == 0
+    rows = Path("results/gone/runs.jsonl")
+    rows.write_text(rows.read_text("utf-8").replace(str(model_folder), "nowhere/model"), "utf-8")
+    sources = [verify.Source(name, name, {"strategy": "unified"}) for name in ("here", "gone")]
+    assert verify.verify(sources) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 1 figures hold, 1 not comparable" in out and "unified: generate" in err
+    assert verify.verify(sources[:1]) == 0
+    assert "generate" not in capsys.readouterr().err  # the stored row counts
+    assert verify.verify(sources[1:]) == 1
+    assert "exit code 1" in capsys.readouterr().out
