@@ -694,8 +694,11 @@ def _several_values(primary: str, override: "Override") -> UsageError:
 
 def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) -> Table:
     """Return the values of the primary file, of the choices of the command line and of those that
-    they imply.
+    they imply, with interpolations such as `${seed}` resolved.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     groups = PRIMARY[primary][1]
     chosen = dict(given)
     unread = sorted(given, key=groups.index)
@@ -709,7 +712,11 @@ def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) 
     chosen = {**implied_choices("", primary), **chosen}
     nodes = {group: read_choice(group, name, extra_dir) for group, name in chosen.items()}
     experiment = nodes.pop("experiment", {})
-    return _merged(nodes, read_choice("", primary), experiment)
+    try:
+        merged = OmegaConf.merge(nodes, read_choice("", primary), experiment)
+        return cast(Table, OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UsageError(reason(error)) from None
 
 
 def _choice_name(override: "Override", extra_dir: Path | None) -> str:

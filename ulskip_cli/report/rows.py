@@ -204,7 +204,8 @@ def warnings(records: Iterable[Record]) -> list[str]:
 
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
-    if pairs and not pairs.is_precise and speedup and speedup.high:
+    is_noise = record.keeps_all and not record.baseline_id  # the full model against itself
+    if pairs and not (pairs.is_precise or is_noise) and speedup and speedup.high:
         yield (
             f"the interval of the speedup reaches {speedup.high / speedup.value - 1:.1%} to each"
             f" side instead of {pairs.precision:.0%}; raise speed.seconds, or repeat the command,"
