@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 FOLDER = Path("results/real_model")
 RESAMPLES, SEED = 10_000, 0
-SECONDS, MEMORY = 10, 2**31
+SECONDS, MEMORY = 5, 2**31
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 

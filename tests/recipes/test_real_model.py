@@ -1,0 +1,35 @@
+from recipe import load_recipe
+from report_rows import sweep_row
+
+real_model = load_recipe("real_model/reproduce.py")
+score = load_recipe("real_model/score.py")
+PROBLEM = {
+    "prompt": 'def double(x):\n    """Double a number."""\n',
+    "test": "def check(function):\n    assert function(2) == 4\n",
+    "entry_point": "double",
+}
+
+
+def test_a_block_leaves_out_neighbouring_layers():
+    strategy, layers = real_model.block(22)
+    assert strategy == "strategy=custom"
+    assert layers.startswith("strategy.layers=[0,1,2,5,") and layers.endswith("22,23]")
+
+
+def test_the_page_has_a_table_for_each_task():
+    rows = [sweep_row("full", config={"task": {"name": "humaneval"}}, pass_at_1=75.0)]
+    text = real_model.page(rows)
+    assert "## HumanEval" in text and "GSM8K" not in text
+    assert "| full | none | all |" in text and "| 75.0 | 100% | 1 |" in text
+
+
+def test_an_answer_continues_or_defines_the_function():
+    assert score.passes(PROBLEM, "    return 2 * x")
+    assert score.passes(PROBLEM, "def double(x):\n    return x + x")
+    assert not score.passes(PROBLEM, "    return x")
+    assert not score.passes(PROBLEM, "    while True: pass")
+
+
+def test_the_last_number_counts():
+    assert score.last_number("first 3, then 1,204.50 #### 1,204.50") == 1204.5
+    assert score.last_number("none") is None
