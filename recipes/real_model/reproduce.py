@@ -115,7 +115,7 @@ def line(row: Record, metric: str) -> str:
         row.strategy,
         row.correction.name if row.correction else "none",
         row.prompt_layers,
-        row.engine,
+        f"{row.engine} {row.engine_weights or ''}".strip(),
         f"{row.value(metric):.1f}",
         share,
         agreement,
