@@ -144,6 +144,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
+	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
 	$(BIN)/python recipes/lossless/drafter.py --data $(DATA)/cnn_dm
 	$(LOSSLESS) name=news $(NEWS) limit=20 ratio=6 $(DRAFTER)
 	$(LOSSLESS) name=translation limit=100 ratio=6

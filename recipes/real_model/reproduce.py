@@ -20,6 +20,7 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import shares
 from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/real_model")
@@ -101,15 +102,9 @@ def task(name: str, data: Path, work: Path) -> list[str]:
 
 def line(row: Record, metric: str) -> str:
     """Return the line of a row in the table of its task."""
-    share, agreement = "100%", "1"
+    agreement, kept = "1", list(shares([row]).values())
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
-    if (versus := row.vs_baseline.get(metric)) and versus.full:
-        low, middle, high = (
-            (versus.full + end) / versus.full
-            for end in (versus.delta_low, versus.delta, versus.delta_high)
-        )
-        share = f"{middle:.0%} ({low:.0%} to {high:.0%})"
     cells = [
         row.layers or "",
         row.strategy,
@@ -117,7 +112,7 @@ def line(row: Record, metric: str) -> str:
         row.prompt_layers,
         f"{row.engine} {row.engine_weights or ''}".strip(),
         f"{row.value(metric):.1f}",
-        share,
+        kept[0].text() if kept else "100%",
         agreement,
     ]
     return f"| {' | '.join(cells)} |"

@@ -21,7 +21,7 @@ def test_the_page_has_a_table_for_each_task():
     rows = [sweep_row("full", engine="torch", config=config, pass_at_1=75.0)]
     text = real_model.page(rows)
     assert "## HumanEval" in text and "GSM8K" not in text
-    assert "| full | none | all |" in text and "| 75.0 | 100% | 1 |" in text
+    assert "| full | none | all |" in text and "| 75.0 | 100.0% | 1 |" in text
 
 
 def test_an_answer_continues_or_defines_the_function():
