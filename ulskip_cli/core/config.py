@@ -712,9 +712,9 @@ def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) 
     chosen = {**implied_choices("", primary), **chosen}
     nodes = {group: read_choice(group, name, extra_dir) for group, name in chosen.items()}
     experiment = nodes.pop("experiment", {})
+    merged = _merged(nodes, read_choice("", primary), experiment)
     try:
-        merged = OmegaConf.merge(nodes, read_choice("", primary), experiment)
-        return cast(Table, OmegaConf.to_container(merged, resolve=True))
+        return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
     except OmegaConfBaseException as error:
         raise UsageError(reason(error)) from None
 

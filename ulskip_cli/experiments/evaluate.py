@@ -158,8 +158,9 @@ def generate_answers(
 
     def warm_up(count: int) -> float:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        # With drafts, the costs of checks of all sizes are measured.
-        length = MAX_CHECK + 1 if config.decoding.draft_tokens else 2
+        # With drafts, the costs of all checks that the answers need are measured.
+        most = MAX_CHECK + 1 if config.decoding.draft_tokens else 2
+        length = max(2, min(most, config.decoding.max_new_tokens))
         output = decoder.generate(*batch, context, forced_length=length)
         if output.draft_cost is not None:
             progress.note(draft_advice(name, output.draft_cost))

@@ -41,7 +41,7 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 TURN_SECONDS = 0.2
 UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
 # Fewer units look precise by chance too often: most intervals of processes that stopped after three
-# did not contain the median of all processes.
+# did not contain the median of all processes (benchmarks/results/coverage-three-units.md).
 UNITS_TO_STOP = 8
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
