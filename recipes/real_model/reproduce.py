@@ -3,7 +3,7 @@
     python recipes/real_model/reproduce.py --model FILE.gguf --data PATH [--problems 164]
 
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
-for which the layers of BLOCKS were chosen. PATH holds humaneval/, gsm8k/ and cnn_dm/. Answers of
+for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/ and cnn_dm/. Answers of
 HumanEval are code that this recipe runs, with limits of time, memory and files. Patches learn from
 the last 40 problems, which are not evaluated. With --problems 48 a row takes about eight minutes on
 two cores. If it is interrupted, the same command resumes; --only chooses tasks, and --page writes
@@ -25,16 +25,15 @@ from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/real_model")
 LAYERS, HELD_OUT, PATCH_EXAMPLES = 24, 40, 16
-BLOCKS = {23: (12, 1), 22: (3, 2), 20: (3, 4), 18: (3, 6)}  # the first skipped layer and how many
+SKIPPED = {23: [12], 22: [3, 4], 21: [3, 4, 12], 20: [3, 4, 5, 6], 18: [3, 4, 5, 6, 7, 8]}
 FULL = ["strategy=full"]
 PATCH = ["correction=patch", f"calibration.examples={PATCH_EXAMPLES}"]
 KEPT = ["prompt_layers=kept"]
 
 
-def block(count: int) -> list[str]:
-    """Return the overrides that skip one block and keep `count` layers."""
-    first, skipped = BLOCKS[count]
-    kept = [layer for layer in range(LAYERS) if not first <= layer < first + skipped]
+def keep(count: int) -> list[str]:
+    """Return the overrides that keep `count` layers."""
+    kept = [layer for layer in range(LAYERS) if layer not in SKIPPED[count]]
     return ["strategy=custom", f"strategy.layers={json.dumps(kept, separators=(',', ':'))}"]
 
 
@@ -45,21 +44,22 @@ def unified(count: int) -> list[str]:
 POINTS = {
     "humaneval": [
         FULL,
-        block(22),
-        block(20),
-        block(22) + KEPT,
+        keep(22),
+        keep(20),
+        keep(22) + KEPT,
         [*FULL, "engine=llama_cpp_q8_0", "baseline_engine=torch"],
         [*FULL, "engine=llama_cpp_q4_0", "baseline_engine=torch"],
-        block(20) + PATCH,
-        block(22) + PATCH,
+        keep(20) + PATCH,
+        keep(21),
         unified(22),
-        block(23),
-        block(20) + PATCH + KEPT,
-        block(18) + PATCH,
+        keep(22) + PATCH,
+        keep(23),
+        keep(20) + PATCH + KEPT,
+        keep(18) + PATCH,
         ["strategy=d3", f"ratio={LAYERS / 22:.4f}"],
     ],
-    "cnn_dm": [FULL, block(22), block(20), block(20) + PATCH, block(22) + KEPT],
-    "gsm8k": [FULL, block(22), block(22) + PATCH, block(22) + KEPT],
+    "cnn_dm": [FULL, keep(22), keep(20), keep(20) + PATCH, keep(22) + KEPT],
+    "gsm8k": [FULL, keep(22), keep(22) + PATCH, keep(22) + KEPT],
 }
 METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"}
 TITLES = {
@@ -127,7 +127,9 @@ def page(rows: list[Record]) -> str:
             counts = ", ".join(sorted({str(row.num_examples) for row in same}))
             table = "\n".join(heads + [line(row, METRICS[name]) for row in same])
             parts += [f"## {title}", f"{counts} examples.", table]
-    return "\n\n".join([*parts, NOTE, provenance(rows)]) + "\n"
+    peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
+    note = f"{NOTE} A run took at most {peak:.1f} GB of memory."
+    return "\n\n".join([*parts, note, provenance(rows)]) + "\n"
 
 
 NOTE = (

@@ -10,18 +10,19 @@ PROBLEM = {
 }
 
 
-def test_a_block_leaves_out_neighbouring_layers():
-    strategy, layers = real_model.block(22)
+def test_a_point_leaves_out_its_skipped_layers():
+    strategy, layers = real_model.keep(22)
     assert strategy == "strategy=custom"
     assert layers.startswith("strategy.layers=[0,1,2,5,") and layers.endswith("22,23]")
 
 
 def test_the_page_has_a_table_for_each_task():
     config = {"task": {"name": "humaneval"}}
-    rows = [sweep_row("full", engine="torch", config=config, pass_at_1=75.0)]
+    rows = [sweep_row("full", engine="torch", config=config, pass_at_1=75.0, peak_memory_bytes=5e9)]
     text = real_model.page(rows)
     assert "## HumanEval" in text and "GSM8K" not in text
     assert "| full | none | all |" in text and "| 75.0 | 100.0% | 1 |" in text
+    assert "5.0 GB" in text
 
 
 def test_an_answer_continues_or_defines_the_function():
