@@ -8,6 +8,7 @@ HumanEval are code that this recipe runs, with limits of time, memory and files.
 the last 40 problems, which are not evaluated. With --problems 48 a row takes about eight minutes on
 two cores. If it is interrupted, the same command resumes; --only chooses tasks, and --page writes
 the page of the stored rows alone. score.py computes the shares again from the stored answers.
+An adapter that adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import shares
@@ -68,6 +70,16 @@ TITLES = {
     "gsm8k": "GSM8K: problems whose number is right",
 }
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
+
+
+def adapters(work: Path) -> list[list[str]]:
+    """Return the points of the adapters that adapter.py has trained."""
+    folders = {count: work / f"adapter-{count}" for count in SKIPPED}
+    return [
+        [*keep(count), "correction=adapter", f"correction.path={folder}"]
+        for count, folder in folders.items()
+        if (folder / RECORD).is_file()
+    ]
 
 
 def call(*arguments: str) -> None:
@@ -174,7 +186,8 @@ def main() -> None:
         common = [f"model.path={args.model}", f"limit={args.problems}", f"name={FOLDER.name}"]
         common += [f"batch_size={args.batch_size}", "speed.enabled=false"]
         for name in args.only.split(","):
-            for point in POINTS[name][: args.points]:
+            trained = adapters(args.work) if name == "humaneval" else []
+            for point in [*POINTS[name][: args.points], *trained]:
                 call("sweep", *common, *task(name, args.data, args.work), *point)
                 write_page()
     write_page()

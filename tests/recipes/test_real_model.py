@@ -1,4 +1,7 @@
-from recipe import load_recipe
+import sys
+
+import pytest
+from recipe import RECIPES, load_recipe
 from report_rows import sweep_row
 
 real_model = load_recipe("real_model/reproduce.py")
@@ -35,3 +38,19 @@ def test_an_answer_continues_or_defines_the_function():
 def test_the_last_number_counts():
     assert score.last_number("first 3, then 1,204.50 #### 1,204.50") == 1204.5
     assert score.last_number("none") is None
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES / "real_model")
+    monkeypatch.setitem(sys.modules, "reproduce", real_model)  # other recipes have this name too
+    return load_recipe("real_model/adapter.py")
+
+
+def test_functions_with_a_docstring_are_problems(adapter):
+    text = '"""Double a number, and say so in many words. """'
+    body = f"    {text * 4}\n    return 2 * x\n"
+    source = f"def double(x):\n{body}\n\ndef short(x):\n    return x\n"
+    (problem,) = adapter.functions(source)
+    assert problem["prompt"].endswith('"""\n') and problem["entry_point"] == "double"
+    assert problem["canonical_solution"] == "    return 2 * x\n"

@@ -1,0 +1,93 @@
+"""Train a skip adapter for code, on functions of Python's standard library.
+
+    python recipes/real_model/adapter.py --model FILE.gguf [--layers 20] [--functions 160]
+
+The prompt is the head of a function with its docstring, as in HumanEval, and the response is its
+body. Only the layers around the skipped ones are trained, to reproduce the full model's states
+(gaps first). If it is interrupted, the same command resumes. Afterwards
+reproduce.py measures the adapter, which is in WORK/adapter-LAYERS.
+"""
+
+import argparse
+import ast
+import json
+import random
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from reproduce import LAYERS, call, keep
+
+from ulskip_cli.core.files import write_atomic
+
+LENGTHS = range(200, 1600)  # characters of a function
+LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+
+
+def functions(source: str) -> Iterator[dict[str, str]]:
+    """Yield the functions of a module that have a docstring, as problems of HumanEval."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef) or not ast.get_docstring(node):
+            continue
+        docstring, *body = node.body
+        text = lines[node.lineno - 1 : node.end_lineno]
+        if not body or len("".join(text)) not in LENGTHS or node.decorator_list:
+            continue
+        end = (docstring.end_lineno or 0) - node.lineno + 1
+        yield {
+            "prompt": "".join(text[:end]),
+            "canonical_solution": "".join(text[end:]),
+            "test": "def check(function): pass",
+            "entry_point": node.name,
+        }
+
+
+def library() -> Iterator[dict[str, str]]:
+    """Yield the functions of the standard library."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(folder.rglob("*.py")):
+        if not LEFT_OUT & {*file.relative_to(folder).parts}:
+            yield from functions(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--functions", type=int, default=160)
+    parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
+    parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
+    args = parser.parse_args()
+    found = list(library())
+    chosen = random.Random(0).sample(found, min(args.functions, len(found)))
+    args.work.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(function) + "\n" for function in chosen)
+    write_atomic(args.work / "functions.jsonl", lines)
+    print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
+    _, layers = keep(args.layers)
+    call(
+        "train",
+        "train=adapter",
+        f"model.path={args.model}",
+        "task=humaneval",
+        f"task.file={args.work}/functions.jsonl",
+        "strategy=search",
+        layers,
+        f"train.ratios={LAYERS / args.layers:.4f}",
+        "train.responses=reference",
+        "train.gap_weight=1",
+        "train.distill_weight=0",
+        "train.epochs=6",
+        "train.save_every=20",
+        "train.log_every=10",
+        f"output={args.work}/adapter-{args.layers}",
+        *args.overrides,
+    )
+
+
+if __name__ == "__main__":
+    main()
