@@ -437,10 +437,10 @@ class Schedule(Section):
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
-        "mean number of layers over the timed pairs",
+        "mean number over the timed pairs",
         Column("timed\nlayers", show="timed_layers", first=True),
     )
-    evaluated_mean_kept_layers: Positive = value("the same over the evaluated answers")
+    evaluated_mean_kept_layers: Positive = value("mean number over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", ".2f"),
@@ -478,10 +478,7 @@ class Timing(Section):
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    speedup_interval_coverage: Share = value(
-        "in rows of earlier versions: probability that the intervals contain the median of one"
-        " process"
-    )
+    speedup_interval_coverage: Share = value("coverage of the intervals in rows of version 0.3.0")
     pairs: Pairs | None = value(
         "raw seconds and tokens, drafts per check and engine of `full` and `strategy`; `units` with"
         " number of `pairs`, time and the machine's read rate; requested `precision`",
@@ -568,9 +565,9 @@ class Throughput(Section):
     check_costs: tuple[KnownNumber, ...] | None = value(
         "measured times of checks of 1, 2, ... tokens, in steps of one token"
     )
-    exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
-    exit_check_fraction: Number = value("share of decode time in these checks")
-    missing_kv: Text = value("method for missing keys, with early exit")
+    exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
+    exit_check_fraction: Number = value("share of decode time in exit checks")
+    missing_kv: Text = value("method for keys that exits left out")
 
 
 class FullSide(OverReference, Throughput):
@@ -620,11 +617,11 @@ class Provenance(Section):
     engine: Text = value(
         "engine that decoded, e.g. `torch`, `speculative` or `early_exit`", detected=True
     )
-    engine_reason: Text = value("why `torch` was not used")
+    engine_reason: Text = value("why `torch` or `panels` was not used")
     engine_weights: Text = value("format of the weights in another library", detected=True)
     engine_build: Row | None = value("package, version, instruction sets, threads of that library")
     linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: Text = value("why `panels` was not used")
+    linear_backend_reason: Text = value("why `torch` or `panels` was not used")
     device: Text = value("of the weights", detected=True)
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
