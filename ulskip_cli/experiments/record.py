@@ -321,7 +321,7 @@ class Environment(Section):
 class Point(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
-    id: Name = value("hash of configuration, data and weights; it names files", default=...)
+    id: Name = value("hash of configuration, data and weights", default=...)
     command: Literal["run", "bench", "lm-eval"] = value(
         "command that measured the row (`run` for a sweep)", default="run"
     )
@@ -446,8 +446,8 @@ class Schedule(Section):
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
-        "bytes that a full step reads, divided by those of a step of the kept layers, both with the"
-        " output head; with drafts, from the measured costs of drafts and checks",
+        "bytes that a full step reads, divided by those of a step of the kept layers, output head"
+        " included; with drafts, from measured costs",
         Column(
             "pre-\ndicted",
             ".2f",
@@ -480,8 +480,8 @@ class Timing(Section):
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     speedup_interval_coverage: Share = value("coverage of the intervals in rows of version 0.3.0")
     pairs: Pairs | None = value(
-        "raw seconds and tokens, drafts per check and engine of `full` and `strategy`; `units` with"
-        " number of `pairs`, time and the machine's read rate; requested `precision`",
+        "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
+        " and the machine's read rate; requested `precision`",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -518,12 +518,11 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
-        "per metric: the full model's score, `delta`, its paired bootstrap interval, `p_value`",
+        "per metric: the full model's score, `delta` with its interval, and `p_value`",
         default={},
     )
     degenerate: dict[str, KnownCount] = value(
-        "outputs that are `empty`, end in a repetition (`loop`), or reach the maximum length"
-        " (`hit_limit`)",
+        "outputs that are `empty`, end in a `loop`, or reach the maximum length (`hit_limit`)",
         default={},
     )
     length_ratio: Number = value("words of hypotheses, divided by those of references")
@@ -543,9 +542,9 @@ class Throughput(Section):
         Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
         Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
-    total_tokens_per_second: Rate = value("prompt and generated tokens, per second of both")
+    total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
     throughput_from: Text = value(
-        "source of these values: `evaluation`, or `timed pairs` for random weights and in a bench"
+        "`evaluation`, or `timed pairs` for random weights and in a bench"
     )
     prompt_tokens: Count = value("tokens and seconds of these rates")
     generated_tokens: Count = value("tokens and seconds of these rates")
