@@ -89,9 +89,8 @@ def page(text: str) -> str:
 tiny random instance ({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]},
 float32, CPU): its tokens and logits must equal those of a slow reference without a KV cache, for
 several sets of kept layers. {len(found[WORKS])} classes work, {rest} give wrong results,
-{len(found[REFUSED])} are refused with a reason, and {len(untested)} are not tested, because no tiny
-instance can be made or the full model's own `generate` differs from its forward pass. The lists
-omit the suffix `ForCausalLM` ([all verdicts](../benchmarks/results/architectures.json)).
+{len(found[REFUSED])} are refused, and {len(untested)} are not tested ([all verdicts and
+reasons](../benchmarks/results/architectures.json)). The lists omit the suffix `ForCausalLM`.
 
 ## Supported by `engine=torch` ({len(fast)})
 
