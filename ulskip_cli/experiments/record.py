@@ -478,7 +478,7 @@ class Timing(Section):
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    speedup_interval_coverage: Share = value("coverage of the intervals in rows of version 0.3.0")
+    speedup_interval_coverage: Share = value("coverage of the intervals in rows of earlier versions")
     pairs: Pairs | None = value(
         "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
         " and the machine's read rate; requested `precision`",
@@ -581,7 +581,7 @@ class FullSide(OverReference, Throughput):
 
 
 class Benchmark(OverReference):
-    """Values of `ulskip bench`. Its rows have no task, and their throughput is from timed pairs."""
+    """Values of `ulskip bench`, whose rows have no task."""
 
     timed_prompt_tokens: Count = value("length of every prompt and answer", detected=True)
     timed_new_tokens: Count = value("length of every prompt and answer", detected=True)
