@@ -478,7 +478,7 @@ class Timing(Section):
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    speedup_interval_coverage: Share = value("coverage of the intervals in rows of earlier versions")
+    speedup_interval_coverage: Share = value("coverage of intervals in rows of earlier versions")
     pairs: Pairs | None = value(
         "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
         " and the machine's read rate; requested `precision`",
