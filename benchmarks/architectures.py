@@ -88,8 +88,9 @@ def page(text: str) -> str:
 `make architectures` checks every causal LM class of transformers {versions["transformers"]} on a
 tiny random instance ({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]},
 float32, CPU): its tokens and logits must equal those of a slow reference without a KV cache, for
-several sets of kept layers. {len(found[WORKS])} classes work, and {rest} give wrong results. The
-lists omit the suffix `ForCausalLM` ([all verdicts](../benchmarks/results/architectures.json)).
+several sets of kept layers. {len(found[WORKS])} classes work, {rest} give wrong results,
+{len(found[REFUSED])} are refused, and {len(untested)} are not tested ([all verdicts and
+reasons](../benchmarks/results/architectures.json)). The lists omit the suffix `ForCausalLM`.
 
 ## Supported by `engine=torch` ({len(fast)})
 
@@ -102,16 +103,6 @@ Left padding changes the answers of {padding}, also of the full model.
 {names(slow)}
 
 A model that mixes attention with recurrent layers must keep an attention layer.
-
-## Refused, with a reason ({len(found[REFUSED])})
-
-{names(found[REFUSED])}
-
-## Not tested ({len(untested)})
-
-{names(untested)}
-
-No tiny instance can be made here, or the full model's own `generate` differs from its forward pass.
 """
 
 

@@ -1,10 +1,9 @@
 """Insert the tables that runs have written into README.md and docs/, between their markers.
 
-A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects
-columns and drops the notes between the table and its last paragraph, the provenance. `FILE |
-section: BEGINNING | columns: ...` takes the table of the section whose heading begins so, and
-`rows: A, B, ...` the rows whose first two cells are these words. The block ends with
-`<!-- end -->`.
+A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... | rows: C, D, ... -->`,
+which selects columns, and rows by their first cell or first two cells, and drops the notes between
+the table and its last paragraph, the provenance. `FILE | section: BEGINNING | columns: ...` takes
+the table of the section whose heading begins so. The block ends with `<!-- end -->`.
 """
 
 import re
@@ -34,24 +33,25 @@ def fill_tables(text: str) -> str:
             text = text.partition(f"\n## {section}")[2].partition("\n\n")[2].partition("\n\n")[0]
         lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
-        if columns:
-            kept = select(kept, columns.split(", "), rows.split(", ") if rows else [])
+        if columns or rows:
+            kept = select(kept, *(names.split(", ") if names else [] for names in (columns, rows)))
         return f"{start}{kept}\n{end}"
 
     return BLOCK.sub(body, text)
 
 
 def select(text: str, columns: list[str], chosen: list[str]) -> str:
-    """Reduce a table to some columns and, if some are chosen, to some rows, and the paragraphs
+    """Reduce a table to the named columns and rows, or to all if none are named, and the paragraphs
     after it to the last one.
     """
     paragraphs = re.split(r"\n{2,}", text)
     first = next(i for i, paragraph in enumerate(paragraphs) if paragraph.startswith("|"))
     table, *notes = paragraphs[first:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
-    places = [rows[0].index(column) for column in columns]
+    places = [rows[0].index(column) for column in columns or rows[0]]
     if chosen:
-        rows = [*rows[:2], *(row for row in rows[2:] if " ".join(row[:2]) in chosen)]
+        found = (row for row in rows[2:] if {row[0], " ".join(row[:2])} & {*chosen})
+        rows = [*rows[:2], *found]
     short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
     return "\n\n".join([short, *notes[-1:]])
 

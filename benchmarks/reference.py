@@ -31,6 +31,10 @@ SECTION_TITLES = (
     *("Rows of a bench", "Rows of lm-eval", "Provenance"),
 )
 HEADS = ("key", "meaning", "type", "default", "commands")
+BOTH = {  # two needs, and the word for both
+    "drafts, drafts of layers": "drafts",
+    "folded patches, patches that are not folded": "patches",
+}
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -48,13 +52,20 @@ def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
         names.setdefault(supported, []).append(name)
     for supported, group in names.items():
         if supported != ALL:
-            yield f"- {', '.join(group)}: no {texts(ALL - supported)}"
+            yield f"- {shorten(', '.join(group))}: no {texts(ALL - supported)}"
     yield ""
 
 
 def texts(needs: Set[Need]) -> str:
     """Return the texts of needs in the order of their declaration."""
-    return ", ".join(need.text for need in Need if need in needs)
+    return shorten(", ".join(need.text for need in Need if need in needs))
+
+
+def shorten(names: str) -> str:
+    """Replace two names by the word for both."""
+    for both, name in BOTH.items():
+        names = names.replace(both, name)
+    return names
 
 
 def combinations() -> str:
@@ -76,7 +87,8 @@ def combinations() -> str:
         "# What works with what",
         "",
         "Every combination that is not listed here works. The others are refused before weights",
-        "are loaded, in one line that names an option that works.",
+        "are loaded, in one line that names an option that works. Drafts include drafts of layers,",
+        "and patches folded ones.",
         "",
         "## Engines",
         "",

@@ -54,8 +54,8 @@ def test_every_class_has_a_verdict():
 def test_the_page_is_made_from_the_stored_verdicts():
     page = architectures.PAGE.read_text("utf-8")
     assert page == architectures.page(STORED)
-    for name in VERDICTS:
-        assert name.replace("ForCausalLM", "") in page
+    for name, verdict in VERDICTS.items():
+        assert verdict.outcome != WORKS or name.replace("ForCausalLM", "") in page
 
 
 def test_nothing_is_silently_wrong():

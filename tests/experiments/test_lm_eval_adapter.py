@@ -136,7 +136,7 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
 
 
 def test_a_strategy_without_its_calibration_is_refused():
-    with pytest.raises(UsageError, match=r"only a run measures.*calibration.*strategy\.KEY"):
+    with pytest.raises(UsageError, match=r"uncalibrated.*calibration.*strategy\.KEY"):
         SkippingLM(composed("strategy=skip_decode"))
 
 

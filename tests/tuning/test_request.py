@@ -63,7 +63,7 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
         (["speedup=2", "model=random"], "random weights"),
         (["speedup=2", "candidates=[ratio=2]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
-        (["speedup=2", "candidates=['strategy=d3']"], "layers that change between steps"),
+        (["speedup=2", "candidates=['strategy=d3']"], "position-dependent layers"),
         (["speedup=2", "candidates=['strategy=early_exit']"], "early exit"),
         (["speedup=2", "correction=adapter", "correction.path=a"], "correction=none"),
     ],

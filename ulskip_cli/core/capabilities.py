@@ -24,10 +24,10 @@ class Need(Enum):
     DRAFTS = "drafts", "decoding.draft_tokens=0"
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
     EARLY_EXIT = "early exit", "strategy=unified"
-    STAGES = "layers that change between steps", "strategy=unified"
+    STAGES = "position-dependent layers", "strategy=unified"
     OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
-    KEPT_PROMPT = "prompts that run through the kept layers alone", "prompt_layers=all"
+    KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
     LATENCY = "ratio_basis=latency", "ratio_basis=cost"
     FOLDED_PATCHES = (
         "folded patches",
@@ -40,11 +40,11 @@ class Need(Enum):
     PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"
     CALIBRATION = (
-        "options that only a run measures",
+        "uncalibrated strategies",
         "the values of a row's calibration as strategy.KEY=VALUE",
     )
     OTHER_BASELINE = (
-        "a baseline in another engine or of another model",
+        "another engine or model of the baseline",
         "baseline_engine=null alternatives.models=[]",
     )
     OTHER_ENGINE = "engines of other libraries", "engine=auto"

@@ -321,22 +321,18 @@ class Environment(Section):
 class Point(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
-    id: Name = value("hash of configuration, data and weights; it names files", default=...)
+    id: Name = value("hash of configuration, data and weights", default=...)
     command: Literal["run", "bench", "lm-eval"] = value(
-        "the command that measured the row; a sweep runs `run`", default="run"
+        "command that measured the row (`run` for a sweep)", default="run"
     )
     baseline_id: Name | None = value(
-        "row of the full model that this row is compared with; if that is in another engine or of"
-        " another model, `predicted_speedup` is left out"
+        "row of the baseline; if that is in another engine or of another model,"
+        " `predicted_speedup` is missing"
     )
-    config: StoredConfig = value(
-        "settings that the command used and that differ from the defaults",
-        default=...,
-    )
-    dataset: Text = value("the data", detected=True)
+    config: StoredConfig = value("used settings that differ from the defaults", default=...)
+    dataset: Text = value("data of the task", detected=True)
     correction: CorrectionUsed | None = value(
-        "the [patches or adapter](adapters.md), and how they were made; in a bench, patches are"
-        " zero"
+        "[patches or adapter](adapters.md), and how they were made; in a bench, patches are zero"
     )
     chat: Flag = value("true if prompts used the chat template", detected=True)
 
@@ -438,29 +434,27 @@ class Schedule(Section):
         "layers that every step runs, or the first stage",
         Column("layers", show="layers", first=True),
     )
-    later_stages: tuple[StageUsed, ...] = value(
-        "first step and layers of each later stage", default=()
-    )
+    later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
-        "mean number of layers over the timed pairs",
+        "mean number over the timed pairs",
         Column("timed\nlayers", show="timed_layers", first=True),
     )
-    evaluated_mean_kept_layers: Positive = value("the same over the evaluated answers")
+    evaluated_mean_kept_layers: Positive = value("mean number over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", ".2f"),
     )
     predicted_speedup: Ratio = value(
-        "bytes that a step of all layers reads, divided by those of the kept layers, both with the"
-        " output head; with drafts, from the measured costs of drafts and checks",
+        "bytes that a full step reads, divided by those of a step of the kept layers, output head"
+        " included; with drafts, from measured costs",
         Column(
             "pre-\ndicted",
             ".2f",
             first=True,
         ),
     )
-    draft_cost: Positive = value("bytes of a drafting step divided by those of a full step")
+    draft_cost: Positive = value("bytes of a drafting step, divided by those of a full step")
     latency_fit: Row | None = value(
         "with `ratio_basis=latency`: step seconds by depth, rounds (`trials`), chosen `depth`"
     )
@@ -484,32 +478,22 @@ class Timing(Section):
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    speedup_interval_coverage: Share = value(
-        "in rows of earlier versions: probability that the intervals contain the median of one"
-        " process"
-    )
+    speedup_interval_coverage: Share = value("coverage of intervals in rows of earlier versions")
     pairs: Pairs | None = value(
-        "for `full` and `strategy`: raw seconds and tokens, mean drafts per check, engine;"
-        " `units` with their number of `pairs`, time, and the machine's read rate; the `precision`"
-        " that was asked for",
+        "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
+        " and the machine's read rate; requested `precision`",
         Column("pairs", "d", "num_pairs", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
-        "mean number of CPUs that other processes used",
+        "mean number of CPUs used by other processes",
         Column("other\nCPUs", ".1f", optional=True),
     )
     prefill_seconds: Number = value("medians per batch")
     time_to_first_token_seconds: Number = value("medians per batch")
     time_per_output_token_seconds: Positive = value("medians per batch")
     prompt_kv_bytes: Count = value(
-        "size of the prompt's KV cache",
-        Column(
-            "KV\nkept",
-            ".0%",
-            "kv_share",
-            True,
-        ),
+        "size of the prompt's KV cache", Column("KV\nkept", ".0%", "kv_share", optional=True)
     )
     kept_kv_bytes: Count = value("this size without the skipped layers")
 
@@ -524,36 +508,24 @@ Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
-    decode_loss: Number = value(
-        GLOSSARY,
-        Column("decode\nloss", ".2f"),
-    )
-    decode_loss_mean_kept_layers: Number = value(
-        "mean exit depth of `decode_loss`, with early exit"
-    )
-    agreement: Share = value(
-        GLOSSARY,
-        Column("agree-\nment", ".1%", optional=True),
-    )
+    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", ".2f"))
+    decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
+    agreement: Share = value(GLOSSARY, Column("agree-\nment", ".1%", optional=True))
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
-    kl_divergence: Number = value(
-        GLOSSARY,
-        Column("KL", ".2f", optional=True),
-    )
+    kl_divergence: Number = value(GLOSSARY, Column("KL", ".2f", optional=True))
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
-        "per metric the full model's score, `delta`, its paired bootstrap interval and `p_value`",
+        "per metric: the full model's score, `delta` with its interval, and `p_value`",
         default={},
     )
     degenerate: dict[str, KnownCount] = value(
-        "number of outputs that are `empty`, end in a repetition (`loop`) or reach the maximum"
-        " length (`hit_limit`)",
+        "outputs that are `empty`, end in a `loop`, or reach the maximum length (`hit_limit`)",
         default={},
     )
-    length_ratio: Number = value("words of hypotheses divided by words of references")
+    length_ratio: Number = value("words of hypotheses, divided by those of references")
     num_truncated_sources: Count = value("sources truncated to fit the context")
     num_truncated_references: Count = value("references whose end `decode_loss` does not count")
     evaluated_batch_size: Count = value(
@@ -566,15 +538,13 @@ class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
     decode_tokens_per_second: Rate = value(
-        "generated tokens after each sequence's first, per decode second",
+        "generated tokens but the first of each answer, per decode second",
         Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
         Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
     )
-    total_tokens_per_second: Rate = value(
-        "prompt and generated tokens per second of both",
-    )
+    total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
     throughput_from: Text = value(
-        "source of this section: `evaluation`, or `timed pairs` for random weights and in a bench"
+        "`evaluation`, or `timed pairs` for random weights and in a bench"
     )
     prompt_tokens: Count = value("tokens and seconds of these rates")
     generated_tokens: Count = value("tokens and seconds of these rates")
@@ -594,9 +564,9 @@ class Throughput(Section):
     check_costs: tuple[KnownNumber, ...] | None = value(
         "measured times of checks of 1, 2, ... tokens, in steps of one token"
     )
-    exit_depths: dict[Depth, KnownCount] | None = value("tokens by depth, with early exit")
-    exit_check_fraction: Number = value("share of decode time in these checks")
-    missing_kv: Text = value("method for missing keys, with early exit")
+    exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
+    exit_check_fraction: Number = value("share of decode time in exit checks")
+    missing_kv: Text = value("method for keys that exits left out")
 
 
 class FullSide(OverReference, Throughput):
@@ -611,35 +581,29 @@ class FullSide(OverReference, Throughput):
 
 
 class Benchmark(OverReference):
-    """Values of `ulskip bench`. Its rows have no task, and their throughput is from timed pairs."""
+    """Values of `ulskip bench`, whose rows have no task."""
 
-    timed_prompt_tokens: Count = value("length of every prompt", detected=True)
-    timed_new_tokens: Count = value("length of every answer", detected=True)
+    timed_prompt_tokens: Count = value("length of every prompt and answer", detected=True)
+    timed_new_tokens: Count = value("length of every prompt and answer", detected=True)
     compiled: Flag = value("true if the strategy's steps were compiled")
     machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
-    reference_engine: Text = value(
-        "first engine of the grid, whose full model ran in the same rounds"
-    )
-    step_bytes: Count = value(
-        "bytes that a step reads (head, kept layers, keys and values halfway)"
-    )
-    bandwidth_share: Number = value(
-        "share of the memory bandwidth that steps reach; missing if above 1"
-    )
+    reference_engine: Text = value("first engine of the grid, whose full model is the reference")
+    step_bytes: Count = value("bytes that a step reads: head, kept layers, KV cache halfway")
+    bandwidth_share: Number = value("share of the memory bandwidth; missing if above 1")
     full: FullSide | None = value("these values of the full model")
 
 
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
-    lm_eval_task: Text = value("name of the task in the harness", detected=True)
+    lm_eval_task: Text = value("name and version of the task", detected=True)
     lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
     lm_eval_version: Text = value("version of the harness")
     scored_prompt_layers: Text = value(
         "layers that read the context of scored continuations", detected=True
     )
     num_fewshot: Whole = value("examples in the prompt", detected=True)
-    task_version: object = value("version of the task")
+    task_version: object = value("name and version of the task")
     lm_eval_options: Row | None = value("other options that change the answers", detected=True)
 
 
@@ -650,22 +614,18 @@ class Provenance(Section):
 
     finished_at: Text = value("time of the end (UTC)")
     engine: Text = value(
-        "`torch`, `speculative`, `early_exit`, `transformers` or another engine", detected=True
+        "engine that decoded, e.g. `torch`, `speculative` or `early_exit`", detected=True
     )
-    engine_reason: Text = value("why `torch` was not used")
-    engine_weights: Text = value(
-        "format of the weights of an engine on another library", detected=True
-    )
-    engine_build: Row | None = value(
-        "package, version, instruction sets and threads of that library"
-    )
+    engine_reason: Text = value("why `torch` or `panels` was not used")
+    engine_weights: Text = value("format of the weights in another library", detected=True)
+    engine_build: Row | None = value("package, version, instruction sets, threads of that library")
     linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: Text = value("why `panels` was not used")
-    device: Text = value("device of the weights", detected=True)
-    dtype: Text = value("type of the weights", detected=True)
-    quantization: Text = value("how the weights are quantized", detected=True)
+    linear_backend_reason: Text = value("why `torch` or `panels` was not used")
+    device: Text = value("of the weights", detected=True)
+    dtype: Text = value("of the weights", detected=True)
+    quantization: Text = value("of the weights", detected=True)
     training: Text = value("how the weights were trained")
-    trained_for: Row | None = value("strategy, ratios and layers from `training.json`")
+    trained_for: Row | None = value("strategy, ratios and layers of the training")
     trained_for_these_layers: Flag = value("true if this row's layers were trained")
     num_examples: Count = value("evaluated examples", detected=True)
     environment: Environment | None = value(
