@@ -45,7 +45,7 @@ class Need(Enum):
     )
     OTHER_BASELINE = (
         "another engine or model of the baseline",
-        "baseline_engine=null alternatives.models=[]",
+        "baseline_engine=null and alternatives.models=[]",
     )
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
 
@@ -120,4 +120,4 @@ def texts(needs: Set[Need]) -> str:
 
 def remedies(needs: Set[Need]) -> str:
     """Name the options that do without these needs."""
-    return " ".join(dict.fromkeys(need.remedy for need in Need if need in needs))
+    return " and ".join(dict.fromkeys(need.remedy for need in Need if need in needs))
