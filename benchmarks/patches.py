@@ -20,6 +20,7 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
@@ -82,7 +83,7 @@ class Measurement:
         if name in self.found:
             return
         began = time.monotonic()
-        adapter = fitter.fit([kept], kind, ridge) if fitter else None
+        adapter = fitter.fit([kept], PATCHES[kind], ridge) if fitter else None
         self.measure_adapter(
             name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began
         )

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
@@ -120,8 +121,7 @@ DRAFTER = ["train=drafter", "train.responses=own", "train.own.max_new_tokens=6",
 @pytest.mark.parametrize(
     ("changes", "used"),
     [
-        (["correction.kind=none"], []),
-        (["correction.kind=folded"], []),
+        *(([f"correction.kind={kind}"], []) for kind in KINDS),
         (["strategy=skip_decode", "train.ratios=1.2"], []),
         (DRAFTER, ["decoding=self_speculative", "decoding.draft=both", "batch_size=1"]),
     ],

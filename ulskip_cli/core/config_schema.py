@@ -8,12 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction, Kind
+from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, digest
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, Use, option, options_in, use_of
+from ulskip_cli.core.patches import NO_PATCHES, AdapterKind
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
@@ -488,7 +489,7 @@ class OwnResponses(Options):
 class TrainedPatches(Options):
     """The patches of a skip adapter that is trained."""
 
-    kind: Kind | Literal["none"] = option("full", "patches of the skip adapter; none: LoRA alone")
+    kind: AdapterKind = option("full", f"patches of the skip adapter; none: {NO_PATCHES.text}")
     learning_rate: float = option(2e-4, "peak learning rate of the patches", gt=0)
     examples: int = option(64, "examples from which the first patches are computed", ge=1)
 

@@ -3,24 +3,13 @@ steps.
 """
 
 from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice
+from ulskip_cli.core.patches import NO_PATCHES, PatchKind
 from ulskip_cli.core.schedule import Layers
-
-Kind = Literal["full", "folded"]
-
-
-def patch_parameters(kind: str, hidden_size: int) -> int:
-    """Return the number of parameters of one patch that a decode step reads; a folded patch adds
-    none.
-
-    >>> [patch_parameters(kind, 10) for kind in ("full", "folded", "none")]
-    [110, 0, 0]
-    """
-    return (hidden_size + 1) * hidden_size if kind == "full" else 0
 
 
 class Correction(Choice):
@@ -37,11 +26,11 @@ class Correction(Choice):
         """Return what the correction needs of engines and commands."""
         return frozenset()
 
-    def patch_kind(self, model: ModelConfig) -> str:
-        """Return the kind of the patches, or "none"; raise UsageError if the model does not support
-        the correction.
+    def patch_kind(self, model: ModelConfig) -> PatchKind:
+        """Return the kind of the patches; raise UsageError if the model does not support the
+        correction.
         """
-        return "none"
+        return NO_PATCHES
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[Layers]) -> str | None:
         """Return the folder of the skip adapter that corrects these layers, or None if there is

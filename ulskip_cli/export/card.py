@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import settings
@@ -49,7 +50,7 @@ def model_card(
         base_model=[model.label] if is_hub else None,
         tags=["ulskip", "layer-skipping"],
     )
-    parts = ["folded patches"] * (adapter.get("kind") == "folded")
+    parts = [f"{kind} patches" for kind in [adapter.get("kind")] if kind in PATCHES]
     parts += [f"LoRA of rank {rank}" for rank in [adapter.get("lora_rank")] if rank]
     card: ModelCard = ModelCard.from_template(
         data,

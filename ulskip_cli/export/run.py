@@ -21,6 +21,7 @@ from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run
@@ -29,8 +30,6 @@ from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-# Kinds of patches that a model without ulskip can contain; LoRA is merged too.
-MERGEABLE = ("folded", "none")
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": SCHEDULE}
@@ -110,9 +109,10 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
-    if skip_adapter is not None and kind not in MERGEABLE:
+    if skip_adapter is not None and kind.takes_time:
+        mergeable = " and ".join(name for name, kind in KINDS.items() if not kind.takes_time)
         raise UsageError(
-            f"--format {name} supports patches of kind {' and '.join(MERGEABLE)}, got {kind}"
+            f"--format {name} supports patches of kind {mergeable}, got {kind.name}"
             f" (correction.path={skip_adapter}); use patches of kind folded, or --format schedule"
         )
     return ResolvedExport(

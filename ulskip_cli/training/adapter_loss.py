@@ -7,6 +7,7 @@ computed once and kept. A step costs the response tokens alone.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,14 +22,7 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import (
-    GapPatch,
-    SkipAdapter,
-    lora_name,
-    patch_name,
-    patched_layer,
-    with_linears,
-)
+from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patch_name, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
@@ -56,7 +50,7 @@ class AdapterLoss(TwoPassLoss):
         views draft that many tokens at once.
         """
         layers = sorted(set().union(*start.kept_sets))
-        lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, train.lora)
+        lora_model, self.lora_paths = _with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
         self._frozen = [model]  # a list hides the model from nn.Module
         self._layerwise_views = dict[Layers, LayerwiseModel]()
@@ -72,8 +66,8 @@ class AdapterLoss(TwoPassLoss):
             )
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
-            for layer, modules in start.patches(index).items():
-                self.patches[f"{index}-{layer}"] = GapPatch.from_parts(modules).to(model.device)
+            for layer, patch in start.patches(index, model).items():
+                self.patches[f"{index}-{layer}"] = patch
         for path, place in self.lora_paths.items():
             down, up = lora_name(*place, "A"), lora_name(*place, "B")
             if down in start.tensors:  # of an adapter that is trained further
@@ -184,7 +178,9 @@ class AdapterLoss(TwoPassLoss):
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
-        tensors = self.start.folds
+        tensors = {
+            name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
+        }
         for name, patch in self.patches.items():
             index, layer = map(int, name.split("-"))
             for parameter, tensor in patch.state_dict().items():
@@ -194,34 +190,21 @@ class AdapterLoss(TwoPassLoss):
             scale = module.scaling[_ADAPTER]
             tensors[lora_name(*place, "A")] = module.lora_A[_ADAPTER].weight
             tensors[lora_name(*place, "B")] = scale * module.lora_B[_ADAPTER].weight
-        return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
+        return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
         """Return the frozen model for all layers, else a view with the patches of this set."""
         if kept == self.all_layers:
             return self._frozen[0]
         if kept not in self._views:
-            index, last = self.start.kept_sets.index(kept), len(kept) - 1
-            patches = dict(self.patches.items())
-
-            def adapt(place: int, layer: nn.Module) -> nn.Module:
-                after = patches.get(f"{index}-{len(self.all_layers)}") if place == last else None
-                return patched_layer(layer, patches.get(f"{index}-{kept[place]}"), after)
-
-            self._views[kept] = shallow_view.shallow_view(self.base, kept, adapt)
+            begin = f"{self.start.kept_sets.index(kept)}-"
+            patches = {
+                int(name.removeprefix(begin)): patch
+                for name, patch in self.patches.items()
+                if name.startswith(begin)
+            }
+            self._views[kept] = patched_view(self.base, kept, patches)
         return self._views[kept]
-
-
-def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
-    """Return a copy of a model that shares its weights, except those into which patches are
-    folded.
-    """
-    stack = shallow_view.decoder_layers(model)
-    changed = {
-        stack[layer]: with_linears(stack[layer], modules)
-        for layer, modules in start.folded(0).items()
-    }
-    return shallow_view.substituted(model, changed.get)
 
 
 def _with_lora(

@@ -17,6 +17,7 @@ from transformers.trainer_utils import set_seed
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.patches import KINDS, NO_PATCHES
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections import read_record
@@ -170,7 +171,7 @@ def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingCon
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
-    stored = (start.kept_sets, record.get("kind"), record.get("lora_rank", rank))
+    stored = (start.kept_sets, start.kind.name, record.get("lora_rank", rank))
     if stored != asked:
         raise UsageError(
             f"expected train.start={folder} to have layers, kind and LoRA rank {asked}, got"
@@ -188,20 +189,20 @@ def build_adapter_loss(
     progress: ProgressCallback,
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from patches in closed form."""
-    train, patches = config.train, config.correction
+    train, patches, kind = config.train, config.correction, KINDS[config.correction.kind]
     kept_sets = list(
         dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
     )
     model.requires_grad_(False)
     if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
-    elif patches.kind != "none":
+    elif kind is not NO_PATCHES:
         chosen = random.Random(config.seed).sample(examples, min(patches.examples, len(examples)))
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
-        start = fitter.fit(kept_sets, patches.kind, DEFAULT_RIDGE, report)
+        start = fitter.fit(kept_sets, kind, DEFAULT_RIDGE, report)
     else:
-        start = zero_adapter(model, kept_sets, patches.kind)
+        start = zero_adapter(model, kept_sets, kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices
     module = AdapterLoss(model, start, train, max_bytes)

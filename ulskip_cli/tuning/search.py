@@ -520,7 +520,7 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
         save_every=max(1, size["steps"] // 5),
     )
     config = base.replace(
-        correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model)),
+        correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model).name),
         model=tuned.model,
         task=request.split.choice.task,
         train=options,
