@@ -19,8 +19,8 @@ import torch
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context

@@ -84,8 +84,8 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
+    from ulskip_cli.core.correction import PATCHES
     from ulskip_cli.core.model_metadata import ModelFolder
-    from ulskip_cli.core.patches import PATCHES
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
     from ulskip_cli.inference.skip_adapter import zero_adapter

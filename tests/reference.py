@@ -9,8 +9,8 @@ import transformers
 from torch.nn import functional
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.patches import NO_PATCHES, PATCHES
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView

@@ -8,8 +8,8 @@ from reference import random_adapter
 
 import ulskip_cli
 from ulskip_cli import api
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import NO_PATCHES, PATCHES
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 

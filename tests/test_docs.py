@@ -17,7 +17,7 @@ from ulskip_cli.core.config import (
     compose_tuning,
     group_choices,
 )
-from ulskip_cli.core.patches import PATCHES
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction
+from ulskip_cli.core.correction import KINDS, PATCHES, AdapterKind, Correction, Kind, PatchKind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.fingerprint import folder_fingerprint
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Stored, load_json, option, parse
-from ulskip_cli.core.patches import KINDS, PATCHES, AdapterKind, Kind, PatchKind
 
 RECORD = "adapter.json"
 
 
 class Patch(Correction):
-    """Patches that a run computes, of a kind in `core/patches.py`."""
+    """Patches that a run computes, of a kind in `core/correction.py`."""
 
     is_fitted = True
 

@@ -15,9 +15,9 @@ from reference import one_stage, response_logits
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, ModelFolder
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.experiments.lm_eval_adapter import (
     FIRST_TOKEN,
     SkippingLM,

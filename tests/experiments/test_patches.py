@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.patches import KINDS, PATCHES
 from ulskip_cli.export.run import ExportRequest, run_export, summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view

@@ -11,8 +11,8 @@ from reference import (
     unchanged,
 )
 
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter

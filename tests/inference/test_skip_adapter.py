@@ -22,8 +22,8 @@ from reference import (
 from safetensors.torch import save_file
 
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.patches import NO_PATCHES
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.cost import DRAFT_VOCAB

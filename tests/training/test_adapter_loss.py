@@ -17,7 +17,7 @@ from reference import training_batch as batch
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
-from ulskip_cli.core.patches import KINDS
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.kv_cache import prune_cache
 from ulskip_cli.inference.shallow_view import forward_with_cache

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve

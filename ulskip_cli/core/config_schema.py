@@ -8,13 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction
+from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, digest
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, Use, option, options_in, use_of
-from ulskip_cli.core.patches import NO_PATCHES, AdapterKind
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 

@@ -5,8 +5,8 @@ are in `capabilities.py`.
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.

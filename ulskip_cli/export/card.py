@@ -9,9 +9,9 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import settings

@@ -16,12 +16,12 @@ from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
 from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason, require_choice
 from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run

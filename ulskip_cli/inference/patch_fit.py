@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ulskip_cli.core.correction import PatchKind
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.patches import PatchKind
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.correction import KINDS, PatchKind
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
-from ulskip_cli.core.patches import KINDS, PatchKind
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.corrections import RECORD

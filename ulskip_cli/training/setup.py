@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
+from ulskip_cli.core.correction import KINDS, NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
-from ulskip_cli.core.patches import KINDS, NO_PATCHES
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections import read_record

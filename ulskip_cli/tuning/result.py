@@ -11,10 +11,10 @@ from pathlib import Path
 from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config import preset
 from ulskip_cli.core.config_schema import Config, TuneConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.core.patches import KINDS
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.patches import PATCHES
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, run_export

@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.patches import KINDS, PATCHES, solve_ridge
+from ulskip_cli.core.correction import KINDS, PATCHES, solve_ridge
 
 AT_GAPS = [name for name, kind in PATCHES.items() if not kind.is_folded]
 FOLDED = [name for name, kind in PATCHES.items() if kind.is_folded]
