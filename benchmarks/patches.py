@@ -29,7 +29,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter

@@ -34,8 +34,13 @@ from ulskip_cli.export import card, run
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
-from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
-from ulskip_cli.inference.rebuilt import first_difference, meta_model
+from ulskip_cli.inference.loading import (
+    LoadedModel,
+    first_difference,
+    load,
+    load_tokenizer,
+    meta_model,
+)
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 

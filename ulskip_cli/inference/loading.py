@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -49,6 +50,9 @@ _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?b
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
 # the checkpoint.
 _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
+
+# A view renumbers its layers, as the rebuilt model does.
+_NOT_COMPARED = ("layer_idx", "name_or_path", "training")
 
 
 @dataclass(frozen=True)
@@ -335,3 +339,44 @@ def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTraine
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
         f" but {device} has {free / 2**30:.1f} GiB; use model.dtype=bfloat16 or a smaller model"
     )
+
+
+def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """Return a model without weights; raise UsageError if the config's model class cannot be built
+    that way.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise UsageError(
+            f"cannot build the model of a {type(config).__name__} without weights"
+            f" ({reason(error)}); use --format schedule to export, and engine=torch in a run"
+        ) from error
+    return model
+
+
+def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
+    """Describe the first tensor shape, module type or plain attribute in which two models
+    differ.
+    """
+    expected, got = (dict(_properties(model)) for model in (view, rebuilt))
+    for key in expected | got:
+        if expected.get(key) != got.get(key):
+            return f"expected {key}={expected.get(key)}, got {got.get(key)}"
+    return None
+
+
+def _properties(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield the shape of every tensor, and the type and plain attributes of every module."""
+    # Of the whole model, so that tied tensors count once.
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, list(tensor.shape)
+    for path, module in model.named_modules():
+        yield path, type(module).__name__
+        for key, value in vars(module).items():
+            is_plain = isinstance(value, bool | int | float | str | None)
+            if is_plain and key not in _NOT_COMPARED and not key.startswith("_"):
+                yield f"{path}.{key}", value
