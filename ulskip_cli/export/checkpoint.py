@@ -45,6 +45,7 @@ from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 
 CONFIG = "config.json"
+MAX_FILE = "5GB"  # of weights
 RECORD_VERSION = 1
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
@@ -144,7 +145,7 @@ def _write_model(
     point: ResolvedExport, source: Path, model: PreTrainedModel, config: Row, folder: Path
 ) -> None:
     """Save a model with a given config.json and the other files of its source."""
-    model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
+    model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")

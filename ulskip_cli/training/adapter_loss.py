@@ -6,7 +6,7 @@ computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patch_name, patched_view
+from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
@@ -52,7 +52,6 @@ class AdapterLoss(TwoPassLoss):
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
-        self._frozen = [model]  # a list hides the model from nn.Module
         self._layerwise_views = dict[Layers, LayerwiseModel]()
         self.start, self.draft_length = start, train.draft_length
         depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
@@ -64,18 +63,22 @@ class AdapterLoss(TwoPassLoss):
                 f"train.draft_length is not supported with {type(model).__name__}, whose attention"
                 " depends on more than a mask and positions; use train.draft_length=0"
             )
-        self.patches = nn.ModuleDict()
-        for index in range(len(start.kept_sets)):
-            for layer, patch in start.patches(index, model).items():
-                self.patches[f"{index}-{layer}"] = patch
+        # Their names begin with the set and the layer, as in an adapter.
+        self.patches = nn.ModuleList(
+            nn.ModuleDict({str(layer): patch for layer, patch in patches.items()})
+            for patches in (start.patches(index, model) for index in range(len(start.kept_sets)))
+        )
+        for place, down, up, scale in self._lora():
+            if lora_name(*place, "A") in start.tensors:  # of an adapter that is trained further
+                down.data.copy_(start.tensors[lora_name(*place, "A")])
+                up.data.copy_(start.tensors[lora_name(*place, "B")] / scale)
+
+    def _lora(self) -> Iterator[tuple[tuple[int, str], nn.Parameter, nn.Parameter, float]]:
+        """Yield the place of every adapted module, its matrices A and B, and the scale of `B A`."""
         for path, place in self.lora_paths.items():
-            down, up = lora_name(*place, "A"), lora_name(*place, "B")
-            if down in start.tensors:  # of an adapter that is trained further
-                module: Any = self.model.get_submodule(path)
-                module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[down])
-                module.lora_B[_ADAPTER].weight.data.copy_(
-                    start.tensors[up] / module.scaling[_ADAPTER]
-                )
+            module: Any = self.model.get_submodule(path)
+            down, up = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
+            yield place, down, up, module.scaling[_ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -181,29 +184,20 @@ class AdapterLoss(TwoPassLoss):
         tensors = {
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
         }
-        for name, patch in self.patches.items():
-            index, layer = map(int, name.split("-"))
-            for parameter, tensor in patch.state_dict().items():
-                tensors[patch_name(index, layer, parameter)] = tensor
-        for path, place in self.lora_paths.items():
-            module: Any = self.model.get_submodule(path)
-            scale = module.scaling[_ADAPTER]
-            tensors[lora_name(*place, "A")] = module.lora_A[_ADAPTER].weight
-            tensors[lora_name(*place, "B")] = scale * module.lora_B[_ADAPTER].weight
+        tensors |= {f"patch.{name}": part for name, part in self.patches.state_dict().items()}
+        for place, down, up, scale in self._lora():
+            tensors[lora_name(*place, "A")] = down
+            tensors[lora_name(*place, "B")] = scale * up
         return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
         """Return the frozen model for all layers, else a view with the patches of this set."""
         if kept == self.all_layers:
-            return self._frozen[0]
+            return self.outputs.model
         if kept not in self._views:
-            begin = f"{self.start.kept_sets.index(kept)}-"
-            patches = {
-                int(name.removeprefix(begin)): patch
-                for name, patch in self.patches.items()
-                if name.startswith(begin)
-            }
-            self._views[kept] = patched_view(self.base, kept, patches)
+            patches: Any = self.patches[self.start.kept_sets.index(kept)]
+            by_layer = {int(layer): patch for layer, patch in patches.items()}
+            self._views[kept] = patched_view(self.base, kept, by_layer)
         return self._views[kept]
 
 
