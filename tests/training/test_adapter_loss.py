@@ -19,12 +19,9 @@ from torch.nn import functional
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference.kv_cache import prune_cache
-from ulskip_cli.inference.shallow_view import forward_with_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
-from ulskip_cli.training import frozen_outputs
+from ulskip_cli.training import adapter_loss
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
 
@@ -70,36 +67,6 @@ def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(ll
     expected = reference_loss(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches=patches)
     loss = made(llama, adapter)(**inputs, stages=stages)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("draft_length", [1, 3])
-@pytest.mark.parametrize("max_bytes", [PLENTY, 0])
-def test_drafts_read_the_full_models_keys_and_values_before_them(llama, draft_length, max_bytes):
-    (adapter, _), inputs = random_adapter(llama, KEPT, "full"), batch()
-    weights = TrainOptions(ce_weight=0.0, distill_weight=0.5, tv_weight=2.0)
-    weights = weights.replace(draft_length=draft_length)
-    module = made(llama, adapter, weights, max_bytes=max_bytes)
-    view = adapter.view(llama, KEPT)
-    ids, labels = inputs["response_ids"], inputs["labels"]
-    expected = torch.zeros(())
-    for row in range(len(ids)):
-        prompt, mask = inputs["prompt_ids"][row : row + 1], inputs["prompt_mask"][row : row + 1]
-        prompt = prompt[mask.bool()][None]
-        for at in range(int((labels[row] != IGNORED_LABEL).sum()) - 1):
-            start = at - at % draft_length  # drafting begins behind a check
-            known = torch.cat([prompt, ids[row : row + 1, :start]], 1)
-            cache = encode_prompt(llama, known, torch.ones_like(known)).cache
-            full = torch.cat([prompt, ids[row : row + 1, : at + 1]], 1)
-            target = llama(full).logits[0, -1].softmax(-1)
-            prune_cache(cache, KEPT)
-            drafted = ids[row : row + 1, start : at + 1]
-            logits = forward_with_cache(view, drafted, torch.ones_like(full), cache)[0, -1]
-            draft = logits.softmax(-1)
-            expected = expected + 0.5 * (target * (target / draft).log()).sum()
-            expected = expected + 2 * (1 - torch.minimum(target, draft).sum())
-    for _ in range(2):
-        loss = module(**inputs, stages=through(KEPT))["loss"] * (labels != IGNORED_LABEL).sum()
-        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def trained(module, inputs, steps=8):
@@ -221,16 +188,16 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     expected = module(**inputs, stages=through(KEPT))["loss"]
     used = PLENTY - module.outputs.free_bytes
     other = made(model, adapter, DISTILL, max_bytes=used // share)
-    monkeypatch.setattr(frozen_outputs, "BATCH_TOKENS", 12)
+    monkeypatch.setattr(adapter_loss, "BATCH_TOKENS", 12)
     prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
     examples = [
         EncodedExample(ids[mask].tolist(), labels[labels != IGNORED_LABEL].tolist())
         for (ids, mask), labels in zip(prompts, inputs["labels"], strict=True)
     ]
     reports, passes = [], []
-    encode = frozen_outputs.encode_prompt
+    encode = adapter_loss.encode_prompt
     monkeypatch.setattr(
-        frozen_outputs, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
+        adapter_loss, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
     )
     other.outputs.prepare(examples, lambda done, note="": reports.append(done))
     prepared = len(passes)

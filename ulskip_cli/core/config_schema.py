@@ -506,21 +506,10 @@ class TrainOptions(Options):
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
     full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
-    tv_weight: float = option(
-        0.0,
-        "weight of the total variation distance of a skip adapter from the full model",
-        ge=0,
-    )
     gap_weight: float = option(
         0.0,
         "weight of the gap loss of a skip adapter: the layers around each gap alone reproduce the"
         " full model's state behind it",
-        ge=0,
-    )
-    draft_length: int = option(
-        0,
-        "tokens per check of a skip adapter that drafts, whose earlier tokens have the full model's"
-        " keys and values; 0: it decodes alone",
         ge=0,
     )
     teacher: Literal["self", "initial"] = option(

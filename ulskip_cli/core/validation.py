@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.
-ADAPTER_KEYS = ("start", "tv_weight", "gap_weight", "draft_length")
+ADAPTER_KEYS = ("start", "gap_weight")
 MODEL_KEYS = ("full_weight", "dropout", "label_smoothing", "freeze_embeddings", "optimizer")
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
@@ -60,11 +60,7 @@ def check_training(config: TrainingConfig) -> None:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {
         "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0": not (
-            train.ce_weight
-            + train.full_weight
-            + train.distill_weight
-            + train.tv_weight
-            + train.gap_weight
+            train.ce_weight + train.full_weight + train.distill_weight + train.gap_weight
         ),
         f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0": (
             weights is not None and (len(weights) != len(train.ratios) or not sum(weights))

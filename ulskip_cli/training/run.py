@@ -260,7 +260,6 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
             "tokens": sum(setup.train.response_lengths()),
             "responses": train.responses,
             "start": train.start,
-            "draft_length": train.draft_length,
             "identity": record.identity,
         },
     }

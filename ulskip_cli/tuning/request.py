@@ -15,6 +15,7 @@ from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
@@ -83,6 +84,11 @@ class Trial(Options):
     loss: float  # decode loss in nats per token
     patch: str | None  # the id of its patches, which names their folder
     adapter: str | None = None  # the folder of its trained skip adapter
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that runs these layers."""
+        return configuration.preset("strategy", "custom", {"layers": self.kept_layers})
 
 
 @dataclass(frozen=True)
