@@ -188,7 +188,6 @@ class PatchFitter:
                 continue
             folding, first = _FoldingLayer(layerwise, place, kind), states[0]
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
-            states, outputs = [state for state, _ in ran], [output for _, output in ran]
             # The cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             pairs = (
@@ -196,13 +195,10 @@ class PatchFitter:
                     output[batch.counted],
                     batch.teacher[layer].double() - state[batch.counted].double(),
                 )
-                for batch, state, output in zip(self.batches, states, outputs, strict=True)
+                for batch, (state, output) in zip(self.batches, ran, strict=True)
             )
             parts = kind.solve(pairs, ridge, folding.has_bias)
-            states = [
-                state + kind.added(parts, output)
-                for state, output in zip(states, outputs, strict=True)
-            ]
+            states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
                 fold_name(index, before, folding.path, parameter): tensor
                 for parameter, tensor in parts.items()
