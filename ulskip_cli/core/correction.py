@@ -19,6 +19,10 @@ from ulskip_cli.core.schedule import Layers
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    # Of the positions of each batch: inputs and targets, each [count, hidden_size].
+    Pairs = Iterable[tuple[Tensor, Tensor]]
+    Parts = Mapping[str, Tensor]  # the tensors of a patch by name
+
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
 
 
@@ -51,22 +55,18 @@ class PatchKind:
         """
         raise NotImplementedError
 
-    def solve(
-        self, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
-    ) -> Mapping[str, Tensor]:
-        """Fit a patch: return the state of `module`, or the tensors of a folded patch.
-
-        `pairs` are the positions of each batch, inputs and targets [count, hidden_size]; `ridge` is
-        the strength of the penalty. A folded patch has no bias if its linear layer has none.
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+        """Fit a patch with the penalty `ridge`: return the state of `module`, or the tensors of a
+        folded patch, which has no bias if its linear layer has none.
         """
         raise NotImplementedError
 
-    def added(self, parts: Mapping[str, Tensor], output: Tensor) -> Tensor:
+    def added(self, parts: Parts, output: Tensor) -> Tensor:
         """Return what a folded patch adds to the output [..., out] of its linear layer."""
         raise NotImplementedError
 
     def merged(
-        self, parts: Mapping[str, Tensor], weight: Tensor, bias: Tensor | None
+        self, parts: Parts, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return weight [out, in] and bias [out] of a linear layer with a folded patch in it."""
         raise NotImplementedError
@@ -94,9 +94,7 @@ class Full(PatchKind):
         nn.init.zeros_(linear.bias)
         return linear
 
-    def solve(
-        self, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
-    ) -> Mapping[str, Tensor]:
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
         """Return the ridge regression of the targets on the inputs."""
         parts = solve_ridge(pairs, ridge)
         return {"weight": parts["weight"].T, "bias": parts["bias"]}
@@ -107,19 +105,17 @@ class Folded(PatchKind):
 
     name, text, is_folded = "folded", "merged into the layer before it", True
 
-    def solve(
-        self, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
-    ) -> Mapping[str, Tensor]:
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
         """Return the ridge regression of the targets on the inputs."""
         return solve_ridge(pairs, ridge, has_bias)
 
-    def added(self, parts: Mapping[str, Tensor], output: Tensor) -> Tensor:
+    def added(self, parts: Parts, output: Tensor) -> Tensor:
         """Return `y F + b` in the dtype of the output."""
         product = output @ parts["weight"].to(output)
         return product + parts["bias"].to(output) if "bias" in parts else product
 
     def merged(
-        self, parts: Mapping[str, Tensor], weight: Tensor, bias: Tensor | None
+        self, parts: Parts, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the weight and bias of `(I + F^T) (W x + c) + b`."""
         fold = parts["weight"].to(weight)
@@ -130,13 +126,9 @@ class Folded(PatchKind):
         return weight + fold.t() @ weight, merged
 
 
-def solve_ridge(
-    pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
-) -> dict[str, Tensor]:
+def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, Tensor]:
     """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
     weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
-
-    `pairs` are the positions of each batch: inputs [count, inputs], targets [count, outputs].
     """
     import torch
 
