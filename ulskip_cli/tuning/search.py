@@ -5,6 +5,7 @@ Every step is stored in a `StepLog`, and every measured point is a row of the re
 that an interrupted tuning continues and ends with the same choice.
 """
 
+import contextlib
 import json
 import math
 import operator
@@ -22,7 +23,7 @@ from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import all_printable, append_line, read_jsonl
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
+from ulskip_cli.core.progress import ProgressCallback, duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
@@ -59,28 +60,6 @@ ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them 
 PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
 Errors = tuple[type[Exception], ...]
 Value = TypeVar("Value")
-
-
-class OutOfTime(Exception):
-    """The share of the budget for a step has ended."""
-
-
-class TimedProgress(ProgressCallback):
-    """Forwards progress, and raises OutOfTime at the first report after the time has ended."""
-
-    def __init__(self, progress: ProgressCallback, is_over: Callable[[], bool]) -> None:
-        self._progress, self._is_over = progress, is_over
-
-    def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase whose reports check the time."""
-        report = self._progress.phase(label, total)
-
-        def checked(done: int, note: str = "") -> None:
-            report(done, note)
-            if self._is_over():
-                raise OutOfTime
-
-        return checked
 
 
 class StepLog:
@@ -232,30 +211,27 @@ class Tuning:
         corrected by timed pairs. What the budget has no time for is left out; without a line, the
         layers are assumed to take all of the time.
         """
+        latest = self._log.minutes + TIMING_SHARE * self.config.budget
         # The layers of any strategy take the same time, and some strategies cannot be asked for it.
         config = self.request.candidates[0].config.replace(strategy=preset("strategy", "unified"))
         asked = config.replace(ratio=wanted, ratio_basis="latency")
         session, num_layers = self._session, self.request.num_layers
         workload, _ = session.encode(self._resolver.resolve(asked))
         loaded = session.load(config.model, config.seed)
-        untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
-        fit, offset = untimed, 0.0
-        latest = self._log.minutes + TIMING_SHARE * self.config.budget
-        session.progress = TimedProgress(self.progress, lambda: self._log.minutes > latest)
-        try:
+        fit = untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
+        offset = 0.0
+        if self._log.minutes <= latest:
             fit = session.fit_latency(asked, loaded, workload)
-            solution = session.solve_depth(asked, loaded, workload, rounds=1)
-            offset = solution.offset if solution else 0.0
-        except NotApplicable:  # out of reach: the line gives the nearest
-            pass
-        except OutOfTime:
+        if self._log.minutes > latest:
             self.progress.note(
                 f"the layers are not timed further, because {TIMING_SHARE:.0%} of"
                 f" budget={self.config.budget:g} minutes are over; the number of layers is chosen"
                 f" {'without their times' if fit is untimed else 'by the first times'}"
             )
-        finally:
-            session.progress = self.progress
+        else:
+            with contextlib.suppress(NotApplicable):  # out of reach: the line gives the nearest
+                solution = session.solve_depth(asked, loaded, workload, rounds=1)
+                offset = solution.offset if solution else 0.0
         return {
             str(count): round(1 / (fit.share(count) + offset), 4)
             for count in range(MIN_KEPT, num_layers)
