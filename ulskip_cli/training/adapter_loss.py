@@ -240,11 +240,8 @@ class FrozenOutputs:
         The batches depend on `examples` alone, so a resumed training with as much memory has the
         same outputs.
         """
-
-        def length_and_ids(example: EncodedExample) -> tuple[int, list[int], list[int]]:
-            return len(example.prompt_ids), example.prompt_ids, example.response_ids
-
-        order, done = sorted(examples, key=length_and_ids), 0
+        order, done = sorted(examples, key=lambda pair: (pair.prompt_ids, pair.response_ids)), 0
+        order.sort(key=lambda pair: len(pair.prompt_ids))
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
             tensors = PairCollator(0)(chunk)
