@@ -12,6 +12,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.export import checkpoint
 from ulskip_cli.export.run import ExportRequest, run_export, summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -76,7 +77,8 @@ def stored(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["folded", "none"])
 @pytest.mark.parametrize("name", sorted(LINEARS))
-def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp_path):
+def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_FILE", "20KB")
     model = build(name)
     adapter = fitted(model, kind)
     source, folder = stored(model, adapter)
