@@ -220,9 +220,7 @@ def executing(draw: st.DrawFn) -> list[str]:
             *TINY,
         ]
     form = draw(st.sampled_from(("hf", "gguf", "mergekit", "schedule", "x")))
-    options = draw(
-        st.sampled_from(([], ["--shard-size", "1MB"], ["--shard-size", "x"], ["--json"]))
-    )
+    options = draw(st.sampled_from(([], ["--json"])))
     return [
         "export",
         *words,

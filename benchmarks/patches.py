@@ -19,6 +19,7 @@ import torch
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
@@ -28,7 +29,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -82,7 +83,7 @@ class Measurement:
         if name in self.found:
             return
         began = time.monotonic()
-        adapter = fitter.fit([kept], kind, ridge) if fitter else None
+        adapter = fitter.fit([kept], PATCHES[kind], ridge) if fitter else None
         self.measure_adapter(
             name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began
         )

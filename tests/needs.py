@@ -4,6 +4,7 @@ and data beside the project.
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,17 +84,18 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
+    from ulskip_cli.core.correction import PATCHES
     from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
-    from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
+    from ulskip_cli.inference.skip_adapter import zero_adapter
 
     config = compose([])
     model = load(config.model).model
-    adapter = zero_adapter(model, [even(12, 6)], "full")
-    record = {"kind": "full", "base": {"fingerprint": ModelFolder(config.model).fingerprint}}
+    adapter = zero_adapter(model, [even(12, 6)], PATCHES["full"])
+    record = {"base": {"fingerprint": ModelFolder(config.model).fingerprint}}
     folder = tmp_path_factory.mktemp("adapters")
-    SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")
+    replace(adapter, record=record).save(folder / "skip")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name
         get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(
             folder / "peft"

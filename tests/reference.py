@@ -9,10 +9,12 @@ import transformers
 from torch.nn import functional
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
@@ -270,9 +272,9 @@ def linear_paths(layer):
     return [name for name, kind in kinds.items() if kind in ("Linear", "Conv1D")]
 
 
-def random_corrections(model, kept, kind, seed=0):
-    """Draw the tensors of a skip adapter with one set, and the same corrections as functions for
-    `reference_logits`.
+def random_adapter(model, kept, kind, seed=0):
+    """Draw a skip adapter with one set, and the same corrections as functions for
+    `reference_logits`. Kind `lora` has no patches.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -289,7 +291,7 @@ def random_corrections(model, kept, kind, seed=0):
                 down, up = draw(2, inputs), draw(outputs, 2)
                 tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
                 linears[layer, path] = lambda x, y, down=down, up=up: y + (x @ down.T) @ up.T
-        return tensors, {"linears": linears}
+        return SkipAdapter(NUM_LAYERS, (kept,), NO_PATCHES, tensors), {"linears": linears}
     for before, after in zip([-1, *kept], [*kept, NUM_LAYERS], strict=True):
         if after == before + 1 or (kind == "folded" and before < 0):
             continue
@@ -302,7 +304,8 @@ def random_corrections(model, kept, kind, seed=0):
         else:
             tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
-    return tensors, {"patches": patches, "linears": linears}
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), PATCHES[kind], tensors)
+    return adapter, {"patches": patches, "linears": linears}
 
 
 def response_logits(model, stages, prompt_ids, prompt_mask, response_ids, response_mask=None):

@@ -4,10 +4,11 @@ import sys
 import pytest
 import torch
 import transformers
-from reference import random_corrections
+from reference import random_adapter
 
 import ulskip_cli
 from ulskip_cli import api
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 
@@ -166,8 +167,7 @@ def test_a_loaded_model_needs_its_tokenizer(loaded):
 
 def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
     model, tokenizer = loaded
-    tensors, _ = random_corrections(model, (0, 3, 5), "full")
-    adapter = SkipAdapter(6, ((0, 3, 5),), tensors, {"kind": "full"})
+    adapter, _ = random_adapter(model, (0, 3, 5), "full")
     adapter.save(tmp_path / "adapter")
 
     def answer(kept=None, **options):
@@ -189,9 +189,9 @@ NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias":
 @pytest.mark.parametrize(
     ("adapter", "kept", "match"),
     [
-        (SkipAdapter(6, ((0, 5), (0, 3, 5)), {}), None, r"\(0, 3, 5\)"),
-        (SkipAdapter(8, ((0, 3, 5),), {}), None, "of 6.* 8"),
-        (SkipAdapter(6, ((0, 3, 5),), NARROW), None, "7"),
+        (SkipAdapter(6, ((0, 5), (0, 3, 5)), NO_PATCHES, {}), None, r"\(0, 3, 5\)"),
+        (SkipAdapter(8, ((0, 3, 5),), NO_PATCHES, {}), None, "of 6.* 8"),
+        (SkipAdapter(6, ((0, 3, 5),), PATCHES["full"], NARROW), None, "7"),
         ("nowhere", None, "nowhere"),
     ],
 )

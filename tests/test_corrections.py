@@ -4,6 +4,7 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
@@ -32,7 +33,7 @@ def write(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"kept_sets": 7}, {"kept_sets": [0, 1]}, {"base": "x"}, {"kind": None}]
+    "change", [{"kept_sets": 7}, {"kept_sets": [0, 1]}, {"base": "x"}, {"kind": "other"}]
 )
 def test_a_damaged_record_is_refused_by_its_key(model, write, change):
     with pytest.raises(UsageError, match=rf"{next(iter(change))}.*adapter\.json"):
@@ -56,7 +57,7 @@ def test_the_folder_is_the_one_of_the_layers(model, write):
 
 def test_adapters_of_different_kinds_are_refused(model, write):
     one, other = write("a", kind="folded"), write("b")
-    assert Adapter(path=(str(one),)).patch_kind(model) == "folded"
+    assert Adapter(path=(str(one),)).patch_kind(model) is PATCHES["folded"]
     with pytest.raises(UsageError, match="folded and full"):
         Adapter(path=(str(one), str(other))).patch_kind(model)
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -18,7 +17,7 @@ from ulskip_cli.core.config import (
     compose_tuning,
     group_choices,
 )
-from ulskip_cli.core.correction import Kind
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +123,7 @@ def test_every_strategy_correction_engine_metric_and_kind_of_patch_is_described(
     groups = ("strategy", "correction", "engine", "decoding")
     # a format of an engine is a preset of its own
     names = [name.partition("_int")[0] for group in groups for name in group_choices(group)]
-    missing = {name for name in [*names, *METRICS, *get_args(Kind)] if name not in text}
+    missing = {name for name in [*names, *METRICS, *PATCHES] if name not in text}
     assert not missing
 
 

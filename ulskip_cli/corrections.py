@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction, Kind
+from ulskip_cli.core.correction import KINDS, PATCHES, AdapterKind, Correction, Kind, PatchKind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.fingerprint import folder_fingerprint
@@ -23,15 +23,11 @@ RECORD = "adapter.json"
 
 
 class Patch(Correction):
-    """Patches that a run computes. Folded patches are merged into the layer before the gap and cost
-    no time (arXiv:2505.02819).
-    """
+    """Patches that a run computes, of a kind in `core/correction.py`."""
 
     is_fitted = True
 
-    kind: Kind = option(
-        "full", "full: a matrix for each gap; folded: merged into the layer before it"
-    )
+    kind: Kind = option("full", "; ".join(f"{name}: {kind.text}" for name, kind in PATCHES.items()))
     responses: Literal["auto", "reference", "own", "both"] = option(
         "auto",
         "responses that patches are fitted on; auto: the full model's own answers too if the"
@@ -45,11 +41,12 @@ class Patch(Correction):
 
     def needs(self) -> frozenset[Need]:
         """Return the kind of patches that the engine has to support."""
-        return frozenset({Need.FOLDED_PATCHES if self.kind == "folded" else Need.PATCHES})
+        is_folded = PATCHES[self.kind].is_folded
+        return frozenset({Need.FOLDED_PATCHES if is_folded else Need.PATCHES})
 
-    def patch_kind(self, model: ModelConfig) -> str:
+    def patch_kind(self, model: ModelConfig) -> PatchKind:
         """Return the kind of the patches."""
-        return self.kind
+        return PATCHES[self.kind]
 
 
 class AdapterBase(Stored):
@@ -64,7 +61,7 @@ class AdapterRecord(Stored):
 
     base: AdapterBase
     kept_sets: tuple[tuple[int, ...], ...]
-    kind: str
+    kind: AdapterKind
 
 
 def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
@@ -104,7 +101,7 @@ class Adapter(Correction):
         """Return that the engine has to support skip adapters."""
         return frozenset({Need.ADAPTER})
 
-    def patch_kind(self, model: ModelConfig) -> str:
+    def patch_kind(self, model: ModelConfig) -> PatchKind:
         """Return the kind of the patches; raise UsageError if a folder belongs to another model, or
         the kinds differ.
         """
@@ -114,7 +111,7 @@ class Adapter(Correction):
                 "expected adapters in correction.path with patches of one kind, got"
                 f" {' and '.join(sorted(kinds))}; name only adapters of one kind"
             )
-        return kinds.pop()
+        return KINDS[kinds.pop()]
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
         """Return the folder of the adapter for these layers; raise UsageError if there is none."""

@@ -64,7 +64,9 @@ def main() -> None:
         write_atomic(work / f"{name}.jsonl", lines)
     command = [
         "train",
-        "train=drafter",
+        "train=adapter",
+        "train.responses=own",
+        "train.lora={rank:128,alpha:256}",
         "model=smollm2-135m",
         "task=cnn_dm",
         f"task.file={work}/windows.jsonl",

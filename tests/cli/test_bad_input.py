@@ -29,7 +29,7 @@ BAD = [
     *("train train.ratios=9", "train task=jsonl"),
     *("train train.training_args={fsdp:full_shard}", "train limit=4 output="),
     *("export model=tiny --to /", "export", "export --to out --format onnx"),
-    *("export --to out --shard-size big", "export --to out --results nowhere"),
+    "export --to out --results nowhere",
 ]
 BAD_LINES = [*map(str.split, BAD), ["report", ""], ["run", "task.prompt='{source} {nope}'"]]
 MISTYPED = {  # the likeliest errors, with what the line names
@@ -57,7 +57,7 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "model.path=some/model": "model=tiny",
     "model=random model.path=bloom-7b": "bloom-7b1",
     "model=random model.path=nowhere.json": "nowhere.json",
-    "model=random model.quantization=bnb-nf4": "model.quantization",
+    "model=random model.quantization=torchao-int8": "model.quantization",
     "name=a/b": "name",
     "+decoding.surprise=1": "decoding.surprise",
     "ratio=${nothing}": "nothing",

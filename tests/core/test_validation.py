@@ -22,7 +22,7 @@ def test_decoding_options_of_python_callers_are_checked():
         (["train.ce_weight=0"], r"train\.ce_weight"),
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], r"2 train\.ratio_weights"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
-        (["train.method=full", "train.draft_length=2"], r"train\.draft_length"),
+        (["train.method=full", "train.gap_weight=2"], r"train\.gap_weight"),
         (["train=lora", "correction.rank=4"], r"correction\.rank"),
         ([*ADAPTER, "prompt_layers=kept"], "prompt_layers=all"),
         ([*ADAPTER, "model=random", "model.path=llama-12x256"], "model=random"),

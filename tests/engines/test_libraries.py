@@ -11,7 +11,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NEW_STYLE, NUM_LAYERS, batch, build_model, count_near_ties, random_corrections
+from reference import NEW_STYLE, batch, build_model, count_near_ties, random_adapter
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -25,7 +25,6 @@ from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -128,7 +127,7 @@ def test_look_ups_change_no_answer(engine, name, draft_tokens):
 @pytest.mark.parametrize("kind", ["folded", "lora", "full"])
 def test_a_skip_adapter_is_merged_or_refused(engine, kind):
     model, kept = build_model("llama"), (0, 2, 4)
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), random_corrections(model, kept, kind)[0])
+    adapter, _ = random_adapter(model, kept, kind)
 
     def tokens(name, adapter):
         schedule = ("strategy=custom", "strategy.layers=[0,2,4]")

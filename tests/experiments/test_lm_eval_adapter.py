@@ -15,6 +15,7 @@ from reference import one_stage, response_logits
 from ulskip_cli.api import generate
 from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, ModelFolder
 from ulskip_cli.experiments.lm_eval_adapter import (
@@ -163,14 +164,13 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     asked = ["model=tiny", "ratio=3", f"prompt_layers={prompt_layers}", "model.device=cpu"]
     plain = SkippingLM(composed(*asked))
     kept, model = plain.plan.kept_layers, plain.loaded.model
-    adapter = zero_adapter(model, [kept], "full")
+    adapter = zero_adapter(model, [kept], PATCHES["full"])
     generator = torch.Generator().manual_seed(0)
     for name, tensor in adapter.tensors.items():
         if name.endswith(".bias"):
             tensor += 20 * torch.randn(tensor.shape, generator=generator)
     base = {"model": "tiny", "fingerprint": ModelFolder(plain.ulskip_config.model).fingerprint}
-    adapter = replace(adapter, record={"base": base, "kind": "full"})
-    adapter.save(tmp_path)
+    replace(adapter, record={"base": base}).save(tmp_path)
     corrected = ["correction=adapter", f"correction.path={tmp_path}"]
     adapted = SkippingLM(composed(*asked, *corrected))
     prompt, response = map(plain.tok_encode, ("Der Hund schläft.", " The dog is sleeping."))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments import runner
@@ -33,17 +34,15 @@ def run(config, session=None):
     ]
 
 
-@pytest.mark.parametrize(
-    "changes", [["correction.kind=full", "correction.responses=both"], ["correction.kind=folded"]]
-)
-def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize("kind", PATCHES)
+def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, kind):
+    changes = [f"correction.kind={kind}", *["correction.responses=both"] * (kind == "full")]
     half = config("ratio=2", "correction=patch", *changes)
     full, row = run(half)
     folder = tmp_path / "default" / "calibrations" / row["correction"]["id"]
-    kind = half.correction.kind
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
-    assert (row["correction"]["bytes"] > 0) == (kind != "folded")
+    assert (row["correction"]["bytes"] > 0) == PATCHES[kind].takes_time
     assert row["correction"]["base"]["fingerprint"] == ModelFolder(half.model).fingerprint
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
@@ -58,11 +57,8 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
-    record = {
-        "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
-        "kind": "full",
-    }
-    found = zero_adapter(load(model).model, [(0, 2, 5)], "full")
+    record = {"base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint}}
+    found = zero_adapter(load(model).model, [(0, 2, 5)], PATCHES["full"])
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
     return tmp_path / "adapter"

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.export import checkpoint
 from ulskip_cli.export.run import ExportRequest, run_export, summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -45,8 +47,8 @@ def fitted(model, kind="folded"):
     """Return an adapter whose patches are fitted on random tokens, with LoRA on one module of layer
     4.
     """
-    tensors, name = {}, LINEARS[model.config.model_type]
-    if kind == "folded":
+    tensors, name, kind = {}, LINEARS[model.config.model_type], KINDS[kind]
+    if kind.is_folded:
         texts = [(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist()) for i in range(3)]
         fitter = PatchFitter(model, [EncodedExample(*text) for text in texts], 0)
         tensors |= fitter.fit([KEPT], kind, DEFAULT_RIDGE).tensors
@@ -54,7 +56,7 @@ def fitted(model, kind="folded"):
     outputs, inputs = stack_of(model)[4].get_submodule(name).weight.shape
     tensors[f"lora.4.{name}.A"] = torch.randn(2, inputs, generator=generator)
     tensors[f"lora.4.{name}.B"] = torch.randn(outputs, 2, generator=generator)
-    return SkipAdapter(6, (KEPT,), tensors, {"kind": kind, "rank": None, "lora_rank": 2})
+    return SkipAdapter(6, (KEPT,), kind, tensors, {"rank": None, "lora_rank": 2})
 
 
 @pytest.fixture
@@ -75,12 +77,13 @@ def stored(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["folded", "none"])
 @pytest.mark.parametrize("name", sorted(LINEARS))
-def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp_path):
+def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_FILE", "20KB")
     model = build(name)
     adapter = fitted(model, kind)
     source, folder = stored(model, adapter)
     to = tmp_path / "out"
-    record = export(source, to, *given(folder), "prompt_layers=kept", shard_size="20KB")
+    record = export(source, to, *given(folder), "prompt_layers=kept")
     assert "bit-identical" in record["checked"]
     assert "skip adapter" in record["checked"]
     assert len(list(to.glob("*.safetensors"))) > 1
@@ -133,8 +136,7 @@ def test_weights_are_merged_in_the_dtype_of_the_run(
 @pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
 def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, form):
     model = build_model("llama")
-    adapter = zero_adapter(model, [KEPT], "full")
-    source, folder = stored(model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": "full"}))
+    source, folder = stored(model, zero_adapter(model, [KEPT], PATCHES["full"]))
     with pytest.raises(UsageError, match=rf"--format {form}"):
         export(source, tmp_path / "out", *given(folder), format=form)
 

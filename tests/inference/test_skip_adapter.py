@@ -11,7 +11,7 @@ from reference import (
     batch,
     count_near_ties,
     one_stage,
-    random_corrections,
+    random_adapter,
     random_ids,
     reference_greedy,
     reference_response,
@@ -22,6 +22,7 @@ from reference import (
 from safetensors.torch import save_file
 
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
@@ -36,12 +37,6 @@ FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
 NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
-def corrected(model, kind, kept=KEPT, seed=0):
-    """A random adapter of one set, and its corrections as functions."""
-    tensors, corrections = random_corrections(model, kept, kind, seed)
-    return SkipAdapter(NUM_LAYERS, (kept,), tensors), corrections
-
-
 def decoder_for(model, adapter, kept=KEPT):
     return Decoder(model, Plan.from_layers(NUM_LAYERS, kept), adapter=adapter)
 
@@ -53,7 +48,7 @@ def tokens(decoder, ids, mask):
 @pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
-    adapter, corrections = corrected(model, kind, kept)
+    adapter, corrections = random_adapter(model, kept, kind)
     inputs = training_batch()
     texts = [inputs[key] for key in ("prompt_ids", "prompt_mask", "response_ids")]
     with torch.no_grad():
@@ -67,7 +62,7 @@ def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_of_both_engines_equal_the_uncached_reference(model, kind):
-    adapter, corrections = corrected(model, kind)
+    adapter, corrections = random_adapter(model, KEPT, kind)
     decoder = decoder_for(model, adapter)
     ids, mask = batch(True)
     expected = reference_greedy(model, ids, mask, KEPT, LENGTH, **corrections).tolist()
@@ -79,13 +74,14 @@ def test_tokens_of_both_engines_equal_the_uncached_reference(model, kind):
 
 def test_each_stage_has_patches_of_its_own(model):
     stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
-    parts = [corrected(model, "full", kept, seed) for seed, kept in enumerate(stages.values())]
+    sets = tuple(stages.values())
+    parts = [random_adapter(model, kept, "full", seed) for seed, kept in enumerate(sets)]
     tensors = {
         name.replace(".0.", f".{index}.", 1): tensor
         for index, (one, _) in enumerate(parts)
         for name, tensor in one.tensors.items()
     }
-    adapter = SkipAdapter(NUM_LAYERS, tuple(stages.values()), tensors)
+    adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
     corrections = {
         "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     }
@@ -102,17 +98,18 @@ def test_each_stage_has_patches_of_its_own(model):
 def test_the_full_model_is_bit_identical(model, kind):
     ids, mask = batch(True)
     full = tokens(decoder_for(model, None, EVERY), ids, mask)
-    adapter, _ = corrected(model, kind)
+    adapter, _ = random_adapter(model, KEPT, kind)
     with unchanged(model):
         tokens(decoder_for(model, adapter), ids, mask)
     assert tokens(decoder_for(model, adapter, EVERY), ids, mask) == full
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_zero_adapter_changes_nothing(model, dtype):
+@pytest.mark.parametrize("kind", PATCHES)
+def test_a_zero_adapter_changes_nothing(model, kind, dtype):
     model, ids = model.to(dtype), random_ids(2, 5)
-    adapter = zero_adapter(model, [KEPT, (0, 5)], "full")
-    assert adapter.tensors
+    adapter = zero_adapter(model, [KEPT, (0, 5)], PATCHES[kind])
+    assert bool(adapter.tensors) == PATCHES[kind].takes_time
     for kept in (KEPT, (0, 5)):
         with torch.no_grad():
             assert torch.equal(
@@ -123,11 +120,11 @@ def test_a_zero_adapter_changes_nothing(model, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stored_adapter_is_equal_and_readable_by_others(llama, kind, tmp_path):
-    adapter = replace(corrected(llama, kind)[0], record={"kind": kind})
+    adapter = replace(random_adapter(llama, KEPT, kind)[0], record={"task": "wmt"})
     adapter.save(tmp_path)
     loaded = SkipAdapter.load(tmp_path)
     assert (loaded.num_layers, loaded.kept_sets) == (NUM_LAYERS, (KEPT,))
-    assert loaded.record == {"kind": kind}
+    assert (loaded.kind, loaded.record) == (adapter.kind, {"task": "wmt"})
     assert loaded.tensors.keys() == adapter.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], part) for name, part in adapter.tensors.items())
     assert len({file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}) == 1
@@ -159,7 +156,7 @@ def of_whole_numbers(folder):
     ids=["no record", "cut", "changed", "later format", "whole numbers"],
 )
 def test_a_folder_that_is_no_adapter_is_refused(llama, tmp_path, damage, reason):
-    corrected(llama, "full")[0].save(tmp_path / "cut")
+    random_adapter(llama, KEPT, "full")[0].save(tmp_path / "cut")
     damage(tmp_path / "cut")
     with pytest.raises(UsageError, match=rf"cut.*{reason}"):
         SkipAdapter.load(tmp_path / "cut")
@@ -170,11 +167,11 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     shape = {**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}
     other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
     with pytest.raises(UsageError, match="does not fit"):
-        corrected(llama, kind)[0].view(other, KEPT)
+        random_adapter(llama, KEPT, kind)[0].view(other, KEPT)
 
 
 def test_a_tensor_name_without_a_layer_is_refused(llama):
-    adapter, _ = corrected(llama, "full")
+    adapter, _ = random_adapter(llama, KEPT, "full")
     named = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
     with pytest.raises(UsageError, match="does not fit"):
         named.view(llama, KEPT)

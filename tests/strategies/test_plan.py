@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
@@ -24,7 +25,7 @@ def test_a_plan_states_all_three_speedups():
 
 @pytest.mark.parametrize(("strategy", "warns"), [("full", True), ("unified", False)])
 def test_an_adapter_has_no_effect_on_all_layers(monkeypatch, strategy, warns):
-    monkeypatch.setattr(Adapter, "patch_kind", lambda self, model: "none")
+    monkeypatch.setattr(Adapter, "patch_kind", lambda self, model: NO_PATCHES)
     adapter = ["correction=adapter", "correction.path=a", f"strategy={strategy}", "ratio=2"]
     plan = make_plan(compose(adapter), METADATA)
     assert [text.partition(" has no effect")[0] for text in plan.warnings] == (

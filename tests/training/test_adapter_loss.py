@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import (
     NUM_LAYERS,
     one_stage,
-    random_corrections,
+    random_adapter,
     reference_divergence,
     reference_loss,
     response_logits,
@@ -15,13 +17,11 @@ from reference import training_batch as batch
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference.kv_cache import prune_cache
-from ulskip_cli.inference.shallow_view import forward_with_cache
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
-from ulskip_cli.training import frozen_outputs
+from ulskip_cli.training import adapter_loss
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
 
@@ -37,15 +37,11 @@ def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY):
     return AdapterLoss(model, adapter, weights, max_bytes)
 
 
-def random_adapter(model, kind="full"):
-    return SkipAdapter(NUM_LAYERS, (KEPT,), random_corrections(model, KEPT, kind)[0])
-
-
 @pytest.mark.parametrize("max_bytes", [PLENTY, 0])
 @pytest.mark.parametrize("kind", ["full", "folded"])
 def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
-    tensors, corrections = random_corrections(model, KEPT, kind)
-    adapter, inputs = SkipAdapter(NUM_LAYERS, (KEPT,), tensors), batch()
+    adapter, corrections = random_adapter(model, KEPT, kind)
+    inputs = batch()
     module = made(model, adapter, max_bytes=max_bytes)
     expected = reference_loss(model, inputs, KEPT, **corrections)
     for _ in range(2):  # the second time with stored outputs of the frozen model
@@ -54,8 +50,8 @@ def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
 
 
 def test_distillation_is_the_divergence_from_the_full_model(model):
-    tensors, corrections = random_corrections(model, KEPT, "full")
-    module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL), batch()
+    adapter, corrections = random_adapter(model, KEPT, "full")
+    module, inputs = made(model, adapter, DISTILL), batch()
     expected = reference_divergence(model, inputs, KEPT, **corrections)
     for _ in range(2):
         loss = module(**inputs, stages=through(KEPT))["loss"]
@@ -64,43 +60,13 @@ def test_distillation_is_the_divergence_from_the_full_model(model):
 
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
-    tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
-    tensors = {name.replace(".0.", ".1.", 1): tensor for name, tensor in tensors.items()}
-    adapter = SkipAdapter(NUM_LAYERS, (EVERY, (0, 2, 5)), tensors)
+    adapter, corrections = random_adapter(llama, (0, 2, 5), "full")
+    tensors = {name.replace(".0.", ".1.", 1): part for name, part in adapter.tensors.items()}
+    adapter = replace(adapter, kept_sets=(EVERY, (0, 2, 5)), tensors=tensors)
     inputs, patches = batch(), {2: corrections["patches"]}
     expected = reference_loss(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches=patches)
     loss = made(llama, adapter)(**inputs, stages=stages)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("draft_length", [1, 3])
-@pytest.mark.parametrize("max_bytes", [PLENTY, 0])
-def test_drafts_read_the_full_models_keys_and_values_before_them(llama, draft_length, max_bytes):
-    adapter, inputs = random_adapter(llama), batch()
-    weights = TrainOptions(ce_weight=0.0, distill_weight=0.5, tv_weight=2.0)
-    weights = weights.replace(draft_length=draft_length)
-    module = made(llama, adapter, weights, max_bytes=max_bytes)
-    view = adapter.view(llama, KEPT)
-    ids, labels = inputs["response_ids"], inputs["labels"]
-    expected = torch.zeros(())
-    for row in range(len(ids)):
-        prompt, mask = inputs["prompt_ids"][row : row + 1], inputs["prompt_mask"][row : row + 1]
-        prompt = prompt[mask.bool()][None]
-        for at in range(int((labels[row] != IGNORED_LABEL).sum()) - 1):
-            start = at - at % draft_length  # drafting begins behind a check
-            known = torch.cat([prompt, ids[row : row + 1, :start]], 1)
-            cache = encode_prompt(llama, known, torch.ones_like(known)).cache
-            full = torch.cat([prompt, ids[row : row + 1, : at + 1]], 1)
-            target = llama(full).logits[0, -1].softmax(-1)
-            prune_cache(cache, KEPT)
-            drafted = ids[row : row + 1, start : at + 1]
-            logits = forward_with_cache(view, drafted, torch.ones_like(full), cache)[0, -1]
-            draft = logits.softmax(-1)
-            expected = expected + 0.5 * (target * (target / draft).log()).sum()
-            expected = expected + 2 * (1 - torch.minimum(target, draft).sum())
-    for _ in range(2):
-        loss = module(**inputs, stages=through(KEPT))["loss"] * (labels != IGNORED_LABEL).sum()
-        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def trained(module, inputs, steps=8):
@@ -116,19 +82,22 @@ def trained(module, inputs, steps=8):
 
 
 @pytest.mark.parametrize("weights", [CROSS_ENTROPY, DISTILL], ids=["references", "distillation"])
-def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weights):
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, kind, weights):
     with unchanged(model):
-        module = made(model, zero_adapter(model, [KEPT], "full"), weights)
+        module = made(model, zero_adapter(model, [KEPT], KINDS[kind]), weights)
         losses = trained(module, batch())
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("full", 0), ("none", 2), ("folded", 2)])
 def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
-    zero = zero_adapter(model, [KEPT], kind) if kind != "folded" else None
-    module, inputs = made(model, zero or random_adapter(model, "folded"), rank=rank), batch()
+    adapter = zero_adapter(model, [KEPT], KINDS[kind])
+    if kind == "folded":
+        adapter, _ = random_adapter(model, KEPT, kind)
+    module, inputs = made(model, adapter, rank=rank), batch()
     trained(module, inputs, steps=3)
-    module.adapter({"kind": kind}).save(tmp_path)
+    module.adapter({}).save(tmp_path)
     view = SkipAdapter.load(tmp_path).view(model, KEPT)
     with torch.no_grad():
         texts = [inputs[key] for key in ("prompt_ids", "prompt_mask", "response_ids")]
@@ -170,10 +139,10 @@ def layer_states(model, ids, replaced=None):
 
 @pytest.mark.parametrize("kept", [(0, 2, 5), (1, 2, 4), (0, 2, 3)], ids=str)
 def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
-    tensors, corrections = random_corrections(model, kept, "full")
+    adapter, corrections = random_adapter(model, kept, "full")
     inputs, losses, patches = batch(), [], corrections["patches"]
     weights = TrainOptions(ce_weight=0.0, gap_weight=1.0)
-    module = made(model, SkipAdapter(NUM_LAYERS, (kept,), tensors), weights)
+    module = made(model, adapter, weights)
     last_patch = patches.get(NUM_LAYERS, lambda hidden: hidden)  # behind the last kept layer
     if kept[-1] in patches:  # it is part of the gap in front of that layer
         patches.pop(NUM_LAYERS, None)
@@ -199,7 +168,7 @@ def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     sets = [(0, 2, 5), (0, 5)]
-    module = made(llama, zero_adapter(llama, sets, "full"))
+    module = made(llama, zero_adapter(llama, sets, KINDS["full"]))
     before = module(**batch(), stages=through(sets[1]))["loss"]
     optimizer = torch.optim.SGD(module.patches.parameters(), lr=1.0)
     module(**batch(), stages=through(sets[0]))["loss"].backward()
@@ -214,20 +183,21 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     """Some models cannot be put together from their parts (sliding windows), so nothing is
     prepared.
     """
-    module, inputs = made(model, random_adapter(model), DISTILL), batch(rows=4)
+    adapter, _ = random_adapter(model, KEPT, "full")
+    module, inputs = made(model, adapter, DISTILL), batch(rows=4)
     expected = module(**inputs, stages=through(KEPT))["loss"]
     used = PLENTY - module.outputs.free_bytes
-    other = made(model, random_adapter(model), DISTILL, max_bytes=used // share)
-    monkeypatch.setattr(frozen_outputs, "BATCH_TOKENS", 12)
+    other = made(model, adapter, DISTILL, max_bytes=used // share)
+    monkeypatch.setattr(adapter_loss, "BATCH_TOKENS", 12)
     prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
     examples = [
         EncodedExample(ids[mask].tolist(), labels[labels != IGNORED_LABEL].tolist())
         for (ids, mask), labels in zip(prompts, inputs["labels"], strict=True)
     ]
     reports, passes = [], []
-    encode = frozen_outputs.encode_prompt
+    encode = adapter_loss.encode_prompt
     monkeypatch.setattr(
-        frozen_outputs, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
+        adapter_loss, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
     )
     other.outputs.prepare(examples, lambda done, note="": reports.append(done))
     prepared = len(passes)

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
@@ -114,16 +115,12 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
     assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
 
 
-DRAFTER = ["train=drafter", "train.responses=own", "train.own.max_new_tokens=6", "train.ratios=3"]
-
-
 @pytest.mark.parametrize(
     ("changes", "used"),
     [
-        (["correction.kind=none"], []),
-        (["correction.kind=folded"], []),
+        *(([f"correction.kind={kind}"], []) for kind in KINDS),
         (["strategy=skip_decode", "train.ratios=1.2"], []),
-        (DRAFTER, ["decoding=self_speculative", "decoding.draft=both", "batch_size=1"]),
+        (["train.ratios=3"], ["decoding=self_speculative", "decoding.draft=both", "batch_size=1"]),
     ],
     ids=str,
 )

@@ -31,7 +31,6 @@ def export(
             **PATH, help="Folder of measured rows for the model card; default: results_dir."
         ),
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Maximum size of a weights file.")] = "5GB",
     check: Annotated[
         bool | None,
         typer.Option(
@@ -63,7 +62,7 @@ def export(
         )
     from ulskip_cli.cli.progress_bars import ProgressBars
 
-    request = run.ExportRequest(to, as_format, results, shard_size, check)
+    request = run.ExportRequest(to, as_format, results, check)
     with ProgressBars() as bars:
         record = run.run_export(chosen, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

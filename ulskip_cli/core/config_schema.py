@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.correction import Correction, Kind
+from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, digest
@@ -488,7 +488,7 @@ class OwnResponses(Options):
 class TrainedPatches(Options):
     """The patches of a skip adapter that is trained."""
 
-    kind: Kind | Literal["none"] = option("full", "patches of the skip adapter; none: LoRA alone")
+    kind: AdapterKind = option("full", f"patches of the skip adapter; none: {NO_PATCHES.text}")
     learning_rate: float = option(2e-4, "peak learning rate of the patches", gt=0)
     examples: int = option(64, "examples from which the first patches are computed", ge=1)
 
@@ -506,21 +506,10 @@ class TrainOptions(Options):
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
     full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
-    tv_weight: float = option(
-        0.0,
-        "weight of the total variation distance of a skip adapter from the full model",
-        ge=0,
-    )
     gap_weight: float = option(
         0.0,
         "weight of the gap loss of a skip adapter: the layers around each gap alone reproduce the"
         " full model's state behind it",
-        ge=0,
-    )
-    draft_length: int = option(
-        0,
-        "tokens per check of a skip adapter that drafts, whose earlier tokens have the full model's"
-        " keys and values; 0: it decodes alone",
         ge=0,
     )
     teacher: Literal["self", "initial"] = option(

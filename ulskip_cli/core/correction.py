@@ -1,26 +1,168 @@
 """The interface of corrections, which repair the hidden states after skipped layers in decode
-steps.
+steps, and the kinds of patches, which are maps of hidden states that stand in for these layers.
+
+A kind of patch is one class of `PATCHES`. From its attributes and methods follow all choices of
+`correction.kind`, bytes, the fit, training, storage and export. Only methods that compute import
+torch.
 """
 
-from collections.abc import Collection
-from typing import ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice
 from ulskip_cli.core.schedule import Layers
 
-Kind = Literal["full", "folded"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    # Of the positions of each batch: inputs and targets, each [count, hidden_size].
+    Pairs = Iterable[tuple[Tensor, Tensor]]
+    Parts = Mapping[str, Tensor]  # the tensors of a patch by name
+
+_LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
 
 
-def patch_parameters(kind: str, hidden_size: int) -> int:
-    """Return the number of parameters of one patch that a decode step reads; a folded patch adds
-    none.
+class PatchKind:
+    """A kind of patch. The base class is the kind of an adapter without patches.
 
-    >>> [patch_parameters(kind, 10) for kind in ("full", "folded", "none")]
-    [110, 0, 0]
+    A patch at a gap adds the output of `module` to the hidden states. A folded one is merged into
+    the last linear layer before the gap: it adds `added` to the output of that layer, and has no
+    module.
     """
-    return (hidden_size + 1) * hidden_size if kind == "full" else 0
+
+    name: ClassVar[str] = "none"
+    text: ClassVar[str] = "LoRA alone"  # in help
+    is_folded: ClassVar[bool] = False
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of one patch that a decode step reads."""
+        return 0
+
+    @property
+    def takes_time(self) -> bool:
+        """True if decode steps compute the patch, so that only ulskip can run it; False if an
+        ordinary checkpoint can contain it.
+        """
+        return self.num_parameters(1) > 0
+
+    def module(self, hidden_size: int) -> nn.Module:
+        """Return the module of a patch at a gap, [..., hidden_size] to the same shape; a new one
+        returns zeros. Training starts from it or from `solve`, and trains all parameters.
+        """
+        raise NotImplementedError
+
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+        """Fit a patch with the penalty `ridge`: return the state of `module`, or the tensors of a
+        folded patch, which has no bias if its linear layer has none.
+        """
+        raise NotImplementedError
+
+    def added(self, parts: Parts, output: Tensor) -> Tensor:
+        """Return what a folded patch adds to the output [..., out] of its linear layer."""
+        raise NotImplementedError
+
+    def merged(
+        self, parts: Parts, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return weight [out, in] and bias [out] of a linear layer with a folded patch in it."""
+        raise NotImplementedError
+
+
+class Full(PatchKind):
+    """A map `h + W h + b` with a full matrix `W`."""
+
+    name, text = "full", "a matrix for each gap"
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the size of the matrix and the bias.
+
+        >>> Full().num_parameters(10)
+        110
+        """
+        return (hidden_size + 1) * hidden_size
+
+    def module(self, hidden_size: int) -> nn.Module:
+        """Return a linear layer of zeros."""
+        from torch import nn
+
+        linear = nn.Linear(hidden_size, hidden_size)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+        """Return the ridge regression of the targets on the inputs."""
+        parts = solve_ridge(pairs, ridge)
+        return {"weight": parts["weight"].T, "bias": parts["bias"]}
+
+
+class Folded(PatchKind):
+    """A map `y + y F + b` of the output of a linear layer (arXiv:2505.02819)."""
+
+    name, text, is_folded = "folded", "merged into the layer before it", True
+
+    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+        """Return the ridge regression of the targets on the inputs."""
+        return solve_ridge(pairs, ridge, has_bias)
+
+    def added(self, parts: Parts, output: Tensor) -> Tensor:
+        """Return `y F + b` in the dtype of the output."""
+        product = output @ parts["weight"].to(output)
+        return product + parts["bias"].to(output) if "bias" in parts else product
+
+    def merged(
+        self, parts: Parts, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and bias of `(I + F^T) (W x + c) + b`."""
+        fold = parts["weight"].to(weight)
+        merged = None if bias is None else bias + bias @ fold
+        if "bias" in parts:
+            added = parts["bias"].to(weight)
+            merged = added if merged is None else merged + added
+        return weight + fold.t() @ weight, merged
+
+
+def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, Tensor]:
+    """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
+    weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
+    """
+    import torch
+
+    sums, count = list[torch.Tensor](), 0
+    for inputs, targets in pairs:
+        inputs, targets = inputs.double().cpu(), targets.double().cpu()
+        parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
+        sums = (
+            [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
+        )
+        count += len(inputs)
+    squares, cross, input_sum, target_sum = sums
+    input_mean, target_mean, gram = input_sum / count, target_sum / count, squares
+    if has_bias:
+        gram = gram - count * torch.outer(input_mean, input_mean)
+        cross = cross - count * torch.outer(input_mean, target_mean)
+    # of inputs that do not vary
+    least = _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
+    scale = gram.diagonal().mean().clamp_min(least)
+    weight = torch.linalg.solve(
+        gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
+    )
+    return {"weight": weight, **({"bias": target_mean - input_mean @ weight} if has_bias else {})}
+
+
+NO_PATCHES = PatchKind()
+PATCHES: Mapping[str, PatchKind] = {kind.name: kind for kind in (Full(), Folded())}
+KINDS: Mapping[str, PatchKind] = {**PATCHES, NO_PATCHES.name: NO_PATCHES}
+if TYPE_CHECKING:
+    Kind = str
+    AdapterKind = str
+else:
+    Kind = Literal[tuple(PATCHES)]
+    AdapterKind = Literal[tuple(KINDS)]
 
 
 class Correction(Choice):
@@ -37,11 +179,11 @@ class Correction(Choice):
         """Return what the correction needs of engines and commands."""
         return frozenset()
 
-    def patch_kind(self, model: ModelConfig) -> str:
-        """Return the kind of the patches, or "none"; raise UsageError if the model does not support
-        the correction.
+    def patch_kind(self, model: ModelConfig) -> PatchKind:
+        """Return the kind of the patches; raise UsageError if the model does not support the
+        correction.
         """
-        return "none"
+        return NO_PATCHES
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[Layers]) -> str | None:
         """Return the folder of the skip adapter that corrects these layers, or None if there is

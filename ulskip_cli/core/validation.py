@@ -5,11 +5,12 @@ are in `capabilities.py`.
 from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.
-ADAPTER_KEYS = ("start", "tv_weight", "gap_weight", "draft_length")
+ADAPTER_KEYS = ("start", "gap_weight")
 MODEL_KEYS = ("full_weight", "dropout", "label_smoothing", "freeze_embeddings", "optimizer")
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
@@ -51,7 +52,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, "train")
-    train, kind, weights = config.train, config.correction.kind, config.train.ratio_weights
+    train, weights, kind = config.train, config.train.ratio_weights, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
     foreign = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
@@ -59,11 +60,7 @@ def check_training(config: TrainingConfig) -> None:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {
         "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0": not (
-            train.ce_weight
-            + train.full_weight
-            + train.distill_weight
-            + train.tv_weight
-            + train.gap_weight
+            train.ce_weight + train.full_weight + train.distill_weight + train.gap_weight
         ),
         f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0": (
             weights is not None and (len(weights) != len(train.ratios) or not sum(weights))
@@ -76,9 +73,7 @@ def check_training(config: TrainingConfig) -> None:
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
-        " train.lora.rank=16": (
-            not train.lora.rank and (not trains_adapter or kind in ("none", "folded"))
-        ),
+        " train.lora.rank=16": (not train.lora.rank and not (trains_adapter and kind.takes_time)),
     }
     for_adapters = {
         "model=random, whose weights no later run has; use pretrained weights": (
@@ -89,8 +84,8 @@ def check_training(config: TrainingConfig) -> None:
             Need.EARLY_EXIT in needs
         ),
         "1 in train.ratios, because the full model stays unchanged; leave out 1": 1 in train.ratios,
-        "correction.kind=folded and several train.ratios; train one adapter per ratio": (
-            kind == "folded" and len(train.ratios) > 1
+        f"correction.kind={kind.name} and several train.ratios; train one adapter per ratio": (
+            kind.is_folded and len(train.ratios) > 1
         ),
     }
     for reason, applies in for_adapters.items():

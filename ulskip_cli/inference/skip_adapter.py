@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import patch_parameters
+from ulskip_cli.core.correction import KINDS, PatchKind
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
@@ -32,6 +32,7 @@ from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
 FORMAT = 1
+NamedTensor = tuple[int, str, Tensor]  # the layer that it belongs to, and its name there
 
 
 def patch_name(kept_set: int, layer: int, parameter: str) -> str:
@@ -42,8 +43,8 @@ def patch_name(kept_set: int, layer: int, parameter: str) -> str:
 
 
 def fold_name(kept_set: int, layer: int, module: str, parameter: str) -> str:
-    """Name the weight F [out, out] or the bias b of a folded patch, which changes the output of the
-    linear layer at the path `module` of a decoder layer to `y + y F + b`.
+    """Name a tensor of a folded patch, which changes the linear layer at the path `module` of a
+    decoder layer.
     """
     return f"fold.{kept_set}.{layer}.{module}.{parameter}"
 
@@ -56,41 +57,40 @@ def lora_name(layer: int, module: str, factor: str) -> str:
 
 
 class GapPatch(nn.Module):
-    """A map `h + W h + b` of hidden states [..., hidden_size], with a full matrix `W`. A folded
-    patch has no such module, because it changes a linear layer.
+    """A patch at a gap, which adds the output of its kind's module to hidden states. A folded patch
+    has no module, because it changes a linear layer.
     """
 
-    def __init__(self, hidden_size: int) -> None:
-        """Make a patch that changes nothing, so that training can start from it."""
+    def __init__(self, kind: PatchKind, hidden_size: int) -> None:
+        """Make a patch that changes nothing."""
         super().__init__()
-        self.linear = nn.Linear(hidden_size, hidden_size)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    @classmethod
-    def from_parts(cls, modules: Mapping[str, Mapping[str, Tensor]]) -> "GapPatch":
-        """Make a patch from the tensors of its `state_dict`, by module and parameter."""
-        patch = cls(len(modules["linear"]["bias"]))
-        patch.linear.load_state_dict(modules["linear"])
-        return patch
+        self.kind = kind
+        self.linear = kind.module(hidden_size)  # this name is a part of the stored tensors' names
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
         # In training, patches are in float32 and the model may be in bfloat16.
-        correction: Tensor = self.linear(hidden.to(self.linear.weight.dtype))
+        dtype = next(self.linear.parameters()).dtype
+        correction: Tensor = self.linear(hidden.to(dtype))
         return hidden + correction.to(hidden.dtype)
 
 
-def patched_layer(
-    layer: nn.Module, before: nn.Module | None, after: nn.Module | None = None
-) -> nn.Module:
-    """Return a copy of a decoder layer that applies patches to its input and output; it shares the
-    layer's weights.
+def patched_view(
+    model: PreTrainedModel, kept: Layers, patches: Mapping[int, nn.Module]
+) -> PreTrainedModel:
+    """Return the view of `kept` with patches by the layer in front of which they act; the model's
+    number of layers stands for the end of the last kept layer.
     """
-    if before is None and after is None:
-        return layer
-    kind = _patched_class(type(layer))  # type: ignore[arg-type]
-    return shallow_view.copied(layer, {"patch_before": before, "patch_after": after}, kind)
+    num_layers = shallow_view.num_layers(model)
+
+    def adapt(place: int, layer: nn.Module) -> nn.Module:
+        after = patches.get(num_layers) if place == len(kept) - 1 else None
+        patched = {"patch_before": patches.get(kept[place]), "patch_after": after}
+        if not any(patched.values()):
+            return layer
+        return shallow_view.copied(layer, patched, _patched_class(type(layer)))  # type: ignore[arg-type]
+
+    return shallow_view.shallow_view(model, kept, adapt)
 
 
 @functools.cache
@@ -122,8 +122,9 @@ class SkipAdapter:
 
     num_layers: int
     kept_sets: tuple[Layers, ...]
+    kind: PatchKind
     tensors: Mapping[str, Tensor]
-    record: Table = field(default_factory=dict)  # base model, kind, and how the adapter was made
+    record: Table = field(default_factory=dict)  # base model, and how the adapter was made
 
     def view(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
@@ -135,26 +136,15 @@ class SkipAdapter:
                 f"expected a skip adapter for layers {kept} of {num_layers}, got one for"
                 f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
-        width = model.config.get_text_config(decoder=True).hidden_size
         index = self.kept_sets.index(kept)
-
-        def patch(layer: int, device: torch.device) -> nn.Module | None:
-            if layer not in patches:
-                return None
-            made = GapPatch.from_parts(patches[layer]).to(device, model.dtype)
-            made(torch.zeros(width, dtype=model.dtype, device=device))  # fails for another width
-            return made.requires_grad_(False).eval()
-
-        def adapt(place: int, layer: nn.Module) -> nn.Module:
-            device = next(layer.parameters()).device
-            last = patch(num_layers, device) if place == len(kept) - 1 else None
-            changed = with_linears(layer, changes[kept[place]])
-            return patched_layer(changed, patch(kept[place], device), last)
-
         try:
-            patches, changes = self.patches(index), self._parts("lora.", f"fold.{index}.")
             with torch.no_grad():
-                return shallow_view.shallow_view(model, kept, adapt)
+                patches = self.patches(index, model)
+                for patch in patches.values():
+                    patch.to(model.dtype).requires_grad_(False).eval()
+                changes = [*self._named(f"fold.{index}."), *self._named("lora.")]
+                kept_changes = [change for change in changes if change[0] in kept]
+                return patched_view(with_linears(model, self.kind, kept_changes), kept, patches)
         except (RuntimeError, AttributeError, KeyError, ValueError) as error:
             raise UsageError(
                 f"the skip adapter does not fit this model ({reason(error)})"
@@ -174,6 +164,7 @@ class SkipAdapter:
             "num_layers": self.num_layers,
             "kept_sets": self.kept_sets,
             "sha256": hashlib.sha256(data).hexdigest(),
+            "kind": self.kind.name,
             **self.record,
         }
         write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
@@ -195,38 +186,40 @@ class SkipAdapter:
             if record.pop("format") != FORMAT:
                 raise ValueError(f"the format in {RECORD} is not {FORMAT}")
             kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
-            return cls(record.pop("num_layers"), kept_sets, tensors, record)
+            kind = KINDS[record.pop("kind")]
+            return cls(record.pop("num_layers"), kept_sets, kind, tensors, record)
         except Exception as error:  # the files may contain anything
             raise UsageError(
                 f"expected a skip adapter in {folder}, got an error: {reason(error)}; make one with"
                 " `ulskip train train=adapter`"
             ) from None
 
-    @property
-    def folds(self) -> dict[str, Tensor]:
-        """The tensors of folded patches, by name."""
-        return {name: tensor for name, tensor in self.tensors.items() if name.startswith("fold.")}
-
-    def patches(self, kept_set: int) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the states of the patches of a set, by layer, module and parameter."""
-        return self._parts(f"patch.{kept_set}.")
-
-    def folded(self, kept_set: int) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the folded patches of a set, by layer, module and parameter."""
-        return self._parts(f"fold.{kept_set}.")
-
-    def _parts(self, *prefixes: str) -> dict[int, dict[str, dict[str, Tensor]]]:
-        """Return the tensors whose name begins with one of `prefixes`, by layer, module and the
-        last part of their name.
+    def patches(self, kept_set: int, model: PreTrainedModel) -> dict[int, GapPatch]:
+        """Return the patches of a set, by the layer in front of which they act, on the devices of
+        the model's layers; raise RuntimeError if they do not fit the model.
         """
-        layers = defaultdict[int, dict[str, dict[str, Tensor]]](lambda: defaultdict(dict))
-        for prefix in prefixes:
-            for name, tensor in self.tensors.items():
-                if name.startswith(prefix):
-                    layer, _, rest = name.removeprefix(prefix).partition(".")
-                    module, _, part = rest.rpartition(".")
-                    layers[int(layer)][module][part] = tensor
-        return layers
+        layers, last = shallow_view.decoder_layers(model), self.kept_sets[kept_set][-1]
+        states = defaultdict[int, dict[str, Tensor]](dict)
+        for layer, name, tensor in self._named(f"patch.{kept_set}."):
+            states[layer][name] = tensor
+        patches = {layer: GapPatch(self.kind, _hidden_size(model)) for layer in states}
+        for layer, patch in patches.items():
+            patch.load_state_dict(states[layer])
+            patch.to(next(layers[min(layer, last)].parameters()).device)
+        return patches
+
+    def folded(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return a copy of a model that contains the folded patches of the only set of layers."""
+        return with_linears(model, self.kind, self._named("fold.0."))
+
+    def _named(self, prefix: str) -> Iterator[NamedTensor]:
+        """Yield the tensors whose name begins with `prefix`, with the layer and the rest of their
+        name.
+        """
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix):
+                layer, _, rest = name.removeprefix(prefix).partition(".")
+                yield int(layer), rest, tensor
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:
@@ -240,37 +233,46 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table 
         return None, None
     adapter = SkipAdapter.load(user_path(folder, "correction.path"))
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
-    return adapter, {"path": folder, "bytes": size, **adapter.record}
+    return adapter, {"path": folder, "bytes": size, "kind": adapter.kind.name, **adapter.record}
 
 
-def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[Layers], kind: str) -> SkipAdapter:
-    """Return an adapter whose patches change nothing but take the usual time; kind folded has no
-    patches, and takes no time.
+def zero_adapter(
+    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: PatchKind
+) -> SkipAdapter:
+    """Return an adapter whose patches change nothing but take the usual time; it has no tensors if
+    the kind takes no time.
     """
     num_layers = shallow_view.num_layers(model)
-    hidden_size = model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
-        for layer in gaps(kept, num_layers) if patch_parameters(kind, hidden_size) else ():
-            state = GapPatch(hidden_size).state_dict()
+        for layer in gaps(kept, num_layers) if kind.takes_time else ():
+            state = GapPatch(kind, _hidden_size(model)).state_dict()
             tensors |= {patch_name(index, layer, name): tensor for name, tensor in state.items()}
-    return SkipAdapter(num_layers, tuple(kept_sets), tensors)
+    return SkipAdapter(num_layers, tuple(kept_sets), kind, tensors)
 
 
-def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
-    """Return a copy of a layer in which the modules at some paths have changed weights; see
-    `changed_linear`.
+def _hidden_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config(decoder=True).hidden_size)
+
+
+def with_linears(
+    model: PreTrainedModel, kind: PatchKind, changes: Iterable[NamedTensor]
+) -> PreTrainedModel:
+    """Return a copy of a model that shares its weights, except those of linear layers with folded
+    patches or LoRA.
     """
-    if not changes:
-        return layer
-    modules = {layer.get_submodule(path): parts for path, parts in changes.items()}
-    replaced = {module: changed_linear(module, parts) for module, parts in modules.items()}
-    return shallow_view.substituted(layer, replaced.get)
+    stack = shallow_view.decoder_layers(model)
+    parts = defaultdict[nn.Module, dict[str, Tensor]](dict)
+    for layer, name, tensor in changes:
+        path, _, part = name.rpartition(".")
+        parts[stack[layer].get_submodule(path)][part] = tensor
+    changed = {module: _changed_linear(module, kind, parts[module]) for module in parts}
+    return shallow_view.substituted(model, changed.get)
 
 
-def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the class of `module` with its weights changed by a fold (weight, bias) and
-    LoRA (A, B).
+def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
+    """Return a layer of the class of `module` with its weights changed by the tensors of a folded
+    patch and of LoRA (A, B).
     """
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
@@ -285,15 +287,10 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     # equal the view.
     weight = weight.detach().to(torch.float32, copy=True)
     bias = source.bias if source.bias is None else source.bias.detach().to(weight, copy=True)
-    if "weight" in parts:
-        fold = parts["weight"].to(weight)
-        weight = weight + fold.t() @ weight
-        bias = bias if bias is None else bias + bias @ fold
+    if fold := {name: part for name, part in parts.items() if name not in ("A", "B")}:
+        weight, bias = kind.merged(fold, weight, bias)
     if "A" in parts:
         weight = weight + parts["B"].to(weight) @ parts["A"].to(weight)
-    if "bias" in parts:
-        added = parts["bias"].to(weight)
-        bias = added if bias is None else bias + added
     weight = (weight.t() if transposed else weight).contiguous()
     parameters = {
         name: None if tensor is None else nn.Parameter(tensor.to(source.weight.dtype), False)

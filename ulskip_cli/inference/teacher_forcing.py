@@ -46,23 +46,16 @@ def predict_response(
     """Run the second pass: the view of each stage reads its part of the response [batch,
     response_len]; `prompt` is not changed.
     """
-    if response_ids.shape[1] == 1:
-        return prompt.first_logits
     cache = kv_cache.fork_cache(prompt.cache, stages[0].kept)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
-    last_steps = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
-    for stage, end in zip(stages, last_steps, strict=True):
-        if stage.first_step < inputs.shape[1]:
+    ends = [*(stage.first_step for stage in stages[1:]), inputs.shape[1]]
+    for stage, end in zip(stages, ends, strict=True):
+        ids, seen = inputs[:, stage.first_step : end], mask[:, : prompt_len + end]
+        if ids.shape[1]:
             kv_cache.prune_cache(cache, stage.kept)
-            end = min(end, inputs.shape[1])
-            step_ids = inputs[:, stage.first_step : end]
-            logits.append(
-                shallow_view.forward_with_cache(
-                    stage.view, step_ids, mask[:, : prompt_len + end], cache
-                )
-            )
+            logits.append(shallow_view.forward_with_cache(stage.view, ids, seen, cache))
     return torch.cat(logits, dim=1)
 
 

@@ -11,7 +11,6 @@ from pydantic import JsonValue
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import patch_parameters
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
@@ -291,10 +290,10 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     kind, vocab_size = config.correction.patch_kind(config.model), metadata.vocab_size
     weight_bytes = metadata.weight_bytes or 2
-    patch = patch_parameters(kind, metadata.hidden_size or 0) * weight_bytes
+    patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata.weights, 8 * weight_bytes)
     weights = weights and replace(weights, patch=patch)
-    is_unknown = kind != "none" and not metadata.hidden_size
+    is_unknown = kind.takes_time and not metadata.hidden_size
     share = None
     if config.decoding.drafts_with_layers and vocab_size:
         share = min(1.0, DRAFT_VOCAB / vocab_size)

@@ -6,34 +6,31 @@ computed once and kept. A step costs the response tokens alone.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import (
-    GapPatch,
-    SkipAdapter,
-    lora_name,
-    patch_name,
-    patched_layer,
-    with_linears,
-)
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.frozen_outputs import FrozenBatch, FrozenOutputs
+from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patched_view
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
+from ulskip_cli.tasks.encoding import EncodedExample
+from ulskip_cli.training.data import LossBatch, PairCollator
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, divergence
 
+BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 _ADAPTER = "default"  # peft's name of the adapter
 
 
@@ -52,62 +49,53 @@ class AdapterLoss(TwoPassLoss):
         """Prepare LoRA and patches for training, with the values of `start`, which has a patch at
         every gap. The weights of `model` are frozen, but not changed.
 
-        `max_bytes` bounds the stored outputs of the full model. With `train.draft_length`, the
-        views draft that many tokens at once.
+        `max_bytes` bounds the stored outputs of the full model.
         """
         layers = sorted(set().union(*start.kept_sets))
-        lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, train.lora)
+        lora_model, self.lora_paths = _with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
-        self._frozen = [model]  # a list hides the model from nn.Module
         self._layerwise_views = dict[Layers, LayerwiseModel]()
-        self.start, self.draft_length = start, train.draft_length
+        self.start = start
         depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
-        self.outputs = FrozenOutputs(
-            model, max_bytes, layers, train.draft_length > 0, depths if train.gap_weight else ()
+        self.outputs = FrozenOutputs(model, max_bytes, layers, depths if train.gap_weight else ())
+        # Their names begin with the set and the layer, as in an adapter.
+        self.patches = nn.ModuleList(
+            nn.ModuleDict({str(layer): patch for layer, patch in patches.items()})
+            for patches in (start.patches(index, model) for index in range(len(start.kept_sets)))
         )
-        if train.draft_length and not self.outputs.has_free_masks:
-            raise UsageError(
-                f"train.draft_length is not supported with {type(model).__name__}, whose attention"
-                " depends on more than a mask and positions; use train.draft_length=0"
-            )
-        self.patches = nn.ModuleDict()
-        for index in range(len(start.kept_sets)):
-            for layer, modules in start.patches(index).items():
-                self.patches[f"{index}-{layer}"] = GapPatch.from_parts(modules).to(model.device)
+        for place, down, up, scale in self._lora():
+            if lora_name(*place, "A") in start.tensors:  # of an adapter that is trained further
+                down.data.copy_(start.tensors[lora_name(*place, "A")])
+                up.data.copy_(start.tensors[lora_name(*place, "B")] / scale)
+
+    def _lora(self) -> Iterator[tuple[tuple[int, str], nn.Parameter, nn.Parameter, float]]:
+        """Yield the place of every adapted module, its matrices A and B, and the scale of `B A`."""
         for path, place in self.lora_paths.items():
-            down, up = lora_name(*place, "A"), lora_name(*place, "B")
-            if down in start.tensors:  # of an adapter that is trained further
-                module: Any = self.model.get_submodule(path)
-                module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[down])
-                module.lora_B[_ADAPTER].weight.data.copy_(
-                    start.tensors[up] / module.scaling[_ADAPTER]
-                )
+            module: Any = self.model.get_submodule(path)
+            down, up = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
+            yield place, down, up, module.scaling[_ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
-        distills = weights.distill_weight + weights.tv_weight > 0
-        with_states = distills or weights.gap_weight > 0 or self.draft_length > 0
-        frozen = self.outputs.of(batch, with_states)
+        frozen = self.outputs.of(batch, weights.distill_weight + weights.gap_weight > 0)
         loss = frozen.prompt.first_logits.new_zeros((), dtype=torch.float32)
         if weights.gap_weight and frozen.states is not None:
             sets = [stage.kept_layers for stage in stages]
             losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]
             loss = loss + weights.gap_weight * torch.stack(losses).mean()
-        if not distills and not weights.ce_weight:
+        if not weights.distill_weight and not weights.ce_weight:
             return loss
         skips = stages[-1].kept_layers != self.all_layers
-        if skips and self.draft_length and frozen.states is not None:
-            logits = self._draft_logits(batch, stages[0].kept_layers, frozen)
-        else:  # the frozen prompt lacks layers that no view keeps
-            logits = self._student_logits(batch, stages, frozen.prompt if skips else None)
+        # The frozen prompt lacks layers that no view keeps.
+        logits = self._student_logits(batch, stages, frozen.prompt if skips else None)
         if weights.ce_weight:
             loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
-        if distills and frozen.states is not None:
+        if weights.distill_weight and frozen.states is not None:
             with torch.no_grad():
                 target = self.outputs.layerwise.logits(frozen.states[None, :, -1])[0]
             student = logits[:, 1:][batch.is_labelled[:, 1:]]
-            loss = loss + divergence(target, student, weights.distill_weight, weights.tv_weight)
+            loss = loss + weights.distill_weight * divergence(target, student)
         return loss
 
     def _spans(self, kept: Layers) -> list[tuple[int, int]]:
@@ -152,76 +140,26 @@ class AdapterLoss(TwoPassLoss):
             losses.append((error / target.pow(2).sum(-1)).sum())
         return torch.stack(losses).sum() / max(1, len(losses) - 1)
 
-    def _draft_logits(self, batch: LossBatch, kept: Layers, frozen: FrozenBatch) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of drafts.
-
-        As in decoding, a view reads the full model's keys and values of the tokens before its
-        drafts, and its own keys and values only for the drafts.
-        """
-        prompt, known = frozen.prompt, frozen.response
-        cache = kv_cache.fork_cache(prompt.cache, kept)
-        for layer, cached in zip(kept, cache.layers, strict=True):
-            place = 2 * self.outputs.layers.index(layer)
-            cached.update(known[place], known[place + 1])
-        inputs = batch.response_ids[:, :-1]
-        count = inputs.shape[1]
-        positions = torch.arange(count, device=inputs.device)
-        # of the drafts to which a token belongs
-        start = (positions - positions % self.draft_length)[:, None]
-        drafted = (positions >= start) & (positions <= positions[:, None])
-        response = torch.cat([positions < start, drafted], dim=1).expand(len(inputs), -1, -1)
-        seen = torch.cat([prompt.mask.bool()[:, None].expand(-1, count, -1), response], dim=2)
-        mask = prompt.first_logits.new_zeros(seen.shape)
-        mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
-        logits = self._view(kept)(
-            input_ids=inputs,
-            attention_mask=mask[:, None],  # [batch, 1, count, prompt_len + 2 count]
-            position_ids=prompt.mask.sum(1, keepdim=True) + positions,
-            cache=cache,
-            use_cache=True,
-        ).logits
-        return torch.cat([prompt.first_logits, logits], dim=1)
-
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter."""
-        tensors = self.start.folds
-        for name, patch in self.patches.items():
-            index, layer = map(int, name.split("-"))
-            for parameter, tensor in patch.state_dict().items():
-                tensors[patch_name(index, layer, parameter)] = tensor
-        for path, place in self.lora_paths.items():
-            module: Any = self.model.get_submodule(path)
-            scale = module.scaling[_ADAPTER]
-            tensors[lora_name(*place, "A")] = module.lora_A[_ADAPTER].weight
-            tensors[lora_name(*place, "B")] = scale * module.lora_B[_ADAPTER].weight
-        return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
+        tensors = {
+            name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
+        }
+        tensors |= {f"patch.{name}": part for name, part in self.patches.state_dict().items()}
+        for place, down, up, scale in self._lora():
+            tensors[lora_name(*place, "A")] = down
+            tensors[lora_name(*place, "B")] = scale * up
+        return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
         """Return the frozen model for all layers, else a view with the patches of this set."""
         if kept == self.all_layers:
-            return self._frozen[0]
+            return self.outputs.model
         if kept not in self._views:
-            index, last = self.start.kept_sets.index(kept), len(kept) - 1
-            patches = dict(self.patches.items())
-
-            def adapt(place: int, layer: nn.Module) -> nn.Module:
-                after = patches.get(f"{index}-{len(self.all_layers)}") if place == last else None
-                return patched_layer(layer, patches.get(f"{index}-{kept[place]}"), after)
-
-            self._views[kept] = shallow_view.shallow_view(self.base, kept, adapt)
+            patches: Any = self.patches[self.start.kept_sets.index(kept)]
+            by_layer = {int(layer): patch for layer, patch in patches.items()}
+            self._views[kept] = patched_view(self.base, kept, by_layer)
         return self._views[kept]
-
-
-def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
-    """Return a copy of a model that shares its weights, except those into which patches are
-    folded.
-    """
-    stack = shallow_view.decoder_layers(model)
-    changed = {
-        stack[layer]: with_linears(stack[layer], modules)
-        for layer, modules in start.folded(0).items()
-    }
-    return shallow_view.substituted(model, changed.get)
 
 
 def _with_lora(
@@ -233,12 +171,13 @@ def _with_lora(
     from peft import LoraConfig, inject_adapter_in_model
 
     copied = shallow_view.detached(model)
-    paths: dict[str, tuple[int, str]] = {}
     prefix, stack = shallow_view.layer_stack(copied)
-    for layer in layers:
-        for name, module in stack[layer].named_modules():
-            if type(module) in (nn.Linear, Conv1D):
-                paths[f"{prefix}.{layer}.{name}"] = (layer, name)
+    paths = {
+        f"{prefix}.{layer}.{name}": (layer, name)
+        for layer in layers
+        for name, module in stack[layer].named_modules()
+        if type(module) in (nn.Linear, Conv1D)
+    }
     if not lora.rank:
         return copied.requires_grad_(False), {}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
@@ -249,3 +188,168 @@ def _with_lora(
         if parameter.requires_grad:  # bfloat16 would round small updates to zero
             parameter.data = parameter.data.float()
     return copied, paths
+
+
+# The outputs of one sequence without padding: logits [1, 1, vocab_size] of a prompt, then keys and
+# values [1, heads, length, head_size] of each layer; or states [positions, depths, hidden_size] of
+# a response alone.
+Outputs = tuple[Tensor, ...]
+TokenKey = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
+
+
+@dataclass(frozen=True)
+class FrozenBatch:
+    """The outputs of the frozen model for one batch; training does not change them."""
+
+    prompt: EncodedPrompt
+    # [positions, depths, hidden_size] at some depths, of which the last one is behind the last
+    # layer, at the labelled positions but the first ones
+    states: Tensor | None = None
+
+
+class FrozenOutputs:
+    """The frozen model's outputs for the prompts and responses of a training, of which the first
+    `max_bytes` are kept.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_bytes: int,
+        layers: Sequence[int],
+        depths: Collection[int] = (),
+    ) -> None:
+        """Make an empty store of outputs with the prompts' keys and values of `layers`. States are
+        kept in front of the layers `depths`, and behind the last layer.
+        """
+        self.model, self.layers, self.free_bytes = model, layers, max_bytes
+        self.layerwise = LayerwiseModel(model)
+        num_layers = len(self.layerwise.layers)
+        self.depths = [*sorted({*depths} - {num_layers}), num_layers]
+        self._kept: dict[TokenKey, Outputs] = {}
+        # True if a batch of prompts can be put together from their keys and values.
+        self._separable = all(
+            type(layer) is DynamicLayer for layer in kv_cache.new_cache(model).layers
+        )
+
+    @torch.no_grad()
+    def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
+        """Compute the outputs for prompts and responses in large batches while there is memory;
+        `of` computes the others.
+
+        The batches depend on `examples` alone, so a resumed training with as much memory has the
+        same outputs.
+        """
+        order, done = sorted(examples, key=lambda pair: (pair.prompt_ids, pair.response_ids)), 0
+        order.sort(key=lambda pair: len(pair.prompt_ids))
+        while self._separable and done < len(order):
+            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
+            tensors = PairCollator(0)(chunk)
+            batch = LossBatch(
+                **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
+            )
+            if not self._keep(self._split(self._together(batch, with_states=True), batch)):
+                return
+            done += len(chunk)
+            report(done)
+
+    @torch.no_grad()
+    def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
+        """Return the outputs for a batch; `with_states` includes the hidden states that predict the
+        response.
+
+        Prompts and responses that are not kept run one by one, so that their outputs do not depend
+        on batches, which can differ in a resumed training.
+        """
+        with_states = with_states and batch.response_ids.shape[1] > 1
+        if not self._separable:
+            return self._together(batch, with_states)
+        rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
+        logits, *cached = _joined([prompt for prompt, _ in rows])
+        cache = kv_cache.filled_cache(cached)
+        cache.kept_layers = tuple(self.layers)
+        states = torch.cat([states for _, (states,) in rows]) if with_states else None
+        return FrozenBatch(EncodedPrompt(logits, cache, batch.prompt_mask), states)
+
+    def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
+        """Return the outputs of a batch of one prompt and response."""
+        prompt, response = _keys(batch)
+        outputs: Mapping[TokenKey, Outputs] = self._kept
+        if prompt not in outputs or (with_states and response not in outputs):
+            outputs = self._split(self._together(batch, with_states), batch)
+            self._keep(outputs)
+        return outputs[prompt], outputs.get(response, ())
+
+    def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
+        """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
+        for key, tensors in outputs.items():
+            size = sum(tensor.nbytes for tensor in tensors)
+            if key not in self._kept and size <= self.free_bytes:
+                self._kept[key] = tuple(tensor.clone() for tensor in tensors)
+                self.free_bytes -= size
+        return all(key in self._kept for key in outputs if len(key) == 1)
+
+    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
+        """Split a batch into the outputs of each prompt and of each response, without padding."""
+        outputs, done = dict[TokenKey, Outputs](), 0
+        layers = [frozen.prompt.cache.layers[layer] for layer in self.layers]
+        cached = [states for layer in layers for states in (layer.keys, layer.values)]
+        for row, labelled in enumerate(batch.is_labelled):
+            rows, length = slice(row, row + 1), int(batch.prompt_mask[row].sum())
+            prompt_key, response_key = _keys(_row_of(batch, row))
+            prompt = [tensor[rows, :, -length:] for tensor in cached]
+            outputs[prompt_key] = (frozen.prompt.first_logits[rows], *prompt)
+            if frozen.states is not None:
+                count = int(labelled[1:].sum())
+                outputs[response_key] = (frozen.states[done : done + count],)
+                done += count
+        return outputs
+
+    def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
+        """Compute the outputs for a batch in one pass over its prompts and one over its
+        responses.
+        """
+        both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
+        distinct, rows = torch.unique(both, dim=0, return_inverse=True)
+        encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
+        encoded.cache.reorder_cache(rows)
+        prompt = EncodedPrompt(encoded.first_logits[rows], encoded.cache, batch.prompt_mask)
+        if not with_states:
+            return FrozenBatch(prompt)
+        labelled = batch.is_labelled
+        inputs = self.layerwise.after(prompt, batch.response_ids[:, :-1], labelled)
+        states = [
+            hidden[labelled[:, 1:]]
+            for depth, hidden in enumerate(self.layerwise.states(inputs))
+            if depth in self.depths
+        ]
+        return FrozenBatch(prompt, torch.stack(states, dim=1))
+
+
+def _row_of(batch: LossBatch, row: int) -> LossBatch:
+    """Return one row of a batch without padding, with at least two response tokens."""
+    prompt, rows = batch.prompt_mask[row].bool(), slice(row, row + 1)
+    count = max(2, int(batch.is_labelled[row].sum()))
+    ids = batch.prompt_ids[rows, prompt]
+    return LossBatch(
+        ids, torch.ones_like(ids), batch.response_ids[rows, :count], batch.labels[rows, :count]
+    )
+
+
+def _keys(batch: LossBatch) -> tuple[TokenKey, TokenKey]:
+    """Return the keys of the prompt and the response of a batch of one row."""
+    prompt, response = (ids.cpu().numpy().tobytes() for ids in (batch.prompt_ids, batch.labels))
+    return (prompt,), (prompt, response)
+
+
+def _joined(prompts: Sequence[Outputs]) -> list[Tensor]:
+    """Return the outputs of several prompts as one batch, with keys and values padded on the
+    left.
+    """
+    logits, *cached = zip(*prompts, strict=True)
+    joined = [torch.cat(logits)]
+    for parts in cached:
+        longest = max(part.shape[2] for part in parts)
+        pads = [(0, 0, longest - part.shape[2], 0) for part in parts]
+        joined.append(torch.cat(list(map(functional.pad, parts, pads))))
+    return joined

@@ -48,14 +48,14 @@ def load_training_texts(
 
     `examples` replace those that the task loads.
     """
-    train = _texts(config, tokenizer, config.task, config.limit, config.offset, examples)
+    train = _texts(config, tokenizer, examples)
     formatter = _formatter(config, tokenizer, config.task)
     if config.train.validation:
-        limit = config.train.validation.get("limit")
-        changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
+        changes = dict(config.train.validation)
+        limit = changes.pop("limit", None)
         try:
             task = changed_choice(config.task, changes, "task.")
-            validation = _texts(config, tokenizer, task, limit)
+            validation = _texts(config.replace(task=task, limit=limit, offset=0), tokenizer)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
@@ -192,14 +192,12 @@ def _formatter(
 def _texts(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    task: Task,
-    limit: int | None,
-    offset: int = 0,
     examples: Sequence[Example] | None = None,
 ) -> list[TextPair]:
     """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of
     them reversed. Sources are truncated to `train.max_length` if the task allows it.
     """
+    task, offset, limit = config.task, config.offset, config.limit
     examples = task.examples() if examples is None else examples
     if offset >= len(examples):
         raise UsageError(

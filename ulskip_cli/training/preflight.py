@@ -1,7 +1,6 @@
 """The schedules that a training trains, and checks that need no weights. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
@@ -15,7 +14,7 @@ from ulskip_cli.corrections import RECORD
 
 
 def schedules(
-    config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None
+    config: TrainingConfig, num_layers: int, lengths: Sequence[int] = ScheduleRequest.lengths
 ) -> dict[float, tuple[Stage, ...]]:
     """Return the stages to train for each ratio, or raise UsageError; positional strategies use
     `lengths` (response tokens).
@@ -35,8 +34,8 @@ def schedules(
 
     def stages(ratio: float) -> tuple[Stage, ...]:
         num_kept, limit = strategy.num_kept(num_layers, ratio), config.task.max_new_tokens
-        request = ScheduleRequest(num_layers, num_kept, ratio, limit)
-        return strategy.stages(replace(request, lengths=tuple(lengths)) if lengths else request)
+        request = ScheduleRequest(num_layers, num_kept, ratio, limit, tuple(lengths))
+        return strategy.stages(request)
 
     return {ratio: full_depth if ratio == 1 else stages(ratio) for ratio in config.train.ratios}
 

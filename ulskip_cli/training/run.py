@@ -248,10 +248,9 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
 
 def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, object]:
     """Return the description of a training in adapter.json."""
-    model, train, patches = setup.config.model, setup.config.train, setup.config.correction
+    model, train = setup.config.model, setup.config.train
     return {
         "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
-        "kind": patches.kind,
         "task": setup.config.task.name,
         "strategy": record.strategy,
         "lora_rank": train.lora.rank,
@@ -261,7 +260,6 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
             "tokens": sum(setup.train.response_lengths()),
             "responses": train.responses,
             "start": train.start,
-            "draft_length": train.draft_length,
             "identity": record.identity,
         },
     }

@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
-from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import LoraOptions, TrainingConfig
+from ulskip_cli.core.correction import KINDS, NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import ProgressCallback
@@ -25,7 +26,7 @@ from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
+from ulskip_cli.tasks.encoding import EncodedExample, TextPair, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import (
     PairCollator,
@@ -76,13 +77,13 @@ def prepare_training(
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
     progress.phase("tokenize", len(texts.train))
-    train, validation = (
-        TokenPairs(texts.formatter.tokenize(source.tokenizer, part), config.train.max_length)
-        if part
-        else None
-        for part in (texts.train, texts.validation)
-    )
-    assert train is not None
+
+    def tokenized(part: list[TextPair]) -> TokenPairs:
+        pairs = texts.formatter.tokenize(source.tokenizer, part)
+        return TokenPairs(pairs, config.train.max_length)
+
+    train = tokenized(texts.train)
+    validation = tokenized(texts.validation) if texts.validation else None
     stages_by_ratio = schedules(config, depth, train.response_lengths())
     train = with_responses(config, source, train, progress)
     collator = PairCollator(pad_token_id(source.tokenizer))
@@ -103,13 +104,13 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
     if config.model.source == "random":
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
-        ids = {
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": None,
-        }
         model = loading.random_model(
-            config.model.replace(dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids
+            config.model.replace(dtype="float32"),
+            config.seed,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
         )
         source = SourceModel(model, tokenizer, None)
     else:
@@ -170,7 +171,7 @@ def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingCon
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
-    stored = (start.kept_sets, record.get("kind"), record.get("lora_rank", rank))
+    stored = (start.kept_sets, start.kind.name, record.get("lora_rank", rank))
     if stored != asked:
         raise UsageError(
             f"expected train.start={folder} to have layers, kind and LoRA rank {asked}, got"
@@ -188,20 +189,20 @@ def build_adapter_loss(
     progress: ProgressCallback,
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from patches in closed form."""
-    train, patches = config.train, config.correction
+    train, patches, kind = config.train, config.correction, KINDS[config.correction.kind]
     kept_sets = list(
         dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
     )
     model.requires_grad_(False)
     if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
-    elif patches.kind != "none":
+    elif kind is not NO_PATCHES:
         chosen = random.Random(config.seed).sample(examples, min(patches.examples, len(examples)))
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
-        start = fitter.fit(kept_sets, patches.kind, DEFAULT_RIDGE, report)
+        start = fitter.fit(kept_sets, kind, DEFAULT_RIDGE, report)
     else:
-        start = zero_adapter(model, kept_sets, patches.kind)
+        start = zero_adapter(model, kept_sets, kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices
     module = AdapterLoss(model, start, train, max_bytes)
@@ -221,7 +222,7 @@ def build_loss(
 ) -> TwoPassLoss:
     """Build the loss module with its teacher, dropout, adapters and frozen embeddings."""
     train = config.train
-    teacher = None
+    teacher, trained = None, model
     if train.teacher == "initial" and train.distill_weight > 0:
         # With adapters no copy is needed: the base without its adapters is the initial model.
         teacher = (
@@ -229,23 +230,22 @@ def build_loss(
         )
     if train.dropout:
         add_dropout(model, train.dropout)
-    trained = model
     if train.method == "lora":
-        trained = _with_lora(model, train)
+        trained = _with_lora(model, train.lora)
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     return TwoPassLoss(trained, config.prompt_layers, train, teacher, exits)
 
 
-def _with_lora(model: PreTrainedModel, train: TrainOptions) -> torch.nn.Module:
+def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(
-        r=train.lora.rank,
-        lora_alpha=train.lora.alpha,
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads an old name of transformers
-        return get_peft_model(model, lora)
+        return get_peft_model(model, config)

@@ -95,12 +95,12 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             for start in range(0, len(order), size):
                 tensors = self.data_collator([pairs[i] for i in order[start : start + size]])
                 batch = LossBatch(**self._prepare_inputs(tensors))
-                if module.exits:
-                    for depth, loss in module.exit_losses(batch):
-                        totals[f"eval_loss_{depth}"] += loss.item()
-                for ratio in [] if module.exits else sorted(compared):
-                    loss = module.schedule_loss(batch, compared[ratio])
-                    totals[f"eval_loss_{ratio:g}x"] += loss.item()
+                by_ratio = (
+                    (f"{ratio:g}x", module.schedule_loss(batch, stages))
+                    for ratio, stages in sorted(compared.items())
+                )
+                for name, loss in module.exit_losses(batch) if module.exits else by_ratio:
+                    totals[f"eval_loss_{name}"] += loss.item()
                 count += int(batch.is_labelled.sum())
         module.train().weights = weights
         losses = {name: total / count for name, total in totals.items()}
@@ -211,18 +211,18 @@ def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object
     output, tracker = Path(config.output).expanduser(), config.tracker
     options = {"project": PROJECT, "run_name": f"{output.name}-{identity}"}
     options |= config.tracker_options or {}
-    project = options["project"]
-    variables: dict[str, dict[str, object]] = {
+    project = str(options["project"])
+    variables = {
         "wandb": {
             "WANDB_PROJECT": project,
-            "WANDB_DIR": output,  # holds the id of an interrupted run
+            "WANDB_DIR": str(output),  # holds the id of an interrupted run
             "WANDB_RESUME": "auto",
             "WANDB_SILENT": "true",  # it prints to standard output when Python exits
         },
         "mlflow": {"MLFLOW_EXPERIMENT_NAME": project},
-        "tensorboard": {"TENSORBOARD_LOGGING_DIR": output / "tensorboard" / project},
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(output / "tensorboard" / project)},
     }
-    os.environ.update({key: str(value) for key, value in variables.get(tracker, {}).items()})
+    os.environ.update(variables.get(tracker, {}))
     return {"report_to": tracker, **options}
 
 

@@ -115,7 +115,7 @@ class TwoPassLoss(nn.Module):
                 loss = loss + weights.full_weight * self._cross_entropy(full, batch.labels)
         if weights.distill_weight and target is not None:
             chosen = batch.is_labelled
-            loss = loss + divergence(target[chosen], logits[chosen], weights.distill_weight)
+            loss = loss + weights.distill_weight * divergence(target[chosen], logits[chosen])
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
@@ -228,18 +228,14 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
     return weighted / total
 
 
-def divergence(target: Tensor, logits: Tensor, kl: float, variation: float = 0.0) -> Tensor:
-    """Return the weighted distance of predictions from `target`, both [positions, vocab_size],
-    summed over the positions: KL(target || logits) in nats, and total variation, which is the share
-    of sampled drafts that the target refuses (arXiv:2211.17192).
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(target || logits) in nats, both [positions, vocab_size], summed over the
+    positions.
     """
     teacher, student = (
         functional.log_softmax(scores.float(), dim=-1) for scores in (target, logits)
     )
-    loss = kl * functional.kl_div(student, teacher, reduction="sum", log_target=True)
-    if variation:
-        loss = loss + variation * (student.exp() - teacher.exp()).abs().sum() / 2
-    return loss
+    return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:

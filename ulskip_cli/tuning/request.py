@@ -9,12 +9,12 @@ from pathlib import Path
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
 from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
-from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
@@ -83,6 +83,12 @@ class Trial(Options):
     loss: float  # decode loss in nats per token
     patch: str | None  # the id of its patches, which names their folder
     adapter: str | None = None  # the folder of its trained skip adapter
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that runs these layers."""
+        made: Strategy = configuration.preset("strategy", "custom", {"layers": self.kept_layers})
+        return made
 
 
 @dataclass(frozen=True)
@@ -264,15 +270,13 @@ def _alternatives(
         count = decoding.draft_tokens or AUTO
         drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=count)
         wanted[LOOK_UP] = full.replace(decoding=drafts)
-    engines = dict[str, Engine]()
-    for name in (
-        configuration.group_choices("engine", extra_dir) if choice.engine.name == AUTO else ()
-    ):
-        engine = configuration.preset("engine", name, extra_dir=extra_dir)
+    names = configuration.group_choices("engine", extra_dir) if choice.engine.name == AUTO else ()
+    engines = [configuration.preset("engine", name, extra_dir=extra_dir) for name in names]
+    ranked = sorted(zip(names, engines, strict=True), key=lambda pair: -pair[1].layer_bits)
+    for name, engine in ranked:
         if engine.is_runtime:
-            engines[f"engine={name}"] = engine
-    for label, engine in sorted(engines.items(), key=lambda item: -item[1].layer_bits):
-        wanted[label] = full.replace(engine=engine, decoding=decoding, baseline_engine=AUTO)
+            changes = {"engine": engine, "decoding": decoding, "baseline_engine": AUTO}
+            wanted[f"engine={name}"] = full.replace(**changes)
     found = []
     for label, config in wanted.items():
         try:

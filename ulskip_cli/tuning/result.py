@@ -11,6 +11,7 @@ from pathlib import Path
 from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config import preset
 from ulskip_cli.core.config_schema import Config, TuneConfig
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import write_atomic
@@ -25,7 +26,7 @@ from ulskip_cli.experiments.statistics import (
     speedup_text,
 )
 from ulskip_cli.export import run
-from ulskip_cli.export.run import MERGEABLE, ExportRequest, resolve_export
+from ulskip_cli.export.run import ExportRequest, resolve_export
 from ulskip_cli.report.rows import warnings
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, plain
 
@@ -171,9 +172,10 @@ class TuneResult:
         return config.replace(strategy=preset("strategy", "custom", kept), correction=correction)
 
     @property
-    def patch_kind(self) -> str:
-        """The kind of the patches, e.g. `full`, or `none`."""
-        return (self.record.correction and self.record.correction.kind) or "none"
+    def _is_mergeable(self) -> bool:
+        """True if an ordinary checkpoint can contain the correction."""
+        used = self.record.correction
+        return not (used and used.kind and KINDS[used.kind].takes_time)
 
     def as_json(self) -> Row:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
@@ -220,7 +222,7 @@ class TuneResult:
         Patches that an ordinary checkpoint can contain are merged into one; otherwise the folder
         holds the schedule and the skip adapter, which ulskip applies to the unchanged model.
         """
-        if self.patch_kind in MERGEABLE:
+        if self._is_mergeable:
             wanted = ExportRequest(to, results=self._results)
             return run.summary(run.run_export(self._exported, wanted))
         assert self.skip_adapter is not None
@@ -270,7 +272,7 @@ class TuneResult:
         options, patch, command = ["--to", "DIR"], [], []
         if self.recommended:
             command = [f"command:  {command_line(self.recommended.candidate.config, 'run')}"]
-        if self.patch_kind not in MERGEABLE:
+        if not self._is_mergeable:
             options += ["--format", "schedule"]
             patch = [f"patches:  in {self.skip_adapter}; the exported schedule has layers alone"]
         return [

@@ -5,6 +5,7 @@ Every step is stored in a `StepLog`, and every measured point is a row of the re
 that an interrupted tuning continues and ends with the same choice.
 """
 
+import contextlib
 import json
 import math
 import operator
@@ -22,7 +23,7 @@ from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import all_printable, append_line, read_jsonl
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
+from ulskip_cli.core.progress import ProgressCallback, duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
@@ -59,28 +60,6 @@ ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them 
 PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
 Errors = tuple[type[Exception], ...]
 Value = TypeVar("Value")
-
-
-class OutOfTime(Exception):
-    """The share of the budget for a step has ended."""
-
-
-class TimedProgress(ProgressCallback):
-    """Forwards progress, and raises OutOfTime at the first report after the time has ended."""
-
-    def __init__(self, progress: ProgressCallback, is_over: Callable[[], bool]) -> None:
-        self._progress, self._is_over = progress, is_over
-
-    def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase whose reports check the time."""
-        report = self._progress.phase(label, total)
-
-        def checked(done: int, note: str = "") -> None:
-            report(done, note)
-            if self._is_over():
-                raise OutOfTime
-
-        return checked
 
 
 class StepLog:
@@ -232,30 +211,27 @@ class Tuning:
         corrected by timed pairs. What the budget has no time for is left out; without a line, the
         layers are assumed to take all of the time.
         """
+        latest = self._log.minutes + TIMING_SHARE * self.config.budget
         # The layers of any strategy take the same time, and some strategies cannot be asked for it.
         config = self.request.candidates[0].config.replace(strategy=preset("strategy", "unified"))
         asked = config.replace(ratio=wanted, ratio_basis="latency")
         session, num_layers = self._session, self.request.num_layers
         workload, _ = session.encode(self._resolver.resolve(asked))
         loaded = session.load(config.model, config.seed)
-        untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
-        fit, offset = untimed, 0.0
-        latest = self._log.minutes + TIMING_SHARE * self.config.budget
-        session.progress = TimedProgress(self.progress, lambda: self._log.minutes > latest)
-        try:
+        fit = untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
+        offset = 0.0
+        if self._log.minutes <= latest:
             fit = session.fit_latency(asked, loaded, workload)
-            solution = session.solve_depth(asked, loaded, workload, rounds=1)
-            offset = solution.offset if solution else 0.0
-        except NotApplicable:  # out of reach: the line gives the nearest
-            pass
-        except OutOfTime:
+        if self._log.minutes > latest:
             self.progress.note(
                 f"the layers are not timed further, because {TIMING_SHARE:.0%} of"
                 f" budget={self.config.budget:g} minutes are over; the number of layers is chosen"
                 f" {'without their times' if fit is untimed else 'by the first times'}"
             )
-        finally:
-            session.progress = self.progress
+        else:
+            with contextlib.suppress(NotApplicable):  # out of reach: the line gives the nearest
+                solution = session.solve_depth(asked, loaded, workload, rounds=1)
+                offset = solution.offset if solution else 0.0
         return {
             str(count): round(1 / (fit.share(count) + offset), 4)
             for count in range(MIN_KEPT, num_layers)
@@ -332,23 +308,28 @@ class Tuning:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the
         better of both.
         """
-        request, config, log = self.request, self.config, self._log
-        steps = f"{config.adapter_steps} steps"
-        wish = steps if config.adapter_steps else f"{config.budget:g} minutes, {config.adapter}"
+        config = self.config
+        wish = f"{config.adapter_steps} steps"
+        if not config.adapter_steps:
+            wish = f"{config.budget:g} minutes, {config.adapter}"
         step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
         size = self.adapter = self._unless_refused(
-            f"size of the {step} in {wish}",
-            lambda: training_size(request, chosen, log.minutes, self.progress),
+            f"size of the {step} in {wish}", lambda: self._training_size(chosen)
         )
         if "refused" not in size:
             self.adapter = self._unless_refused(
-                f"{step}: train {size}",
-                lambda: train_adapter(request, chosen, size, self.progress),
+                f"{step}: train {size}", lambda: self._train(chosen, size)
             )
         if "refused" in self.adapter:
             self.progress.note(f"left out: trained adapter: {self.adapter['refused']}")
             return chosen
-        candidate = adapted(chosen, self.adapter["folder"])
+        candidate = Candidate(
+            f"{chosen.trial.candidate} + trained adapter",
+            chosen.candidate.config.replace(
+                strategy=chosen.trial.strategy,
+                correction=preset("correction", "adapter", {"path": [self.adapter["folder"]]}),
+            ),
+        )
         trial = self._try(f"{step}: decode loss after {size}", candidate, chosen.num_kept)
         if trial is None:
             return chosen
@@ -356,6 +337,81 @@ class Tuning:
             f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}"
         )
         return self._choose([(trial, candidate)], chosen.num_kept, [chosen])
+
+    def _training_size(self, chosen: Chosen) -> dict[str, int]:
+        """Return the steps, examples and own answers per example (`samples`) for which the budget
+        has time; without `adapter_steps`, a short training measures the time of a step.
+        """
+        tuned, split = self.config, self.request.split
+        config, examples = self._training_config(chosen, PROBE), training_examples(split)
+        # The trial's answers tell how long those of the adapter, the winner and the full model
+        # take.
+        answer_seconds = (chosen.record.wall_seconds or 0.0) / split.num_choice
+        num_answers = split.num_choice + 2 * split.num_final
+        seconds = 60 * (tuned.budget - self._log.minutes) - answer_seconds * num_answers
+        if seconds < MIN_SECONDS and tuned.adapter == AUTO:
+            raise NotApplicable(
+                f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
+                f"{max(0.0, seconds):.0f}; raise budget={tuned.budget:g}, or use adapter=always"
+            )
+        steps, seconds = tuned.adapter_steps, max(seconds, MIN_SECONDS)
+        batch_size = config.train.batch_size
+        answers = math.ceil(
+            steps * batch_size / 2 if steps else ANSWER_SHARE * seconds / answer_seconds
+        )
+        count = max(1, min(len(examples), answers))
+        samples = max(1, min(MAX_SAMPLES, answers // count))
+        if not steps:
+            shutil.rmtree(config.output, ignore_errors=True)  # an interrupted one has no times
+            began = time.monotonic()
+            probe = run_training(config, self.progress, examples[: min(PROBE["examples"], count)])
+            took = time.monotonic() - began
+            shutil.rmtree(config.output)
+            left = seconds - count * samples * answer_seconds - 2 * took + probe.seconds
+            most = math.ceil(config.train.epochs * count * (1 + samples) / batch_size)
+            steps = max(1, min(most, int(left / max(probe.seconds / PROBE["steps"], 1e-6))))
+        return {"steps": steps, "examples": count, "samples": samples}
+
+    def _train(self, chosen: Chosen, size: dict[str, int]) -> Row:
+        """Train a skip adapter, or continue an interrupted training; return its folder and
+        sizes.
+        """
+        config = self._training_config(chosen, size)
+        examples = training_examples(self.request.split)[: size["examples"]]
+        record = run_training(config, self.progress, examples)
+        return {**size, "folder": config.output, "responses": record.examples}
+
+    def _training_config(self, chosen: Chosen, size: dict[str, int]) -> TrainingConfig:
+        """Return a configuration that trains the patches further; raise UsageError if they cannot
+        be trained.
+        """
+        tuned, trial, folder = chosen.candidate.config, chosen.trial, self.folder.path
+        base = compose_training(["train=adapter"])
+        train = base.train.replace(
+            start=str(folder / "calibrations" / trial.patch) if trial.patch else None,
+            own=base.train.own.replace(
+                samples=size["samples"],
+                file=str(folder / "calibrations" / OWN_RESPONSES),
+                max_new_tokens=tuned.decoding.max_new_tokens,
+            ),
+            max_steps=size["steps"],
+            max_length=None,
+            save_every=max(1, size["steps"] // 5),
+        )
+        # Another budget has another size.
+        name = "-".join(map(str, [chosen.record.id, *size.values()]))
+        config = base.replace(
+            strategy=trial.strategy,
+            correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model).name),
+            model=tuned.model,
+            task=self.request.split.choice.task,
+            train=train,
+            output=str(folder / "tuning" / f"{self.request.key}-adapter" / name),
+            prompt_layers=tuned.prompt_layers,
+            seed=tuned.seed,
+        )
+        check_training(config)
+        return config
 
     def _try(self, step: str, candidate: Candidate, num_kept: int) -> Trial | None:
         """Return the trial of a candidate, or None if it does not apply."""
@@ -457,88 +513,3 @@ def decide(records: Sequence[Record]) -> int:
             if better == HOLDS or (better == TIE and closer):
                 best = i
     return best
-
-
-def training_size(
-    request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback
-) -> dict[str, int]:
-    """Return the steps, examples and own answers per example (`samples`) for which the budget has
-    time after `minutes`; without `adapter_steps`, a short training measures the time of a step.
-    """
-    tuned, split = request.config, request.split
-    config, examples = training_config(request, chosen, PROBE), training_examples(split)
-    # The trial's answers tell how long those of the adapter, the winner and the full model take.
-    answer_seconds = (chosen.record.wall_seconds or 0.0) / split.num_choice
-    num_answers = split.num_choice + 2 * split.num_final
-    seconds = 60 * (tuned.budget - minutes) - answer_seconds * num_answers
-    if seconds < MIN_SECONDS and tuned.adapter == AUTO:
-        raise NotApplicable(
-            f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
-            f"{max(0.0, seconds):.0f}; raise budget={tuned.budget:g}, or use adapter=always"
-        )
-    steps, seconds = tuned.adapter_steps, max(seconds, MIN_SECONDS)
-    batch_size = config.train.batch_size
-    answers = math.ceil(
-        steps * batch_size / 2 if steps else ANSWER_SHARE * seconds / answer_seconds
-    )
-    count = max(1, min(len(examples), answers))
-    samples = max(1, min(MAX_SAMPLES, answers // count))
-    if not steps:
-        shutil.rmtree(config.output, ignore_errors=True)  # an interrupted one has no times
-        began = time.monotonic()
-        timed = run_training(config, progress, examples[: min(PROBE["examples"], count)]).seconds
-        took = time.monotonic() - began
-        shutil.rmtree(config.output)
-        left = seconds - count * samples * answer_seconds - 2 * took + timed
-        most = math.ceil(config.train.epochs * count * (1 + samples) / batch_size)
-        steps = max(1, min(most, int(left / max(timed / PROBE["steps"], 1e-6))))
-    return {"steps": steps, "examples": count, "samples": samples}
-
-
-def train_adapter(
-    request: TuneRequest, chosen: Chosen, size: dict[str, int], progress: ProgressCallback
-) -> Row:
-    """Train a skip adapter, or continue an interrupted training; return its folder and sizes."""
-    config = training_config(request, chosen, size)
-    record = run_training(config, progress, training_examples(request.split)[: size["examples"]])
-    return {**size, "folder": config.output, "responses": record.examples}
-
-
-def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) -> TrainingConfig:
-    """Return a configuration that trains the patches further; raise UsageError if they cannot be
-    trained.
-    """
-    tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
-    base = _base(chosen)
-    name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
-    file, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
-    options = base.train.replace(
-        start=str(results.path / "calibrations" / trial.patch) if trial.patch else None,
-        own=base.train.own.replace(samples=size["samples"], file=file, max_new_tokens=tokens),
-        max_steps=size["steps"],
-        max_length=None,
-        save_every=max(1, size["steps"] // 5),
-    )
-    config = base.replace(
-        correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model)),
-        model=tuned.model,
-        task=request.split.choice.task,
-        train=options,
-        output=str(results.path / "tuning" / f"{request.key}-adapter" / name),
-        prompt_layers=tuned.prompt_layers,
-        seed=tuned.seed,
-    )
-    check_training(config)
-    return config
-
-
-def adapted(chosen: Chosen, folder: str) -> Candidate:
-    """Return the candidate with the trained adapter in a folder."""
-    config, label = chosen.candidate.config, f"{chosen.trial.candidate} + trained adapter"
-    correction = preset("correction", "adapter", {"path": [folder]})
-    return Candidate(label, config.replace(strategy=_base(chosen).strategy, correction=correction))
-
-
-def _base(chosen: Chosen) -> TrainingConfig:
-    layers = preset("strategy", "custom", {"layers": chosen.trial.kept_layers})
-    return compose_training(["train=adapter"]).replace(strategy=layers)

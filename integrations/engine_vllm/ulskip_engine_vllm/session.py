@@ -24,7 +24,7 @@ from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSess
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.rebuilt import first_difference, meta_model
+from ulskip_cli.inference.loading import first_difference, meta_model
 
 from ulskip_engine_vllm import PYTHON, worker
 

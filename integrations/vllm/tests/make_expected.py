@@ -5,12 +5,14 @@ Run this in the environment of ulskip: `python integrations/vllm/tests/make_expe
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
@@ -86,10 +88,10 @@ for name, overrides in MODELS.items():
     if name == "tiny":  # a folded adapter, fitted on the prompts and the answers of the full model
         answers = generate(model, tokenizer, prompts[:20], max_new_tokens=NEW_TOKENS)
         examples = [EncodedExample(i, a.token_ids) for i, a in zip(ids[:20], answers, strict=True)]
-        fitted = PatchFitter(model, examples, 0).fit([kept], "folded", DEFAULT_RIDGE)
+        fitted = PatchFitter(model, examples, 0).fit([kept], PATCHES["folded"], DEFAULT_RIDGE)
         base = {"model": "tiny", "fingerprint": ModelFolder(config).fingerprint}
-        record = {"base": base, "kind": "folded", "rank": None, "lora_rank": None}
-        SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
+        record = {"base": base, "rank": None, "lora_rank": None}
+        replace(fitted, record=record).save(folder / "adapter")
         given = [f"model={name}", *overrides, "correction=adapter"]
         given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
         folded = compose(given, command="export --format hf")

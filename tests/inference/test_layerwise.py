@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import NUM_LAYERS, stack_of, unchanged
 
-from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.layerwise import block_influence
 
 TEXTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [15, 16]]
 

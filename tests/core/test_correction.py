@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ulskip_cli.core.correction import KINDS, PATCHES, solve_ridge
+
+AT_GAPS = [name for name, kind in PATCHES.items() if not kind.is_folded]
+FOLDED = [name for name, kind in PATCHES.items() if kind.is_folded]
+
+
+def pairs(count=50):
+    """Inputs of two batches, and targets that every kind of patch can reproduce."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 6, generator=generator)
+    return [(part, 0.5 * part + 1) for part in inputs.split(30)]
+
+
+@pytest.mark.parametrize("name", AT_GAPS)
+def test_a_new_module_returns_zeros_and_has_the_counted_parameters(name):
+    kind, ((inputs, _), _) = PATCHES[name], pairs()
+    module = kind.module(6)
+    assert not module(inputs).any()
+    assert sum(part.numel() for part in module.parameters()) == kind.num_parameters(6) > 0
+
+
+@pytest.mark.parametrize("name", AT_GAPS)
+def test_a_module_with_the_solved_state_reproduces_the_targets(name):
+    module = PATCHES[name].module(6)
+    module.load_state_dict(PATCHES[name].solve(pairs(), 1e-9))
+    for inputs, targets in pairs():
+        torch.testing.assert_close(module(inputs), targets, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_linear_layer_with_a_folded_patch_adds_the_patch_to_its_output(name, has_bias):
+    kind, ((inputs, _), _) = PATCHES[name], pairs()
+    parts = kind.solve(pairs(), 0.1, has_bias)
+    weight, bias = torch.eye(6) + inputs[:6], inputs[6] if has_bias else None
+    output = torch.nn.functional.linear(inputs, weight, bias)
+    merged = torch.nn.functional.linear(
+        inputs.double(),
+        *kind.merged(parts, weight.double(), bias if bias is None else bias.double()),
+    )
+    expected = output + kind.added(parts, output)
+    torch.testing.assert_close(merged.float(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kinds_that_take_no_time_are_those_that_a_checkpoint_can_contain():
+    assert {name for name, kind in KINDS.items() if not kind.takes_time} == {*FOLDED, "none"}
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 7),
+    st.booleans(),
+    st.one_of(st.just(1e-14), st.floats(0.01, 10)),
+    st.integers(20, 40),
+)
+@example(0, 1, True, 0.1, 1)
+def test_a_solution_is_that_of_penalized_least_squares(seed, parts, has_bias, ridge, count):
+    generator = torch.Generator().manual_seed(seed)
+    x, d = (torch.randn(count, width, generator=generator).double() for width in (5, 4))
+    d = d + x[:, :1] + 3
+    means = [one.mean(0) * has_bias for one in (x, d)]
+    centered, target = x - means[0], d - means[1]
+    penalty = ridge * centered.pow(2).sum() / 5  # relative to the mean variance of the inputs
+    rows = torch.cat([centered, penalty.sqrt() * torch.eye(5)])
+    expected = torch.linalg.lstsq(rows, torch.cat([target, torch.zeros(5, 4)])).solution
+    # the positions arrive in several parts
+    got = solve_ridge(zip(x.chunk(parts), d.chunk(parts), strict=True), ridge, has_bias)
+    torch.testing.assert_close(got.pop("weight"), expected, rtol=1e-6, atol=1e-8)
+    assert got.keys() == ({"bias"} if has_bias else set())
+    for bias in got.values():  # the residuals have a mean of 0
+        torch.testing.assert_close(means[0] @ expected + bias, means[1])
