@@ -1,6 +1,7 @@
-"""Train a skip adapter for code, on functions of Python's standard library.
+"""Train a skip adapter for code, on functions of Python's standard library and the problems of
+HumanEval that reproduce.py does not evaluate.
 
-    python recipes/real_model/adapter.py --model FILE.gguf [--layers 20] [--functions 160]
+    python recipes/real_model/adapter.py --model FILE.gguf --data PATH [--layers 20]
 
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is its
 body. Only the layers around the skipped ones are trained, to reproduce the full model's states
@@ -17,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from reproduce import LAYERS, call, keep
+from reproduce import LAYERS, call, keep, prepare
 
 from ulskip_cli.core.files import write_atomic
 
@@ -57,16 +58,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    parser.add_argument("--data", type=Path, required=True, help="folder of humaneval/")
     parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--functions", type=int, default=160)
+    parser.add_argument("--functions", type=int, default=128)
     parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
     args = parser.parse_args()
     found = list(library())
     chosen = random.Random(0).sample(found, min(args.functions, len(found)))
-    args.work.mkdir(parents=True, exist_ok=True)
+    prepare(args.data, args.work)
     lines = "".join(json.dumps(function) + "\n" for function in chosen)
-    write_atomic(args.work / "functions.jsonl", lines)
+    held_out = (args.work / "held_out.jsonl").read_text(encoding="utf-8")
+    write_atomic(args.work / "functions.jsonl", lines + held_out)
     print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
     _, layers = keep(args.layers)
     call(
