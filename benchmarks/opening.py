@@ -46,7 +46,7 @@ def opening(folder: ResultsFolder) -> str:
         Column("BLEU kept", "", lambda record: kept[record.key].text()),
         Column(f"“{SOURCE}”", "", answer),
     ]
-    table = TableSection.of("", records, columns, words=1)
+    table = TableSection.of("", records, columns)
     return f"{markdown(table)}\n\n{provenance(records)}\n"
 
 

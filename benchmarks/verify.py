@@ -26,8 +26,8 @@ from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
-from ulskip_cli.report import rows, verdicts
-from ulskip_cli.report.tables import TableSection, draw, ends, write_tables
+from ulskip_cli.report import reference, rows
+from ulskip_cli.report.tables import TableSection, draw, write_tables
 
 RESULTS = Path("results")
 NAME = "verify"
@@ -120,7 +120,7 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     """
     pair = None
     if here:
-        compared = verdicts.compare([here], [stored], verdicts.TOLERANCE, GATE)
+        compared = reference.compare([here], [stored], reference.TOLERANCE, GATE)
         reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
@@ -150,7 +150,7 @@ def speed(record: Record | None) -> str:
     """Return the speedup of a row with its interval."""
     if record is None or record.speedup is None:
         return MISSING
-    return f"{record.speedup.value:.2f}x ({ends(record.speedup) or MISSING})"
+    return f"{record.speedup.value:.2f}x ({record.speedup.ends() or MISSING})"
 
 
 def quality(record: Record | None) -> str:

@@ -26,8 +26,18 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import group_choices
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import QualityShare
 from ulskip_cli.report import plots
-from ulskip_cli.report.frontier import DRAFTING, SMALLER, Frontier, FrontierPoint, frontiers
+from ulskip_cli.report.frontier import (
+    DRAFTING,
+    SMALLER,
+    Frontier,
+    engine_of,
+    frontiers,
+    kind_of,
+    name_of,
+    speed_of,
+)
 from ulskip_cli.report.rows import collected, read_records
 from ulskip_cli.report.tables import markdown, provenance
 
@@ -113,7 +123,7 @@ def plot(frontier: Frontier) -> "Figure":
     """
     points, first = frontier.points, frontier.points[0]
     figure, (axes,) = plots.panels(1, 7.6, 4.8)
-    at = {point.record.id: (point.speedup, 100 * point.quality.share) for point in points}
+    at = {point.record.id: (speed_of(point), 100 * point.share) for point in points}
     plots.limit_to(axes, list(at.values()))
     plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
     series = collected(points, series_name)
@@ -124,18 +134,19 @@ def plot(frontier: Frontier) -> "Figure":
     layers = [(point.record.layers or "").partition("/")[0] for point in points]
     annotate_apart(axes, layers, [at[point.record.id] for point in points])
     axes.set(
-        xlabel=f"decode speedup over {first.name} at full depth",
-        ylabel=f"{first.quality.title}, % of the baseline",
+        xlabel=f"decode speedup over {name_of(first.record)} at full depth",
+        ylabel=f"{first.title}, % of the baseline",
     )
     axes.legend(title="numbers: kept layers", title_fontsize=8)
     return figure
 
 
-def series_name(point: FrontierPoint) -> str:
+def series_name(point: QualityShare) -> str:
     """Name the points of one colour."""
-    if point.kind == DRAFTING:
+    kind = kind_of(point.record)
+    if kind == DRAFTING:
         return f"drafts, batch size {point.record.batch_size}"
-    return point.engine + f", {SMALLER}" * (point.kind == SMALLER)
+    return engine_of(point.record) + f", {SMALLER}" * (kind == SMALLER)
 
 
 def annotate_apart(

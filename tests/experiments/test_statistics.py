@@ -104,20 +104,15 @@ def test_the_first_metric_of_the_task_decides(scores, expected):
 
 
 @pytest.mark.parametrize(
-    ("bleu", "word", "verdict"),
-    [
-        (29.0, "passes", HOLDS),
-        (27.1, "passes?", TIE),
-        (26.9, "below?", TIE),
-        (20.0, "below", FAILS),
-    ],
+    ("bleu", "passes", "verdict"),
+    [(29.0, True, HOLDS), (27.1, True, TIE), (26.9, False, TIE), (20.0, False, FAILS)],
 )
 def test_a_point_passes_at_the_share_of_the_gate_and_surely_where_its_interval_does(
-    bleu, word, verdict
+    bleu, passes, verdict
 ):
     record = sweep_row(bleu=bleu)
     share = shares([sweep_row("full"), record])[record.key]
-    assert (share.word, share.verdict) == (word, verdict)
+    assert (share.passes, share.verdict) == (passes, verdict)
 
 
 def test_full_models_in_other_formats_are_compared_with_the_baseline_which_keeps_all():
@@ -134,7 +129,7 @@ def test_where_lower_is_better_the_share_is_inverted():
         for row in (sweep_row("full"), sweep_row(decode_loss=2.5))
     )
     share = shares([full, record])[record.key]
-    assert (share.metric, share.share, share.word) == ("decode_loss", 0.8, "below?")
+    assert (share.metric, share.share, share.passes) == ("decode_loss", 0.8, False)
     assert shares([sweep_row(vs_baseline={}), not_applicable()]) == {}
 
 

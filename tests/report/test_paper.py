@@ -35,14 +35,18 @@ def beside(rows):
 
 def test_ours_stand_beside_the_papers():
     found = beside([*small_sweep(), not_applicable(batch=1)])
-    both = found["2x", "unified", "1"]
+    both = found["unified", "2", "1"]
     assert (both["paper BLEU"], both["ours BLEU"]) == ("21.23", "29.00")
     assert (both["paper of full"], both["ours of full"]) == ("89%", "97%")
     assert (both["paper x"], both["ours x"]) == ("1.76", "1.71")
-    assert found["2x", "early_exit", "1"]["ours x"] == "N/A"
+    assert found["early_exit", "2", "1"]["ours x"] == "N/A"
+    assert (found["full", "1", "8"]["paper of full"], found["full", "1", "8"]["paper x"]) == (
+        "100%",
+        "1.00",
+    )
 
 
 def test_a_speed_of_another_depth_than_the_score_is_shown_with_its_depth():
     found = beside([sweep_row("full"), two_depths(end_to_end_speedup=1.5)])
-    both = found["2x", "skip_decode", "1"]
-    assert (both["ours BLEU"], both["ours x"]) == ("30.00", "1.50 with 4.0/6 layers")
+    both = found["skip_decode", "2", "1"]
+    assert (both["ours BLEU"], both["ours x"], both["timed layers"]) == ("30.00", "1.50", "4.0/6")

@@ -51,7 +51,7 @@ def test_code_machine_and_weights_are_told_once():
 def test_latex_has_booktabs_with_special_characters_escaped():
     rows = [*small_sweep(), not_applicable()]
     long = tables.long_section(rows)
-    text = tables.latex(TableSection("50% & more_of it", long.columns, long.cells, words=1), "t4")
+    text = tables.latex(TableSection("50% & more_of it", long.columns, long.cells), "t4")
     assert r"\caption{50\% \& more\_of it}" in text and r"\label{tab:t4}" in text
     assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
     assert r"top\_skip & " in text and r"20.0\textsuperscript{*}" in text

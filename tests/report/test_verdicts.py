@@ -1,9 +1,8 @@
 import pytest
-from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths
+from report_rows import not_applicable, small_sweep, sweep_row, two_depths
 
-from ulskip_cli.report import tables
 from ulskip_cli.report.rows import Group
-from ulskip_cli.report.verdicts import compare, lead, winners
+from ulskip_cli.report.verdicts import lead, winners
 
 
 def names(winner):
@@ -99,44 +98,3 @@ def test_a_sweep_is_told_by_its_winners():
     assert first.startswith("fastest at batch 1: unified 3x, 2.70x (2.68 to 2.72")
     assert "batch 8" in second
     assert lead([sweep_row(vs_baseline={})])[0].startswith("unified keeps")
-
-
-def against(new, old):
-    return compare(new, old, 0.15, 0.9)
-
-
-def test_points_are_matched_by_what_they_are():
-    old = [row.replace(id=f"old {row.id}") for row in small_sweep()]
-    new = [*small_sweep(unified_2=25.0), sweep_row("custom"), not_applicable()]
-    found = against(new, old[:-1])
-    assert len(found.pairs) == len(old) - 1
-    assert (found.only_old, found.only_new) == (0, 2)
-    pair = next(pair for pair in found.pairs if pair.new.id == "unified-2-1")
-    assert (pair.old.bleu, pair.quality.value, pair.speedup.value) == (29.0, -4.0, 1.0)
-
-
-def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
-    other = [configured(row, model={"name": "n"}, seed=2) for row in small_sweep()]
-    found = against(other, small_sweep())
-    assert [key.name for key in found.differs] == ["model", "seed"]
-    assert len(found.pairs) == len(other)
-    assert "model, seed" in found.section("Against x").note
-
-
-def test_a_star_stands_where_the_interval_leaves_out_no_difference():
-    found = against(small_sweep(unified_2=25.0), small_sweep())
-    text = tables.markdown(found.section("Against x"))
-    assert "| unified | 2 | 1 | 29.00 | 25.00 | -4.00* |" in text
-    assert "| unified | 3 | 1 | 27.50 | 27.50 | +0.00 |" in text
-
-
-def test_every_pair_has_verdicts():
-    worse = [
-        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
-        for record in small_sweep()
-    ]
-    same, slower = (
-        against(new, small_sweep(unified_2=20.5)).pairs[-1] for new in (small_sweep(), worse)
-    )
-    assert (same.keeps, same.is_faster, same.verdict) == ("does not hold", "holds", "tie")
-    assert slower.is_faster == slower.verdict == "does not hold"

@@ -64,26 +64,22 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     time only. `total_tokens_per_second` divides prompt and generated ids by prefill and decode
     time, as the paper counts.
     """
-    prompt_tokens = sum(output.prompt_tokens for output in outputs)
-    generated_tokens = sum(output.generated_tokens for output in outputs)
-    decode_seconds = sum(output.decode_seconds for output in outputs)
-    total_seconds = sum(output.total_seconds for output in outputs)
+    keys = "prompt_tokens generated_tokens decode_seconds total_seconds compile_seconds"
+    total = {key: sum(getattr(output, key) for output in outputs) for key in keys.split()}
+    decoded_tokens = sum(output.decoded_tokens for output in outputs)
+    all_tokens = total["prompt_tokens"] + total["generated_tokens"]
     drafts, exits = sum_drafts(outputs), sum_exits(outputs)
     return Throughput(
-        decode_tokens_per_second=sum(output.decoded_tokens for output in outputs) / decode_seconds,
-        total_tokens_per_second=(prompt_tokens + generated_tokens) / total_seconds,
+        **total,
+        decode_tokens_per_second=decoded_tokens / total["decode_seconds"],
+        total_tokens_per_second=all_tokens / total["total_seconds"],
         throughput_from=source,
-        compile_seconds=sum(output.compile_seconds for output in outputs),
-        prompt_tokens=prompt_tokens,
-        generated_tokens=generated_tokens,
-        decode_seconds=decode_seconds,
-        total_seconds=total_seconds,
         acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
         mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
         mean_draft_length=drafts.mean_length,
         check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
-        exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
+        exit_check_fraction=exits.check_seconds / total["decode_seconds"] if exits.depths else None,
         missing_kv=MISSING_KV if exits.depths else None,
     )
 
@@ -127,11 +123,7 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     the requested settings and the actual run.
     """
     if record.task is None:  # random prompts say nothing about quality
-        return (
-            *plan.warnings,
-            *_adjustments(config, record),
-            *_uncompiled(config, record),
-        )
+        return *plan.warnings, *_adjustments(config, record), *_uncompiled(config, record)
     random = (
         f"{record.strategy}: the weights are random, so this row has times but no quality; use a"
         " pretrained model to measure quality"

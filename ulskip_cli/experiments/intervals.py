@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -26,6 +26,31 @@ class Interval(NamedTuple):
     def row(self, key: str) -> dict[str, float | None]:
         """Return the value under a key of a row, and the ends under `KEY_low` and `KEY_high`."""
         return {key: self.value, f"{key}_low": self.low, f"{key}_high": self.high}
+
+    def through(self, function: Callable[[float], float]) -> "Interval":
+        """Apply an increasing function to the value and the ends."""
+        low, high = (None if end is None else function(end) for end in (self.low, self.high))
+        return Interval(function(self.value), low, high)
+
+    def minus(self, other: "Interval") -> "Interval":
+        """Subtract an independent value. The distances from both values to their ends are added as
+        squares (MOVER; Zou and Donner, 2008).
+        """
+        value = self.value - other.value
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return Interval(value, None, None)
+        below = math.hypot(self.value - self.low, other.high - other.value)
+        above = math.hypot(self.high - self.value, other.value - other.low)
+        return Interval(value, value - below, value + above)
+
+    def ends(self, form: str = ".2f") -> str | None:
+        """Format the ends, e.g. `1.10 to 1.30`; return None if they are not known."""
+        return None if self.low is None else f"{self.low:{form}} to {self.high:{form}}"
+
+    def text(self, form: str) -> str:
+        """Format the value and, if they are known, the ends, e.g. `1.20 (1.10 to 1.30)`."""
+        ends = self.ends(form)
+        return f"{self.value:{form}}{f' ({ends})' if ends else ''}"
 
 
 def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:

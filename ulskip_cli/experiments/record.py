@@ -58,7 +58,7 @@ Number = KnownNumber | None
 Count = KnownCount | None
 Positive = KnownPositive | None
 Rate = Annotated[float, Field(ge=0, le=1e30)] | None
-Ratio = Annotated[float, Field(gt=0, le=1e6)] | None
+Ratio = Annotated[float, Field(ge=1e-6, le=1e6)] | None
 Share = Annotated[float, Field(ge=0, le=1)] | None
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 Layers = Annotated[tuple[KnownCount, ...], Field(min_length=1)] | None
@@ -763,9 +763,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def interval(self) -> str | None:
         """The ends of the measured speedup's interval, as text; None with too few pairs."""
-        if self.speedup is None or self.speedup.low is None:
-            return None
-        return f"{self.speedup.low:.2f} to {self.speedup.high:.2f}"
+        return self.speedup.ends() if self.speedup else None
 
     @property
     def num_pairs(self) -> int | None:

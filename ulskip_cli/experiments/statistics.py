@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
+from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -34,14 +33,14 @@ SAME_SCORE = 1e-6
 SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
 
 
-def verdict(interval: Interval, bound: float = 0.0) -> str:
-    """Judge the claim that a value is above a bound.
+def verdict(interval: Interval | None, bound: float = 0.0) -> str:
+    """Judge the claim that a value is above a bound; a value that was not measured is a tie.
 
     >>> ends = ((1.1, 1.3), (0.9, 1.3), (None, None))
     >>> [verdict(Interval(1.2, low, high), 1.0) for low, high in ends]
     ['holds', 'tie', 'tie']
     """
-    if interval.low is None or interval.high is None:
+    if interval is None or interval.low is None or interval.high is None:
         return TIE
     return HOLDS if interval.low > bound else FAILS if interval.high < bound else TIE
 
@@ -50,7 +49,7 @@ def is_faster(record: Record) -> bool:
     """Return True if the whole interval of the measured speedup is above 1x; only such a speedup is
     called a gain.
     """
-    return record.speedup is not None and verdict(record.speedup, 1.0) == HOLDS
+    return verdict(record.speedup, 1.0) == HOLDS
 
 
 def may_gain(record: Record) -> bool:
@@ -58,43 +57,32 @@ def may_gain(record: Record) -> bool:
     return record.speedup is None or is_faster(record)
 
 
-def speedup_text(record: Record) -> str:
-    """Format a measured speedup with its interval, or a note that the interval is unknown; say
-    first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to 1.36)".
-    """
-    assert record.speedup is not None
-    unknown = record.speedup.low is None
-    tie = "speed not certain: " if unknown else "no measurable gain in speed: "
-    lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
-    return f"{lead}{_measured(record)}"
-
-
-def _measured(record: Record, words: str = "") -> str:
-    """Format a measured speedup with its interval; a range if it depends on the machine's state.
+def speedup_text(record: Record, words: str = "") -> str:
+    """Format a measured speedup with its interval, or as a range if it depends on the machine's
+    state; say first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to 1.36)".
     `words` follow the number, e.g. ` as fast`.
     """
-    assert record.speedup
+    assert record.speedup is not None
+    ends = record.speedup.ends()
+    tie = "no measurable gain in speed: " if ends else "speed not certain: "
+    lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
     runs = f", {record.num_processes} runs" if record.num_processes > 1 else ""
     if spread := record.state_range:
-        _, lowest, highest = spread
-        return f"{lowest:.2f}x to {highest:.2f}x{words} (by the state of the machine{runs})"
-    value, low, high = record.speedup
-    ends = FEW_UNITS if low is None else f"{low:.2f} to {high:.2f}"
-    return f"{value:.2f}x{words} ({ends}{runs})"
+        between = f"{spread.low:.2f}x to {spread.high:.2f}x"
+        return f"{lead}{between}{words} (by the state of the machine{runs})"
+    return f"{lead}{record.speedup.value:.2f}x{words} ({ends or FEW_UNITS}{runs})"
 
 
 @dataclass(frozen=True)
 class QualityShare:
-    """The share of the full model's quality that a record keeps; if lower is better, the full
-    model's value divided by the record's.
+    """A record beside its full model: the share of the full model's quality that it keeps; if lower
+    is better, the full model's value divided by the record's.
 
-    A record passes if its share reaches the gate. The verdict is sure if the whole interval is
-    above or below the gate. A share of fewer than `MIN_FOR_STARS` examples has no interval, because
-    a bootstrap over so few has no power.
-
-    A record can win if it passes surely, or if it passes and no metric is significantly worse.
+    A share of fewer than `MIN_FOR_STARS` examples has no interval, because a bootstrap over so few
+    has no power.
     """
 
+    record: Record
     metric: str  # the key of the primary metric
     value: float  # of the metric
     full: float
@@ -102,7 +90,17 @@ class QualityShare:
     low: float | None  # ends of the share's interval, if it is known
     high: float | None
     gate: float
-    has_no_loss: bool = False  # metrics were tested, and none is significantly worse
+
+    @property
+    def has_no_loss(self) -> bool:
+        """True if metrics were tested, and none is significantly worse."""
+        changes = tested_changes(self.record).values()
+        return bool(changes) and FAILS not in changes
+
+    @property
+    def interval(self) -> Interval:
+        """The share with its interval."""
+        return Interval(self.share, self.low, self.high)
 
     @property
     def passes(self) -> bool:
@@ -110,29 +108,20 @@ class QualityShare:
         return self.share >= self.gate
 
     @property
-    def sure(self) -> bool:
-        """True if the whole interval is above or below the gate; False if the interval is
-        unknown.
+    def verdict(self) -> str:
+        """The claim that the share reaches the gate: holds, does not hold, or a tie if the interval
+        includes the gate or is unknown.
         """
-        end = self.low if self.passes else self.high
-        return end is not None and (end >= self.gate) is self.passes
+        if self.low is None or self.high is None:
+            return TIE
+        return HOLDS if self.low >= self.gate else FAILS if self.high < self.gate else TIE
 
     @property
     def can_win(self) -> bool:
-        """True if the whole interval is above the gate, or if the share reaches it and no loss is
+        """True if the share reaches the gate, and either its whole interval does or no loss is
         significant.
         """
-        return self.passes and (self.sure or self.has_no_loss)
-
-    @property
-    def verdict(self) -> str:
-        """The claim that the share reaches the gate: holds, does not hold, or a tie."""
-        return TIE if not self.sure else HOLDS if self.passes else FAILS
-
-    @property
-    def word(self) -> str:
-        """The verdict as one word for a table; a question mark means unsure."""
-        return ("passes" if self.passes else "below") + ("" if self.sure else "?")
+        return self.passes and (self.verdict == HOLDS or self.has_no_loss)
 
     @property
     def title(self) -> str:
@@ -152,8 +141,7 @@ class QualityShare:
 
     def text(self) -> str:
         """Format the share with its interval."""
-        ends = "" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})"
-        return f"{self.share:.1%}{ends}"
+        return self.interval.text(".1%")
 
 
 def primary(records: Iterable[Record]) -> str | None:
@@ -162,9 +150,9 @@ def primary(records: Iterable[Record]) -> str | None:
     """
     records = list(records)
     for record in records:
-        for spec in [metrics.METRIC_OF[key] for key in record.scores]:
-            if spec.primary in record.scores:
-                return spec.primary
+        for key in record.scores:
+            if (first := metrics.METRIC_OF[key].primary) in record.scores:
+                return first
     for row_key in (metrics.DECODE_LOSS, metrics.AGREEMENT):
         if any(record.value(row_key.key) is not None for record in records):
             return row_key.key
@@ -190,8 +178,10 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
         full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
-        if compared or record.keeps_all:  # a full model that is compared with none is the baseline
-            full = compared.full if compared else score
+        if compared:
+            full = compared.full
+        elif record.keeps_all:  # the baseline
+            full = score
         if score is None or not full:
             continue
         low, high = None, None
@@ -199,8 +189,7 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
             ends = (compared.delta_low, compared.delta_high)
             low, high = sorted(_share(metric, full + end, full) for end in ends)
         share = _share(metric, score, full)
-        has_no_loss = bool(tested(record)) and not worse_metrics(record)
-        judged[record.key] = QualityShare(metric, score, full, share, low, high, gate, has_no_loss)
+        judged[record.key] = QualityShare(record, metric, score, full, share, low, high, gate)
     return judged
 
 
@@ -238,7 +227,9 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     sources, references = map(list, zip(*shared, strict=True))
     answers = Answers(texts, references, sources, others)
     delta = metrics.compute_scores(scoring, answers).against_full[metric]
-    return _better(Interval(delta["delta"], delta["delta_low"], delta["delta_high"]), metric)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    ends = sorted(sign * delta[key] for key in ("delta_low", "delta_high"))
+    return Interval(sign * delta["delta"], *ends)
 
 
 @cache
@@ -263,71 +254,54 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
     In fact they are dependent, so the result is too wide. The full model has no interval, because
     it equals itself.
     """
-    value = float(new.value(metric)) - float(old.value(metric))
-    sides = [(record.vs_baseline.get(metric), record) for record in (new, old)]
-    halves = [(against.delta_high - against.delta_low) / 2 for against, _ in sides if against]
-    full, other_full = (
-        against.full if against else record.value(metric) for against, record in sides
+    sides, fulls = [], []
+    for record in (new, old):
+        score, against = record.value(metric), record.vs_baseline.get(metric)
+        full = against.full if against else score
+        ends = (against.delta_low, against.delta_high) if against else (0.0, 0.0)
+        sides.append(Interval(score, *(full + end for end in ends)))
+        fulls.append(full)
+    if metric in LOWER_IS_BETTER:
+        sides.reverse()
+    better = sides[0].minus(sides[1])
+    is_known = (
+        (metric in new.vs_baseline or metric in old.vs_baseline)
+        and abs(fulls[0] - fulls[1]) <= SAME_SCORE
+        and not (new.has_few_examples or old.has_few_examples)
     )
-    is_known = halves and abs(full - other_full) <= SAME_SCORE
-    if not is_known or new.has_few_examples or old.has_few_examples:
-        return _better(Interval(value, None, None), metric)
-    half = math.hypot(*halves)
-    return _better(Interval(value, value - half, value + half), metric)
-
-
-def _better(delta: Interval, metric: str) -> Interval:
-    """Change the sign of a difference if lower is better, so that positive is better."""
-    if metric not in LOWER_IS_BETTER:
-        return delta
-    low, high = (None if end is None else -end for end in (delta.high, delta.low))
-    return Interval(-delta.value, low, high)
+    return better if is_known else Interval(better.value, None, None)
 
 
 def speed_ratio(new: Record, old: Record) -> Interval | None:
     """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was
     not measured.
     """
-    if new.measured_speedup is None or old.measured_speedup is None:
+    if new.speedup is None or old.speedup is None:
         return None
-    value = new.measured_speedup / old.measured_speedup
-    errors = [_log_error(record) for record in (new, old)]
-    if None in errors:
-        return Interval(value, None, None)
-    spread = math.exp(NORMAL * math.hypot(*filter(None, errors)))
-    return Interval(value, value / spread, value * spread)
+    return new.speedup.through(math.log).minus(old.speedup.through(math.log)).through(math.exp)
 
 
-def _log_error(record: Record) -> float | None:
-    """Return the standard error of a speedup's logarithm from its interval; None with too few
-    timed units.
-    """
-    speedup = record.speedup
-    if speedup is None or speedup.low is None or speedup.high is None:
-        return None
-    z = NormalDist().inv_cdf((1 + (record.speedup_interval_coverage or CONFIDENCE)) / 2)
-    return math.log(speedup.high / speedup.low) / (2 * z)
-
-
-def unchanged(delta: Interval) -> str:
+def unchanged(delta: Interval | None) -> str | None:
     """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
-    interval includes zero.
+    interval includes zero; None if the interval is not known.
     """
     if delta in (SAME, Interval(0.0, None, None)):
         return HOLDS
+    if delta is None or delta.low is None:
+        return None
     return TIE if verdict(delta) == TIE else FAILS
 
 
-def within(ratio: Interval, tolerance: float) -> str:
+def within(ratio: Interval | None, tolerance: float) -> str | None:
     """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and
-    slower.
+    slower; None without a ratio.
     """
-    if ratio.low is None or ratio.high is None:
-        return TIE
-    least = 1 - tolerance
-    if least <= ratio.low and ratio.high <= 1 / least:
+    if ratio is None:
+        return None
+    words = verdict(ratio, 1 - tolerance), verdict(ratio, 1 / (1 - tolerance))
+    if words == (HOLDS, FAILS):
         return HOLDS
-    return FAILS if ratio.low > 1 / least or ratio.high < least else TIE
+    return TIE if TIE in words else FAILS
 
 
 def sentence(record: Record) -> str:
@@ -356,7 +330,7 @@ def _speed_facts(record: Record) -> list[str]:
         return []
     if not is_faster(record):
         return [speedup_text(record)]
-    facts = [f"decodes {_measured(record, ' as fast')}"]
+    facts = [f"decodes {speedup_text(record, ' as fast')}"]
     if total := record.with_prompt:
         is_tie = total.low is not None and verdict(total, 1.0) == TIE
         gain = "no measurable gain" if is_tie else f"{total.value:.2f}x"
@@ -365,13 +339,12 @@ def _speed_facts(record: Record) -> list[str]:
 
 
 def _quality_facts(record: Record) -> list[str]:
-    facts = []
+    facts, metric = [], primary([record])
     if record.agreement is not None:
-        low, high = record.agreement_low, record.agreement_high
-        is_known = low is not None and high is not None and not record.has_few_examples
-        ends = f" ({low:.1%} to {high:.1%})" if is_known else ""
-        facts.append(f"agrees with {record.agreement:.1%} of the full model's tokens{ends}")
-    metric = primary([record])
+        agreement = Interval(record.agreement, record.agreement_low, record.agreement_high)
+        ends = None if record.has_few_examples else agreement.ends(".1%")
+        interval = f" ({ends})" if ends else ""
+        facts.append(f"agrees with {record.agreement:.1%} of the full model's tokens{interval}")
     if metric == metrics.AGREEMENT.key:
         facts[-1] += " (no references)"
     elif metric:
@@ -397,30 +370,28 @@ def _judged(record: Record) -> str:
     """Name every metric that differs significantly from the full model's."""
     if record.has_few_examples:
         return "too few examples for a test"
-    if not tested(record):
+    changes = tested_changes(record)
+    if not changes:
         return "not tested"
-    worse = worse_metrics(record)
-    better = [key for key in tested(record) if record.is_significant(key) and key not in worse]
-    parts = {"significantly worse": worse, "significantly better": better}
+    words = {FAILS: "significantly worse", HOLDS: "significantly better"}
     named = [
-        f"{word}: {', '.join(TITLES[key] for key in keys)}" for word, keys in parts.items() if keys
+        f"{words[word]}: {', '.join(TITLES[key] for key in changes if changes[key] == word)}"
+        for word in words
+        if word in changes.values()
     ]
     return "; ".join(named) or "no significant difference"
 
 
-def tested(record: Record) -> list[str]:
-    """Return the keys of the metrics whose difference from the full model was tested."""
-    compared = record.vs_baseline
-    if record.has_few_examples:
-        return []
-    return [key for key in record.scores if key in compared and compared[key].p_value is not None]
-
-
-def worse_metrics(record: Record) -> list[str]:
-    """Return the keys of the metrics that are significantly worse than the full model's."""
-    return [
-        key
-        for key in tested(record)
-        if record.is_significant(key)
-        and (record.vs_baseline[key].delta > 0) is (key in LOWER_IS_BETTER)
-    ]
+def tested_changes(record: Record) -> dict[str, str]:
+    """Return, for the key of every metric that was tested against the full model, the verdict on
+    the claim that it is significantly better.
+    """
+    changes = dict[str, str]()
+    for key in record.scores:
+        compared = record.vs_baseline.get(key)
+        if compared and compared.p_value is not None and not record.has_few_examples:
+            is_worse = (compared.delta > 0) is (key in LOWER_IS_BETTER)
+            changes[key] = FAILS if is_worse else HOLDS
+            if not record.is_significant(key):
+                changes[key] = TIE
+    return changes

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import COLUMNS, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
@@ -10,7 +9,7 @@ from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import tables
 from ulskip_cli.report.rows import collected, displayed
-from ulskip_cli.report.tables import TableSection, ends
+from ulskip_cli.report.tables import TableSection
 
 FILE = "bench.md"
 BANDWIDTH = (
@@ -50,9 +49,8 @@ def write_bench_report(folder: ResultsFolder) -> None:
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
     parts = [f"# {tables.title(records)}", *fastest(records)]
-    parts += map(tables.with_heading, sections(records))
-    text = "\n\n".join([*parts, tables.provenance(records)]) + "\n"
-    write_atomic(folder.path / FILE, tables.escape_markdown(text))
+    parts += [*map(tables.with_heading, sections(records)), tables.provenance(records)]
+    tables.write_markdown(folder.path / FILE, parts)
 
 
 def in_bench_order(records: Sequence[Record]) -> list[Record]:
@@ -82,7 +80,8 @@ def decoded_by(record: Record) -> str:
 def sections(records: Sequence[Record]) -> list[TableSection]:
     """Make the tables of benchmark records."""
     records = in_bench_order(records)
-    references = sorted({record.reference_engine or "" for record in records} - {""})
+    references = {record.reference_engine for record in records if record.reference_engine}
+    reference = min(references) if len(references) == 1 else "reference"
     shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]
     columns = [
         Column("batch", "", "batch_size"),
@@ -96,39 +95,38 @@ def sections(records: Sequence[Record]) -> list[TableSection]:
         *map(COLUMNS.__getitem__, SPEED),
         Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
         COLUMNS["timed_tokens_per_second"]._replace(title="tok/s"),
-        *(over for engine in references for over in _over_reference(engine)),
+        Column(
+            f"full over\n{reference}", ".2f", lambda record: (over := _over(record)) and over.value
+        ),
+        Column(
+            f"interval of\nfull over {reference}",
+            "",
+            lambda record: (over := _over(record)) and over.ends(),
+            True,
+        ),
+        Column(f"over\n{reference}", ".2f", "over_reference"),
+        *[Column("reference", "", "reference_engine")] * (len(references) > 1),
         Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, True),
     ]
     notes = [
         tables.MEASURED,
-        *(OVER.format(engine=engine) for engine in references),
+        OVER.format(engine=reference) * any(record.over_reference for record in records),
         *tables.interval_notes(records),
         f"{BANDWIDTH}: {read_bandwidth(records)}",
     ]
     title = f"Decoding speed: {tables.shared(records, SHARED)}"
-    return [TableSection.of(title, records, columns, tables.sentences(notes), words=1)]
+    return [TableSection.of(title, records, columns, tables.sentences(notes))]
 
 
-def _over_reference(engine: str) -> list[Column]:
-    """Return columns of the tokens/s divided by those of an engine's full model: for the full model
-    with its interval, and for the schedule.
+def _over(record: Record) -> Interval | None:
+    """Return the tokens/s of the full model divided by those of the reference engine, or None for
+    this engine.
     """
-
-    def full(record: Record) -> Interval | None:
-        side = record.full if record.reference_engine == engine else None
-        if side is None or not side.over_reference:
-            return None
-        low, high = side.over_reference_low, side.over_reference_high
-        return None if low == high == 1 else Interval(side.over_reference, low, high)
-
-    def skipping(record: Record) -> float | None:
-        return record.over_reference if record.reference_engine == engine else None
-
-    return [
-        Column(f"full over\n{engine}", ".2f", lambda record: (full(record) or [None])[0]),
-        Column(f"interval of\nfull over {engine}", "", lambda record: ends(full(record)), True),
-        Column(f"over\n{engine}", ".2f", skipping),
-    ]
+    side = record.full
+    if side is None or not side.over_reference:
+        return None
+    over = Interval(side.over_reference, side.over_reference_low, side.over_reference_high)
+    return None if over == (1.0, 1.0, 1.0) else over
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:

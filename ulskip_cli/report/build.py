@@ -12,13 +12,15 @@ from rich.console import Console
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import check_writable, write_atomic
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.statistics import GATE, shares
+from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import MAX_EXAMPLES, render
 from ulskip_cli.report.plots import save_quality
+from ulskip_cli.report.reference import TOLERANCE, Comparison, compare
 from ulskip_cli.report.rows import (
     Group,
+    Item,
     find_folders,
     grouped,
     ordered,
@@ -26,16 +28,7 @@ from ulskip_cli.report.rows import (
     warnings,
 )
 from ulskip_cli.report.tables import TableSection
-from ulskip_cli.report.verdicts import (
-    RULE,
-    TOLERANCE,
-    Comparison,
-    Winner,
-    compare,
-    two_depths,
-    unlike_states,
-    winners,
-)
+from ulskip_cli.report.verdicts import RULE, Winner, caveats, winners
 
 PAPER = "paper"
 PAGE = "report.html"
@@ -75,30 +68,19 @@ class Report:
 
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
-        """The winners by setting; of several settings, those without a winner are left out."""
-        several = len(self.groups) > 1
-        by_label = {
-            group.label: [
-                winner for winner in winners(group, self.gate) if winner.points or not several
-            ]
-            for group in self.groups
-        }
-        return {label: chosen for label, chosen in by_label.items() if chosen}
+        """The winners by heading; of several settings, those without a winner are left out."""
+        several, found = len(self.groups) > 1, {}
+        for group in self.groups:
+            chosen = [one for one in winners(group, self.gate) if one.points or not several]
+            if chosen:
+                found[f"Winners, {group.label}" if several else "Winners"] = chosen
+        return found
 
     @cached_property
     def warnings(self) -> list[str]:
-        """The warnings of the runs, and warnings about scores that are too low to compare and about
-        speeds of another depth than the quality.
-        """
-        caveats = {
-            f"{group.records[0].model}: {share.caveat}; use a stronger model": None
-            for group in self.groups
-            for share in shares(group.records).values()
-            if share.caveat
-        }
-        depths = dict.fromkeys(text for group in self.groups for text in two_depths(group))
-        states = dict.fromkeys(text for group in self.groups for text in unlike_states(group))
-        return [*caveats, *depths, *states, *warnings(self.records)]
+        """The caveats of the settings, and the warnings of the runs."""
+        found = dict.fromkeys(text for group in self.groups for text in caveats(group))
+        return [*found, *warnings(self.records)]
 
     @cached_property
     def comparison(self) -> Comparison | None:
@@ -130,26 +112,18 @@ class Report:
         """The rule by which winners are chosen."""
         return RULE.format(gate=f"{self.gate:.0%}")
 
-    def winners_title(self, label: str) -> str:
-        """Return the heading of a setting's winners."""
-        return f"Winners{f', {label}' if len(self.groups) > 1 else ''}"
-
-    def markdown(self) -> str:
-        """Return the text of report.md."""
+    def parts(self) -> list[str]:
+        """Return the parts of report.md."""
         parts = [f"# {self.long.title}".rstrip()]
         parts += ["## Layout of the paper's table 4", paper.paper_markdown(self.table4)]
-        for label, chosen in self.winners.items():
-            parts += [
-                f"## {self.winners_title(label)}",
-                self.rule,
-                "\n".join(f"- {winner.line()}" for winner in chosen),
-            ]
+        for heading, chosen in self.winners.items():
+            lines = "\n".join(f"- {winner.line()}" for winner in chosen)
+            parts += [f"## {heading}", self.rule, lines]
         parts += map(tables.with_heading, self.sections)
         if self.warnings:
             parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
         parts += ["## All points", tables.markdown(self.long), self.long.note]
-        parts.append(tables.provenance(self.records))
-        return tables.escape_markdown("\n\n".join(filter(None, parts)) + "\n")
+        return [*parts, tables.provenance(self.records)]
 
 
 def write(
@@ -162,12 +136,12 @@ def write(
     """Write all files of a report and return their paths; by default into `report/` in the results
     folder. A `page` shows the answers to `most` examples of each data set.
     """
-    paths, text = report.paths, report.markdown()  # refused rows leave no folder behind
+    paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
     folder = output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     check_writable(folder, "--output")
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
-    write_atomic(files[0], text)
+    tables.write_markdown(files[0], parts)
     if page:
         files.append(folder / PAGE)
         write_atomic(files[-1], render(report, plot, most))
@@ -176,32 +150,32 @@ def write(
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
     """Show a report on a terminal: table 4, the winners, other tables and warnings."""
-    tell = partial(console.print, soft_wrap=False)
+    tell, left_out = partial(console.print, soft_wrap=False), list[str]()
 
-    def more(count: int, what: str) -> None:
-        if count > 0:
-            tell(f"report.md has {count} more {what}")
+    def first(items: Sequence[Item], most: int, what: str) -> list[Item]:
+        left_out.extend([f"{len(items) - most} more {what}"] * (len(items) > most))
+        return list(items[:most])
 
     def draw(section: TableSection) -> None:
-        shown = replace(section, cells=section.cells[:MAX_LINES])
-        if shown.cells:
+        if section.cells:
+            shown = replace(section, cells=first(section.cells, MAX_LINES, "lines"))
             tell(tables.draw(shown, console.width, "report.md"))
-        more(len(section.cells) - MAX_LINES, "lines")
 
-    for section in report.table4[:MAX_SETTINGS]:
+    for section in first(report.table4, MAX_SETTINGS, "tables"):
         draw(section)
-    more(len(report.table4) - MAX_SETTINGS, "tables")
     tell(paper.NOTE, style="italic")
-    for label, chosen in list(report.winners.items())[:MAX_SETTINGS]:
-        tell(f"\n{report.winners_title(label)}", style="bold")
+    won = list(report.winners.items())
+    for heading, chosen in first(won, MAX_SETTINGS, "settings with winners"):
+        tell(f"\n{heading}", style="bold")
         for winner in chosen:
             tell(f"  {winner.line()}")
         tell("")
-    if report.winners:
+    if won:
         tell(report.rule, style="italic")
-    more(len(report.winners) - MAX_SETTINGS, "settings with winners")
     for section in report.sections:
         draw(section)
+    if left_out:
+        tell(f"report.md has {', '.join(left_out)}")
     for warning in report.warnings:
         tell(f"warning: {warning}", style="yellow")
     folder = written[0].parent

@@ -4,20 +4,20 @@ of runs side by side.
 
 import base64
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
-from ulskip_cli.experiments.statistics import read_answers, shares
+from ulskip_cli.experiments.statistics import read_answers
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group, collected, setting_text
-from ulskip_cli.report.tables import EMPTY, Shares, TableSection
+from ulskip_cli.report.rows import Group, collected, setting_words
+from ulskip_cli.report.tables import EMPTY
 
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
@@ -44,16 +44,15 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     )
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.gate
-    judged = {key: share for group in groups for key, share in shares(group.records, gate).items()}
+    judged = tables.all_shares(groups, gate)
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records, most)
-    table = _points(records, judged)
+    table = tables.long_section(records, gate)
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
-    values = zip(table.heads, zip(*table.cells, strict=True), strict=True)
     facets = {
         head: sorted({order(text) for text in texts} - {""}, key=_as_number)
-        for head, texts in values
+        for head, texts in table.frame.items()
         if head in names
     }
     return environment.get_template("page.html").render(
@@ -72,19 +71,6 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
         notes=tables.explanations(records),
         provenance=list(filter(None, tables.provenance(records).split("  \n"))),
     )
-
-
-def _points(records: Sequence[Record], judged: Shares) -> TableSection:
-    """Make the long table with the share of the full model's quality and the quality gate."""
-
-    def gate(record: Record) -> str | None:
-        return None if record.keeps_all else getattr(judged.get(record.key), "word", None)
-
-    columns = tables.long_columns(records)
-    share = tables.share_of_full("of full", ".1%", judged)
-    quality = [share, tables.share_interval(judged), Column("keeps gate", "", gate)]
-    at = columns.index(COLUMNS["decode_loss"])
-    return TableSection.of("Points", records, [*columns[:at], *quality, *columns[at:]], words=1)
 
 
 def order(text: str) -> str:
@@ -150,17 +136,19 @@ def collect(
         for group in groups
         for row in group.records
     }
-    stored: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        if (Path(row.folder) / "generations" / f"{row.id}.jsonl").is_file():
-            stored[" · ".join(str(row.value(key)) for key in DATA_SET if row.value(key))].append(i)
+    answered = [
+        i
+        for i, row in enumerate(rows)
+        if ResultsFolder(Path(row.folder)).generations_path(row.id).is_file()
+    ]
+    stored = collected(answered, lambda i: " · ".join(filter(None, map(rows[i].value, DATA_SET))))
     if not stored:
         return ShownAnswers("The results folders hold no answers: they have no generations/.")
     texts: dict[str, int] = {}
     sets = []
     notes = []
     for label, indices in stored.items():
-        chosen = sorted(sorted(indices, key=lambda i: (rows[i].batch_size, i))[:MAX_RUNS])
+        chosen = sorted(sorted(indices, key=lambda i: rows[i].batch_size)[:MAX_RUNS])
         data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts, most)
         counts = f"{len(data_set.examples)} of {data_set.stored} examples"
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
@@ -183,42 +171,39 @@ def _data_set(
     def position(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    made = DataSet(label, 0, [], [], [])
-    sources: list[str] = []
-    for i, row in rows.items():
-        answers = read_answers(row.folder, row.id)
+    stored = {i: read_answers(row.folder, row.id) for i, row in rows.items()}
+    first = next(filter(None, stored.values()), [])
+    sources = [answer["source"] for answer in first[:most]]
+    examples = [
+        {"id": str(answer.get("id", ""))}
+        | {key: position(answer[key]) for key in ("source", "reference")}
+        for answer in first[:most]
+    ]
+    runs = []
+    for i, answers in stored.items():
         shown = answers[:most]
-        if not made.examples:
-            made.stored, sources = len(answers), [answer["source"] for answer in shown]
-            for answer in shown:
-                example = {key: position(answer[key]) for key in ("source", "reference")}
-                made.examples.append({"id": str(answer.get("id", "")), **example})
         if shown and [answer["source"] for answer in shown] == sources:
             outputs = [position(answer["hypothesis"]) for answer in shown]
             flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}
-            colour = strategy_colour(row.label)
-            made.runs.append(Run(i, names[row.key], colour, outputs, flags))
-    ran = [rows[run.row] for run in made.runs]
-    first: dict[str, int] = {}  # of every label the run with the smallest batch
-    for k in sorted(range(len(ran)), key=lambda k: ran[k].batch_size):
-        first.setdefault(made.runs[k].label, k)
-    made.picked = sorted(first.values())[:MAX_PICKED]
-    _tell_apart(made.runs, ran)
-    for run, row in zip(made.runs, ran, strict=True):
+            name, colour = names[rows[i].key], strategy_colour(rows[i].label)
+            runs.append(Run(i, name, colour, outputs, flags))
+    ran = [rows[run.row] for run in runs]
+    by_label = collected(range(len(runs)), lambda k: runs[k].label).values()
+    picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in by_label)
+    _tell_apart(runs, ran)
+    for run, row in zip(runs, ran, strict=True):
         fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
         wanted = row.baseline_id or row.id
         run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
-    return made
+    return DataSet(label, len(first), examples, runs, picked[:MAX_PICKED])
 
 
 def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
     """Add to equal labels of runs the settings in which their rows differ, or else their ids."""
     for same in collected(range(len(runs)), lambda k: runs[k].label).values():
-        keys = differences(all_settings([rows[k] for k in same])) if len(same) > 1 else []
+        keys = differences(all_settings([rows[k] for k in same]))
         for k in same:
-            texts = {key: setting_text(rows[k], key) for key in keys}
-            named = [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
-            runs[k].label = " · ".join([runs[k].label, *named])
+            runs[k].label = " · ".join([runs[k].label, *setting_words(rows[k], keys)])
     for same in collected(range(len(runs)), lambda k: runs[k].label).values():
         for k in same if len(same) > 1 else ():
             runs[k].label += f" · {rows[k].id}"
@@ -226,16 +211,18 @@ def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
 
 def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
     """Compare every answer with its reference and with the full model's answer."""
-    changes: dict[str, list[int]] = {}
+    pairs = set[tuple[int, int]]()
     for data_set in sets:
         references = [int(example["reference"]) for example in data_set.examples]
         for run in data_set.runs:
             fulls = references if run.baseline is None else data_set.runs[run.baseline].outputs
             for bases in (references, fulls):
-                for base, text in zip(bases, run.outputs, strict=True):
-                    if base != text and (key := f"{base},{text}") not in changes:
-                        changes[key] = compare_texts(texts[base], texts[text])
-    return changes
+                pairs.update(zip(bases, run.outputs, strict=True))
+    return {
+        f"{base},{text}": compare_texts(texts[base], texts[text])
+        for base, text in sorted(pairs)
+        if base != text
+    }
 
 
 def compare_texts(base: str, text: str) -> list[int]:

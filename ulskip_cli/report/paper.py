@@ -7,36 +7,24 @@ from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
-from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import Group, displayed, done, grouped
+from ulskip_cli.report.reference import POINT, ComparedPair, beside
+from ulskip_cli.report.rows import Group, displayed, done, grouped, read_records
 from ulskip_cli.report.tables import TableSection
 
-BATCHES = (1, 2, 8)
-# BLEU on WMT22 (mean of four directions) and tokens/s of prompt and generated tokens at these batch
-# sizes. Table 4, arXiv:2404.06954.
-TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
-    (1, "full"): (23.81, 51, 92, 303),
-    (2, "early_exit"): (17.82, 73, None, None),
-    (2, "skip_decode"): (20.70, 67, 127, 387),
-    (2, "unified"): (21.23, 90, 159, 503),
-    (5, "early_exit"): (10.02, 167, None, None),
-    (5, "skip_decode"): (11.52, 154, 285, 864),
-    (5, "unified"): (14.87, 201, 332, 1004),
-}
+# The paper's values as rows: BLEU on WMT22 (mean of four directions), tokens/s of prompt and
+# generated tokens, and their ratio to those of full. Table 4, arXiv:2404.06954.
+PAPER = Path(__file__).parent.parent / "assets" / "paper"
 CAVEAT = (
     "The paper: BLOOMZ-7B on WMT22, mean of four directions, on one A100-80G. Our model, data and"
     " hardware differ, so do not compare scores or tokens/s. Compare the shares of full and the"
     " speedups (x) with care: the gain from skipping depends on the share of a step that reads"
     " weights. x: tokens/s of prompt and generated tokens divided by those of full at the same"
-    " batch size, or ours in the timed pairs, whose tokens/s differ from those of the answers and"
-    " are left out."
+    " batch size; ours in the timed pairs."
 )
 NOTE = (
     "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
@@ -44,25 +32,6 @@ NOTE = (
     " is the full model's side. Both sides decode the same prompts to the same number of new"
     " tokens, but early exit and drafts stop at EOS."
 )
-
-
-class Line(NamedTuple):
-    """A line of the table."""
-
-    target: float
-    approach: str
-    records: dict[int, Record]  # by batch size
-
-    @property
-    def first(self) -> Record:
-        """The finished record with the smallest batch size."""
-        records = done(self.records.values()) or self.records.values()
-        return min(records, key=lambda record: record.batch_size)
-
-    @property
-    def absent(self) -> str:
-        """The text of a cell without a value."""
-        return self.first.absent
 
 
 def table4(records: Sequence[Record]) -> list[TableSection]:
@@ -73,31 +42,29 @@ def table4(records: Sequence[Record]) -> list[TableSection]:
 
 
 def _table4(group: Group) -> TableSection:
-    def first(key: str, optional: bool = False) -> Column:
-        shown = COLUMNS[key]
-        return Column(shown.head, "", lambda line: tables.cell(line.first, shown), optional)
+    points, metric = group.points(), primary(group.records) or ""
+    tokens_per_second = Column("", ".0f", Record.tokens_per_second)
 
-    def rate(line: Line, size: int) -> str:
-        shown = Column("", ".0f", lambda record: record.tokens_per_second())
-        return tables.cell(line.records[size], shown) if size in line.records else MISSING
+    def rate(first: Record, size: int) -> str:
+        record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
+        return tables.cell(record, tokens_per_second) if record else MISSING
 
-    metric = primary(group.records)
     columns = [
-        Column("target", "", lambda line: f"{line.target:g}x"),
-        Column("approach", "", lambda line: line.approach),
-        first("layers"),
-        first("timed_layers"),
-        *([Column(TITLES[metric], ".2f", lambda line: line.first.value(metric))] if metric else []),
-        first("predicted_speedup", True),
-        first("measured_speedup"),
+        Column("target", "", lambda record: f"{record.target_speedup:g}x"),
+        Column("approach", "", group.approach),
+        COLUMNS["layers"],
+        COLUMNS["timed_layers"],
+        Column(TITLES.get(metric, ""), ".2f", methodcaller("value", metric)),
+        COLUMNS["predicted_speedup"]._replace(optional=True),
+        COLUMNS["measured_speedup"],
+        Column("full\ntok/s", ".0f", methodcaller("tokens_per_second", "full"), True),
+        *(Column(f"tok/s,\nbatch {n}", "", partial(rate, size=n)) for n in group.batches),
     ]
-    if any(record.tokens_per_second() is not None for record in group.records):
-        full = Column("full\ntok/s", ".0f", lambda line: line.first.tokens_per_second("full"), True)
-        sizes = group.batches
-        rates = [Column(f"tok/s,\nbatch {size}", "", partial(rate, size=size)) for size in sizes]
-        columns += [full, *rates]
-    lines = [Line(*point, records) for point, records in group.points().items()]
-    return TableSection.of(group.label, lines, columns)
+    firsts = [
+        min(done(records.values()) or records.values(), key=lambda record: record.batch_size)
+        for records in points.values()
+    ]
+    return TableSection.of(group.label, firsts, columns, words=2)
 
 
 def paper_markdown(sections: Sequence[TableSection]) -> str:
@@ -125,74 +92,36 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
         paper_markdown(table4(records)),
         tables.provenance(records),
     ]
-    text = "\n\n".join(parts) + "\n"
-    write_atomic(file, tables.escape_markdown(text))
+    tables.write_markdown(file, parts)
     return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
 
 
 def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
-    """Make one table per timed setting with the paper's and the measured values; the last table's
-    note has the caveat.
+    """Make one table per setting with the paper's values and ours; the note of the first table has
+    the caveat.
     """
-    timed = [group for group in groups if any(row.total_tokens_per_second for row in group.done)]
-    sections = []
-    for group in timed:
-        title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
-        note = f"Ours: {group.label}." + f" {CAVEAT}" * (group is timed[-1])
-        sections.append(_beside(title, group, note))
+    rows, sections = read_records([PAPER]), list[TableSection]()
+    for group in groups:
+        metric, points, pairs = primary(group.records), group.points(), []
+        ours_judged = shares(group.records)
+        judged = shares(rows) | ours_judged if ours_judged else {}
+        shown = [
+            *([Column(TITLES[metric], ".2f", metric)] if metric else []),
+            tables.share_of_full(judged, ".0%"),
+            Column("tok/s", ".0f", _rate),
+            Column("x", ".2f", "end_to_end_speedup"),
+        ]
+        sides = [side for column in shown for side in beside(column, "paper", "ours")]
+        columns = [*POINT, *sides, Column("timed\nlayers", "", "new.timed_layers")]
+        for row in rows:
+            ours = points.get((row.target_speedup or 0.0, row.label), {}).get(row.batch_size)
+            pairs += [ComparedPair(ours, row)] if ours else []
+        if pairs:
+            title = f"Comparison with the paper: {group.label}"
+            sections.append(TableSection.of(title, pairs, columns, CAVEAT * (not sections)))
     return sections
 
 
-def _beside(title: str, group: Group, note: str) -> TableSection:
-    """Make one table with a line for every target, approach and batch size of the paper."""
-    (full_bleu, *full_rates), lines = TABLE_4[1, "full"], []
-    for (target, approach), (bleu, *rates) in TABLE_4.items():
-        for size, rate, full_rate in zip(BATCHES, rates, full_rates, strict=True):
-            line = {"target": f"{target:g}x", "approach": approach, "batch": str(size)}
-            line |= {"paper\nBLEU": f"{bleu:.2f}", "paper\nof full": f"{bleu / full_bleu:.0%}"}
-            line |= {
-                "paper\ntok/s": str(rate or "N/A"),
-                "paper\nx": f"{rate / full_rate:.2f}" if rate and full_rate else "N/A",
-            }
-            ours = _ours(group, size, (target, approach))
-            if ours or rate:
-                lines.append(line | {f"ours\n{key}": text for key, text in ours.items()})
-    heads = dict.fromkeys(key for line in lines for key in line)
-    if "ours\nof full" not in heads:
-        heads.pop("paper\nBLEU", None)
-        heads.pop("paper\nof full", None)
-    columns = [Column(key, "", methodcaller("get", key)) for key in heads]
-    return TableSection.of(title, lines, columns, note)
-
-
-def _ours(group: Group, size: int, point: tuple[float, str]) -> dict[str, str]:
-    """Return the cells of a target and approach at a batch size; empty if no record measured
-    them.
-    """
-    records = [record for record in group.records if record.batch_size == size]
-    timed_full = [record.full.total_tokens_per_second for record in records if record.full]
-    if point[1] == "full" and timed_full:
-        return {"tok/s": f"{median(timed_full):.0f}", "x": "1.00"}
-    same = [
-        record for record in records if (record.target_speedup, group.approach(record)) == point
-    ]
-    if not same:
-        return {}
-    record, metric = same[0], primary(same[:1])
-    fulls = [full.total_tokens_per_second for full in records if full.keeps_all]
-    rate, times = record.total_tokens_per_second, record.end_to_end_speedup
-    full_rate = next(filter(None, fulls), None)
-    if record.keeps_all:
-        times = 1.0 if rate else None
-    elif times is None and rate and full_rate:
-        times = rate / full_rate
-    is_evaluated = record.pairs is not None and record.throughput_from == "evaluation"
-    rates = [] if is_evaluated else [Column("tok/s", ".0f", lambda _: rate)]  # x is of the pairs
-    timed = f" with {record.timed_layers} layers" if record.timed_layers else ""
-    columns = [*rates, Column("x", "", lambda _: times and f"{times:.2f}{timed}")]
-    if metric:
-        columns.append(Column(TITLES[metric], ".2f", methodcaller("value", metric)))
-    judged = shares(records)
-    if record.key in judged:
-        columns.append(tables.share_of_full("of full", ".0%", judged))
-    return {column.title: tables.cell(record, column) for column in columns}
+def _rate(record: Record) -> float | None:
+    """Return the tokens/s to which the speedup belongs; those of answers do not."""
+    return None if record.throughput_from == "evaluation" else record.total_tokens_per_second

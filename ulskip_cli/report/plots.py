@@ -124,12 +124,12 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         axes.set_title(shortened(group.label, most))
         metric = str(primary(group.records))
         full = _draw_full(axes, group, metric, gate)
-        points = [*((_speedup(row), row.value(metric)) for row in rows), *full]
+        points = [_at(row, metric) for row in rows]
         at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
-        limit_to(axes, [*points, *at_gate])
+        limit_to(axes, [*points, *full, *at_gate])
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
-        gains = [(_speedup(row), row.value(metric)) for row in rows if may_gain(row)]
+        gains = [_at(row, metric) for row in rows if may_gain(row)]
         front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
         if len(front) > 1:
             handles.setdefault("Pareto front", draw_front(axes, front))
@@ -138,7 +138,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         for row in rows if len(rows) <= MAX_LABELS else ():
             target, count = row.target_speedup, len(row.kept_layers or ())
             label = f"{target:g}x" if target else f"{count} layers"
-            annotate(axes, label, (_speedup(row), row.value(metric)), (5, 5))
+            annotate(axes, label, _at(row, metric), (5, 5))
         kind = "predicted" if rows[0].measured_speedup is None else "measured"
         axes.set(
             xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
@@ -149,6 +149,10 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
 
 def _speedup(row: Record) -> float:
     return row.measured_speedup or row.predicted_speedup or row.layer_ratio or 1.0
+
+
+def _at(row: Record, metric: str) -> tuple[float, float]:
+    return _speedup(row), row.value(metric)
 
 
 def _scored(group: Group) -> list[Record]:
@@ -186,10 +190,9 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
     colour, targets = strategy_colour(rows[0].label), {row.target_speedup for row in rows}
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
-    xs, ys = list(map(_speedup, rows)), [row.value(metric) for row in rows]
+    xs, ys = zip(*(_at(row, metric) for row in rows), strict=True)
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
-    unsure = [row for row in rows if not may_gain(row)]
-    centres = [(_speedup(row), row.value(metric)) for row in unsure]
+    centres = [_at(row, metric) for row in rows if not may_gain(row)]
     axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
     clocks = [row.speedup or Interval(1.0, None, None) for row in rows]
     ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
@@ -225,13 +228,17 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no
     suffix.
     """
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
-    figure.set_layout_engine("none")  # the layout is computed once for both files
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file, stream in zip(files, (png, svg), strict=True):
-        write_atomic(file, stream.getvalue())
+    files = []
+    looks: dict[str, Any] = {
+        "png": {"dpi": 150, "pil_kwargs": {"compress_level": 3}},
+        "svg": {"transparent": True, "metadata": {"Date": None}},
+    }
+    for form, look in looks.items():
+        stream = io.BytesIO()
+        figure.savefig(stream, format=form, **look)
+        figure.set_layout_engine("none")  # the layout is computed once for both files
+        files.append(path.with_suffix(f".{form}"))
+        write_atomic(files[-1], stream.getvalue())
     return files
 
 

@@ -50,30 +50,21 @@ class Group:
         return sorted({record.batch_size for record in self.records})
 
     @cached_property
-    def _approaches(self) -> dict[tuple[str, str], str]:
-        """The labels of the records, with the options of strategy and correction in which records
-        of one strategy differ at the same target and batch size.
+    def _options(self) -> list[Key]:
+        """The options of strategy and correction in which records of one label differ at the same
+        target and batch size.
         """
-        names = {record.key: [record.label] for record in self.records}
-        for records in collected(self.records, lambda record: record.strategy).values():
-            lines = collected(
-                records, lambda record: (record.label, record.target_speedup, record.batch_size)
-            )
-            keys = {
-                key: None
-                for line in lines.values()
-                for key in differences(all_settings(line), but=("folder",))
-                if key.part in LINES[:2]
-            }
-            for record in records:
-                names[record.key] += filter(None, (_option_text(record, key) for key in keys))
-        return {key: " ".join(parts) for key, parts in names.items()}
+        lines = collected(
+            self.records, lambda record: (record.label, record.target_speedup, record.batch_size)
+        )
+        return differing_options(lines.values())
 
     def approach(self, record: Record) -> str:
         """Name a record's strategy and its correction, and the options in which the group's
         records differ.
         """
-        return self._approaches[record.key]
+        options = (_option_text(record, key) for key in self._options)
+        return " ".join([record.label, *filter(None, options)])
 
     def called(self, record: Record) -> str:
         """Return the name of a point, e.g. `unified 2x`."""
@@ -85,26 +76,36 @@ class Group:
         """Return the last record of every target, approach and batch size, in the order of the
         paper's table 4: by target, then by strategy with unified last.
         """
-        points: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
-        for record in sorted(
-            self.records,
+        asked = sorted(
+            (record for record in self.records if record.target_speedup),
             key=lambda record: (
                 record.target_speedup or 0.0,
                 record.strategy == "unified",
                 record.strategy,
             ),
-        ):
-            if record.target_speedup:
-                points[record.target_speedup, self.approach(record)][record.batch_size] = record
-        return points
+        )
+        points = collected(
+            asked, lambda record: (record.target_speedup or 0.0, self.approach(record))
+        )
+        return {
+            point: {record.batch_size: record for record in records}
+            for point, records in points.items()
+        }
+
+
+def differing_options(lines: Iterable[Sequence[Record]]) -> list[Key]:
+    """Return the options of strategy and correction in which records of one line differ."""
+    keys = (key for line in lines for key in differences(all_settings(line), but=("folder",)))
+    return [key for key in dict.fromkeys(keys) if key.part in LINES[:2]]
 
 
 def _option_text(record: Record, key: Key) -> str:
     """Return an option as part of a name; paths are named by their last part."""
     option = settings(record).get(key)
-    if isinstance(option, tuple) and option and all(isinstance(item, str) for item in option):
-        return ", ".join(Path(item).name for item in option)
-    return Path(option).name if isinstance(option, str) else "" if option is None else words(option)
+    parts = option if isinstance(option, tuple) else (option,)
+    if all(isinstance(part, str) for part in parts):
+        return ", ".join(Path(part).name for part in parts)
+    return "" if option is None else words(option)
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
@@ -174,16 +175,13 @@ def reasons(records: Iterable[Record]) -> list[str]:
     """List the reasons why points have no result, with strategies; reasons that differ only in `got
     NUMBER` are merged.
     """
-    first: dict[str, str] = {}
-    strategies: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
-        if not record.is_done:
-            reason = record.reason or "no reason given"
-            reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
-            strategies[record.absent, reason].append(record.strategy)
+    same = collected(
+        (record for record in records if not record.is_done),
+        lambda record: (record.absent, re.sub(r"got \d+", "got", str(record.reason))),
+    )
     return [
-        f"{word} ({', '.join(dict.fromkeys(names))}): {text}"
-        for (word, text), names in strategies.items()
+        f"{word} ({', '.join(dict.fromkeys(row.strategy for row in rows))}): {rows[0].reason}"
+        for (word, _), rows in same.items()
     ]
 
 
@@ -191,14 +189,15 @@ def warnings(records: Iterable[Record]) -> list[str]:
     """List the warnings of runs, and those about wide intervals of all units of a point; those that
     differ only in the strategy and in numbers are merged and counted.
     """
-    texts: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        for text in (*record.warnings, *_wide_interval(record)):
-            plain = text.removeprefix(f"{record.strategy}: ")
-            key = re.sub(r"\d+(\.\d+)?", "", plain.replace(record.strategy, ""))
-            texts[key].append(plain)
+    told = [
+        (record.strategy, text.removeprefix(f"{record.strategy}: "))
+        for record in records
+        for text in (*record.warnings, *_wide_interval(record))
+    ]
+    alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
     return [
-        f"{same[0]}{f' (in {len(same)} rows)' if len(same) > 1 else ''}" for same in texts.values()
+        f"{same[0][1]}{f' (in {len(same)} rows)' if len(same) > 1 else ''}"
+        for same in alike.values()
     ]
 
 
@@ -220,6 +219,12 @@ def setting_text(record: Record, key: Key) -> str:
     # An engine that agrees with all others, e.g. that of drafts, is shown too.
     value = record.value(key.name) if key.name in DETECTED else settings(record).get(key)
     return MISSING if value in (None, {}, ()) else words(value)
+
+
+def setting_words(record: Record, keys: Iterable[Key]) -> list[str]:
+    """Name the values of some settings, without those that the record does not have."""
+    texts = {key: setting_text(record, key) for key in keys}
+    return [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
 
 
 def words(value: object) -> str:
@@ -244,8 +249,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     """
     rows = all_settings(records)
     keys = dict.fromkeys(key for row in rows for key in row if key.part not in LINES)
-    values = {key: {repr(row[key]) for row in rows if key in row} for key in keys}
-    varied = [key for key in keys if len(values[key]) > 1]
+    varied = [key for key in keys if len({repr(row[key]) for row in rows if key in row}) > 1]
     lines = [tuple(repr(row[key]) if key in row else None for key in varied) for row in rows]
     group_of = _assigned(list(dict.fromkeys(lines)))
     members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
@@ -255,28 +259,23 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         same = [record for _, record in pairs]
         best = next((record for record in done(same) if record.baseline_id), same[0])
         labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
-        texts = {key: setting_text(best, key) for key in named}
-        labels += [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
-        groups.append(Group(" · ".join(labels), same))
+        groups.append(Group(" · ".join([*labels, *setting_words(best, named)]), same))
     return groups
 
 
-def _telling(rows: Sequence[Settings], keys: Sequence[Key]) -> list[Key]:
+def _telling(rows: Sequence[Settings], keys: Iterable[Key]) -> list[Key]:
     """Select the keys that tell rows apart which have equal names and equal values of the keys
     before.
     """
-    chosen: list[Key] = []
+    told = list(map(Key, NAMES))
     for key in keys:
-        if key.name in NAMES:
-            continue
-        values: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        for row in rows:
-            if key in row:
-                told = tuple(repr(row.get(name)) for name in (*map(Key, NAMES), *chosen))
-                values[told].add(repr(row[key]))
-        if any(len(different) > 1 for different in values.values()):
-            chosen.append(key)
-    return chosen
+        equal = collected(
+            (row for row in rows if key in row),
+            lambda row: tuple(repr(row.get(name)) for name in told),
+        )
+        if any(len({repr(row[key]) for row in same}) > 1 for same in equal.values()):
+            told.append(key)
+    return told[len(NAMES) :]
 
 
 Line = tuple[str | None, ...]  # the values of settings, None for one that a record does not have

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import (
     ABSENT,
     COLUMNS,
@@ -26,10 +25,12 @@ from ulskip_cli.experiments.record import (
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
-from ulskip_cli.experiments.statistics import QualityShare, primary, shares
+from ulskip_cli.experiments.statistics import GATE, QualityShare, primary, shares
 from ulskip_cli.report.rows import (
     LINES,
+    Group,
     collected,
+    differing_options,
     displayed,
     done,
     grouped,
@@ -46,10 +47,27 @@ FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for"
-    " each comparison, not corrected for the number of comparisons)."
+    " each comparison, not corrected for the number of comparisons); a row of fewer than"
+    f" {MIN_FOR_STARS} examples has none."
 )
 MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."
+)
+INTERVAL = (
+    "Interval: 95%, of units that one process timed and of the spread between processes; from three"
+    " processes on, of their means."
+)
+OLD_INTERVAL = (
+    "Interval of rows of earlier versions: of the pairs of one process, so another process may well"
+    " measure a speedup outside."
+)
+RATES = (
+    "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full model in"
+    " the same pairs. Rows were timed one after the other, so compare speedups."
+)
+DEPTHS = (
+    "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s belong; the"
+    " scores belong to the other number."
 )
 NO_REFERENCES = (
     "The prompts have no references: the score is the agreement, the share of the tokens of the"
@@ -80,7 +98,7 @@ class TableSection:
     columns: list[Column]
     cells: list[list[str]]
     note: str = ""
-    words: int = 2  # number of first columns that hold words, aligned left
+    words: int = 1  # number of first columns that hold words, aligned left
     sentences: bool = False  # cells hold sentences, which wrap
 
     @property
@@ -110,7 +128,7 @@ class TableSection:
         lines: Sequence[object],
         columns: Iterable[Column],
         note: str = "",
-        words: int = 2,
+        words: int = 1,
     ) -> "TableSection":
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
@@ -132,46 +150,47 @@ def setting(key: Key, optional: bool = False) -> Column:
     return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), optional)
 
 
-def ends(interval: Interval | None, form: str = ".2f") -> str | None:
-    """Return the ends of an interval as text; None if they are not known."""
-    if interval is None or interval.low is None:
-        return None
-    return f"{interval.low:{form}} to {interval.high:{form}}"
-
-
-def share_of_full(title: str, form: str, judged: Shares) -> Column:
+def share_of_full(judged: Shares, form: str = ".1%") -> Column:
     """Return the column of the share of the full model's quality."""
-    return Column(title, form, lambda record: getattr(judged.get(record.key), "share", None))
+    return Column("of\nfull", form, lambda record: getattr(judged.get(record.key), "share", None))
 
 
-def share_interval(judged: Shares) -> Column:
-    """Return the column of the paired 95% interval of this share."""
+def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
+    """Return the columns of this share and of its paired 95% interval."""
 
-    def text(record: Record) -> str | None:
+    def ends(record: Record) -> str | None:
         share = judged.get(record.key)
-        return ends(Interval(share.share, share.low, share.high), ".0%") if share else None
+        return share.interval.ends(".0%") if share else None
 
-    return Column("of full,\n95%", "", text)
+    return [share_of_full(judged, form), Column("of full,\n95%", "", ends)]
 
 
-def long_section(records: Sequence[Record]) -> TableSection:
-    """Make the long table: the settings in which the records differ, and the columns for which some
-    record has a value.
+def gate_column(title: str, judged: Shares) -> Column:
+    """Return the column of the verdict on the claim that a row reaches the quality gate."""
+
+    def show(record: Record) -> str | None:
+        return None if record.keeps_all else getattr(judged.get(record.key), "verdict", None)
+
+    return Column(title, "", show)
+
+
+def all_shares(groups: Iterable[Group], gate: float = GATE) -> Shares:
+    """Judge the records of all groups."""
+    return {key: share for group in groups for key, share in shares(group.records, gate).items()}
+
+
+def long_section(records: Sequence[Record], gate: float | None = None) -> TableSection:
+    """Make the long table: the settings in which the records differ, the columns for which some
+    record has a value, and with a `gate` the verdicts on it.
     """
     records = ordered(records)
-    note = sentences(explanations(records))
-    of_full = {
-        key: share for group in grouped(records) for key, share in shares(group.records).items()
-    }
-    quality = [share_of_full("of\nfull", ".1%", of_full), share_interval(of_full)]
-    columns = [*long_columns(records), *quality]
-    return TableSection.of(title(records), records, columns, note, words=1)
-
-
-def long_columns(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of the long table: the strategy, settings, and measured values."""
+    judged = all_shares(grouped(records), gate or GATE)
+    quality = [*share_columns(judged), *[gate_column("keeps gate", judged)] * (gate is not None)]
     strategy, *measured = COLUMNS.values()
-    return [strategy, *setting_columns(records), *measured, *_harness(records)]
+    at = measured.index(COLUMNS["decode_loss"])
+    columns = [strategy, *setting_columns(records), *measured[:at], *quality, *measured[at:]]
+    note = sentences(explanations(records))
+    return TableSection.of(title(records), records, [*columns, *_harness(records)], note)
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
@@ -181,15 +200,13 @@ def short_section(records: Sequence[Record]) -> TableSection:
     strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key == metric
     )
-    judged = shares(records)
-    quality = [share_of_full("of\nfull", ".0%", judged), share_interval(judged)]
+    quality = share_columns(shares(records), ".0%")
     stars = [STARS] * any(record.is_significant(metric or "") for record in records)
     return TableSection.of(
         title(records),
         records,
         [strategy, *setting_columns(records), *measured, *quality, full_rate, rate],
-        sentences([*stars, *_without_references(records), *reasons(records)]),
-        words=1,
+        sentences([*stars, NO_REFERENCES * (metric == AGREEMENT.key), *reasons(records)]),
     )
 
 
@@ -202,12 +219,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
-    options = [
-        key
-        for same in collected(records, lambda record: record.label).values()
-        for key in differences(all_settings(same))
-        if key.part in LINES[:2]
-    ]
+    options = differing_options(collected(records, lambda record: record.label).values())
     others = differences(all_settings(records), but=[*LINES[:3], "folder"])
     keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
     return [setting(key, key.name not in NAMES) for key in keys]
@@ -302,6 +314,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
 
 
+def write_markdown(file: Path, parts: Iterable[str]) -> None:
+    """Write a report of some parts, without the empty ones."""
+    write_atomic(file, escape_markdown("\n\n".join(filter(None, parts)) + "\n"))
+
+
 def latex(section: TableSection, label: str) -> str:
     """Write a table in LaTeX with booktabs."""
     caption = sentences([section.title, section.note]) if section.note else section.title
@@ -354,8 +371,8 @@ def write_tables(folder: ResultsFolder) -> None:
     """Write table.md and table.csv from all records of a folder."""
     records = [displayed(record, folder.path) for record in folder.records()]
     long = long_section(records)
-    text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(records)])
-    write_atomic(folder.path / FILE, escape_markdown(text) + "\n")
+    parts = [f"# {long.title}", markdown(long), long.note, provenance(records)]
+    write_markdown(folder.path / FILE, parts)
     write_atomic(folder.path / "table.csv", to_csv(records))
 
 
@@ -402,45 +419,21 @@ def provenance(records: Sequence[Record]) -> str:
 def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
     timed = [record.pairs for record in records if record.pairs and record.pairs.full]
-    notes = []
-    if any(pairs.units for pairs in timed):
-        notes.append(
-            "Interval: 95%, of units that one process timed and of the spread between processes;"
-            " from three processes on, of their means."
-        )
-    if not all(pairs.units for pairs in timed):
-        notes.append(
-            "Interval of rows of earlier versions: of the pairs of one process, so another process"
-            " may well measure a speedup outside."
-        )
-    return notes
+    is_old = not all(pairs.units for pairs in timed)
+    return [INTERVAL] * any(pairs.units for pairs in timed) + [OLD_INTERVAL] * is_old
 
 
 def explanations(records: Sequence[Record]) -> list[str]:
     """Explain the marks and columns of the long table, one note per item."""
-    judged = [record for record in records if record.vs_baseline]
-    few = [record for record in judged if record.has_few_examples]
-    notes = [STARS] if len(few) < len(judged) else []
-    notes += _without_references(records)
-    if few:
-        notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
-    if any(record.measured_speedup is not None for record in records):
-        notes += [MEASURED, *interval_notes(records)]
-    if any(record.timed_tokens_per_second is not None for record in records):
-        notes.append(
-            "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full"
-            " model in the same pairs. Rows were timed one after the other, so compare speedups."
-        )
-    if any(record.timed_layers for record in records):
-        notes.append(
-            "Timed layers: mean number of layers in the timed pairs, to which speedup and tok/s"
-            " belong; the scores belong to the other number."
-        )
-    return [*notes, *reasons(records)]
-
-
-def _without_references(records: Sequence[Record]) -> list[str]:
-    return [NO_REFERENCES] * (primary(records) == AGREEMENT.key)
+    is_timed = any(record.measured_speedup is not None for record in records)
+    notes = {
+        STARS: any(record.vs_baseline for record in records),
+        NO_REFERENCES: primary(records) == AGREEMENT.key,
+        **dict.fromkeys([MEASURED, *interval_notes(records)], is_timed),
+        RATES: any(record.timed_tokens_per_second is not None for record in records),
+        DEPTHS: any(record.timed_layers for record in records),
+    }
+    return [*(note for note, applies in notes.items() if applies), *reasons(records)]
 
 
 def sentences(parts: Iterable[str]) -> str:

@@ -1,0 +1,203 @@
+"""Rows beside a reference: the points of two results folders. Winners, frontiers and the comparison
+with the paper use the same pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+
+from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
+from ulskip_cli.experiments.record import Column, Record
+from ulskip_cli.experiments.settings import Key, all_settings
+from ulskip_cli.experiments.statistics import (
+    FAILS,
+    HOLDS,
+    TIE,
+    TITLES,
+    difference,
+    primary,
+    speed_ratio,
+    unchanged,
+    verdict,
+    within,
+)
+from ulskip_cli.report.rows import done, grouped
+from ulskip_cli.report.tables import TableSection, all_shares, gate_column, sentences
+
+TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
+NOTE = (
+    "Quality: new minus old; speedup: new divided by old. A star (*) marks a 95% interval that"
+    " excludes no difference, for each comparison and not corrected for their number. Intervals of"
+    " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
+)
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """A row beside a reference."""
+
+    new: Record
+    old: Record  # the reference
+
+    @property
+    def metric(self) -> str:
+        """The key of the metric in which both are compared."""
+        return primary([self.new, self.old]) or ""
+
+    @cached_property
+    def quality(self) -> Interval | None:
+        """The score of the row minus that of the reference; positive is better."""
+        if any(record.value(self.metric) is None for record in (self.new, self.old)):
+            return None
+        return difference(self.new, self.old, self.metric)
+
+    @cached_property
+    def speedup(self) -> Interval | None:
+        """The speedup of the row divided by that of the reference; None for a full model that was
+        timed against itself.
+        """
+        is_noise = self.new.keeps_all and not self.new.baseline_id
+        return None if is_noise else speed_ratio(self.new, self.old)
+
+    @property
+    def better(self) -> str:
+        """The verdict on the claim that the row has the better quality."""
+        return verdict(self.quality)
+
+    @property
+    def faster(self) -> str:
+        """The verdict on the claim that the row has the higher speedup."""
+        return verdict(self.speedup, 1.0)
+
+    @property
+    def absent(self) -> str:
+        """The text of a cell without a value."""
+        return self.new.absent
+
+
+def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
+    """Return the columns of a value of the reference, which may be optional, and of the row beside
+    it.
+    """
+    head, of = column.title, column.value
+    return [
+        column._replace(title=f"{old}\n{head}", show=lambda pair: of(pair.old)),
+        Column(f"{new}\n{head}", column.form, lambda pair: of(pair.new)),
+    ]
+
+
+POINT = [
+    Column("approach", "", "new.label"),
+    Column("target", ".4g", "new.target_speedup"),
+    Column("batch", "", "new.batch_size"),
+]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The points that two results folders both contain, in the order of the new one, and the
+    numbers of the other points.
+    """
+
+    pairs: list[ComparedPair]
+    only_old: int
+    only_new: int
+    differs: list[Key]  # settings in which the sides share no value
+    tolerance: float
+    gate: float
+
+    def losses(self) -> list[str]:
+        """Say of every point that got worse what got worse, beyond the noise of all comparisons
+        together (Bonferroni).
+        """
+        claims = [
+            (pair.new, what, interval.value, interval.high - interval.value, bound)
+            for pair in self.pairs
+            for what, interval, bound in (
+                ("speed", pair.speedup, 1.0),
+                (TITLES.get(pair.metric, pair.metric), pair.quality, 0.0),
+            )
+            if interval and interval.high is not None
+        ]
+        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(claims)))
+        return [
+            f"{new.label}{f' {target:g}x' if (target := new.target_speedup) else ''}, batch"
+            f" {new.batch_size}: {what}"
+            for new, what, value, reach, bound in claims
+            if value + reach * z / NORMAL < bound
+        ]
+
+    def section(self, title: str) -> TableSection:
+        """Make the table, one line per pair."""
+        metrics = list(dict.fromkeys(pair.metric for pair in self.pairs if pair.metric))
+        name = TITLES[metrics[0]] if len(metrics) == 1 else "quality"
+
+        def score(record: Record) -> float | None:
+            return next(
+                (value for key in metrics if (value := record.value(key)) is not None), None
+            )
+
+        judged = all_shares(grouped([pair.new for pair in self.pairs]), self.gate)
+        keeps = gate_column(f"keeps\n{self.gate:.0%}", judged)
+        columns = [
+            *POINT,
+            *beside(Column(name, ".2f", score, optional=True)),
+            Column("minus\nold", "", lambda pair: _starred(pair.quality, pair.better, "+.2f")),
+            Column(
+                "minus old,\n95%", "", lambda pair: pair.quality and pair.quality.ends("+.2f"), True
+            ),
+            *beside(Column("speedup", ".2f", "measured_speedup", optional=True)),
+            Column("over\nold", "", lambda pair: _starred(pair.speedup, pair.faster, ".2f")),
+            Column("over old,\n95%", "", lambda pair: pair.speedup and pair.speedup.ends(), True),
+            keeps._replace(show=lambda pair: keeps.value(pair.new)),
+            Column(
+                "faster\nthan full",
+                "",
+                lambda pair: pair.speedup and verdict(pair.new.speedup, 1.0),
+            ),
+            Column("as\nbefore", "", self._is_as_before),
+        ]
+        notes = [NOTE, f"As before: the same answers, and a speedup within {self.tolerance:.0%}"]
+        if self.differs:
+            titles = dict.fromkeys(key.title for key in self.differs)
+            notes.append(f"The sides differ in {', '.join(titles)}")
+        counts = {"old": self.only_old, "new": self.only_new}
+        notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
+        return TableSection.of(title, self.pairs, columns, sentences(notes))
+
+    def _is_as_before(self, pair: ComparedPair) -> str | None:
+        """Return the verdict on the claim that the new side has the score of the old one, and its
+        speedup within the tolerance.
+        """
+        words = unchanged(pair.quality), within(pair.speedup, self.tolerance)
+        return next((word for word in (FAILS, TIE, HOLDS) if word in words), None)
+
+
+def _starred(interval: Interval | None, word: str, form: str) -> str | None:
+    return f"{interval.value:{form}}{'*' * (word != TIE)}" if interval else None
+
+
+def compare(
+    new: Sequence[Record], old: Sequence[Record], tolerance: float, gate: float
+) -> Comparison:
+    """Match the finished points of new and old records.
+
+    Two points match if they agree in every setting, except settings of which the two sides share no
+    value (for example two seeds).
+    """
+    new, old = done(new), done(old)
+    rows = all_settings([*new, *old])
+    sides = rows[: len(new)], rows[len(new) :]
+    differs = []
+    for key in sorted({key for row in rows for key in row if key.name != "folder"}):
+        mine, theirs = ({repr(row[key]) for row in side if key in row} for side in sides)
+        if mine and theirs and mine.isdisjoint(theirs):
+            differs.append(key)
+    ignored = {Key("folder"), *differs}
+    points = [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]
+    now = dict(zip(points[: len(new)], new, strict=True))
+    before = dict(zip(points[len(new) :], old, strict=True))
+    pairs = [ComparedPair(now[point], before[point]) for point in now if point in before]
+    unmatched = len(before) - len(pairs), len(now) - len(pairs)
+    return Comparison(pairs, *unmatched, differs, tolerance, gate)
