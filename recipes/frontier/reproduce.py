@@ -1,16 +1,15 @@
 """Compare engines, formats of weights, skipped layers, drafts and smaller models with one full
 model, in one table.
 
-    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters \\
-        --drafter runs/drafter/adapter
+    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters
     python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER
 
 The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
-with trained adapters and the layers that recipes/lossless/drafter.py trained to draft; without
---data only the sample is measured. The second command compares a model with smaller siblings. PATH
-holds cnn_dm/. The first command takes about two hours on two cores with AVX512, which should be
-idle otherwise, and without --data half an hour. --parts chooses what is measured. If the recipe is
-interrupted, the same command resumes. The page goes to results/frontier/README.md.
+with trained adapters; without --data only the sample is measured. The second command compares a
+model with smaller siblings. PATH holds cnn_dm/. The first command takes about two hours on two
+cores with AVX512, which should be idle otherwise, and without --data half an hour. --parts chooses
+what is measured. If the recipe is interrupted, the same command resumes. The page goes to
+results/frontier/README.md.
 LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
@@ -102,9 +101,6 @@ def measure(args: argparse.Namespace, part: str) -> None:
         call("sweep", *common, engines if kind in MERGED else "engine=torch", *adapted)
     drafts = [*common, "engine=torch", "batch_size=1", "decoding.draft_tokens=auto"]
     call("sweep", *drafts, "decoding=prompt_lookup", "strategy=full", "ratio=2")
-    if args.drafter:
-        layers = ["decoding=self_speculative", "decoding.draft=both"]
-        call("sweep", *drafts, *layers, *adapter(args.drafter)[1])
 
 
 def adapter(folder: Path) -> tuple[str, list[str]]:
@@ -204,7 +200,6 @@ def main() -> None:
         help="presets, folders or hub ids of smaller models, separated by commas",
     )
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
-    parser.add_argument("--drafter", type=Path, help="adapter of recipes/lossless/drafter.py")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
     parser.add_argument("--limit", type=int, default=200, help="number of articles")

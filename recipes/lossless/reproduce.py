@@ -3,14 +3,13 @@ look-ups of transformers.
 
     python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
-        task.file=runs/drafter/report.jsonl task.max_article_words=250 task.max_new_tokens=96 \\
-        limit=20 ratio=6 strategy=search 'strategy.layers=[0,7,14,21,29]' \\
-        correction=adapter correction.path=runs/drafter/adapter
+        task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=250 \\
+        task.max_new_tokens=96 limit=20
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
-only look-ups are measured. drafter.py trains the adapter of the second command. On two cores with
-AVX512, the first command takes about 20 minutes and the second an hour. If it is interrupted, the
-same command resumes. The page goes to results/lossless/NAME/README.md.
+only look-ups are measured. On two cores, the first command takes about 20 minutes and the second a
+quarter of an hour. If it is interrupted, the same command resumes. The page goes to
+results/lossless/NAME/README.md.
 """
 
 import argparse

@@ -21,7 +21,11 @@ def test_a_point_leaves_out_its_skipped_layers():
 
 def test_the_page_has_a_table_for_each_task():
     config = {"task": {"name": "humaneval"}}
-    rows = [sweep_row("full", engine="torch", config=config, pass_at_1=75.0, peak_memory_bytes=5_000_000_000)]
+    rows = [
+        sweep_row(
+            "full", engine="torch", config=config, pass_at_1=75.0, peak_memory_bytes=5_000_000_000
+        )
+    ]
     text = real_model.page(rows)
     assert "## HumanEval" in text and "GSM8K" not in text
     assert "| full | none | all |" in text and "| 75.0 | 100.0% | 1 |" in text
