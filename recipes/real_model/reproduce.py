@@ -140,7 +140,7 @@ def page(rows: list[Record]) -> str:
             table = "\n".join(heads + [line(row, METRICS[name]) for row in same])
             parts += [f"## {title}", f"{counts} examples.", table]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
-    note = f"{NOTE} A run took at most {peak:.1f} GB of memory."
+    note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
     return "\n\n".join([*parts, note, provenance(rows)]) + "\n"
 
 
