@@ -5,10 +5,10 @@
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
 for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/ and cnn_dm/. Answers of
 HumanEval are code that this recipe runs, with limits of time, memory and files. Patches learn from
-the last 40 problems, which are not evaluated. With --problems 48 a row takes about eight minutes on
-two cores. If it is interrupted, the same command resumes; --only chooses tasks, and --page writes
-the page of the stored rows alone. score.py computes the shares again from the stored answers.
-An adapter that adapter.py has trained before is measured too.
+the last 40 problems, which are not evaluated. With --problems 32 a row takes about six minutes on
+two idle cores. If it is interrupted, the same command resumes; --only chooses tasks, and --page
+writes the page of the stored rows alone. score.py computes the shares again from the stored
+answers. An adapter that adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def task(name: str, data: Path, work: Path) -> list[str]:
 
 def line(row: Record, metric: str) -> str:
     """Return the line of a row in the table of its task."""
-    agreement, kept = "1", list(shares([row]).values())
+    agreement, kept = "–" if row.baseline_id else "1", list(shares([row]).values())
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     cells = [
@@ -137,7 +137,8 @@ def page(rows: list[Record]) -> str:
         if same := [row for row in rows if row.task == name]:
             heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
             counts = ", ".join(sorted({str(row.num_examples) for row in same}))
-            table = "\n".join(heads + [line(row, METRICS[name]) for row in same])
+            lines = dict.fromkeys(line(row, METRICS[name]) for row in same)
+            table = "\n".join([*heads, *lines])
             parts += [f"## {title}", f"{counts} examples.", table]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
