@@ -145,7 +145,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
 	$(LOSSLESS) name=news $(NEWS) limit=20
-	$(LOSSLESS) name=translation limit=100 ratio=6
+	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
 	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)

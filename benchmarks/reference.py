@@ -31,10 +31,6 @@ SECTION_TITLES = (
     *("Rows of a bench", "Rows of lm-eval", "Provenance"),
 )
 HEADS = ("key", "meaning", "type", "default", "commands")
-BOTH = {  # two needs, and the word for both
-    "drafts, drafts of layers": "drafts",
-    "folded patches, patches that are not folded": "patches",
-}
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -52,20 +48,13 @@ def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
         names.setdefault(supported, []).append(name)
     for supported, group in names.items():
         if supported != ALL:
-            yield f"- {shorten(', '.join(group))}: no {texts(ALL - supported)}"
+            yield f"- {', '.join(group)}: no {texts(ALL - supported)}"
     yield ""
 
 
 def texts(needs: Set[Need]) -> str:
     """Return the texts of needs in the order of their declaration."""
-    return shorten(", ".join(need.text for need in Need if need in needs))
-
-
-def shorten(names: str) -> str:
-    """Replace two names by the word for both."""
-    for both, name in BOTH.items():
-        names = names.replace(both, name)
-    return names
+    return ", ".join(need.text for need in Need if need in needs)
 
 
 def combinations() -> str:
@@ -87,8 +76,7 @@ def combinations() -> str:
         "# What works with what",
         "",
         "Every combination that is not listed here works. The others are refused before weights",
-        "are loaded, in one line that names an option that works. Drafts include drafts of layers,",
-        "and patches folded ones.",
+        "are loaded, in one line that names an option that works.",
         "",
         "## Engines",
         "",

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", type=Path, required=True, help="folder of humaneval/")
     parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--functions", type=int, default=128)
+    parser.add_argument("--functions", type=int, default=96)
     parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
     args = parser.parse_args()

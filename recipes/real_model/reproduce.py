@@ -1,14 +1,14 @@
 """Measure what skipping layers keeps of a model's right answers: code, mathematics and news.
 
-    python recipes/real_model/reproduce.py --model FILE.gguf --data PATH [--problems 164]
+    python recipes/real_model/reproduce.py --model FILE.gguf --data PATH --problems 32
 
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
 for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/ and cnn_dm/. Answers of
 HumanEval are code that this recipe runs, with limits of time, memory and files. Patches learn from
-the last 40 problems, which are not evaluated. With --problems 32 a row takes about six minutes on
-two idle cores. If it is interrupted, the same command resumes; --only chooses tasks, and --page
-writes the page of the stored rows alone. score.py computes the shares again from the stored
-answers. An adapter that adapter.py has trained before is measured too.
+the last 40 problems, which are not evaluated. The stored rows are of 32 problems, with which a row
+takes about six minutes on two idle cores. If it is interrupted, the same command resumes; --only
+chooses tasks, and --page writes the page of the stored rows alone. score.py computes the shares
+again from the stored answers. An adapter that adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -150,7 +150,8 @@ NOTE = (
     " of the paired bootstrap. Agreement: the share of positions in the full model's own answers at"
     " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
-    " held-out examples of the same task. `answers.jsonl.gz` has every answer."
+    " held-out examples of the same task, and adapter.py trained the adapter. `answers.jsonl.gz`"
+    " has every answer."
 )
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
     parser.add_argument("--problems", type=int, default=124, help="examples of each task")
-    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--only", default=",".join(POINTS), help="tasks to measure")
     parser.add_argument("--points", type=int, help="measure only the first points of each task")
     parser.add_argument("--page", action="store_true", help="write the page alone")

@@ -28,6 +28,8 @@ from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 # factor between measured and predicted speedup that is allowed without a warning
 PREDICTION_FACTOR = 1.6
+# values of batches that are added up
+SUMMED = ("prompt_tokens", "generated_tokens", "decode_seconds", "total_seconds", "compile_seconds")
 
 
 def describe_schedule(
@@ -64,8 +66,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     time only. `total_tokens_per_second` divides prompt and generated ids by prefill and decode
     time, as the paper counts.
     """
-    keys = "prompt_tokens generated_tokens decode_seconds total_seconds compile_seconds"
-    total = {key: sum(getattr(output, key) for output in outputs) for key in keys.split()}
+    total = {key: sum(getattr(output, key) for output in outputs) for key in SUMMED}
     decoded_tokens = sum(output.decoded_tokens for output in outputs)
     all_tokens = total["prompt_tokens"] + total["generated_tokens"]
     drafts, exits = sum_drafts(outputs), sum_exits(outputs)

@@ -88,7 +88,8 @@ def patched_view(
         patched = {"patch_before": patches.get(kept[place]), "patch_after": after}
         if not any(patched.values()):
             return layer
-        return shallow_view.copied(layer, patched, _patched_class(type(layer)))  # type: ignore[arg-type]
+        kind = _patched_class(type(layer))  # type: ignore[arg-type]
+        return shallow_view.copied(layer, patched, kind)
 
     return shallow_view.shallow_view(model, kept, adapt)
 

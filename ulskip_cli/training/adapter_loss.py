@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ class AdapterLoss(TwoPassLoss):
         if kept == self.all_layers:
             return self.outputs.model
         if kept not in self._views:
-            patches: Any = self.patches[self.start.kept_sets.index(kept)]
+            patches = cast(nn.ModuleDict, self.patches[self.start.kept_sets.index(kept)])
             by_layer = {int(layer): patch for layer, patch in patches.items()}
             self._views[kept] = patched_view(self.base, kept, by_layer)
         return self._views[kept]
