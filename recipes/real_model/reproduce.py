@@ -185,7 +185,12 @@ def main() -> None:
     args = parser.parse_args()
     if not args.page:
         prepare(args.data, args.work)
-        common = [f"model.path={args.model}", f"limit={args.problems}", f"name={FOLDER.name}"]
+        common = [
+            f"model.path={args.model}",
+            "model.dtype=float32",
+            f"limit={args.problems}",
+            f"name={FOLDER.name}",
+        ]
         common += [f"batch_size={args.batch_size}", "speed.enabled=false"]
         for name in args.only.split(","):
             trained = adapters(args.work) if name == "humaneval" else []

@@ -7,7 +7,6 @@ from reference import build_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, ModelFolder, read_headers
@@ -126,46 +125,19 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 
 
 @pytest.mark.parametrize(
-    ("flags", "stored", "options", "expected"),
+    ("stored", "options", "expected"),
     [
-        ("flags : fpu avx2", "bfloat16", {}, "float32"),
-        ("flags : fpu avx512_bf16", "bfloat16", {}, "bfloat16"),
-        ("Features : fp asimd bf16", "bfloat16", {}, "bfloat16"),
-        ("flags : avx2", "float16", {}, "float32"),
-        ("flags : avx2", "float32", {}, "float32"),
-        ("flags : avx2", "bfloat16", {"dtype": "bfloat16"}, "bfloat16"),
-        ("flags : avx2", "bfloat16", {"device": "cuda"}, "bfloat16"),
-        ("flags : avx2", "bfloat16", {"quantization": "torchao-int8"}, "auto"),
-        ("flags : avx2", None, {}, "auto"),
+        ("bfloat16", {}, "bfloat16"),
+        ("float32", {}, "float32"),
+        ("bfloat16", {"dtype": "float32"}, "float32"),
+        ("bfloat16", {"quantization": "torchao-int8"}, "auto"),
+        (None, {}, "auto"),
     ],
 )
-def test_auto_is_float32_on_a_cpu_without_instructions_for_the_type(
-    model_folder, tmp_path, monkeypatch, flags, stored, options, expected
-):
+def test_auto_is_the_type_of_the_checkpoint(model_folder, tmp_path, stored, options, expected):
     config = json.loads((model_folder / "config.json").read_text())
     config.pop("dtype")
     (tmp_path / "config.json").write_text(
         json.dumps(config | ({"dtype": stored} if stored else {}))
     )
-    monkeypatch.setattr(environment.Path, "read_text", machine_with(flags))
-    environment.is_slow_type.cache_clear()
-    files = ModelFolder(hf(tmp_path, **{"device": "cpu", **options}))
-    chosen, note = files.model, files.dtype_note or ""
-    environment.is_slow_type.cache_clear()
-    assert chosen.dtype == expected
-    if not options:
-        assert ("has no instructions for" in note) is (expected == "float32" != stored)
-        assert files.stored_model.dtype == (stored or "auto")
-    assert ("is slow on this CPU" in note) is (options == {"dtype": "bfloat16"})
-
-
-def machine_with(flags):
-    """Return a `Path.read_text` that finds these flags in /proc/cpuinfo."""
-    read_text = environment.Path.read_text
-
-    def read(path, *arguments, **options):
-        if str(path) == "/proc/cpuinfo":
-            return f"processor : 0\n{flags}\n"
-        return read_text(path, *arguments, **options)
-
-    return read
+    assert ModelFolder(hf(tmp_path, **options)).model.dtype == expected

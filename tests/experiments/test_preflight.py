@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from ulskip_cli.core import environment, model_metadata
+from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.describe import describe_schedule
@@ -171,22 +171,16 @@ def test_a_benchmark_does_not_read_its_task():
         resolve(config)
 
 
-def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path, monkeypatch):
+def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(model_folder, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
 
-    def resolved(is_slow, *overrides):
-        monkeypatch.setattr(
-            environment, "is_slow_type", lambda dtype, device: is_slow and dtype == "bfloat16"
-        )
+    def resolved(*overrides):
         return resolve(compose([f"model.path={folder}", "limit=3", "ratio=2", *overrides]))
 
-    slow, fast = resolved(True), resolved(False)
-    assert [point.config.model.dtype for point in (slow, fast)] == ["float32", "bfloat16"]
-    assert slow.baseline.config.model.dtype == "float32"
-    assert "model.dtype=auto is float32" in slow.files.dtype_note and fast.files.dtype_note is None
-    assert slow.run_id != fast.run_id
-    assert resolved(False, "model.dtype=float32").run_id == slow.run_id
-    assert "is slow on this CPU" in resolved(True, "model.dtype=bfloat16").files.dtype_note
+    auto = resolved()
+    assert auto.config.model.dtype == auto.baseline.config.model.dtype == "bfloat16"
+    assert auto.run_id == resolved("model.dtype=bfloat16").run_id
+    assert auto.run_id != resolved("model.dtype=float32").run_id

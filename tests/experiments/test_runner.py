@@ -212,7 +212,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
 
 def test_weights_that_change_after_a_run_was_prepared_end_it(config):
     point = resolve(config())
-    changed = SimpleNamespace(fingerprint="another", metadata=point.files.metadata, dtype_note=None)
+    changed = SimpleNamespace(fingerprint="another", metadata=point.files.metadata)
     point = replace(point, files=changed)
     with pytest.raises(RunError, match="weights"):
         runner.run_point(point, Session())

@@ -43,8 +43,7 @@ def plan(
         return
     sizes = {"weights": UNKNOWN, "memory": UNKNOWN}
     if used is not None:
-        note = files.dtype_note or f"in {files.model.dtype}"
-        sizes["weights"] = f"{gigabytes(metadata.total_bytes)}; {note}"
+        sizes["weights"] = f"{gigabytes(metadata.total_bytes)} in {files.model.dtype}"
         sizes["memory"] = (
             f"{gigabytes(used)} in a run: weights, their copy for the engine, and KV of"
             f" batch_size={chosen.batch_size} sequences of {KV_TOKENS:,} tokens"

@@ -23,11 +23,6 @@ PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "s
 MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
 TOLERANCE = 0.2  # CPUs that other processes may use without a remark
 NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
-# Flags of processors, in /proc/cpuinfo, that compute in a type.
-_INSTRUCTIONS = {
-    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
-    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
-}
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
 WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 
@@ -137,23 +132,6 @@ def runs_on_cpu(device: str) -> bool:
     has_accelerator = any(any(Path("/dev").glob(name)) for name in _ACCELERATORS)
     is_chosen = device == "auto" and platform.system() == "Linux" and not has_accelerator
     return device == "cpu" or is_chosen
-
-
-@functools.cache
-def is_slow_type(dtype: str, device: str) -> bool:
-    """Return True if a model would run on a CPU without instructions for the type of its weights.
-
-    The flags of the processor decide, because a measured time would not be the same in each run.
-    Without a list of flags, as on macOS, no type is slow.
-    """
-    if dtype not in _INSTRUCTIONS or not runs_on_cpu(device):
-        return False
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    lines = [line for line in text.lower().split("\n") if line.startswith(("flags", "features"))]
-    return bool(lines) and not _INSTRUCTIONS[dtype] & set(lines[0].split())
 
 
 class LoadMeter:

@@ -16,8 +16,7 @@ class ModelConfig(Options):
     path: str = option(..., "hub id, folder, GGUF file, or name of a bundled model or shape")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "type of the weights; auto: the checkpoint's own, or float32 on a CPU without instructions"
-        " for it",
+        "type of the weights; auto: the checkpoint's own",
     )
     device: str = option(
         "auto", "device of the model; auto: CUDA or MPS if available, else the CPU"

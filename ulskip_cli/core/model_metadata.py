@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ulskip_cli.core import environment
+from ulskip_cli.core.environment import check_hub_reachable
 from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
@@ -160,19 +160,10 @@ class ModelFolder:
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The model with the type of its weights in place of `dtype=auto`: the checkpoint's own or,
-        on a CPU without instructions for that type, float32.
+        """The model with the checkpoint's own type in place of `dtype=auto`.
 
         Models whose checkpoint names no type, and quantized models, stay as they are.
         """
-        model = self.stored_model
-        if self.asked.dtype == "auto" and environment.is_slow_type(model.dtype, model.device):
-            return model.replace(dtype="float32")
-        return model
-
-    @cached_property
-    def stored_model(self) -> ModelConfig:
-        """The model with the checkpoint's own type in place of `dtype=auto`, on every machine."""
         model, config = self.asked, self.config
         if model.dtype != "auto" or model.quantization or model.device_map:
             return model
@@ -182,24 +173,6 @@ class ModelFolder:
             if stored in DTYPE_BYTES and "quantization_config" not in config:
                 return model.replace(dtype=str(stored))
         return model
-
-    @property
-    def dtype_note(self) -> str | None:
-        """A line that says that the type of the weights is slow, or why `dtype=auto` is not the
-        checkpoint's own; None if neither is true.
-        """
-        chosen, stored = self.model.dtype, self.stored_model.dtype
-        if environment.is_slow_type(chosen, self.asked.device):
-            return (
-                f"model.dtype={chosen} is slow on this CPU, which has no instructions for it; use"
-                " model.dtype=float32, with more memory"
-            )
-        if chosen == stored:
-            return None
-        return (
-            f"model.dtype=auto is {chosen}, because this CPU has no instructions for {stored}, the"
-            " type of the checkpoint"
-        )
 
     @cached_property
     def metadata(self) -> ModelMetadata:
@@ -321,7 +294,7 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        environment.check_hub_reachable()
+        check_hub_reachable()
         return Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:
         raise UsageError(

@@ -79,13 +79,6 @@ class Session:
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _full: tuple[str, Decoder] | None = None
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
-    _noted: set[str] = field(default_factory=set)
-
-    def note_once(self, text: str | None) -> None:
-        """Show a line, unless it is None or another point showed it."""
-        if text and text not in self._noted:
-            self._noted.add(text)
-            self.progress.note(text)
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload | None, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
@@ -223,7 +216,6 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     timing.
     """
     started_at, asked = time.monotonic(), point.config
-    session.note_once(point.files.dtype_note)
     workload, held_out = session.encode(point)
     loaded = full = session.load(asked.model, asked.seed)
     if point.baseline and asked.baseline_model:

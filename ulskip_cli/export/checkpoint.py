@@ -68,7 +68,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
     it.
     """
-    model = point.files.stored_model
+    model = point.files.model
     kept = point.plan.kept_layers
     progress.phase("load the model", 0)
     source = folder_of(model, progress)

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
+from ulskip_cli.inference.float32_products import float32_products
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 Arguments = tuple[Sequence[object], dict[str, object]]
@@ -90,7 +91,8 @@ class LayerwiseModel:
         return the same shape.
         """
         args, options = inputs.calls[index]
-        output = self.layers[index](hidden, *args, **options)
+        with float32_products(self._shell, hidden.shape[1]):
+            output = self.layers[index](hidden, *args, **options)
         after: Tensor = output[0] if self._in_tuples else output
         return after
 

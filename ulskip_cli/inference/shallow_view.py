@@ -21,6 +21,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.inference import kv_cache
+from ulskip_cli.inference.float32_products import float32_products
 
 LayerOutput = (
     Tensor | tuple[Tensor, ...]
@@ -253,7 +254,8 @@ def forward_with_cache(
     )
     if kv_cache.is_all_recurrent(cache):
         options["attention_mask"] = attention_mask[:, -new_len:]
-    outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
+    with float32_products(model, new_len):
+        outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
     logits: Tensor = outputs.logits
     return logits[:, -1:] if last_only else logits
 

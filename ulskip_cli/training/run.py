@@ -99,8 +99,6 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
-    if config.train.method != "full" and (note := files.dtype_note):
-        progress.note(note)
     setup = prepare_training(config, texts, progress)
     try:
         trainer = SkipTrainer(setup, progress, identity)
