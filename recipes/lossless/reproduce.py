@@ -3,12 +3,13 @@ look-ups of transformers.
 
     python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
-        task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=250 \\
-        task.max_new_tokens=96 limit=20
+        task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=150 \\
+        task.max_new_tokens=64 limit=200 --drafts auto --engines llama_cpp_q8_0,llama_cpp_q4_0
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
-only look-ups are measured. With --drafts auto the first command takes about five minutes on two
-cores. If it is interrupted, the same command resumes. The page goes to
+only look-ups are measured. --engines adds look-ups in other engines, such as llama_cpp_q8_0, timed
+in pairs with full decoding on torch. With --drafts auto the first command takes about five minutes
+on two cores. If it is interrupted, the same command resumes. The page goes to
 results/lossless/NAME/README.md.
 """
 
@@ -30,8 +31,8 @@ NOTE = (
     "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
     " tokens gained over the time that drafts and checks should take, by their costs as measured"
     " before the run. Measured: decode seconds per token of full decoding over those of drafting"
-    " with the same engine, the median of pairs. Other answers: those whose tokens differ from"
-    " those of full decoding."
+    ", the median of pairs, on torch unless transformers drafts. Other answers: those whose tokens"
+    " differ from those of full decoding; formats of fewer bits change answers themselves."
 )
 LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft
 
@@ -45,7 +46,9 @@ def count_differing(folder: ResultsFolder, row: Record) -> int:
 def drafter_of(row: Record) -> str:
     """Name what drafts."""
     name = row.config.decoding.draft
-    return f"{name} of transformers" if row.engine == "transformers" else name
+    if row.engine == "torch":
+        return name
+    return " ".join(filter(None, (name, "of", row.engine, row.engine_weights)))
 
 
 def cells_of(row: Record, differing: int) -> list[str]:
@@ -83,6 +86,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
     parser.add_argument("--drafts", default="1,2,3,4,auto", help="draft lengths at batch size 1")
+    parser.add_argument("--engines", default="transformers", help="others that look up, or none")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
         parser.error(
@@ -94,7 +98,10 @@ def main() -> None:
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
     names_layers = len(text) < len(point)
     text += ["decoding=prompt_lookup", "strategy=full"]
-    grids = [text, *[layers] * names_layers, [*text, "engine=transformers"]]
+    grids = [text, *[layers] * names_layers]
+    for engine in filter(None, args.engines.split(",")):
+        baseline = [] if engine == "transformers" else ["baseline_engine=auto"]
+        grids.append([*text, f"engine={engine}", *baseline])
     for grid in grids:
         print("ulskip sweep", *grid, flush=True)
         if code := invoke(["sweep", *grid]):
