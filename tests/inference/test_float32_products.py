@@ -23,12 +23,14 @@ def is_slow(request, monkeypatch):
     module._processor_flags.cache_clear()
 
 
-def test_products_are_those_of_float32_rounded(is_slow, llama):
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_are_those_of_float32_rounded(is_slow, llama, has_bias):
     torch.manual_seed(0)
-    layer = nn.Linear(768, 32).bfloat16()
+    layer = nn.Linear(768, 32, bias=has_bias).bfloat16()
     hidden = torch.randn(LENGTH, 768).bfloat16()
     query = torch.randn(2, 2, LENGTH, 64).bfloat16()
-    wide = [part.float() for part in (hidden, layer.weight, layer.bias)]
+    wide = [part.float() for part in (hidden, layer.weight)]
+    wide.append(layer.bias.float() if has_bias else None)
     wanted = functional.linear(*wide).bfloat16()
     attended = functional.scaled_dot_product_attention(*[query.float()] * 3, is_causal=True)
     model = llama.bfloat16()

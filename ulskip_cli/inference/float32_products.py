@@ -18,7 +18,8 @@ _INSTRUCTIONS = {
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
     torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
-_PRODUCTS = (functional.linear, functional.scaled_dot_product_attention, torch.addmm)
+# The place of the hidden states among the arguments of each product.
+_PRODUCTS = {functional.linear: 0, functional.scaled_dot_product_attention: 0, torch.addmm: 1}
 
 
 def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContextManager[object]:
@@ -37,11 +38,20 @@ class _Float32Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func not in _PRODUCTS or any(type(part) not in (Tensor, nn.Parameter) for part in args):
-            return func(*args, **kwargs or {})
+        options = kwargs or {}
+        if func not in _PRODUCTS or not _is_worth(args[_PRODUCTS[func]], args):
+            return func(*args, **options)
         dtype = args[0].dtype
-        args, kwargs = _pytree.tree_map_only(Tensor, _widened, (args, kwargs or {}))
-        return func(*args, **kwargs).to(dtype)
+        args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))
+        return func(*args, **options).to(dtype)
+
+
+def _is_worth(hidden: Tensor, args: tuple[object, ...]) -> bool:
+    """Return True for a product of several rows of `hidden` [..., rows, width] by plain tensors."""
+    tensors = (part for part in args if isinstance(part, Tensor))
+    return hidden.shape[-2] > FEW_TOKENS and all(
+        type(part) in (Tensor, nn.Parameter) for part in tensors
+    )
 
 
 def _widened(tensor: Tensor) -> Tensor:
