@@ -120,7 +120,7 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     """
     pair = None
     if here:
-        compared = reference.compare([here], [stored], reference.TOLERANCE, GATE)
+        compared = reference.compare([here], [stored], GATE)
         reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
