@@ -50,22 +50,12 @@ def config(
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    schema: Annotated[
-        bool,
-        typer.Option(
-            "--schema", help="Print a JSON schema for editors, which checks your YAML files."
-        ),
-    ] = False,
 ) -> None:
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
     config speed.seconds`.
     """
     from ulskip_cli.cli.key_panels import describe
-    from ulskip_cli.core.config_reference import json_schema
 
-    if schema:
-        print(json.dumps(json_schema(), indent=1))
-        return
     _print_panels(describe(name or "", config_dir))
 
 
