@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from ulskip_cli.cli.options import ConfigDir, Json, complete_config_name
+from ulskip_cli.cli.options import ConfigDir, Json
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -46,7 +46,6 @@ def config(
         typer.Argument(
             help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
             show_default=False,
-            autocompletion=complete_config_name,
         ),
     ] = None,
     config_dir: ConfigDir = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, complete_override
+from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig
 from ulskip_cli.cli.show import make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
@@ -30,7 +30,6 @@ def generate(
             help="The prompt, or - for standard input; then key=value, e.g. ratio=2.0. Without a"
             " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt.",
             show_default=False,
-            autocompletion=complete_override,
         ),
     ],
     config_dir: ConfigDir = None,
