@@ -1,6 +1,5 @@
 """The command `ulskip score`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json
-from ulskip_cli.cli.show import make_console
+from ulskip_cli.cli.show import make_console, print_json, print_rows
 
 
 def score(
@@ -48,8 +47,10 @@ def score(
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
         scores = rescore.score_file(file, extra, language)
-        text = "\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items())
-        print(json.dumps(asdict(scores)) if as_json else text)
+        if as_json:
+            print_json(asdict(scores))
+        else:
+            print("\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items()))
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
@@ -68,8 +69,7 @@ def score(
         tables.write_tables(folder)
     records = [run.record for run in scored]
     if as_json:
-        rows = [record.to_row() for record in records]
-        print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
+        print_rows([record.to_row() for record in records])
         return
     console = make_console()
     section = tables.long_section([displayed(record, Path()) for record in records])

@@ -31,6 +31,16 @@ def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
     return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def print_json(value: object) -> None:
+    """Print a JSON value on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence["Row"]) -> None:
+    """Print one row as a JSON object, and several as an object with the key `rows`."""
+    print_json(rows[0] if len(rows) == 1 else {"rows": rows})
+
+
 def print_yaml(*configs: "Config | TrainingConfig") -> None:
     """Print a configuration as YAML; for several points, print the first and the number of
     points.
@@ -63,7 +73,7 @@ def show_outcome(
 
     records = list(outcome.records.values())
     if as_json:
-        print(json.dumps(outcome.as_json(), ensure_ascii=False))
+        print_json(outcome.as_json())
     elif records:
         console = make_console()
         for sentence in sentences(records):

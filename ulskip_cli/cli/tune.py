@@ -1,13 +1,12 @@
 """The command `ulskip tune`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.cli.show import make_console, print_json, print_yaml
 
 
 def tune(
@@ -50,11 +49,7 @@ def tune(
     result.store()
     written = result.export(to) if to is not None else []
     if as_json:
-        print(
-            json.dumps(
-                {**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False
-            )
-        )
+        print_json({**result.as_json(), "exported_to": str(to) if to else None})
         return
     console = make_console()
     for line in [*result.lines(), *written]:

@@ -683,8 +683,6 @@ def _several_values(primary: str, override: "Override") -> UsageError:
         advice.append("for a decimal number, use a point")
     if any(map(accepts_list, hints)):
         advice.append(f"for a list, write {line.replace('=', '=[', 1)}]")
-    elif primary == "config" and key == "experiment":
-        advice.append(f"use `ulskip sweep {line} name=NAME`")
     elif primary == "config" and swept and use_of(swept).changes_results:
         advice.append(f"for a grid, use `ulskip sweep {line}`")
     else:
