@@ -90,10 +90,6 @@ class ProgressBars(ProgressCallback):
             self._end_phase()
         self.bars.stop()
 
-    def point(self, number: int, total: int) -> None:
-        """Show the number of the point that the next phases belong to."""
-        self._prefix = f"[{number}/{total}] "
-
     def note(self, text: str) -> None:
         """Show a note to the user."""
         if not self._enabled:
@@ -136,7 +132,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._total, self._states = len(jobs), Counter[str]()
         self._began, self._measured = time.monotonic(), 0
         self._sweep = self.bars.add_task("points", total=self._total, note="")
-        self.point(1, self._total)
+        self._prefix = f"[1/{self._total}] "
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         super().__exit__(kind, *details)
@@ -158,7 +154,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
             self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}{left}")
             if time.monotonic() - self._written_at >= TABLE_SECONDS:
                 self._write()
-        self.point(min(self._total, settled + 1), self._total)
+        self._prefix = f"[{min(self._total, settled + 1)}/{self._total}] "
 
     def _left(self, count: int) -> str:
         """Return the time that the other points will take, by those that were measured."""

@@ -61,7 +61,7 @@ def run(
     show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
-        tables.terminal_sections,
+        tables.terminal_section,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -97,7 +97,7 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.sections, benchmark.bench_lead, as_json, benchmark.FILE)
+    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -156,7 +156,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal_sections, verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:

@@ -58,12 +58,12 @@ def print_yaml(*configs: "Config | TrainingConfig") -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_sections: Callable[["Sequence[Record]"], "Sequence[TableSection]"],
+    make_table: Callable[["Sequence[Record]"], "TableSection"],
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
     file: str = "table.md",
 ) -> None:
-    """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point
+    """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
     failed.
 
     `file` has the columns that do not fit a terminal.
@@ -78,8 +78,7 @@ def show_outcome(
         console = make_console()
         for sentence in sentences(records):
             console.print(printable(sentence), style="bold")
-        for section in make_sections(records):
-            console.print(draw(section, console.width, file), soft_wrap=False)
+        console.print(draw(make_table(records), console.width, file), soft_wrap=False)
         for warning in warnings(records):
             console.print(f"warning: {printable(warning)}", style="yellow", soft_wrap=False)
         written = f"written to {folder.path}/"

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.files import read_object, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -298,7 +297,7 @@ def measure_units(
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(
             pairs=count,
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            began=timestamp(),
             bytes_per_second=read_rate(),
         )
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)

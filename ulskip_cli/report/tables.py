@@ -198,9 +198,9 @@ def short_section(records: Sequence[Record]) -> TableSection:
     )
 
 
-def terminal_sections(records: Sequence[Record]) -> list[TableSection]:
+def terminal_section(records: Sequence[Record]) -> TableSection:
     """Make the table of records for a terminal, with few columns."""
-    return [short_section([displayed(record, Path()) for record in records])]
+    return short_section([displayed(record, Path()) for record in records])
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:

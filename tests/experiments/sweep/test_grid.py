@@ -116,7 +116,7 @@ def sibling(tmp_path_factory):
     return folder
 
 
-def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_change(sibling, capsys):
+def test_alternatives_come_behind_the_points_whose_ids_they_do_not_change(sibling, capsys):
     overrides = ["model=tiny", "engine=torch,transformers", "strategy=full,unified"]
     overrides.append("baseline_engine=torch")
     wanted = [f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"]

@@ -7,13 +7,12 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core import environment, interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver, fit_into_memory
 from ulskip_cli.experiments.record import (
@@ -393,7 +392,7 @@ class Sweep:
 
     def _store_failure(self, job: Job, error: Exception) -> None:
         """Store the record of a failed job, with the traceback in a file."""
-        folder, finished_at = self.folder, datetime.now(UTC).isoformat(timespec="seconds")
+        folder, finished_at = self.folder, timestamp()
         record = job.failure_record(error).replace(finished_at=finished_at)
         if not isinstance(error, NotApplicable):
             log = folder.path / "logs" / f"{job.id}.log"
