@@ -151,8 +151,9 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
     from ulskip_cli.engines.transformers import options as generate_options
+    from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -181,14 +182,7 @@ def generate(
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        for position, tokens, hit in zip(
-            positions, output.token_ids, output.hit_max_length, strict=True
-        ):
-            text, stopped = until_stop(
-                tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop
-            )
-            seconds = output.prefill_seconds, output.decode_seconds
-            answers[position] = Answer(text, tokens, hit and not stopped, *seconds)
+        answers |= zip(positions, answers_of(output, context), strict=True)
     return [answers[i] for i in range(len(ids))]
 
 

@@ -34,7 +34,6 @@ from ulskip_cli.core.options import (
     Choice,
     accepts_list,
     field_of,
-    members,
     option,
     options_in,
     parse,
@@ -679,8 +678,6 @@ def _several_values(primary: str, override: "Override") -> UsageError:
     hints = [field.annotation for field in fields if field]
     swept = Config.model_fields.get(group)
     advice = []
-    if any(float in members(hint) for hint in hints) and re.search(r"=\d+,\d+$", line):
-        advice.append("for a decimal number, use a point")
     if any(map(accepts_list, hints)):
         advice.append(f"for a list, write {line.replace('=', '=[', 1)}]")
     elif primary == "config" and swept and use_of(swept).changes_results:

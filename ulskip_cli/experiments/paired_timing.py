@@ -398,12 +398,14 @@ def solve_depth_for_speedup(
     target_speedup: float,
     measured: Callable[[float], tuple[float, float]],
     rounds: int = MEET_ROUNDS,
+    report: Callable[[int], None] = lambda done: None,
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
     correct it by timed units.
 
     `measured(depth)` times a unit near that depth and returns the actual mean depth and the median
-    speedup of its pairs. Raises NotApplicable, a UsageError, if the target cannot be reached.
+    speedup of its pairs; `report` gets the number of units. Raises NotApplicable, a UsageError, if
+    the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -413,6 +415,7 @@ def solve_depth_for_speedup(
         had, speedup = measured(depth)
         trials.append({"depth": had, "speedup": speedup})
         offsets.append(1 / speedup - fit.share(had))
+        report(len(offsets))
         offset = fmean(offsets)
         before, depth = depth, fit.depth(target_speedup, offset)
         errors = half_width(offsets), abs(fit.share(depth) - fit.share(before))
@@ -422,10 +425,7 @@ def solve_depth_for_speedup(
 
 
 def make_pair_timer(
-    loaded: LoadedModel,
-    workload: Workload | None,
-    config: Config,
-    on_pair: Callable[[int], None] = lambda done: None,
+    loaded: LoadedModel, workload: Workload | None, config: Config
 ) -> Callable[[float], tuple[float, float]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
     plan of a depth.
@@ -451,7 +451,7 @@ def make_pair_timer(
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         pair = Pair(full, decoder(plan), batches, context)
         new_tokens = config.speed.new_tokens
-        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS, on_pair=on_pair)
+        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS)
         return plan.mean_kept(new_tokens - 1), median(timed.pairs.ratios())
 
     return measured
