@@ -133,7 +133,6 @@ SLOW = (
     "task",
     "strategy",
     "engine",
-    "tracker",
 )
 SLOW_TRAINING = (
     "model",
