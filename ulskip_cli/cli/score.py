@@ -1,13 +1,12 @@
 """The command `ulskip score`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json
-from ulskip_cli.cli.show import make_console, print_json, print_rows
+from ulskip_cli.cli.show import make_console, print_rows
 
 
 def score(
@@ -29,9 +28,6 @@ def score(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the code of answers, for pass_at_1.")
     ] = False,
-    language: Annotated[
-        str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")
-    ] = None,
     results_dir: Annotated[
         Path, typer.Option(**PATH, help="Folder in which a run id is searched.")
     ] = Path("results"),
@@ -44,14 +40,6 @@ def score(
 
     group_choices("task", config_dir)  # refuses a folder that does not exist
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model, allow_code)
-    file = Path(target).expanduser()
-    if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
-        scores = rescore.score_file(file, extra, language)
-        if as_json:
-            print_json(asdict(scores))
-        else:
-            print("\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items()))
-        return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed

@@ -11,8 +11,7 @@ from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.loading import read_objects
-from ulskip_cli.tasks.metrics.scores import Answers, Scores
+from ulskip_cli.tasks.metrics.scores import Answers
 
 TOLERANCE = 1e-9
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -140,19 +139,6 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row
             " the run"
         )
     return answers
-
-
-def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
-    """Score a file of JSON lines with `hypothesis`, `reference` and optional `source`; raise
-    UsageError if a text is missing.
-    """
-    if not extra.names:
-        raise UsageError(
-            "expected --metric for a file outside a results folder, got none; known:"
-            f" {', '.join(metrics.METRICS)}"
-        )
-    texts = _texts(read_objects(file, ANSWER_KEYS[:2]))
-    return metrics.compute_scores(extra.beside(Scoring((), target_language)), texts)
 
 
 def _texts(answers: Sequence[Row]) -> Answers:

@@ -132,9 +132,7 @@ class ResultsFolder:
             unfinished.unlink(missing_ok=True)
 
     def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
-        """Write the generations of a point; `ulskip score` can score the file even without a
-        row.
-        """
+        """Write the generations of a point."""
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))
 
