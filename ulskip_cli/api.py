@@ -19,7 +19,7 @@ No function changes the given model. An invalid request raises
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core.answer import Answer, Comparison
 from ulskip_cli.core.errors import UsageError, require_choice
@@ -195,8 +195,9 @@ def _texts(tokenizer: object, prompts: object) -> list[str]:
             f"expected a tokenizer as the second argument, got {str(tokenizer)[:80]!r}; write"
             " prompts=[...] for prompts"
         )
-    texts: list[Any] = list(prompts) if isinstance(prompts, Iterable) else [prompts]
-    if isinstance(prompts, str) or not all(isinstance(text, str) for text in texts):
+    given = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    texts = [text for text in given if isinstance(text, str)]
+    if isinstance(prompts, str) or len(texts) < len(given):
         raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
     return texts
 

@@ -144,7 +144,6 @@ class SweepOutcome:
     num_requested: int
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
-    num_run: int = 0  # with baselines that only other points need; 0: as many as requested
 
     def as_json(self) -> Row:
         """Return the object that `--json` prints: the row of a single point, or all rows and
@@ -157,8 +156,8 @@ class SweepOutcome:
         """Raise RunError if a point failed."""
         if self.failures:
             raise RunError(
-                f"{len(self.failures)} of {self.num_run or self.num_requested} points failed, the"
-                f" first: {self.failures[0]}"
+                f"{len(self.failures)} of {len(self.records)} points failed, the first:"
+                f" {self.failures[0]}"
             )
 
 
@@ -241,7 +240,7 @@ class Sweep:
                 )
         records = {job.id: self._settled[job.id] for job in jobs if job.id in self._settled}
         requested = sum(job.requested for job in jobs)
-        return SweepOutcome(requested, records, self.failures(), len(jobs))
+        return SweepOutcome(requested, records, self.failures())
 
     def refresh(self) -> int:
         """Read the rows again, and return their number."""
