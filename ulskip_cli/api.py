@@ -18,7 +18,7 @@ No function changes the given model. An invalid request raises
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core.answer import Answer, Comparison
@@ -276,9 +276,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(
-    prompt: str, *overrides: str, session: "Session | None" = None, **misplaced: object
-) -> Comparison:
+def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> Comparison:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 
@@ -288,7 +286,6 @@ def compare(
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
             once.
-        **misplaced: not supported; overrides are strings.
 
     Returns:
         Both answers with their times, and the first difference between them.
@@ -302,7 +299,7 @@ def compare(
 
     if not isinstance(prompt, str):
         raise UsageError(f"expected a text as prompt, got {str(prompt)[:80]!r}")
-    _check_overrides(overrides, misplaced)
+    _check_overrides(overrides)
     point = resolve_prompts(config.compose_prompts(overrides), prompt)
     from ulskip_cli.experiments.comparison import PromptComparer
     from ulskip_cli.experiments.runner import Session
@@ -310,9 +307,7 @@ def compare(
     return PromptComparer(point, session or Session()).compare(0)
 
 
-def evaluate(
-    *overrides: str, session: "Session | None" = None, **misplaced: object
-) -> "list[Record]":
+def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
     results folder.
 
@@ -321,7 +316,6 @@ def evaluate(
             `"ratio=2"`.
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
             once.
-        **misplaced: not supported; overrides are strings.
 
     Returns:
         The record of the baseline, if it is measured, and the record of the configuration.
@@ -336,7 +330,7 @@ def evaluate(
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
 
-    _check_overrides(overrides, misplaced)
+    _check_overrides(overrides)
     point = resolve(config.compose(overrides, command="run"))
     folder = ResultsFolder.of(point.config)
     folder.check_writable()
@@ -348,10 +342,8 @@ def evaluate(
     return records
 
 
-def _check_overrides(overrides: Sequence[object], misplaced: Mapping[str, object]) -> None:
+def _check_overrides(overrides: Sequence[object]) -> None:
     """Raise UsageError unless overrides are strings."""
-    for key, value in misplaced.items():
-        raise UsageError(f"expected overrides as strings, got {key}=; write '{key}={value}'")
     for value in overrides:
         if not isinstance(value, str):
             raise UsageError(

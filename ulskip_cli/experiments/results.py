@@ -85,11 +85,6 @@ class ResultsFolder:
         stored = record.num_examples == 0 or self.generations_path(record.id).is_file()
         return record.is_done and stored
 
-    def is_damaged(self, run_id: str) -> bool:
-        """Return True if a line of a point is refused, e.g. because it was cut off."""
-        start = f'"id": "{run_id}"'.encode()
-        return any(start in line and parse_row(line) is None for line in self._lines())
-
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that
         share the folder.

@@ -290,10 +290,8 @@ class Sweep:
             return "again, because of --force"
         if stored:
             return f"again, because the stored row is {_made_elsewhere(stored[-1])}"
-        if any(record.is_done for record in records):
-            return "again, because the file of its answers is missing"
-        is_damaged = self.folder.is_damaged(job.id)
-        return "again, because its line in runs.jsonl is damaged or cut off" if is_damaged else ""
+        is_done = any(record.is_done for record in records)
+        return "again, because the file of its answers is missing" if is_done else ""
 
     def _counts(self, record: Record) -> bool:
         """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
