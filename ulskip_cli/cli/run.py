@@ -90,9 +90,9 @@ def bench(
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Sweep
-    from ulskip_cli.report import benchmark, tables
+    from ulskip_cli.report import benchmark
 
-    with SweepDisplay(jobs, tables.write_tables) as display:
+    with SweepDisplay(jobs) as display:
         outcome = Sweep(jobs, display, force=force, words=()).run()
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
@@ -144,8 +144,7 @@ def sweep(
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    write = tables.write_tables if since is None else lambda folder: None
-    with SweepDisplay(jobs, write) as display:
+    with SweepDisplay(jobs, writes_tables=since is None) as display:
         outcome = Sweep(
             jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
         ).run()

@@ -41,11 +41,10 @@ def tune(
         check_target(to, is_folder=True)
     folder = ResultsFolder.of(request.config)
     folder.check_writable()
-    from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
     with ProgressBars() as bars:
-        result = Tuning(request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)).run()
+        result = Tuning(request, bars, SweepDisplay).run()
     result.store()
     written = result.export(to) if to is not None else []
     if as_json:
