@@ -62,11 +62,11 @@ def test_metrics_are_added_and_nothing_else_changes(folder):
     assert records[FULL].vs_baseline == {}
 
 
-@pytest.mark.parametrize("target", ["id", "file", "folder"])
+@pytest.mark.parametrize("target", ["id", "folder"])
 @pytest.mark.parametrize("num_left", [None, 0, 3])
 def test_incomplete_answers_are_an_error_and_write_no_row(folder, ulskip, num_left, target):
     file, rows = answers_of(folder, RUN), (folder / "runs.jsonl").read_bytes()
-    where = {"id": RUN, "file": file, "folder": folder}[target]
+    where = {"id": RUN, "folder": folder}[target]
     score = ["score", where, "--metric", "ter", "--results-dir", folder.parent]
     lines = file.read_text().splitlines(keepends=True)
     file.unlink() if num_left is None else file.write_text("".join(lines[:num_left]))

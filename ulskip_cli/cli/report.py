@@ -42,9 +42,6 @@ def report(
             min=0.01, max=1, help="Quality gate: share of full's quality that a winner keeps."
         ),
     ] = 0.9,
-    examples: Annotated[
-        int, typer.Option(min=0, help="Number of examples per data set on the page.")
-    ] = 200,
     results_dir: Annotated[
         Path, typer.Option(**PATH, help="Folder that holds the results folders.")
     ] = Path("results"),
@@ -56,7 +53,7 @@ def report(
     from ulskip_cli.report.rows import find_folders
 
     made = build.Report(find_folders(folders or (), results_dir), compare, gate, results_dir)
-    written = build.write(made, plots, html, examples)
+    written = build.write(made, plots, html)
     build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
         print("\n".join(f"surely worse: {loss}" for loss in losses))

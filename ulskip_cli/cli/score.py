@@ -11,10 +11,7 @@ from ulskip_cli.cli.show import make_console, print_rows
 
 def score(
     target: Annotated[
-        str,
-        typer.Argument(
-            help="Results folder, id of a run, or file of generations.", show_default=False
-        ),
+        str, typer.Argument(help="Results folder, or id of a run.", show_default=False)
     ],
     metric: Annotated[
         list[str] | None, typer.Option(help="Metric to add; can be given several times.")

@@ -65,14 +65,10 @@ class ExtraMetrics:
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
-    """Find runs by results folder, generations file or run id; raise UsageError if no run has
-    stored generations.
-    """
+    """Find runs by results folder or run id; raise UsageError if no run has stored generations."""
     path = Path(target).expanduser()
     folders, run_id = [path], ""
-    if path.suffix == ".jsonl" and path.parent.name == "generations":
-        folders, run_id = [path.parent.parent], path.stem
-    elif _RUN_ID.fullmatch(target) and not path.is_dir():
+    if _RUN_ID.fullmatch(target) and not path.is_dir():
         folders, run_id = sorted(file.parent for file in results_dir.glob("*/runs.jsonl")), target
     runs = [
         (folder, record)
@@ -82,9 +78,8 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     ]
     if not runs:
         raise UsageError(
-            "expected a results folder, a run id or a generations file with answers, got"
-            f" '{target}'; run ids are searched in {results_dir}/, set another folder with"
-            " --results-dir"
+            f"expected a results folder or a run id with answers, got '{target}'; run ids are"
+            f" searched in {results_dir}/, set another folder with --results-dir"
         )
     return runs
 

@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
-from ulskip_cli.report.html_page import MAX_EXAMPLES, render
+from ulskip_cli.report.html_page import render
 from ulskip_cli.report.plots import save_quality
 from ulskip_cli.report.reference import Comparison, compare
 from ulskip_cli.report.rows import (
@@ -125,14 +125,9 @@ class Report:
         return [*parts, tables.provenance(self.records)]
 
 
-def write(
-    report: Report,
-    plots: bool = True,
-    page: bool = False,
-    most: int = MAX_EXAMPLES,
-) -> list[Path]:
+def write(report: Report, plots: bool = True, page: bool = False) -> list[Path]:
     """Write all files of a report into `report/` in the results folder, or beside several, and
-    return their paths. A `page` shows the answers to `most` examples of each data set.
+    return their paths.
     """
     paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
     folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
@@ -141,7 +136,7 @@ def write(
     tables.write_markdown(files[0], parts)
     if page:
         files.append(folder / PAGE)
-        write_atomic(files[-1], render(report, plot, most))
+        write_atomic(files[-1], render(report, plot))
     return files
 
 
