@@ -38,7 +38,12 @@ def measure(point, with_opened):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import packed_linear
-    from ulskip_cli.experiments.paired_timing import measure_rounds, open_pair, time_pairs
+    from ulskip_cli.experiments.paired_timing import (
+        FinishedUnits,
+        measure_rounds,
+        open_pair,
+        time_pairs,
+    )
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
 
@@ -46,13 +51,15 @@ def measure(point, with_opened):
     session = Session()
     run = prepare_run(resolve(config), session)
     full, decoder = session.decoders(run)
-    timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
+    units = FinishedUnits(RESULTS / "unfinished.json", {})
+    units.remove()
+    timed = time_pairs(full, decoder, run.workload, config, units, ProgressCallback())
     opened = []
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
             packed_linear._copies.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = open_pair(*sides, run.workload, config).pair
+            pair = open_pair(*sides, run.workload, config, units, config.batch_size).pair
         (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS)
         opened.append(median(unit.pairs.ratios()))
     return {

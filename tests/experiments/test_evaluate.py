@@ -6,7 +6,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.experiments.evaluate import draft_advice, generate_answers, score_answers
-from ulskip_cli.experiments.paired_timing import time_pairs
+from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
 
 
 def evaluated(decoder, workload, config, baseline=None):
@@ -30,14 +30,15 @@ def test_answers_come_back_in_the_tasks_order(point):
     assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_memory):
+def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_memory, tmp_path):
     decoder, workload, config = point()
     asked, _ = evaluated(decoder, workload, config)
     limit_memory()
     halved, quality = evaluated(decoder, workload, config)
     assert halved.generations == asked.generations
+    units = FinishedUnits(tmp_path / "units.json", {})
     quick = config.replace(speed=config.speed.replace(seconds=0.0))
-    timed = time_pairs(decoder, decoder, workload, quick, ProgressCallback())
+    timed = time_pairs(decoder, decoder, workload, quick, units, ProgressCallback())
     timing = timed.timing()
     assert quality.evaluated_batch_size == timing.timed_batch_size == 1
 

@@ -4,10 +4,12 @@ a step reads with the rate at which this machine reads memory.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
@@ -16,6 +18,7 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import (
+    FinishedUnits,
     Opened,
     TimedPairs,
     measure_units,
@@ -24,7 +27,9 @@ from ulskip_cli.experiments.paired_timing import (
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
+from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
 
 
@@ -55,6 +60,7 @@ def run_in_rounds(
     for timed in measured:
         if timed.run.point.run_id in wanted:
             store_record(timed.run, timed.opened.pair.strategy, timed.pairs, _describe(timed))
+            timed.opened.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
@@ -97,7 +103,11 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
     timed = config.replace(speed=config.speed.replace(new_tokens=run.plan.timed_tokens))
-    opened = open_pair(full, decoder, run.workload, timed)
+    origin = environment.origin(str(run.loaded.model.device))
+    stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
+    opened = run_with_oom_retry(
+        BatchSize(config.batch_size), partial(open_pair, full, decoder, run.workload, timed, stored)
+    )
     return _Timed(run, opened, opened.first)
 
 

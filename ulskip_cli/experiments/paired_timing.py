@@ -6,9 +6,11 @@ A measurement consists of units of consecutive pairs. They go on until the inter
 or the time is spent.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import timestamp
+from ulskip_cli.core.files import read_object, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -54,6 +56,7 @@ class TimedPairs:
     full: list[BatchOutput] = field(default_factory=list)  # empty if only the schedule was timed
     strategy: list[BatchOutput] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
+    earlier: Pairs | None = None  # that an interrupted process finished
     precision: float | None = None  # asked for
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
@@ -75,13 +78,14 @@ class TimedPairs:
         """Return all pairs in the form in which a row stores them."""
         full = _side(self.full) if self.full else None
         strategy, units = _side(self.strategy), tuple(self.units)
-        return Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
+        own = Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
+        return Pairs.pooled([self.earlier, own]) if self.earlier else own
 
     def over_reference(self, side: Sequence[BatchOutput]) -> Row:
         """Return the tokens/s of a side divided by the reference's in the same round, with its
         interval, as a row stores them.
         """
-        pairs = replace(self, full=list(self.reference), strategy=list(side)).pairs
+        pairs = replace(self, full=list(self.reference), strategy=list(side), earlier=None).pairs
         return pairs.speedup().row("over_reference")
 
     def timing(self) -> Timing:
@@ -213,26 +217,56 @@ def measure_rounds(
 
 
 class Opened(NamedTuple):
-    """A pair whose batches fit into memory, and its first run, which is not counted."""
+    """A pair whose batches fit into memory, its first run, which is not counted, and where its
+    finished units are stored.
+    """
 
     pair: Pair
     first: TimedPairs
+    stored: "FinishedUnits"
+
+
+class FinishedUnits:
+    """The timed units of an unfinished run; if it is interrupted, the next attempt adds its own."""
+
+    def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
+        self.path, self._origin = path, json.loads(json.dumps(origin))
+
+    def read(self, first: Pairs, batch_size: int) -> Pairs | None:
+        """Return the units that an earlier attempt stored. Those of another origin (code and
+        machine) or batch size, or that ran by other means than the `first` pair, do not count.
+        """
+        self._origin["batch_size"] = batch_size
+        stored = read_object(self.path)
+        if not stored or stored.get("origin") != self._origin:
+            return None
+        pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
+        return pairs if pairs.strategy.how == first.strategy.how else None
+
+    def write(self, pairs: Pairs) -> None:
+        """Store all units so far."""
+        row = pairs.model_dump(mode="json", exclude_none=True)
+        write_atomic(self.path, json.dumps({"origin": self._origin, "pairs": row}))
+
+    def remove(self) -> None:
+        """Delete the stored units, because the run finished."""
+        self.path.unlink(missing_ok=True)
 
 
 def open_pair(
-    full: Decoder | None, strategy: Decoder, workload: Workload | None, config: Config
+    full: Decoder | None,
+    strategy: Decoder,
+    workload: Workload | None,
+    config: Config,
+    stored: FinishedUnits,
+    batch_size: int,
 ) -> Opened:
-    """Run a pair once, with compilation if the decoders ask for it; halve batches that do not fit
-    into memory.
-    """
-
-    def run(batch_size: int) -> Opened:
-        batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
-        pair = Pair(full, strategy, batches, decode_context(config, workload))
-        (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
-        return Opened(pair, replace(first, batch_size=batch_size))
-
-    return run_with_oom_retry(BatchSize(config.batch_size), run)
+    """Run a pair once, with compilation if the decoders ask for it."""
+    batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
+    pair = Pair(full, strategy, batches, decode_context(config, workload))
+    (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
+    earlier = stored.read(first.pairs, batch_size)
+    return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
 
 
 def measure_units(
@@ -271,6 +305,8 @@ def measure_units(
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
             for earlier in (timed, past)
         )
+        for one, measured in zip(opened, timed, strict=True):
+            one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         round_seconds = max(
             1e-9, (elapsed - before) / count
@@ -286,15 +322,22 @@ def time_pairs(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
+    stored: FinishedUnits,
     progress: ProgressCallback,
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None."""
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
+    do not fit into memory. Finished units are added to those in `stored`.
+    """
     speed, read_rate = config.speed, bandwidth_meter(strategy.device)
     report = progress.phase(
         f"{config.strategy.name}: seconds of timing", max(1, round(speed.seconds))
     )
-    opened = open_pair(full, strategy, workload, config)
-    return measure_units([opened], speed, report, read_rate)[0]
+
+    def measure(batch_size: int) -> TimedPairs:
+        opened = open_pair(full, strategy, workload, config, stored, batch_size)
+        return measure_units([opened], speed, report, read_rate)[0]
+
+    return run_with_oom_retry(BatchSize(config.batch_size), measure)
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:

@@ -6,7 +6,8 @@ generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfin
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
-.locks/               locks of writers and of running points
+.locks/               locks of writers and of running points, and ID.units.json with the timed
+                      units of an unfinished one
 """
 
 import contextlib
@@ -105,6 +106,10 @@ class ResultsFolder:
     def checkpoint_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
+
+    def units_path(self, run_id: str) -> Path:
+        """Return the path of the file in which an unfinished point stores its timed units."""
+        return self.path / ".locks" / f"{run_id}.units.json"
 
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an

@@ -40,6 +40,7 @@ from ulskip_cli.experiments.paired_timing import (
     MEET_PAIRS,
     MEET_ROUNDS,
     WARM_UP,
+    FinishedUnits,
     LatencyTargetFit,
     TimedPairs,
     counts,
@@ -271,6 +272,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         "answered_by": digest(answered_by),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
+    units = FinishedUnits(folder.units_path(point.run_id), origin)
     answers, quality, timed = None, Section(), None
     if workload is not None:
         reference = folder.generations(baseline.id) if baseline else []
@@ -298,7 +300,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         seconds = share * config.speed.seconds
         speed = config.speed.replace(new_tokens=run.plan.timed_tokens, seconds=seconds)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
-        timed = time_pairs(side, decoder, workload, timing, progress)
+        timed = time_pairs(side, decoder, workload, timing, units, progress)
     progress.phase("write", 0)
     record = store_record(
         run,
@@ -310,6 +312,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         baseline_id=baseline and baseline.id,
     )
     checkpoints.remove()
+    units.remove()
     return record
 
 
