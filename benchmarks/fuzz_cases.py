@@ -133,6 +133,7 @@ SLOW = (
     "task",
     "strategy",
     "engine",
+    "tracker",
 )
 SLOW_TRAINING = (
     "model",

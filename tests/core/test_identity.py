@@ -16,6 +16,7 @@ UNUSED = [
     ([], "calibration.examples=9"),
     ([], "decoding.draft=ngram"),
     ([], "name=other"),
+    ([], "tracker=tensorboard"),
     ([], "baseline_engine=auto"),
 ]
 USED = [

@@ -37,14 +37,3 @@ def test_decoding_options_of_python_callers_are_checked():
 def test_values_that_no_training_can_have_are_refused(overrides, named):
     with pytest.raises(UsageError, match=named):
         compose_training(overrides)
-
-
-def test_the_missing_package_of_a_tracker_is_an_error_before_the_training(
-    ulskip, monkeypatch, tmp_path
-):
-    (tmp_path / "wandb").mkdir()  # a folder of logged runs is no package
-    monkeypatch.syspath_prepend(tmp_path)
-    code, _, err = ulskip("train", "tracker=wandb")
-    assert code == 2 and "'ulskip[wandb]'" in err
-    code, _, err = ulskip("run", "tracker=wandb")
-    assert code == 2 and "tracker, which is a key of train" in err

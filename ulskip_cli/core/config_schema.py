@@ -203,6 +203,18 @@ class Shared(Options):
         le=2**63 - 1,
         used_by=f"{_TIMED} generate lm-eval train",
     )
+    tracker: Tracker = option(
+        "none",
+        "experiment tracker to which results are logged",
+        identity=False,
+        used_by=f"{_POINT} bench lm-eval train",
+    )
+    tracker_options: Table | None = option(
+        None,
+        "project of the tracker and options passed on to it",
+        identity=False,
+        used_by=f"{_POINT} bench lm-eval train",
+    )
 
     def uses(self, key: str, command: str) -> bool:
         """Return True if a command reads a key, and its value has an effect in this
@@ -569,14 +581,5 @@ class TrainingConfig(Shared):
     output: str = option(
         "runs/{model}-{strategy}",
         "folder of the trained model; {model} and {strategy} are replaced by their names",
-        used_by="train",
-    )
-    tracker: Tracker = option(
-        "none", "experiment tracker to which losses are logged", identity=False, used_by="train"
-    )
-    tracker_options: Table | None = option(
-        None,
-        "project of the tracker and options passed on to it",
-        identity=False,
         used_by="train",
     )

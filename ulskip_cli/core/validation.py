@@ -21,6 +21,7 @@ def check_run(config: Config, command: str) -> None:
     are not supported.
     """
     check_decoding(config.decoding)
+    check_installed(config.tracker)
     _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, command)

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
+from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
@@ -121,8 +122,8 @@ class ResultsFolder:
     def save(
         self, config: Config, record: Record, generations: Sequence[Row] | None = None
     ) -> None:
-        """Write a finished run. The row is written last: if it exists, all other files exist. What
-        a killed attempt left of its files is removed.
+        """Write a finished run and log it to the tracker. The row is written last: if it exists,
+        all other files exist. What a killed attempt left of its files is removed.
         """
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
@@ -130,6 +131,7 @@ class ResultsFolder:
         self.append(record)
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)
+        tracking.log_row(config, record.to_row(), self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
         """Write the generations of a point."""

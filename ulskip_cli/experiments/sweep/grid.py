@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
 # keys that say where results go or how a sweep runs; with these alone it has the default grid
-_NOT_OF_POINTS = ("name", "results_dir", "launcher")
+_NOT_OF_POINTS = ("name", "results_dir", "launcher", "tracker", "tracker_options")
 # keys of the grid's model that hold for other models too
 _PLACEMENT = ("dtype", "device", "device_map")
 
