@@ -54,7 +54,7 @@ REPORTED = ("demo", "latency/tiny", "lossless/news", "skip_adapters", "reproduce
 FORMS = (
     ["--no-plots"],
     ["--html", "--no-plots"],
-    ["--format", "latex"],
+    ["--compare", "paper", "--no-plots"],
 )
 
 

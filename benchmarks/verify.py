@@ -27,7 +27,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report import reference, rows
-from ulskip_cli.report.tables import TableSection, draw, write_tables
+from ulskip_cli.report.tables import TableSection, draw
 
 RESULTS = Path("results")
 NAME = "verify"
@@ -108,7 +108,7 @@ def measured_here(stored: Record) -> Record:
     command = stored.command
     words = [*overrides_of(stored.config, command), f"name={NAME}", f"results_dir={RESULTS}"]
     jobs = make_jobs([compose(words, command=command)], command=command)
-    with SweepDisplay(jobs, write_tables) as display:
+    with SweepDisplay(jobs) as display:
         Sweep(jobs, display).run()
     (row,) = [record for record in records(RESULTS / NAME) if record.id == jobs[-1].id]
     return row
@@ -120,7 +120,7 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     """
     pair = None
     if here:
-        compared = reference.compare([here], [stored], reference.TOLERANCE, GATE)
+        compared = reference.compare([here], [stored], GATE)
         reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 

@@ -144,9 +144,7 @@ def test_the_first_difference_is_a_token_and_a_character():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: api.evaluate(ratio=2), "write 'ratio=2'"),
         (lambda: api.evaluate({"ratio": 2}), "expected overrides as strings"),
-        (lambda: api.compare("a", ratio=2), "write 'ratio=2'"),
         (lambda: api.compare(["a"]), "expected a text as prompt"),
         (lambda: api.generate("tiny", ["a"], ratio=2), r"prompts=\[...\]"),
         (lambda: api.generate("tiny"), "list of strings"),

@@ -18,8 +18,8 @@ No function changes the given model. An invalid request raises
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core.answer import Answer, Comparison
 from ulskip_cli.core.errors import UsageError, require_choice
@@ -151,8 +151,9 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
     from ulskip_cli.engines.transformers import options as generate_options
+    from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -181,14 +182,7 @@ def generate(
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        for position, tokens, hit in zip(
-            positions, output.token_ids, output.hit_max_length, strict=True
-        ):
-            text, stopped = until_stop(
-                tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop
-            )
-            seconds = output.prefill_seconds, output.decode_seconds
-            answers[position] = Answer(text, tokens, hit and not stopped, *seconds)
+        answers |= zip(positions, answers_of(output, context), strict=True)
     return [answers[i] for i in range(len(ids))]
 
 
@@ -201,8 +195,9 @@ def _texts(tokenizer: object, prompts: object) -> list[str]:
             f"expected a tokenizer as the second argument, got {str(tokenizer)[:80]!r}; write"
             " prompts=[...] for prompts"
         )
-    texts: list[Any] = list(prompts) if isinstance(prompts, Iterable) else [prompts]
-    if isinstance(prompts, str) or not all(isinstance(text, str) for text in texts):
+    given = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    texts = [text for text in given if isinstance(text, str)]
+    if isinstance(prompts, str) or len(texts) < len(given):
         raise UsageError(f"expected a list of strings as prompts, got {str(prompts)[:80]!r}")
     return texts
 
@@ -281,9 +276,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(
-    prompt: str, *overrides: str, session: "Session | None" = None, **misplaced: object
-) -> Comparison:
+def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> Comparison:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 
@@ -293,7 +286,6 @@ def compare(
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
             once.
-        **misplaced: not supported; overrides are strings.
 
     Returns:
         Both answers with their times, and the first difference between them.
@@ -307,7 +299,7 @@ def compare(
 
     if not isinstance(prompt, str):
         raise UsageError(f"expected a text as prompt, got {str(prompt)[:80]!r}")
-    _check_overrides(overrides, misplaced)
+    _check_overrides(overrides)
     point = resolve_prompts(config.compose_prompts(overrides), prompt)
     from ulskip_cli.experiments.comparison import PromptComparer
     from ulskip_cli.experiments.runner import Session
@@ -315,9 +307,7 @@ def compare(
     return PromptComparer(point, session or Session()).compare(0)
 
 
-def evaluate(
-    *overrides: str, session: "Session | None" = None, **misplaced: object
-) -> "list[Record]":
+def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
     results folder.
 
@@ -326,7 +316,6 @@ def evaluate(
             `"ratio=2"`.
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
             once.
-        **misplaced: not supported; overrides are strings.
 
     Returns:
         The record of the baseline, if it is measured, and the record of the configuration.
@@ -341,7 +330,7 @@ def evaluate(
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
 
-    _check_overrides(overrides, misplaced)
+    _check_overrides(overrides)
     point = resolve(config.compose(overrides, command="run"))
     folder = ResultsFolder.of(point.config)
     folder.check_writable()
@@ -353,10 +342,8 @@ def evaluate(
     return records
 
 
-def _check_overrides(overrides: Sequence[object], misplaced: Mapping[str, object]) -> None:
+def _check_overrides(overrides: Sequence[object]) -> None:
     """Raise UsageError unless overrides are strings."""
-    for key, value in misplaced.items():
-        raise UsageError(f"expected overrides as strings, got {key}=; write '{key}={value}'")
     for value in overrides:
         if not isinstance(value, str):
             raise UsageError(

@@ -44,6 +44,3 @@ def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_p
     assert "TER" in (folder / "table.md").read_text()
     err = ulskip("sweep", "strategy=full,unified", *overrides)[2]
     assert "generate" not in err  # the point is still finished
-    file = tmp_path / "mine.jsonl"
-    file.write_text('{"hypothesis": "a", "reference": "a"}\n')
-    assert ulskip("score", file, "--metric", "exact_match")[1] == "exact_match  100.0000\n"

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import yaml
 
@@ -71,9 +69,3 @@ def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulski
 def test_help_shows_the_keys_of_the_named_choices(ulskip):
     out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
     assert "task.prompt_key" in out and "strategy.confidence" in out and "task.pair" not in out
-
-
-def test_the_schema_is_json(ulskip):
-    code, out, _ = ulskip("config", "--schema")
-    schema = json.loads(out)
-    assert (code, schema["properties"]["ratio"]["type"]) == (0, "number")

@@ -8,6 +8,7 @@ from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import sentence
+from ulskip_cli.report import tables
 
 
 def test_a_line_of_a_phase_has_its_step_note_and_time_left(capsys):
@@ -37,11 +38,11 @@ def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
     assert {"own answers: 0 of 4, 12 tokens", "warm up"} <= set(lines)
 
 
-def show_sweep(tmp_path, written):
+def show_sweep(tmp_path):
     config = compose([f"results_dir={tmp_path}"])
     jobs = [SimpleNamespace(id=name, label=f"unified {name}", config=config) for name in "abc"]
     ResultsFolder.of(config).append(sweep_row())
-    with SweepDisplay(jobs, written.append) as display:
+    with SweepDisplay(jobs) as display:
         display.job_settled(jobs[0], sweep_row(), is_new=False)
         display.phase("unified: generate", 4)(4, "9 tok/s")
         display.job_settled(jobs[1], sweep_row(bleu=20.0), is_new=True)
@@ -49,9 +50,10 @@ def show_sweep(tmp_path, written):
         display.job_settled(jobs[2], not_applicable(status="failed"), is_new=True)
 
 
-def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
+def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, monkeypatch, capsys):
     written = []
-    show_sweep(tmp_path, written)
+    monkeypatch.setattr(tables, "write_tables", written.append)
+    show_sweep(tmp_path)
     assert capsys.readouterr().err.splitlines() == [
         "[2/3] unified: generate (4)",
         f"[2/3] unified b: {sentence(sweep_row(bleu=20.0))} (less than a minute left for 1 point)",
@@ -64,6 +66,6 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, capsys):
 def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, monkeypatch, capsys):
     for name, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("COLUMNS", "120")):
         monkeypatch.setenv(name, value)
-    show_sweep(tmp_path, [])
+    show_sweep(tmp_path)
     err = capsys.readouterr().err
     assert all(text in err for text in ("3/3", "2 done, 1 failed", "worker 1 died"))

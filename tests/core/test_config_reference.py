@@ -1,5 +1,4 @@
 import pytest
-import yaml
 
 from ulskip_cli.core import config
 from ulskip_cli.core import config_reference as reference
@@ -44,13 +43,3 @@ def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
     )
     values = config.read_choice("train", "mine", tmp_path)
     assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}
-
-
-def test_the_schema_of_editors_has_every_key_and_accepts_every_experiment():
-    schema = reference.json_schema()
-    for experiment in config.group_choices("experiment").values():
-        values = yaml.safe_load(experiment.read_text("utf-8"))
-        assert values.keys() <= schema["properties"].keys()
-    assert {"Unified", "Patch", "Wmt", "LlamaCpp", "TrainOptions"} <= schema["$defs"].keys()
-    strategies = schema["properties"]["strategy"]["anyOf"]
-    assert len(strategies) == len({entry["$ref"] for entry in strategies})

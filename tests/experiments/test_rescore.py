@@ -7,7 +7,7 @@ from report_rows import configured
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import read
-from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore, score_file
+from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.metrics.scores import Scoring
 
@@ -62,11 +62,11 @@ def test_metrics_are_added_and_nothing_else_changes(folder):
     assert records[FULL].vs_baseline == {}
 
 
-@pytest.mark.parametrize("target", ["id", "file", "folder"])
+@pytest.mark.parametrize("target", ["id", "folder"])
 @pytest.mark.parametrize("num_left", [None, 0, 3])
 def test_incomplete_answers_are_an_error_and_write_no_row(folder, ulskip, num_left, target):
     file, rows = answers_of(folder, RUN), (folder / "runs.jsonl").read_bytes()
-    where = {"id": RUN, "file": file, "folder": folder}[target]
+    where = {"id": RUN, "folder": folder}[target]
     score = ["score", where, "--metric", "ter", "--results-dir", folder.parent]
     lines = file.read_text().splitlines(keepends=True)
     file.unlink() if num_left is None else file.write_text("".join(lines[:num_left]))
@@ -112,20 +112,6 @@ def test_a_target_without_runs_is_refused_and_a_changed_score_is_named(folder, r
     where, record = run
     changed = rescore(where, record.replace(bleu=1.0), ExtraMetrics()).changed
     assert changed == {"bleu": (1.0, record.bleu)}
-
-
-def test_any_file_with_hypotheses_and_references_is_scored(tmp_path):
-    file = tmp_path / "mine.jsonl"
-    file.write_text(
-        '{"hypothesis": "a b", "reference": "a b"}\n{"hypothesis": "x", "reference": "y"}\n'
-    )
-    assert score_file(file, ExtraMetrics(["exact_match"])).values == {"exact_match": 50.0}
-    with pytest.raises(UsageError, match="--metric"):
-        score_file(file, ExtraMetrics())
-    for line in ('{"hypothesis": "a b"}', '{"hypothesis": 1, "reference": null}'):
-        file.write_text(line)
-        with pytest.raises(UsageError, match=r"line 1.* hypothesis .*reference"):
-            score_file(file, ExtraMetrics(["exact_match"]))
 
 
 def test_a_row_does_not_allow_the_code_of_its_answers(tmp_path):

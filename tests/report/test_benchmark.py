@@ -20,8 +20,7 @@ FULL = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
 
 def shown(rows, width):
     console = Console(width=width, record=True, file=io.StringIO(), markup=False)
-    for section in benchmark.sections(rows):
-        console.print(tables.draw(section, width, benchmark.FILE))
+    console.print(tables.draw(benchmark.section(rows), width, benchmark.FILE))
     return console.export_text()
 
 
@@ -36,7 +35,7 @@ def test_the_tables_fit_a_terminal(width):
 
 def test_what_varies_gets_a_column():
     rows = [bench_row(), bench_row(3.0, timed_prompt_tokens=512)]
-    heads = benchmark.sections(rows)[0].heads
+    heads = benchmark.section(rows).heads
     assert heads[:3] == ["batch", "engine", "timed prompt tokens"]
 
 
@@ -60,7 +59,7 @@ def test_engines_of_the_same_rounds_are_compared_with_their_interval():
         compared = {"reference_engine": "torch", "over_reference": 2 * ratio}
         full = {**FULL, **ends, "over_reference": ratio}
         rows.append(bench_row(2.0, engine=engine, full=full, **compared))
-    torch, transformers = benchmark.sections(rows)[0].frame.to_dict("records")
+    torch, transformers = benchmark.section(rows).frame.to_dict("records")
     assert (torch["full over torch"], torch["over torch"]) == ("–", "2.00")
     assert (transformers["full over torch"], transformers["over torch"]) == ("0.50", "1.00")
     assert "0.40 to 0.60" in transformers.values()

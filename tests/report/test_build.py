@@ -46,11 +46,6 @@ def test_no_table_is_wider_than_the_terminal(report, folder, monkeypatch, width)
     assert "21.23" in out and "one A100-80G" in " ".join(out.split())
 
 
-def test_latex_is_printed_and_nothing_written(report, folder):
-    assert report(folder, "--format", "latex")[1].startswith(r"\begin{table}")
-    assert not (folder / "report").exists()
-
-
 def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_path):
     second = write_folder(tmp_path / "y", small_sweep(unified_2=20.5), ANSWERS)
     code, out, _ = report(second, "--compare", folder, "--no-plots")
@@ -134,10 +129,7 @@ def test_a_speed_of_another_depth_is_told_and_not_drawn(report, tmp_path):
     [
         (["nowhere"], "got 'nowhere'"),
         (["--gate", "2"], "--gate"),
-        (["--tolerance", "1"], "--tolerance"),
-        (["--format", "latx"], "did you mean 'latex'"),
         (["--compare", "nowhere"], "got 'nowhere'"),
-        (["--output", "x/runs.jsonl"], "--output=DIR"),
     ],
 )
 def test_bad_requests_are_refused_in_a_line(report, folder, monkeypatch, arguments, words):

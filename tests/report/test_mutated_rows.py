@@ -25,7 +25,7 @@ VALUES = [
     *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000, "a[/b]"),
     *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}, {"9" * 5000: 1}),
 ]
-FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--format", "latex"]]
+FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--compare", "paper", "--no-plots"]]
 
 
 def some_rows(folder):
@@ -96,7 +96,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
     rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outputs = []
-    for form in (["--html", "--no-plots"], ["--format", "latex"]):
+    for form in (["--html", "--no-plots"], ["--compare", "paper", "--no-plots"]):
         code, out, err = ulskip("report", tmp_path, *form)
         assert code == 0, err
         outputs.append(out)

@@ -1,4 +1,4 @@
-from report_rows import configured, not_applicable, small_sweep, sweep_row, two_depths
+from report_rows import not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report import paper
 from ulskip_cli.report.rows import Group
@@ -20,13 +20,6 @@ def test_a_line_a_target_and_approach_with_speed_by_batch():
     keys = ("layers", "BLEU", "tok/s, batch 1", "tok/s, batch 8")
     assert [found["2x", "unified"][key] for key in keys] == ["3/6", "13.10", "90", "720"]
     assert found["1x", "full"]["tok/s, batch 8"] == "–"
-
-
-def test_each_table_is_in_latex():
-    sections = paper.table4(
-        [*small_sweep(batches=(1,)), *(configured(row, seed=2) for row in small_sweep())]
-    )
-    assert paper.paper_latex(sections).count(r"\label{tab:table4-") == 2
 
 
 def beside(rows):

@@ -6,7 +6,7 @@ from ulskip_cli.report.reference import ComparedPair, compare
 
 
 def against(new, old):
-    return compare(new, old, 0.15, 0.9)
+    return compare(new, old, 0.9)
 
 
 def test_points_are_matched_by_what_they_are():

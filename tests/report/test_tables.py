@@ -4,8 +4,6 @@ import io
 import pytest
 from report_rows import (
     configured,
-    not_applicable,
-    small_sweep,
     sweep_row,
     two_depths,
     write_folder,
@@ -13,7 +11,6 @@ from report_rows import (
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
-from ulskip_cli.report.tables import TableSection
 
 FULL, HALF = sweep_row("full", batch=8), sweep_row(batch=8, bleu=25.0, predicted_speedup=None)
 
@@ -46,16 +43,6 @@ def test_code_machine_and_weights_are_told_once():
     changed = FULL.replace(environment=commits[0].replace(git_dirty=True))
     text = tables.provenance([changed])
     assert "abc (modified)" in text and "weights of m trained with skipping" in text
-
-
-def test_latex_has_booktabs_with_special_characters_escaped():
-    rows = [*small_sweep(), not_applicable()]
-    long = tables.long_section(rows)
-    text = tables.latex(TableSection("50% & more_of it", long.columns, long.cells), "t4")
-    assert r"\caption{50\% \& more\_of it}" in text and r"\label{tab:t4}" in text
-    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
-    assert r"top\_skip & " in text and r"20.0\textsuperscript{*}" in text
-    assert r"early\_exit & 8 & 2 & N/A" in text
 
 
 @pytest.mark.parametrize("value", ["=1+1", "+1+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\tx"])

@@ -24,7 +24,6 @@ from ulskip_cli.cli import (
     tune,
 )
 from ulskip_cli.cli.config_keys import CommandWithKeys
-from ulskip_cli.cli.options import install_bash_completion
 from ulskip_cli.core import interruption
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
@@ -70,8 +69,7 @@ def invoke(arguments: Sequence[str]) -> int:
     invalid input, or 1 for a failed run.
     """
     try:
-        command = typer.main.get_command(app)  # registers Typer's own completion for bash
-        install_bash_completion()
+        command = typer.main.get_command(app)
         code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
         interruption.raise_if_interrupted()
         if code == INTERRUPT_CODE:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from ulskip_cli.cli.options import ConfigDir, Json, complete_config_name
+from ulskip_cli.cli.options import ConfigDir, Json
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -46,26 +46,15 @@ def config(
         typer.Argument(
             help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
             show_default=False,
-            autocompletion=complete_config_name,
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    schema: Annotated[
-        bool,
-        typer.Option(
-            "--schema", help="Print a JSON schema for editors, which checks your YAML files."
-        ),
-    ] = False,
 ) -> None:
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
     config speed.seconds`.
     """
     from ulskip_cli.cli.key_panels import describe
-    from ulskip_cli.core.config_reference import json_schema
 
-    if schema:
-        print(json.dumps(json_schema(), indent=1))
-        return
     _print_panels(describe(name or "", config_dir))
 
 

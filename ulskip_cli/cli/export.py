@@ -1,13 +1,12 @@
 """The command `ulskip export`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_yaml
+from ulskip_cli.cli.show import print_json, print_yaml
 from ulskip_cli.core.errors import UsageError, require_choice
 
 
@@ -65,4 +64,7 @@ def export(
     request = run.ExportRequest(to, as_format, results, check)
     with ProgressBars() as bars:
         record = run.run_export(chosen, request, bars)
-    print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))
+    if as_json:
+        print_json(record)
+    else:
+        print("\n".join(run.summary(record)))

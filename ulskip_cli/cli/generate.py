@@ -1,14 +1,13 @@
 """The command `ulskip generate`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, complete_override
-from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig
+from ulskip_cli.cli.show import make_console, print_rows, print_yaml
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
@@ -30,7 +29,6 @@ def generate(
             help="The prompt, or - for standard input; then key=value, e.g. ratio=2.0. Without a"
             " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt.",
             show_default=False,
-            autocompletion=complete_override,
         ),
     ],
     config_dir: ConfigDir = None,
@@ -65,8 +63,7 @@ def generate(
     count = len(comparer.workload.examples)
     comparisons = [_compared(comparer, index, as_json, count > 1) for index in range(count)]
     if as_json:
-        values = [comparison.as_dict() for comparison in comparisons]
-        print(json.dumps(values[0] if count == 1 else {"rows": values}, ensure_ascii=False))
+        print_rows([comparison.as_dict() for comparison in comparisons])
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -1,11 +1,10 @@
 """`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_yaml
+from ulskip_cli.cli.show import print_json, print_yaml
 
 if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config
@@ -39,7 +38,7 @@ def plan(
     used = memory(chosen, metadata)
     if as_json:
         total = metadata.total_bytes
-        print(json.dumps(planned.as_dict() | {"weight_bytes": total, "memory_bytes": used}))
+        print_json(planned.as_dict() | {"weight_bytes": total, "memory_bytes": used})
         return
     sizes = {"weights": UNKNOWN, "memory": UNKNOWN}
     if used is not None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -25,7 +25,6 @@ from ulskip_cli.experiments.sweep.jobs import SweepObserver
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Job
 
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
@@ -90,10 +89,6 @@ class ProgressBars(ProgressCallback):
             self._end_phase()
         self.bars.stop()
 
-    def point(self, number: int, total: int) -> None:
-        """Show the number of the point that the next phases belong to."""
-        self._prefix = f"[{number}/{total}] "
-
     def note(self, text: str) -> None:
         """Show a note to the user."""
         if not self._enabled:
@@ -124,24 +119,20 @@ class SweepDisplay(ProgressBars, SweepObserver):
     result.
     """
 
-    def __init__(
-        self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]"
-    ) -> None:
-        """Display these jobs; `write_tables` is called at intervals while rows come, and at the
-        end.
-        """
+    def __init__(self, jobs: "Sequence[Job]", writes_tables: bool = True) -> None:
+        """Display these jobs, and write tables at intervals while rows come, and at the end."""
         super().__init__()
-        self._config, self._write_tables = jobs[0].config, write_tables
-        self._written_at = float("-inf")
+        self._config = jobs[0].config
+        self._written_at = float("-inf" if writes_tables else "inf")
         self._total, self._states = len(jobs), Counter[str]()
         self._began, self._measured = time.monotonic(), 0
         self._sweep = self.bars.add_task("points", total=self._total, note="")
-        self.point(1, self._total)
+        self._prefix = f"[1/{self._total}] "
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         super().__exit__(kind, *details)
         if kind is None:
-            self._write()
+            self._write(0)
 
     def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
         """Count a job as settled, and show a new result."""
@@ -156,9 +147,8 @@ class SweepDisplay(ProgressBars, SweepObserver):
             self._measured += record.is_done
             left = self._left(self._total - settled)
             self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}{left}")
-            if time.monotonic() - self._written_at >= TABLE_SECONDS:
-                self._write()
-        self.point(min(self._total, settled + 1), self._total)
+            self._write(TABLE_SECONDS)
+        self._prefix = f"[{min(self._total, settled + 1)}/{self._total}] "
 
     def _left(self, count: int) -> str:
         """Return the time that the other points will take, by those that were measured."""
@@ -167,12 +157,16 @@ class SweepDisplay(ProgressBars, SweepObserver):
         mean = (time.monotonic() - self._began) / self._measured
         return f" ({duration(mean * count)} left for {count} point{'s' * (count != 1)})"
 
-    def _write(self) -> None:
+    def _write(self, interval: float) -> None:
+        """Write the tables, unless they were written less than `interval` seconds ago."""
+        if time.monotonic() - self._written_at < interval:
+            return
         from ulskip_cli.experiments.results import ResultsFolder
+        from ulskip_cli.report import tables
 
         folder = ResultsFolder.of(self._config)
         if folder.records():
-            self._write_tables(folder)
+            tables.write_tables(folder)
         self._written_at = time.monotonic()
 
     def _end_phase(self) -> None:

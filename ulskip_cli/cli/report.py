@@ -7,10 +7,9 @@ import typer
 
 from ulskip_cli.cli.options import PATH
 from ulskip_cli.cli.show import make_console
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError
 
 WIDTH_IN_FILE = 100  # columns of output into a file or a pipe
-FORMATS = ("terminal", "latex")
 WORSE = 3  # exit code of --check
 
 
@@ -36,16 +35,6 @@ def report(
     html: Annotated[
         bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")
     ] = False,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", help="terminal, or latex: print the table of targets, write no files."
-        ),
-    ] = "terminal",
-    output: Annotated[
-        Path | None,
-        typer.Option(**PATH, help="Folder for the files. Default: report/ in the results folder."),
-    ] = None,
     plots: Annotated[bool, typer.Option(help="Draw the plot.")] = True,
     gate: Annotated[
         float,
@@ -53,33 +42,18 @@ def report(
             min=0.01, max=1, help="Quality gate: share of full's quality that a winner keeps."
         ),
     ] = 0.9,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            min=0.01, max=0.99, help="Relative difference allowed between two measured speedups."
-        ),
-    ] = 0.15,
-    examples: Annotated[
-        int, typer.Option(min=0, help="Number of examples per data set on the page.")
-    ] = 200,
     results_dir: Annotated[
         Path, typer.Option(**PATH, help="Folder that holds the results folders.")
     ] = Path("results"),
 ) -> None:
     """Write tables, a plot and a page of stored rows; `NEW --compare OLD` compares two folders."""
-    require_choice("format", form, FORMATS)
     if check and compare in (None, "paper"):
         raise UsageError("--check requires --compare FOLDER, the results to compare with")
-    from ulskip_cli.report import build, paper
+    from ulskip_cli.report import build
     from ulskip_cli.report.rows import find_folders
 
-    made = build.Report(
-        find_folders(folders or (), results_dir), compare, gate, tolerance, results_dir
-    )
-    if form == "latex":
-        print(paper.paper_latex(made.table4), end="")
-        return
-    written = build.write(made, output, plots, html, examples)
+    made = build.Report(find_folders(folders or (), results_dir), compare, gate, results_dir)
+    written = build.write(made, plots, html)
     build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
         print("\n".join(f"surely worse: {loss}" for loss in losses))

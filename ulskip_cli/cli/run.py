@@ -2,7 +2,6 @@
 times a grid.
 """
 
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_yaml, show_outcome
+from ulskip_cli.cli.show import make_console, print_json, print_yaml, show_outcome
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def run(
     show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
-        tables.terminal_sections,
+        tables.terminal_section,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -83,8 +82,7 @@ def bench(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    left_out: list[str] = []
-    grid = points(overrides, config_dir, "bench", left_out.append)
+    grid = points(overrides, config_dir, "bench")
     if print_config:
         print_yaml(*grid)
         return
@@ -92,16 +90,14 @@ def bench(
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Sweep
-    from ulskip_cli.report import benchmark, tables
+    from ulskip_cli.report import benchmark
 
-    with SweepDisplay(jobs, tables.write_tables) as display:
+    with SweepDisplay(jobs) as display:
         outcome = Sweep(jobs, display, force=force, words=()).run()
-        for line in left_out:
-            display.note(line)
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.sections, benchmark.bench_lead, as_json, benchmark.FILE)
+    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -130,14 +126,13 @@ def sweep(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    left_out: list[str] = []
-    grid = points(overrides, config_dir, note=left_out.append)
+    grid = points(overrides, config_dir)
     if print_config:
         print_yaml(*grid)
         return
     jobs = make_jobs(grid)
     if dry_run:
-        _show_dry_run(jobs, force, left_out, as_json)
+        _show_dry_run(jobs, force, as_json)
         return
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
@@ -149,13 +144,10 @@ def sweep(
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    write = tables.write_tables if since is None else lambda folder: None
-    with SweepDisplay(jobs, write) as display:
+    with SweepDisplay(jobs, writes_tables=since is None) as display:
         outcome = Sweep(
             jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
         ).run()
-        for line in left_out:
-            display.note(line)
     if since is not None:
         return
     folder = ResultsFolder.of(jobs[0].config)
@@ -163,7 +155,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal_sections, verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -174,10 +166,8 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _show_dry_run(
-    jobs: "Sequence[Job]", force: bool, left_out: Sequence[str], as_json: bool
-) -> None:
-    """Print the points of a sweep with their states, and the alternatives that are left out."""
+def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
+    """Print the points of a sweep with their states."""
     from ulskip_cli.experiments.sweep.jobs import Sweep
 
     planned = Sweep(jobs, force=force)
@@ -188,12 +178,11 @@ def _show_dry_run(
             {"id": job.id, "label": job.label, "state": state, "note": note}
             for job, state, note in states
         ]
-        listed = {"points": rows, "counts": counts, "left_out": left_out}
-        print(json.dumps(listed, ensure_ascii=False))
+        print_json({"points": rows, "counts": counts})
         return
     console, width = make_console(), max(len(job.label) for job in jobs)
     points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
-    for line in (*points, "", total, *left_out):
+    for line in (*points, "", total):
         console.print(printable(line.rstrip()))

@@ -1,22 +1,17 @@
 """The command `ulskip score`."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json
-from ulskip_cli.cli.show import make_console
+from ulskip_cli.cli.show import make_console, print_rows
 
 
 def score(
     target: Annotated[
-        str,
-        typer.Argument(
-            help="Results folder, id of a run, or file of generations.", show_default=False
-        ),
+        str, typer.Argument(help="Results folder, or id of a run.", show_default=False)
     ],
     metric: Annotated[
         list[str] | None, typer.Option(help="Metric to add; can be given several times.")
@@ -30,9 +25,6 @@ def score(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the code of answers, for pass_at_1.")
     ] = False,
-    language: Annotated[
-        str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")
-    ] = None,
     results_dir: Annotated[
         Path, typer.Option(**PATH, help="Folder in which a run id is searched.")
     ] = Path("results"),
@@ -45,12 +37,6 @@ def score(
 
     group_choices("task", config_dir)  # refuses a folder that does not exist
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model, allow_code)
-    file = Path(target).expanduser()
-    if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
-        scores = rescore.score_file(file, extra, language)
-        text = "\n".join(f"{key}  {value:.4f}" for key, value in scores.values.items())
-        print(json.dumps(asdict(scores)) if as_json else text)
-        return
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed
@@ -68,8 +54,7 @@ def score(
         tables.write_tables(folder)
     records = [run.record for run in scored]
     if as_json:
-        rows = [record.to_row() for record in records]
-        print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
+        print_rows([record.to_row() for record in records])
         return
     console = make_console()
     section = tables.long_section([displayed(record, Path()) for record in records])

@@ -31,6 +31,16 @@ def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
     return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def print_json(value: object) -> None:
+    """Print a JSON value on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence["Row"]) -> None:
+    """Print one row as a JSON object, and several as an object with the key `rows`."""
+    print_json(rows[0] if len(rows) == 1 else {"rows": rows})
+
+
 def print_yaml(*configs: "Config | TrainingConfig") -> None:
     """Print a configuration as YAML; for several points, print the first and the number of
     points.
@@ -48,12 +58,12 @@ def print_yaml(*configs: "Config | TrainingConfig") -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_sections: Callable[["Sequence[Record]"], "Sequence[TableSection]"],
+    make_table: Callable[["Sequence[Record]"], "TableSection"],
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
     file: str = "table.md",
 ) -> None:
-    """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point
+    """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
     failed.
 
     `file` has the columns that do not fit a terminal.
@@ -63,13 +73,12 @@ def show_outcome(
 
     records = list(outcome.records.values())
     if as_json:
-        print(json.dumps(outcome.as_json(), ensure_ascii=False))
+        print_json(outcome.as_json())
     elif records:
         console = make_console()
         for sentence in sentences(records):
             console.print(printable(sentence), style="bold")
-        for section in make_sections(records):
-            console.print(draw(section, console.width, file), soft_wrap=False)
+        console.print(draw(make_table(records), console.width, file), soft_wrap=False)
         for warning in warnings(records):
             console.print(f"warning: {printable(warning)}", style="yellow", soft_wrap=False)
         written = f"written to {folder.path}/"

@@ -1,10 +1,9 @@
 """The command `ulskip train`."""
 
-import json
 import os
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_yaml, training_lines
+from ulskip_cli.cli.show import print_json, print_yaml, training_lines
 from ulskip_cli.core.files import check_writable, user_path
 
 
@@ -41,7 +40,7 @@ def train(
 
     learning_curve(record, output / "learning_curve")
     if as_json:
-        print(json.dumps(record, ensure_ascii=False))
+        print_json(record)
         return
     for line in training_lines(record, output, chosen):
         print(line)

@@ -1,13 +1,12 @@
 """The command `ulskip tune`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.cli.show import make_console, print_json, print_yaml
 
 
 def tune(
@@ -42,19 +41,14 @@ def tune(
         check_target(to, is_folder=True)
     folder = ResultsFolder.of(request.config)
     folder.check_writable()
-    from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
     with ProgressBars() as bars:
-        result = Tuning(request, bars, lambda jobs: SweepDisplay(jobs, tables.write_tables)).run()
+        result = Tuning(request, bars, SweepDisplay).run()
     result.store()
     written = result.export(to) if to is not None else []
     if as_json:
-        print(
-            json.dumps(
-                {**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False
-            )
-        )
+        print_json({**result.as_json(), "exported_to": str(to) if to else None})
         return
     console = make_console()
     for line in [*result.lines(), *written]:

@@ -34,7 +34,6 @@ from ulskip_cli.core.options import (
     Choice,
     accepts_list,
     field_of,
-    members,
     option,
     options_in,
     parse,
@@ -75,6 +74,7 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
 }  # of configs/<primary>.yaml
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
+SharedT = TypeVar("SharedT", bound=Shared)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -127,13 +127,17 @@ def compose_unvalidated(
     """Build the configuration of a command; check each value alone, but not combinations of
     values.
     """
-    config: Config = _composed("config", overrides, extra_dir, command.partition(" ")[0])
+    command = command.partition(" ")[0]
+    config = _composed(Config, "config", overrides, extra_dir, command)
+    if command == "bench":  # its answers are as long as its timed sequences, whatever the task
+        decoding = config.decoding.replace(max_new_tokens=config.speed.new_tokens)
+        config = config.replace(decoding=decoding)
     return config
 
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config: TrainingConfig = _composed("train", overrides, extra_dir, "train")
+    config = _composed(TrainingConfig, "train", overrides, extra_dir, "train")
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
@@ -142,7 +146,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config: TuneConfig = _composed("tune", overrides, extra_dir, "tune")
+    config = _composed(TuneConfig, "tune", overrides, extra_dir, "tune")
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -571,17 +575,20 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(primary: str, overrides: Sequence[str], extra_dir: Path | None, command: str) -> Any:
-    kind, groups = PRIMARY[primary]
+def _composed(
+    kind: type[SharedT],
+    primary: str,
+    overrides: Sequence[str],
+    extra_dir: Path | None,
+    command: str,
+) -> SharedT:
+    groups = PRIMARY[primary][1]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config: Any = parse(kind, _values(primary, groups, parsed, extra_dir))
+        config = parse(kind, _values(primary, groups, parsed, extra_dir))
         _refuse_unread(kind, keys, command)
-        if command == "bench":  # its answers are as long as its timed sequences, whatever the task
-            tokens = config.speed.new_tokens
-            config = config.replace(decoding=config.decoding.replace(max_new_tokens=tokens))
         return config
     except UnknownKey as error:
         _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)
@@ -678,18 +685,12 @@ def _several_values(primary: str, override: "Override") -> UsageError:
         fields = [kind.model_fields.get(name) for kind in classes]
     hints = [field.annotation for field in fields if field]
     swept = Config.model_fields.get(group)
-    advice = []
-    if any(float in members(hint) for hint in hints) and re.search(r"=\d+,\d+$", line):
-        advice.append("for a decimal number, use a point")
+    advice = "run the command once for each value"
     if any(map(accepts_list, hints)):
-        advice.append(f"for a list, write {line.replace('=', '=[', 1)}]")
-    elif primary == "config" and key == "experiment":
-        advice.append(f"use `ulskip sweep {line} name=NAME`")
+        advice = f"for a list, write {line.replace('=', '=[', 1)}]"
     elif primary == "config" and swept and use_of(swept).changes_results:
-        advice.append(f"for a grid, use `ulskip sweep {line}`")
-    else:
-        advice.append("run the command once for each value")
-    return UsageError(f"expected one value, got '{line}'; {'; '.join(advice)}")
+        advice = f"for a grid, use `ulskip sweep {line}`"
+    return UsageError(f"expected one value, got '{line}'; {advice}")
 
 
 def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) -> Table:

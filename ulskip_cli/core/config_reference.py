@@ -1,8 +1,5 @@
 """The reference of the configuration keys: one walk over the fields of the classes, with several
-printers.
-
-`--help`, `ulskip config`, shell completion, the page of keys, `--print-config` and the JSON schema
-for editors print it.
+printers: `--help`, `ulskip config` and the page of keys.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.config import (
-    CHOICES,
     GROUPS,
     PRIMARY,
     TRAINING_GROUPS,
@@ -28,9 +23,7 @@ from ulskip_cli.core.config_schema import (
     LauncherConfig,
     ModelConfig,
     TrainOptions,
-    TuneConfig,
 )
-from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
@@ -152,44 +145,3 @@ def command_keys(
 def primary_of(command: str) -> str:
     """Return the primary configuration of a command."""
     return command if command in PRIMARY else "config"
-
-
-def json_schema() -> Table:
-    """Return a JSON schema for YAML files of experiments and presets, with which an editor
-    completes and checks them.
-    """
-    shipped = {
-        group: [choice_class(read_choice(group, name), group) for name in group_choices(group)]
-        for group in CHOICES
-    }
-    classes: list[type[Options]] = [
-        TuneConfig,
-        TrainOptions,
-        *(kind for kinds in shipped.values() for kind in kinds),
-    ]
-    references, schema = models_json_schema(
-        [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
-    )
-    definitions: Table = schema["$defs"]
-    for definition in definitions.values():
-        definition.pop("required", None)  # an experiment sets some keys only
-        definition.setdefault("properties", {})["defaults"] = {
-            "type": "array",
-            "description": "choices of groups",
-        }
-    experiment = definitions[TuneConfig.__name__]
-    for group, kinds in shipped.items():
-        unique = list(dict.fromkeys(kinds))
-        experiment["properties"][group] = {
-            "anyOf": [references[(kind, "validation")] for kind in unique]
-        }
-    experiment["properties"]["description"] = {"type": "string"}
-    experiment["properties"]["train"] = references[(TrainOptions, "validation")]
-    return {
-        **experiment,
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ulskip experiment",
-        "description": "Keys of run, sweep, bench, plan, tune and train, in a YAML file of the"
-        " group `experiment`.",
-        "$defs": definitions,
-    }

@@ -328,7 +328,7 @@ class Config(Shared):
     baseline: bool = option(True, "also run the full model, as the baseline", used_by=_POINT)
     baseline_engine: str | None = option(
         None,
-        "engine in which the full model runs as baseline, e.g. torch; null: the same engine",
+        "engine in which the full model runs as baseline, e.g. auto; null: the same engine",
         used_by=_POINT,
         used_if=lambda config: config.crosses_engines,
     )

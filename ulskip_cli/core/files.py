@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # in messages of safetensors and of torch.save
 _FULL = re.compile("No space left|Disk quota exceeded|inline_container.*(failed writing|pos)")
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
+
+
+def timestamp() -> str:
+    """Return the time (UTC), in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def digest(value: object) -> str:

@@ -39,7 +39,7 @@ class Use:
     """The use of an option: the commands that read it, and what it depends on."""
 
     commands: frozenset[str] = frozenset()  # empty: the commands of its section
-    condition: Callable[[Any], bool] | None = None  # on the whole configuration; None: always used
+    condition: Callable[..., bool] | None = None  # on the whole configuration; None: always used
     changes_results: bool = True
 
     def __call__(self, schema: Table) -> None:
@@ -50,7 +50,7 @@ def option(
     default: Any,
     text: str,
     used_by: str = "",
-    used_if: Callable[[Any], bool] | None = None,
+    used_if: Callable[..., bool] | None = None,
     identity: bool = True,
     **bounds: Any,
 ) -> Any:

@@ -19,9 +19,6 @@ class ProgressCallback:
         """
         return lambda done, note="": None
 
-    def point(self, number: int, total: int) -> None:
-        """Report the following phases as phases of point `number` of `total`."""
-
     def note(self, text: str) -> None:
         """Show a line to the user."""
 

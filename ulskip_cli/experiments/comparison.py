@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from ulskip_cli.core.answer import Answer, Comparison
 from ulskip_cli.engines.base import BatchOutput, take_turns
@@ -13,7 +14,7 @@ from ulskip_cli.experiments.paired_timing import turn_steps
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.experiments.workload import decode_context
+from ulskip_cli.experiments.workload import answers_of, decode_context
 from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 
@@ -109,7 +110,11 @@ class PromptComparer:
             first = take_turns(runs[:1], on_tokens)
             return [*first, *take_turns(runs[1:], lambda _, token_ids: on_tokens(1, token_ids))]
 
-        rounds = [decode(lambda side, token_ids: on_text(side, self._text(token_ids)[0]))]
+        def show(side: int, token_ids: list[int]) -> None:
+            text = self.workload.tokenizer.decode(token_ids, skip_special_tokens=True)
+            on_text(side, until_stop(text, self.decoding.stop)[0])
+
+        rounds = [decode(show)]
         while sum(output.total_seconds for pair in rounds for output in pair) < MIN_SECONDS:
             rounds.append(decode(lambda side, token_ids: None))
         return rounds
@@ -122,16 +127,11 @@ class PromptComparer:
         full, kept = self.sides
         return full.device.type == "cpu" and not self.decoding.do_sample and full is not kept
 
-    def _text(self, token_ids: Sequence[int]) -> tuple[str, bool]:
-        text = self.workload.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return until_stop(text, self.decoding.stop)
-
     def _answer(self, outputs: Sequence[BatchOutput]) -> Answer:
         """Return the first of several equal answers, with the mean of their times."""
-        (token_ids,), (hit,) = outputs[0].token_ids, outputs[0].hit_max_length
-        text, stopped = self._text(token_ids)
-        seconds = [
-            sum(getattr(output, key) for output in outputs) / len(outputs)
-            for key in ("prefill_seconds", "decode_seconds")
-        ]
-        return Answer(text, token_ids, hit and not stopped, *seconds)
+        (answer,) = answers_of(outputs[0], self.context)
+        return replace(
+            answer,
+            prefill_seconds=fmean(output.prefill_seconds for output in outputs),
+            decode_seconds=fmean(output.decode_seconds for output in outputs),
+        )

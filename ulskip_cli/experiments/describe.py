@@ -4,11 +4,11 @@ weights and machine, and its warnings.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import is_crowded
+from ulskip_cli.core.files import timestamp
 from ulskip_cli.core.schedule import MISSING_KV
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
@@ -103,7 +103,7 @@ def describe_provenance(
     backend = decoder.linear_backend(config.decoding)
     build, device = decoder.build, str(loaded.model.device)
     return Provenance(
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        finished_at=timestamp(),
         engine=engine.name,
         engine_reason=engine_reason,
         engine_weights=build.pop("weights") if build else None,

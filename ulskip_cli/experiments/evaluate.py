@@ -24,17 +24,13 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import (
-    Decoder,
-    generate_all,
-    until_stop,
-)
+from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.record import Compared, Quality, Row
-from ulskip_cli.experiments.workload import Workload, decode_context, prompt_batches
+from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
 from ulskip_cli.inference.batching import (
     BatchSize,
     in_batches,
@@ -198,19 +194,14 @@ def generate_answers(
             checkpoints.add(positions, output, size.used, peak_bytes(decoder.device))
     generations: dict[int, Row] = {}
     for positions, output in batches:
-        for position, ids, hit in zip(
-            positions, output.token_ids, output.hit_max_length, strict=True
-        ):
-            example = workload.examples[position]
-            text, stopped = until_stop(
-                workload.tokenizer.decode(ids, skip_special_tokens=True), config.decoding.stop
-            )
+        for position, answer in zip(positions, answers_of(output, context), strict=True):
+            text, ids = answer.text, answer.token_ids
             generations[position] = {
-                **example.plain(),
+                **workload.examples[position].plain(),
                 "hypothesis": workload.task.hypothesis(text),
                 "output": text,
                 "token_ids": ids,
-                "flags": degenerate.flags(ids, text, hit and not stopped),
+                "flags": degenerate.flags(ids, text, answer.hit_limit),
             }
     first, *others = (output for _, output in batches)
     return GeneratedAnswers(

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.files import read_object, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -298,7 +297,7 @@ def measure_units(
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(
             pairs=count,
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            began=timestamp(),
             bytes_per_second=read_rate(),
         )
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
@@ -399,12 +398,14 @@ def solve_depth_for_speedup(
     target_speedup: float,
     measured: Callable[[float], tuple[float, float]],
     rounds: int = MEET_ROUNDS,
+    report: Callable[[int], None] = lambda done: None,
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
     correct it by timed units.
 
     `measured(depth)` times a unit near that depth and returns the actual mean depth and the median
-    speedup of its pairs. Raises NotApplicable, a UsageError, if the target cannot be reached.
+    speedup of its pairs; `report` gets the number of units. Raises NotApplicable, a UsageError, if
+    the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -414,6 +415,7 @@ def solve_depth_for_speedup(
         had, speedup = measured(depth)
         trials.append({"depth": had, "speedup": speedup})
         offsets.append(1 / speedup - fit.share(had))
+        report(len(offsets))
         offset = fmean(offsets)
         before, depth = depth, fit.depth(target_speedup, offset)
         errors = half_width(offsets), abs(fit.share(depth) - fit.share(before))
@@ -423,10 +425,7 @@ def solve_depth_for_speedup(
 
 
 def make_pair_timer(
-    loaded: LoadedModel,
-    workload: Workload | None,
-    config: Config,
-    on_pair: Callable[[int], None] = lambda done: None,
+    loaded: LoadedModel, workload: Workload | None, config: Config
 ) -> Callable[[float], tuple[float, float]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
     plan of a depth.
@@ -452,7 +451,7 @@ def make_pair_timer(
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         pair = Pair(full, decoder(plan), batches, context)
         new_tokens = config.speed.new_tokens
-        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS, on_pair=on_pair)
+        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS)
         return plan.mean_kept(new_tokens - 1), median(timed.pairs.ratios())
 
     return measured

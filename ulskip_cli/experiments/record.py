@@ -72,7 +72,7 @@ class Column(NamedTuple):
     title: str  # may hold a line break
     form: str = ""  # format of its numbers
     # makes the value, or names its attribute; empty: the field that declares the column
-    show: Callable[[Any], object] | str = ""
+    show: Callable[..., object] | str = ""
     optional: bool = False  # left out on a narrow terminal, the rightmost column first
     first: bool = False  # among the few columns for a reader of `ulskip run`
 

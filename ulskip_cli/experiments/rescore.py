@@ -11,8 +11,7 @@ from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.loading import read_objects
-from ulskip_cli.tasks.metrics.scores import Answers, Scores
+from ulskip_cli.tasks.metrics.scores import Answers
 
 TOLERANCE = 1e-9
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -66,14 +65,10 @@ class ExtraMetrics:
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
-    """Find runs by results folder, generations file or run id; raise UsageError if no run has
-    stored generations.
-    """
+    """Find runs by results folder or run id; raise UsageError if no run has stored generations."""
     path = Path(target).expanduser()
     folders, run_id = [path], ""
-    if path.suffix == ".jsonl" and path.parent.name == "generations":
-        folders, run_id = [path.parent.parent], path.stem
-    elif _RUN_ID.fullmatch(target) and not path.is_dir():
+    if _RUN_ID.fullmatch(target) and not path.is_dir():
         folders, run_id = sorted(file.parent for file in results_dir.glob("*/runs.jsonl")), target
     runs = [
         (folder, record)
@@ -83,9 +78,8 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     ]
     if not runs:
         raise UsageError(
-            "expected a results folder, a run id or a generations file with answers, got"
-            f" '{target}'; run ids are searched in {results_dir}/, set another folder with"
-            " --results-dir"
+            f"expected a results folder or a run id with answers, got '{target}'; run ids are"
+            f" searched in {results_dir}/, set another folder with --results-dir"
         )
     return runs
 
@@ -140,19 +134,6 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row
             " the run"
         )
     return answers
-
-
-def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
-    """Score a file of JSON lines with `hypothesis`, `reference` and optional `source`; raise
-    UsageError if a text is missing.
-    """
-    if not extra.names:
-        raise UsageError(
-            "expected --metric for a file outside a results folder, got none; known:"
-            f" {', '.join(metrics.METRICS)}"
-        )
-    texts = _texts(read_objects(file, ANSWER_KEYS[:2]))
-    return metrics.compute_scores(extra.beside(Scoring((), target_language)), texts)
 
 
 def _texts(answers: Sequence[Row]) -> Answers:

@@ -87,11 +87,6 @@ class ResultsFolder:
         stored = record.num_examples == 0 or self.generations_path(record.id).is_file()
         return record.is_done and stored
 
-    def is_damaged(self, run_id: str) -> bool:
-        """Return True if a line of a point is refused, e.g. because it was cut off."""
-        start = f'"id": "{run_id}"'.encode()
-        return any(start in line and parse_row(line) is None for line in self._lines())
-
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that
         share the folder.
@@ -139,9 +134,7 @@ class ResultsFolder:
         tracking.log_row(config, record.to_row(), self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
-        """Write the generations of a point; `ulskip score` can score the file even without a
-        row.
-        """
+        """Write the generations of a point."""
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))
 

@@ -8,7 +8,6 @@ benchmark is a run without a task, which times random prompts.
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -143,11 +142,9 @@ class Session:
         if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
             return None
         fit = self.fit_latency(config, loaded, workload)
-        total = rounds * (1 + MEET_PAIRS)
-        report = self.progress.phase(f"solve depth for {config.ratio:g}x", total)
-        timed = count(1)
-        time_pair = make_pair_timer(loaded, workload, config, lambda done: report(next(timed)))
-        return solve_depth_for_speedup(fit, config.ratio, time_pair, rounds)
+        report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)
+        time_pair = make_pair_timer(loaded, workload, config)
+        return solve_depth_for_speedup(fit, config.ratio, time_pair, rounds, report)
 
     def fit_latency(
         self, config: Config, loaded: LoadedModel, workload: Workload | None

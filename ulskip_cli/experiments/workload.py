@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ulskip_cli.core.answer import Answer
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.task import Example, Task
-from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import DecodeContext, until_stop
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, encode, pad_token_id
@@ -71,6 +73,17 @@ def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
     if workload is None:
         return DecodeContext(config.decoding, 0, config.seed)
     return DecodeContext(config.decoding, workload.pad_token_id, config.seed, workload.tokenizer)
+
+
+def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
+    """Return the answers of a batch as texts, which end before the first stop string."""
+    assert context.tokenizer is not None
+    answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
+    for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
+        text = context.tokenizer.decode(ids, skip_special_tokens=True)
+        text, stopped = until_stop(text, context.decoding.stop)
+        answers.append(Answer(text, ids, hit and not stopped, *seconds))
+    return answers
 
 
 def check_same_tokens(workload: Workload, full: Workload) -> None:

@@ -49,7 +49,7 @@ def write_bench_report(folder: ResultsFolder) -> None:
         [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
     )
     parts = [f"# {tables.title(records)}", *fastest(records)]
-    parts += [*map(tables.with_heading, sections(records)), tables.provenance(records)]
+    parts += [tables.with_heading(section(records)), tables.provenance(records)]
     tables.write_markdown(folder.path / FILE, parts)
 
 
@@ -77,8 +77,8 @@ def decoded_by(record: Record) -> str:
     return f"{name}, compiled" if record.compiled else name
 
 
-def sections(records: Sequence[Record]) -> list[TableSection]:
-    """Make the tables of benchmark records."""
+def section(records: Sequence[Record]) -> TableSection:
+    """Make the table of benchmark records."""
     records = in_bench_order(records)
     references = {record.reference_engine for record in records if record.reference_engine}
     reference = min(references) if len(references) == 1 else "reference"
@@ -115,7 +115,7 @@ def sections(records: Sequence[Record]) -> list[TableSection]:
         f"{BANDWIDTH}: {read_bandwidth(records)}",
     ]
     title = f"Decoding speed: {tables.shared(records, SHARED)}"
-    return [TableSection.of(title, records, columns, tables.sentences(notes))]
+    return TableSection.of(title, records, columns, tables.sentences(notes))
 
 
 def _over(record: Record) -> Interval | None:

@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import check_writable, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.frontier import frontiers
-from ulskip_cli.report.html_page import MAX_EXAMPLES, render
+from ulskip_cli.report.html_page import render
 from ulskip_cli.report.plots import save_quality
-from ulskip_cli.report.reference import TOLERANCE, Comparison, compare
+from ulskip_cli.report.reference import Comparison, compare
 from ulskip_cli.report.rows import (
     Group,
     Item,
@@ -43,7 +43,6 @@ class Report:
     paths: list[Path]  # results folders
     against: str | None = None  # `paper`, or a folder of results to compare with
     gate: float = GATE
-    tolerance: float = TOLERANCE
     results_dir: Path = Path("results")
 
     @cached_property
@@ -88,7 +87,7 @@ class Report:
         if not self.against or self.against == PAPER:
             return None
         old = read_records(find_folders([Path(self.against)], self.results_dir))
-        compared = compare(self.records, old, self.tolerance, self.gate)
+        compared = compare(self.records, old, self.gate)
         if not compared.pairs:
             names = ", ".join(f"'{path}'" for path in self.paths[:3])
             raise UsageError(
@@ -126,25 +125,18 @@ class Report:
         return [*parts, tables.provenance(self.records)]
 
 
-def write(
-    report: Report,
-    output: Path | None = None,
-    plots: bool = True,
-    page: bool = False,
-    most: int = MAX_EXAMPLES,
-) -> list[Path]:
-    """Write all files of a report and return their paths; by default into `report/` in the results
-    folder. A `page` shows the answers to `most` examples of each data set.
+def write(report: Report, plots: bool = True, page: bool = False) -> list[Path]:
+    """Write all files of a report into `report/` in the results folder, or beside several, and
+    return their paths.
     """
     paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
-    folder = output or (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
-    check_writable(folder, "--output")
+    folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
     tables.write_markdown(files[0], parts)
     if page:
         files.append(folder / PAGE)
-        write_atomic(files[-1], render(report, plot, most))
+        write_atomic(files[-1], render(report, plot))
     return files
 
 

@@ -31,7 +31,7 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
 WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S)|\s+")
 
 
-def render(report: "Report", plot: Sequence[Path], most: int) -> str:
+def render(report: "Report", plot: Sequence[Path]) -> str:
     """Return the page of a report; `plot` is a PNG and an SVG, or empty."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -47,7 +47,7 @@ def render(report: "Report", plot: Sequence[Path], most: int) -> str:
     judged = tables.all_shares(groups, gate)
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
-    answers = collect(groups, records, most)
+    answers = collect(groups, records)
     table = tables.long_section(records, gate)
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     facets = {

@@ -3,7 +3,6 @@ values.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -71,14 +70,6 @@ def paper_markdown(sections: Sequence[TableSection]) -> str:
     """Write the tables in Markdown, with headings if there are several."""
     write = tables.with_heading if len(sections) > 1 else tables.markdown
     return "\n\n".join([*map(write, sections), NOTE])
-
-
-def paper_latex(sections: Sequence[TableSection]) -> str:
-    """Write the tables in LaTeX, with the note in the first caption."""
-    return "\n".join(
-        tables.latex(replace(section, note=NOTE * (i == 1)), f"table4-{i}")
-        for i, section in enumerate(sections, start=1)
-    )
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:

@@ -104,7 +104,6 @@ class Comparison:
     only_old: int
     only_new: int
     differs: list[Key]  # settings in which the sides share no value
-    tolerance: float
     gate: float
 
     def losses(self) -> list[str]:
@@ -158,7 +157,7 @@ class Comparison:
             ),
             Column("as\nbefore", "", self._is_as_before),
         ]
-        notes = [NOTE, f"As before: the same answers, and a speedup within {self.tolerance:.0%}"]
+        notes = [NOTE, f"As before: the same answers, and a speedup within {TOLERANCE:.0%}"]
         if self.differs:
             titles = dict.fromkeys(key.title for key in self.differs)
             notes.append(f"The sides differ in {', '.join(titles)}")
@@ -170,7 +169,7 @@ class Comparison:
         """Return the verdict on the claim that the new side has the score of the old one, and its
         speedup within the tolerance.
         """
-        words = unchanged(pair.quality), within(pair.speedup, self.tolerance)
+        words = unchanged(pair.quality), within(pair.speedup, TOLERANCE)
         return next((word for word in (FAILS, TIE, HOLDS) if word in words), None)
 
 
@@ -178,9 +177,7 @@ def _starred(interval: Interval | None, word: str, form: str) -> str | None:
     return f"{interval.value:{form}}{'*' * (word != TIE)}" if interval else None
 
 
-def compare(
-    new: Sequence[Record], old: Sequence[Record], tolerance: float, gate: float
-) -> Comparison:
+def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Comparison:
     """Match the finished points of new and old records.
 
     Two points match if they agree in every setting, except settings of which the two sides share no
@@ -200,4 +197,4 @@ def compare(
     before = dict(zip(points[len(new) :], old, strict=True))
     pairs = [ComparedPair(now[point], before[point]) for point in now if point in before]
     unmatched = len(before) - len(pairs), len(now) - len(pairs)
-    return Comparison(pairs, *unmatched, differs, tolerance, gate)
+    return Comparison(pairs, *unmatched, differs, gate)

@@ -73,18 +73,6 @@ NO_REFERENCES = (
     "The prompts have no references: the score is the agreement, the share of the tokens of the"
     " full model's answers that the strategy also finds most likely."
 )
-_LATEX = str.maketrans(
-    {
-        **{char: f"\\{char}" for char in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "*": r"\textsuperscript{*}",
-    }
-)
-
 
 Shares = Mapping[tuple[str, str], QualityShare]  # by the key of a record
 EMPTY = {MISSING, *ABSENT.values()}
@@ -210,9 +198,9 @@ def short_section(records: Sequence[Record]) -> TableSection:
     )
 
 
-def terminal_sections(records: Sequence[Record]) -> list[TableSection]:
+def terminal_section(records: Sequence[Record]) -> TableSection:
     """Make the table of records for a terminal, with few columns."""
-    return [short_section([displayed(record, Path()) for record in records])]
+    return short_section([displayed(record, Path()) for record in records])
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:
@@ -317,29 +305,6 @@ def escape_markdown(text: str) -> str:
 def write_markdown(file: Path, parts: Iterable[str]) -> None:
     """Write a report of some parts, without the empty ones."""
     write_atomic(file, escape_markdown("\n\n".join(filter(None, parts)) + "\n"))
-
-
-def latex(section: TableSection, label: str) -> str:
-    """Write a table in LaTeX with booktabs."""
-    caption = sentences([section.title, section.note]) if section.note else section.title
-    table = section.frame.map(escape_latex).rename(columns=escape_latex).style.hide(axis="index")
-    text: str = table.to_latex(
-        column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
-        hrules=True,
-        caption=escape_latex(caption),
-        label=f"tab:{label}",
-        position_float="centering",
-    )
-    return text
-
-
-def escape_latex(text: str) -> str:
-    r"""Escape the characters that are special in LaTeX.
-
-    >>> escape_latex("top_skip & 50%")
-    'top\\_skip \\& 50\\%'
-    """
-    return text.translate(_LATEX)
 
 
 def to_csv(records: Sequence[Record]) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ulskip_cli.core.command_line import command_line, overrides_of
@@ -116,6 +117,11 @@ class TuneResult:
     alternatives: tuple[Alternative, ...] = ()  # on the examples that choose
     best: Alternative | None = None  # the one that met the request, on the reported examples
 
+    @cached_property
+    def judged(self) -> QualityShare:
+        """The share of the full model's quality that the layers keep."""
+        return judge(self.record, self.request.config.quality or 1.0)
+
     @property
     def trial(self) -> Trial:
         """The chosen trial."""
@@ -153,7 +159,7 @@ class TuneResult:
         """True if the layers reach the wanted speedup or quality."""
         if wanted := self.request.config.speedup:
             return (self.record.measured_speedup or 0.0) >= wanted
-        return judge(self.record, self.request.config.quality or 1.0).passes
+        return self.judged.passes
 
     @property
     def _exported(self) -> Config:
@@ -181,7 +187,7 @@ class TuneResult:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
         request, record = self.request, self.record
         config = request.config
-        judged, recommended = judge(record, config.quality or 1.0), self.recommended
+        judged, recommended = self.judged, self.recommended
         used = recommended.candidate.config if recommended else self.config
         return {
             "key": request.key,
@@ -263,8 +269,7 @@ class TuneResult:
         """Return what to use, a line for each alternative, the layers in a sentence and six lines,
         a line if the pairs show no gain, and the warnings of its run.
         """
-        config, record, trial = self.request.config, self.record, self.trial
-        judged = judge(record, config.quality or 1.0)
+        config, record, trial, judged = self.request.config, self.record, self.trial, self.judged
         skipped = listed(sorted(set(range(self.request.num_layers)) - set(trial.kept_layers)))
         wish, key, value, low = config.quality or 1.0, "quality", judged.share, judged.low
         if config.speedup and record.speedup:

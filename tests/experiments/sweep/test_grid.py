@@ -81,19 +81,28 @@ def test_a_preset_stands_where_no_experiment_is_named():
     assert len(paper) == 3 * 2 * 2 and {config.model.path for config in paper} == {"bloom-7b1"}
 
 
-def test_several_experiments_have_a_grid_each_in_one_folder(tmp_path):
+def test_an_experiment_has_its_own_grid(tmp_path):
     (tmp_path / "experiment").mkdir()
-    sweeps = {"first": "{ratio: '2,3'}", "second": "{batch_size: '1,4'}", "wrong": "{ratoi: 2}"}
+    sweeps = {"mine": "{ratio: '2,3', batch_size: '1,4'}", "wrong": "{ratoi: 2}"}
     for name, sweep in sweeps.items():
         preset = f"name: {name}\nsweep: {sweep}\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(preset)
-    grid = points(["experiment=first,second", "name=both"], tmp_path)
-    pairs = [(config.ratio, config.batch_size) for config in grid]
-    assert pairs == [(2, 8), (3, 8), (2, 1), (2, 4)]
-    with pytest.raises(UsageError, match=r"results/first, results/second.*name="):
-        points(["experiment=first,second"], tmp_path)
+    pairs = [(config.ratio, config.batch_size) for config in points(["experiment=mine"], tmp_path)]
+    assert pairs == [(2, 1), (2, 4), (3, 1), (3, 4)]
     with pytest.raises(UsageError, match="ratoi"):
         points(["experiment=wrong"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=reproduce,paper"], "one experiment.*experiment=reproduce,paper"),
+        (["ratio=2", "name=a,b"], "results/a, results/b.*name="),
+    ],
+)
+def test_a_sweep_has_one_experiment_and_one_folder(overrides, words):
+    with pytest.raises(UsageError, match=words):
+        points(overrides)
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +116,17 @@ def sibling(tmp_path_factory):
     return folder
 
 
-def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_change(sibling):
+def test_alternatives_come_behind_the_points_whose_ids_they_do_not_change(sibling, capsys):
     overrides = ["model=tiny", "engine=torch,transformers", "strategy=full,unified"]
     overrides.append("baseline_engine=torch")
     wanted = [f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"]
-    plain, notes = points(overrides), []
-    grid = points([*overrides, *wanted], note=notes.append)
+    plain, grid = points(overrides), points([*overrides, *wanted])
     assert [config.identity() for config in grid[:4]] == [config.identity() for config in plain]
     added = [(config.decoding.draft_tokens, config.engine.name) for config in grid[4:]]
     assert added == [(0, "torch"), (4, "torch"), ("auto", "torch"), (0, "transformers")]
     assert [bool(config.baseline_model) for config in grid[4:]] == [True, False, False, True]
-    (note,) = notes
-    assert "left out: 2" in note and "transformers" in note
+    note = capsys.readouterr().err
+    assert "left out: 2" in note and "transformers" in note and note.count("\n") == 1
     compared = [config for config in grid if config.strategy.name == "unified"] + grid[4:5]
     baselines = {config.batch_size: resolve(config).baseline.run_id for config in compared}
     assert len(baselines) == len(set(baselines.values())) == 2  # drafts have batch size 1

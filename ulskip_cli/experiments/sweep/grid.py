@@ -6,7 +6,8 @@ and smaller models.
 
 import contextlib
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+import sys
+from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
@@ -40,32 +41,31 @@ def points(
     overrides: Sequence[str],
     extra_dir: Path | None = None,
     preset: str | None = None,
-    note: Callable[[str], object] = lambda text: None,
 ) -> list[Config]:
     """Return the configurations of a grid in the order of the overrides, without duplicates, and
     then their alternatives.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
     they name no experiment, `preset` is used. Without a preset, the grid has the named values
-    alone, or is that of the default experiment if no key of a point is named. `note` receives a
-    line for each reason why alternatives are left out.
+    alone, or is that of the default experiment if no key of a point is named. A line on standard
+    error says why alternatives are left out.
     """
     composed: list[Config] = []
+    alternatives: list[Config] = []
     left_out: dict[str, set[str]] = {}  # alternatives by reason
     command = preset or "sweep"
-    for texts in _by_experiment(overrides, preset, extra_dir):
-        alternatives: list[Config] = []
-        for config, point_texts in _grid(texts, command, extra_dir):
-            composed.append(config.replace(alternatives=AlternativesConfig()))
-            for alternative in _alternatives(config, point_texts, extra_dir):
-                try:
-                    check_run(alternative, "sweep")
-                    alternatives.append(alternative)
-                except NotApplicable as error:
-                    left_out.setdefault(str(error), set()).add(alternative.identity())
-        composed += alternatives
+    for config, texts in _grid(_with_experiment(overrides, preset), command, extra_dir):
+        composed.append(config.replace(alternatives=AlternativesConfig()))
+        for alternative in _alternatives(config, texts, extra_dir):
+            try:
+                check_run(alternative, "sweep")
+                alternatives.append(alternative)
+            except NotApplicable as error:
+                left_out.setdefault(str(error), set()).add(alternative.identity())
+    composed += alternatives
     for reason, identities in left_out.items():
-        note(f"alternatives left out: {len(identities)}, because {reason}")
+        text = f"alternatives left out: {len(identities)}, because {reason}"
+        print(f"ulskip: {text}", file=sys.stderr)
     if not composed:
         raise UsageError(
             f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
@@ -82,23 +82,19 @@ def points(
     return list(distinct.values())
 
 
-def _by_experiment(
-    overrides: Sequence[str], preset: str | None, extra_dir: Path | None
-) -> list[list[str]]:
-    """Return one list of overrides for every experiment that the overrides name, because each
-    experiment has its own grid; add an experiment if they name none.
-    """
+def _with_experiment(overrides: Sequence[str], preset: str | None) -> list[str]:
+    """Return the overrides with an experiment, if they name none and it is wanted."""
     parsed = parse_overrides(overrides)
     keys = [override.key_or_group for override in parsed]
     if "experiment" in keys:
-        at = keys.index("experiment")
-        names = [f"experiment={name}" for name in _values(parsed[at], extra_dir)]
-        return [[*overrides[:at], name, *overrides[at + 1 :]] for name in names]
-    if preset is not None:
-        return [[f"experiment={preset}", *overrides]]
-    if any(key.partition(".")[0] not in _NOT_OF_POINTS for key in keys):
-        return [list(overrides)]
-    return [[f"experiment={DEFAULT_EXPERIMENT}", *overrides]]
+        chosen = parsed[keys.index("experiment")]
+        if chosen.is_sweep_override():
+            raise UsageError(
+                f"expected one experiment, got '{chosen.input_line}'; run the command once for each"
+            )
+    elif preset or all(key.partition(".")[0] in _NOT_OF_POINTS for key in keys):
+        return [f"experiment={preset or DEFAULT_EXPERIMENT}", *overrides]
+    return list(overrides)
 
 
 def _grid(

@@ -7,13 +7,12 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core import environment, interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver, fit_into_memory
 from ulskip_cli.experiments.record import (
@@ -145,7 +144,6 @@ class SweepOutcome:
     num_requested: int
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
-    num_run: int = 0  # with baselines that only other points need; 0: as many as requested
 
     def as_json(self) -> Row:
         """Return the object that `--json` prints: the row of a single point, or all rows and
@@ -158,8 +156,8 @@ class SweepOutcome:
         """Raise RunError if a point failed."""
         if self.failures:
             raise RunError(
-                f"{len(self.failures)} of {self.num_run or self.num_requested} points failed, the"
-                f" first: {self.failures[0]}"
+                f"{len(self.failures)} of {len(self.records)} points failed, the first:"
+                f" {self.failures[0]}"
             )
 
 
@@ -242,7 +240,7 @@ class Sweep:
                 )
         records = {job.id: self._settled[job.id] for job in jobs if job.id in self._settled}
         requested = sum(job.requested for job in jobs)
-        return SweepOutcome(requested, records, self.failures(), len(jobs))
+        return SweepOutcome(requested, records, self.failures())
 
     def refresh(self) -> int:
         """Read the rows again, and return their number."""
@@ -292,10 +290,8 @@ class Sweep:
             return "again, because of --force"
         if stored:
             return f"again, because the stored row is {_made_elsewhere(stored[-1])}"
-        if any(record.is_done for record in records):
-            return "again, because the file of its answers is missing"
-        is_damaged = self.folder.is_damaged(job.id)
-        return "again, because its line in runs.jsonl is damaged or cut off" if is_damaged else ""
+        is_done = any(record.is_done for record in records)
+        return "again, because the file of its answers is missing" if is_done else ""
 
     def _counts(self, record: Record) -> bool:
         """Return True if a row of an earlier sweep counts; in a sweep of one process, the number of
@@ -393,7 +389,7 @@ class Sweep:
 
     def _store_failure(self, job: Job, error: Exception) -> None:
         """Store the record of a failed job, with the traceback in a file."""
-        folder, finished_at = self.folder, datetime.now(UTC).isoformat(timespec="seconds")
+        folder, finished_at = self.folder, timestamp()
         record = job.failure_record(error).replace(finished_at=finished_at)
         if not isinstance(error, NotApplicable):
             log = folder.path / "logs" / f"{job.id}.log"
