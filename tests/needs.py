@@ -16,7 +16,6 @@ RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
     Need.STOP_STRINGS: ["decoding.stop=[xyz]"],
-    Need.GENERATE_ARGUMENTS: ["decoding.generate_kwargs={renormalize_logits: true}"],
     Need.COMPILATION: ["decoding.compile=on"],
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]

@@ -173,8 +173,6 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(
         "cannot load a tokenizer": [f"model.path={bare}", *quick],
         "example 0: ": [*overrides, *files],
         "the model's tokenizer has no chat template": [*overrides, "task.template=chat"],
-        "'lenght_penalty'": [*overrides, "decoding.generate_kwargs={lenght_penalty: 1}"],
-        "generate_kwargs.use_cache": [*overrides, "decoding.generate_kwargs={use_cache: false}"],
     }
     for expected, arguments in cases.items():
         code, out, err = ulskip("run", *arguments)

@@ -58,7 +58,6 @@ class DecodingConfig(Options):
     compile: Literal["auto", "on", "off"] = option(
         "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
     )
-    generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
         0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
     )
@@ -80,7 +79,6 @@ class DecodingConfig(Options):
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
             Need.STOP_STRINGS: bool(self.stop),
-            Need.GENERATE_ARGUMENTS: bool(self.generate_kwargs),
             Need.COMPILATION: self.compile == "on",
             Need.DRAFTS: bool(self.draft_tokens),
             Need.LAYER_DRAFTS: self.drafts_with_layers,

@@ -33,7 +33,6 @@ GROUP = "ulskip.engines"
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,
-    Need.GENERATE_ARGUMENTS,
     Need.COMPILATION,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,

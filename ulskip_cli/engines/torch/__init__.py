@@ -19,11 +19,7 @@ class Torch(Engine):
     engines of these methods.
     """
 
-    supports: ClassVar[frozenset[Need]] = ALL - {
-        Need.BEAMS,
-        Need.STOP_STRINGS,
-        Need.GENERATE_ARGUMENTS,
-    }
+    supports: ClassVar[frozenset[Need]] = ALL - {Need.BEAMS, Need.STOP_STRINGS}
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
