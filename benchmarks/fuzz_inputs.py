@@ -92,7 +92,7 @@ def damaged_rows(draw: st.DrawFn) -> Case:
             "--to",
             "out",
             "--format",
-            "mergekit",
+            "schedule",
             "--no-check",
             "--results",
             "results/x",

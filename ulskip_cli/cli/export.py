@@ -22,9 +22,7 @@ def export(
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    as_format: Annotated[
-        str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")
-    ] = "hf",
+    as_format: Annotated[str, typer.Option("--format", help="hf, gguf or schedule.")] = "hf",
     results: Annotated[
         Path | None,
         typer.Option(

@@ -72,8 +72,8 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
 
 _SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
-_WHOLE_LAYERS = _FIXED_LAYERS & _SAME_LAYERS - {Need.PATCHES}
-_CHECKPOINT = _WHOLE_LAYERS - {
+_CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
+    Need.PATCHES,
     Need.QUANTIZATION,
     Need.RANDOM_WEIGHTS,
     Need.DRAFTS,
@@ -91,7 +91,6 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
-    "export --format mergekit": _WHOLE_LAYERS - {Need.ADAPTER, Need.FOLDED_PATCHES},
     "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},
 }
 

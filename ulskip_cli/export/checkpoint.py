@@ -83,7 +83,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise UsageError(
             "expected a model that fits into memory, got weights that"
-            f" model.device_map={model.device_map} offloads; use --format mergekit"
+            f" model.device_map={model.device_map} offloads; use --format schedule"
         )
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
@@ -22,16 +20,15 @@ from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
 
-FORMATS = ("hf", "gguf", "mergekit", "schedule")
+FORMATS = ("hf", "gguf", "schedule")
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
-_FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": SCHEDULE}
+_FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
 _MARK, _HEAD_BYTES = b"ulskip", 65536
 
 
@@ -92,10 +89,8 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
-    if name == "mergekit" and files.gguf:
-        raise UsageError(f"mergekit does not read {files.gguf}; use --format hf")
     to, omitted = request.to, ""
-    if name != "hf" and to.suffix.replace(".yml", ".yaml") != Path(_FILE_NAMES[name]).suffix:
+    if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
     if name == "schedule":  # it contains layers alone
         omitted = config.correction.label
@@ -142,9 +137,7 @@ def run_export(
             from ulskip_cli.export.gguf import export_gguf
 
             return export_gguf(point, target, progress)
-        is_recipe = request.format == "mergekit"
-        text = mergekit_recipe(point) if is_recipe else schedule_file(point).to_json()
-        target.write_text(text, "utf-8")
+        target.write_text(schedule_file(point).to_json(), "utf-8")
     return {
         "to": str(point.to),
         "kept_layers": list(point.plan.kept_layers),
@@ -196,27 +189,6 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
         prompt_layers="all" if plan.prompt_layers == "all" else "kept",
         model=config.model.label,
         made_by=point.made_by,
-    )
-
-
-def mergekit_recipe(point: ResolvedExport) -> str:
-    """Return the plan as a mergekit recipe in YAML: a passthrough merge of slices with exclusive
-    ends.
-    """
-    plan, model = point.plan, point.config.model
-    path = model.path if model.source == "hf" else str(point.files.file.parent)
-    slices = [
-        {"sources": [{"model": path, "layer_range": list(ends)}]}
-        for ends in layer_ranges(plan.kept_layers)
-    ]
-    dtype: str = model.dtype
-    if dtype == "auto":
-        source = point.files.config
-        dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
-    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return (
-        f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
     )
 
 
