@@ -30,7 +30,6 @@ RECIPES = {
     Need.FOLDED_PATCHES: ["correction=patch", "correction.kind=folded"],
     Need.PATCHES: ["correction=patch"],
     Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],
-    Need.QUANTIZATION: ["model.quantization=torchao-int8"],
     Need.DEVICE_MAP: ["model.device_map=auto"],
     Need.PEFT_ADAPTER: ["model.adapter={peft}"],
     Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],

@@ -50,7 +50,6 @@ def test_the_dtype_that_is_asked_for_counts(model_folder):
         ModelFolder(hf(model_folder, dtype=name)).metadata for name in ("float32", "bfloat16")
     )
     assert whole.total_bytes == 2 * half.total_bytes
-    assert ModelFolder(hf(model_folder, quantization="torchao-int8")).metadata.weights is None
 
 
 def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
@@ -135,7 +134,6 @@ def test_headers_and_loaded_parameters_agree(model_folder):
         ("flags : avx2", "float32", {}, "float32"),
         ("flags : avx2", "bfloat16", {"dtype": "bfloat16"}, "bfloat16"),
         ("flags : avx2", "bfloat16", {"device": "cuda"}, "bfloat16"),
-        ("flags : avx2", "bfloat16", {"quantization": "torchao-int8"}, "auto"),
         ("flags : avx2", None, {}, "auto"),
     ],
 )

@@ -34,7 +34,6 @@ class Need(Enum):
     )
     PATCHES = "patches that are not folded", "correction=none"
     ADAPTER = "skip adapters", "correction=none"
-    QUANTIZATION = "model.quantization", "model.quantization=null"
     DEVICE_MAP = "model.device_map", "model.device_map=null"
     PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"
@@ -64,17 +63,13 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED,
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
-    Need.QUANTIZATION: ALL - {Need.FOLDED_PATCHES},
-    Need.RANDOM_WEIGHTS: (
-        ALL - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER}
-    ),
+    Need.RANDOM_WEIGHTS: ALL - {Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
 }
 
 _SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
 _CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
     Need.PATCHES,
-    Need.QUANTIZATION,
     Need.RANDOM_WEIGHTS,
     Need.DRAFTS,
     Need.FOLDED_PATCHES,
@@ -87,7 +82,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
     "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
-    "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
+    "train": ALL - _CORRECTED - {Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,

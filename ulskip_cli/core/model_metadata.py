@@ -174,7 +174,7 @@ class ModelFolder:
     def stored_model(self) -> ModelConfig:
         """The model with the checkpoint's own type in place of `dtype=auto`, on every machine."""
         model, config = self.asked, self.config
-        if model.dtype != "auto" or model.quantization or model.device_map:
+        if model.dtype != "auto" or model.device_map:
             return model
         inner = config.get("text_config")
         for sizes in (inner if isinstance(inner, dict) else {}, config):
@@ -216,9 +216,7 @@ class ModelFolder:
         sizes = parse(_Sizes, {**config, **inner}, file=file)
         num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
-        if model.quantization:
-            weights, total = None, None
-        elif file.parent == ASSETS / "shapes":
+        if file.parent == ASSETS / "shapes":
             weights, total = _weights_of_shape(file.stem, num_layers, width)
         else:
             tensors = {

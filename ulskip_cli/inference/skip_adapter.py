@@ -279,7 +279,7 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
             " has none that can be changed; use an adapter with patches of kind full,"
-            " and no model.quantization"
+            " or a model without quantization"
         )
     source: Any = module
     transposed = type(module) is Conv1D  # its weight is [in, out]
