@@ -1,5 +1,5 @@
-"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 can
-wrap both passes.
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer and DDP can wrap both
+passes.
 """
 
 import functools
