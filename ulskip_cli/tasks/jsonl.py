@@ -48,9 +48,7 @@ class Jsonl(Task):
         False, "truncate prompts that exceed the model's context; false: refuse them"
     )
     first_line: bool = option(False, "use only the first line of the output as the answer")
-    target_language: str | None = option(
-        None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore"
-    )
+    target_language: str | None = option(None, "ISO 639-1 code of the answers' language, for BLEU")
     metrics: tuple[str, ...] = metrics_option("rouge")
 
     @property
