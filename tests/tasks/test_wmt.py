@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import pytest
 
@@ -41,14 +42,12 @@ def test_every_language_of_wmts_test_sets_has_a_name():
     assert (LANGUAGES["zh"], LANGUAGES["nb"]) == ("Chinese", "Norwegian Bokmål")
 
 
-def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
-    (tmp_path / "test.jsonl").write_text(
-        '{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n'
-    )
-    example = Wmt(pair="cs-en", dataset=str(tmp_path)).examples()[0]
-    assert (example.source, example.reference) == ("a", "b")
-    named = Wmt(pair="cs-en", dataset=str(tmp_path), source_key="quelle", reference_key="ziel")
-    assert (named.examples()[0].source, named.reversed().examples()[0].source) == ("c", "d")
+@pytest.mark.parametrize("row", [{"translation": {"cs": "a", "en": "b"}}, {"cs": "a", "en": "b"}])
+def test_sentences_of_a_dataset_are_in_columns_named_after_the_languages(tmp_path, row):
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    task = Wmt(pair="cs-en", dataset=str(tmp_path))
+    assert [(one.source, one.reference) for one in task.examples()] == [("a", "b")]
+    assert task.reversed().examples()[0].source == "b"
 
 
 @pytest.fixture

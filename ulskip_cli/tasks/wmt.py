@@ -53,12 +53,6 @@ class Wmt(Task):
         None, "reference translations for dataset=files, one per line, plain or .gz"
     )
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
-    source_key: str | None = option(
-        None, "source column of a hub dataset; null: the one named after the language"
-    )
-    reference_key: str | None = option(
-        None, "reference column of a hub dataset; null: the one named after the language"
-    )
     max_new_tokens: int = option(
         64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
     )
@@ -116,9 +110,7 @@ class Wmt(Task):
                 self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
             )
             flat = [{**row, **(row.get("translation") or {})} for row in rows]
-            return examples_from_rows(
-                flat, self.source_key or source, self.reference_key or target, self.dataset
-            )
+            return examples_from_rows(flat, source, target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
@@ -141,8 +133,6 @@ class Wmt(Task):
             target_language=self.source_language,
             source_file=self.reference_file,
             reference_file=self.source_file,
-            source_key=self.reference_key,
-            reference_key=self.source_key,
         )
 
     def template_fields(self) -> dict[str, str]:
