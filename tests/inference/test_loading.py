@@ -130,11 +130,9 @@ def without_layer(found):
     [
         (lambda found: {**found, UP: torch.zeros(3, 5)}, rf"{UP}.*\[3, 5\]"),
         (lambda found: {**found, f"{LAYER}mlp.another.bias": torch.zeros(4)}, "mlp.another.bias"),
-        (lambda found: {**found, UP: found[UP].to(torch.int8)}, rf"of whole numbers \({UP}"),
-        (lambda found: {**found, UP: found[UP].bool()}, rf"of whole numbers \({UP}"),
         (without_layer, LAYER),
     ],
-    ids=["shape", "unknown", "integers", "booleans", "missing"],
+    ids=["shape", "unknown", "missing"],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(folder, change, reason):
     replace_tensors(folder, change)

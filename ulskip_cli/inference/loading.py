@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -153,9 +152,7 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
         ignore_mismatched_sizes=True,
         device_map=config.device_map,
     )
-    has_floats = not (_is_quantized(model) or files.gguf)
-    integers = _integer_tensors(files.file.parent) if has_floats else set()
-    _check_weights(model, loading_info, integers, config.path)
+    _check_weights(model, loading_info, config.path)
     return model if config.device_map else model.to(device)
 
 
@@ -211,24 +208,9 @@ def _with_adapter(model: PreTrainedModel, files: ModelFolder) -> PreTrainedModel
         ) from None
 
 
-def _integer_tensors(folder: Path) -> set[str]:
-    """Return the names of the weights in a folder that are stored as whole numbers or truth values,
-    which transformers would convert without a warning.
-    """
-    names = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in filter(_WEIGHTS.search, tensors.keys()):
-                if tensors.get_slice(name).get_dtype().startswith(("I", "U", "BOOL")):
-                    names.add(name)
-    return {name for name in names if not _OLD_BUFFERS.search(name)}
-
-
-def _check_weights(
-    model: PreTrainedModel, loading_info: Mapping[str, Any], integers: set[str], path: str
-) -> None:
-    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes or types, or has
-    surplus tensors in decoder layers.
+def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
+    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes, or has surplus
+    tensors in decoder layers.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
@@ -245,7 +227,6 @@ def _check_weights(
             f"{name} is {list(shape)} instead of {list(wanted)}"
             for name, shape, wanted in loading_info["mismatched_keys"]
         },
-        "of whole numbers": integers,
         "that no module has": {name for name in others if not _OLD_BUFFERS.search(name)},
     }
     counts = [
