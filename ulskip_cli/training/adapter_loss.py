@@ -233,21 +233,21 @@ class FrozenOutputs:
         with_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
             return self._together(batch, with_states)
-        rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
-        logits, *cached = _joined([prompt for prompt, _ in rows])
+        prompts, states = list[Outputs](), list[Tensor]()
+        for index in range(len(batch.labels)):
+            row = _row_of(batch, index)
+            prompt, response = _keys(row)
+            outputs = self._kept
+            if prompt not in outputs or (with_states and response not in outputs):
+                outputs = self._split(self._together(row, with_states), row)
+                self._keep(outputs)
+            prompts.append(outputs[prompt])
+            states += outputs[response] if with_states else ()
+        logits, *cached = _joined(prompts)
         cache = kv_cache.filled_cache(cached)
         cache.kept_layers = tuple(self.layers)
-        states = torch.cat([states for _, (states,) in rows]) if with_states else None
-        return FrozenBatch(EncodedPrompt(logits, cache, batch.prompt_mask), states)
-
-    def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
-        """Return the outputs of a batch of one prompt and response."""
-        prompt, response = _keys(batch)
-        outputs: Mapping[TokenKey, Outputs] = self._kept
-        if prompt not in outputs or (with_states and response not in outputs):
-            outputs = self._split(self._together(batch, with_states), batch)
-            self._keep(outputs)
-        return outputs[prompt], outputs.get(response, ())
+        encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
+        return FrozenBatch(encoded, torch.cat(states) if with_states else None)
 
     def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
         """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
