@@ -218,29 +218,21 @@ def check_target(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`.
-
-    After a failure the target is unchanged, and all created parent folders are removed.
+    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`;
+    after a failure the target is unchanged.
     """
     check_target(target, is_folder)
-    target = target.absolute()
-    made = [parent for parent in target.parents if not parent.exists()]
-    try:
-        with contextlib.ExitStack() as stack:
-            try:
-                staging = stack.enter_context(replacing(target))
-                if is_folder:
-                    staging.mkdir()
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write to --to {target} ({reason(error, True)}); use another path"
-                ) from None
-            with noticing_full_disk(target):
-                yield staging
-    finally:
-        with contextlib.suppress(OSError):  # after a success they are not empty
-            for parent in made:
-                parent.rmdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            staging = stack.enter_context(replacing(target.absolute()))
+            if is_folder:
+                staging.mkdir()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to --to {target} ({reason(error, True)}); use another path"
+            ) from None
+        with noticing_full_disk(target):
+            yield staging
 
 
 def write_record(folder: Path, record: Row) -> Row:
