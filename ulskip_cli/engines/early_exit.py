@@ -20,12 +20,12 @@ from ulskip_cli.engines.base import BatchRequest, ExitStats
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession
+from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 
-class EarlyExitSession(ModelSession):
+class EarlyExitSession(TorchSession):
     """Greedy decoding and sampling with early exit, by the rule in each request."""
 
     @functools.cached_property
