@@ -83,17 +83,12 @@ def test_bad_files_are_refused(files, source, reference, message):
         files(source, reference).examples()
 
 
-def test_a_language_without_a_known_code_is_named(files):
-    with pytest.raises(UsageError, match=r"'yi' in task\.pair=de-yi.*task\.target_language="):
-        compose(["task.pair=de-yi"])
-    task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
-    (example,) = task.examples()
+def test_prompts_name_the_languages_in_both_directions(files):
+    task = files(b"a", b"b")
     texts = {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}
-    template = task.replace(**texts).template_for(False)
-    assert template.prompt(example) == "German-Yiddish: a"
-    (turned,) = task.reversed().examples()
-    assert turned.source == "b"
-    assert task.reversed().source_language == "Yiddish"
+    for direction, prompt in ((task, "German-English: a"), (task.reversed(), "English-German: b")):
+        (example,) = direction.examples()
+        assert direction.replace(**texts).template_for(False).prompt(example) == prompt
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ from ulskip_cli.strategies.plan import is_trained_for
 
 CONFIG = "config.json"
 MAX_FILE = "5GB"  # of weights
-RECORD_VERSION = 1
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
@@ -116,7 +115,6 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     files = point.files
     records = card.matching_records(point.results, files.model, plan, training, skip_adapter)
     record = {
-        "record_version": RECORD_VERSION,
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": files.fingerprint},
         "skip_adapter": point.skip_adapter,
