@@ -94,8 +94,6 @@ def damaged_rows(draw: st.DrawFn) -> Case:
             "--format",
             "schedule",
             "--no-check",
-            "--results",
-            "results/x",
         ],
     }[command]
     return Case(tuple(arguments), {"results/x/runs.jsonl": data})

@@ -29,7 +29,6 @@ BAD = [
     *("train train.ratios=9", "train task=jsonl"),
     *("train train.training_args={fsdp:full_shard}", "train limit=4 output="),
     *("export model=tiny --to /", "export", "export --to out --format onnx"),
-    "export --to out --results nowhere",
 ]
 BAD_LINES = [*map(str.split, BAD), ["report", ""], ["run", "task.prompt='{source} {nope}'"]]
 MISTYPED = {  # the likeliest errors, with what the line names

@@ -23,7 +23,7 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     command = ["export", f"model.path={model_folder}", "--to", to]
     code, out, _ = ulskip(*command, "ratio=2")
     assert code == 0
-    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "--results"):
+    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "results_dir"):
         assert part in out
     code, out, _ = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])

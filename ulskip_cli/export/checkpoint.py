@@ -113,7 +113,8 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
     files = point.files
-    records = card.matching_records(point.results, files.model, plan, training, skip_adapter)
+    results = Path(point.config.results_dir)
+    records = card.matching_records(results, files.model, plan, training, skip_adapter)
     record = {
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": files.fingerprint},

@@ -38,7 +38,6 @@ class ExportRequest:
 
     to: Path  # a folder; for formats with one file, the file or its folder
     format: str = "hf"  # one of FORMATS
-    results: Path | None = None  # the results folder for the model card; None: `results_dir`
     check: bool | None = None  # compare with the kept layers; None: if both fit into memory
 
 
@@ -51,7 +50,6 @@ class ResolvedExport:
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
-    results: Path
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
@@ -77,11 +75,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     name = request.format
     check_run(config, f"export --format {name}")
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
-    if request.results is not None and not request.results.is_dir():
-        raise UsageError(
-            f"expected an existing folder for --results, got {request.results}; use the results_dir"
-            " of a run"
-        )
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
     files = ModelFolder(config.model)
@@ -111,7 +104,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         plan,
         request,
         to,
-        request.results or Path(config.results_dir),
         made_by,
         skip_adapter,
         omitted,
@@ -168,8 +160,8 @@ def summary(record: Row) -> list[str]:
         lines.append(
             f"the model card shows the results of {', '.join(record['results'])}"
             if record["results"]
-            else "the model card shows no results, because results/ has none of this"
-            " configuration; run it first, or name the folder of its results with --results"
+            else "the model card shows no results, because results_dir has none of this"
+            " configuration; run it first, or set the results_dir of a run"
         )
         lines.append(f"next: {record['next']}")
     return lines
