@@ -60,7 +60,7 @@ class TransformersSession(EngineSession):
                 raise
             raise UsageError(
                 f"transformers refuses decoding.draft_tokens={decoding.draft_tokens}"
-                f" ({reason(error)}); use decoding.draft_tokens=0 or engine=auto"
+                f" ({reason(error)}); use batch_size=1, decoding.draft_tokens=0 or engine=auto"
             ) from None
         # transformers' own drafts run the prompt together with the first check.
         prefilled_at = self._prefilled_at if self._prefilled_at > start else observer.first_at
