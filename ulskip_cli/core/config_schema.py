@@ -471,7 +471,6 @@ class OwnResponses(Options):
         1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1
     )
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
-    temperature: float = option(1.0, "temperature of sampled answers", gt=0)
     max_new_tokens: int | None = option(
         None, "maximum length in tokens; null: the task's max_new_tokens", ge=2
     )

@@ -89,9 +89,7 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
     its own for the others.
     """
-    changes: Table = {"num_beams": options.num_beams}
-    if sample:
-        changes = {"do_sample": True, "temperature": options.temperature}
+    changes: Table = {"do_sample": True} if sample else {"num_beams": options.num_beams}
     return replace(
         context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
     )
