@@ -107,7 +107,6 @@ def test_a_threshold_falls_by_a_tenth_and_no_further(threshold, step, horizon):
 def test_checks_lie_within_the_layers(num_layers, min_exit, every):
     rule = ExitRule(num_layers, num_layers, 0.5, 10, min_exit, every)
     assert all(min_exit <= depth < num_layers for depth in rule.checks)
-    assert rule.least_depth <= num_layers
     for depth in (*rule.checks, num_layers):
         assert 1 <= rule.heads(depth) <= len(rule.checks) + 1
 

@@ -148,11 +148,6 @@ class ExitRule:
         """
         return tuple(range(self.min_exit, self.num_layers, self.every))
 
-    @property
-    def least_depth(self) -> int:
-        """Smallest depth at which a step can end."""
-        return min(self.num_layers, self.min_exit)
-
     def threshold_at(self, step: int) -> float:
         """Return 0.9 lam + 0.1 lam exp(-4 t / T) at step t (arXiv:2207.07061); step 0 generates the
         second token.

@@ -57,7 +57,13 @@ class EarlyExit(Strategy):
                 f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
                 " batch_size=1 or strategy.batch=min"
             )
-        rule = ExitRule(
+        highest = min(request.num_kept, request.num_layers - 1)
+        if self.min_exit > highest:
+            raise UsageError(
+                f"expected a first exit after at most {highest} of {request.num_layers} layers, got"
+                f" {self.min_exit}; lower strategy.min_exit or the ratio"
+            )
+        return ExitRule(
             request.num_layers,
             request.num_kept,
             self.threshold,
@@ -65,13 +71,6 @@ class EarlyExit(Strategy):
             self.min_exit,
             self.every,
         )
-        highest = min(request.num_kept, request.num_layers - 1)
-        if rule.least_depth > highest:
-            raise UsageError(
-                f"expected a first exit after at most {highest} of {request.num_layers} layers, got"
-                f" {rule.least_depth}; lower strategy.min_exit or the ratio"
-            )
-        return rule
 
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements

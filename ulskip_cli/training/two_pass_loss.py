@@ -290,6 +290,6 @@ def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
         if not isinstance(module, LoraLayer):
             return None
         module.merge()
-        return module.base_layer  # type: ignore[no-any-return]
+        return module.base_layer
 
     return shallow_view.substituted(model, base)
