@@ -68,9 +68,7 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
         )
 
     def own(**options):
-        return lambda ids, mask: plain_generate(
-            decoder.stages[0].view, ids, mask, tokens, pad, **options
-        )
+        return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)
 
     found = {
         "generate": own(),

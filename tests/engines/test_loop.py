@@ -63,7 +63,7 @@ def test_finished_sequences_are_dropped_from_the_batch(llama):
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []
-    hook = decoder.stages[0].view.register_forward_pre_hook(
+    hook = decoder.view.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     decoder.generate(ids, mask, context)

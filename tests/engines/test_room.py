@@ -65,7 +65,7 @@ def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(
     weights, size, monkeypatch
 ):
     decoder = decoder_for(weights)
-    models = (decoder.model, decoder.stages[0].view)
+    models = (decoder.model, decoder.view)
     weights = [parameter.numel() for model in models for parameter in model.parameters()]
     needed = int(size * sum(weights))
     for spare in (-1, 1):

@@ -72,6 +72,11 @@ class Decoder:
         # by engine and format of the weights
         self._sessions: dict[tuple[str, str | None], EngineSession] = {}
 
+    @property
+    def view(self) -> PreTrainedModel:
+        """The view that runs the first decode steps."""
+        return self.stages[0].view
+
     def with_stage_switch(self, first_step: int) -> "Decoder":
         """Return a decoder whose second stage begins at `first_step`; both decoders share their
         sessions.
