@@ -95,15 +95,12 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
     set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
     for key in extra:
-        if key in set_by_ulskip:
+        # The loss needs whole weights on every device, and the prompt's KV cache.
+        is_unfit = key.startswith(("deepspeed", "fsdp", "gradient_checkpointing"))
+        if is_unfit or key in set_by_ulskip:
             raise UsageError(
-                f"train.training_args.{key} is not supported; use an ulskip key, e.g."
-                " train.learning_rate or seed"
-            )
-        if key.startswith(("deepspeed", "fsdp", "gradient_checkpointing")):
-            raise UsageError(
-                f"train.training_args.{key} is not supported, because the loss needs whole weights"
-                " and the prompt's KV cache; use torchrun, and lower train.batch_size and raise"
+                f"train.training_args.{key} is not supported; use ulskip's keys, e.g."
+                " train.learning_rate, or for less memory train.batch_size and"
                 " train.gradient_accumulation_steps"
             )
     return {**defaults, **arguments, **extra}
