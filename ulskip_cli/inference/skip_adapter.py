@@ -101,7 +101,7 @@ def _patched_class(source: type[nn.Module]) -> type:
     class PatchedLayer(source):  # type: ignore[misc, valid-type]
         """A decoder layer with patches."""
 
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, *args: object, **kwargs: object) -> object:
             before, after = self.patch_before, self.patch_after
             if before is not None and args:
                 args = (before(args[0]), *args[1:])
