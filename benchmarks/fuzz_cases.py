@@ -219,7 +219,7 @@ def executing(draw: st.DrawFn) -> list[str]:
             *draw(st.sampled_from(([], ["--json"]))),
             *TINY,
         ]
-    form = draw(st.sampled_from(("hf", "gguf", "mergekit", "schedule", "x")))
+    form = draw(st.sampled_from(("hf", "gguf", "schedule", "x")))
     options = draw(st.sampled_from(([], ["--json"])))
     return [
         "export",

@@ -92,10 +92,8 @@ def damaged_rows(draw: st.DrawFn) -> Case:
             "--to",
             "out",
             "--format",
-            "mergekit",
+            "schedule",
             "--no-check",
-            "--results",
-            "results/x",
         ],
     }[command]
     return Case(tuple(arguments), {"results/x/runs.jsonl": data})

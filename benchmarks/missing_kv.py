@@ -70,11 +70,10 @@ class ReplayedSteps(ExitSteps):
         self.entry = super()._enter(start)
         return self.entry
 
-    def _confident_logits(self, hidden, before, threshold):
+    def _confident_logits(self, hidden, threshold):
         logits = self.layerwise.logits(hidden)
-        float(
-            confidence_of("softmax_diff", hidden, before, logits).min()
-        )  # computed and synchronised as in real decoding, then ignored
+        # computed and synchronised as in real decoding, then ignored
+        float(confidence_of(logits).min())
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None
 
@@ -97,7 +96,7 @@ def seconds(policy, depths, model, layerwise, prompt, config):
     """Measure the CPU seconds of one decode step."""
     ids, rule = (
         torch.tensor([prompt]),
-        ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS),
+        ExitRule(len(layerwise.layers), len(layerwise.layers), 0.5, NEW_TOKENS),
     )
     mask, cache = torch.ones_like(ids), kv_cache.new_cache(model)
     with torch.inference_mode():

@@ -76,10 +76,9 @@ class Place:
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
             "export": [
                 "model=tiny",
+                f"results_dir={self.model}",
                 "--to",
                 str(folder / "x"),
-                "--results",
-                str(self.model),
                 *EXPORT,
             ],
         }

@@ -16,7 +16,6 @@ RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
     Need.STOP_STRINGS: ["decoding.stop=[xyz]"],
-    Need.GENERATE_ARGUMENTS: ["decoding.generate_kwargs={renormalize_logits: true}"],
     Need.COMPILATION: ["decoding.compile=on"],
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
@@ -31,7 +30,6 @@ RECIPES = {
     Need.FOLDED_PATCHES: ["correction=patch", "correction.kind=folded"],
     Need.PATCHES: ["correction=patch"],
     Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],
-    Need.QUANTIZATION: ["model.quantization=torchao-int8"],
     Need.DEVICE_MAP: ["model.device_map=auto"],
     Need.PEFT_ADAPTER: ["model.adapter={peft}"],
     Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],

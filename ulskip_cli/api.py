@@ -152,7 +152,6 @@ def generate(
 
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
-    from ulskip_cli.engines.transformers import options as generate_options
     from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
@@ -166,7 +165,6 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
-    generate_options.check_generate_kwargs(chosen)
     has_template = tokenizer is None
     if isinstance(model, str | Path):
         model, own_tokenizer = _loaded(model)

@@ -36,7 +36,7 @@ def test_config_lists_groups_and_other_keys(ulskip):
 
 def test_config_shows_one_choice_or_one_key(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
-    assert "strategy.confidence" in out and "strategy.spacing" not in out
+    assert "strategy.threshold" in out and "strategy.spacing" not in out
     assert "speed.enabled" in ulskip("config", "speed")[1]
     assert "[min|na] [default: min]" in " ".join(ulskip("config", "strategy.batch")[1].split())
 
@@ -68,4 +68,4 @@ def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulski
 
 def test_help_shows_the_keys_of_the_named_choices(ulskip):
     out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
-    assert "task.prompt_key" in out and "strategy.confidence" in out and "task.pair" not in out
+    assert "task.prompt_key" in out and "strategy.threshold" in out and "task.pair" not in out

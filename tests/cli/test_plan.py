@@ -12,7 +12,7 @@ SHOWN = {
         "full, 5 gaps, 1,315,840 bytes",
     ],
     "strategy=early_exit strategy.min_exit=2 strategy.every=4": [
-        *("6 of 12 layers", "after layers: 2, 6, 10\n", "of 6 layers: 2\n", "softmax_diff"),
+        *("6 of 12 layers", "after layers: 2, 6, 10\n", "of 6 layers: 2\n", "top two"),
         "warning: strategy=early_exit is not calibrated yet",
     ],
 }

@@ -63,7 +63,7 @@ def test_an_unknown_option_of_a_stored_row_is_named():
 ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
 
 
-@pytest.mark.parametrize("more", [[], ["+decoding.generate_kwargs={length_penalty: 2.0}"]])
+@pytest.mark.parametrize("more", [[], ["+tracker_options={group: 2.0}"]])
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
     task = config.compose(overrides).task
@@ -132,11 +132,11 @@ def test_the_value_of_an_override(text, value):
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
-    text += "ratio: 3\nlimit: 5\ndecoding: {generate_kwargs: {length_penalty: 1e-1}}\n"
+    text += "ratio: 3\nlimit: 5\ntracker_options: {share: 1e-1}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
-    assert chosen.decoding.generate_kwargs == {"length_penalty": 0.1}
+    assert chosen.tracker_options == {"share": 0.1}
     assert config.compose(["experiment=mine", "model=tiny"], tmp_path).model.name == "tiny"
 
 

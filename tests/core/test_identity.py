@@ -22,7 +22,7 @@ UNUSED = [
 USED = [
     *[([], "ratio=3"), ([], "ratio_basis=cost"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],
     *[([], "batch_size=4"), ([], "prompt_layers=kept"), ([], "baseline=false")],
-    *[([], "task.pair=en-de"), ([], "task.source_language=Deutsch"), ([], "decoding=beam")],
+    *[([], "task.pair=en-de"), ([], "task.subset=x"), ([], "decoding=beam")],
     *[([], "decoding.max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],
     *[([], "strategy=top_skip"), ([], "strategy.spacing=reference")],
     *[([], "correction=patch"), (["correction=patch"], "correction.kind=folded")],

@@ -49,7 +49,6 @@ def test_the_dtype_that_is_asked_for_counts(model_folder):
         ModelFolder(hf(model_folder, dtype=name)).metadata for name in ("float32", "bfloat16")
     )
     assert whole.total_bytes == 2 * half.total_bytes
-    assert ModelFolder(hf(model_folder, quantization="torchao-int8")).metadata.weights is None
 
 
 def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
@@ -130,7 +129,6 @@ def test_headers_and_loaded_parameters_agree(model_folder):
         ("bfloat16", {}, "bfloat16"),
         ("float32", {}, "float32"),
         ("bfloat16", {"dtype": "float32"}, "float32"),
-        ("bfloat16", {"quantization": "torchao-int8"}, "auto"),
         (None, {}, "auto"),
     ],
 )

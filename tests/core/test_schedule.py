@@ -97,20 +97,16 @@ def test_the_layer_left_out_leaves_the_smallest_largest_gap(kept):
 
 @given(st.floats(0, 1), st.integers(0, 300), st.integers(1, 300))
 def test_a_threshold_falls_by_a_tenth_and_no_further(threshold, step, horizon):
-    rule = ExitRule(12, 6, "softmax_max", threshold, horizon)
+    rule = ExitRule(12, 6, threshold, horizon)
     now, later = rule.threshold_at(step), rule.threshold_at(step + 1)
     assert 0.9 * threshold - 1e-12 <= later <= now <= threshold + 1e-12
     assert rule.threshold_at(horizon) == pytest.approx(threshold * (0.9 + 0.1 * math.exp(-4)))
 
 
-confidences = st.sampled_from(["softmax_max", "cosine"])
-
-
-@given(st.integers(3, 80), st.integers(1, 80), st.integers(1, 20), confidences)
-def test_checks_lie_within_the_layers(num_layers, min_exit, every, confidence):
-    rule = ExitRule(num_layers, num_layers, confidence, 0.5, 10, min_exit, every)
+@given(st.integers(3, 80), st.integers(1, 80), st.integers(1, 20))
+def test_checks_lie_within_the_layers(num_layers, min_exit, every):
+    rule = ExitRule(num_layers, num_layers, 0.5, 10, min_exit, every)
     assert all(min_exit <= depth < num_layers for depth in rule.checks)
-    assert rule.least_depth <= num_layers
     for depth in (*rule.checks, num_layers):
         assert 1 <= rule.heads(depth) <= len(rule.checks) + 1
 

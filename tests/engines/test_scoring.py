@@ -1,5 +1,3 @@
-from typing import get_args
-
 import pytest
 import torch
 from reference import (
@@ -12,7 +10,7 @@ from reference import (
 )
 from torch.nn.functional import cross_entropy
 
-from ulskip_cli.core.schedule import Confidence, ExitRule
+from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.early_exit import confidence_of, exit_logits
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference.batching import BatchSize
@@ -20,23 +18,15 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
-THRESHOLDS = {"softmax_diff": 0.05, "softmax_max": 0.2, "cosine": 0.85}
 
-
-def test_confidences_match_their_definitions():
+def test_the_confidence_is_the_gap_of_the_two_largest_probabilities():
     logits = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]]).log().clamp(min=-50)
-    before, state = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 2.0], [1.0, 0.0]])
-    expected = {"softmax_max": [0.6, 1.0], "softmax_diff": [0.3, 1.0], "cosine": [0.5**0.5, 1.0]}
-    assert expected.keys() == {*get_args(Confidence)}
-    for kind, values in expected.items():
-        found = confidence_of(kind, state, before, logits)
-        torch.testing.assert_close(found, torch.tensor(values))
+    torch.testing.assert_close(confidence_of(logits), torch.tensor([0.3, 1.0]))
 
 
-@pytest.mark.parametrize("kind", get_args(Confidence))
-def test_every_token_is_predicted_at_its_exit_depth(llama, kind):
+def test_every_token_is_predicted_at_its_exit_depth(llama):
     inputs = training_batch()
-    rule = ExitRule(NUM_LAYERS, NUM_LAYERS, kind, THRESHOLDS[kind], 4)
+    rule = ExitRule(NUM_LAYERS, NUM_LAYERS, 0.05, 4)
     labelled = inputs["labels"] != -100
     with torch.no_grad():
         prompt = encode_prompt(llama, inputs["prompt_ids"], inputs["prompt_mask"])

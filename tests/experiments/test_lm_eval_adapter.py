@@ -250,6 +250,16 @@ def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
     assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
 
 
+def test_a_generation_option_that_no_key_of_decoding_has_is_refused(
+    tasks, tmp_path, own_tasks_only, ulskip
+):
+    where = ["--include_path", tasks, "--limit", "2", "--tasks", "ulskip_writing"]
+    overrides = ["model=tiny", f"results_dir={tmp_path}"]
+    options = [*where, "--gen_kwargs", "length_penalty=0.5"]
+    code, out, err = ulskip("lm-eval", *overrides, "--", *options)
+    assert (code, out, "got length_penalty; remove" in err) == (2, "", True), err
+
+
 def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only, tmp_path):
     settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
     (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))

@@ -15,7 +15,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.torch.session import ModelSession
+from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
@@ -296,7 +296,7 @@ def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
 
 def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
     finished = []
-    monkeypatch.setattr(ModelSession, "finish", lambda session: finished.append(session))
+    monkeypatch.setattr(TorchSession, "finish", lambda session: finished.append(session))
 
     def fail():
         yield torch.zeros(1, 1)

@@ -149,7 +149,6 @@ EARLY_EXIT = "strategy=early_exit"
     ("command", "overrides", "error", "message"),
     [
         ("bench", ["speed.new_tokens=600"], UsageError, "speed.prompt_tokens.*512.* 64 \\+ 600"),
-        ("bench", ["decoding.generate_kwargs={lenght: 1}"], UsageError, "'lenght'"),
         ("bench", ["speed.enabled=false"], UsageError, "does not read speed.enabled"),
         ("bench", [EARLY_EXIT], NotApplicable, "early exit"),
         ("run", [EARLY_EXIT, "strategy.batch=na"], NotApplicable, "batch_size=1 .*na, got 8"),

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 from report_rows import configured
@@ -9,7 +8,6 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tasks.metrics.scores import Scoring
 
 SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
 REFERENCES = [f"the {animal} sleeps here today" for animal in ("dog", "cat", "bear", "fox")]
@@ -126,16 +124,6 @@ def test_a_row_does_not_allow_the_code_of_its_answers(tmp_path):
         rescore(folder, row, ExtraMetrics())
     scored = rescore(folder, row, ExtraMetrics(allow_code=True))
     assert (scored.added, scored.record.value("pass_at_1")) == (["pass_at_1"], 50.0)
-
-
-@pytest.mark.parametrize("metric", ["comet", "bertscore"])
-def test_a_row_does_not_choose_the_model_that_scores_it(metric):
-    scoring = Scoring((metric,), **{f"{metric}_model": "/tmp/planted.ckpt"})
-    with pytest.raises(UsageError, match=f"--{metric}-model="):
-        ExtraMetrics().beside(scoring)
-    mine = {f"{metric}_model": "mine"}
-    assert ExtraMetrics(**mine).beside(scoring) == Scoring((metric,), **mine)
-    assert ExtraMetrics(["bleu"]).beside(replace(scoring, metrics=())) == Scoring(("bleu",))
 
 
 def test_a_row_of_a_users_own_task_needs_the_folder_of_its_file(folder, ulskip, tmp_path):

@@ -36,7 +36,6 @@ EXIT = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=9"]
 STAGED = ["strategy=skip_decode", "strategy.horizon=9"]
 EXITED = {"exit_depths": {"5": 1}, "target_kept_layers": 4.0}
 MISSED = {**EXITED, "evaluated_mean_kept_layers": 5.0}
-INT8 = "model.quantization=torchao-int8"
 NOT_BUILT = {"linear_backend": "onednn", "linear_backend_reason": "no compiler"}
 CUT_OFF = {"degenerate": {"hit_limit": 2}}
 UNTRAINED = {"trained_for_these_layers": False}
@@ -57,7 +56,6 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
-        ([INT8], {"device": "cpu"}, [INT8, "engine="]),
         (["decoding.compile=on"], {"command": "bench"}, ["decoding.compile=on had no effect"]),
     ],
 )
@@ -77,7 +75,6 @@ def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, 
         (["ratio=2"], {**UNTRAINED, "correction": PATCH}),
         ([], {"other_cpus": 0.1}),
         ([], {"other_cpus": 1.0, "threads": 1}),
-        ([INT8], {"device": "cuda:0"}),
         ([], {"command": "bench", **MISSED, **UNTRAINED}),
     ],
 )

@@ -2,7 +2,6 @@ import json
 import shlex
 
 import pytest
-import yaml
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable
@@ -12,7 +11,7 @@ from ulskip_cli.strategies.static import read_schedule
 
 def test_only_a_schedule_describes_stages(tmp_path):
     stages = compose(["strategy=skip_decode", "strategy.horizon=8"])
-    for form in ("hf", "gguf", "mergekit"):
+    for form in ("hf", "gguf"):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
             resolve_export(stages, ExportRequest(tmp_path / "out", form))
     point = resolve_export(stages, ExportRequest(tmp_path / "out", "schedule"))
@@ -24,7 +23,7 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     command = ["export", f"model.path={model_folder}", "--to", to]
     code, out, _ = ulskip(*command, "ratio=2")
     assert code == 0
-    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "--results"):
+    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "results_dir"):
         assert part in out
     code, out, _ = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
@@ -39,20 +38,15 @@ def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_pat
     assert json.loads((tmp_path / "schedule.json").read_text())["kept_layers"] == [0, 4, 7, 11]
 
 
-def test_a_schedule_file_and_a_recipe_describe_the_point(ulskip, tmp_path):
-    files = {"schedule": tmp_path / "s.json", "mergekit": tmp_path / "m.yml"}
-    for form, file in files.items():
-        point = ["ratio=3", "results_dir='a;b'", "--format", form, "--to", file]
-        assert ulskip("export", *point)[0] == 0
-    made = read_schedule(files["schedule"])
+def test_a_schedule_file_describes_the_point(ulskip, tmp_path):
+    file = tmp_path / "s.json"
+    point = ["ratio=3", "results_dir='a;b'", "--format", "schedule", "--to", file]
+    assert ulskip("export", *point)[0] == 0
+    made = read_schedule(file)
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
     words = ["ulskip", "export", "model=tiny", "task=wmt", 'results_dir="a;b"', "ratio=3"]
     assert made.made_by.endswith(shlex.join(words))
-    again = "strategy=custom", f"strategy.file={files['schedule']}"
+    again = "strategy=custom", f"strategy.file={file}"
     code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])
-    recipe = yaml.safe_load(files["mergekit"].read_text())
-    ranges = [[0, 1], [4, 5], [7, 8], [11, 12]]
-    assert [part["sources"][0]["layer_range"] for part in recipe["slices"]] == ranges
-    assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")

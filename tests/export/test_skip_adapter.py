@@ -133,7 +133,7 @@ def test_weights_are_merged_in_the_dtype_of_the_run(
     assert record["skip_adapter"] == str(folder)
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
+@pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, form):
     model = build_model("llama")
     source, folder = stored(model, zero_adapter(model, [KEPT], PATCHES["full"]))

@@ -36,9 +36,9 @@ def test_a_complete_export_replaces_an_earlier_one_and_a_failed_one_does_not(tmp
 
 @pytest.mark.parametrize(
     ("target", "is_folder"),
-    [("mine", True), ("mine/file", False), ("new/out", True), ("deep/er/file", False)],
+    [("new", True), ("mine/file", False)],
 )
-def test_a_failure_removes_the_folders_it_made(tmp_path, target, is_folder):
+def test_a_failure_leaves_nothing_behind(tmp_path, target, is_folder):
     (tmp_path / "mine").mkdir()
     with pytest.raises(RuntimeError), staged(tmp_path / target, is_folder) as staging:
         (staging / "half" if is_folder else staging).write_text("half")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import build_model, decoder_for, reference_logits
+from reference import build_model, decoder_for
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.engines.decoder import DecodeContext
-from ulskip_cli.inference import batching, shallow_view
+from ulskip_cli.inference import batching
 from ulskip_cli.inference.loading import load, load_tokenizer
 
 
@@ -62,21 +62,6 @@ def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeyp
     assert tokens(spread.eval()) == tokens(plain)
     assert tokens(spread.eval(), (0, 4, 5)) == tokens(plain, (0, 4, 5))
     assert spread.model.layers[4].self_attn.forward is before  # the source is not changed
-
-
-def test_int8_weights_through_torchao(model_folder):
-    pytest.importorskip("torchao", reason="the extra quantization is not installed")
-    plain, quantized = (
-        load(saved(model_folder, quantization=how)) for how in (None, "torchao-int8")
-    )
-    assert quantized.notes["quantization"] == "torchao, int8 weights"
-    assert quantized.metadata.weights.layers[0] < plain.metadata.weights.layers[0] / 2
-    ids, kept = torch.tensor([[5, 6, 7, 8]]), (0, 2, 5)
-    view = shallow_view.shallow_view(quantized.model, kept)
-    expected = reference_logits(quantized.model, ids, torch.ones_like(ids), 0, kept)
-    with torch.no_grad():
-        got = view(ids, use_cache=False).logits
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_is_merged_into_plain_weights(model_folder, tmp_path):
@@ -145,23 +130,14 @@ def without_layer(found):
     [
         (lambda found: {**found, UP: torch.zeros(3, 5)}, rf"{UP}.*\[3, 5\]"),
         (lambda found: {**found, f"{LAYER}mlp.another.bias": torch.zeros(4)}, "mlp.another.bias"),
-        (lambda found: {**found, UP: found[UP].to(torch.int8)}, rf"of whole numbers \({UP}"),
-        (lambda found: {**found, UP: found[UP].bool()}, rf"of whole numbers \({UP}"),
         (without_layer, LAYER),
     ],
-    ids=["shape", "unknown", "integers", "booleans", "missing"],
+    ids=["shape", "unknown", "missing"],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(folder, change, reason):
     replace_tensors(folder, change)
     with pytest.raises(UsageError, match=reason):
         load(saved(folder))
-
-
-def test_a_missing_layer_of_a_quantized_model_is_named(folder):
-    pytest.importorskip("torchao", reason="the extra quantization is not installed")
-    replace_tensors(folder, without_layer)
-    with pytest.raises(UsageError, match=LAYER):
-        load(saved(folder, quantization="torchao-int8"))
 
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2"])

@@ -20,11 +20,6 @@ def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():
     ("options", "request_", "message"),
     [
         ({"min_exit": 4}, ScheduleRequest(12, 3), r"at most 3 of 12 .*strategy\.min_exit"),
-        (
-            {"min_exit": 4, "confidence": "cosine"},
-            ScheduleRequest(12, 4),
-            r"strategy\.confidence=cosine.* got 5",
-        ),
         ({"min_exit": 12}, ScheduleRequest(12, 12), "at most 11 of 12 layers"),
         ({"batch": "na"}, ScheduleRequest(12, 6, batch_size=8), r"strategy\.batch=na, got 8"),
     ],

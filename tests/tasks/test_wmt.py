@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import pytest
 
@@ -41,14 +42,12 @@ def test_every_language_of_wmts_test_sets_has_a_name():
     assert (LANGUAGES["zh"], LANGUAGES["nb"]) == ("Chinese", "Norwegian Bokmål")
 
 
-def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
-    (tmp_path / "test.jsonl").write_text(
-        '{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n'
-    )
-    example = Wmt(pair="cs-en", dataset=str(tmp_path)).examples()[0]
-    assert (example.source, example.reference) == ("a", "b")
-    named = Wmt(pair="cs-en", dataset=str(tmp_path), source_key="quelle", reference_key="ziel")
-    assert (named.examples()[0].source, named.reversed().examples()[0].source) == ("c", "d")
+@pytest.mark.parametrize("row", [{"translation": {"cs": "a", "en": "b"}}, {"cs": "a", "en": "b"}])
+def test_sentences_of_a_dataset_are_in_columns_named_after_the_languages(tmp_path, row):
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    task = Wmt(pair="cs-en", dataset=str(tmp_path))
+    assert [(one.source, one.reference) for one in task.examples()] == [("a", "b")]
+    assert task.reversed().examples()[0].source == "b"
 
 
 @pytest.fixture
@@ -84,17 +83,12 @@ def test_bad_files_are_refused(files, source, reference, message):
         files(source, reference).examples()
 
 
-def test_a_language_without_a_known_code_is_named(files):
-    with pytest.raises(UsageError, match=r"'yi' in task\.pair=de-yi.*task\.target_language="):
-        compose(["task.pair=de-yi"])
-    task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
-    (example,) = task.examples()
+def test_prompts_name_the_languages_in_both_directions(files):
+    task = files(b"a", b"b")
     texts = {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}
-    template = task.replace(**texts).template_for(False)
-    assert template.prompt(example) == "German-Yiddish: a"
-    (turned,) = task.reversed().examples()
-    assert turned.source == "b"
-    assert task.reversed().source_language == "Yiddish"
+    for direction, prompt in ((task, "German-English: a"), (task.reversed(), "English-German: b")):
+        (example,) = direction.examples()
+        assert direction.replace(**texts).template_for(False).prompt(example) == prompt
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,16 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from reference import NUM_LAYERS, reference_divergence, reference_loss, through
 from reference import training_batch as batch
 
-from ulskip_cli.core.config_schema import TrainOptions
+from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import response_losses
 from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout, merged_lora, with_lora
 
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
@@ -118,26 +117,27 @@ def test_probing_layers_draws_no_random_numbers(llama):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+def adapted_from(model):
+    adapted, _ = with_lora(model, range(NUM_LAYERS), LoraOptions(rank=2, alpha=4))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # peft still reads it
-def test_adapters_are_seen_through_views_and_saved_alone(llama):
-    adapted = get_peft_model(llama, LoraConfig(**LORA, init_lora_weights=False))
-    module, inputs, kept = TwoPassLoss(adapted).eval(), batch(), (0, 2, 5)
+def test_lora_is_seen_through_views_saved_alone_and_merged(llama):
+    module, inputs, kept = TwoPassLoss(adapted_from(llama)).eval(), batch(), (0, 2, 5)
     with_adapters = module(**inputs, stages=through(kept))["loss"]
     assert all("lora_" in name for name in module.state_dict())
-    merged = adapted.merge_and_unload()
+    merged = merged_lora(module.model)
+    assert merged.state_dict().keys() == llama.state_dict().keys()
     of_merged = TwoPassLoss(merged).eval()(**inputs, stages=through(kept))["loss"]
     torch.testing.assert_close(of_merged, with_adapters, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
+def test_a_model_with_lora_is_taught_by_the_model_without_it(llama):
     initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
-    adapted = get_peft_model(llama, LoraConfig(**LORA, init_lora_weights=False))
+    adapted = adapted_from(llama)
     weights = TrainOptions(ce_weight=0.0, distill_weight=1.0)
     losses = []
     for teacher in (llama, initial):

@@ -21,15 +21,7 @@ def export(
         ),
     ] = None,
     config_dir: ConfigDir = None,
-    as_format: Annotated[
-        str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")
-    ] = "hf",
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            **PATH, help="Folder of measured rows for the model card; default: results_dir."
-        ),
-    ] = None,
+    as_format: Annotated[str, typer.Option("--format", help="hf, gguf or schedule.")] = "hf",
     check: Annotated[
         bool | None,
         typer.Option(
@@ -61,7 +53,7 @@ def export(
         )
     from ulskip_cli.cli.progress_bars import ProgressBars
 
-    request = run.ExportRequest(to, as_format, results, check)
+    request = run.ExportRequest(to, as_format, check)
     with ProgressBars() as bars:
         record = run.run_export(chosen, request, bars)
     if as_json:

@@ -168,7 +168,7 @@ def _exits(rule: "ExitRule", what: str) -> list[str]:
             f"  output heads computed in a step of {rule.target_depth} layers:"
             f" {rule.heads(rule.target_depth)}"
         ),
-        f"  exit rule: {rule.confidence} >= threshold; threshold: {threshold}",
+        f"  exit rule: gap of the top two probabilities >= threshold; threshold: {threshold}",
     ]
 
 

@@ -16,12 +16,6 @@ def score(
     metric: Annotated[
         list[str] | None, typer.Option(help="Metric to add; can be given several times.")
     ] = None,
-    comet_model: Annotated[
-        str | None, typer.Option(help="Hub id or checkpoint of the COMET model.")
-    ] = None,
-    bertscore_model: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the BERTScore model.")
-    ] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the code of answers, for pass_at_1.")
     ] = False,
@@ -36,7 +30,7 @@ def score(
     from ulskip_cli.experiments import rescore
 
     group_choices("task", config_dir)  # refuses a folder that does not exist
-    extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model, allow_code)
+    extra = rescore.ExtraMetrics(metric or (), allow_code)
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed

@@ -19,7 +19,6 @@ class Need(Enum):
     BEAMS = "beam search", "decoding.num_beams=1"
     SAMPLING = "sampling", "decoding.do_sample=false"
     STOP_STRINGS = "stop strings", "decoding.stop=[]"
-    GENERATE_ARGUMENTS = "decoding.generate_kwargs", "decoding.generate_kwargs=null"
     COMPILATION = "required compilation", "decoding.compile=auto"
     DRAFTS = "drafts", "decoding.draft_tokens=0"
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
@@ -35,7 +34,6 @@ class Need(Enum):
     )
     PATCHES = "patches that are not folded", "correction=none"
     ADAPTER = "skip adapters", "correction=none"
-    QUANTIZATION = "model.quantization", "model.quantization=null"
     DEVICE_MAP = "model.device_map", "model.device_map=null"
     PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"
@@ -56,7 +54,7 @@ class Need(Enum):
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
-_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION}
+_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.COMPILATION}
 _DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
 
 # For a need that excludes others: the needs that can be combined with it.
@@ -65,17 +63,13 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED,
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
-    Need.QUANTIZATION: ALL - {Need.FOLDED_PATCHES},
-    Need.RANDOM_WEIGHTS: (
-        ALL - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER}
-    ),
+    Need.RANDOM_WEIGHTS: ALL - {Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
 }
 
 _SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
-_WHOLE_LAYERS = _FIXED_LAYERS & _SAME_LAYERS - {Need.PATCHES}
-_CHECKPOINT = _WHOLE_LAYERS - {
-    Need.QUANTIZATION,
+_CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
+    Need.PATCHES,
     Need.RANDOM_WEIGHTS,
     Need.DRAFTS,
     Need.FOLDED_PATCHES,
@@ -88,11 +82,10 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
     "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
-    "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP},
+    "train": ALL - _CORRECTED - {Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
-    "export --format mergekit": _WHOLE_LAYERS - {Need.ADAPTER, Need.FOLDED_PATCHES},
     "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},
 }
 

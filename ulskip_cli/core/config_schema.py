@@ -58,7 +58,6 @@ class DecodingConfig(Options):
     compile: Literal["auto", "on", "off"] = option(
         "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
     )
-    generate_kwargs: Table | None = option(None, "further arguments of transformers' generate")
     draft_tokens: Count = option(
         0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
     )
@@ -80,7 +79,6 @@ class DecodingConfig(Options):
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
             Need.STOP_STRINGS: bool(self.stop),
-            Need.GENERATE_ARGUMENTS: bool(self.generate_kwargs),
             Need.COMPILATION: self.compile == "on",
             Need.DRAFTS: bool(self.draft_tokens),
             Need.LAYER_DRAFTS: self.drafts_with_layers,
@@ -264,7 +262,6 @@ class Shared(Options):
             Need.EARLY_EXIT: self.strategy.exits_early,
             Need.STAGES: self.strategy.is_positional,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-            Need.QUANTIZATION: bool(model.quantization),
             Need.DEVICE_MAP: bool(model.device_map),
             Need.PEFT_ADAPTER: bool(model.adapter),
             Need.RANDOM_WEIGHTS: model.source == "random",
@@ -474,7 +471,6 @@ class OwnResponses(Options):
         1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1
     )
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
-    temperature: float = option(1.0, "temperature of sampled answers", gt=0)
     max_new_tokens: int | None = option(
         None, "maximum length in tokens; null: the task's max_new_tokens", ge=2
     )

@@ -33,12 +33,10 @@ GROUP = "ulskip.engines"
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,
-    Need.GENERATE_ARGUMENTS,
     Need.COMPILATION,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,
-    Need.QUANTIZATION,
     Need.DEVICE_MAP,
 }
 # `formats` of unquantized weights
@@ -69,8 +67,7 @@ class Engine(Choice):
             return value
         if not cls.formats:
             raise UsageError(
-                f"engine.weights={value} requires an engine of another library; use model.dtype or"
-                " model.quantization"
+                f"engine.weights={value} requires an engine of another library; use model.dtype"
             )
         return require_choice("engine.weights", value, cls.formats)
 

@@ -165,7 +165,7 @@ class ModelFolder:
         Models whose checkpoint names no type, and quantized models, stay as they are.
         """
         model, config = self.asked, self.config
-        if model.dtype != "auto" or model.quantization or model.device_map:
+        if model.dtype != "auto" or model.device_map:
             return model
         inner = config.get("text_config")
         for sizes in (inner if isinstance(inner, dict) else {}, config):
@@ -189,9 +189,7 @@ class ModelFolder:
         sizes = parse(_Sizes, {**config, **inner}, file=file)
         num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
-        if model.quantization:
-            weights, total = None, None
-        elif file.parent == ASSETS / "shapes":
+        if file.parent == ASSETS / "shapes":
             weights, total = _weights_of_shape(file.stem, num_layers, width)
         else:
             tensors = {

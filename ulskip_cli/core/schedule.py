@@ -10,14 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
 Layers = tuple[int, ...]  # numbers of layers, ascending
-Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
 # The threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1.
 FALLS_TO = 0.9
 MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
@@ -130,13 +128,12 @@ def without_one(kept: Sequence[int]) -> Layers:
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Depths (numbers of layers) at which a decode step may end, and the confidence at which a step
-    ends there.
+    """Depths (numbers of layers) at which a decode step may end, and the confidence, the gap of the
+    two largest probabilities, at which a step ends there.
     """
 
     num_layers: int  # N, the depth of a step that never exits
     target_depth: int  # R, for the mean depth over decode steps
-    confidence: Confidence
     threshold: float | None  # lam; None before calibration
     horizon: int  # T, steps over which the threshold decays
     min_exit: int = 1  # smallest depth with a check
@@ -146,17 +143,10 @@ class ExitRule:
     def checks(self) -> tuple[int, ...]:
         """Depths at which a step checks its confidence; there is no check at full depth.
 
-        >>> ExitRule(12, 6, "softmax_max", None, 64, min_exit=3, every=4).checks
+        >>> ExitRule(12, 6, None, 64, min_exit=3, every=4).checks
         (3, 7, 11)
         """
         return tuple(range(self.min_exit, self.num_layers, self.every))
-
-    @property
-    def least_depth(self) -> int:
-        """Smallest depth at which a step can end."""
-        return min(
-            self.num_layers, self.min_exit + (self.every if self.confidence == "cosine" else 0)
-        )
 
     def threshold_at(self, step: int) -> float:
         """Return 0.9 lam + 0.1 lam exp(-4 t / T) at step t (arXiv:2207.07061); step 0 generates the
@@ -169,10 +159,8 @@ class ExitRule:
 
     def heads(self, depth: int) -> int:
         """Return how often a step of this depth runs the output head: at each check and at full
-        depth, once for cosine.
+        depth.
         """
-        if self.confidence == "cosine":
-            return 1
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))
 

@@ -61,8 +61,6 @@ class Scoring:
 
     metrics: tuple[str, ...]  # names in `tasks.metrics.METRICS`
     target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
-    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id, or the path of a checkpoint
-    bertscore_model: str | None = None  # hub id or folder; None: the default for the language
     allow_code: bool = False  # run the code of answers
 
 
@@ -78,10 +76,6 @@ class Task(Choice):
         128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
     )
     metrics: tuple[str, ...] = option(("rouge",), "names of metrics")
-    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
-    bertscore_model: str | None = option(
-        None, "hub id or folder of BERTScore's model; null: the default for the language"
-    )
     template: str = option(
         AUTO, "key of templates; auto: chat for models with a chat template, else the first key"
     )
@@ -160,7 +154,7 @@ class Task(Choice):
 
     def scoring(self) -> Scoring:
         """Return the metrics and their settings."""
-        return Scoring(self.metrics, self.answer_language, self.comet_model, self.bertscore_model)
+        return Scoring(self.metrics, self.answer_language)
 
 
 def check_references(examples: Sequence[Example], use: str) -> None:

@@ -4,7 +4,7 @@ enough.
 A token that exits early has no keys and values in the layers above. When a later token reaches such
 a layer, the layer also processes the stored hidden states of the earlier tokens. All keys therefore
 equal those of the full model, and one forward pass over given tokens has the logits of all steps.
-The confidence measures are those of CALM (arXiv:2207.07061).
+The confidence is that of CALM (arXiv:2207.07061).
 """
 
 import functools
@@ -12,7 +12,6 @@ from collections import Counter
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.files import Table
@@ -21,12 +20,12 @@ from ulskip_cli.engines.base import BatchRequest, ExitStats
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.engines.torch.session import ModelSession
+from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 
-class EarlyExitSession(ModelSession):
+class EarlyExitSession(TorchSession):
     """Greedy decoding and sampling with early exit, by the rule in each request."""
 
     @functools.cached_property
@@ -95,7 +94,7 @@ class ExitSteps(EagerSteps):
         length = self.ids.shape[1]
         threshold = self.rule.threshold_at(length - 1 - self.positions.prompt_len)
         inputs = self._enter(length - 1)
-        hidden, last_checked = inputs.hidden, None
+        hidden = inputs.hidden
         for index in range(self.rule.num_layers):
             if self._pending[index]:
                 hidden = torch.cat([*self._pending[index], hidden], dim=1)
@@ -103,12 +102,10 @@ class ExitSteps(EagerSteps):
                 inputs = self._enter(length - hidden.shape[1])
             hidden = self.layerwise.layer(index, hidden, inputs)
             if index + 1 in self._checks:
-                last = hidden[:, -1:]
-                logits = self._confident_logits(last, last_checked, threshold)
+                logits = self._confident_logits(hidden[:, -1:], threshold)
                 if logits is not None:
                     self._pending[index + 1].append(hidden)
                     return self._finish(index + 1, length, logits)
-                last_checked = last
         return self._finish(self.rule.num_layers, length, self.layerwise.logits(hidden[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
@@ -124,19 +121,14 @@ class ExitSteps(EagerSteps):
             self.ids[:, start:], self.cache, **self.positions.options(start, count)
         )
 
-    def _confident_logits(
-        self, hidden: Tensor, before: Tensor | None, threshold: float
-    ) -> Tensor | None:
+    def _confident_logits(self, hidden: Tensor, threshold: float) -> Tensor | None:
         """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences
         reaches the threshold.
         """
         began = now(hidden.device)
-        kind = self.rule.confidence
-        logits = None if kind == "cosine" else self.layerwise.logits(hidden)
-        confidence = confidence_of(kind, hidden, before, logits)[:, 0]
+        logits = self.layerwise.logits(hidden)
+        confidence = confidence_of(logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
-        if exits and logits is None:
-            logits = self.layerwise.logits(hidden)
         self._check_seconds += now(hidden.device) - began
         return logits if exits else None
 
@@ -146,24 +138,11 @@ class ExitSteps(EagerSteps):
         return logits[:, -1]
 
 
-def confidence_of(
-    kind: str, hidden: Tensor, before: Tensor | None, logits: Tensor | None
-) -> Tensor:
-    """Return the confidence [batch, tokens] at a check.
-
-    `cosine` is the cosine similarity of the hidden states `before`, at the previous check, and
-    `hidden` [batch, tokens, hidden_size]; at the first check it is -inf. `softmax_max` is p1, the
-    largest probability of the `logits` [batch, tokens, vocab_size], and `softmax_diff` is p1 - p2.
+def confidence_of(logits: Tensor) -> Tensor:
+    """Return the confidence [batch, tokens] at a check, the gap of the two largest probabilities of
+    the `logits` [batch, tokens, vocab_size].
     """
-    if kind == "cosine":
-        if before is None:
-            return hidden.new_full(hidden.shape[:-1], -torch.inf)
-        return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
-    assert logits is not None
-    probabilities = torch.softmax(logits.float(), dim=-1)
-    if kind == "softmax_max":
-        return probabilities.amax(dim=-1)
-    best = probabilities.topk(2, dim=-1).values
+    best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
 
@@ -187,7 +166,7 @@ def exit_logits(
     thresholds = [rule.threshold_at(step) for step in range(steps)]
     threshold = torch.tensor(thresholds, dtype=torch.float64, device=response_ids.device)
     depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
-    chosen = before = None
+    chosen = None
     # One pass gives the states of all decode steps, because early exit reads only keys of the full
     # model.
     inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
@@ -196,10 +175,9 @@ def exit_logits(
             continue
         logits, exits = layerwise.logits(hidden), depths == 0
         if depth != rule.num_layers:
-            confidence = confidence_of(rule.confidence, hidden, before, logits)
-            lowest = confidence.masked_fill(ended, torch.inf).amin(dim=0)
+            lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)
             exits = exits & (lowest.double() >= threshold)
-        before, depths = hidden, depths.masked_fill(exits, depth)
+        depths = depths.masked_fill(exits, depth)
         chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
     assert chosen is not None
     return torch.cat([prompt.first_logits, chosen], dim=1), depths

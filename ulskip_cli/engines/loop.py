@@ -135,7 +135,7 @@ class SteppingSession(EngineSession, ABC):
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
-            details = self.details() | (drafting.details() if drafting else {})
+            details = self.details() | (drafting.details if drafting else {})
             return BatchOutput.of(request, rows, clock, self.kv_bytes, **details)
         finally:
             self.finish()

@@ -48,9 +48,8 @@ def generate_own_responses(
     }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
-    each = f", {options.samples} each" if options.samples > 1 else ""
-    label = f"own answers to {len(prompts)} prompts{each}"
-    report = progress.phase(label, len(prompts) * options.samples)
+    label, total = f"own answers to {len(prompts)} prompts", len(prompts) * options.samples
+    report = progress.phase(label, total)
     order = longest_first(list(map(len, prompts)))
     for sample, how in enumerate(contexts):
         is_stored = [(names[prompt], sample) in stored for prompt in order]
@@ -89,9 +88,7 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
     its own for the others.
     """
-    changes: Table = {"num_beams": options.num_beams}
-    if sample:
-        changes = {"do_sample": True, "temperature": options.temperature}
+    changes: Table = {"do_sample": True} if sample else {"num_beams": options.num_beams}
     return replace(
         context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
     )

@@ -155,7 +155,7 @@ class Drafting:
     def __init__(self) -> None:
         self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
         self._view: PreTrainedModel | None = None  # drafts
-        self._details: Table = {}
+        self.details: Table = {}  # of the last batch, for its `BatchOutput`
 
     def drafters(
         self, session: SteppingSession, request: BatchRequest, sampler: TokenSampler
@@ -203,10 +203,6 @@ class Drafting:
         session.finish()
         return now(device) - began
 
-    def details(self) -> Table:
-        """Return the counts and costs of drafts and checks for the batch's `BatchOutput`."""
-        return self._details
-
     def decode(
         self, session: SteppingSession, ids: Tensor, request: BatchRequest, sampler: TokenSampler
     ) -> Iterator[int]:
@@ -246,7 +242,7 @@ class Drafting:
             end += check.gained
             yield end - prompt_len
         checks = tuple(costs.checks)
-        self._details = {"drafts": stats, "check_costs": checks, "draft_cost": cheapest}
+        self.details = {"drafts": stats, "check_costs": checks, "draft_cost": cheapest}
 
     def _verify(
         self, session: SteppingSession, ids: Tensor, drafts: Drafts, sampler: TokenSampler

@@ -192,12 +192,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             f" {record.linear_backend} and may be slower; install a C++ compiler that"
             " works, e.g. g++, or set ULSKIP_KERNEL=off"
         )
-    if config.model.quantization and is_on_cpu:
-        yield (
-            f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes"
-            " more slowly than bfloat16; for speed, use engine=openvino engine.weights=int8 or"
-            " engine=llama_cpp engine.weights=q8_0"
-        )
 
 
 def _cut_off(config: Config, record: Record) -> Iterator[str]:

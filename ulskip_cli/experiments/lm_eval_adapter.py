@@ -172,11 +172,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         samples = bool(options.pop("do_sample", None)) and known.get("temperature") != 0
         if not samples:
             known = {key: value for key, value in known.items() if key not in _SAMPLING}
-        decoding = self.ulskip_config.decoding
-        decoding = decoding.replace(
+        if options:
+            raise UsageError(
+                f"expected generation options among do_sample, {', '.join(_DECODING)}, got"
+                f" {', '.join(options)}; remove these from --gen_kwargs, or use another task"
+            )
+        decoding = self.ulskip_config.decoding.replace(
             max_new_tokens=max_length - context.shape[1],
             stop=tuple(text for text in stop if text not in ends),
-            generate_kwargs={**(decoding.generate_kwargs or {}), **options} or None,
             do_sample=samples,
             **known,
         )

@@ -111,10 +111,6 @@ class Resolver:
                 "alternatives.models is supported by `ulskip sweep` only, which adds the models to"
                 " its grid"
             )
-        if config.decoding.generate_kwargs:
-            from ulskip_cli.engines.transformers import options as generate_options
-
-            generate_options.check_generate_kwargs(config.decoding)
         files = self.files(config.model)
         config.engine.check_model(files.config)
         return files, make_plan(config, files.metadata)

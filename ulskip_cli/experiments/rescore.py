@@ -36,32 +36,17 @@ class RescoredRun:
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """Metrics to compute in addition to the run's own metrics, and the models of neural metrics."""
+    """Metrics to compute in addition to the run's own metrics."""
 
     names: Sequence[str] = ()
-    comet_model: str | None = None  # None: the default
-    bertscore_model: str | None = None  # None: the default for the language
     allow_code: bool = False  # run the code of answers
 
     def beside(self, scoring: Scoring) -> Scoring:
-        """Return a task's scoring with these metrics added.
-
-        Raise UsageError if a row names a model other than the default and no option confirms it. A
-        row must not choose which files are loaded, because a checkpoint can run code, and it must
-        not allow the code of its answers.
+        """Return a task's scoring with these metrics added; a row must not allow the code of its
+        answers.
         """
         names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
-        models = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
-        for key, model in models.items():
-            metric, named, default = key[:-6], getattr(scoring, key), getattr(Scoring, key)
-            if metric in names and model is None and named != default:
-                raise UsageError(
-                    f"a row names task.{key}={named}, which is loaded only if you confirm"
-                    f" it; if you trust that model, give --{metric}-model={named}"
-                )
-            models[key] = model or default
-        changes = {"metrics": names, "allow_code": self.allow_code, **models}
-        return replace(scoring, **changes)  # type: ignore[arg-type]
+        return replace(scoring, metrics=names, allow_code=self.allow_code)
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:

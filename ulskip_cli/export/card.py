@@ -26,7 +26,7 @@ _TEMPLATES = Path(__file__).parent
 # Settings that decide weights, layers and corrections; `_matches` compares these separately.
 _MADE_BY = ("folder", "model", "correction", "calibration")
 # Options of a model that choose its weights.
-_WEIGHTS = ("source", "path", "revision", "adapter", "quantization", "dtype")
+_WEIGHTS = ("source", "path", "revision", "adapter", "dtype")
 
 
 def model_card(

@@ -46,7 +46,6 @@ from ulskip_cli.strategies.plan import is_trained_for
 
 CONFIG = "config.json"
 MAX_FILE = "5GB"  # of weights
-RECORD_VERSION = 1
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
@@ -83,7 +82,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise UsageError(
             "expected a model that fits into memory, got weights that"
-            f" model.device_map={model.device_map} offloads; use --format mergekit"
+            f" model.device_map={model.device_map} offloads; use --format schedule"
         )
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
@@ -114,9 +113,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
     files = point.files
-    records = card.matching_records(point.results, files.model, plan, training, skip_adapter)
+    results = Path(point.config.results_dir)
+    records = card.matching_records(results, files.model, plan, training, skip_adapter)
     record = {
-        "record_version": RECORD_VERSION,
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": files.fingerprint},
         "skip_adapter": point.skip_adapter,

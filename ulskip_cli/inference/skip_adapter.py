@@ -101,7 +101,7 @@ def _patched_class(source: type[nn.Module]) -> type:
     class PatchedLayer(source):  # type: ignore[misc, valid-type]
         """A decoder layer with patches."""
 
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, *args: object, **kwargs: object) -> object:
             before, after = self.patch_before, self.patch_after
             if before is not None and args:
                 args = (before(args[0]), *args[1:])
@@ -279,7 +279,7 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
             " has none that can be changed; use an adapter with patches of kind full,"
-            " and no model.quantization"
+            " or a model without quantization"
         )
     source: Any = module
     transposed = type(module) is Conv1D  # its weight is [in, out]

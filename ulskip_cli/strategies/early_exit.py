@@ -7,7 +7,7 @@ from typing import Literal
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.options import option
-from ulskip_cli.core.schedule import FALLS_TO, Confidence, ExitRule, Layers
+from ulskip_cli.core.schedule import FALLS_TO, ExitRule, Layers
 from ulskip_cli.core.strategy import (
     CalibrationResult,
     HeldOutMeasurements,
@@ -16,8 +16,7 @@ from ulskip_cli.core.strategy import (
 )
 
 NEVER = 2.0  # no confidence is above 1
-# Search interval of logit(0.9 lam); the upper end is high because cosines are close to 1.
-LOGITS = (-8.0, 14.0)
+LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam)
 ROUNDS = 14
 TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
@@ -27,10 +26,6 @@ class EarlyExit(Strategy):
     horizon of T steps.
     """
 
-    confidence: Confidence = option(
-        "softmax_diff",
-        "gap of the top two probabilities, top probability, or cosine of hidden states",
-    )
     threshold: float | None = option(
         None, "confidence at which a token exits; null: the run calibrates it", ge=0
     )
@@ -62,23 +57,20 @@ class EarlyExit(Strategy):
                 f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
                 " batch_size=1 or strategy.batch=min"
             )
-        rule = ExitRule(
+        highest = min(request.num_kept, request.num_layers - 1)
+        if self.min_exit > highest:
+            raise UsageError(
+                f"expected a first exit after at most {highest} of {request.num_layers} layers, got"
+                f" {self.min_exit}; lower strategy.min_exit or the ratio"
+            )
+        return ExitRule(
             request.num_layers,
             request.num_kept,
-            self.confidence,
             self.threshold,
             self.horizon or request.max_new_tokens,
             self.min_exit,
             self.every,
         )
-        highest = min(request.num_kept, request.num_layers - 1)
-        if rule.least_depth > highest:
-            raise UsageError(
-                f"expected a first exit after at most {highest} of {request.num_layers} layers"
-                f" (with strategy.confidence=cosine, at the second check), got {rule.least_depth};"
-                " lower strategy.min_exit, strategy.every or the ratio"
-            )
-        return rule
 
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements

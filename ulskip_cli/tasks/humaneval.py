@@ -22,8 +22,6 @@ class HumanEval(Jsonl):
         "openai/openai_humaneval", "hub id or folder of a dataset, unless task.file is set"
     )
     reference_key: str = option("canonical_solution", "key or column of the solution")
-    test_key: str = option("test", "key or column of the tests, which define check(function)")
-    entry_point_key: str = option("entry_point", "key or column of the function's name")
     # The whole function, as a chat model writes it, has less than 512 tokens.
     max_new_tokens: int = option(
         512, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
@@ -41,7 +39,7 @@ class HumanEval(Jsonl):
     def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
         """Convert rows to examples with a test that calls `check`."""
         examples = super()._examples(rows, origin)
-        tests = examples_from_rows(rows, self.test_key, self.entry_point_key, origin)
+        tests = examples_from_rows(rows, "test", "entry_point", origin)
         return [
             replace(example, test=f"{test.source.strip()}\n\ncheck({test.reference})\n")
             for example, test in zip(examples, tests, strict=True)

@@ -26,7 +26,6 @@ SAMPLES = {
     "held_out": ASSETS / "cnn_dm_held_out.jsonl",
 }  # bundled, by dataset
 REFERENCE_KEY = "reference"
-CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
 class Jsonl(Task):
@@ -48,9 +47,7 @@ class Jsonl(Task):
         False, "truncate prompts that exceed the model's context; false: refuse them"
     )
     first_line: bool = option(False, "use only the first line of the output as the answer")
-    target_language: str | None = option(
-        None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore"
-    )
+    target_language: str | None = option(None, "ISO 639-1 code of the answers' language, for BLEU")
     metrics: tuple[str, ...] = metrics_option("rouge")
 
     @property
@@ -110,7 +107,7 @@ class CnnDm(Jsonl):
     """News articles to summarize, with their highlights as references."""
 
     dataset: str = option(
-        "sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder"
+        "sample", "sample (bundled), or a hub id (abisee/cnn_dailymail) or folder"
     )
     split: str = option("validation", "split of the dataset, such as train, validation or test")
     prompt_key: str = option("article", "key or column of the article")
@@ -127,12 +124,8 @@ class CnnDm(Jsonl):
 
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
-        chosen, sample = self, SAMPLES.get(self.dataset)
-        if sample:
-            chosen = self.replace(file=self.file or str(sample), dataset=None)
-        elif self.dataset == "cnn_dailymail":
-            name, subset = CNN_DAILYMAIL
-            chosen = self.replace(dataset=name, subset=self.subset or subset)
+        sample = SAMPLES.get(self.dataset)
+        chosen = self.replace(file=self.file or str(sample), dataset=None) if sample else self
         words = self.max_article_words
         return [
             replace(example, source=" ".join(example.source.split()[:words])) if words else example

@@ -36,12 +36,6 @@ class Wmt(Task):
     """Sentences of one language pair from one test set."""
 
     pair: str = option("de-en", "ISO 639-1 codes of source and target language")
-    source_language: str | None = option(
-        None, "name of the source language in prompts; null: the name for its code"
-    )
-    target_language: str | None = option(
-        None, "name of the target language in prompts; null: the name for its code"
-    )
     dataset: str = option(
         "sample",
         "sample (bundled), files, a sacrebleu test set such as wmt22, or a hub id or folder",
@@ -53,12 +47,6 @@ class Wmt(Task):
         None, "reference translations for dataset=files, one per line, plain or .gz"
     )
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
-    source_key: str | None = option(
-        None, "source column of a hub dataset; null: the one named after the language"
-    )
-    reference_key: str | None = option(
-        None, "reference column of a hub dataset; null: the one named after the language"
-    )
     max_new_tokens: int = option(
         64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
     )
@@ -71,11 +59,11 @@ class Wmt(Task):
             raise UsageError(
                 f"expected task.pair to be two different languages like de-en, got '{self.pair}'"
             )
-        for side, code in zip(("source", "target"), codes, strict=True):
-            if code not in LANGUAGES and not getattr(self, f"{side}_language"):
+        for code in codes:
+            if code not in LANGUAGES:
                 raise UsageError(
                     f"unknown language '{code}' in task.pair={self.pair}; use ISO 639-1 codes like"
-                    f" de-en, or name the language with task.{side}_language=NAME"
+                    " de-en, or task=jsonl"
                 )
         if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
@@ -116,9 +104,7 @@ class Wmt(Task):
                 self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
             )
             flat = [{**row, **(row.get("translation") or {})} for row in rows]
-            return examples_from_rows(
-                flat, self.source_key or source, self.reference_key or target, self.dataset
-            )
+            return examples_from_rows(flat, source, target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
@@ -137,21 +123,14 @@ class Wmt(Task):
         """Return the task in the opposite translation direction."""
         return self.replace(
             pair="-".join(reversed(self.languages)),
-            source_language=self.target_language,
-            target_language=self.source_language,
             source_file=self.reference_file,
             reference_file=self.source_file,
-            source_key=self.reference_key,
-            reference_key=self.source_key,
         )
 
     def template_fields(self) -> dict[str, str]:
         """Return the names of the languages."""
         source, target = self.languages
-        return {
-            "source_language": self.source_language or LANGUAGES[source],
-            "target_language": self.target_language or LANGUAGES[target],
-        }
+        return {"source_language": LANGUAGES[source], "target_language": LANGUAGES[target]}
 
     def hypothesis(self, text: str) -> str:
         """Return the first line of the output, since every segment is one line."""

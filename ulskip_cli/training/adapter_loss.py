@@ -5,7 +5,6 @@ The prompt's keys and values and the full model's states come from the frozen mo
 computed once and kept. A step costs the response tokens alone.
 """
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,22 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
+from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training.data import LossBatch, PairCollator
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, divergence
+from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, divergence, with_lora
 
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
-_ADAPTER = "default"  # peft's name of the adapter
 
 
 class AdapterLoss(TwoPassLoss):
@@ -52,7 +49,7 @@ class AdapterLoss(TwoPassLoss):
         `max_bytes` bounds the stored outputs of the full model.
         """
         layers = sorted(set().union(*start.kept_sets))
-        lora_model, self.lora_paths = _with_lora(start.folded(model), layers, train.lora)
+        lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
         self._layerwise_views = dict[Layers, LayerwiseModel]()
         self.start = start
@@ -72,8 +69,8 @@ class AdapterLoss(TwoPassLoss):
         """Yield the place of every adapted module, its matrices A and B, and the scale of `B A`."""
         for path, place in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
-            down, up = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
-            yield place, down, up, module.scaling[_ADAPTER]
+            down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+            yield place, down, up, module.scaling[ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -158,36 +155,8 @@ class AdapterLoss(TwoPassLoss):
         if kept not in self._views:
             patches = cast(nn.ModuleDict, self.patches[self.start.kept_sets.index(kept)])
             by_layer = {int(layer): patch for layer, patch in patches.items()}
-            self._views[kept] = patched_view(self.base, kept, by_layer)
+            self._views[kept] = patched_view(self.model, kept, by_layer)
         return self._views[kept]
-
-
-def _with_lora(
-    model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
-) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
-    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the
-    adapted modules.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    copied = shallow_view.detached(model)
-    prefix, stack = shallow_view.layer_stack(copied)
-    paths = {
-        f"{prefix}.{layer}.{name}": (layer, name)
-        for layer in layers
-        for name, module in stack[layer].named_modules()
-        if type(module) in (nn.Linear, Conv1D)
-    }
-    if not lora.rank:
-        return copied.requires_grad_(False), {}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
-        inject_adapter_in_model(config, copied, _ADAPTER)
-    for parameter in copied.parameters():
-        if parameter.requires_grad:  # bfloat16 would round small updates to zero
-            parameter.data = parameter.data.float()
-    return copied, paths
 
 
 # The outputs of one sequence without padding: logits [1, 1, vocab_size] of a prompt, then keys and
@@ -264,21 +233,21 @@ class FrozenOutputs:
         with_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
             return self._together(batch, with_states)
-        rows = [self._row(_row_of(batch, row), with_states) for row in range(len(batch.labels))]
-        logits, *cached = _joined([prompt for prompt, _ in rows])
+        prompts, states = list[Outputs](), list[Tensor]()
+        for index in range(len(batch.labels)):
+            row = _row_of(batch, index)
+            prompt, response = _keys(row)
+            outputs = self._kept
+            if prompt not in outputs or (with_states and response not in outputs):
+                outputs = self._split(self._together(row, with_states), row)
+                self._keep(outputs)
+            prompts.append(outputs[prompt])
+            states += outputs[response] if with_states else ()
+        logits, *cached = _joined(prompts)
         cache = kv_cache.filled_cache(cached)
         cache.kept_layers = tuple(self.layers)
-        states = torch.cat([states for _, (states,) in rows]) if with_states else None
-        return FrozenBatch(EncodedPrompt(logits, cache, batch.prompt_mask), states)
-
-    def _row(self, batch: LossBatch, with_states: bool) -> tuple[Outputs, Outputs]:
-        """Return the outputs of a batch of one prompt and response."""
-        prompt, response = _keys(batch)
-        outputs: Mapping[TokenKey, Outputs] = self._kept
-        if prompt not in outputs or (with_states and response not in outputs):
-            outputs = self._split(self._together(batch, with_states), batch)
-            self._keep(outputs)
-        return outputs[prompt], outputs.get(response, ())
+        encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
+        return FrozenBatch(encoded, torch.cat(states) if with_states else None)
 
     def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
         """Keep outputs while memory lasts; return False if those of a prompt do not fit."""

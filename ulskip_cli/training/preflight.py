@@ -1,12 +1,11 @@
 """The schedules that a training trains, and checks that need no weights. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.options import load_json
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.task import check_references
@@ -95,27 +94,13 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     }
     set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
     set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
-    for key in set_by_ulskip & set(extra):
-        raise UsageError(
-            f"train.training_args.{key} is not supported; use an ulskip key, e.g."
-            " train.learning_rate or seed"
-        )
-    deepspeed = extra.get("deepspeed") or {}
-    if not isinstance(deepspeed, Mapping):
-        deepspeed = load_json(user_path(deepspeed, "deepspeed"), "a DeepSpeed configuration")
-    refused = {
-        "gradient checkpointing, because it drops the prompt's KV cache; lower train.batch_size and"
-        " raise train.gradient_accumulation_steps": any(
-            "checkpointing" in key and value for key, value in extra.items()
-        ),
-        "fsdp, which is untested with shared layers; use DDP (torchrun) or ZeRO-2": bool(
-            extra.get("fsdp")
-        ),
-        "deepspeed with ZeRO stage 3, which splits the weights; use stage 2": (
-            deepspeed.get("zero_optimization", {}).get("stage", 0) > 2
-        ),
-    }
-    for reason, applies in refused.items():
-        if applies:
-            raise UsageError(f"train.training_args does not support {reason}")
+    for key in extra:
+        # The loss needs whole weights on every device, and the prompt's KV cache.
+        is_unfit = key.startswith(("deepspeed", "fsdp", "gradient_checkpointing"))
+        if is_unfit or key in set_by_ulskip:
+            raise UsageError(
+                f"train.training_args.{key} is not supported; use ulskip's keys, e.g."
+                " train.learning_rate, or for less memory train.batch_size and"
+                " train.gradient_accumulation_steps"
+            )
     return {**defaults, **arguments, **extra}

@@ -29,6 +29,7 @@ from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
 from ulskip_cli.training.trainer import SkipTrainer
+from ulskip_cli.training.two_pass_loss import merged_lora
 
 RECORD_FILE = "training.json"  # beside the weights
 DIVERGED = 2.0  # times the first loss; noise of single steps is smaller
@@ -230,8 +231,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     if isinstance(setup.module, AdapterLoss):
         setup.module.adapter(_adapter_record(setup, record)).save(output)
     else:
-        trained = setup.module.model
-        model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+        model = merged_lora(setup.module.model)
         dtype_name = setup.config.model.dtype
         dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
         model.config.use_cache = True

@@ -5,7 +5,6 @@ loss module.
 import copy
 import math
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
-from ulskip_cli.core.config_schema import LoraOptions, TrainingConfig
+from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import KINDS, NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
@@ -36,7 +35,7 @@ from ulskip_cli.training.data import (
     train_tokenizer,
 )
 from ulskip_cli.training.preflight import schedules, trained_exits
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout, with_lora
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
@@ -224,28 +223,14 @@ def build_loss(
     train = config.train
     teacher, trained = None, model
     if train.teacher == "initial" and train.distill_weight > 0:
-        # With adapters no copy is needed: the base without its adapters is the initial model.
+        # LoRA leaves the model itself unchanged, so that no copy is needed.
         teacher = (
             model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
         )
     if train.dropout:
         add_dropout(model, train.dropout)
     if train.method == "lora":
-        trained = _with_lora(model, train.lora)
+        trained, _ = with_lora(model, range(shallow_view.num_layers(model)), train.lora)
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     return TwoPassLoss(trained, config.prompt_layers, train, teacher, exits)
-
-
-def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads an old name of transformers
-        return get_peft_model(model, config)

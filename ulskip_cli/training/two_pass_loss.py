@@ -1,10 +1,10 @@
-"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 can
-wrap both passes.
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer and DDP can wrap both
+passes.
 """
 
 import functools
-from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config_schema import TrainOptions
+from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import LayerOutput, StageView
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
+
+ADAPTER = "default"  # peft's name of LoRA
 
 
 class TwoPassLoss(nn.Module):
@@ -29,27 +32,26 @@ class TwoPassLoss(nn.Module):
 
     # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight.
     accepts_loss_kwargs = True
-    model: PreTrainedModel  # or peft's wrapper of it
+    model: PreTrainedModel
     _keys_to_ignore_on_save = None  # which Trainer reads when it loads a checkpoint
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         prompt_layers: str = "all",
         weights: TrainOptions | None = None,
         teacher: PreTrainedModel | None = None,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on
-        their final device.
+        """Wrap a causal LM; views are built at first use, when the weights are on their final
+        device.
 
-        `teacher` is a frozen causal LM to distill from. If `teacher` is the model with adapters
-        itself, its adapters are disabled; if None, the model at full depth is the teacher. The
-        early-exit loss is averaged over the depths `exits`.
+        `teacher` is a frozen causal LM to distill from; if None, the model at full depth is the
+        teacher. The early-exit loss is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
-        self.all_layers = tuple(range(shallow_view.num_layers(self.base)))
+        self.all_layers = tuple(range(shallow_view.num_layers(self.model)))
         self.prompt_layers = prompt_layers
         self.weights = weights or TrainOptions()
         self.exits = tuple(exits)
@@ -59,15 +61,9 @@ class TwoPassLoss(nn.Module):
         self._teacher = [teacher] if teacher is not None else []
 
     @property
-    def base(self) -> PreTrainedModel:
-        """The causal LM without peft's wrapper."""
-        is_wrapped = hasattr(self.model, "get_base_model")
-        return self.model.get_base_model() if is_wrapped else self.model
-
-    @property
     def config(self) -> object:
         """The model's configuration, which Trainer reads."""
-        return self.base.config
+        return self.model.config
 
     def forward(
         self,
@@ -98,7 +94,7 @@ class TwoPassLoss(nn.Module):
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights, kept = self.weights, stages[0].kept_layers
         full_prompt = (
-            encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask)
+            encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
             if self.prompt_layers == "all"
             else None
         )
@@ -126,7 +122,7 @@ class TwoPassLoss(nn.Module):
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
         layerwise = self._layerwise
-        prompt = encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask)
+        prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
             yield from ((depth, first) for depth in sorted(self.exits))
@@ -144,7 +140,7 @@ class TwoPassLoss(nn.Module):
 
     @functools.cached_property
     def _layerwise(self) -> LayerwiseModel:
-        return LayerwiseModel(self.base)
+        return LayerwiseModel(self.model)
 
     def train(self, mode: bool = True) -> "TwoPassLoss":
         """Set the training or evaluation mode of the model and its views."""
@@ -164,9 +160,9 @@ class TwoPassLoss(nn.Module):
 
     def _view(self, kept: Layers) -> PreTrainedModel:
         if kept == self.all_layers:
-            return self.base
+            return self.model
         if kept not in self._views:
-            self._views[kept] = shallow_view.shallow_view(self.base, kept).train(self.training)
+            self._views[kept] = shallow_view.shallow_view(self.model, kept).train(self.training)
         return self._views[kept]
 
     def _student_logits(
@@ -197,10 +193,7 @@ class TwoPassLoss(nn.Module):
         if not self._teacher or not self.weights.distill_weight:
             return None
         teacher = self._teacher[0].to(batch.prompt_ids.device)
-        with (
-            torch.no_grad(),
-            self.model.disable_adapter() if teacher is self.base else nullcontext(),
-        ):
+        with torch.no_grad():
             prompt = encode_prompt(teacher, batch.prompt_ids, batch.prompt_mask)
             views = [StageView(0, teacher, self.all_layers)]
             return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
@@ -259,3 +252,44 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     for layer in shallow_view.decoder_layers(model):
         layer.register_forward_hook(on_layer, with_kwargs=True)
     model.get_input_embeddings().register_forward_hook(on_embedding)
+
+
+def with_lora(
+    model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
+) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
+    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the
+    adapted modules.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    copied = shallow_view.detached(model)
+    prefix, stack = shallow_view.layer_stack(copied)
+    paths = {
+        f"{prefix}.{layer}.{name}": (layer, name)
+        for layer in layers
+        for name, module in stack[layer].named_modules()
+        if type(module) in (nn.Linear, Conv1D)
+    }
+    if not lora.rank:
+        return copied.requires_grad_(False), {}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
+        inject_adapter_in_model(config, copied, ADAPTER)
+    for parameter in copied.parameters():
+        if parameter.requires_grad:  # bfloat16 would round small updates to zero
+            parameter.data = parameter.data.float()
+    return copied, paths
+
+
+def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with its LoRA, if it has any, merged into the weights."""
+    from peft.tuners.lora import LoraLayer
+
+    def base(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, LoraLayer):
+            return None
+        module.merge()
+        return module.base_layer
+
+    return shallow_view.substituted(model, base)

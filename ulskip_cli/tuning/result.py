@@ -229,8 +229,7 @@ class TuneResult:
         holds the schedule and the skip adapter, which ulskip applies to the unchanged model.
         """
         if self._is_mergeable:
-            wanted = ExportRequest(to, results=self._results)
-            return run.summary(run.run_export(self._exported, wanted))
+            return run.summary(run.run_export(self._exported, ExportRequest(to)))
         assert self.skip_adapter is not None
         schedule = ExportRequest(to / run.SCHEDULE, "schedule")
         point = resolve_export(self._exported, schedule)

@@ -37,8 +37,6 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 ENGINE = "openvino"
 GROUP_SIZE = 64  # of int4; widths of small models are not multiples of 128
 _LARGEST_ERROR = 1e-3  # of a converted model's logits, relative to the largest logit
-_FORMAT = 3  # increase it if files of earlier versions must not be used
-
 
 # Of masks: finite in each inference precision, also where a row is padding only.
 HIDDEN = torch.finfo(torch.float16).min
@@ -181,7 +179,6 @@ def export_openvino(model: PreTrainedModel, weights: str) -> Path:
         if isinstance(value, bool | int | float | str)
     ]
     settings = [
-        _FORMAT,
         weights,
         GROUP_SIZE,
         openvino.__version__,

@@ -19,30 +19,20 @@ class Torch(Engine):
     engines of these methods.
     """
 
-    supports: ClassVar[frozenset[Need]] = ALL - {
-        Need.BEAMS,
-        Need.STOP_STRINGS,
-        Need.GENERATE_ARGUMENTS,
-    }
+    supports: ClassVar[frozenset[Need]] = ALL - {Need.BEAMS, Need.STOP_STRINGS}
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of the loop that decodes requests with these needs."""
-        engine, remedy = self._method(needs)
-        problem = model is not None and _problem(model)
-        if problem:
+        engine, remedy = Torch(name="torch"), "engine=auto, which selects another engine"
+        if Need.EARLY_EXIT in needs:
+            engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
+        elif Need.DRAFTS in needs:
+            engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
+        if model is not None and (problem := _problem(model)):
             raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
         return engine, None
-
-    @staticmethod
-    def _method(needs: Set[Need]) -> tuple[Engine, str]:
-        """Return the engine, and what does without it."""
-        if Need.EARLY_EXIT in needs:
-            return EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
-        if Need.DRAFTS in needs:
-            return Speculative(name="speculative"), Need.DRAFTS.remedy
-        return Torch(name="torch"), "engine=auto, which selects another engine"
 
 
 class EarlyExit(Torch):

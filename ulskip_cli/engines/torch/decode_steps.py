@@ -154,15 +154,9 @@ class CompiledSteps:
         return logits[:, -1]
 
 
-class WrongCode(RuntimeError):
-    """Compiled steps give other logits than eager steps, because the model reads a value that
-    compilation made constant.
-    """
-
-
 def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:
     """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise
-    WrongCode if they differ.
+    RuntimeError if they differ, because the model reads a value that compilation made constant.
 
     `mask` is the mask [batch, prompt_len] of the prompt. Rounding errors of the dtype are allowed.
     """
@@ -173,4 +167,4 @@ def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> N
         got, want = steps(tokens).float(), eager(tokens).float()
         off = float((got - want).norm() / want.norm())
         if not off < (1e-3 if eager.view.dtype.itemsize > 2 else 0.1):  # else it is rounding
-            raise WrongCode(f"compiled steps give logits that are off by {off:.1%}")
+            raise RuntimeError(f"compiled steps give logits that are off by {off:.1%}")

@@ -3,8 +3,6 @@ eager or compiled.
 """
 
 import functools
-from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,57 +38,16 @@ def unsupported_by_loop(model: PreTrainedModel) -> str | None:
     return None
 
 
-class ModelSession(SteppingSession):
-    """A session that encodes prompts with a torch model; the decode steps of a batch then extend
-    the KV cache of its prompts.
+class TorchSession(SteppingSession):
+    """Greedy decoding and sampling with the views of a plan: a torch model encodes the prompts of a
+    batch, and the decode steps extend the KV cache of its prompts.
     """
 
-    # The layers of the prompt model whose keys and values the steps read; empty: all.
-    kept: Sequence[int] = ()
+    steps: Any = None  # `EagerSteps` or `CompiledSteps` of the batch
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
-        self.views, self.prompt_model = views, views.model
-        self.steps: Any = None
-
-    @abstractmethod
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> Any:
-        """Return the decode steps after a prompt, which take over its pruned cache."""
-
-    def encode(self, request: BatchRequest) -> Tensor:
-        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
-        prompt = encode_prompt(self.prompt_model, request.input_ids, request.attention_mask)
-        cache = prompt.cache
-        kept = self.kept or range(len(cache.layers))
-        self.kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
-        kv_cache.prune_cache(cache, kept)
-        self.steps = self.make_steps(request, cache)
-        return prompt.first_logits[:, -1]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        logits: Tensor = self.steps(tokens)
-        return logits
-
-    def keep(self, alive: Tensor) -> None:
-        """Continue with the sequences at the indices `alive` [sequences] only."""
-        self.steps.drop_finished(alive)
-
-    def details(self) -> Table:
-        """Return the linear backend of the steps."""
-        return {"linear_backend": self.views.linear_backend}
-
-    def finish(self) -> None:
-        """Free the KV cache of the batch."""
-        self.steps = None
-
-
-class TorchSession(ModelSession):
-    """Greedy decoding and sampling with the views of a plan."""
-
-    def __init__(self, views: Views, *settings: object) -> None:
-        super().__init__(views)
-        self.prompt_model, self.kept = views.prompt_model, views.stages[0].kept
+        self.views = views
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
         self._now: list[CompiledSteps] = []  # of the batch
@@ -115,7 +72,7 @@ class TorchSession(ModelSession):
         if not _compiles(request) or key in self._compiled or request.length < 2:
             return 0.0
         mask, made = request.attention_mask, list[CompiledSteps]()
-        cache = encode_prompt(self.prompt_model, request.input_ids, mask).cache
+        cache = encode_prompt(self.views.prompt_model, request.input_ids, mask).cache
         # fails without a C++ compiler, and for models that torch.compile or our buffers do not
         # support
         try:
@@ -135,14 +92,30 @@ class TorchSession(ModelSession):
         self._compiled[key] = made
         return sum(steps.compile_seconds for steps in made)
 
+    def encode(self, request: BatchRequest) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
+        prompt = encode_prompt(self.views.prompt_model, request.input_ids, request.attention_mask)
+        cache, kept = prompt.cache, self.views.stages[0].kept
+        self.kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
+        kv_cache.prune_cache(cache, kept)
+        self.steps = self.make_steps(request, cache)
+        return prompt.first_logits[:, -1]
+
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
-        """Return the steps of the first stage, compiled ones if `prepare` made some."""
+        """Return the decode steps after a prompt, which take over its pruned cache: those of the
+        first stage, compiled ones if `prepare` made some.
+        """
         self._now = self._compiled.get(_shape(request), []) if _compiles(request) else []
         mask, several = request.attention_mask, bool(request.decoding.draft_tokens)
         if not self._now:
             return EagerSteps(self.decode_models[0], cache, mask, request.length, several)
         self._now[0].begin(cache, mask, request.length)
         return self._now[0]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        logits: Tensor = self.steps(tokens)
+        return logits
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
@@ -152,6 +125,10 @@ class TorchSession(ModelSession):
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
         self.steps.cursor.length -= count
+
+    def keep(self, alive: Tensor) -> None:
+        """Continue with the sequences at the indices `alive` [sequences] only."""
+        self.steps.drop_finished(alive)
 
     def switch(self, stage: int) -> None:
         """Continue with the view of a later stage, which takes over the keys and values of its
@@ -167,7 +144,11 @@ class TorchSession(ModelSession):
 
     def details(self) -> Table:
         """Return the linear backend of the steps, and True as `compiled` if they are."""
-        return {**super().details(), "compiled": bool(self._now)}
+        return {"linear_backend": self.views.linear_backend, "compiled": bool(self._now)}
+
+    def finish(self) -> None:
+        """Free the KV cache of the batch."""
+        self.steps = None
 
 
 def _compiles(request: BatchRequest) -> bool:

@@ -4,7 +4,6 @@ internals of transformers.
 
 import copy
 from dataclasses import dataclass, field
-from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.inference import shallow_view
-
-StepMasks = dict[str, Tensor | None]  # by attention type; None: all positions are visible
 
 
 @dataclass
@@ -145,8 +142,8 @@ class PositionsAndMasks:
         prompt_len] is the prompt's mask.
         """
         self.prompt_len = mask.shape[1]
-        self._single: StepMasks = {}
-        self._several: StepMasks = {}
+        self._masks: dict[str, Tensor] = {}  # by attention type
+        self._unmasked: set[str] = set()  # attention types without a mask for one token
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
@@ -154,11 +151,11 @@ class PositionsAndMasks:
                 masks = step_masks(model, cache, mask, steps, self.prompt_len + steps)
                 config = model.config.get_text_config(decoder=True)
                 slides = getattr(config, "sliding_window", None) is not None
-                # Without padding, one token of full attention needs no mask.
-                full = {"full_attention", "full_attention" if slides else ""} if mask.all() else ()
-                self._single = {kind: None if kind in full else masks[kind] for kind in masks}
-                if several:
-                    self._several.update(masks)
+                if mask.all():  # one token of full attention needs no mask
+                    full = {"full_attention", "full_attention" if slides else ""}
+                    self._unmasked = full & masks.keys()
+                unused = set() if several else self._unmasked
+                self._masks = {kind: masks[kind] for kind in masks.keys() - unused}
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> Table:
@@ -169,17 +166,15 @@ class PositionsAndMasks:
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
         positions = self._positions[:, step : step + count]
-        chosen = self._single if count == 1 else self._several
-        masks = _indexed(chosen, (..., slice(step, step + count), slice(end)))
+        masks: dict[str, Tensor | None] = {
+            kind: mask[..., step : step + count, :end] for kind, mask in self._masks.items()
+        }
+        if count == 1:
+            masks |= dict.fromkeys(self._unmasked)
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
-        self._single = _indexed(self._single, alive)
-        self._several = _indexed(self._several, alive)
+        self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
         self._positions = None if self._positions is None else self._positions[alive]
         self._mask = self._mask[alive]
-
-
-def _indexed(masks: StepMasks, index: Tensor | tuple[EllipsisType | slice, ...]) -> StepMasks:
-    return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}

@@ -12,11 +12,16 @@ from transformers import (
     StoppingCriteria,
 )
 
+from ulskip_cli.core.config_schema import AUTO, DecodingConfig
 from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
-from ulskip_cli.engines.transformers import options
 from ulskip_cli.inference import kv_cache, shallow_view
+
+# Keys of decoding that transformers has too.
+_SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size", "repetition_penalty")
+_LOOKED_UP = 10  # tokens; transformers' own default
 
 
 class TransformersSession(EngineSession):
@@ -32,8 +37,7 @@ class TransformersSession(EngineSession):
         """Generate for one batch."""
         input_ids, decoding = request.input_ids, request.decoding
         stops = () if request.forced else decoding.stop
-        settings = options.generate_settings(decoding) | {
-            "use_cache": True,
+        settings = generate_settings(decoding) | {
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
@@ -51,14 +55,12 @@ class TransformersSession(EngineSession):
                 stopping_criteria=[observer],
                 tokenizer=request.tokenizer if stops else None,
             )
-        # transformers checks many options only when it uses them
         except (TypeError, ValueError) as error:
-            if not (decoding.draft_tokens or decoding.generate_kwargs):
+            if not decoding.draft_tokens:
                 raise
             raise UsageError(
-                "decoding.draft_tokens or decoding.generate_kwargs is refused by transformers"
-                f" ({reason(error)}); correct or remove them, or use"
-                " engine=auto or batch_size=1"
+                f"transformers refuses decoding.draft_tokens={decoding.draft_tokens}"
+                f" ({reason(error)}); use batch_size=1, decoding.draft_tokens=0 or engine=auto"
             ) from None
         # transformers' own drafts run the prompt together with the first check.
         prefilled_at = self._prefilled_at if self._prefilled_at > start else observer.first_at
@@ -74,6 +76,19 @@ class TransformersSession(EngineSession):
             kv_cache.kv_bytes(cache),
             kv_cache.kv_bytes(cache, self.views.stages[0].kept),
         )
+
+
+def generate_settings(decoding: DecodingConfig) -> Table:
+    """Convert a decoding configuration to options of `generate`, which override the checkpoint's
+    own defaults.
+    """
+    # Greedy decoding ignores these three; transformers' defaults cause no warning.
+    sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    if decoding.do_sample:
+        sampling = {key: getattr(decoding, key) for key in sampling}
+    drafts = _LOOKED_UP if decoding.draft_tokens == AUTO else decoding.draft_tokens or None
+    shared = {key: getattr(decoding, key) for key in _SHARED}
+    return {**sampling, **shared, "use_cache": True, "prompt_lookup_num_tokens": drafts}
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]

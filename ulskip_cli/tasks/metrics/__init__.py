@@ -35,8 +35,7 @@ class MetricSpec:
     kind: str  # `module:class` of the metric
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
-    # False: needs a separate model or runs code, which a report does not
-    in_reports: bool = True
+    in_reports: bool = True  # False: runs code, which a report does not
 
     @property
     def primary(self) -> str:
@@ -67,10 +66,6 @@ _REGISTRY = (
         "number_match", "overlap:NumberMatch", (RowKey("number_match", "number match", "number"),)
     ),
     MetricSpec("pass_at_1", "code:PassAt1", (RowKey("pass_at_1", "pass@1"),), in_reports=False),
-    MetricSpec("comet", "neural:Comet", (RowKey("comet", "COMET"),), in_reports=False),
-    MetricSpec(
-        "bertscore", "neural:BertScore", (RowKey("bertscore", "BERTScore"),), in_reports=False
-    ),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no

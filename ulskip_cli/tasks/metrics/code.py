@@ -9,7 +9,6 @@ user can.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import platform
 import re
@@ -67,7 +66,7 @@ class PassAt1(SegmentMetric):
                 " boundary; allow it with task=humaneval task.allow_code=true (ulskip score:"
                 " --allow-code)"
             )
-        if importlib.util.find_spec("resource") is None or not passes("pass"):
+        if not passes("pass"):
             raise UsageError(
                 "metric pass_at_1 cannot limit the time and memory of programs on this system; run"
                 " it on Linux"

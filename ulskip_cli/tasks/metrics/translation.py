@@ -14,8 +14,6 @@ from sacrebleu.metrics.ter import TER
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Metric, Scores
 
-EXTRAS = ("ja", "ko")  # target languages whose tokenizer is an extra of sacrebleu
-
 
 class Sacrebleu(Metric):
     """A corpus metric of sacrebleu: BLEU, chrF2 or TER."""
@@ -37,15 +35,9 @@ class Sacrebleu(Metric):
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
-            language = self.scoring.target_language
-            install = (
-                f'install it with: pip install "sacrebleu[{language}]"'
-                if language in EXTRAS
-                else "see sacrebleu's documentation"
-            )
             raise UsageError(
                 f"metric {self.name}: sacrebleu cannot tokenize this language ({reason(error)});"
-                f" {install}"
+                " for Japanese and Korean, run: pip install 'ulskip[asian]'"
             ) from None
 
     def score(self, answers: Answers) -> Scores:
