@@ -207,8 +207,9 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
     note = (
         "The exact method that reaches the speedup, or else the one that keeps most of the"
         " baseline's score. Exact: all layers decide every token, with weights that are not"
-        " quantized. With training: of an adapter, or of the model to skip layers. None measured:"
-        " no measured point reaches the speedup."
+        " quantized. With training: of an adapter, or of the model to skip layers. An interval that"
+        " begins below the speedup leaves open if it is reached. None measured: no measured point"
+        " reaches it."
     )
     caveats = {frontier.points[-1].caveat for frontier in found} - {""}
     note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
