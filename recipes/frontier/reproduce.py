@@ -114,28 +114,33 @@ def adapter(folder: Path) -> tuple[str, list[str]]:
 
 
 def plot(frontier: Frontier) -> "Figure":
-    """Draw quality against speedup: a colour and a marker for each engine and format, with the
-    numbers of kept layers.
+    """Draw quality against speedup in a panel for each batch size: a colour and a marker for each
+    engine and format, with the numbers of kept layers.
 
     Drafts and smaller models have markers of their own.
     """
-    points, first = frontier.points, frontier.points[0]
-    figure, (axes,) = plots.panels(1, 7.6, 4.8)
-    at = {point.record.id: (speed_of(point), 100 * point.share) for point in points}
-    plots.limit_to(axes, list(at.values()))
-    plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
-    series = collected(points, series_name)
-    for i, (label, members) in enumerate(series.items()):
-        marker = MARKERS[i % len(MARKERS)]
-        xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
-        axes.plot(xs, ys, marker, color=f"C{i % 10}", label=label)
-    layers = [(point.record.layers or "").partition("/")[0] for point in points]
-    annotate_apart(axes, layers, [at[point.record.id] for point in points])
-    axes.set(
-        xlabel=f"decode speedup over {name_of(first.record)} at full depth",
-        ylabel=f"{first.title}, % of the baseline",
-    )
-    axes.legend(title="numbers: kept layers", title_fontsize=8)
+    looks = {name: i for i, name in enumerate(collected(frontier.points, series_name))}
+    figure, panels = plots.panels(len(frontier.batch_sizes), 7.6, 4.8)
+    for axes, batch_size in zip(panels, frontier.batch_sizes, strict=True):
+        points = [point for point in frontier.points if point.record.batch_size == batch_size]
+        at = {point.record.id: (speed_of(point), 100 * point.share) for point in points}
+        plots.limit_to(axes, list(at.values()))
+        plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
+        for label, members in collected(points, series_name).items():
+            look = {
+                "marker": MARKERS[looks[label] % len(MARKERS)],
+                "color": f"C{looks[label] % 10}",
+            }
+            xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
+            axes.plot(xs, ys, linestyle="none", label=label, **look)
+        layers = [(point.record.layers or "").partition("/")[0] for point in points]
+        annotate_apart(axes, layers, [at[point.record.id] for point in points])
+        baseline = f"{name_of(points[0].record)} at full depth, batch size {batch_size}"
+        axes.set(
+            xlabel=f"decode speedup over {baseline}",
+            ylabel=f"{points[0].title}, % of the baseline",
+        )
+        axes.legend(title="numbers: kept layers", title_fontsize=8)
     return figure
 
 
@@ -143,7 +148,7 @@ def series_name(point: QualityShare) -> str:
     """Name the points of one colour."""
     kind = kind_of(point.record)
     if kind == DRAFTING:
-        return f"drafts, batch size {point.record.batch_size}"
+        return "drafts"
     return engine_of(point.record) + f", {SMALLER}" * (kind == SMALLER)
 
 

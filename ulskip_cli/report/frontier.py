@@ -96,8 +96,9 @@ def speed_of(point: QualityShare) -> float:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points of one folder that share a baseline, at any batch size. The baseline of most
-    points is first; the others are sorted by kind, exact methods first, and by speed.
+    """The points of one folder that share a baseline, at any batch size. The baseline at each batch
+    size is first, that of most points before; the others are sorted by kind, exact methods first,
+    and by speed.
     """
 
     points: tuple[QualityShare, ...]
@@ -105,15 +106,17 @@ class Frontier:
 
     @cached_property
     def beaten(self) -> dict[str, tuple[QualityShare, bool]]:
-        """For the id of every beaten point: the fastest point that is faster and not worse, surely
-        if possible, and True if the intervals confirm it.
+        """For the id of every beaten point: the fastest point of its batch size that is faster and
+        not worse, surely if possible, and True if the intervals confirm it.
         """
         beaten = {}
         for point in self.points:
             better = [
                 (rival, _is_sure(rival, point))
                 for rival in self.points
-                if speed_of(rival) > speed_of(point) and rival.share >= point.share
+                if speed_of(rival) > speed_of(point)
+                and rival.share >= point.share
+                and rival.record.batch_size == point.record.batch_size
             ]
             if better:
                 beaten[point.record.id] = max(better, key=lambda pair: (pair[1], speed_of(pair[0])))
@@ -166,7 +169,8 @@ class Frontier:
             f"Speedup and quality of every row are compared with {name_of(first.record)} at full"
             " depth and the same batch size, in pairs and on the same examples. Speedup: of"
             " decoding; with prompt: of reading the prompt and decoding. Beaten by: another point"
-            " is faster and better; with a question mark, an interval leaves that open."
+            " of this batch size is faster and better; with a question mark, an interval leaves"
+            " that open."
         )
         columns = [
             Column("engine", "", lambda point: engine_of(point.record)),
@@ -246,16 +250,17 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     )
     several, found = len({folder for folder, _ in by_key}) > 1, []
     for group in grouped([by_key[key] for key in rows_of if key in by_key]):
-        members = [row for full in group.records for row in rows_of[full.key]]
-        baseline = max(group.records, key=lambda full: len(rows_of[full.key]))
+        fulls = sorted(group.records, key=lambda full: -len(rows_of[full.key]))
+        members = [row for full in fulls for row in rows_of[full.key]]
         clock = Interval(1.0, 1.0, 1.0).row("measured_speedup")
-        first = baseline.replace(
-            **clock, pairs=None, speedup_interval_coverage=None, baseline_id=baseline.id
-        )
-        judged = shares([first, *members], 1.0)
+        firsts = [
+            full.replace(**clock, pairs=None, speedup_interval_coverage=None, baseline_id=full.id)
+            for full in fulls
+        ]
+        judged = shares([*firsts, *members], 1.0)
         members.sort(key=lambda row: (KINDS.index(kind_of(row)), row.measured_speedup or 0.0))
-        points = [judged[row.key] for row in (first, *members) if row.key in judged]
+        points = [judged[row.key] for row in (*firsts, *members) if row.key in judged]
         is_mixed = any(row.config.has_other_baseline for row in members)
-        if is_mixed and len(points) > 1 and first.key in judged:
-            found.append(Frontier(tuple(points), baseline.folder if several else ""))
+        if is_mixed and len(points) > len(fulls) and firsts[0].key in judged:
+            found.append(Frontier(tuple(points), fulls[0].folder if several else ""))
     return found
