@@ -69,7 +69,7 @@ SOURCES = [
     Source("speed.md, llama.cpp q8_0", "engines", {"engine_weights": "q8_0"}),
     Source("speed.md, OpenVINO int8", "engines", {"engine_weights": "int8"}),
     Source(
-        "when-skipping-loses.md, q4_0 with 4 of 12 layers",
+        "results/frontier/README.md, q4_0 with 4 of 12 layers",
         "frontier",
         {"model": "tiny", "engine_weights": "q4_0", "target_speedup": 3.0},
     ),

@@ -6,10 +6,10 @@ model, in one table.
 
 The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
 with trained adapters; without --data only the sample is measured. The second command compares a
-model with smaller siblings. PATH holds cnn_dm/. The first command takes about two hours on two
-cores with AVX512, which should be idle otherwise, and without --data half an hour. --parts chooses
-what is measured. If the recipe is interrupted, the same command resumes. The page goes to
-results/frontier/README.md.
+model with smaller siblings. PATH holds cnn_dm/. Every point is measured alone at each of
+--batch-sizes, on two cores that should be idle otherwise. --parts chooses what is measured. If the
+recipe is interrupted, the same command resumes. The page goes to results/frontier/README.md, and
+the table of what to use to use.md.
 LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
@@ -31,6 +31,7 @@ from ulskip_cli.report.frontier import (
     DRAFTING,
     SMALLER,
     Frontier,
+    choices,
     engine_of,
     frontiers,
     kind_of,
@@ -85,22 +86,23 @@ def measure(args: argparse.Namespace, part: str) -> None:
     corrections.
     """
     common = ["experiment=frontier", f"name={NAME}"]
-    engines = f"engine={args.engines}"
+    engines, batches = f"engine={args.engines}", f"batch_size={args.batch_sizes}"
     if part == "sample":
-        call("sweep", *common, engines)
+        call("sweep", *common, engines, batches)
         return
     common += [*cnn_dm(args.data, args.model, args.limit), "alternatives.draft_tokens=[]"]
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
-    block = ["strategy=one_block", f"ratio={args.ratios}"]
-    call("sweep", *common, engines, "strategy=full", "ratio=2", *smaller)
+    block = ["strategy=one_block", f"ratio={args.ratios}", "ratio_basis=cost"]
+    call("sweep", *common, engines, batches, "strategy=full", "ratio=2", *smaller)
     folded = ["correction=patch", "correction.kind=folded"]
-    call("sweep", *common, engines, *block, *folded)
-    call("sweep", *common, "engine=torch", *block, "correction=patch")
+    call("sweep", *common, engines, batches, *block, *folded)
+    call("sweep", *common, "engine=torch", batches, *block, "correction=patch")
     for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
         kind, adapted = adapter(file.parent)
-        call("sweep", *common, engines if kind in MERGED else "engine=torch", *adapted)
-    drafts = [*common, "engine=torch", "batch_size=1", "decoding.draft_tokens=auto"]
-    call("sweep", *drafts, "decoding=prompt_lookup", "strategy=full", "ratio=2")
+        runs_in = engines if kind in MERGED else "engine=torch"
+        call("sweep", *common, runs_in, batches, *adapted)
+    lookups = ["decoding=prompt_lookup", "decoding.draft_tokens=auto", "batch_size=1"]
+    call("sweep", *common, engines, "strategy=full", "ratio=2", *lookups)
 
 
 def adapter(folder: Path) -> tuple[str, list[str]]:
@@ -112,28 +114,33 @@ def adapter(folder: Path) -> tuple[str, list[str]]:
 
 
 def plot(frontier: Frontier) -> "Figure":
-    """Draw quality against speedup: a colour and a marker for each engine and format, with the
-    numbers of kept layers.
+    """Draw quality against speedup in a panel for each batch size: a colour and a marker for each
+    engine and format, with the numbers of kept layers.
 
     Drafts and smaller models have markers of their own.
     """
-    points, first = frontier.points, frontier.points[0]
-    figure, (axes,) = plots.panels(1, 7.6, 4.8)
-    at = {point.record.id: (speed_of(point), 100 * point.share) for point in points}
-    plots.limit_to(axes, list(at.values()))
-    plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
-    series = collected(points, series_name)
-    for i, (label, members) in enumerate(series.items()):
-        marker = MARKERS[i % len(MARKERS)]
-        xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
-        axes.plot(xs, ys, marker, color=f"C{i % 10}", label=label)
-    layers = [(point.record.layers or "").partition("/")[0] for point in points]
-    annotate_apart(axes, layers, [at[point.record.id] for point in points])
-    axes.set(
-        xlabel=f"decode speedup over {name_of(first.record)} at full depth",
-        ylabel=f"{first.title}, % of the baseline",
-    )
-    axes.legend(title="numbers: kept layers", title_fontsize=8)
+    looks = {name: i for i, name in enumerate(collected(frontier.points, series_name))}
+    figure, panels = plots.panels(len(frontier.batch_sizes), 7.6, 4.8)
+    for axes, batch_size in zip(panels, frontier.batch_sizes, strict=True):
+        points = [point for point in frontier.points if point.record.batch_size == batch_size]
+        at = {point.record.id: (speed_of(point), 100 * point.share) for point in points}
+        plots.limit_to(axes, list(at.values()))
+        plots.draw_front(axes, sorted(at[name] for name in at if name not in frontier.beaten))
+        for label, members in collected(points, series_name).items():
+            look = {
+                "marker": MARKERS[looks[label] % len(MARKERS)],
+                "color": f"C{looks[label] % 10}",
+            }
+            xs, ys = zip(*(at[point.record.id] for point in members), strict=True)
+            axes.plot(xs, ys, linestyle="none", label=label, **look)
+        layers = [(point.record.layers or "").partition("/")[0] for point in points]
+        annotate_apart(axes, layers, [at[point.record.id] for point in points])
+        baseline = f"{name_of(points[0].record)} at full depth, batch size {batch_size}"
+        axes.set(
+            xlabel=f"decode speedup over {baseline}",
+            ylabel=f"{points[0].title}, % of the baseline",
+        )
+        axes.legend(title="numbers: kept layers", title_fontsize=8)
     return figure
 
 
@@ -141,7 +148,7 @@ def series_name(point: QualityShare) -> str:
     """Name the points of one colour."""
     kind = kind_of(point.record)
     if kind == DRAFTING:
-        return f"drafts, batch size {point.record.batch_size}"
+        return "drafts"
     return engine_of(point.record) + f", {SMALLER}" * (kind == SMALLER)
 
 
@@ -179,8 +186,20 @@ def page(found: list[Frontier], folder: Path) -> str:
                 parts.append(
                     f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)"
                 )
-    parts.append(provenance([point.record for one in found for point in one.points]))
+    parts.append(sources(found))
     return "\n\n".join(parts).rstrip() + "\n"
+
+
+def use_page(found: list[Frontier]) -> str:
+    """Return the page of what to use, of all frontiers."""
+    table = choices(found, "What to use at each speedup")
+    parts = [f"# {table.title}", markdown(table), table.note, sources(found)]
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def sources(found: list[Frontier]) -> str:
+    """Return the provenance of all points."""
+    return provenance([point.record for one in found for point in one.points])
 
 
 def main() -> None:
@@ -201,7 +220,10 @@ def main() -> None:
     )
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
-    parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
+    parser.add_argument("--batch-sizes", default="1,8")
+    parser.add_argument(
+        "--ratios", default="1.25,1.5,2", help="predicted speedups of patches on CNN/DM"
+    )
     parser.add_argument("--limit", type=int, default=200, help="number of articles")
     parser.add_argument(
         "--page", action="store_true", help="write the page of the stored rows alone"
@@ -214,7 +236,9 @@ def main() -> None:
         measure(args, part)
     folder = Path("results") / NAME
     if ResultsFolder(folder).records():
-        write_atomic(folder / "README.md", page(frontiers(read_records([folder])), folder))
+        found = frontiers(read_records([folder]))
+        write_atomic(folder / "README.md", page(found, folder))
+        write_atomic(folder / "use.md", use_page(found))
 
 
 if __name__ == "__main__":

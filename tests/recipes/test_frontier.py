@@ -15,8 +15,11 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
     ]
     text = frontier.page(frontiers(rows), tmp_path)
     assert (tmp_path / "frontier-m-sample.png").is_file() and "(frontier-m-sample.png)" in text
-    assert text.count("\n## ") == 3 and text.count("llama_cpp q4_0") >= 2
+    assert text.count("\n## ") == 2 and text.count("llama_cpp q4_0") >= 2
     assert frontier.page([], tmp_path).startswith("# ")
+    use = frontier.use_page(frontiers(rows))
+    assert use.count("\n| m | 1 | ") == 4 and "llama_cpp q4_0, unified 3/6: 1.80x" in use
+    assert "; weights of m" in use.splitlines()[-1]
 
 
 def test_the_plot_has_a_label_for_each_engine_and_format_of_a_smaller_model():

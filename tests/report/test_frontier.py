@@ -8,8 +8,11 @@ from ulskip_cli.report.frontier import (
     FULL,
     QUANTIZED,
     SMALLER,
+    choices,
     frontiers,
     kind_of,
+    name_of,
+    needs_training,
     speed_of,
 )
 
@@ -26,7 +29,7 @@ def row(name, engine, speedup, bleu, **more):
     """Return a row that is compared with the full model in torch."""
     config = ASKED | ({"engine": {"name": engine}} if engine == "llama_cpp" else {})
     values = {"id": name, "engine": engine, "baseline_id": "base", "config": config}
-    values |= {"bleu": bleu, "speedup": speedup}
+    values |= {"bleu": bleu, "speedup": speedup, "training": None}
     return sweep_row(**{"strategy": "unified", "target": 2.0, **values, **more})
 
 
@@ -52,13 +55,13 @@ def test_points_of_one_baseline_are_judged_together():
         "half-bf16": "skipping",
         "half-int4": "skipping and quantized",
     }
-    assert [speed_of(point) for point in found.points] == [1, 1.8, 2.5, 3, 4]
+    assert [speed_of(point) for point in found.points] == [1, 2.5, 1.8, 3, 4]  # by kind
     assert points["base"].share == 1 and points["base"].record.speedup == (1, 1, 1)
     beaten = {name: rival.record.id for name, (rival, _) in found.beaten.items()}
     assert beaten == {"torch-half": "full-int4", "half-bf16": "half-int4"}
-    best = {target: found.best(target) for target in (2.0, 3.5, 5.0)}
+    best = {target: found.best(target, 1, trained=False) for target in (2.0, 3.5, 5.0)}
     assert best == {2.0: points["full-int4"], 3.5: points["half-int4"], 5.0: None}
-    assert found.best(1.25, "skipping") is points["torch-half"] and found.best(1.25, FULL) is None
+    assert found.best(1.25, 8, trained=False) is found.best(1.25, 1, trained=True) is None
 
 
 def test_smaller_models_and_drafts_are_kinds_of_their_own():
@@ -74,15 +77,8 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
         row("look-up", "speculative", 1.2, 30.0, **ngram),
     ]
     (found,) = frontiers(rows)
-    assert [kind_of(point.record) for point in found.points] == [
-        FULL,
-        DRAFTING,
-        DRAFTING,
-        SMALLER,
-        SMALLER,
-    ]
-    assert found.best(1.25).record.id == "drafts" and found.best(1.25, SMALLER).record.id == "small"
-    assert found.targets("a").heads == ["speedup", SMALLER, DRAFTING]
+    kinds = [kind_of(point.record) for point in found.points]
+    assert kinds == [FULL, DRAFTING, DRAFTING, SMALLER, SMALLER]
     methods = [line["method"] for line in found.table("b").frame.to_dict("records")]
     assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
 
@@ -92,8 +88,12 @@ def test_drafts_at_another_batch_size_are_points_of_the_same_frontier():
     drafts = {"config": {"decoding": {"draft_tokens": 2}}, "batch": 4, "baseline_id": full.id}
     (found,) = frontiers([*every(), full, row("drafts", "speculative", 1.3, 30.0, **drafts)])
     assert found.points[0].record.id == "base"
-    batches = {line["method"]: line["batch"] for line in found.table("a").frame.to_dict("records")}
-    assert (batches["unified drafts"], batches["full"]) == ("4", "1")
+    lines = found.table("a").frame.to_dict("records")
+    drawn = [(line["method"], line["batch"], line["speedup"]) for line in lines]
+    assert drawn[:2] == [("full", "1", "1.00"), ("full", "4", "1.00")]
+    assert drawn[2] == ("unified drafts", "4", "1.30")
+    assert found.batch_sizes == [1, 4] and "drafts" not in found.beaten
+    assert found.best(1.25, 4, trained=False).record.id == "drafts"
 
 
 def test_rows_without_such_a_baseline_have_no_frontier():
@@ -112,22 +112,50 @@ def test_points_that_are_not_beaten_are_the_front(points):
         assert is_beaten is (point.record.id in found.beaten)
 
 
-def test_a_verdict_names_the_best_and_the_next_of_another_kind():
-    (found,) = frontiers(every())
-    lines = found.verdicts("a").frame.to_dict("records")
-    verdicts = {line["speedup"]: line["verdict"] for line in lines}
-    assert verdicts["2x"].startswith("quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skip")
-    assert verdicts["2x"].endswith("90.0%. BLEU +2.5 (+1.1 to +3.9): sure.")
-    assert verdicts["4x"].endswith("Nothing of another kind is as fast.")
+def test_what_to_use_is_exact_or_keeps_most_without_training_and_with_it():
+    drafts = {"config": {"decoding": {"draft_tokens": 2}}}
+    adapted = {"correction": {"name": "adapter", "kind": "full"}}
+    rows = [
+        *every(),
+        row("drafts", "speculative", 1.3, 29.0, **drafts),
+        row("adapted", "torch", 1.6, 29.8, **adapted),
+        row("trained", "torch", 2.4, 28.0, training="skipping"),
+        row("trained-drafts", "speculative", 1.7, 29.7, training="skipping", **drafts),
+    ]
+    lines = choices(frontiers(rows)).frame.to_dict("records")
+    assert [line["speedup"] for line in lines] == ["1.25x", "1.5x", "2x", "3x"]
+    assert {(line["model"], line["batch"]) for line in lines} == {("m", "1")}
+    untrained, trained = (
+        [line[f"{word} training"].partition(":")[0] for line in lines]
+        for word in ("without", "with")
+    )
+    assert untrained == [
+        "speculative, unified drafts 3/6",  # exact, although others keep more
+        "llama_cpp q4_0",
+        "llama_cpp q4_0",
+        "llama_cpp q4_0, unified 3/6",
+    ]
+    exact = "speculative, unified drafts 3/6"
+    assert trained == [exact, exact, "torch, unified 3/6", "none measured"]
+    assert lines[1]["without training"].endswith(
+        ": 2.50x (2.48 to 2.52), keeps 98.3% (95.0% to 101.7%)"
+    )
+
+
+def test_drafts_with_quantized_weights_are_not_exact():
+    drafts = {"config": {"engine": {"name": "llama_cpp"}, "decoding": {"draft_tokens": 2}}}
+    record = row("a", "llama_cpp", 1.3, 29.0, engine_weights="q4_0", **drafts)
+    assert kind_of(record) == QUANTIZED and "drafts" in name_of(record)
+    assert not needs_training(record)
 
 
 @pytest.mark.parametrize(("bleu", "warns"), [(30.0, False), (8.0, True)])
-def test_a_verdict_on_a_low_score_says_that_its_shares_say_little(bleu, warns):
+def test_a_low_score_says_that_its_shares_say_little(bleu, warns):
     full = sweep_row("full", id="base", engine="torch", bleu=bleu)
     same = {"full": bleu, "delta": 0, "delta_low": -1, "delta_high": 1, "p_value": 1.0}
     half = row("half", "llama_cpp", 2.0, bleu, vs_baseline={"bleu": same})
     (found,) = frontiers([full, half])
-    assert ("says little" in found.verdicts("a").note) is warns
+    assert ("says little" in choices([found]).note) is warns
 
 
 def test_too_few_timed_pairs_or_examples_beat_nothing_for_sure():
@@ -145,4 +173,4 @@ def test_too_few_timed_pairs_or_examples_beat_nothing_for_sure():
 def test_a_point_that_may_not_be_faster_is_best_at_no_speedup():
     unsure = row("unsure", "torch", 1.6, 30.0, margin=0.7, config={})
     (found,) = frontiers([*every(), unsure])
-    assert found.best(1.5).record.id == "full-int4"
+    assert found.best(1.5, 1, trained=False).record.id == "full-int4"

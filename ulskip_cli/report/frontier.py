@@ -6,7 +6,8 @@ The full model ran in `baseline_engine`, or is the `baseline_model` of smaller o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from typing import NamedTuple
 
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Column, Record
@@ -14,37 +15,51 @@ from ulskip_cli.experiments.statistics import (
     HOLDS,
     SAME,
     QualityShare,
-    difference,
     is_faster,
     shares,
-    verdict,
+    speedup_text,
 )
 from ulskip_cli.report.reference import ComparedPair
 from ulskip_cli.report.rows import collected, done, grouped
 from ulskip_cli.report.tables import TableSection
 
-TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
+TARGETS = (1.25, 1.5, 2.0, 3.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
 SMALLER, DRAFTING, ADAPTED = "smaller model", "drafting", "skipping with an adapter"
-KINDS = (FULL, QUANTIZED, SMALLER, DRAFTING, SKIPPING, ADAPTED, BOTH)
+EXACT = (FULL, DRAFTING)  # give the answers of the baseline, up to rounding
+KINDS = (*EXACT, QUANTIZED, SMALLER, SKIPPING, ADAPTED, BOTH)
 BITS_UNQUANTIZED = 16
-SPEEDUP = Column("speedup", "", "{:g}x".format)
 
 
 def kind_of(record: Record) -> str:
     """Return one of KINDS."""
     if record.baseline_model:
         return SMALLER
-    if record.draft_tokens:
-        return DRAFTING
-    kept, formats = len(record.kept_layers or ()), record.config.engine.formats
-    skips = kept < (record.num_layers or 0) or bool(record.later_stages)
+    skips, formats = _skips(record), record.config.engine.formats
     bits, *_ = formats.get(record.engine_weights or "", (BITS_UNQUANTIZED,))
     if bits < BITS_UNQUANTIZED or _quantization(record):
-        return BOTH if skips else QUANTIZED
-    if record.correction and record.correction.name == "adapter" and skips:
+        return BOTH if skips and not record.draft_tokens else QUANTIZED
+    if record.draft_tokens:
+        return DRAFTING
+    if _is_adapted(record) and skips:
         return ADAPTED
     return SKIPPING if skips else FULL
+
+
+def needs_training(record: Record) -> bool:
+    """Return True if a method skips layers, also to draft, with an adapter or with weights that
+    were trained for skipping.
+    """
+    return _skips(record) and (_is_adapted(record) or record.training is not None)
+
+
+def _skips(record: Record) -> bool:
+    kept = len(record.kept_layers or ())
+    return kept < (record.num_layers or 0) or bool(record.later_stages)
+
+
+def _is_adapted(record: Record) -> bool:
+    return record.correction is not None and record.correction.name == "adapter"
 
 
 def engine_of(record: Record) -> str:
@@ -67,10 +82,11 @@ def method_of(record: Record) -> str:
 
 
 def name_of(record: Record) -> str:
-    """Name the engine, and the method and layers unless the whole model runs."""
-    if kind_of(record) in (FULL, QUANTIZED):
+    """Name the engine, the method unless the whole model decodes alone, and fewer layers."""
+    if kind_of(record) in (FULL, QUANTIZED) and not record.draft_tokens:
         return engine_of(record)
-    return f"{engine_of(record)}, {method_of(record)} {record.layers}"
+    layers = f" {record.layers}" if _skips(record) else ""
+    return f"{engine_of(record)}, {method_of(record)}{layers}"
 
 
 def speed_of(point: QualityShare) -> float:
@@ -80,8 +96,9 @@ def speed_of(point: QualityShare) -> float:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points of one folder that share a baseline, at any batch size. The baseline of most
-    points is first; the others are sorted by speed.
+    """The points of one folder that share a baseline, at any batch size. The baseline at each batch
+    size is first, that of most points before; the others are sorted by kind, exact methods first,
+    and by speed.
     """
 
     points: tuple[QualityShare, ...]
@@ -89,32 +106,45 @@ class Frontier:
 
     @cached_property
     def beaten(self) -> dict[str, tuple[QualityShare, bool]]:
-        """For the id of every beaten point: the fastest point that is faster and not worse, surely
-        if possible, and True if the intervals confirm it.
+        """For the id of every beaten point: the fastest point of its batch size that is faster and
+        not worse, surely if possible, and True if the intervals confirm it.
         """
         beaten = {}
         for point in self.points:
             better = [
                 (rival, _is_sure(rival, point))
                 for rival in self.points
-                if speed_of(rival) > speed_of(point) and rival.share >= point.share
+                if speed_of(rival) > speed_of(point)
+                and rival.share >= point.share
+                and rival.record.batch_size == point.record.batch_size
             ]
             if better:
                 beaten[point.record.id] = max(better, key=lambda pair: (pair[1], speed_of(pair[0])))
         return beaten
 
-    def best(self, target: float, *kinds: str) -> QualityShare | None:
-        """Return the point of some kinds (of any without kinds) with the best quality, or else the
-        fastest, among those that reach a speedup and are surely faster than the baseline, or None.
+    def best(self, target: float, batch_size: int, trained: bool) -> QualityShare | None:
+        """Return the best point at a batch size, with or without training, among those that reach a
+        speedup and are surely faster than the baseline, or None: an exact one, or else the one that
+        keeps most quality; the fastest of equal ones.
         """
         able = [
             point
             for point in self.points
             if speed_of(point) >= target
             and is_faster(point.record)
-            and kind_of(point.record) in (kinds or KINDS)
+            and point.record.batch_size == batch_size
+            and needs_training(point.record) is trained
         ]
-        return max(able, key=lambda point: (point.share, speed_of(point)), default=None)
+
+        def rank(point: QualityShare) -> tuple[bool, float, float]:
+            return kind_of(point.record) in EXACT, point.share, speed_of(point)
+
+        return max(able, key=rank, default=None)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """All batch sizes, ascending."""
+        return sorted({point.record.batch_size for point in self.points})
 
     @property
     def names(self) -> list[str]:
@@ -128,45 +158,9 @@ class Frontier:
         """Make the tables of a report."""
         of = " · ".join(self.names)
         return [
-            self.verdicts(f"Which wins at each speedup? {of}"),
-            self.targets(f"The best of each kind: {of}"),
+            choices([self], f"What to use at each speedup: {of}"),
             self.table(f"Layers, engines and formats: {of}"),
         ]
-
-    def verdicts(self, title: str) -> TableSection:
-        """Make a table with a sentence for each target speedup that was reached: the best point,
-        and the best of another kind.
-        """
-        note = (
-            "Undecided: the 95% interval of the difference contains zero, or is unknown. Where the"
-            " answers of both sides are not stored, it comes from the rows and is wider."
-        )
-        if caveat := self.points[-1].caveat:
-            note += f" {caveat[0].upper()}{caveat[1:]}."
-        columns = [SPEEDUP, Column("verdict", "", self._verdict)]
-        return replace(TableSection.of(title, self.reached, columns, note), sentences=True)
-
-    @property
-    def reached(self) -> list[float]:
-        """The target speedups that some point reaches."""
-        return list(filter(self.best, TARGETS))
-
-    def _verdict(self, target: float) -> str | None:
-        best = self.best(target)
-        if not best:
-            return None
-        kind, rest = kind_of(best.record), [kind for kind in KINDS if kind != kind_of(best.record)]
-        lead = f"{kind}: {name_of(best.record)} keeps {best.share:.1%} at {speed_of(best):.2f}x"
-        rival = self.best(target, *rest)
-        if not rival:
-            return f"{lead}. Nothing of another kind is as fast."
-        better = difference(best.record, rival.record, best.metric)
-        decided = "sure" if verdict(better) == HOLDS else "undecided"
-        return (
-            f"{lead}. Next: {kind_of(rival.record)} ({name_of(rival.record)},"
-            f" {speed_of(rival):.2f}x), {rival.share:.1%}. {best.title} {better.text('+.1f')}:"
-            f" {decided}."
-        )
 
     def table(self, title: str) -> TableSection:
         """Make the table of all points."""
@@ -175,14 +169,14 @@ class Frontier:
             f"Speedup and quality of every row are compared with {name_of(first.record)} at full"
             " depth and the same batch size, in pairs and on the same examples. Speedup: of"
             " decoding; with prompt: of reading the prompt and decoding. Beaten by: another point"
-            " is faster and better; with a question mark, an interval leaves that open."
+            " of this batch size is faster and better; with a question mark, an interval leaves"
+            " that open."
         )
-        batch_sizes = {point.record.batch_size for point in self.points}
         columns = [
             Column("engine", "", lambda point: engine_of(point.record)),
             Column("method", "", lambda point: method_of(point.record)),
             Column("layers", "", "record.layers"),
-            *[Column("batch", "", "record.batch_size")] * (len(batch_sizes) > 1),
+            *[Column("batch", "", "record.batch_size")] * (len(self.batch_sizes) > 1),
             Column("speedup", ".2f", speed_of),
             Column("interval", "", "record.interval"),
             Column("with prompt", ".2f", "record.end_to_end_speedup"),
@@ -196,19 +190,47 @@ class Frontier:
         winner, sure = self.beaten.get(point.record.id, (None, True))
         return f"beaten by {name_of(winner.record)}{'' if sure else ' ?'}" if winner else "front"
 
-    def targets(self, title: str) -> TableSection:
-        """Make the table of the best point of each kind at each target speedup."""
 
-        def share(target: float, kind: str) -> float | None:
-            best = self.best(target, kind)
-            return best.share if best else None
+class Choice(NamedTuple):
+    """A line of the table of what to use: a target speedup at a batch size."""
 
-        note = (
-            "Share of the baseline's score that the best measured point of each kind keeps at no"
-            " less than this speedup."
-        )
-        columns = [SPEEDUP, *(Column(kind, ".1%", partial(share, kind=kind)) for kind in KINDS)]
-        return TableSection.of(title, self.reached, columns, note)
+    frontier: Frontier
+    batch_size: int
+    target: float
+
+    def text(self, trained: bool) -> str:
+        """Name the best point with or without training, its speedup and its share of quality."""
+        best = self.frontier.best(self.target, self.batch_size, trained)
+        if not best:
+            return "none measured"
+        return f"{name_of(best.record)}: {speedup_text(best.record)}, keeps {best.text()}"
+
+
+def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
+    """Make the table of what to use at each target speedup and batch size."""
+    note = (
+        "The exact method that reaches the speedup, or else the one that keeps most of the"
+        " baseline's score. Exact: all layers decide every token, with weights that are not"
+        " quantized. With training: of an adapter, or of the model to skip layers. An interval that"
+        " begins below the speedup leaves open if it is reached. None measured: no measured point"
+        " reaches it."
+    )
+    caveats = {frontier.points[-1].caveat for frontier in found} - {""}
+    note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
+    columns = [
+        Column("model", "", lambda line: line.frontier.points[0].record.model),
+        Column("batch", "", "batch_size"),
+        Column("speedup", "", lambda line: f"{line.target:g}x"),
+        Column("without training", "", lambda line: line.text(trained=False)),
+        Column("with training", "", lambda line: line.text(trained=True)),
+    ]
+    lines = [
+        Choice(frontier, batch_size, target)
+        for frontier in found
+        for batch_size in frontier.batch_sizes
+        for target in TARGETS
+    ]
+    return replace(TableSection.of(title, lines, columns, note), sentences=True)
 
 
 def _is_sure(rival: QualityShare, point: QualityShare) -> bool:
@@ -228,16 +250,17 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     )
     several, found = len({folder for folder, _ in by_key}) > 1, []
     for group in grouped([by_key[key] for key in rows_of if key in by_key]):
-        members = [row for full in group.records for row in rows_of[full.key]]
-        baseline = max(group.records, key=lambda full: len(rows_of[full.key]))
+        fulls = sorted(group.records, key=lambda full: -len(rows_of[full.key]))
+        members = [row for full in fulls for row in rows_of[full.key]]
         clock = Interval(1.0, 1.0, 1.0).row("measured_speedup")
-        first = baseline.replace(
-            **clock, pairs=None, speedup_interval_coverage=None, baseline_id=baseline.id
-        )
-        judged = shares([first, *members], 1.0)
-        members.sort(key=lambda row: row.measured_speedup or 0.0)
-        points = [judged[row.key] for row in (first, *members) if row.key in judged]
+        firsts = [
+            full.replace(**clock, pairs=None, speedup_interval_coverage=None, baseline_id=full.id)
+            for full in fulls
+        ]
+        judged = shares([*firsts, *members], 1.0)
+        members.sort(key=lambda row: (KINDS.index(kind_of(row)), row.measured_speedup or 0.0))
+        points = [judged[row.key] for row in (*firsts, *members) if row.key in judged]
         is_mixed = any(row.config.has_other_baseline for row in members)
-        if is_mixed and len(points) > 1 and first.key in judged:
-            found.append(Frontier(tuple(points), baseline.folder if several else ""))
+        if is_mixed and len(points) > len(fulls) and firsts[0].key in judged:
+            found.append(Frontier(tuple(points), fulls[0].folder if several else ""))
     return found
