@@ -129,7 +129,7 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 
 BENCH = $(BIN)/ulskip bench results_dir=results/latency ratio_basis=latency
 NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz
-SHORT_NEWS = $(NEWS) task.max_article_words=150 task.max_new_tokens=64
+SHORT_NEWS = $(NEWS) task.max_article_words=100 task.max_new_tokens=64
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
@@ -144,7 +144,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
-	$(LOSSLESS) name=news $(SHORT_NEWS) limit=200 --drafts auto --engines llama_cpp_q8_0,llama_cpp_q4_0
+	$(LOSSLESS) name=news $(SHORT_NEWS) limit=200 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
 	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters

@@ -3,8 +3,8 @@ look-ups of transformers.
 
     python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
-        task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=150 \\
-        task.max_new_tokens=64 limit=200 --drafts auto --engines llama_cpp_q8_0,llama_cpp_q4_0
+        task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=100 \\
+        task.max_new_tokens=64 limit=200 --drafts auto --engines ''
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
 only look-ups are measured. --engines adds look-ups in other engines, such as llama_cpp_q8_0, timed
@@ -21,6 +21,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.frontier import engine_of
 from ulskip_cli.report.tables import provenance, title
 
 HEADS = (
@@ -46,9 +47,8 @@ def count_differing(folder: ResultsFolder, row: Record) -> int:
 def drafter_of(row: Record) -> str:
     """Name what drafts."""
     name = row.config.decoding.draft
-    if row.engine == "torch":
-        return name
-    return " ".join(filter(None, (name, "of", row.engine, row.engine_weights)))
+    engine = engine_of(row)
+    return name if engine == "torch" else f"{name} of {engine}"
 
 
 def cells_of(row: Record, differing: int) -> list[str]:

@@ -63,9 +63,9 @@ def _is_adapted(record: Record) -> bool:
 
 
 def engine_of(record: Record) -> str:
-    """Name the engine and the format of its weights."""
-    weights = record.engine_weights or _quantization(record)
-    return " ".join(filter(None, [record.engine, weights]))
+    """Name the engine and the format of its weights; drafting on torch has a name of its own."""
+    name = "torch" if record.engine == "speculative" else record.engine
+    return " ".join(filter(None, [name, record.engine_weights or _quantization(record)]))
 
 
 def _quantization(record: Record) -> str | None:
