@@ -139,7 +139,7 @@ def page(rows: list[Record]) -> str:
             counts = ", ".join(sorted({str(row.num_examples) for row in same}))
             lines = dict.fromkeys(line(row, METRICS[name]) for row in same)
             table = "\n".join([*heads, *lines])
-            parts += [f"## {title}", f"{counts} examples.", table]
+            parts += [f"## {title} · {counts} examples", table]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
     return "\n\n".join([*parts, note, provenance(rows)]) + "\n"
