@@ -27,7 +27,7 @@ def test_a_plan_is_drawn_and_listed(ulskip, words, texts):
 def test_a_plan_shows_the_bytes_of_weights_and_the_memory_of_a_run(ulskip):
     whole = "model.dtype=float32"
     _, out, _ = ulskip("plan", "model=tiny", whole)
-    assert "weights             44 MB; in float32\n" in out
+    assert "weights             44 MB in float32\n" in out
     assert "batch_size=8 sequences of 1,000 tokens" in out
     words = ("plan", "model=random", whole, "model.device=cpu", "--json")
     plans = [json.loads(ulskip(*words, f"batch_size={batch}")[1]) for batch in (1, 2)]

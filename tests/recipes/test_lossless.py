@@ -14,7 +14,7 @@ def test_the_page_counts_answers_that_differ(tmp_path):
         folder.save_generations(name, [{**TEXTS, "token_ids": [token]} for token in ids])
         drafted = {"acceptance_rate": 0.75, "mean_accepted_length": 2.5} if draft_tokens else {}
         config = {"decoding": {"draft_tokens": draft_tokens}}
-        values = {"id": name, "baseline_id": "full", "config": config, **drafted}
+        values = {"id": name, "baseline_id": "full", "engine": "torch", "config": config, **drafted}
         folder.append(sweep_row(num_examples=3, **values))
     page = lossless.page(folder)
     assert "| 1 | layers | 3/6 | 2 | 0.75 | 2.50 | 1.70 | 1.80 | 1.78 to 1.82 | 0/3 |" in page

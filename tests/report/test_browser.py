@@ -29,8 +29,8 @@ def opened(address, folder, *more):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def page_of(folder, against=None, **options):
-    files = write(Report([folder], against, results_dir=folder.parent), page=True, **options)
+def page_of(folder, against=None):
+    files = write(Report([folder], against, results_dir=folder.parent), page=True)
     return next(file for file in files if file.name == "report.html").read_text("utf-8")
 
 
@@ -117,7 +117,7 @@ def test_the_page_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
         configured(row, model={"name": "n"}).replace(id=f"{row.id}-n") for row in small_sweep()
     ]
     rows = [*small_sweep(), *others]
-    text = page_of(write_folder(tmp_path / "x", rows, ANSWERS), output=tmp_path)
+    text = page_of(write_folder(tmp_path / "x", rows, ANSWERS))
     file.write_text(text.replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
     text = opened(file.as_uri(), tmp_path, f"--window-size={width},1000")
     sizes = re.search(r'data-sizes="(.*?)"', text)[1].split(",")

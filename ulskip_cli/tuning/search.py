@@ -120,6 +120,7 @@ class Tuning:
         """
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
+        self.progress.note(self._outlook())
         alternatives = self.without_loss()
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
@@ -145,6 +146,21 @@ class Tuning:
             minutes=self._log.minutes,
             alternatives=tuple(alternatives),
             best=best,
+        )
+
+    def _outlook(self) -> str:
+        """Say for how long the steps may run."""
+        budget, steps = self.config.budget, list[str]()
+        if self.request.alternatives:
+            steps.append(f"{LOSSLESS_SHARE * budget:g} for what keeps all layers")
+        if self.config.speedup:
+            steps.append(f"{TIMING_SHARE * budget:g} to time the layers")
+        steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate begins")
+        if self.config.adapter != "never":
+            steps.append("the others to train an adapter")
+        return (
+            f"budget={budget:g} minutes: {', '.join(steps)}; then the final report, however long it"
+            " takes"
         )
 
     def without_loss(self) -> list[Alternative]:
