@@ -130,6 +130,7 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 BENCH = $(BIN)/ulskip bench results_dir=results/latency ratio_basis=latency
 NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz
 SHORT_NEWS = $(NEWS) task.max_article_words=100 task.max_new_tokens=64
+CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --drafts auto --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
@@ -146,7 +147,8 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
 	$(LOSSLESS) name=news $(SHORT_NEWS) limit=200 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
-	$(LOSSLESS) name=captions task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6
+	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
+	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
 	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
 	$(MAKE) readme-demo
