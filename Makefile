@@ -36,7 +36,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 .PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## Create .venv with all development tools: 2.5 GB, some minutes, a C++ compiler
 

@@ -32,7 +32,7 @@ NOTE = (
     "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
     " tokens gained over the time that drafts and checks should take, by their costs as measured"
     " before the run. Measured: decode seconds per token of full decoding over those of drafting"
-    ", the median of pairs, on torch unless transformers drafts. Other answers: those whose tokens"
+    ", in timed pairs, on torch unless transformers drafts. Other answers: those whose tokens"
     " differ from those of full decoding; formats of fewer bits change answers themselves."
 )
 LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft

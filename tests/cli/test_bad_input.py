@@ -126,6 +126,10 @@ def test_lists_and_numbers_are_told_what_to_write(ulskip, line, advice):
     assert advice in err and "ulskip sweep name" not in err
 
 
+def test_a_key_is_not_similar_to_others_because_of_their_section(ulskip):
+    assert "did you mean" not in ulskip("run", "model.quantization=int8")[2]
+
+
 @pytest.mark.parametrize("arguments", BAD_LINES, ids=" ".join)
 def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
     code, out, err = ulskip(*arguments)

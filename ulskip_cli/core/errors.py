@@ -62,8 +62,13 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     """
     got = str(got)[:80]
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(got, names, 1)
-    hint = f" did you mean '{near[0]}'?" if near else ""
+    # the section of a key, which all known ones share, does not make it similar to them
+    section = "".join(got.rpartition(".")[:2])
+    if not all(name.startswith(section) for name in names):
+        section = ""
+    known_in_it = [name.removeprefix(section) for name in names]
+    near = difflib.get_close_matches(got.removeprefix(section), known_in_it, 1)
+    hint = f" did you mean '{section}{near[0]}'?" if near else ""
     listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
     return UsageError(
         f"unknown {kind} '{got}';{hint}{listed}"

@@ -202,7 +202,7 @@ class Choice(NamedTuple):
         """Name the best point with or without training, its speedup and its share of quality."""
         best = self.frontier.best(self.target, self.batch_size, trained)
         if not best:
-            return "none measured"
+            return "–"
         return f"{name_of(best.record)}: {speedup_text(best.record)}, keeps {best.text()}"
 
 
@@ -212,8 +212,8 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
         "The exact method that reaches the speedup, or else the one that keeps most of the"
         " baseline's score. Exact: all layers decide every token, with weights that are not"
         " quantized. With training: of an adapter, or of the model to skip layers. An interval that"
-        " begins below the speedup leaves open if it is reached. None measured: no measured point"
-        " reaches it."
+        " begins below the speedup leaves open if it is reached. No measured point reaches a"
+        " speedup without a line."
     )
     caveats = {frontier.points[-1].caveat for frontier in found} - {""}
     note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
@@ -229,6 +229,7 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
         for frontier in found
         for batch_size in frontier.batch_sizes
         for target in TARGETS
+        if any(frontier.best(target, batch_size, trained) for trained in (False, True))
     ]
     return replace(TableSection.of(title, lines, columns, note), sentences=True)
 

@@ -26,8 +26,8 @@ CAVEAT = (
     " batch size; ours in the timed pairs."
 )
 NOTE = (
-    "Measured: decode seconds of the full model divided by those of the strategy, median of timed"
-    " pairs at the smallest batch size. Tok/s: decoded tokens per second in these pairs; full tok/s"
+    "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs"
+    " at the smallest batch size. Tok/s: decoded tokens per second in these pairs; full tok/s"
     " is the full model's side. Both sides decode the same prompts to the same number of new"
     " tokens, but early exit and drafts stop at EOS."
 )

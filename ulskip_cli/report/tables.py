@@ -1,5 +1,5 @@
-"""Tables as text for a terminal, Markdown, CSV and LaTeX, and the long table, which has one line
-per record.
+"""Tables as text for a terminal, Markdown and CSV, and the long table, which has one line per
+record.
 """
 
 import re
