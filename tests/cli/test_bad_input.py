@@ -112,6 +112,7 @@ LISTS = {
     "tune speedup=1.5,2": "once for each value",
     "run name=a,b": "once for each value",
     "run experiment=reproduce,paper": "once for each value",
+    "run experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
     "tune speedup=50": "speedup <= 6",
