@@ -149,7 +149,8 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
 	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
-	$(BIN)/python recipes/frontier/reproduce.py --data $(DATA) --adapters runs/skip_adapters
+	$(BIN)/python recipes/frontier/reproduce.py --parts sample --batch-sizes 8
+	$(BIN)/python recipes/frontier/reproduce.py --parts cnn_dm --data $(DATA) --engines torch,llama_cpp_q8_0,llama_cpp_q4_0 --ratios 1.3 --limit 24
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
 	$(MAKE) readme-demo
 
