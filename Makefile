@@ -146,6 +146,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
 	$(LOSSLESS) name=news $(SHORT_NEWS) limit=200 --drafts auto --engines ''
+	$(LOSSLESS) name=code model.path=Qwen/Qwen2.5-Coder-0.5B-Instruct task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
 	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
