@@ -128,8 +128,9 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 	$(BIN)/python benchmarks/readme.py
 
 BENCH = $(BIN)/ulskip bench results_dir=results/latency ratio_basis=latency
-NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz
-SHORT_NEWS = $(NEWS) task.max_article_words=100 task.max_new_tokens=64
+# A GGUF file of Qwen2.5-Coder-0.5B-Instruct.
+CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
+NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 task.max_new_tokens=64
 CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --drafts auto --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
@@ -144,9 +145,9 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(BIN)/python recipes/real_model/reproduce.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data $(DATA)
-	$(LOSSLESS) name=news $(SHORT_NEWS) limit=200 --drafts auto --engines ''
-	$(LOSSLESS) name=code model.path=Qwen/Qwen2.5-Coder-0.5B-Instruct task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32
+	$(LOSSLESS) name=news $(NEWS) limit=200 --drafts auto --engines ''
+	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
 	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)

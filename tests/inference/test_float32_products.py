@@ -15,12 +15,8 @@ LENGTH = 2 * FEW_TOKENS
 @pytest.fixture(params=["avx2", "avx512_bf16 bf16"])
 def is_slow(request, monkeypatch):
     """Compute on a processor without and with instructions for bfloat16 in turn."""
-    module._processor_flags.cache_clear()
-    monkeypatch.setattr(
-        module.Path, "read_text", lambda path: f"processor : 0\nflags : fpu {request.param}\n"
-    )
-    yield "bf16" not in request.param
-    module._processor_flags.cache_clear()
+    monkeypatch.setattr(module, "cpu_flags", lambda: f"fpu {request.param}")
+    return "bf16" not in request.param
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

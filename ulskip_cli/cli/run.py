@@ -14,7 +14,6 @@ import typer
 
 from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_json, print_yaml, show_outcome
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ def run(
     from ulskip_cli.core import config
 
     chosen = config.compose(overrides, config_dir, "run")
-    if chosen.sweep:
-        raise UsageError(
-            f"expected an experiment of one point, got a grid of {', '.join(chosen.sweep)}; use"
-            f" `ulskip sweep {' '.join(overrides)}`"
-        )
     if print_config:
         print_yaml(chosen)
         return

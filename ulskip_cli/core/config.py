@@ -105,6 +105,11 @@ def compose(
     NotApplicable for values that exclude each other.
     """
     config = compose_unvalidated(overrides, extra_dir, command)
+    if command == "run" and config.sweep:
+        raise UsageError(
+            f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
+            f" `ulskip sweep {' '.join(overrides)}`"
+        )
     check_run(config, command)
     return config
 

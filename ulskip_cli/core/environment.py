@@ -117,13 +117,24 @@ def _git() -> Table:
 
 
 @functools.cache
+def cpu_field(*names: str) -> str:
+    """Return the first value in /proc/cpuinfo under one of these names, or an empty text."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in fields if name.strip() in names), "")
+
+
+def cpu_flags() -> str:
+    """Return the processor's flags, such as `avx2`, or an empty text if the system lists none."""
+    return cpu_field("flags", "Features")
+
+
 def processor() -> str:
     """Return the name of the processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return text.split("model name", 1)[1].split("\n")[0].split(":", 1)[1].strip()
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
+    return cpu_field("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -1,8 +1,6 @@
 """Matrix products in float32 for models whose type the CPU has no instructions for."""
 
-import functools
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +10,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.environment import cpu_flags
+
 FEW_TOKENS = 8  # of a sequence; for so few, reading the weights takes longer than multiplying
-# Flags of processors, in /proc/cpuinfo, that compute in a type.
+# Flags of processors that compute in a type.
 _INSTRUCTIONS = {
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
     torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
@@ -66,16 +66,5 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _is_slow(dtype: torch.dtype) -> bool:
-    flags = _processor_flags()
-    return dtype in _INSTRUCTIONS and bool(flags) and not _INSTRUCTIONS[dtype] & flags
-
-
-@functools.cache
-def _processor_flags() -> frozenset[str]:
-    """Return the flags of the processor; none if the system has no list of them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = [line for line in text.lower().split("\n") if line.startswith(("flags", "features"))]
-    return frozenset(lines[0].split()) if lines else frozenset()
+    known = set(cpu_flags().split())
+    return dtype in _INSTRUCTIONS and bool(known) and not _INSTRUCTIONS[dtype] & known

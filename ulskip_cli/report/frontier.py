@@ -192,18 +192,22 @@ class Frontier:
 
 
 class Choice(NamedTuple):
-    """A line of the table of what to use: a target speedup at a batch size."""
+    """A line of the table of what to use: the best points without and with training at a target
+    speedup and a batch size.
+    """
 
-    frontier: Frontier
+    model: str
     batch_size: int
-    target: float
+    target: str
+    untrained: QualityShare | None
+    trained: QualityShare | None
 
-    def text(self, trained: bool) -> str:
-        """Name the best point with or without training, its speedup and its share of quality."""
-        best = self.frontier.best(self.target, self.batch_size, trained)
-        if not best:
-            return "–"
-        return f"{name_of(best.record)}: {speedup_text(best.record)}, keeps {best.text()}"
+
+def _described(point: QualityShare | None) -> str | None:
+    """Name the method of a point, its speedup and its share of quality."""
+    if not point:
+        return None
+    return f"{name_of(point.record)}: {speedup_text(point.record)}, keeps {point.text()}"
 
 
 def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
@@ -218,20 +222,25 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
     caveats = {frontier.points[-1].caveat for frontier in found} - {""}
     note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
     columns = [
-        Column("model", "", lambda line: line.frontier.points[0].record.model),
+        Column("model", "", "model"),
         Column("batch", "", "batch_size"),
-        Column("speedup", "", lambda line: f"{line.target:g}x"),
-        Column("without training", "", lambda line: line.text(trained=False)),
-        Column("with training", "", lambda line: line.text(trained=True)),
+        Column("speedup", "", "target"),
+        Column("without training", "", lambda line: _described(line.untrained)),
+        Column("with training", "", lambda line: _described(line.trained)),
     ]
     lines = [
-        Choice(frontier, batch_size, target)
+        Choice(
+            frontier.points[0].record.model,
+            batch_size,
+            f"{target:g}x",
+            *(frontier.best(target, batch_size, trained) for trained in (False, True)),
+        )
         for frontier in found
         for batch_size in frontier.batch_sizes
         for target in TARGETS
-        if any(frontier.best(target, batch_size, trained) for trained in (False, True))
     ]
-    return replace(TableSection.of(title, lines, columns, note), sentences=True)
+    able = [line for line in lines if line.untrained or line.trained]
+    return replace(TableSection.of(title, able, columns, note), sentences=True)
 
 
 def _is_sure(rival: QualityShare, point: QualityShare) -> bool:

@@ -107,7 +107,8 @@ class CnnDm(Jsonl):
     """News articles to summarize, with their highlights as references."""
 
     dataset: str = option(
-        "sample", "sample (bundled), or a hub id (abisee/cnn_dailymail) or folder"
+        "sample",
+        "sample (bundled), or a folder or hub id, e.g. abisee/cnn_dailymail with task.subset=3.0.0",
     )
     split: str = option("validation", "split of the dataset, such as train, validation or test")
     prompt_key: str = option("article", "key or column of the article")

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from ulskip_cli.core.environment import cpu_flags
 from ulskip_cli.core.files import cache_dir, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -33,7 +34,7 @@ def library(command: list[str]) -> Path:
         SOURCE.read_text("utf-8"),
         version("torch"),
         " ".join([*command, *_FLAGS]),
-        _processor(),
+        cpu_flags() or platform.machine() + platform.processor(),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_dir() / "kernels" / f"{name}.so"
@@ -72,11 +73,3 @@ def start() -> None:
             build(command)
 
     threading.Thread(target=quietly, daemon=True).start()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.machine() + platform.processor()
