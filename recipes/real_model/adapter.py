@@ -6,7 +6,7 @@ HumanEval that reproduce.py does not evaluate.
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is its
 body. Only the layers around the skipped ones are trained, to reproduce the full model's states
 (gaps first), which takes a quarter of an hour on two idle cores. If it is interrupted, the same
-command resumes. Afterwards reproduce.py measures the adapter, which is in WORK/adapter-LAYERS.
+command resumes. Afterwards reproduce.py measures the adapter, which is in runs/real_model/.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from reproduce import LAYERS, call, keep, prepare
+from reproduce import LAYERS, WORK, call, keep, prepare
 
 from ulskip_cli.core.files import write_atomic
 
@@ -61,15 +61,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of humaneval/")
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--functions", type=int, default=96)
-    parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
     args = parser.parse_args()
     found = list(library())
     chosen = random.Random(0).sample(found, min(args.functions, len(found)))
-    prepare(args.data, args.work)
+    prepare(args.data)
     lines = "".join(json.dumps(function) + "\n" for function in chosen)
-    held_out = (args.work / "held_out.jsonl").read_text(encoding="utf-8")
-    write_atomic(args.work / "functions.jsonl", lines + held_out)
+    held_out = (WORK / "held_out.jsonl").read_text(encoding="utf-8")
+    write_atomic(WORK / "functions.jsonl", lines + held_out)
     print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
     _, layers = keep(args.layers)
     call(
@@ -77,7 +76,7 @@ def main() -> None:
         "train=adapter",
         f"model.path={args.model}",
         "task=humaneval",
-        f"task.file={args.work}/functions.jsonl",
+        f"task.file={WORK}/functions.jsonl",
         "strategy=search",
         layers,
         f"train.ratios={LAYERS / args.layers:.4f}",
@@ -87,7 +86,7 @@ def main() -> None:
         "train.epochs=6",
         "train.save_every=20",
         "train.log_every=10",
-        f"output={args.work}/adapter-{args.layers}",
+        f"output={WORK}/adapter-{args.layers}",
         *args.overrides,
     )
 

@@ -26,11 +26,26 @@ from ulskip_cli.experiments.statistics import shares
 from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/real_model")
+WORK = Path("runs/real_model")  # data that this recipe writes, and adapters
 LAYERS, HELD_OUT, PATCH_EXAMPLES = 24, 40, 16
-SKIPPED = {23: [12], 22: [3, 4], 21: [3, 4, 12], 20: [3, 4, 5, 6], 18: [3, 4, 5, 6, 7, 8]}
+SKIPPED = {
+    23: [12],
+    22: [3, 4],
+    21: [3, 4, 12],
+    20: [3, 4, 5, 6],
+    18: [3, 4, 5, 6, 7, 8],
+    16: [3, 4, 5, 6, 7, 8, 9, 10],
+}
 FULL = ["strategy=full"]
-PATCH = ["correction=patch", f"calibration.examples={PATCH_EXAMPLES}"]
 KEPT = ["prompt_layers=kept"]
+
+
+def patch(examples: int = PATCH_EXAMPLES) -> list[str]:
+    """Return the overrides of a patch that learns from as many held-out examples."""
+    return ["correction=patch", f"calibration.examples={examples}"]
+
+
+PATCH = patch()
 
 
 def keep(count: int) -> list[str]:
@@ -43,6 +58,8 @@ def unified(count: int) -> list[str]:
     return ["strategy=unified", f"ratio={LAYERS / count:.4f}"]
 
 
+# News in the form of problems, and the number of words of an article.
+OTHER_TEXT, OTHER_WORDS = WORK / "news_as_problems.jsonl", 150
 POINTS = {
     "humaneval": [
         FULL,
@@ -53,15 +70,18 @@ POINTS = {
         [*FULL, "engine=llama_cpp_q4_0", "baseline_engine=torch"],
         keep(20) + PATCH,
         keep(21),
-        unified(22),
+        keep(20) + patch(HELD_OUT),
         keep(22) + PATCH,
-        keep(23),
-        keep(20) + PATCH + KEPT,
         keep(18) + PATCH,
+        keep(20) + PATCH + KEPT,
+        unified(22),
         ["strategy=d3", f"ratio={LAYERS / 22:.4f}"],
+        [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
+        ["strategy=search", f"ratio={LAYERS / 20:.4f}", "strategy.budget=12", *PATCH],
+        keep(16) + PATCH,
     ],
-    "cnn_dm": [FULL, keep(22), keep(20), keep(20) + PATCH, keep(22) + KEPT],
-    "gsm8k": [FULL, keep(22), keep(22) + PATCH, keep(22) + KEPT],
+    "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
+    "gsm8k": [FULL, keep(22), keep(20) + PATCH, keep(22) + KEPT],
 }
 METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"}
 TITLES = {
@@ -72,9 +92,9 @@ TITLES = {
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
 
 
-def adapters(work: Path) -> list[list[str]]:
+def adapters() -> list[list[str]]:
     """Return the points of the adapters that adapter.py has trained."""
-    folders = {count: work / f"adapter-{count}" for count in SKIPPED}
+    folders = {count: WORK / f"adapter-{count}" for count in SKIPPED}
     return [
         [*keep(count), "correction=adapter", f"correction.path={folder}"]
         for count, folder in folders.items()
@@ -88,19 +108,25 @@ def call(*arguments: str) -> None:
         sys.exit(code)
 
 
-def prepare(data: Path, work: Path) -> None:
-    """Write the problems of HumanEval that are evaluated, and those that patches learn from."""
+def prepare(data: Path) -> None:
+    """Write the problems of HumanEval that are evaluated, and the texts that patches learn from."""
     lines = gzip.decompress((data / "humaneval/HumanEval.jsonl.gz").read_bytes()).splitlines(True)
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomic(work / "problems.jsonl", b"".join(lines[:-HELD_OUT]))
-    write_atomic(work / "held_out.jsonl", b"".join(lines[-HELD_OUT:]))
+    WORK.mkdir(parents=True, exist_ok=True)
+    write_atomic(WORK / "problems.jsonl", b"".join(lines[:-HELD_OUT]))
+    write_atomic(WORK / "held_out.jsonl", b"".join(lines[-HELD_OUT:]))
+    news = gzip.decompress((data / "cnn_dm/train.jsonl.gz").read_bytes()).splitlines()
+    problems = []
+    for article in map(json.loads, news[:PATCH_EXAMPLES]):
+        words = " ".join(article["article"].split()[:OTHER_WORDS])
+        problems.append({"prompt": words, "canonical_solution": article["highlights"], "test": ""})
+    write_atomic(OTHER_TEXT, "".join(json.dumps(problem) + "\n" for problem in problems))
 
 
-def task(name: str, data: Path, work: Path) -> list[str]:
+def task(name: str, data: Path) -> list[str]:
     """Return the overrides that choose a task, with its held-out examples."""
     if name == "humaneval":
-        files = [f"task.file={work}/problems.jsonl", "task.allow_code=true"]
-        held_out, length = f"{work}/held_out.jsonl", 256
+        files = [f"task.file={WORK}/problems.jsonl", "task.allow_code=true"]
+        held_out, length = f"{WORK}/held_out.jsonl", 256
     elif name == "gsm8k":
         train = f"{data}/gsm8k/train.jsonl.gz"
         files = [f"task.file={data}/gsm8k/test.jsonl.gz", f"task.train_file={train}"]
@@ -112,6 +138,17 @@ def task(name: str, data: Path, work: Path) -> list[str]:
     return [f"task={name}", *files, f"task.max_new_tokens={length}", *calibration]
 
 
+def correction(row: Record) -> str:
+    """Say what corrects the skipped layers, and from how many examples of which text it learned."""
+    if row.correction is None:
+        return "none"
+    config = row.config
+    if not config.correction.is_fitted:
+        return row.correction.name
+    other = (config.calibration.task or {}).get("file") == str(OTHER_TEXT)
+    return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
+
+
 def line(row: Record, metric: str) -> str:
     """Return the line of a row in the table of its task."""
     agreement, kept = "–" if row.baseline_id else "1", list(shares([row]).values())
@@ -120,7 +157,7 @@ def line(row: Record, metric: str) -> str:
     cells = [
         row.layers or "",
         row.strategy,
-        row.correction.name if row.correction else "none",
+        correction(row),
         row.prompt_layers,
         f"{row.engine} {row.engine_weights or ''}".strip(),
         f"{row.value(metric):.1f}",
@@ -150,7 +187,8 @@ NOTE = (
     " of the paired bootstrap. Agreement: the share of positions in the full model's own answers at"
     " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
-    " held-out examples of the same task, and adapter.py trained the adapter. `answers.jsonl.gz`"
+    " held-out examples of the same task (with articles: on news in the place of problems), and"
+    " adapter.py trained the adapter. Layers: their mean number while decoding. `answers.jsonl.gz`"
     " has every answer."
 )
 
@@ -176,7 +214,6 @@ def main() -> None:
     )
     parser.add_argument("--model", help="folder, GGUF file or hub id")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
     parser.add_argument("--problems", type=int, default=124, help="examples of each task")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--only", default=",".join(POINTS), help="tasks to measure")
@@ -184,7 +221,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
-        prepare(args.data, args.work)
+        prepare(args.data)
         common = [
             f"model.path={args.model}",
             "model.dtype=float32",
@@ -193,9 +230,9 @@ def main() -> None:
         ]
         common += [f"batch_size={args.batch_size}", "speed.enabled=false"]
         for name in args.only.split(","):
-            trained = adapters(args.work) if name == "humaneval" else []
+            trained = adapters() if name == "humaneval" else []
             for point in [*POINTS[name][: args.points], *trained]:
-                call("sweep", *common, *task(name, args.data, args.work), *point)
+                call("sweep", *common, *task(name, args.data), *point)
                 write_page()
     write_page()
 
