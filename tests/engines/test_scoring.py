@@ -11,6 +11,7 @@ from reference import (
 from torch.nn.functional import cross_entropy
 
 from ulskip_cli.core.schedule import ExitRule
+from ulskip_cli.engines import scoring
 from ulskip_cli.engines.early_exit import confidence_of, exit_logits
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference.batching import BatchSize
@@ -63,3 +64,23 @@ def test_the_loss_is_the_mean_over_all_reference_tokens(llama, batch_size):
     examples = [EncodedExample(*text) for text in texts]
     loss = ReferenceLoss(examples, BatchSize(batch_size), 0).of(decoder_for(llama, "ratio=2"))
     assert loss == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+def test_a_schedule_uses_the_prompts_of_the_one_before(monkeypatch, llama):
+    examples = [EncodedExample([5, 6, 7], [8, 9]), EncodedExample([10], [11])]
+    encoded = []
+
+    def encode(model, ids, mask):
+        encoded.append(ids.shape)
+        return encode_prompt(model, ids, mask)
+
+    monkeypatch.setattr(scoring, "encode_prompt", encode)
+    loss = ReferenceLoss(examples, BatchSize(1), 0)
+    for ratio in ("ratio=2", "ratio=3"):
+        decoder = decoder_for(llama, ratio)
+        alone = ReferenceLoss(examples, BatchSize(1), 0).of(decoder)
+        del encoded[:2]  # of the loss alone
+        assert loss.of(decoder) == alone
+    assert len(encoded) == 2
+    loss.of(decoder_for(llama, "ratio=2", "prompt_layers=kept"))
+    assert len(encoded) == 4

@@ -2,6 +2,7 @@ import pytest
 import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
+from ulskip_cli.engines.scoring import EncodedPrompts
 from ulskip_cli.experiments.evaluate import measure_agreement
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
@@ -9,7 +10,7 @@ PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 def agreement(model, view, answers=ANSWERS):
     full = decoder_for(model, "strategy=full")
-    return measure_agreement(full, view, PROMPTS, answers, 2, lambda done: None)
+    return measure_agreement(full, view, EncodedPrompts(PROMPTS, 0), answers, 2, lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])

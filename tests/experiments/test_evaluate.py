@@ -5,6 +5,7 @@ import pytest
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.evaluate import draft_advice, generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
 
@@ -12,7 +13,12 @@ from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
 def evaluated(decoder, workload, config, baseline=None):
     """The answers and their scores."""
     answers = generate_answers(decoder, workload, config, ProgressCallback())
-    return answers, score_answers(answers, workload, decoder, baseline, ProgressCallback())
+    return answers, scored(answers, workload, decoder, baseline)
+
+
+def scored(answers, workload, decoder, baseline=None):
+    loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
+    return score_answers(answers, workload, decoder, loss, baseline, ProgressCallback())
 
 
 def test_answers_come_back_in_the_tasks_order(point):
@@ -89,7 +95,7 @@ def test_logits_that_are_not_finite_are_refused(point):
     answers = generate_answers(decoder, workload, config, ProgressCallback())
     decoder.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidLogitsError, match="nan"):
-        score_answers(answers, workload, decoder, None, ProgressCallback())
+        scored(answers, workload, decoder)
 
 
 def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point):

@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
-from ulskip_cli.inference import kv_cache
-from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
+from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference.batching import (
+    BatchSize,
+    free_bytes,
+    in_batches,
+    longest_first,
+    padded,
+)
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
     encode_prompt,
@@ -19,6 +26,37 @@ from ulskip_cli.inference.teacher_forcing import (
     response_losses,
 )
 from ulskip_cli.tasks.encoding import EncodedExample
+
+HELD_BYTES = 2**30  # of encoded prompts, which the next measurement uses again
+
+
+@dataclass
+class EncodedPrompts:
+    """The prompts of a task, encoded in batches. Those that fit into HELD_BYTES and into a quarter
+    of the free memory are kept until another model encodes.
+    """
+
+    prompts: Sequence[list[int]]
+    pad_token_id: int
+    _held: dict[tuple[int, ...], EncodedPrompt] = field(default_factory=dict)
+    _model: PreTrainedModel | None = None
+
+    def tensors(self, batch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the token ids and the mask [batch, prompt_len] of the prompts at these indices."""
+        return padded([self.prompts[i] for i in batch], self.pad_token_id, True, device)
+
+    def of(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
+        """Return the prompts at these indices, which `model` encodes."""
+        if model is not self._model:
+            self._model, self._held = model, {}
+        if tuple(batch) in self._held:
+            return self._held[tuple(batch)]
+        device = shallow_view.input_device(model)
+        encoded = encode_prompt(model, *self.tensors(batch, device))
+        caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
+        if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(device) // 4):
+            self._held[tuple(batch)] = encoded
+        return encoded
 
 
 @dataclass
@@ -28,18 +66,19 @@ class ReferenceLoss:
     examples: Sequence[EncodedExample]
     size: BatchSize
     pad_token_id: int
-    # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
-    held_bytes: int = 0
     # exit depths of the last schedule on the references
     exits: ExitStats = field(default_factory=ExitStats)
-    _held: dict[int, EncodedPrompt] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        prompts = [example.prompt_ids for example in self.examples]
+        self.prompts = EncodedPrompts(prompts, self.pad_token_id)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
         """Return the mean cross-entropy per reference token in nats; `on_batch` gets the number of
         done examples.
         """
         self.exits = ExitStats()
-        order = longest_first([example.num_tokens for example in self.examples])
+        order = longest_first(list(map(len, self.prompts.prompts)))
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(
             order, self.size, lambda batch: self._batch_loss(decoder, batch)
@@ -52,30 +91,18 @@ class ReferenceLoss:
         """Return the summed cross-entropy of the responses of a batch, and the number of their
         tokens.
         """
-        examples = [self.examples[i] for i in batch]
-        prompts = [example.prompt_ids for example in examples]
-        responses = [example.response_ids for example in examples]
-        prompt_ids, prompt_mask = padded(prompts, self.pad_token_id, True, decoder.device)
+        responses = [self.examples[i].response_ids for i in batch]
         ids, mask = padded(responses, self.pad_token_id, False, decoder.device)
         if decoder.is_runtime:
-            losses = decoder.losses(prompt_ids, prompt_mask, ids)
+            losses = decoder.losses(*self.prompts.tensors(batch, decoder.device), ids)
         else:
             with torch.inference_mode():
-                held = self._held.get(batch[0])
-                if held is None or len(held.mask) != len(batch):
-                    held = self._encode(decoder, batch[0], prompt_ids, prompt_mask)
-                logits, depths = given_logits(decoder, held, ids, mask)
+                prompt = self.prompts.of(decoder.prompt_model, batch)
+                logits, depths = given_logits(decoder, prompt, ids, mask)
                 losses = response_losses(logits, ids)
             if depths is not None:
                 self.exits += ExitStats(Counter(depths[mask[:, 1:].bool()].tolist()))
         return float((losses * mask).sum()), int(mask.sum())
-
-    def _encode(self, decoder: Decoder, first: int, ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        encoded = encode_prompt(decoder.prompt_model, ids, mask)
-        caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
-        if sum(map(kv_cache.kv_bytes, caches)) <= self.held_bytes:
-            self._held[first] = encoded
-        return encoded
 
 
 def given_logits(

@@ -40,7 +40,6 @@ MAX_SAMPLES = 32  # own answers per prompt
 ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
 OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
 LOSS_BATCH = 16  # examples per batch
-KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
 @dataclass
@@ -133,8 +132,7 @@ class HeldOutEvaluator:
 
     def reference_loss(self, examples: Sequence[EncodedExample]) -> ReferenceLoss:
         """Return an object that measures the decode loss of these examples under any schedule."""
-        held = KEPT_PROMPT_BYTES if self.config.prompt_layers == "all" else 0
-        return ReferenceLoss(examples, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
+        return ReferenceLoss(examples, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
 
 def calibrate_strategy(

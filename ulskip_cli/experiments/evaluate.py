@@ -27,7 +27,7 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
+from ulskip_cli.engines.scoring import EncodedPrompts, ReferenceLoss, given_logits
 from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
@@ -38,7 +38,6 @@ from ulskip_cli.inference.batching import (
     padded,
     run_with_oom_retry,
 )
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
 from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers
@@ -152,18 +151,19 @@ def generate_answers(
     name, size = config.strategy.name, BatchSize(config.batch_size)
     context = decode_context(config, workload)
 
-    def warm_up(count: int) -> float:
+    def measure_drafts(count: int) -> float:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        # With drafts, the costs of all checks that the answers need are measured.
-        most = MAX_CHECK + 1 if config.decoding.draft_tokens else 2
-        length = max(2, min(most, config.decoding.max_new_tokens))
+        # long enough for all checks that the answers need
+        length = max(2, min(MAX_CHECK + 1, config.decoding.max_new_tokens))
         output = decoder.generate(*batch, context, forced_length=length)
         if output.draft_cost is not None:
             progress.note(draft_advice(name, output.draft_cost))
         return output.compile_seconds
 
-    progress.phase(f"{name}: warm up", 0)
-    compile_seconds = run_with_oom_retry(size, warm_up)
+    compile_seconds = 0.0
+    if config.decoding.draft_tokens:
+        progress.phase(f"{name}: measure drafts", 0)
+        compile_seconds = run_with_oom_retry(size, measure_drafts)
     finished = (
         checkpoints.batches(longest_first(list(map(len, workload.prompts)))) if checkpoints else []
     )
@@ -217,15 +217,16 @@ def score_answers(
     answers: GeneratedAnswers,
     workload: Workload,
     scoring_decoder: Decoder,
+    reference_loss: ReferenceLoss,
     baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,
 ) -> Quality:
     """Score answers by the task's metrics, and measure the decode loss of the references; prompts
     without references have neither.
 
-    `scoring_decoder` measures the loss; with drafts it is the full model, because that decides the
-    tokens. Raises InvalidLogitsError if the loss is not finite, and RunError if the baseline has
-    another number of answers.
+    `reference_loss` measures the loss of `scoring_decoder`; with drafts that is the full model,
+    because it decides the tokens. Raises InvalidLogitsError if the loss is not finite, and RunError
+    if the baseline has another number of answers.
     """
     examples, flags = workload.examples, Counter[str]()
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
@@ -252,7 +253,6 @@ def score_answers(
         [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
-    reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
     report = progress.phase(f"{answers.strategy}: decode loss", len(examples))
     loss = reference_loss.of(scoring_decoder, report)
     if not math.isfinite(loss):
@@ -272,35 +272,27 @@ def score_answers(
 def measure_agreement(
     full: Decoder,
     decoder: Decoder,
-    prompts: Sequence[list[int]],
+    prompts: EncodedPrompts,
     answers: Sequence[list[int]],
     batch_size: int,
     report: ReportProgress,
 ) -> dict[str, float]:
     """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
-    `prompts`, both token ids; return values for a record. They are empty if all answers are empty,
+    `prompts`, as token ids; return values for a record. They are empty if all answers are empty,
     or if an engine of another library gives no logits.
 
     `report` gets the number of done answers.
     """
-    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-    order = [i for i in longest_first(lengths) if answers[i]]
+    order = [i for i in longest_first(list(map(len, prompts.prompts))) if answers[i]]
     if not order or decoder.is_runtime or full.is_runtime:
         return {}
-
-    def encode(side: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        ids, mask = padded([prompts[i] for i in batch], 0, True, decoder.device)
-        return encode_prompt(side.prompt_model, ids, mask)
 
     @torch.inference_mode()
     def sums_of(batch: Sequence[int]) -> list[list[float]]:
         """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens."""
         ids, mask = padded([answers[i] for i in batch], 0, False, decoder.device)
-        prompt = encode(full, batch)
-        wanted = predict_response(full.stages, prompt, ids, mask)
-        if decoder.prompt_model is not full.prompt_model:
-            prompt = encode(decoder, batch)
-        got, _ = given_logits(decoder, prompt, ids, mask)
+        wanted, _ = given_logits(full, prompts.of(full.prompt_model, batch), ids, mask)
+        got, _ = given_logits(decoder, prompts.of(decoder.prompt_model, batch), ids, mask)
         sums = []
         for ours, theirs, shown in zip(got, wanted, mask.bool(), strict=True):
             p, q = theirs[shown].float(), ours[shown].float()  # [positions, vocab_size]

@@ -20,6 +20,7 @@ from ulskip_cli.core.files import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.calibration import calibrate_patches, calibrate_strategy, zero_patches
 from ulskip_cli.experiments.describe import (
@@ -274,14 +275,13 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             answers = generate_answers(decoder, workload, config, progress, checkpoints)
             # saved before scoring, which may fail
             folder.save_generations(point.run_id, answers.generations)
-            quality = score_answers(answers, workload, scoring_decoder, hypotheses, progress)
+            loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
+            quality = score_answers(answers, workload, scoring_decoder, loss, hypotheses, progress)
             if reference and not (config.decoding.draft_tokens or config.has_other_baseline):
                 token_ids = [answer["token_ids"] for answer in reference]
                 report = progress.phase(f"{answers.strategy}: agreement", len(reference))
                 size = answers.batch_size.used
-                agreement = measure_agreement(
-                    full, decoder, workload.prompts, token_ids, size, report
-                )
+                agreement = measure_agreement(full, decoder, loss.prompts, token_ids, size, report)
                 quality = quality.replace(**agreement)
         except InvalidLogitsError:
             checkpoints.remove()

@@ -28,7 +28,7 @@ from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.calibration import KEPT_PROMPT_BYTES, OWN_RESPONSES
+from ulskip_cli.experiments.calibration import OWN_RESPONSES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -435,10 +435,7 @@ class Tuning:
         assert workload is not None  # random weights are refused
         if self._loss is None:
             self._loss = ReferenceLoss(
-                workload.encoded,
-                BatchSize(config.batch_size),
-                workload.pad_token_id,
-                KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0,
+                workload.encoded, BatchSize(config.batch_size), workload.pad_token_id
             )
         report = self.progress.phase(f"{candidate.label}: decode loss", len(workload.encoded))
         loss = self._loss.of(decoder, report)
