@@ -30,7 +30,7 @@ def fill_tables(text: str) -> str:
         start, file, section, columns, rows, end = match.groups()
         text = (ROOT / file).read_text("utf-8")
         if section:
-            text = text.partition(f"\n## {section}")[2].partition("\n\n")[2].partition("\n\n")[0]
+            text = text.partition(f"\n## {section}")[2].partition("\n")[2].partition("\n## ")[0]
         lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
         if columns or rows:
@@ -42,7 +42,7 @@ def fill_tables(text: str) -> str:
 
 def select(text: str, columns: list[str], chosen: list[str]) -> str:
     """Reduce a table to the named columns and rows, or to all if none are named, and the paragraphs
-    after it to the last one.
+    after it to the provenance.
     """
     paragraphs = re.split(r"\n{2,}", text)
     first = next(i for i, paragraph in enumerate(paragraphs) if paragraph.startswith("|"))
@@ -53,7 +53,7 @@ def select(text: str, columns: list[str], chosen: list[str]) -> str:
         found = (row for row in rows[2:] if {row[0], " ".join(row[:2])} & {*chosen})
         rows = [*rows[:2], *found]
     short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
-    return "\n\n".join([short, *notes[-1:]])
+    return "\n\n".join([short, *(note for note in notes[-1:] if "ulskip " in note)])
 
 
 if __name__ == "__main__":

@@ -191,9 +191,10 @@ def page(found: list[Frontier], folder: Path) -> str:
 
 
 def use_page(found: list[Frontier]) -> str:
-    """Return the page of what to use, of all frontiers."""
-    table = choices(found, "What to use at each speedup")
-    parts = [f"# {table.title}", markdown(table), table.note, sources(found)]
+    """Return the page of what to use, a table for each frontier."""
+    parts = ["# What to use at each speedup", choices(found).note]
+    for one in found:
+        parts += [f"## {one.points[0].record.model}", markdown(choices([one])), sources([one])]
     return "\n\n".join(parts).rstrip() + "\n"
 
 

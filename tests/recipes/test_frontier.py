@@ -19,7 +19,7 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
     assert frontier.page([], tmp_path).startswith("# ")
     use = frontier.use_page(frontiers(rows))
     assert use.count("\n| m | 1 | ") == 2 and "llama_cpp q4_0, unified 3/6: 1.80x" in use
-    assert "; weights of m" in use.splitlines()[-1]
+    assert "\n## m\n" in use and "; weights of m" in use.splitlines()[-1]
 
 
 def test_the_plot_has_a_label_for_each_engine_and_format_of_a_smaller_model():
