@@ -18,8 +18,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from reproduce import LAYERS, WORK, call, keep, prepare
+from reproduce import LAYERS, WORK, keep, prepare
 
+from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 
 LENGTHS = range(200, 1600)  # characters of a function
@@ -71,7 +72,7 @@ def main() -> None:
     write_atomic(WORK / "functions.jsonl", lines + held_out)
     print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
     _, layers = keep(args.layers)
-    call(
+    words = [
         "train",
         "train=adapter",
         f"model.path={args.model}",
@@ -88,7 +89,9 @@ def main() -> None:
         "train.log_every=10",
         f"output={WORK}/adapter-{args.layers}",
         *args.overrides,
-    )
+    ]
+    print("ulskip", *words, flush=True)
+    sys.exit(invoke(words))
 
 
 if __name__ == "__main__":

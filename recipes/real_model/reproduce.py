@@ -17,12 +17,14 @@ import json
 import sys
 from pathlib import Path
 
-from ulskip_cli.cli.app import invoke
+from ulskip_cli.cli.progress_bars import SweepDisplay
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import shares
+from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/real_model")
@@ -102,10 +104,14 @@ def adapters() -> list[list[str]]:
     ]
 
 
-def call(*arguments: str) -> None:
-    print("ulskip", *arguments, flush=True)
-    if code := invoke(list(arguments)):
-        sys.exit(code)
+def measure(points: list[list[str]]) -> None:
+    """Run the points that are not finished in this process, which loads the model once."""
+    jobs = make_jobs([compose(words, command="run") for words in points])
+    with SweepDisplay(jobs) as display:
+        outcome = Sweep(jobs, display).run()
+    write_page()
+    if outcome.failures:
+        sys.exit(f"{len(outcome.failures)} points failed; the same command runs them again")
 
 
 def prepare(data: Path) -> None:
@@ -231,9 +237,8 @@ def main() -> None:
         common += [f"batch_size={args.batch_size}", "speed.enabled=false"]
         for name in args.only.split(","):
             trained = adapters() if name == "humaneval" else []
-            for point in [*POINTS[name][: args.points], *trained]:
-                call("sweep", *common, *task(name, args.data), *point)
-                write_page()
+            points = [*POINTS[name][: args.points], *trained]
+            measure([[*common, *task(name, args.data), *point] for point in points])
     write_page()
 
 
