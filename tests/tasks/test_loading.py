@@ -35,7 +35,13 @@ def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("", "empty"), ("nonsense\n", "line 1"), ("{}\n[1]\n", "line 2")]
+    ("text", "named"),
+    [
+        ("", "empty"),
+        ("nonsense\n", "line 1"),
+        ("{}\n[1]\n", "line 2"),
+        ('{"prompt": "\\ud800"}\n', "line 1.*Unicode"),
+    ],
 )
 def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
     (tmp_path / "bad.jsonl").write_text(text)

@@ -71,12 +71,14 @@ def read_objects(file: Path, texts: Sequence[str] = ()) -> list[Table]:
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # fails on half of a surrogate pair
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
             keys = f" with texts under {' and '.join(texts)}" if texts else ""
             raise UsageError(
-                f"{file}, line {number}: expected a JSON object{keys}, got {line[:60]!r}"
+                f"{file}, line {number}: expected a JSON object{keys} in valid Unicode, got"
+                f" {line[:60]!r}"
             )
         objects.append(row)
     if not objects:
