@@ -83,7 +83,7 @@ POINTS = {
         keep(16) + PATCH,
     ],
     "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
-    "gsm8k": [FULL, keep(22), keep(20) + PATCH, keep(22) + KEPT],
+    "gsm8k": [FULL, keep(22), keep(22) + KEPT, keep(20) + PATCH],
 }
 METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"}
 TITLES = {
