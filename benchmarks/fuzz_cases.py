@@ -186,7 +186,7 @@ def inspecting(draw: st.DrawFn) -> list[str]:
             *draw(st.sampled_from((["results/x"], ["results/x", "results/x"], ["nowhere"], []))),
             *chosen,
         ]
-    primary = command if command in reference.PRIMARY else "config"
+    primary = reference.primary_of(command)
     words = [
         *draw(st.lists(override(primary), max_size=4)),
         *chain.from_iterable(draw(st.lists(option(command), max_size=1))),

@@ -74,7 +74,6 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
 }  # of configs/<primary>.yaml
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
-SharedT = TypeVar("SharedT", bound=Shared)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -133,7 +132,7 @@ def compose_unvalidated(
     values.
     """
     command = command.partition(" ")[0]
-    config = _composed(Config, "config", overrides, extra_dir, command)
+    config: Config = _composed(command, overrides, extra_dir)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
         decoding = config.decoding.replace(max_new_tokens=config.speed.new_tokens)
         config = config.replace(decoding=decoding)
@@ -142,7 +141,7 @@ def compose_unvalidated(
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config = _composed(TrainingConfig, "train", overrides, extra_dir, "train")
+    config: TrainingConfig = _composed("train", overrides, extra_dir)
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
@@ -151,7 +150,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config = _composed(TuneConfig, "tune", overrides, extra_dir, "tune")
+    config: TuneConfig = _composed("tune", overrides, extra_dir)
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -580,19 +579,19 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(
-    kind: type[SharedT],
-    primary: str,
-    overrides: Sequence[str],
-    extra_dir: Path | None,
-    command: str,
-) -> SharedT:
-    groups = PRIMARY[primary][1]
+def primary_of(command: str) -> str:
+    """Return the primary configuration of a command."""
+    return command if command in PRIMARY else "config"
+
+
+def _composed(command: str, overrides: Sequence[str], extra_dir: Path | None) -> Any:
+    primary = primary_of(command)
+    kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config = parse(kind, _values(primary, groups, parsed, extra_dir))
+        config = parse(kind, _values(primary, parsed, extra_dir))
         _refuse_unread(kind, keys, command)
         return config
     except UnknownKey as error:
@@ -636,13 +635,12 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             )
 
 
-def _values(
-    primary: str, groups: Sequence[str], overrides: "Sequence[Override]", extra_dir: Path | None
-) -> Table:
+def _values(primary: str, overrides: "Sequence[Override]", extra_dir: Path | None) -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
+    kind, groups = PRIMARY[primary]
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
-        if override.is_sweep_override() and group in {*groups, *PRIMARY[primary][0].model_fields}:
+        if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
             raise _several_values(primary, override)
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
@@ -654,11 +652,11 @@ def _values(
         if override.key_or_group in groups
     }
     given = {group: name for group, name in given.items() if name}
-    values = _read_files(primary, given, extra_dir)
+    values = read_files(primary, given, extra_dir)
     if any(override.key_or_group == "model.path" for override in overrides) and (
         "model" not in given and values["model"]["source"] != "random"
     ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        values = _read_files(primary, {**given, "model": "hf"}, extra_dir)
+        values = read_files(primary, {**given, "model": "hf"}, extra_dir)
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
@@ -698,9 +696,9 @@ def _several_values(primary: str, override: "Override") -> UsageError:
     return UsageError(f"expected one value, got '{line}'; {advice}")
 
 
-def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) -> Table:
-    """Return the values of the primary file, of the choices of the command line and of those that
-    they imply, with interpolations such as `${seed}` resolved.
+def read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None = None) -> Table:
+    """Return the values of the primary file, of the `given` choices and of those that they imply,
+    with interpolations such as `${seed}` resolved.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -16,6 +16,7 @@ from ulskip_cli.core.config import (
     choice_class,
     group_choices,
     implied_choices,
+    primary_of,
     read_choice,
 )
 from ulskip_cli.core.config_schema import (
@@ -140,8 +141,3 @@ def command_keys(
         experiment = read_choice("experiment", "bench")
         defaults = {**experiment, **experiment["sweep"]}
     return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
-
-
-def primary_of(command: str) -> str:
-    """Return the primary configuration of a command."""
-    return command if command in PRIMARY else "config"
