@@ -9,7 +9,7 @@ from reference import NEW_STYLE
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments import benchmark, preflight, read_rate, runner
+from ulskip_cli.experiments import benchmark, paired_timing, preflight, read_rate, runner
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
@@ -25,7 +25,7 @@ KV = 2 * 16 * 4  # bytes a token and layer
 @pytest.fixture(autouse=True)
 def bandwidth(monkeypatch):
     """Memory that is read at 1 TB/s."""
-    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1e12)
+    monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e12)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_the_fastest_way_to_read_counts(monkeypatch):
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):
-    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1.0)
+    monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1.0)
     row = bench("ratio=2")
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
 

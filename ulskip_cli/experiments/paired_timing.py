@@ -19,7 +19,7 @@ from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import read_object, timestamp, write_atomic
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.intervals import UNITS, half_width
@@ -270,17 +270,16 @@ def open_pair(
 
 
 def measure_units(
-    opened: Sequence[Opened],
-    speed: SpeedConfig,
-    report: ReportProgress,
-    read_rate: Callable[[], float],
+    opened: Sequence[Opened], speed: SpeedConfig, label: str, progress: ProgressCallback
 ) -> list[TimedPairs]:
     """Time pairs in at least `UNITS` units until the interval of each speedup reaches at most
     `speed.precision` to each side, with `UNITS_TO_STOP` units, or `speed.seconds` are spent.
 
-    `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
-    once a unit. The full model of the first pair is the reference of all.
+    The phase `label` shows the elapsed seconds. The rate at which memory is read is measured once a
+    unit. The full model of the first pair is the reference of all.
     """
+    report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
+    read_rate = bandwidth_meter(opened[0].pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
     pairs, past = [one.pair for one in opened], [one.first for one in opened]
     outputs = [output for first in past for output in (*first.full, *first.strategy)]
@@ -295,11 +294,7 @@ def measure_units(
         )
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
-        unit = Unit(
-            pairs=count,
-            began=timestamp(),
-            bytes_per_second=read_rate(),
-        )
+        unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
         timed, past = (
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
@@ -328,14 +323,10 @@ def time_pairs(
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
     do not fit into memory. Finished units are added to those in `stored`.
     """
-    speed, read_rate = config.speed, bandwidth_meter(strategy.device)
-    report = progress.phase(
-        f"{config.strategy.name}: seconds of timing", max(1, round(speed.seconds))
-    )
 
     def measure(batch_size: int) -> TimedPairs:
         opened = open_pair(full, strategy, workload, config, stored, batch_size)
-        return measure_units([opened], speed, report, read_rate)[0]
+        return measure_units([opened], config.speed, config.strategy.name, progress)[0]
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
 
