@@ -4,7 +4,6 @@ their keys.
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,22 +54,22 @@ def config(
     """
     from ulskip_cli.cli.key_panels import describe
 
-    _print_panels(describe(name or "", config_dir))
+    _print_panels(describe(name or ""))
 
 
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
-    _list_group("model", config_dir, as_json)
+    _list_group("model", as_json)
 
 
 def tasks(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the tasks."""
-    _list_group("task", config_dir, as_json)
+    _list_group("task", as_json)
 
 
 def strategies(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the strategies."""
-    _list_group("strategy", config_dir, as_json)
+    _list_group("strategy", as_json)
 
 
 def env(as_json: Json = False) -> None:
@@ -83,10 +82,10 @@ def env(as_json: Json = False) -> None:
     _print_facts(facts, as_json)
 
 
-def _list_group(group: str, config_dir: Path | None, as_json: bool) -> None:
+def _list_group(group: str, as_json: bool) -> None:
     from ulskip_cli.core.config_reference import describe_choices
 
-    _print_facts(describe_choices(group, config_dir), as_json)
+    _print_facts(describe_choices(group), as_json)
 
 
 def _print_facts(facts: Mapping[str, object], as_json: bool) -> None:

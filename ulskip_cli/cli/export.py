@@ -43,7 +43,7 @@ def export(
     from ulskip_cli.export import run
 
     require_choice("--format", as_format, run.FORMATS)
-    chosen = compose(overrides, config_dir, f"export --format {as_format}")
+    chosen = compose(overrides, f"export --format {as_format}")
     if print_config:
         print_yaml(chosen)
         return

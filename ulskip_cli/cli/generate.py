@@ -43,7 +43,7 @@ def generate(
     from ulskip_cli.core import config
 
     prompt, overrides = _split(overrides)
-    chosen = config.compose_prompts(overrides, config_dir)
+    chosen = config.compose_prompts(overrides)
     if print_config:
         print_yaml(chosen)
         return

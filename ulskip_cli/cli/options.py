@@ -15,6 +15,14 @@ def parse_path(text: str) -> Path:
     return user_path(text, "an option or argument")
 
 
+def find_choices_in(folder: Path | None) -> Path | None:
+    """Make the choices in a user's folder known to the command."""
+    from ulskip_cli.core.config import use_config_dir
+
+    use_config_dir(folder)
+    return folder
+
+
 PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
@@ -27,7 +35,11 @@ Overrides = Annotated[
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option(**PATH, help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml."),
+    typer.Option(
+        **PATH,
+        callback=find_choices_in,
+        help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Force = Annotated[

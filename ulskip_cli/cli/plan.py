@@ -28,7 +28,7 @@ def plan(
     from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.strategies.plan import make_plan
 
-    chosen = config.compose(overrides, config_dir, "plan")
+    chosen = config.compose(overrides, "plan")
     if print_config:
         print_yaml(chosen)
         return

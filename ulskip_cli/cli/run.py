@@ -32,7 +32,7 @@ def run(
     """
     from ulskip_cli.core import config
 
-    chosen = config.compose(overrides, config_dir, "run")
+    chosen = config.compose(overrides, "run")
     if print_config:
         print_yaml(chosen)
         return
@@ -82,7 +82,7 @@ def bench(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    grid = points(overrides, config_dir, "bench")
+    grid = points(overrides, "bench")
     if print_config:
         print_yaml(*grid)
         return
@@ -126,7 +126,7 @@ def sweep(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    grid = points(overrides, config_dir)
+    grid = points(overrides)
     if print_config:
         print_yaml(*grid)
         return

@@ -26,10 +26,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
-    from ulskip_cli.core.config import group_choices
     from ulskip_cli.experiments import rescore
 
-    group_choices("task", config_dir)  # refuses a folder that does not exist
     extra = rescore.ExtraMetrics(metric or (), allow_code)
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import tables
@@ -40,7 +38,7 @@ def score(
         runs = rescore.find_runs(target, results_dir)
         report_progress = bars.phase("score", len(runs))
         for folder, record in runs:
-            scored.append(rescore.rescore(folder, record, extra, config_dir))
+            scored.append(rescore.rescore(folder, record, extra))
             scored[-1].save()
             report_progress(len(scored))
     folders = {str(run.folder.path): run.folder for run in scored}

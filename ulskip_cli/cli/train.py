@@ -20,7 +20,7 @@ def train(
     from ulskip_cli.core import config
     from ulskip_cli.training.preflight import check_trainable
 
-    chosen = config.compose_training(overrides, config_dir)
+    chosen = config.compose_training(overrides)
     if print_config:
         print_yaml(chosen)
         return

@@ -26,13 +26,13 @@ def tune(
     """
     from ulskip_cli.core.config import compose_tuning
 
-    chosen = compose_tuning(overrides, config_dir)
+    chosen = compose_tuning(overrides)
     if print_config:
         print_yaml(chosen)
         return
     from ulskip_cli.tuning.request import resolve_tuning
 
-    request = resolve_tuning(chosen, config_dir)
+    request = resolve_tuning(chosen)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target

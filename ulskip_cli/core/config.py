@@ -95,15 +95,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-def compose(
-    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "run"
-) -> Config:
-    """Build the configuration of a command from overrides and a user's config folder.
+def compose(overrides: Sequence[str], command: str = "run") -> Config:
+    """Build the configuration of a command from overrides.
 
     Raises UsageError for an invalid key or value or a key that the command does not read, and
     NotApplicable for values that exclude each other.
     """
-    config = compose_unvalidated(overrides, extra_dir, command)
+    config = compose_unvalidated(overrides, command)
     if command == "run" and config.sweep:
         raise UsageError(
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
@@ -113,44 +111,42 @@ def compose(
     return config
 
 
-def compose_prompts(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+def compose_prompts(overrides: Sequence[str]) -> Config:
     """Build the checked configuration of `ulskip generate`; see `compose`. Unless a task is named,
     the bundled translator gets the prompts of its task, and other models get the prompts as they
     are or in their chat template.
     """
-    config = compose(overrides, extra_dir, "generate")
+    config = compose(overrides, "generate")
     is_named = any(word.lstrip("+").startswith(("task", "experiment=")) for word in overrides)
     if is_named or config.model.source == "bundled":
         return config
-    return compose(["task=jsonl", *overrides], extra_dir, "generate")
+    return compose(["task=jsonl", *overrides], "generate")
 
 
-def compose_unvalidated(
-    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "sweep"
-) -> Config:
+def compose_unvalidated(overrides: Sequence[str], command: str = "sweep") -> Config:
     """Build the configuration of a command; check each value alone, but not combinations of
     values.
     """
     command = command.partition(" ")[0]
-    config: Config = _composed(command, overrides, extra_dir)
+    config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
         decoding = config.decoding.replace(max_new_tokens=config.speed.new_tokens)
         config = config.replace(decoding=decoding)
     return config
 
 
-def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
+def compose_training(overrides: Sequence[str]) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config: TrainingConfig = _composed("train", overrides, extra_dir)
+    config: TrainingConfig = _composed("train", overrides)
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
     return config
 
 
-def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
+def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config: TuneConfig = _composed("tune", overrides, extra_dir)
+    config: TuneConfig = _composed("tune", overrides)
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -173,30 +169,27 @@ def preset(
     group: str,
     name: str,
     options: Mapping[str, object] | None = None,
-    extra_dir: Path | None = None,
 ) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
-    chosen = read_choice(group, name, extra_dir)
+    chosen = read_choice(group, name)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def model_named(name: str, extra_dir: Path | None = None, **changes: object) -> ModelConfig:
+def model_named(name: str, **changes: object) -> ModelConfig:
     """Return the configuration of a model that `ulskip models` lists, or of one in a folder or on
     the hub.
     """
-    if name in group_choices("model", extra_dir):
-        values = read_choice("model", name, extra_dir)
+    if name in group_choices("model"):
+        values = read_choice("model", name)
     else:
         values = {**read_choice("model", "hf"), "path": name}
     values.pop("description", None)
     return parse(ModelConfig, {**values, **changes}, "model.")
 
 
-def parse_choices(
-    words: Sequence[str], defaults: Mapping[str, Choice], extra_dir: Path | None = None
-) -> dict[str, Any]:
+def parse_choices(words: Sequence[str], defaults: Mapping[str, Choice]) -> dict[str, Any]:
     """Return the choices that words such as `strategy=search strategy.budget=20` make of groups;
     options change the named choice, or else the default one.
     """
@@ -210,29 +203,29 @@ def parse_choices(
         if option_name:
             options[group][option_name] = override.value()
         else:
-            names[group] = _choice_name(override, extra_dir)
+            names[group] = _choice_name(override)
     return {
         group: changed_choice(default, options[group], f"{group}.")
         if names.get(group, default.name) == default.name
-        else preset(group, names[group], options[group], extra_dir)
+        else preset(group, names[group], options[group])
         for group, default in defaults.items()
     }
 
 
-def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
+def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
     defaults of the class in its preset; raise UsageError if the class or an option is not known.
     """
     name = str(values.get("name"))
-    if "_target_" in values and extra_dir is None:
+    if "_target_" in values and not _user_dirs:
         raise UsageError(f"{group}={name} is not a class of ulskip; name its --config-dir")
     options = {key: value for key, value in values.items() if key != "_target_"}
-    return parse(_preset_class(group, name, extra_dir), options, f"{group}.")
+    return parse(_preset_class(group, name), options, f"{group}.")
 
 
 @functools.cache
-def _preset_class(group: str, name: str, extra_dir: Path | None) -> type[Choice]:
-    return choice_class(read_choice(group, name, extra_dir), group)
+def _preset_class(group: str, name: str) -> type[Choice]:
+    return choice_class(read_choice(group, name), group)
 
 
 class StoredConfig(Config):
@@ -358,6 +351,8 @@ def to_yaml(config: Shared) -> str:
 
 # Files
 
+_user_dirs: list[Path] = []  # at most one, of --config-dir
+
 
 def config_dir() -> Path:
     """Return the folder of the shipped configs: inside an installed wheel, or beside the package in
@@ -367,39 +362,42 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
+def group_choices(group: str) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
     in the user's folder. The group "" has the primary files.
     """
-    folders = _config_dirs(extra_dir)
+    folders = [config_dir(), *plugin_config_dirs(), *_user_dirs]
     return {
         path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
     }
 
 
-def _config_dirs(extra_dir: Path | None) -> list[Path]:
-    """Return the config folders of ulskip, plug-ins and the user; raise UsageError if a file of the
-    user has the name of a shipped one, because rows and other users know a choice by its name.
+def use_config_dir(folder: Path | None) -> None:
+    """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
+    UsageError if a file has the name of a shipped one, because rows and other users know a choice
+    by its name.
     """
-    if extra_dir is None:
-        return [config_dir(), *plugin_config_dirs()]
-    if not extra_dir.is_dir():
-        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    for file in sorted(extra_dir.glob("*/*.yaml")):
-        shipped = config_dir() / file.relative_to(extra_dir)
+    _preset_class.cache_clear()
+    _user_dirs.clear()
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UsageError(f"expected --config-dir to be a folder, got {folder}")
+    for file in sorted(folder.glob("*/*.yaml")):
+        shipped = config_dir() / file.relative_to(folder)
         if shipped.is_file() and not shipped.samefile(file):
             raise UsageError(
                 f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
                 " rename your file, and give its key `name` the same new name"
             )
-    return [*_config_dirs(None), extra_dir]
+    _user_dirs.append(folder)
 
 
-def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
+def read_choice(group: str, choice: str) -> Table:
     """Read the YAML file of a choice, merged over its bases. Bases are choices of the same group
     that its `defaults` name.
     """
-    files = group_choices(group, extra_dir)
+    files = group_choices(group)
     values = _merged(*_with_bases(group, choice, files))
     values.pop("defaults", None)
     missing = [key for key in ("_target_", "name") if key not in values]
@@ -408,13 +406,13 @@ def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table
     return values
 
 
-def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, str]:
+def implied_choices(group: str, choice: str) -> dict[str, str]:
     """Return the choices of other groups that a choice selects, such as the model of
     `task=cnn_dm`.
     """
     return {
         key.removeprefix("override /").partition("@")[0]: str(name)
-        for values in _with_bases(group, choice, group_choices(group, extra_dir))
+        for values in _with_bases(group, choice, group_choices(group))
         for entry in values.get("defaults", ())
         if isinstance(entry, dict)
         for key, name in entry.items()
@@ -584,14 +582,14 @@ def primary_of(command: str) -> str:
     return command if command in PRIMARY else "config"
 
 
-def _composed(command: str, overrides: Sequence[str], extra_dir: Path | None) -> Any:
+def _composed(command: str, overrides: Sequence[str]) -> Any:
     primary = primary_of(command)
     kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config = parse(kind, _values(primary, parsed, extra_dir))
+        config = parse(kind, _values(primary, parsed))
         _refuse_unread(kind, keys, command)
         return config
     except UnknownKey as error:
@@ -635,7 +633,7 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             )
 
 
-def _values(primary: str, overrides: "Sequence[Override]", extra_dir: Path | None) -> Table:
+def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
     kind, groups = PRIMARY[primary]
     for override in overrides:
@@ -647,16 +645,16 @@ def _values(primary: str, overrides: "Sequence[Override]", extra_dir: Path | Non
                 f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
             )
     given = {
-        override.key_or_group: _choice_name(override, extra_dir)
+        override.key_or_group: _choice_name(override)
         for override in overrides
         if override.key_or_group in groups
     }
     given = {group: name for group, name in given.items() if name}
-    values = read_files(primary, given, extra_dir)
+    values = read_files(primary, given)
     if any(override.key_or_group == "model.path" for override in overrides) and (
         "model" not in given and values["model"]["source"] != "random"
     ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        values = read_files(primary, {**given, "model": "hf"}, extra_dir)
+        values = read_files(primary, {**given, "model": "hf"})
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
@@ -696,7 +694,7 @@ def _several_values(primary: str, override: "Override") -> UsageError:
     return UsageError(f"expected one value, got '{line}'; {advice}")
 
 
-def read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None = None) -> Table:
+def read_files(primary: str, given: Mapping[str, str]) -> Table:
     """Return the values of the primary file, of the `given` choices and of those that they imply,
     with interpolations such as `${seed}` resolved.
     """
@@ -708,13 +706,13 @@ def read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None = 
     unread = sorted(given, key=groups.index)
     while unread:
         group = unread.pop()  # the experiment first
-        for other, name in implied_choices(group, chosen[group], extra_dir).items():
+        for other, name in implied_choices(group, chosen[group]).items():
             require_choice(f"config group in defaults of {group}={chosen[group]}:", other, groups)
             if other not in chosen:
                 chosen[other] = name
                 unread.append(other)
     chosen = {**implied_choices("", primary), **chosen}
-    nodes = {group: read_choice(group, name, extra_dir) for group, name in chosen.items()}
+    nodes = {group: read_choice(group, name) for group, name in chosen.items()}
     experiment = nodes.pop("experiment", {})
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:
@@ -723,14 +721,14 @@ def read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None = 
         raise UsageError(reason(error)) from None
 
 
-def _choice_name(override: "Override", extra_dir: Path | None) -> str:
+def _choice_name(override: "Override") -> str:
     """Return the name of the file that an override chooses, or an empty one for
     `experiment=null`.
     """
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:
         return ""
-    known = group_choices(group, extra_dir)
+    known = group_choices(group)
     if str(value) not in known:
         advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
         raise unknown(group, value, known, advice)

@@ -4,7 +4,6 @@ printers: `--help`, `ulskip config` and the page of keys.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -78,10 +77,10 @@ def keys_of(
             )
 
 
-def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
+def describe_choices(group: str) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
-    files = group_choices(group, extra_dir)
-    return {name: str(read_choice(group, name, extra_dir).get("description", "")) for name in files}
+    files = group_choices(group)
+    return {name: str(read_choice(group, name).get("description", "")) for name in files}
 
 
 def default_choice(group: str) -> str | None:
@@ -89,13 +88,13 @@ def default_choice(group: str) -> str | None:
     return {**implied_choices("", "train"), **implied_choices("", "config")}.get(group)
 
 
-def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
+def group_keys(group: str, choice: str) -> list[ConfigKey]:
     """Return the keys of a group with the values of one of its choices as defaults; experiments
     have no keys.
     """
     if group == "experiment":
         return []
-    values = read_choice(group, choice, extra_dir)
+    values = read_choice(group, choice)
     return list(
         keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}.")
     )
@@ -121,9 +120,7 @@ def groups_of(command: str) -> tuple[str, ...]:
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 
-def command_keys(
-    command: str, chosen: Mapping[str, str], extra_dir: Path | None = None
-) -> list[ConfigKey]:
+def command_keys(command: str, chosen: Mapping[str, str]) -> list[ConfigKey]:
     """Return all keys that a command reads; a config group contributes the keys of its chosen or
     default choice.
     """
@@ -133,7 +130,7 @@ def command_keys(
         if group in groups:
             keys += [
                 key
-                for key in group_keys(group, choice, extra_dir)
+                for key in group_keys(group, choice)
                 if not key.commands or command in key.commands
             ]
     defaults = {"name": "lm_eval"} if command == "lm-eval" else {}

@@ -69,19 +69,16 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
     return runs
 
 
-def rescore(
-    folder: ResultsFolder, record: Record, extra: ExtraMetrics, extra_dir: Path | None = None
-) -> RescoredRun:
+def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> RescoredRun:
     """Score a run's stored generations by its own and the extra metrics, unless they have no
-    references; raise UsageError if the row has no configuration, or a task of which neither ulskip
-    nor `extra_dir` has a file.
+    references; raise UsageError if the row has no configuration, or a task that is not installed.
     """
     if not record.uses("task"):
         raise UsageError(
             f"{folder.runs_path}: expected a task in row {record.id}, got none; repeat the run to"
             " score it"
         )
-    task: Task = stored_choice("task", record.config.task.changed(), extra_dir)
+    task: Task = stored_choice("task", record.config.task.changed())
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):

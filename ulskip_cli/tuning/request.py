@@ -4,7 +4,6 @@ choose and report with. Imports no torch.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
@@ -105,9 +104,9 @@ class Chosen:
         return len(self.trial.kept_layers)
 
 
-def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneRequest:
+def resolve_tuning(config: TuneConfig) -> TuneRequest:
     """Check a request and divide the examples; raise UsageError for a wish or data that cannot be
-    used. `extra_dir` has the presets of a user's own strategies.
+    used.
     """
     if (config.speedup is None) is (config.quality is None):
         found = "neither" if config.speedup is None else "both"
@@ -133,7 +132,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
     candidates, refused = [], []
     for text in config.candidates:
         try:
-            candidate = _candidate(config, text, extra_dir, split)
+            candidate = _candidate(config, text, split)
             resolver.schedule(candidate.config.replace(ratio=1.0), "tune")
             candidates.append(candidate)
         except NotApplicable as error:
@@ -143,7 +142,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
             "expected at least one candidate that can run, got none;"
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
-    alternatives, left_out = _alternatives(split.choice, resolver, extra_dir)
+    alternatives, left_out = _alternatives(split.choice, resolver)
     point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
     return TuneRequest(
         config=config,
@@ -233,7 +232,7 @@ def _text(example: Example) -> tuple[str, str]:
     return example.source, example.reference
 
 
-def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Split) -> Candidate:
+def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
     """Read a candidate, such as `strategy=search strategy.budget=20`. Its patches are folded if the
     engine supports no others.
     """
@@ -244,7 +243,7 @@ def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Spl
             " candidates=['strategy=search strategy.budget=20']"
         )
     defaults = {"strategy": config.strategy, "correction": config.correction}
-    chosen = configuration.parse_choices(words, defaults, extra_dir)
+    chosen = configuration.parse_choices(words, defaults)
     strategy, correction = chosen["strategy"], chosen["correction"]
     is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
     if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
@@ -255,9 +254,7 @@ def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Spl
     return Candidate(label, split.choice.replace(strategy=strategy, correction=correction))
 
 
-def _alternatives(
-    choice: Config, resolver: Resolver, extra_dir: Path | None
-) -> tuple[list[Candidate], list[str]]:
+def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], list[str]]:
     """Return what may be faster with all layers, and what cannot run, with the reasons: drafts by
     look-up, and the engines of other libraries unless the request names one, those with the most
     bits per weight first.
@@ -270,8 +267,8 @@ def _alternatives(
         count = decoding.draft_tokens or AUTO
         drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=count)
         wanted[LOOK_UP] = full.replace(decoding=drafts)
-    names = configuration.group_choices("engine", extra_dir) if choice.engine.name == AUTO else ()
-    engines = [configuration.preset("engine", name, extra_dir=extra_dir) for name in names]
+    names = configuration.group_choices("engine") if choice.engine.name == AUTO else ()
+    engines = [configuration.preset("engine", name) for name in names]
     ranked = sorted(zip(names, engines, strict=True), key=lambda pair: -pair[1].layer_bits)
     for name, engine in ranked:
         if engine.is_runtime:
