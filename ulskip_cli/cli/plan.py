@@ -181,10 +181,10 @@ def strip(num_layers: int, kept: Sequence[int]) -> str:
     return "".join(KEPT if i in kept else SKIPPED for i in range(num_layers))
 
 
-def ruler(num_layers: int, every: int = 5) -> str:
-    """Return the layer numbers below a strip.
+def ruler(num_layers: int) -> str:
+    """Return every fifth layer number, below a strip.
 
     >>> ruler(12)
     '0    5    10'
     """
-    return "".join(str(i).ljust(every) for i in range(0, num_layers, every)).rstrip()
+    return "".join(str(i).ljust(5) for i in range(0, num_layers, 5)).rstrip()

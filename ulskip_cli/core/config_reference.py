@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.config import (
+    CHOICES,
     GROUPS,
     PRIMARY,
     TRAINING_GROUPS,
@@ -18,21 +19,10 @@ from ulskip_cli.core.config import (
     primary_of,
     read_choice,
 )
-from ulskip_cli.core.config_schema import (
-    DecodingConfig,
-    LauncherConfig,
-    ModelConfig,
-    TrainOptions,
-)
+from ulskip_cli.core.config_schema import Config, TrainingConfig
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
-_GROUP_CLASSES: dict[str, type[Options]] = {
-    "model": ModelConfig,
-    "decoding": DecodingConfig,
-    "launcher": LauncherConfig,
-    "train": TrainOptions,
-}
 
 
 @dataclass(frozen=True)
@@ -95,9 +85,12 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
     if group == "experiment":
         return []
     values = read_choice(group, choice)
-    return list(
-        keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}.")
-    )
+    if group in CHOICES:
+        kind: type[BaseModel] | None = choice_class(values, group)
+    else:
+        fields = Config.model_fields | TrainingConfig.model_fields
+        kind = options_in(fields[group].annotation)
+    return list(keys_of(kind, values, f"{group}.")) if kind else []
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator
 
-from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
@@ -75,15 +75,15 @@ class DecodingConfig(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
-        wanted = {
+        conditions = {
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
-            Need.STOP_STRINGS: bool(self.stop),
+            Need.STOP_STRINGS: self.stop,
             Need.COMPILATION: self.compile == "on",
-            Need.DRAFTS: bool(self.draft_tokens),
+            Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,
         }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
+        return needed(conditions)
 
     def without_drafts(self) -> Self:
         """Return the decoding of the baseline: it chooses tokens in the same way, but without
@@ -258,15 +258,15 @@ class Shared(Options):
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
         model = self.model
-        wanted = {
+        conditions = {
             Need.EARLY_EXIT: self.strategy.exits_early,
             Need.STAGES: self.strategy.is_positional,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-            Need.DEVICE_MAP: bool(model.device_map),
-            Need.PEFT_ADAPTER: bool(model.adapter),
+            Need.DEVICE_MAP: model.device_map,
+            Need.PEFT_ADAPTER: model.adapter,
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
+        return needed(conditions)
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
@@ -402,15 +402,15 @@ class Config(Shared):
         model.
         """
         strategy = self.strategy
-        wanted = {
+        conditions = {
             Need.OWN_DEPTH: strategy.chooses_own_depth,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
         }
-        used = {need for need, is_used in wanted.items() if is_used}
-        return super().needs() | used | self.decoding.needs() | self.correction.needs()
+        own = needed(conditions)
+        return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _canonical(self) -> Self:
         """Return the configuration with its strategy in the form that identifies results."""
