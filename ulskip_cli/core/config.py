@@ -270,7 +270,7 @@ def _read_choice(group: str, kind: type[Choice], node: Table) -> Choice:
     try:
         return cast(Choice, stored_choice(group, node))
     except UnknownKey:
-        kind = _preset_class(group, str(node.get("name")), None)
+        kind = _preset_class(group, str(node.get("name")))
     except UsageError:
         pass
     return parse(_unknown_choice(kind), node, f"config.{group}.")
