@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
-from ulskip_cli.cli.show import make_console
+from ulskip_cli.cli.shared import make_console
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from ulskip_cli.cli.options import ConfigDir, Json
+from ulskip_cli.cli.shared import ConfigDir, Json
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter

@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_json, print_yaml
+from ulskip_cli.cli.shared import (
+    PATH,
+    ConfigDir,
+    Json,
+    Overrides,
+    PrintConfig,
+    print_json,
+    print_yaml,
+)
 from ulskip_cli.core.errors import UsageError, require_choice
 
 

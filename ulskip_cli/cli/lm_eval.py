@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from ulskip_cli.cli.config_keys import CommandWithKeys
-from ulskip_cli.cli.options import Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.cli.shared import Overrides, PrintConfig, make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH
-from ulskip_cli.cli.show import make_console
+from ulskip_cli.cli.shared import PATH, make_console
 from ulskip_cli.core.errors import UsageError
 
 WIDTH_IN_FILE = 100  # columns of output into a file or a pipe

@@ -3,21 +3,33 @@ times a grid.
 """
 
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_json, print_yaml, show_outcome
+from ulskip_cli.cli.shared import (
+    ConfigDir,
+    Force,
+    Json,
+    Overrides,
+    PrintConfig,
+    make_console,
+    print_json,
+    print_yaml,
+)
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.sweep.jobs import Job
+    from ulskip_cli.experiments.record import Record
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import Job, SweepOutcome
+    from ulskip_cli.report.tables import TableSection
 
 
 def run(
@@ -58,7 +70,7 @@ def run(
         records = run_point(point, session)
     tables.write_tables(folder)
     repeated = {record.id: record for record in folder.records()}  # with units of earlier runs
-    show_outcome(
+    _show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
         tables.terminal_section,
@@ -97,7 +109,7 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
+    _show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -155,7 +167,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
+    _show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -186,3 +198,36 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
     for line in (*points, "", total):
         console.print(printable(line.rstrip()))
+
+
+def _show_outcome(
+    outcome: "SweepOutcome",
+    folder: "ResultsFolder",
+    make_table: Callable[["Sequence[Record]"], "TableSection"],
+    sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
+    as_json: bool,
+    file: str = "table.md",
+) -> None:
+    """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
+    failed.
+
+    `file` has the columns that do not fit a terminal.
+    """
+    from ulskip_cli.report.rows import warnings
+    from ulskip_cli.report.tables import draw
+
+    records = list(outcome.records.values())
+    if as_json:
+        print_json(outcome.as_json())
+    elif records:
+        console = make_console()
+        for sentence in sentences(records):
+            console.print(printable(sentence), style="bold")
+        console.print(draw(make_table(records), console.width, file), soft_wrap=False)
+        for warning in warnings(records):
+            console.print(f"warning: {printable(warning)}", style="yellow", soft_wrap=False)
+        written = f"written to {folder.path}/"
+        if any(record.num_examples for record in records):
+            written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
+        console.print(written)
+    outcome.check()

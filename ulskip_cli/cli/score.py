@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, ConfigDir, Json
-from ulskip_cli.cli.show import make_console, print_rows
+from ulskip_cli.cli.shared import PATH, ConfigDir, Json, make_console, print_rows
 
 
 def score(

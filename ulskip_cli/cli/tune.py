@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_json, print_yaml
+from ulskip_cli.cli.shared import (
+    PATH,
+    ConfigDir,
+    Json,
+    Overrides,
+    PrintConfig,
+    make_console,
+    print_json,
+    print_yaml,
+)
 
 
 def tune(
