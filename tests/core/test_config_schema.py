@@ -10,13 +10,13 @@ from ulskip_cli.core.config import (
     compose_training,
     compose_tuning,
     compose_unvalidated,
+    primary_of,
 )
 from ulskip_cli.core.config_reference import (
     command_keys,
     default_choice,
     group_keys,
     groups_of,
-    primary_of,
     top_level_keys,
 )
 from ulskip_cli.core.errors import UsageError

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from ulskip_cli.cli.config_keys import Panels
 from ulskip_cli.core import config_reference as reference
-from ulskip_cli.core.config import PRIMARY, group_choices, implied_choices
+from ulskip_cli.core.config import PRIMARY, group_choices, implied_choices, primary_of
 from ulskip_cli.core.config_reference import ALL_GROUPS, ConfigKey
 from ulskip_cli.core.errors import require_choice, unknown
 
@@ -26,7 +26,7 @@ def named_choices(words: Iterable[str]) -> dict[str, str]:
 def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the groups and keys of a command with the choices that the words name."""
     named = named_choices(words)
-    chosen = {**implied_choices("", reference.primary_of(command)), **named}
+    chosen = {**implied_choices("", primary_of(command)), **named}
     groups = {
         f"{group}=": ", ".join(group_choices(group))
         + (f" [default: {chosen[group]}]" if group in chosen else "")

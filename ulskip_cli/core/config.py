@@ -397,12 +397,12 @@ def read_choice(group: str, choice: str) -> Table:
     """Read the YAML file of a choice, merged over its bases. Bases are choices of the same group
     that its `defaults` name.
     """
-    files = group_choices(group)
-    values = _merged(*_with_bases(group, choice, files))
+    values = _merged(*_with_bases(group, choice))
     values.pop("defaults", None)
     missing = [key for key in ("_target_", "name") if key not in values]
     if group in CHOICES and missing:
-        raise UsageError(f"expected the key {missing[0]} in {files[choice]}, got none; add it")
+        file = group_choices(group)[choice]
+        raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
     return values
 
 
@@ -412,7 +412,7 @@ def implied_choices(group: str, choice: str) -> dict[str, str]:
     """
     return {
         key.removeprefix("override /").partition("@")[0]: str(name)
-        for values in _with_bases(group, choice, group_choices(group))
+        for values in _with_bases(group, choice)
         for entry in values.get("defaults", ())
         if isinstance(entry, dict)
         for key, name in entry.items()
@@ -443,10 +443,9 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     return kind
 
 
-def _with_bases(
-    group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...] = ()
-) -> Iterator[Table]:
+def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterator[Table]:
     """Yield the values of a file after those of the files that it is based on."""
+    files = group_choices(group)
     file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
     if choice in inside:
         raise UsageError(
@@ -460,7 +459,7 @@ def _with_bases(
         raise UsageError(f"expected names of choices as defaults in {file}, got {wrong[0]}")
     for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
-            yield from _with_bases(group, entry, files, (*inside, choice))
+            yield from _with_bases(group, entry, (*inside, choice))
     yield values
 
 
