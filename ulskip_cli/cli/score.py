@@ -25,10 +25,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
-    from ulskip_cli.experiments import rescore
-
-    extra = rescore.ExtraMetrics(metric or (), allow_code)
     from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments import rescore
     from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed
 
@@ -37,7 +35,7 @@ def score(
         runs = rescore.find_runs(target, results_dir)
         report_progress = bars.phase("score", len(runs))
         for folder, record in runs:
-            scored.append(rescore.rescore(folder, record, extra))
+            scored.append(rescore.rescore(folder, record, metric or (), allow_code))
             scored[-1].save()
             report_progress(len(scored))
     folders = {str(run.folder.path): run.folder for run in scored}
