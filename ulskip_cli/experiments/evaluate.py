@@ -29,6 +29,7 @@ from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss, given_logits
 from ulskip_cli.engines.speculative import MAX_CHECK
+from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
 from ulskip_cli.inference.batching import (
@@ -267,7 +268,7 @@ def measure_agreement(
     answers: Sequence[list[int]],
     batch_size: int,
     report: ReportProgress,
-) -> dict[str, float]:
+) -> Row:
     """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
     `prompts`, both token ids; return values for a record. They are empty if all answers are empty,
     or if an engine of another library gives no logits.
@@ -313,7 +314,7 @@ def measure_agreement(
     }
 
 
-def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:
+def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
     Each answer has a sum and a number of positions.
@@ -321,4 +322,4 @@ def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
     mean = sums.sum() / counts.sum()
-    return {key: float(mean), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return Interval(float(mean), float(low), float(high)).row(key)
