@@ -29,7 +29,7 @@ from ulskip_cli.core.config_schema import (
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import Table, change_texts
 from ulskip_cli.core.options import (
     Choice,
     accepts_list,
@@ -545,22 +545,13 @@ def is_text(key: str) -> bool:
 def escaped(value: object) -> object:
     """Write the line breaks, tabs and backslashes in the texts of a value as two characters."""
     codes = {ord(character): code for code, character in _ESCAPES.items()}
-    return _in_texts(value, lambda text: text.translate(codes))
+    return change_texts(value, lambda text: text.translate(codes))
 
 
 def _unescaped(value: object) -> object:
-    return _in_texts(
+    return change_texts(
         value, lambda text: re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
     )
-
-
-def _in_texts(value: object, change: Callable[[str], str]) -> object:
-    """Change all texts in a value."""
-    if isinstance(value, dict):
-        return {key: _in_texts(part, change) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_in_texts(part, change) for part in value]
-    return change(value) if isinstance(value, str) else value
 
 
 def _spelled_as_key(text: str) -> str:

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -254,11 +254,14 @@ def printable_lines(text: str) -> str:
 
 
 def all_printable(value: Any) -> Any:
-    """Return a JSON value in which all texts and keys are printable; keys become texts, as in a
-    file.
-    """
+    """Return a JSON value in which all texts and keys are printable."""
+    return change_texts(value, printable)
+
+
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with all its texts and keys changed; keys become texts, as in a file."""
     if isinstance(value, str):
-        return printable(value)
+        return change(value)
     if isinstance(value, dict):
-        return {printable(str(key)): all_printable(item) for key, item in value.items()}
-    return [all_printable(item) for item in value] if isinstance(value, list) else value
+        return {change(str(key)): change_texts(item, change) for key, item in value.items()}
+    return [change_texts(item, change) for item in value] if isinstance(value, list) else value
