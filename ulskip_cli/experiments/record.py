@@ -666,13 +666,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def scores(self) -> dict[str, float]:
         """The values of the metrics: those that the task names come first, in its order."""
-        named = list(self.config.task.metrics)
-        named += [name for name in metrics.METRICS if name not in named]
-        found = {
-            key: self.value(key)
-            for key in sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
-        }
-        return {key: score for key, score in found.items() if score is not None}
+        named = list(dict.fromkeys([*self.config.task.metrics, *metrics.METRICS]))
+        keys = sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
+        return {key: score for key in keys if (score := self.value(key)) is not None}
 
     @property
     def task(self) -> Text:
