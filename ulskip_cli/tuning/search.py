@@ -308,9 +308,8 @@ class Tuning:
         better of both.
         """
         config = self.config
-        wish = f"{config.adapter_steps} steps"
-        if not config.adapter_steps:
-            wish = f"{config.budget:g} minutes, {config.adapter}"
+        asked = f"{config.budget:g} minutes, {config.adapter}"
+        wish = f"{config.adapter_steps} steps" if config.adapter_steps else asked
         step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
         size = self.adapter = self._unless_refused(
             f"size of the {step} in {wish}", lambda: self._training_size(chosen)
