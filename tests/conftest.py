@@ -30,7 +30,7 @@ def model(request):
 @pytest.fixture(autouse=True)
 def small_reads(monkeypatch):
     """Measure the rate of reading memory with few bytes, because tests need no such rate."""
-    monkeypatch.setattr("ulskip_cli.experiments.read_rate.READ_BYTES", 2**16)
+    monkeypatch.setattr("ulskip_cli.experiments.paired_timing.READ_BYTES", 2**16)
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
+
+import psutil
+import torch
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
@@ -22,8 +26,8 @@ from ulskip_cli.core.files import read_object, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.loop import now
 from ulskip_cli.experiments.intervals import UNITS, half_width
-from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
@@ -47,6 +51,9 @@ NEW_TOKENS = 24  # generated for each sequence when depths are timed
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
 CLOSE = 0.02  # relative error of the speedup that ends the search
+READ_BYTES = 2**29  # larger than any cache
+MEMORY_SHARE = 0.25  # at most this share of free memory is read
+STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
 
 
 @dataclass(frozen=True)
@@ -267,6 +274,32 @@ def open_pair(
     (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
     earlier = stored.read(first.pairs, batch_size)
     return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
+
+
+def bandwidth_meter(device: torch.device) -> Callable[[], float]:
+    """Return a function that reads a buffer in memory once in several ways, and returns the bytes/s
+    of the fastest.
+    """
+    size = READ_BYTES
+    if device.type == "cpu":
+        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    flat = torch.ones(max(1, size // 32) * 8, device=device)
+    reads: list[Callable[[], object]] = [
+        *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
+        partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
+        partial(torch.dot, *flat.view(2, -1)),
+    ]
+
+    def seconds(read: Callable[[], object]) -> float:
+        began = now(device)
+        read()
+        return now(device) - began
+
+    @torch.inference_mode()
+    def measure() -> float:
+        return flat.nbytes / min(map(seconds, reads))
+
+    return measure
 
 
 def measure_units(
