@@ -36,10 +36,8 @@ class ProgressBars(ProgressCallback):
     completes the last bar.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
-        """Create the display; unless `enabled`, it shows nothing."""
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self._enabled = enabled
         self.bars = Progress(
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(30),
@@ -48,7 +46,7 @@ class ProgressBars(ProgressCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
-            disable=not (enabled and self.console.is_terminal),
+            disable=not self.console.is_terminal,
             speed_estimate_period=3600.0,  # steps of slow models take minutes
         )
         self._prefix = ""
@@ -59,7 +57,7 @@ class ProgressBars(ProgressCallback):
 
     def __enter__(self) -> Self:
         self.bars.start()
-        if self._enabled and self.bars.disable:
+        if self.bars.disable:
             threading.Thread(target=self._write_lines, daemon=True).start()
         return self
 
@@ -91,8 +89,6 @@ class ProgressBars(ProgressCallback):
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
-        if not self._enabled:
-            return
         self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -101,7 +97,7 @@ class ProgressBars(ProgressCallback):
         interruption.raise_if_interrupted()
         self._end_phase()
         self._label = self._prefix + label
-        if not total or not self._enabled:
+        if not total:
             return super().phase(label, total)
         task = self._task = self.bars.add_task(self._label, total=total, note="")
         if self.bars.disable:

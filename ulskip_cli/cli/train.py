@@ -1,11 +1,13 @@
 """The command `ulskip train`."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 from ulskip_cli.core.files import check_writable, user_path
+from ulskip_cli.core.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config, TrainingConfig
@@ -35,10 +37,10 @@ def train(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    with ProgressBars(enabled=first) as bars:
+    with ProgressBars() if first else nullcontext(ProgressCallback()) as progress:
         from ulskip_cli.training.run import run_training
 
-        record = run_training(chosen, bars).plain()
+        record = run_training(chosen, progress).plain()
     if not first:
         return
     from ulskip_cli.report.plots import learning_curve

@@ -109,7 +109,9 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 def groups_of(command: str) -> tuple[str, ...]:
     """Return the config groups that a command reads."""
     kind, groups = PRIMARY[primary_of(command)]
-    read = [group for group in groups if group in kind.model_fields and kind.reads(group, command)]
+    read = [
+        group for group in groups if group in kind.model_fields and command in kind.readers(group)
+    ]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 

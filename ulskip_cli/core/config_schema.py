@@ -218,7 +218,7 @@ class Shared(Options):
         """Return True if a command reads a key, and its value has an effect in this
         configuration.
         """
-        return self.reads(key, command) and all(
+        return command in self.readers(key) and all(
             use.condition is None or use.condition(self) for use in self._uses(key)
         )
 
@@ -227,15 +227,10 @@ class Shared(Options):
         return self.uses(key, command) and all(use.changes_results for use in self._uses(key))
 
     @classmethod
-    def reads(cls, key: str, command: str) -> bool:
-        """Return True if a command reads a key, e.g. `speed.seconds`; a key of a section whose own
+    def readers(cls, key: str) -> list[str]:
+        """Return the commands that read a key, e.g. `speed.seconds`; a key of a section whose own
         commands are not declared belongs to the commands of the section.
         """
-        return command in cls.readers(key)
-
-    @classmethod
-    def readers(cls, key: str) -> list[str]:
-        """Return the commands that read a key."""
         declared = [use.commands for use in cls._uses(key) if use.commands]
         return sorted(frozenset.intersection(*declared)) if declared else []
 
