@@ -163,7 +163,8 @@ def _value(file: mmap, kind: int) -> object:
     kind, count = _number(file, _UINT32), _number(file, _UINT64)
     if kind == _TEXT:
         for _ in range(count):  # a vocabulary has hundreds of thousands of texts
-            file.seek(*_LENGTH.unpack(file.read(_LENGTH.size)), SEEK_CUR)
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            file.seek(length, SEEK_CUR)
     elif count <= _MAX_ITEMS:
         return list(_numbers(file, kind, count))
     else:

@@ -74,7 +74,7 @@ class StepLog:
         self.path = path
         steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
         self._values = {step["step"]: all_printable(step["value"]) for step in steps}
-        self._began = time.monotonic() - sum(step["seconds"] for step in steps)
+        self._began: float = time.monotonic() - sum(step["seconds"] for step in steps)
 
     def once(self, step: str, run: Callable[[], Value]) -> Value:
         """Return the stored value of a step, or run the step and store the JSON-ready value that it
