@@ -10,7 +10,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
-from ulskip_cli.experiments.paired_timing import LatencyTargetFit
+from ulskip_cli.experiments.paired_timing import LatencyTargetFit, bandwidth_meter
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -179,7 +179,7 @@ def test_the_fastest_way_to_read_counts(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
     monkeypatch.setattr(paired_timing, "READ_BYTES", 2**16)
     monkeypatch.setattr(paired_timing, "now", lambda device: next(clock))
-    assert paired_timing.bandwidth_meter(torch.device("cpu"))() == 2**15
+    assert bandwidth_meter(torch.device("cpu"))() == 2**15
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):

@@ -269,10 +269,11 @@ def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], 
         wanted[LOOK_UP] = full.replace(decoding=drafts)
     names = configuration.group_choices("engine") if choice.engine.name == AUTO else ()
     engines = [configuration.preset("engine", name) for name in names]
-    for engine in sorted(engines, key=lambda engine: -engine.layer_bits):
+    ranked = sorted(zip(names, engines, strict=True), key=lambda pair: -pair[1].layer_bits)
+    for name, engine in ranked:
         if engine.is_runtime:
             changes = {"engine": engine, "decoding": decoding, "baseline_engine": AUTO}
-            wanted[f"engine={engine.name}"] = full.replace(**changes)
+            wanted[f"engine={name}"] = full.replace(**changes)
     found = []
     for label, config in wanted.items():
         try:
