@@ -121,8 +121,11 @@ class TableSection:
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
-        texts = [(column, [cell(line, column) for line in lines]) for column in columns]
-        texts = [(column, cells) for column, cells in texts if set(cells) - EMPTY]
+        texts = [
+            (column, cells)
+            for column in columns
+            if set(cells := [cell(line, column) for line in lines]) - EMPTY
+        ]
         rows = list(map(list, zip(*(cells for _, cells in texts), strict=True)))
         return cls(title, [column for column, _ in texts], rows, note, words)
 
