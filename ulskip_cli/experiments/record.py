@@ -70,9 +70,9 @@ class Column(NamedTuple):
     """A column that shows a field."""
 
     title: str  # may hold a line break
-    form: str = ""  # format of its numbers
     # makes the value, or names its attribute; empty: the field that declares the column
     show: Callable[..., object] | str = ""
+    form: str = ""  # format of its numbers
     optional: bool = False  # left out on a narrow terminal, the rightmost column first
     first: bool = False  # among the few columns for a reader of `ulskip run`
 
@@ -432,25 +432,25 @@ class Schedule(Section):
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers = value(
         "layers that every step runs, or the first stage",
-        Column("layers", show="layers", first=True),
+        Column("layers", "layers", first=True),
     )
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
         "mean number over the timed pairs",
-        Column("timed\nlayers", show="timed_layers", first=True),
+        Column("timed\nlayers", "timed_layers", first=True),
     )
     evaluated_mean_kept_layers: Positive = value("mean number over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
-        Column("layer\nratio", ".2f"),
+        Column("layer\nratio", form=".2f"),
     )
     predicted_speedup: Ratio = value(
         "bytes that a full step reads, divided by those of a step of the kept layers, output head"
         " included; with drafts, from measured costs",
         Column(
             "pre-\ndicted",
-            ".2f",
+            form=".2f",
             first=True,
         ),
     )
@@ -470,8 +470,8 @@ class Timing(Section):
 
     measured_speedup: Ratio = value(
         GLOSSARY,
-        Column("mea-\nsured", ".2f", first=True),
-        Column("inter-\nval", show="interval", optional=True, first=True),
+        Column("mea-\nsured", form=".2f", first=True),
+        Column("inter-\nval", "interval", optional=True, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
@@ -482,18 +482,18 @@ class Timing(Section):
     pairs: Pairs | None = value(
         "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
         " and the machine's read rate; requested `precision`",
-        Column("pairs", "d", "num_pairs", optional=True),
+        Column("pairs", "num_pairs", "d", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
         "mean number of CPUs used by other processes",
-        Column("other\nCPUs", ".1f", optional=True),
+        Column("other\nCPUs", form=".1f", optional=True),
     )
     prefill_seconds: Number = value("medians per batch")
     time_to_first_token_seconds: Number = value("medians per batch")
     time_per_output_token_seconds: Positive = value("medians per batch")
     prompt_kv_bytes: Count = value(
-        "size of the prompt's KV cache", Column("KV\nkept", ".0%", "kv_share", optional=True)
+        "size of the prompt's KV cache", Column("KV\nkept", "kv_share", ".0%", optional=True)
     )
     kept_kv_bytes: Count = value("this size without the skipped layers")
 
@@ -508,12 +508,12 @@ Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
-    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", ".2f"))
+    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", form=".2f"))
     decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
-    agreement: Share = value(GLOSSARY, Column("agree-\nment", ".1%", optional=True))
+    agreement: Share = value(GLOSSARY, Column("agree-\nment", form=".1%", optional=True))
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
-    kl_divergence: Number = value(GLOSSARY, Column("KL", ".2f", optional=True))
+    kl_divergence: Number = value(GLOSSARY, Column("KL", form=".2f", optional=True))
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
@@ -539,8 +539,8 @@ class Throughput(Section):
 
     decode_tokens_per_second: Rate = value(
         "generated tokens but the first of each answer, per decode second",
-        Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
-        Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
+        Column("full\ntok/s", "full_tokens_per_second", ".0f", optional=True, first=True),
+        Column("decode\ntok/s", "timed_tokens_per_second", ".0f", first=True),
     )
     total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
     throughput_from: Text = value(
@@ -555,10 +555,10 @@ class Throughput(Section):
     )
     acceptance_rate: Share = value(
         "accepted share of drafts",
-        Column("accept-\nance", ".2f"),
+        Column("accept-\nance", form=".2f"),
     )
     mean_accepted_length: Number = value(
-        "tokens per check", Column("tokens\na check", ".2f", optional=True)
+        "tokens per check", Column("tokens\na check", form=".2f", optional=True)
     )
     mean_draft_length: Number = value("drafts per check")
     check_costs: tuple[KnownNumber, ...] | None = value(
@@ -925,8 +925,8 @@ def pooled(rows: Sequence[Record]) -> Record:
 
 
 def _columns() -> Iterator[tuple[str, Column]]:
-    yield "label", Column("strategy", show="label", first=True)
-    yield "target_speedup", Column("target", ".4g", "target_speedup")
+    yield "label", Column("strategy", "label", first=True)
+    yield "target_speedup", Column("target", "target_speedup", ".4g")
     for kind in SECTIONS:
         for key in METRIC_KEYS if kind is Quality else ():
             yield key, metric_column(key)
@@ -947,7 +947,7 @@ def metric_column(key: str) -> Column:
             return None
         return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
 
-    return Column(row_key.short_title or row_key.title, "", show, row_key.optional)
+    return Column(row_key.short_title or row_key.title, show, optional=row_key.optional)
 
 
 # The columns of all fields and metrics by what they show; all tables are printed from them.

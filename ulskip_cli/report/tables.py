@@ -138,12 +138,12 @@ def cell(line: object, column: Column) -> str:
 
 def setting(key: Key, optional: bool = False) -> Column:
     """Return the column of a setting."""
-    return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), optional)
+    return Column(key.title.replace(" ", "\n"), partial(setting_text, key=key), optional=optional)
 
 
 def share_of_full(judged: Shares, form: str = ".1%") -> Column:
     """Return the column of the share of the full model's quality."""
-    return Column("of\nfull", form, lambda record: getattr(judged.get(record.key), "share", None))
+    return Column("of\nfull", lambda record: getattr(judged.get(record.key), "share", None), form)
 
 
 def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
@@ -153,7 +153,7 @@ def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
         share = judged.get(record.key)
         return share.interval.ends(".0%") if share else None
 
-    return [share_of_full(judged, form), Column("of full,\n95%", "", ends)]
+    return [share_of_full(judged, form), Column("of full,\n95%", ends)]
 
 
 def gate_column(title: str, judged: Shares) -> Column:
@@ -162,7 +162,7 @@ def gate_column(title: str, judged: Shares) -> Column:
     def show(record: Record) -> str | None:
         return None if record.keeps_all else getattr(judged.get(record.key), "verdict", None)
 
-    return Column(title, "", show)
+    return Column(title, show)
 
 
 def all_shares(groups: Iterable[Group], gate: float = GATE) -> Shares:
@@ -228,7 +228,7 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
     keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})
     return [
-        Column(key.replace("_", "\n", 1), "", partial(show, key=key))
+        Column(key.replace("_", "\n", 1), partial(show, key=key))
         for key in keys
         if "_stderr" not in key
     ]
