@@ -135,7 +135,7 @@ def test_progress_bounds_the_time_that_is_left(point, generated):
     notes = []
 
     class Notes(ProgressCallback):
-        def phase(self, label, total):
+        def phase(self, label, total=0):
             return lambda done, note="": notes.append((done, note))
 
     decoder, workload, config = point("batch_size=3")

@@ -92,7 +92,7 @@ class ProgressBars(ProgressCallback):
         self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def phase(self, label: str, total: int) -> ReportProgress:
+    def phase(self, label: str, total: int = 0) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
         interruption.raise_if_interrupted()
         self._end_phase()

@@ -56,7 +56,7 @@ def run_in_rounds(
             if point.run_id in wanted:
                 failed |= run_in_rounds([point], wanted, session)
         return failed
-    session.progress.phase("write", 0)
+    session.progress.phase("write")
     for (run, opened), pairs in zip(ready, measured, strict=True):
         if run.point.run_id in wanted:
             store_record(run, opened.pair.strategy, pairs, _describe(run, pairs))

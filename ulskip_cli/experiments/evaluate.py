@@ -156,7 +156,7 @@ def generate_answers(
             progress.note(draft_advice(name, output.draft_cost))
         return output.compile_seconds
 
-    progress.phase(f"{name}: warm up", 0)
+    progress.phase(f"{name}: warm up")
     compile_seconds = run_with_oom_retry(size, warm_up)
     checkpoints.resume(longest_first(list(map(len, workload.prompts))))
     finished = checkpoints.finished
@@ -235,7 +235,7 @@ def score_answers(
     )
     if not workload.has_references:
         return quality
-    progress.phase(f"{answers.strategy}: metrics", 0)
+    progress.phase(f"{answers.strategy}: metrics")
     texts = Answers(
         [generation["hypothesis"] for generation in answers.generations],
         [example.reference for example in examples],

@@ -107,7 +107,7 @@ class Session:
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
             compiling = "compile the CPU kernel, once per machine"
-            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
+            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling))
             self._models[key] = loaded
         return self._models[key]
 
@@ -293,7 +293,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         speed = run.timed.speed.replace(seconds=share * config.speed.seconds)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, units, progress)
-    progress.phase("write", 0)
+    progress.phase("write")
     record = store_record(
         run,
         decoder,

@@ -195,7 +195,7 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
     centres = [_at(row, metric) for row in rows if not may_gain(row)]
     axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
-    clocks = [row.speedup or Interval(1.0, None, None) for row in rows]
+    clocks = [row.speedup or Interval(1.0) for row in rows]
     ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [
