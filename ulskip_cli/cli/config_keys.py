@@ -4,15 +4,13 @@ their keys.
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from typer._click import Context, HelpFormatter
 from typer.core import TyperCommand
 
 from ulskip_cli.cli.shared import ConfigDir, Json
-
-if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
 
 Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
@@ -20,14 +18,14 @@ Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 class CommandWithKeys(TyperCommand):
     """A command whose `--help` lists its configuration keys below its options."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Keep the words of the command line for `--help`, which is printed before they are
         parsed.
         """
         ctx.meta["words"] = list(args)
         return super().parse_args(ctx, args)
 
-    def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Print usage, options and keys, with the keys of choices on the command line."""
         from ulskip_cli.cli.key_panels import command_panels
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,11 +21,9 @@ from rich.progress import (
 from ulskip_cli.core import interruption
 from ulskip_cli.core.files import printable
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
-from ulskip_cli.experiments.sweep.jobs import SweepObserver
-
-if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.sweep.jobs import Job
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver
 
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
@@ -115,7 +113,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
     result.
     """
 
-    def __init__(self, jobs: "Sequence[Job]", writes_tables: bool = True) -> None:
+    def __init__(self, jobs: Sequence[Job], writes_tables: bool = True) -> None:
         """Display these jobs, and write tables at intervals while rows come, and at the end."""
         super().__init__()
         self._config = jobs[0].config
@@ -130,7 +128,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         if kind is None:
             self._write(0)
 
-    def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
+    def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
         """Count a job as settled, and show a new result."""
         from ulskip_cli.experiments.statistics import sentence
 
@@ -157,7 +155,6 @@ class SweepDisplay(ProgressBars, SweepObserver):
         """Write the tables, unless they were written less than `interval` seconds ago."""
         if time.monotonic() - self._written_at < interval:
             return
-        from ulskip_cli.experiments.results import ResultsFolder
         from ulskip_cli.report import tables
 
         folder = ResultsFolder.of(self._config)
