@@ -5,7 +5,7 @@ and bounds.
 import functools
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
@@ -178,10 +178,8 @@ class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
     model: ModelConfig = option(..., "the model", used_by=_MODEL)
-    task: SerializeAsAny[Task] = option(
-        ..., "the task", used_by=f"{_ANSWERS} tune plan export train"
-    )
-    strategy: SerializeAsAny[Strategy] = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
+    task: Task = option(..., "the task", used_by=f"{_ANSWERS} tune plan export train")
+    strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
         "all",
         "layers that encode the prompt",
@@ -277,13 +275,13 @@ class Config(Shared):
     methods.
     """
 
-    correction: SerializeAsAny[Correction] = option(
+    correction: Correction = option(
         ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
     )
-    engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} generate plan")
+    engine: Engine = option(..., "the engine", used_by=f"{_TIMED} generate plan")
     speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
         CalibrationConfig(),

@@ -101,7 +101,7 @@ class Options(BaseModel):
 
     def plain(self) -> Table:
         """Return every value, JSON-ready."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", serialize_as_any=True)
 
     def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the values that differ from the defaults, JSON-ready.
