@@ -9,7 +9,7 @@ the classes. The command line wins over an experiment, an experiment over other 
 import functools
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -304,9 +304,6 @@ def _unknown_choice(kind: type[Choice]) -> type[Choice]:
     class Unknown(kind):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")
         is_known: ClassVar[bool] = False
-
-        def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
-            return {**super().changed(accepts, prefix), **(self.model_extra or {})}
 
     Unknown.__abstractmethods__ = frozenset()  # it is read and compared, but never run
     return Unknown

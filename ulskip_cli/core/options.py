@@ -109,14 +109,14 @@ class Options(BaseModel):
         `accepts` leaves out keys, which it gets with their sections, and with `prefix` before them.
         """
         values: Table = {}
-        for name, field in type(self).model_fields.items():
-            key, value = f"{prefix}{name}", getattr(self, name)
+        for name, value in self:
+            key, field = f"{prefix}{name}", type(self).model_fields.get(name)
             if accepts and not accepts(key):
                 continue
             if isinstance(value, Options):
                 if inner := value.changed(accepts, f"{key}."):
                     values[name] = inner
-            elif value != field.get_default(call_default_factory=True):
+            elif not field or value != field.get_default(call_default_factory=True):
                 values[name] = to_jsonable_python(value)
         return values
 

@@ -73,8 +73,8 @@ def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
     """Return the values of a configuration that a command uses and that change its results."""
 
     def walk(options: Options, prefix: str, choice: str) -> Iterator[tuple[Key, object]]:
-        for name in (*type(options).model_fields, *(options.model_extra or {})):
-            key, value = f"{prefix}{name}", getattr(options, name)
+        for name, value in options:
+            key = f"{prefix}{name}"
             if not config.changes_results(key, command):
                 continue
             if isinstance(value, Choice):
