@@ -34,7 +34,6 @@ from ulskip_cli.core.options import (
     Choice,
     accepts_list,
     field_of,
-    option,
     options_in,
     parse,
     use_of,
@@ -231,75 +230,53 @@ def _preset_class(group: str, name: str) -> type[Choice]:
 class StoredConfig(Config):
     """The configuration of a row: the values that its command used; the others are defaults.
 
-    A choice whose class or options this installation does not know keeps all its values, and so do
-    unknown keys, so that no two settings are taken for one.
+    It keeps the keys that this installation does not know, and all values of a choice whose class
+    it does not know, so that no two settings are taken for one.
     """
 
-    unknown: Table = option(
-        {}, "values of keys that this version does not know", used_by="run bench lm-eval"
-    )
+    model_config = ConfigDict(extra="allow")
 
     @classmethod
     def read(cls, values: Mapping[str, object]) -> "StoredConfig":
         """Return the configuration in a row; raise UsageError if a known key has an invalid
         value.
         """
-        known, unknown = _split(cls, values)
-        for group, kind in CHOICES.items():
-            node = known.get(group, {})
-            if not isinstance(node, dict):
-                raise UsageError(f"expected keys under config.{group}, got {str(node)[:80]}")
-            known[group] = _read_choice(group, kind, node)
-        return parse(cls, {**known, "unknown": unknown}, "config.")
+        nodes = {**{group: {} for group in CHOICES}, **values}
+        return parse(cls, {key: _read_section(key, node) for key, node in nodes.items()}, "config.")
 
     @classmethod
     def of(cls, config: Config, command: str = "run") -> "StoredConfig":
         """Return what a row of a command stores of a configuration."""
         return cls.read(config.recorded(command))
 
-    def to_row(self) -> Table:
-        """Return the values that differ from the defaults, JSON-ready."""
-        nested = [_nested(key, value) for key, value in self.unknown.items()]
-        return _merged(self.changed(lambda key: key != "unknown"), *nested)
+    def uses(self, key: str, command: str) -> bool:
+        """Return True also for keys that are not known."""
+        return key.partition(".")[0] in (self.model_extra or ()) or super().uses(key, command)
 
 
-def _read_choice(group: str, kind: type[Choice], node: Table) -> Choice:
-    """Return the choice of a row; if this installation does not know its class, or an option of
-    it, one that keeps all values.
+def _read_section(key: str, node: object) -> object:
+    """Return a section of a row; if this installation does not know its class or a key in it, one
+    that keeps all values.
     """
+    field, is_choice = Config.model_fields.get(key), key in CHOICES
+    kind = options_in(field.annotation) if field else None
+    if is_choice and not isinstance(node, dict):
+        raise UsageError(f"expected keys under config.{key}, got {str(node)[:80]}")
+    if kind is None or not isinstance(node, dict):
+        return node
     try:
-        return cast(Choice, stored_choice(group, node))
+        return stored_choice(key, node) if is_choice else parse(kind, node, f"config.{key}.")
     except UnknownKey:
-        kind = _preset_class(group, str(node.get("name")))
+        kind = _preset_class(key, str(node.get("name"))) if is_choice else kind
     except UsageError:
-        pass
-    return parse(_unknown_choice(kind), node, f"config.{group}.")
-
-
-def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, Table]:
-    """Divide nested values into those of keys that a class declares, and the others by dotted
-    key.
-    """
-    known: Table = {}
-    unknown: Table = {}
-    for key, value in values.items():
-        field = kind.model_fields.get(key)
-        section = options_in(field.annotation) if field else None
-        if field is None:
-            unknown[key] = value
-        elif section and not issubclass(section, Choice) and isinstance(value, dict):
-            known[key], inner = _split(section, value)
-            unknown |= {f"{key}.{name}": value for name, value in inner.items()}
-        else:
-            known[key] = value
-    return known, unknown
+        if not is_choice:
+            raise
+    return parse(_keeping_all(kind), node, f"config.{key}.")
 
 
 @functools.cache
-def _unknown_choice(kind: type[Choice]) -> type[Choice]:
-    """Return a subclass for choices whose class or options are not known, which keeps all
-    options.
-    """
+def _keeping_all(kind: type[BaseModel]) -> type[BaseModel]:
+    """Return a subclass that keeps values that the class does not declare."""
 
     class Unknown(kind):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")

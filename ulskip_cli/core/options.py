@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 from ulskip_cli.core.files import Table
 
-Parsed = TypeVar("Parsed", bound="Options")
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 NAMES: Mapping[object, str] = {
     float: "a number",

@@ -359,7 +359,7 @@ class Point(Section):
 
     @field_serializer("config")
     def _write_config(self, config: StoredConfig) -> Row:
-        return config.to_row()
+        return config.changed()
 
     def uses(self, key: str) -> bool:
         """Return True if the run used a key of the configuration."""
