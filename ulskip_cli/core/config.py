@@ -188,29 +188,6 @@ def model_named(name: str, **changes: object) -> ModelConfig:
     return parse(ModelConfig, {**values, **changes}, "model.")
 
 
-def parse_choices(words: Sequence[str], defaults: Mapping[str, Choice]) -> dict[str, Any]:
-    """Return the choices that words such as `strategy=search strategy.budget=20` make of groups;
-    options change the named choice, or else the default one.
-    """
-    names: dict[str, str] = {}
-    options: dict[str, Table] = {group: {} for group in defaults}
-    for override in parse_overrides(words):
-        group, _, option_name = override.key_or_group.partition(".")
-        if group not in defaults:
-            known = " and ".join(defaults)
-            raise UsageError(f"expected keys of {known}, got {override.input_line}; leave it out")
-        if option_name:
-            options[group][option_name] = override.value()
-        else:
-            names[group] = _choice_name(override)
-    return {
-        group: changed_choice(default, options[group], f"{group}.")
-        if names.get(group, default.name) == default.name
-        else preset(group, names[group], options[group])
-        for group, default in defaults.items()
-    }
-
-
 def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
     defaults of the class in its preset; raise UsageError if the class or an option is not known.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
+from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
@@ -233,8 +234,8 @@ def _text(example: Example) -> tuple[str, str]:
 
 
 def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
-    """Read a candidate, such as `strategy=search strategy.budget=20`. Its patches are folded if the
-    engine supports no others.
+    """Read a candidate, such as `strategy=search strategy.budget=20`. It has the correction of the
+    request unless it names another. Its patches are folded if the engine supports no others.
     """
     words = text.split()
     if not any(word.startswith("strategy=") for word in words):
@@ -242,9 +243,14 @@ def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
             f"expected strategy=NAME in each candidate, got '{text[:80]}'; for example"
             " candidates=['strategy=search strategy.budget=20']"
         )
-    defaults = {"strategy": config.strategy, "correction": config.correction}
-    chosen = configuration.parse_choices(words, defaults)
-    strategy, correction = chosen["strategy"], chosen["correction"]
+    if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
+        raise UsageError(f"expected keys of strategy and correction, got {others[0]}; leave it out")
+    asked = f"correction={config.correction.name}"
+    names_another = any(word.startswith("correction=") and word != asked for word in words)
+    everywhere = [] if names_another else overrides_of(config, "run")
+    shared = [word for word in everywhere if word.startswith("correction")]
+    chosen = configuration.compose_unvalidated([*shared, *words], "run")
+    strategy, correction = chosen.strategy, chosen.correction
     is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
     if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
         correction = correction.replace(kind="folded")
