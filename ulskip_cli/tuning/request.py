@@ -186,8 +186,8 @@ def divide(config: Config, wanted: int) -> Split:
     else:
         held_out = source.examples()
         limit, count = min(config.limit or total, total), min(wanted, len(held_out) // 2)
-        reported = {_text(example) for example in examples[:limit]}
-        if shared := sum(_text(example) in reported for example in held_out):
+        reported = {example.texts for example in examples[:limit]}
+        if shared := sum(example.texts in reported for example in held_out):
             raise UsageError(
                 f"expected calibration.task without examples of the final report, got {shared} of"
                 " them; set other data, or leave out calibration.task to use the examples after"
@@ -216,21 +216,17 @@ def training_examples(split: Split) -> list[Example]:
     wanted = split.final.replace(calibration=calibration.replace(examples=most))
     held = find_held_out(wanted)
     used = {
-        _text(example)
+        example.texts
         for side in (split.choice, split.final)
         for example in evaluated_examples(side)
     }
-    unused = [example for example in held.examples if _text(example) not in used]
+    unused = [example for example in held.examples if example.texts not in used]
     if not unused:
         raise UsageError(
             "expected examples to train on beside those that choose and those that are reported,"
             " got none; use more data"
         )
     return unused
-
-
-def _text(example: Example) -> tuple[str, str]:
-    return example.source, example.reference
 
 
 def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
@@ -294,7 +290,7 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
     wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
     data = [
-        [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
+        [example.texts for example in side.task.examples()] for side in (split.choice, split.final)
     ]
-    held = [_text(example) for example in find_held_out(split.choice).examples]
+    held = [example.texts for example in find_held_out(split.choice).examples]
     return digest([wish, split.final.identity(), fingerprint, data, held])
