@@ -498,9 +498,23 @@ class Timing(Section):
     kept_kv_bytes: Count = value("this size without the skipped layers")
 
 
+def _metric_column(key: str) -> Column:
+    """Return the column of a metric; a star marks a score that differs significantly from the full
+    model's score.
+    """
+    row_key = metrics.ROW_KEYS[key]
+
+    def show(record: "Record") -> str | None:
+        if (score := record.value(key)) is None:
+            return None
+        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
+
+    return Column(row_key.short_title or row_key.title, show, optional=row_key.optional)
+
+
 # One field for each number of a metric, e.g. `bleu`.
 _FIELDS: Any = {
-    key: (Number, Field(None, description=metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS
+    key: (Number, value(metrics.ROW_KEYS[key].title, _metric_column(key))) for key in METRIC_KEYS
 }
 Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 
@@ -927,27 +941,10 @@ def pooled(rows: Sequence[Record]) -> Record:
 def _columns() -> Iterator[tuple[str, Column]]:
     yield "label", Column("strategy", "label", first=True)
     yield "target_speedup", Column("target", "target_speedup", ".4g")
-    for kind in SECTIONS:
-        for key in METRIC_KEYS if kind is Quality else ():
-            yield key, metric_column(key)
-        for key in filter(_SHOWN.__contains__, kind.model_fields):
-            for column in _SHOWN[key].columns:
-                name = column.show or key
-                yield str(name), column._replace(show=name)
-
-
-def metric_column(key: str) -> Column:
-    """Return the column of a metric; a star marks a score that differs significantly from the full
-    model's score.
-    """
-    row_key = metrics.ROW_KEYS[key]
-
-    def show(record: Record) -> str | None:
-        if (score := record.value(key)) is None:
-            return None
-        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
-
-    return Column(row_key.short_title or row_key.title, show, optional=row_key.optional)
+    for key, shown in _SHOWN.items():
+        for column in shown.columns:
+            show = column.show or key
+            yield show if isinstance(show, str) else key, column._replace(show=show)
 
 
 # The columns of all fields and metrics by what they show; all tables are printed from them.
