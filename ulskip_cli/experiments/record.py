@@ -647,9 +647,6 @@ class Provenance(Section):
     )
 
 
-SECTIONS = (Point, Schedule, Timing, Quality, Throughput, Benchmark, LmEval, Provenance)
-
-
 class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedule, Point):
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
@@ -910,8 +907,7 @@ _NEEDS = {  # keys without which the value of another key means nothing
 
 _SHOWN = {
     key: field.json_schema_extra
-    for kind in SECTIONS
-    for key, field in kind.model_fields.items()
+    for key, field in Record.model_fields.items()
     if isinstance(field.json_schema_extra, Shown)
 }
 DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
