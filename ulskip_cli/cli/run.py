@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,7 +74,7 @@ def run(
     _show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
-        tables.terminal_section,
+        tables.short_section,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -167,7 +168,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    _show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
+    _show_outcome(outcome, folder, tables.short_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -213,19 +214,18 @@ def _show_outcome(
 
     `file` has the columns that do not fit a terminal.
     """
-    from ulskip_cli.report.rows import warnings
+    from ulskip_cli.report.rows import displayed, warnings
     from ulskip_cli.report.tables import draw
 
-    records = list(outcome.records.values())
     if as_json:
         print_json(outcome.as_json())
-    elif records:
+    elif records := [displayed(record, Path()) for record in outcome.records.values()]:
         console = make_console()
         for sentence in sentences(records):
-            console.print(printable(sentence), style="bold")
+            console.print(sentence, style="bold")
         console.print(draw(make_table(records), console.width, file), soft_wrap=False)
         for warning in warnings(records):
-            console.print(f"warning: {printable(warning)}", style="yellow", soft_wrap=False)
+            console.print(f"warning: {warning}", style="yellow", soft_wrap=False)
         written = f"written to {folder.path}/"
         if any(record.num_examples for record in records):
             written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"

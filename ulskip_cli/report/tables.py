@@ -201,11 +201,6 @@ def short_section(records: Sequence[Record]) -> TableSection:
     )
 
 
-def terminal_section(records: Sequence[Record]) -> TableSection:
-    """Make the table of records for a terminal, with few columns."""
-    return short_section([displayed(record, Path()) for record in records])
-
-
 def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
