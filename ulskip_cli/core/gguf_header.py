@@ -162,9 +162,10 @@ def _value(file: mmap, kind: int) -> object:
         return _number(file, kind)
     kind, count = _number(file, _UINT32), _number(file, _UINT64)
     if kind == _TEXT:
+        position = file.tell()
         for _ in range(count):  # a vocabulary has hundreds of thousands of texts
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            file.seek(length, SEEK_CUR)
+            position += _LENGTH.size + _LENGTH.unpack_from(file, position)[0]
+        file.seek(position)
     elif count <= _MAX_ITEMS:
         return list(_numbers(file, kind, count))
     else:
