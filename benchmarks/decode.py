@@ -23,8 +23,8 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.intervals import ratio_interval
+from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.strategies.plan import make_plan

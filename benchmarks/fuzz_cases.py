@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.cli.app import app
 from ulskip_cli.core import config_reference as reference
+from ulskip_cli.core.config import primary_of
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = (
@@ -186,7 +187,7 @@ def inspecting(draw: st.DrawFn) -> list[str]:
             *draw(st.sampled_from((["results/x"], ["results/x", "results/x"], ["nowhere"], []))),
             *chosen,
         ]
-    primary = command if command in reference.PRIMARY else "config"
+    primary = primary_of(command)
     words = [
         *draw(st.lists(override(primary), max_size=4)),
         *chain.from_iterable(draw(st.lists(option(command), max_size=1))),

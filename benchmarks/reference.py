@@ -15,7 +15,6 @@ from ulskip_cli.core.config_reference import ConfigKey
 from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.experiments.record import (
     REPEATED,
-    SECTIONS,
     Benchmark,
     LmEval,
     Point,
@@ -26,6 +25,7 @@ from ulskip_cli.experiments.record import (
 from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
+SECTIONS = Record.__bases__[::-1]
 SECTION_TITLES = (
     *("Request", "Schedule", "Timed pairs", "Quality", "Throughput"),
     *("Rows of a bench", "Rows of lm-eval", "Provenance"),

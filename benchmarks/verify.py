@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
-from ulskip_cli.cli.show import make_console
+from ulskip_cli.cli.shared import make_console
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
@@ -172,7 +172,7 @@ def verify(sources: Sequence[Source]) -> int:
         else:
             found += figures(source.page, stored, measured[-1])
     titles = {"figure": "name", "stored": "stored", "this machine": "here", "verdict": "judged"}
-    columns = [Column(title, show=name) for title, name in titles.items()]
+    columns = [Column(title, name) for title, name in titles.items()]
     table = TableSection.of("", found, columns, words=len(columns))
     console = make_console()
     console.print(draw(replace(table, sentences=True), console.width, ""), soft_wrap=False)

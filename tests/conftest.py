@@ -15,6 +15,8 @@ from reference import ARCHITECTURES, NEW_STYLE, NUM_LAYERS, build_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ulskip_cli.core.config import use_config_dir
+
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
@@ -28,7 +30,14 @@ def model(request):
 @pytest.fixture(autouse=True)
 def small_reads(monkeypatch):
     """Measure the rate of reading memory with few bytes, because tests need no such rate."""
-    monkeypatch.setattr("ulskip_cli.experiments.read_rate.READ_BYTES", 2**16)
+    monkeypatch.setattr("ulskip_cli.experiments.paired_timing.READ_BYTES", 2**16)
+
+
+@pytest.fixture(autouse=True)
+def no_config_dir():
+    """Let the folder of --config-dir of one test be unknown to the next."""
+    yield
+    use_config_dir(None)
 
 
 @pytest.fixture(scope="module")

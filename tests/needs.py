@@ -58,7 +58,7 @@ def overrides_for(*needs, supports=ALL, command="run", **paths):
     given = {text.partition("=")[0]: text for text in small}
     if Need.RANDOM_WEIGHTS in needs:
         given.pop("limit")
-    chosen = {key: text for key, text in given.items() if Config.reads(key, command)} | asked
+    chosen = {key: text for key, text in given.items() if command in Config.readers(key)} | asked
     for key in chosen:
         for name, path in paths.items():
             chosen[key] = chosen[key].replace(f"{{{name}}}", str(path))

@@ -43,7 +43,7 @@ def configured(record, **changes):
     """Return a record with other values of its configuration, e.g. `model={"name": "n"}`; values
     inside sections are added to those of the section.
     """
-    config = record.config.to_row()
+    config = record.config.changed()
     for key, value in changes.items():
         section = config.get(key)
         config[key] = {**section, **value} if isinstance(section, dict) else value
@@ -179,7 +179,7 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     known = sweep_row(strategy, target, batch)
     kept = {key: getattr(known, key) for key in ("id", "dataset", "folder")}
     reason = f"{strategy} decodes one sequence at a time"
-    return made({**kept, "status": status, "reason": reason}, known.config.to_row())
+    return made({**kept, "status": status, "reason": reason}, known.config.changed())
 
 
 def write_folder(path, rows, answers=None):

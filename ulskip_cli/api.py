@@ -19,17 +19,19 @@ No function changes the given model. An invalid request raises
 
 import operator
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
+from ulskip_cli.core import config
 from ulskip_cli.core.answer import Answer, Comparison
 from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.model_metadata import MAX_LAYERS
+from ulskip_cli.core.strategy import ScheduleRequest, Strategy
+from ulskip_cli.core.task import Example, Template
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ulskip_cli.core.strategy import Strategy
     from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.runner import Session
     from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -66,10 +68,6 @@ def kept_layers(
         UsageError: the ratio is out of range, the strategy or an option is unknown, or the strategy
             lacks its calibration or runs different layers at different steps.
     """
-    from ulskip_cli.core import config
-    from ulskip_cli.core.model_metadata import MAX_LAYERS
-    from ulskip_cli.core.strategy import ScheduleRequest
-
     if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
         raise UsageError(f"expected num_layers <= {MAX_LAYERS}, got {num_layers}")
     if not isinstance(ratio, SupportsFloat) or isinstance(ratio, bool):
@@ -148,9 +146,6 @@ def generate(
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
             is not supported, or the skip adapter does not fit the model or the layers.
     """
-    from pathlib import Path
-
-    from ulskip_cli.core.config import decoding_of
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
     from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
@@ -164,7 +159,7 @@ def generate(
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
-    chosen = decoding_of(decoding)
+    chosen = config.decoding_of(decoding)
     has_template = tokenizer is None
     if isinstance(model, str | Path):
         model, own_tokenizer = _loaded(model)
@@ -206,13 +201,11 @@ def _encoded(
     """Return prompts as token ids, with the chat template of the tokenizer if `has_template` and
     there is one.
     """
-    from ulskip_cli.core.config import preset
-    from ulskip_cli.core.task import Example, Template
     from ulskip_cli.tasks.encoding import PromptFormatter
 
     formatter = PromptFormatter(Template("{source}", ""))
     if has_template:
-        formatter = PromptFormatter.for_task(preset("task", "jsonl"), tokenizer, None)
+        formatter = PromptFormatter.for_task(config.preset("task", "jsonl"), tokenizer, None)
     pairs = [formatter.format(Example("", text, "")) for text in texts]
     ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
     if [] in ids:
@@ -243,12 +236,11 @@ def _chosen(
     return _layers(kept)
 
 
-def _loaded(model: "str | Path") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _loaded(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that `ulskip models` lists, or one from a folder or the hub."""
-    from ulskip_cli.core.config import model_named
     from ulskip_cli.inference.loading import load, load_tokenizer
 
-    chosen = model_named(str(model))
+    chosen = config.model_named(str(model))
     if chosen.source == "random":
         raise UsageError("random weights answer no prompts; use a pretrained model")
     tokenizer = load_tokenizer(chosen)
@@ -292,7 +284,6 @@ def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> C
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.core import config
     from ulskip_cli.experiments.preflight import resolve_prompts
 
     if not isinstance(prompt, str):
@@ -324,7 +315,6 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.core import config
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.command_line import command_line, overrides_of
-from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config import compose, compose_training, use_config_dir
 
 CASES = [
     [],
@@ -56,6 +56,15 @@ def test_keys_that_a_command_does_not_read_are_left_out():
     }
     named = {"model=tiny", "task=wmt"}
     assert set(overrides_of(config, "plan")) == {*named, "strategy=top_skip", "ratio=3"}
+
+
+def test_a_choice_of_a_users_folder_is_named(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = "_target_: ulskip_cli.strategies.static.Custom\nname: mine\nlayers: [0, 2, 11]\n"
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    use_config_dir(tmp_path)
+    again = overrides_of(compose(["strategy=mine", "limit=5"]), "run")
+    assert again == ["model=tiny", "task=wmt", "strategy=mine", "limit=5"]
 
 
 def test_a_training_is_a_command_line_too():

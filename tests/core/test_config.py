@@ -78,11 +78,12 @@ def test_a_users_own_folder_adds_choices(tmp_path):
     (tmp_path / "strategy").mkdir()
     text = "_target_: ulskip_cli.strategies.static.Custom\nname: mine\nlayers: [0, 2, 11]\n"
     (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    chosen = config.compose(["strategy=mine"], tmp_path)
-    assert chosen.strategy.layers == (0, 2, 11)
-    assert "mine" in config.group_choices("strategy", tmp_path)
+    config.use_config_dir(tmp_path)
+    assert config.compose(["strategy=mine"]).strategy.layers == (0, 2, 11)
+    assert "mine" in config.group_choices("strategy")
     with pytest.raises(UsageError, match="nowhere"):
-        config.compose([], tmp_path / "nowhere")
+        config.use_config_dir(tmp_path / "nowhere")
+    assert "mine" not in config.group_choices("strategy")
 
 
 HEAD = b"_target_: ulskip_cli.strategies.static.Full\nname: mine\n"
@@ -108,8 +109,9 @@ def test_a_broken_file_of_the_config_folder_is_named(content, named, tmp_path):
     file = tmp_path / "strategy" / "mine.yaml"
     file.parent.mkdir()
     file.write_bytes(content)
+    config.use_config_dir(tmp_path)
     with pytest.raises(UsageError, match=named.replace("FILE", re.escape(str(file)))):
-        config.compose(["strategy=mine"], tmp_path)
+        config.compose(["strategy=mine"])
 
 
 @pytest.mark.parametrize(
@@ -134,10 +136,11 @@ def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
     text += "ratio: 3\nlimit: 5\ntracker_options: {share: 1e-1}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
-    chosen = config.compose(["experiment=mine", "limit=6"], tmp_path)
+    config.use_config_dir(tmp_path)
+    chosen = config.compose(["experiment=mine", "limit=6"])
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
     assert chosen.tracker_options == {"share": 0.1}
-    assert config.compose(["experiment=mine", "model=tiny"], tmp_path).model.name == "tiny"
+    assert config.compose(["experiment=mine", "model=tiny"]).model.name == "tiny"
 
 
 @pytest.mark.parametrize("command", [["plan"], ["config", "strategy=unified"], ["tasks"]])
@@ -170,8 +173,8 @@ UNKNOWN = [
 def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, command):
     row = {**config.compose([]).recorded(), **values}
     stored = config.StoredConfig.read(row)
-    assert stored.to_row() == row
-    assert config.StoredConfig.read(stored.to_row()) == stored
+    assert stored.changed() == row
+    assert config.StoredConfig.read(stored.changed()) == stored
     if command == "run" or "task" not in values:  # a benchmark reads no task
         assert stored.identity(command) != config.compose([]).identity(command)
     (section, inner), *_ = values.items()

@@ -41,5 +41,6 @@ def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
     (tmp_path / "train" / "mine.yaml").write_text(
         "defaults: [base]\nname: mine\nlora: {alpha: 8}\n"
     )
-    values = config.read_choice("train", "mine", tmp_path)
+    config.use_config_dir(tmp_path)
+    values = config.read_choice("train", "mine")
     assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}

@@ -10,13 +10,13 @@ from ulskip_cli.core.config import (
     compose_training,
     compose_tuning,
     compose_unvalidated,
+    primary_of,
 )
 from ulskip_cli.core.config_reference import (
     command_keys,
     default_choice,
     group_keys,
     groups_of,
-    primary_of,
     top_level_keys,
 )
 from ulskip_cli.core.errors import UsageError
@@ -25,8 +25,8 @@ COMPOSE = {
     **dict.fromkeys(
         ("run", "sweep", "generate", "bench", "plan", "export", "lm-eval"), compose_unvalidated
     ),
-    "tune": lambda overrides, folder, command: compose_tuning(["speedup=2", *overrides], folder),
-    "train": lambda overrides, folder, command: compose_training(overrides, folder),
+    "tune": lambda overrides, command: compose_tuning(["speedup=2", *overrides]),
+    "train": lambda overrides, command: compose_training(overrides),
 }
 KIND = {name: PRIMARY[primary_of(name)][0] for name in COMPOSE}
 
@@ -51,7 +51,7 @@ def as_text(value):
 def refusal(command, override):
     """Return the message with which a command refuses a key that it does not read."""
     try:
-        COMPOSE[command]([override], None, command)
+        COMPOSE[command]([override], command)
     except UsageError as error:  # a value may be refused for another reason
         return str(error) if "does not read" in str(error) else None
 

@@ -135,8 +135,8 @@ def test_a_row_stores_all_that_identifies_its_run(change, command):
     _, key, config = change
     stored = StoredConfig.of(config, command)
     assert stored.identity(command) == config.identity(command), key
-    assert stored.to_row() == config.recorded(command)
-    assert StoredConfig.read(stored.to_row()) == stored
+    assert stored.changed() == config.recorded(command)
+    assert StoredConfig.read(stored.changed()) == stored
 
 
 @pytest.mark.parametrize("task", ["cnn_dm", "jsonl"])

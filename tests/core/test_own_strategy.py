@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import StoredConfig, compose
+from ulskip_cli.core.config import StoredConfig, compose, use_config_dir
 from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.report.rows import grouped
@@ -68,7 +68,8 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
 
 
 def test_advice_about_other_strategies_is_not_given(folder):
-    config = compose(["strategy=loudest"], folder)
+    use_config_dir(folder)
+    config = compose(["strategy=loudest"])
     depths = {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 5.0}
     record = Record.joined(Point.of(config, "0" * 12), **depths)
     (line,) = run_warnings(config, Plan.from_layers(12, [0, 1, 2, 11]), record)
@@ -77,8 +78,11 @@ def test_advice_about_other_strategies_is_not_given(folder):
 
 def test_rows_of_different_options_are_never_taken_for_one_another(folder):
     options = {side: ["strategy=loudest", f"strategy.side={side}"] for side in ("left", "right")}
-    configs = {side: compose(words, folder) for side, words in options.items()}
-    configs["given"] = compose([*options["left"], "strategy.last=5"], folder)
+    use_config_dir(folder)
+    configs = {side: compose(words) for side, words in options.items()}
+    configs["given"] = compose([*options["left"], "strategy.last=5"])
+    again = compose(["strategy=loudest"])  # its preset sets the side
+    use_config_dir(None)  # as other commands read the rows
     records = [Record.joined(Point.of(config, name)) for name, config in configs.items()]
     stored = [read(json.dumps(record.to_row())) for record in records]
     assert stored == records
@@ -88,6 +92,5 @@ def test_rows_of_different_options_are_never_taken_for_one_another(folder):
     assert len({record.identity for record in stored}) == 3
     (group,) = grouped(stored)
     assert len({group.approach(record) for record in stored}) == 3
-    again = compose(["strategy=loudest"], folder)  # its preset sets the side
     assert again.identity() == configs["right"].identity()
     assert StoredConfig.of(again) == StoredConfig.of(configs["right"])

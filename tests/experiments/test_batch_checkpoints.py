@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
@@ -15,25 +17,32 @@ SECOND = BatchOutput(
 )
 
 
-@pytest.fixture
-def path(tmp_path):
-    partial = BatchCheckpoints(tmp_path / "a.partial.jsonl", ORIGIN)
-    assert partial.batches(ORDER) == []
-    partial.add([2, 0], FIRST, 2, 100)
-    partial.add([1], SECOND, 1, 200)
-    return tmp_path / "a.partial.jsonl"
+def resumed(path, order=ORDER, **origin):
+    """The batches of a run that begins now, after an earlier attempt."""
+    batches = BatchCheckpoints(path, ORIGIN | origin, time.monotonic())
+    batches.resume(order)
+    return batches
 
 
 def read(path, order=ORDER, **origin):
-    return BatchCheckpoints(path, ORIGIN | origin).batches(order)
+    return resumed(path, order, **origin).finished
+
+
+@pytest.fixture
+def path(tmp_path):
+    partial = resumed(tmp_path / "a.partial.jsonl")
+    assert partial.finished == []
+    partial.add([2, 0], FIRST, 2, 100)
+    partial.add([1], SECOND, 1, 200)
+    return tmp_path / "a.partial.jsonl"
 
 
 def test_finished_batches_are_read_back_but_for_one_that_was_cut_off(path):
     stored = [(batch.output, batch.batch_size, batch.peak_memory_bytes) for batch in read(path)]
     assert stored == [(FIRST, 2, 100), (SECOND, 1, 200)]
     path.write_bytes(path.read_bytes()[:-20])
-    again = BatchCheckpoints(path, ORIGIN)
-    assert [batch.positions for batch in again.batches(ORDER)] == [[2, 0]]
+    again = resumed(path)
+    assert [batch.positions for batch in again.finished] == [[2, 0]]
     again.add([1, 3], FIRST, 2, 300)
     assert [batch.positions for batch in read(path)] == [[2, 0], [1, 3]]
 
@@ -48,8 +57,7 @@ def test_batches_of_another_machine_order_or_shape_are_dropped(path):
 
 def test_seconds_of_all_attempts_add_up_until_the_run_is_done(path):
     path.write_text(path.read_text().replace('"elapsed_seconds":', '"elapsed_seconds":10'))
-    again = BatchCheckpoints(path, ORIGIN)
-    again.batches(ORDER)
+    again = resumed(path)
     assert again.elapsed_seconds >= 100
     again.remove()
     assert not path.exists() and read(path) == []

@@ -9,8 +9,8 @@ from reference import NEW_STYLE
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.experiments import benchmark, preflight, read_rate, runner
-from ulskip_cli.experiments.paired_timing import LatencyTargetFit
+from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
+from ulskip_cli.experiments.paired_timing import LatencyTargetFit, bandwidth_meter
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -25,7 +25,7 @@ KV = 2 * 16 * 4  # bytes a token and layer
 @pytest.fixture(autouse=True)
 def bandwidth(monkeypatch):
     """Memory that is read at 1 TB/s."""
-    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1e12)
+    monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e12)
 
 
 @pytest.fixture
@@ -177,13 +177,13 @@ def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):
 
 def test_the_fastest_way_to_read_counts(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
-    monkeypatch.setattr(read_rate, "READ_BYTES", 2**16)
-    monkeypatch.setattr(read_rate, "now", lambda device: next(clock))
-    assert read_rate.bandwidth_meter(torch.device("cpu"))() == 2**15
+    monkeypatch.setattr(paired_timing, "READ_BYTES", 2**16)
+    monkeypatch.setattr(paired_timing, "now", lambda device: next(clock))
+    assert bandwidth_meter(torch.device("cpu"))() == 2**15
 
 
 def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):
-    monkeypatch.setattr(benchmark, "bandwidth_meter", lambda device: lambda: 1.0)
+    monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1.0)
     row = bench("ratio=2")
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
 

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -6,14 +7,27 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.evaluate import draft_advice, generate_answers, score_answers
+from ulskip_cli.experiments.evaluate import (
+    BatchCheckpoints,
+    draft_advice,
+    generate_answers,
+    score_answers,
+)
 from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
 
 
-def evaluated(decoder, workload, config, baseline=None):
-    """The answers and their scores."""
-    answers = generate_answers(decoder, workload, config, ProgressCallback())
-    return answers, scored(answers, workload, decoder, baseline)
+@pytest.fixture
+def generated(tmp_path):
+    """Return a function that generates answers."""
+
+    def call(decoder, workload, config, progress=None):
+        checkpoints = BatchCheckpoints(tmp_path / "a.partial.jsonl", {}, time.monotonic())
+        shown = progress or ProgressCallback()
+        answers = generate_answers(decoder, workload, config, shown, checkpoints)
+        checkpoints.remove()
+        return answers
+
+    return call
 
 
 def scored(answers, workload, decoder, baseline=None):
@@ -21,7 +35,18 @@ def scored(answers, workload, decoder, baseline=None):
     return score_answers(answers, workload, decoder, loss, baseline, ProgressCallback())
 
 
-def test_answers_come_back_in_the_tasks_order(point):
+@pytest.fixture
+def evaluated(generated):
+    """Return a function that generates answers and scores them."""
+
+    def call(decoder, workload, config, baseline=None):
+        answers = generated(decoder, workload, config)
+        return answers, scored(answers, workload, decoder, baseline)
+
+    return call
+
+
+def test_answers_come_back_in_the_tasks_order(point, evaluated):
     decoder, workload, config = point("batch_size=2")
     answers, quality = evaluated(decoder, workload, config)
     assert [one["id"] for one in answers.generations] == [
@@ -36,7 +61,9 @@ def test_answers_come_back_in_the_tasks_order(point):
     assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_memory, tmp_path):
+def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(
+    point, limit_memory, tmp_path, evaluated
+):
     decoder, workload, config = point()
     asked, _ = evaluated(decoder, workload, config)
     limit_memory()
@@ -49,7 +76,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
     assert quality.evaluated_batch_size == timing.timed_batch_size == 1
 
 
-def test_truncated_sources_are_counted(point, tmp_path):
+def test_truncated_sources_are_counted(point, tmp_path, evaluated):
     lines = [
         json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"})
         for n in (1, 40, 50)
@@ -65,7 +92,7 @@ def test_truncated_sources_are_counted(point, tmp_path):
     assert quality.num_truncated_sources == 2
 
 
-def test_truncated_references_are_counted(point, tmp_path):
+def test_truncated_references_are_counted(point, tmp_path, evaluated):
     lines = [json.dumps({"prompt": "the cat", "reference": "sat on the mat " * n}) for n in (1, 40)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     overrides = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "model=tiny", "speed.new_tokens=6"]
@@ -74,31 +101,29 @@ def test_truncated_references_are_counted(point, tmp_path):
     assert (quality.num_truncated_references, quality.num_truncated_sources) == (1, 0)
 
 
-def test_a_stop_string_ends_text_and_hypothesis(point):
-    free = generate_answers(*point(), ProgressCallback()).generations
+def test_a_stop_string_ends_text_and_hypothesis(point, generated):
+    free = generated(*point()).generations
     letter = free[0]["output"].strip()[-1]
-    stopped = generate_answers(
-        *point(f"decoding.stop=['{letter}']"), ProgressCallback()
-    ).generations
+    stopped = generated(*point(f"decoding.stop=['{letter}']")).generations
     assert all(letter not in one["output"] for one in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
 
 
-def test_stored_answers_of_other_examples_are_refused(point):
+def test_stored_answers_of_other_examples_are_refused(point, evaluated):
     with pytest.raises(RunError, match=r"5 .*2; .*name="):
         evaluated(*point(), baseline=["a", "b"])
 
 
-def test_logits_that_are_not_finite_are_refused(point):
+def test_logits_that_are_not_finite_are_refused(point, generated):
     decoder, workload, config = point()
-    answers = generate_answers(decoder, workload, config, ProgressCallback())
+    answers = generated(decoder, workload, config)
     decoder.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidLogitsError, match="nan"):
         scored(answers, workload, decoder)
 
 
-def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point):
+def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point, generated):
     notes = []
 
     class Notes(ProgressCallback):
@@ -106,21 +131,21 @@ def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(
             notes.append(text)
 
     decoder, workload, config = point("decoding=prompt_lookup", "strategy=full", "batch_size=1")
-    generate_answers(decoder, workload, config, Notes())
+    generated(decoder, workload, config, Notes())
     assert len(notes) == 1 and "plain steps" in notes[0]
     assert "more than 25% of them" in draft_advice("full", 1.25)
     assert "decoding=greedy" in draft_advice("full", 2.5)
 
 
-def test_progress_bounds_the_time_that_is_left(point):
+def test_progress_bounds_the_time_that_is_left(point, generated):
     notes = []
 
     class Notes(ProgressCallback):
-        def phase(self, label, total):
+        def phase(self, label, total=0):
             return lambda done, note="": notes.append((done, note))
 
     decoder, workload, config = point("batch_size=3")
-    generate_answers(decoder, workload, config, Notes())
+    generated(decoder, workload, config, Notes())
     during = [note for done, note in notes if note.endswith(" left")]
     assert len(during) > 2 and all("tok/s, at most 0:" in note for note in during)
     assert notes[-1] == (5, during[-1]) and during[-1].endswith("at most 0:00:00 left")

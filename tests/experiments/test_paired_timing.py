@@ -94,15 +94,15 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def units_of(llama, clock, tmp_path):
+def units_of(llama, clock, tmp_path, monkeypatch):
     def measured(read_rate=lambda: 1e9, origin=None, batch_size=2, **speed):
         pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
         stored = FinishedUnits(tmp_path / "units.json", origin or {})
         first = TimedPairs(outputs(2), outputs(1))
         earlier = stored.read(first.pairs, batch_size)
         opened = Opened(pair, replace(first, earlier=earlier), stored)
-        report = ProgressCallback().phase("", 0)
-        (timed,) = measure_units([opened], SpeedConfig(**speed), report, read_rate)
+        monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: read_rate)
+        (timed,) = measure_units([opened], SpeedConfig(**speed), "", ProgressCallback())
         stored.remove()
         return timed
 

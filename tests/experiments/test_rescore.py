@@ -6,7 +6,7 @@ from report_rows import configured
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import read
-from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore
+from ulskip_cli.experiments.rescore import find_runs, rescore
 from ulskip_cli.experiments.results import ResultsFolder
 
 SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
@@ -23,7 +23,7 @@ def store(path, run_id, hypotheses, baseline=None):
     answers = [{"source": s, "reference": r, "hypothesis": h} for s, r, h in texts]
     folder.save_generations(run_id, answers)
     row = {**POINT, "id": run_id, "baseline_id": baseline, "num_examples": len(answers)}
-    folder.append(rescore(folder, read(json.dumps(row)), ExtraMetrics()).record)
+    folder.append(rescore(folder, read(json.dumps(row))).record)
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def answers_of(folder, run_id):
 def test_metrics_are_added_and_nothing_else_changes(folder):
     added = {"ter", "rouge1", "rouge2", "rougeL", "rougeLsum"}
     for where, record in find_runs(str(folder), folder.parent):
-        same = rescore(where, record, ExtraMetrics())
+        same = rescore(where, record)
         assert (same.added, same.changed, same.record) == ([], {}, record)
-        again = rescore(where, record, ExtraMetrics(["ter", "rouge"]))
+        again = rescore(where, record, ["ter", "rouge"])
         assert (set(again.added), again.changed) == (added, {})
         old, new = record.to_row(), again.record.to_row()
         assert new.keys() - old.keys() == added
@@ -81,9 +81,9 @@ def test_a_baseline_needs_all_answers_or_none(folder, run):
     file = answers_of(folder, FULL)
     file.write_text(file.read_text()[:-20])  # the last line is cut in the middle
     with pytest.raises(UsageError, match=rf"{file.name}.* 4\b"):
-        rescore(*run, ExtraMetrics(["ter"]))
+        rescore(*run, ["ter"])
     file.unlink()
-    assert rescore(*run, ExtraMetrics(["ter"])).added == ["ter"]
+    assert rescore(*run, ["ter"]).added == ["ter"]
 
 
 def test_runs_that_were_never_scored_need_no_answers(folder):
@@ -98,9 +98,9 @@ def test_a_row_names_no_class_to_import(tmp_path, monkeypatch, run):
     for task in ({**TASK, "_target_": "planted.Thing"}, {**TASK, "name": "mine"}):
         planted = configured(record, task=task)
         with pytest.raises(UsageError, match=task["name"]):
-            rescore(folder, planted, ExtraMetrics())
+            rescore(folder, planted)
     with pytest.raises(UsageError, match="expected a task"):
-        rescore(folder, record.replace(command="bench"), ExtraMetrics())
+        rescore(folder, record.replace(command="bench"))
 
 
 def test_a_target_without_runs_is_refused_and_a_changed_score_is_named(folder, run):
@@ -108,7 +108,7 @@ def test_a_target_without_runs_is_refused_and_a_changed_score_is_named(folder, r
         with pytest.raises(UsageError, match=target):
             find_runs(target, folder.parent)
     where, record = run
-    changed = rescore(where, record.replace(bleu=1.0), ExtraMetrics()).changed
+    changed = rescore(where, record.replace(bleu=1.0)).changed
     assert changed == {"bleu": (1.0, record.bleu)}
 
 
@@ -121,8 +121,8 @@ def test_a_row_does_not_allow_the_code_of_its_answers(tmp_path):
     config = {**CONFIG, "task": task}
     row = read(json.dumps({**POINT, "config": config, "id": run_id, "num_examples": 2}))
     with pytest.raises(UsageError, match="--allow-code"):
-        rescore(folder, row, ExtraMetrics())
-    scored = rescore(folder, row, ExtraMetrics(allow_code=True))
+        rescore(folder, row)
+    scored = rescore(folder, row, allow_code=True)
     assert (scored.added, scored.record.value("pass_at_1")) == (["pass_at_1"], 50.0)
 
 

@@ -20,7 +20,7 @@ class Phases(ProgressCallback):
     def __init__(self):
         self.reports = {}
 
-    def phase(self, label, total):
+    def phase(self, label, total=0):
         self.reports[label] = (0, total)
 
         def report(done, note=""):

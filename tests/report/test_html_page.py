@@ -87,15 +87,18 @@ def test_comparisons_and_settings_to_filter_by_are_on_the_page(tmp_path):
     assert re.findall(r'name="examples" value="(\d+)"', text) == ["4", "20"]
 
 
-def collected(tmp_path, stored, most=200, rows=None):
+def collected(tmp_path, stored, rows=None):
     rows = read_records([write_folder(tmp_path / "x", rows or small_sweep(), stored)])
-    return html_page.collect(grouped(rows), rows, most)
+    return html_page.collect(grouped(rows), rows)
 
 
 def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
-    assert "4 of 9 examples" in collected(tmp_path, {"unified-2-1": ["a"] * 9}, most=4).note
     assert collected(tmp_path / "none", {}).sets == []
-    assert collected(tmp_path / "zero", {"unified-2-1": ["a"]}, most=0).sets == []
+    with monkeypatch.context() as limits:
+        limits.setattr(html_page, "MAX_EXAMPLES", 4)
+        assert "4 of 9 examples" in collected(tmp_path, {"unified-2-1": ["a"] * 9}).note
+        limits.setattr(html_page, "MAX_EXAMPLES", 0)
+        assert collected(tmp_path / "zero", {"unified-2-1": ["a"]}).sets == []
     unlike = collected(tmp_path / "unlike", {"unified-2-1": ["a", "b"], "unified-3-1": ["a"]})
     assert len(unlike.sets[0].runs) == 1  # the other run answered other examples
     monkeypatch.setattr(html_page, "MAX_RUNS", 2)

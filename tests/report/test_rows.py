@@ -76,7 +76,7 @@ def test_settings_that_a_record_did_not_use_agree_with_all():
 def test_a_failed_record_joins_the_group_of_its_sweep():
     point = Point.of(compose(["model=tiny"]), "x")
     failed = Record.joined(point, status=FAILED, reason="out of memory", folder="results/x")
-    config = {key: failed.config.to_row()[key] for key in ("model", "task", "decoding")}
+    config = {key: failed.config.changed()[key] for key in ("model", "task", "decoding")}
     rows = [configured(row, **config).replace(chat=False) for row in small_sweep()]
     (group,) = grouped([*rows, failed])
     assert not group.records[-1].is_done

@@ -17,9 +17,8 @@ from ulskip_cli.cli import (
     generate,
     lm_eval,
     plan,
-    report,
+    results,
     run,
-    score,
     train,
     tune,
 )
@@ -51,8 +50,8 @@ for command in (
     app.command(cls=CommandWithKeys)(command)
 app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
 for function in (
-    score.score,
-    report.report,
+    results.score,
+    results.report,
     config_keys.config,
     config_keys.models,
     config_keys.tasks,

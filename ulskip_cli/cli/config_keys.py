@@ -4,16 +4,13 @@ their keys.
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from typer._click import Context, HelpFormatter
 from typer.core import TyperCommand
 
-from ulskip_cli.cli.options import ConfigDir, Json
-
-if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
+from ulskip_cli.cli.shared import ConfigDir, Json
 
 Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
@@ -21,14 +18,14 @@ Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 class CommandWithKeys(TyperCommand):
     """A command whose `--help` lists its configuration keys below its options."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Keep the words of the command line for `--help`, which is printed before they are
         parsed.
         """
         ctx.meta["words"] = list(args)
         return super().parse_args(ctx, args)
 
-    def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Print usage, options and keys, with the keys of choices on the command line."""
         from ulskip_cli.cli.key_panels import command_panels
 
@@ -55,22 +52,22 @@ def config(
     """
     from ulskip_cli.cli.key_panels import describe
 
-    _print_panels(describe(name or "", config_dir))
+    _print_panels(describe(name or ""))
 
 
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
-    _list_group("model", config_dir, as_json)
+    _list_group("model", as_json)
 
 
 def tasks(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the tasks."""
-    _list_group("task", config_dir, as_json)
+    _list_group("task", as_json)
 
 
 def strategies(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the strategies."""
-    _list_group("strategy", config_dir, as_json)
+    _list_group("strategy", as_json)
 
 
 def env(as_json: Json = False) -> None:
@@ -83,10 +80,10 @@ def env(as_json: Json = False) -> None:
     _print_facts(facts, as_json)
 
 
-def _list_group(group: str, config_dir: Path | None, as_json: bool) -> None:
+def _list_group(group: str, as_json: bool) -> None:
     from ulskip_cli.core.config_reference import describe_choices
 
-    _print_facts(describe_choices(group, config_dir), as_json)
+    _print_facts(describe_choices(group), as_json)
 
 
 def _print_facts(facts: Mapping[str, object], as_json: bool) -> None:

@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_json, print_yaml
+from ulskip_cli.cli.shared import (
+    PATH,
+    ConfigDir,
+    Json,
+    Overrides,
+    PrintConfig,
+    print_json,
+    print_yaml,
+)
 from ulskip_cli.core.errors import UsageError, require_choice
 
 
@@ -43,7 +50,7 @@ def export(
     from ulskip_cli.export import run
 
     require_choice("--format", as_format, run.FORMATS)
-    chosen = compose(overrides, config_dir, f"export --format {as_format}")
+    chosen = compose(overrides, f"export --format {as_format}")
     if print_config:
         print_yaml(chosen)
         return

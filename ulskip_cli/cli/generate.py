@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig
-from ulskip_cli.cli.show import make_console, print_rows, print_yaml
+from ulskip_cli.cli.shared import ConfigDir, Json, PrintConfig, make_console, print_rows, print_yaml
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
@@ -43,7 +42,7 @@ def generate(
     from ulskip_cli.core import config
 
     prompt, overrides = _split(overrides)
-    chosen = config.compose_prompts(overrides, config_dir)
+    chosen = config.compose_prompts(overrides)
     if print_config:
         print_yaml(chosen)
         return

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ulskip_cli.cli.config_keys import Panels
 from ulskip_cli.core import config_reference as reference
-from ulskip_cli.core.config import PRIMARY, group_choices, implied_choices
+from ulskip_cli.core.config import PRIMARY, group_choices, implied_choices, primary_of
 from ulskip_cli.core.config_reference import ALL_GROUPS, ConfigKey
 from ulskip_cli.core.errors import require_choice, unknown
 
@@ -27,7 +26,7 @@ def named_choices(words: Iterable[str]) -> dict[str, str]:
 def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the groups and keys of a command with the choices that the words name."""
     named = named_choices(words)
-    chosen = {**implied_choices("", reference.primary_of(command)), **named}
+    chosen = {**implied_choices("", primary_of(command)), **named}
     groups = {
         f"{group}=": ", ".join(group_choices(group))
         + (f" [default: {chosen[group]}]" if group in chosen else "")
@@ -43,17 +42,17 @@ def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, di
         yield title, _meanings(keys)
 
 
-def describe(name: str, extra_dir: Path | None) -> Panels:
+def describe(name: str) -> Panels:
     """Return what `ulskip config NAME` prints; raise UsageError for an unknown name."""
     group, _, choice = name.partition("=")
     if not name:
-        return _describe_all(extra_dir)
+        return _describe_all()
     if group in ALL_GROUPS:
-        return _describe_group(group, choice.replace("-", "_"), extra_dir)
+        return _describe_group(group, choice.replace("-", "_"))
     keys = {key.name: key for primary in PRIMARY for key in reference.top_level_keys(primary)}
     group = name.partition(".")[0]
     if group in ALL_GROUPS:
-        keys = _keys_of_choices(group, extra_dir) | keys
+        keys = _keys_of_choices(group) | keys
     shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
     if not shown:
         raise unknown(
@@ -62,11 +61,11 @@ def describe(name: str, extra_dir: Path | None) -> Panels:
     return [(f"Keys of {name}", _meanings(shown))]
 
 
-def _describe_all(extra_dir: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
+def _describe_all() -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the groups with their choices, and all keys: those outside groups, and of groups."""
     yield (
         "Config groups and their choices; `ulskip config GROUP` describes them",
-        {f"{group}=": ", ".join(group_choices(group, extra_dir)) for group in ALL_GROUPS},
+        {f"{group}=": ", ".join(group_choices(group)) for group in ALL_GROUPS},
     )
     titles = {"config": "Keys of run, sweep, bench and plan", "tune": "Further keys of tune"}
     shown = set[str]()
@@ -75,24 +74,24 @@ def _describe_all(extra_dir: Path | None) -> Iterator[tuple[str, dict[str, str]]
         yield titles.get(primary, f"Further keys of {primary}"), _meanings(keys)
         shown |= {key.name for key in keys}
     for group in ALL_GROUPS:
-        if inside := _keys_of_choices(group, extra_dir):
+        if inside := _keys_of_choices(group):
             yield f"Keys {group}.* of all choices", _meanings(inside.values())
 
 
-def _keys_of_choices(group: str, extra_dir: Path | None) -> dict[str, ConfigKey]:
+def _keys_of_choices(group: str) -> dict[str, ConfigKey]:
     """Return the keys of all choices of a group by name, with the values of the default choice if
     it has the key.
     """
     default, keys = reference.default_choice(group), dict[str, ConfigKey]()
-    for choice in sorted(group_choices(group, extra_dir), key=lambda name: name != default):
-        inside = reference.group_keys(group, choice, extra_dir)
+    for choice in sorted(group_choices(group), key=lambda name: name != default):
+        inside = reference.group_keys(group, choice)
         keys |= {key.name: key for key in inside if key.name not in keys}
     return keys
 
 
-def _describe_group(group: str, choice: str, extra_dir: Path | None) -> Panels:
+def _describe_group(group: str, choice: str) -> Panels:
     """Return the choices of a group with their keys as panels."""
-    described = reference.describe_choices(group, extra_dir)
+    described = reference.describe_choices(group)
     folded = {name.replace("-", "_"): name for name in described}
     default = reference.default_choice(group)
     if choice:
@@ -100,7 +99,7 @@ def _describe_group(group: str, choice: str, extra_dir: Path | None) -> Panels:
         described = {default: described[default]}
     panels = [(f"Choices of {group}", {f"{group}={name}": described[name] for name in described})]
     for name in described:
-        keys = reference.group_keys(group, name, extra_dir)
+        keys = reference.group_keys(group, name)
         # Of other groups, one choice has all keys.
         if keys and (group in ("task", "strategy") or name == default):
             panels.append((f"Keys of {group}={name}", _meanings(keys)))

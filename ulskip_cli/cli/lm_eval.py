@@ -3,17 +3,15 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
+from typer._click import Context
+from typer._click.exceptions import NoSuchOption
 
 from ulskip_cli.cli.config_keys import CommandWithKeys
-from ulskip_cli.cli.options import Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_yaml
+from ulskip_cli.cli.shared import Overrides, PrintConfig, make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from typer._click import Context
 
 _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
 
@@ -21,10 +19,8 @@ _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
 class CommandWithHarness(CommandWithKeys):
     """A command that leaves the words behind `--` to the parser of lm-evaluation-harness."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the words before `--`, and keep those behind it."""
-        from typer._click.exceptions import NoSuchOption
-
         end = args.index("--") if "--" in args else len(args)
         ctx.meta["harness"] = args[end + 1 :]
         try:

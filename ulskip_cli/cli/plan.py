@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_json, print_yaml
+from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 
 if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config
@@ -28,7 +27,7 @@ def plan(
     from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.strategies.plan import make_plan
 
-    chosen = config.compose(overrides, config_dir, "plan")
+    chosen = config.compose(overrides, "plan")
     if print_config:
         print_yaml(chosen)
         return
@@ -181,10 +180,10 @@ def strip(num_layers: int, kept: Sequence[int]) -> str:
     return "".join(KEPT if i in kept else SKIPPED for i in range(num_layers))
 
 
-def ruler(num_layers: int, every: int = 5) -> str:
-    """Return the layer numbers below a strip.
+def ruler(num_layers: int) -> str:
+    """Return every fifth layer number, below a strip.
 
     >>> ruler(12)
     '0    5    10'
     """
-    return "".join(str(i).ljust(every) for i in range(0, num_layers, every)).rstrip()
+    return "".join(str(i).ljust(5) for i in range(0, num_layers, 5)).rstrip()

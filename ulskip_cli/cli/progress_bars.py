@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,11 +21,9 @@ from rich.progress import (
 from ulskip_cli.core import interruption
 from ulskip_cli.core.files import printable
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
-from ulskip_cli.experiments.sweep.jobs import SweepObserver
-
-if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.sweep.jobs import Job
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver
 
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
@@ -36,10 +34,8 @@ class ProgressBars(ProgressCallback):
     completes the last bar.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
-        """Create the display; unless `enabled`, it shows nothing."""
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self._enabled = enabled
         self.bars = Progress(
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(30),
@@ -48,7 +44,7 @@ class ProgressBars(ProgressCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
-            disable=not (enabled and self.console.is_terminal),
+            disable=not self.console.is_terminal,
             speed_estimate_period=3600.0,  # steps of slow models take minutes
         )
         self._prefix = ""
@@ -59,7 +55,7 @@ class ProgressBars(ProgressCallback):
 
     def __enter__(self) -> Self:
         self.bars.start()
-        if self._enabled and self.bars.disable:
+        if self.bars.disable:
             threading.Thread(target=self._write_lines, daemon=True).start()
         return self
 
@@ -91,17 +87,15 @@ class ProgressBars(ProgressCallback):
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
-        if not self._enabled:
-            return
         self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def phase(self, label: str, total: int) -> ReportProgress:
+    def phase(self, label: str, total: int = 0) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
         interruption.raise_if_interrupted()
         self._end_phase()
         self._label = self._prefix + label
-        if not total or not self._enabled:
+        if not total:
             return super().phase(label, total)
         task = self._task = self.bars.add_task(self._label, total=total, note="")
         if self.bars.disable:
@@ -119,7 +113,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
     result.
     """
 
-    def __init__(self, jobs: "Sequence[Job]", writes_tables: bool = True) -> None:
+    def __init__(self, jobs: Sequence[Job], writes_tables: bool = True) -> None:
         """Display these jobs, and write tables at intervals while rows come, and at the end."""
         super().__init__()
         self._config = jobs[0].config
@@ -134,7 +128,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         if kind is None:
             self._write(0)
 
-    def job_settled(self, job: "Job", record: "Record", is_new: bool) -> None:
+    def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
         """Count a job as settled, and show a new result."""
         from ulskip_cli.experiments.statistics import sentence
 
@@ -161,7 +155,6 @@ class SweepDisplay(ProgressBars, SweepObserver):
         """Write the tables, unless they were written less than `interval` seconds ago."""
         if time.monotonic() - self._written_at < interval:
             return
-        from ulskip_cli.experiments.results import ResultsFolder
         from ulskip_cli.report import tables
 
         folder = ResultsFolder.of(self._config)

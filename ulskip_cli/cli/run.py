@@ -3,21 +3,34 @@ times a grid.
 """
 
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Force, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_json, print_yaml, show_outcome
+from ulskip_cli.cli.shared import (
+    ConfigDir,
+    Force,
+    Json,
+    Overrides,
+    PrintConfig,
+    make_console,
+    print_json,
+    print_yaml,
+)
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.sweep.jobs import Job
+    from ulskip_cli.experiments.record import Record
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import Job, SweepOutcome
+    from ulskip_cli.report.tables import TableSection
 
 
 def run(
@@ -32,7 +45,7 @@ def run(
     """
     from ulskip_cli.core import config
 
-    chosen = config.compose(overrides, config_dir, "run")
+    chosen = config.compose(overrides, "run")
     if print_config:
         print_yaml(chosen)
         return
@@ -58,10 +71,10 @@ def run(
         records = run_point(point, session)
     tables.write_tables(folder)
     repeated = {record.id: record for record in folder.records()}  # with units of earlier runs
-    show_outcome(
+    _show_outcome(
         SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
         folder,
-        tables.terminal_section,
+        tables.short_section,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -82,7 +95,7 @@ def bench(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    grid = points(overrides, config_dir, "bench")
+    grid = points(overrides, "bench")
     if print_config:
         print_yaml(*grid)
         return
@@ -97,7 +110,7 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
+    _show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -126,7 +139,7 @@ def sweep(
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs
 
-    grid = points(overrides, config_dir)
+    grid = points(overrides)
     if print_config:
         print_yaml(*grid)
         return
@@ -155,7 +168,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.terminal_section, verdicts.lead, as_json)
+    _show_outcome(outcome, folder, tables.short_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -186,3 +199,35 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
     total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
     for line in (*points, "", total):
         console.print(printable(line.rstrip()))
+
+
+def _show_outcome(
+    outcome: "SweepOutcome",
+    folder: "ResultsFolder",
+    make_table: Callable[["Sequence[Record]"], "TableSection"],
+    sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
+    as_json: bool,
+    file: str = "table.md",
+) -> None:
+    """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
+    failed.
+
+    `file` has the columns that do not fit a terminal.
+    """
+    from ulskip_cli.report.rows import displayed, warnings
+    from ulskip_cli.report.tables import draw
+
+    if as_json:
+        print_json(outcome.as_json())
+    elif records := [displayed(record, Path()) for record in outcome.records.values()]:
+        console = make_console()
+        for sentence in sentences(records):
+            console.print(sentence, style="bold")
+        console.print(draw(make_table(records), console.width, file), soft_wrap=False)
+        for warning in warnings(records):
+            console.print(f"warning: {warning}", style="yellow", soft_wrap=False)
+        written = f"written to {folder.path}/"
+        if any(record.num_examples for record in records):
+            written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
+        console.print(written)
+    outcome.check()

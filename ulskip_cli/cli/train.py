@@ -1,10 +1,17 @@
 """The command `ulskip train`."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import print_json, print_yaml, training_lines
+from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 from ulskip_cli.core.files import check_writable, user_path
+from ulskip_cli.core.progress import ProgressCallback
+
+if TYPE_CHECKING:
+    from ulskip_cli.core.config_schema import Config, TrainingConfig
+    from ulskip_cli.experiments.record import Row
 
 
 def train(
@@ -20,7 +27,7 @@ def train(
     from ulskip_cli.core import config
     from ulskip_cli.training.preflight import check_trainable
 
-    chosen = config.compose_training(overrides, config_dir)
+    chosen = config.compose_training(overrides)
     if print_config:
         print_yaml(chosen)
         return
@@ -30,10 +37,10 @@ def train(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    with ProgressBars(enabled=first) as bars:
+    with ProgressBars() if first else nullcontext(ProgressCallback()) as progress:
         from ulskip_cli.training.run import run_training
 
-        record = run_training(chosen, bars).plain()
+        record = run_training(chosen, progress).plain()
     if not first:
         return
     from ulskip_cli.report.plots import learning_curve
@@ -44,3 +51,48 @@ def train(
         return
     for line in training_lines(record, output, chosen):
         print(line)
+
+
+def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> list[str]:
+    """Return the lines of the summary: steps, losses, and the command to run next."""
+    from ulskip_cli.report.plots import curve_label
+
+    since = " since the run resumed" if record["resumed"] else ""
+    lines = [
+        f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples,"
+        f" {record['seconds']:.0f} s{since}"
+    ]
+    if record["train_loss"] is not None:
+        lines.append(f"training loss of the last steps: {record['train_loss']:.3f}")
+    if record["left_out"]:
+        lines.append(
+            f"{record['left_out']} examples were skipped: longer than train.max_length; raise it to"
+            " keep them"
+        )
+    if record["learning_curve"]:
+        losses = record["learning_curve"][-1]["validation_loss"]
+        shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
+        lines.append(f"validation loss: {shown}")
+    from ulskip_cli.core.command_line import command_line
+
+    warnings = [f"warning: {text}" for text in record["warnings"]]
+    following = "" if warnings else f"; next: {command_line(next_config(config), 'run')}"
+    return [*lines, f"written to {output}/{following}", *warnings]
+
+
+def next_config(training: "TrainingConfig") -> "Config":
+    """Return the configuration that runs a trained model or skip adapter: the task, layers and
+    number of examples of the training, and its first ratio.
+    """
+    from ulskip_cli.core.config import compose, preset
+    from ulskip_cli.core.config_schema import ModelConfig
+
+    kept = {key: getattr(training, key) for key in ("task", "strategy", "limit", "prompt_layers")}
+    ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
+    config = compose([])
+    decoding = config.decoding.replace(max_new_tokens=training.task.max_new_tokens)
+    config = config.replace(**kept, ratio=ratio, decoding=decoding)
+    if training.train.method == "adapter":
+        adapter = preset("correction", "adapter", {"path": [training.output]})
+        return config.replace(model=training.model, correction=adapter)
+    return config.replace(model=ModelConfig(name="hf", source="hf", path=training.output))

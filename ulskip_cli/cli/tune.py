@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import make_console, print_json, print_yaml
+from ulskip_cli.cli.shared import (
+    PATH,
+    ConfigDir,
+    Json,
+    Overrides,
+    PrintConfig,
+    make_console,
+    print_json,
+    print_yaml,
+)
 
 
 def tune(
@@ -26,13 +34,13 @@ def tune(
     """
     from ulskip_cli.core.config import compose_tuning
 
-    chosen = compose_tuning(overrides, config_dir)
+    chosen = compose_tuning(overrides)
     if print_config:
         print_yaml(chosen)
         return
     from ulskip_cli.tuning.request import resolve_tuning
 
-    request = resolve_tuning(chosen, config_dir)
+    request = resolve_tuning(chosen)
     from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.export.run import check_target

@@ -106,6 +106,11 @@ def check(needs: Set[Need], command: str | None = None) -> None:
         )
 
 
+def needed(wanted: Mapping[Need, object]) -> frozenset[Need]:
+    """Return the needs whose condition is true."""
+    return frozenset(need for need, is_used in wanted.items() if is_used)
+
+
 def texts(needs: Set[Need]) -> str:
     """Name needs in the order of their declaration."""
     return " and ".join(need.text for need in Need if need in needs)

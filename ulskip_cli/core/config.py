@@ -9,7 +9,7 @@ the classes. The command line wins over an experiment, an experiment over other 
 import functools
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -29,12 +29,11 @@ from ulskip_cli.core.config_schema import (
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import Table, change_texts
 from ulskip_cli.core.options import (
     Choice,
     accepts_list,
     field_of,
-    option,
     options_in,
     parse,
     use_of,
@@ -74,7 +73,6 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
 }  # of configs/<primary>.yaml
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
-SharedT = TypeVar("SharedT", bound=Shared)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -96,15 +94,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-def compose(
-    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "run"
-) -> Config:
-    """Build the configuration of a command from overrides and a user's config folder.
+def compose(overrides: Sequence[str], command: str = "run") -> Config:
+    """Build the configuration of a command from overrides.
 
     Raises UsageError for an invalid key or value or a key that the command does not read, and
     NotApplicable for values that exclude each other.
     """
-    config = compose_unvalidated(overrides, extra_dir, command)
+    config = compose_unvalidated(overrides, command)
     if command == "run" and config.sweep:
         raise UsageError(
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
@@ -114,44 +110,42 @@ def compose(
     return config
 
 
-def compose_prompts(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+def compose_prompts(overrides: Sequence[str]) -> Config:
     """Build the checked configuration of `ulskip generate`; see `compose`. Unless a task is named,
     the bundled translator gets the prompts of its task, and other models get the prompts as they
     are or in their chat template.
     """
-    config = compose(overrides, extra_dir, "generate")
+    config = compose(overrides, "generate")
     is_named = any(word.lstrip("+").startswith(("task", "experiment=")) for word in overrides)
     if is_named or config.model.source == "bundled":
         return config
-    return compose(["task=jsonl", *overrides], extra_dir, "generate")
+    return compose(["task=jsonl", *overrides], "generate")
 
 
-def compose_unvalidated(
-    overrides: Sequence[str], extra_dir: Path | None = None, command: str = "sweep"
-) -> Config:
+def compose_unvalidated(overrides: Sequence[str], command: str = "sweep") -> Config:
     """Build the configuration of a command; check each value alone, but not combinations of
     values.
     """
     command = command.partition(" ")[0]
-    config = _composed(Config, "config", overrides, extra_dir, command)
+    config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
         decoding = config.decoding.replace(max_new_tokens=config.speed.new_tokens)
         config = config.replace(decoding=decoding)
     return config
 
 
-def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
+def compose_training(overrides: Sequence[str]) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
-    config = _composed(TrainingConfig, "train", overrides, extra_dir, "train")
+    config: TrainingConfig = _composed("train", overrides)
     output = config.output.replace("{model}", config.model.name)
     config = config.replace(output=output.replace("{strategy}", config.strategy.name))
     check_training(config)
     return config
 
 
-def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
+def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config = _composed(TuneConfig, "tune", overrides, extra_dir, "tune")
+    config: TuneConfig = _composed("tune", overrides)
     capabilities.check(
         config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
     )  # candidates have their own
@@ -174,147 +168,96 @@ def preset(
     group: str,
     name: str,
     options: Mapping[str, object] | None = None,
-    extra_dir: Path | None = None,
 ) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
-    chosen = read_choice(group, name, extra_dir)
+    chosen = read_choice(group, name)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def model_named(name: str, extra_dir: Path | None = None, **changes: object) -> ModelConfig:
+def model_named(name: str, **changes: object) -> ModelConfig:
     """Return the configuration of a model that `ulskip models` lists, or of one in a folder or on
     the hub.
     """
-    if name in group_choices("model", extra_dir):
-        values = read_choice("model", name, extra_dir)
+    if name in group_choices("model"):
+        values = read_choice("model", name)
     else:
         values = {**read_choice("model", "hf"), "path": name}
     values.pop("description", None)
     return parse(ModelConfig, {**values, **changes}, "model.")
 
 
-def parse_choices(
-    words: Sequence[str], defaults: Mapping[str, Choice], extra_dir: Path | None = None
-) -> dict[str, Any]:
-    """Return the choices that words such as `strategy=search strategy.budget=20` make of groups;
-    options change the named choice, or else the default one.
-    """
-    names: dict[str, str] = {}
-    options: dict[str, Table] = {group: {} for group in defaults}
-    for override in parse_overrides(words):
-        group, _, option_name = override.key_or_group.partition(".")
-        if group not in defaults:
-            known = " and ".join(defaults)
-            raise UsageError(f"expected keys of {known}, got {override.input_line}; leave it out")
-        if option_name:
-            options[group][option_name] = override.value()
-        else:
-            names[group] = _choice_name(override, extra_dir)
-    return {
-        group: changed_choice(default, options[group], f"{group}.")
-        if names.get(group, default.name) == default.name
-        else preset(group, names[group], options[group], extra_dir)
-        for group, default in defaults.items()
-    }
-
-
-def stored_choice(group: str, values: Mapping[str, object], extra_dir: Path | None = None) -> Any:
+def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     """Return the choice of a row, which stores its name and the options that differ from the
     defaults of the class in its preset; raise UsageError if the class or an option is not known.
     """
     name = str(values.get("name"))
-    if "_target_" in values and extra_dir is None:
+    if "_target_" in values and not _user_dirs:
         raise UsageError(f"{group}={name} is not a class of ulskip; name its --config-dir")
     options = {key: value for key, value in values.items() if key != "_target_"}
-    return parse(_preset_class(group, name, extra_dir), options, f"{group}.")
+    return parse(_preset_class(group, name), options, f"{group}.")
 
 
 @functools.cache
-def _preset_class(group: str, name: str, extra_dir: Path | None) -> type[Choice]:
-    return choice_class(read_choice(group, name, extra_dir), group)
+def _preset_class(group: str, name: str) -> type[Choice]:
+    return choice_class(read_choice(group, name), group)
 
 
 class StoredConfig(Config):
     """The configuration of a row: the values that its command used; the others are defaults.
 
-    A choice whose class or options this installation does not know keeps all its values, and so do
-    unknown keys, so that no two settings are taken for one.
+    It keeps the keys that this installation does not know, and all values of a choice whose class
+    it does not know, so that no two settings are taken for one.
     """
 
-    unknown: Table = option(
-        {}, "values of keys that this version does not know", used_by="run bench lm-eval"
-    )
+    model_config = ConfigDict(extra="allow")
 
     @classmethod
     def read(cls, values: Mapping[str, object]) -> "StoredConfig":
         """Return the configuration in a row; raise UsageError if a known key has an invalid
         value.
         """
-        known, unknown = _split(cls, values)
-        for group, kind in CHOICES.items():
-            node = known.get(group, {})
-            if not isinstance(node, dict):
-                raise UsageError(f"expected keys under config.{group}, got {str(node)[:80]}")
-            known[group] = _read_choice(group, kind, node)
-        return parse(cls, {**known, "unknown": unknown}, "config.")
+        nodes = {**{group: {} for group in CHOICES}, **values}
+        return parse(cls, {key: _read_section(key, node) for key, node in nodes.items()}, "config.")
 
     @classmethod
     def of(cls, config: Config, command: str = "run") -> "StoredConfig":
         """Return what a row of a command stores of a configuration."""
         return cls.read(config.recorded(command))
 
-    def to_row(self) -> Table:
-        """Return the values that differ from the defaults, JSON-ready."""
-        nested = [_nested(key, value) for key, value in self.unknown.items()]
-        return _merged(self.changed(lambda key: key != "unknown"), *nested)
+    def uses(self, key: str, command: str) -> bool:
+        """Return True also for keys that are not known."""
+        return key.partition(".")[0] in (self.model_extra or ()) or super().uses(key, command)
 
 
-def _read_choice(group: str, kind: type[Choice], node: Table) -> Choice:
-    """Return the choice of a row; if this installation does not know its class, or an option of
-    it, one that keeps all values.
+def _read_section(key: str, node: object) -> object:
+    """Return a section of a row; if this installation does not know its class or a key in it, one
+    that keeps all values.
     """
+    field, is_choice = Config.model_fields.get(key), key in CHOICES
+    kind = options_in(field.annotation) if field else None
+    if is_choice and not isinstance(node, dict):
+        raise UsageError(f"expected keys under config.{key}, got {str(node)[:80]}")
+    if kind is None or not isinstance(node, dict):
+        return node
     try:
-        return cast(Choice, stored_choice(group, node))
+        return stored_choice(key, node) if is_choice else parse(kind, node, f"config.{key}.")
     except UnknownKey:
-        kind = _preset_class(group, str(node.get("name")), None)
+        kind = _preset_class(key, str(node.get("name"))) if is_choice else kind
     except UsageError:
-        pass
-    return parse(_unknown_choice(kind), node, f"config.{group}.")
-
-
-def _split(kind: type[BaseModel], values: Mapping[str, object]) -> tuple[Table, Table]:
-    """Divide nested values into those of keys that a class declares, and the others by dotted
-    key.
-    """
-    known: Table = {}
-    unknown: Table = {}
-    for key, value in values.items():
-        field = kind.model_fields.get(key)
-        section = options_in(field.annotation) if field else None
-        if field is None:
-            unknown[key] = value
-        elif section and not issubclass(section, Choice) and isinstance(value, dict):
-            known[key], inner = _split(section, value)
-            unknown |= {f"{key}.{name}": value for name, value in inner.items()}
-        else:
-            known[key] = value
-    return known, unknown
+        if not is_choice:
+            raise
+    return parse(_keeping_all(kind), node, f"config.{key}.")
 
 
 @functools.cache
-def _unknown_choice(kind: type[Choice]) -> type[Choice]:
-    """Return a subclass for choices whose class or options are not known, which keeps all
-    options.
-    """
+def _keeping_all(kind: type[BaseModel]) -> type[BaseModel]:
+    """Return a subclass that keeps values that the class does not declare."""
 
     class Unknown(kind):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")
         is_known: ClassVar[bool] = False
-
-        def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
-            return {**super().changed(accepts, prefix), **(self.model_extra or {})}
 
     Unknown.__abstractmethods__ = frozenset()  # it is read and compared, but never run
     return Unknown
@@ -359,6 +302,8 @@ def to_yaml(config: Shared) -> str:
 
 # Files
 
+_user_dirs: list[Path] = []  # at most one, of --config-dir
+
 
 def config_dir() -> Path:
     """Return the folder of the shipped configs: inside an installed wheel, or beside the package in
@@ -368,54 +313,57 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
+def group_choices(group: str) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
     in the user's folder. The group "" has the primary files.
     """
-    folders = _config_dirs(extra_dir)
+    folders = [config_dir(), *plugin_config_dirs(), *_user_dirs]
     return {
         path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
     }
 
 
-def _config_dirs(extra_dir: Path | None) -> list[Path]:
-    """Return the config folders of ulskip, plug-ins and the user; raise UsageError if a file of the
-    user has the name of a shipped one, because rows and other users know a choice by its name.
+def use_config_dir(folder: Path | None) -> None:
+    """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
+    UsageError if a file has the name of a shipped one, because rows and other users know a choice
+    by its name.
     """
-    if extra_dir is None:
-        return [config_dir(), *plugin_config_dirs()]
-    if not extra_dir.is_dir():
-        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    for file in sorted(extra_dir.glob("*/*.yaml")):
-        shipped = config_dir() / file.relative_to(extra_dir)
+    _preset_class.cache_clear()
+    _user_dirs.clear()
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UsageError(f"expected --config-dir to be a folder, got {folder}")
+    for file in sorted(folder.glob("*/*.yaml")):
+        shipped = config_dir() / file.relative_to(folder)
         if shipped.is_file() and not shipped.samefile(file):
             raise UsageError(
                 f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
                 " rename your file, and give its key `name` the same new name"
             )
-    return [*_config_dirs(None), extra_dir]
+    _user_dirs.append(folder)
 
 
-def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> Table:
+def read_choice(group: str, choice: str) -> Table:
     """Read the YAML file of a choice, merged over its bases. Bases are choices of the same group
     that its `defaults` name.
     """
-    files = group_choices(group, extra_dir)
-    values = _merged(*_with_bases(group, choice, files))
+    values = _merged(*_with_bases(group, choice))
     values.pop("defaults", None)
     missing = [key for key in ("_target_", "name") if key not in values]
     if group in CHOICES and missing:
-        raise UsageError(f"expected the key {missing[0]} in {files[choice]}, got none; add it")
+        file = group_choices(group)[choice]
+        raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
     return values
 
 
-def implied_choices(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, str]:
+def implied_choices(group: str, choice: str) -> dict[str, str]:
     """Return the choices of other groups that a choice selects, such as the model of
     `task=cnn_dm`.
     """
     return {
         key.removeprefix("override /").partition("@")[0]: str(name)
-        for values in _with_bases(group, choice, group_choices(group, extra_dir))
+        for values in _with_bases(group, choice)
         for entry in values.get("defaults", ())
         if isinstance(entry, dict)
         for key, name in entry.items()
@@ -446,10 +394,9 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     return kind
 
 
-def _with_bases(
-    group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...] = ()
-) -> Iterator[Table]:
+def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterator[Table]:
     """Yield the values of a file after those of the files that it is based on."""
+    files = group_choices(group)
     file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
     if choice in inside:
         raise UsageError(
@@ -463,7 +410,7 @@ def _with_bases(
         raise UsageError(f"expected names of choices as defaults in {file}, got {wrong[0]}")
     for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
-            yield from _with_bases(group, entry, files, (*inside, choice))
+            yield from _with_bases(group, entry, (*inside, choice))
     yield values
 
 
@@ -549,22 +496,13 @@ def is_text(key: str) -> bool:
 def escaped(value: object) -> object:
     """Write the line breaks, tabs and backslashes in the texts of a value as two characters."""
     codes = {ord(character): code for code, character in _ESCAPES.items()}
-    return _in_texts(value, lambda text: text.translate(codes))
+    return change_texts(value, lambda text: text.translate(codes))
 
 
 def _unescaped(value: object) -> object:
-    return _in_texts(
+    return change_texts(
         value, lambda text: re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
     )
-
-
-def _in_texts(value: object, change: Callable[[str], str]) -> object:
-    """Change all texts in a value."""
-    if isinstance(value, dict):
-        return {key: _in_texts(part, change) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_in_texts(part, change) for part in value]
-    return change(value) if isinstance(value, str) else value
 
 
 def _spelled_as_key(text: str) -> str:
@@ -580,19 +518,19 @@ def _spelled_as_key(text: str) -> str:
     return ""
 
 
-def _composed(
-    kind: type[SharedT],
-    primary: str,
-    overrides: Sequence[str],
-    extra_dir: Path | None,
-    command: str,
-) -> SharedT:
-    groups = PRIMARY[primary][1]
+def primary_of(command: str) -> str:
+    """Return the primary configuration of a command."""
+    return command if command in PRIMARY else "config"
+
+
+def _composed(command: str, overrides: Sequence[str]) -> Any:
+    primary = primary_of(command)
+    kind, groups = PRIMARY[primary]
     wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
     parsed = parse_overrides(overrides, f"task=wmt {wish}")
     keys = [override.key_or_group for override in parsed]
     try:
-        config = parse(kind, _values(primary, groups, parsed, extra_dir))
+        config = parse(kind, _values(primary, parsed))
         _refuse_unread(kind, keys, command)
         return config
     except UnknownKey as error:
@@ -636,29 +574,28 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             )
 
 
-def _values(
-    primary: str, groups: Sequence[str], overrides: "Sequence[Override]", extra_dir: Path | None
-) -> Table:
+def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
+    kind, groups = PRIMARY[primary]
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
-        if override.is_sweep_override() and group in {*groups, *PRIMARY[primary][0].model_fields}:
+        if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
             raise _several_values(primary, override)
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
                 f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
             )
     given = {
-        override.key_or_group: _choice_name(override, extra_dir)
+        override.key_or_group: _choice_name(override)
         for override in overrides
         if override.key_or_group in groups
     }
     given = {group: name for group, name in given.items() if name}
-    values = _read_files(primary, given, extra_dir)
+    values = read_files(primary, given)
     if any(override.key_or_group == "model.path" for override in overrides) and (
         "model" not in given and values["model"]["source"] != "random"
     ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        values = _read_files(primary, {**given, "model": "hf"}, extra_dir)
+        values = read_files(primary, {**given, "model": "hf"})
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
@@ -698,9 +635,9 @@ def _several_values(primary: str, override: "Override") -> UsageError:
     return UsageError(f"expected one value, got '{line}'; {advice}")
 
 
-def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) -> Table:
-    """Return the values of the primary file, of the choices of the command line and of those that
-    they imply, with interpolations such as `${seed}` resolved.
+def read_files(primary: str, given: Mapping[str, str]) -> Table:
+    """Return the values of the primary file, of the `given` choices and of those that they imply,
+    with interpolations such as `${seed}` resolved.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -710,13 +647,13 @@ def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) 
     unread = sorted(given, key=groups.index)
     while unread:
         group = unread.pop()  # the experiment first
-        for other, name in implied_choices(group, chosen[group], extra_dir).items():
+        for other, name in implied_choices(group, chosen[group]).items():
             require_choice(f"config group in defaults of {group}={chosen[group]}:", other, groups)
             if other not in chosen:
                 chosen[other] = name
                 unread.append(other)
     chosen = {**implied_choices("", primary), **chosen}
-    nodes = {group: read_choice(group, name, extra_dir) for group, name in chosen.items()}
+    nodes = {group: read_choice(group, name) for group, name in chosen.items()}
     experiment = nodes.pop("experiment", {})
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:
@@ -725,14 +662,14 @@ def _read_files(primary: str, given: Mapping[str, str], extra_dir: Path | None) 
         raise UsageError(reason(error)) from None
 
 
-def _choice_name(override: "Override", extra_dir: Path | None) -> str:
+def _choice_name(override: "Override") -> str:
     """Return the name of the file that an override chooses, or an empty one for
     `experiment=null`.
     """
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:
         return ""
-    known = group_choices(group, extra_dir)
+    known = group_choices(group)
     if str(value) not in known:
         advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
         raise unknown(group, value, known, advice)

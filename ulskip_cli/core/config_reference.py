@@ -4,35 +4,25 @@ printers: `--help`, `ulskip config` and the page of keys.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.config import (
+    CHOICES,
     GROUPS,
     PRIMARY,
     TRAINING_GROUPS,
     choice_class,
     group_choices,
     implied_choices,
+    primary_of,
     read_choice,
 )
-from ulskip_cli.core.config_schema import (
-    DecodingConfig,
-    LauncherConfig,
-    ModelConfig,
-    TrainOptions,
-)
+from ulskip_cli.core.config_schema import Config, TrainingConfig
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
-_GROUP_CLASSES: dict[str, type[Options]] = {
-    "model": ModelConfig,
-    "decoding": DecodingConfig,
-    "launcher": LauncherConfig,
-    "train": TrainOptions,
-}
 
 
 @dataclass(frozen=True)
@@ -77,10 +67,10 @@ def keys_of(
             )
 
 
-def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
+def describe_choices(group: str) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
-    files = group_choices(group, extra_dir)
-    return {name: str(read_choice(group, name, extra_dir).get("description", "")) for name in files}
+    files = group_choices(group)
+    return {name: str(read_choice(group, name).get("description", "")) for name in files}
 
 
 def default_choice(group: str) -> str | None:
@@ -88,16 +78,19 @@ def default_choice(group: str) -> str | None:
     return {**implied_choices("", "train"), **implied_choices("", "config")}.get(group)
 
 
-def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
+def group_keys(group: str, choice: str) -> list[ConfigKey]:
     """Return the keys of a group with the values of one of its choices as defaults; experiments
     have no keys.
     """
     if group == "experiment":
         return []
-    values = read_choice(group, choice, extra_dir)
-    return list(
-        keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}.")
-    )
+    values = read_choice(group, choice)
+    if group in CHOICES:
+        kind: type[BaseModel] | None = choice_class(values, group)
+    else:
+        fields = Config.model_fields | TrainingConfig.model_fields
+        kind = options_in(fields[group].annotation)
+    return list(keys_of(kind, values, f"{group}.")) if kind else []
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
@@ -116,13 +109,13 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 def groups_of(command: str) -> tuple[str, ...]:
     """Return the config groups that a command reads."""
     kind, groups = PRIMARY[primary_of(command)]
-    read = [group for group in groups if group in kind.model_fields and kind.reads(group, command)]
+    read = [
+        group for group in groups if group in kind.model_fields and command in kind.readers(group)
+    ]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 
-def command_keys(
-    command: str, chosen: Mapping[str, str], extra_dir: Path | None = None
-) -> list[ConfigKey]:
+def command_keys(command: str, chosen: Mapping[str, str]) -> list[ConfigKey]:
     """Return all keys that a command reads; a config group contributes the keys of its chosen or
     default choice.
     """
@@ -132,7 +125,7 @@ def command_keys(
         if group in groups:
             keys += [
                 key
-                for key in group_keys(group, choice, extra_dir)
+                for key in group_keys(group, choice)
                 if not key.commands or command in key.commands
             ]
     defaults = {"name": "lm_eval"} if command == "lm-eval" else {}
@@ -140,8 +133,3 @@ def command_keys(
         experiment = read_choice("experiment", "bench")
         defaults = {**experiment, **experiment["sweep"]}
     return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
-
-
-def primary_of(command: str) -> str:
-    """Return the primary configuration of a command."""
-    return command if command in PRIMARY else "config"

@@ -5,9 +5,9 @@ and bounds.
 import functools
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
@@ -75,15 +75,15 @@ class DecodingConfig(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
-        wanted = {
+        conditions = {
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
-            Need.STOP_STRINGS: bool(self.stop),
+            Need.STOP_STRINGS: self.stop,
             Need.COMPILATION: self.compile == "on",
-            Need.DRAFTS: bool(self.draft_tokens),
+            Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,
         }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
+        return needed(conditions)
 
     def without_drafts(self) -> Self:
         """Return the decoding of the baseline: it chooses tokens in the same way, but without
@@ -178,10 +178,8 @@ class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
     model: ModelConfig = option(..., "the model", used_by=_MODEL)
-    task: SerializeAsAny[Task] = option(
-        ..., "the task", used_by=f"{_ANSWERS} tune plan export train"
-    )
-    strategy: SerializeAsAny[Strategy] = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
+    task: Task = option(..., "the task", used_by=f"{_ANSWERS} tune plan export train")
+    strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
         "all",
         "layers that encode the prompt",
@@ -218,7 +216,7 @@ class Shared(Options):
         """Return True if a command reads a key, and its value has an effect in this
         configuration.
         """
-        return self.reads(key, command) and all(
+        return command in self.readers(key) and all(
             use.condition is None or use.condition(self) for use in self._uses(key)
         )
 
@@ -227,15 +225,10 @@ class Shared(Options):
         return self.uses(key, command) and all(use.changes_results for use in self._uses(key))
 
     @classmethod
-    def reads(cls, key: str, command: str) -> bool:
-        """Return True if a command reads a key, e.g. `speed.seconds`; a key of a section whose own
+    def readers(cls, key: str) -> list[str]:
+        """Return the commands that read a key, e.g. `speed.seconds`; a key of a section whose own
         commands are not declared belongs to the commands of the section.
         """
-        return command in cls.readers(key)
-
-    @classmethod
-    def readers(cls, key: str) -> list[str]:
-        """Return the commands that read a key."""
         declared = [use.commands for use in cls._uses(key) if use.commands]
         return sorted(frozenset.intersection(*declared)) if declared else []
 
@@ -258,15 +251,15 @@ class Shared(Options):
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
         model = self.model
-        wanted = {
+        conditions = {
             Need.EARLY_EXIT: self.strategy.exits_early,
             Need.STAGES: self.strategy.is_positional,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-            Need.DEVICE_MAP: bool(model.device_map),
-            Need.PEFT_ADAPTER: bool(model.adapter),
+            Need.DEVICE_MAP: model.device_map,
+            Need.PEFT_ADAPTER: model.adapter,
             Need.RANDOM_WEIGHTS: model.source == "random",
         }
-        return frozenset(need for need, is_used in wanted.items() if is_used)
+        return needed(conditions)
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
@@ -282,13 +275,13 @@ class Config(Shared):
     methods.
     """
 
-    correction: SerializeAsAny[Correction] = option(
+    correction: Correction = option(
         ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
     )
-    engine: SerializeAsAny[Engine] = option(..., "the engine", used_by=f"{_TIMED} generate plan")
+    engine: Engine = option(..., "the engine", used_by=f"{_TIMED} generate plan")
     speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
         CalibrationConfig(),
@@ -402,15 +395,15 @@ class Config(Shared):
         model.
         """
         strategy = self.strategy
-        wanted = {
+        conditions = {
             Need.OWN_DEPTH: strategy.chooses_own_depth,
             Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,
         }
-        used = {need for need, is_used in wanted.items() if is_used}
-        return super().needs() | used | self.decoding.needs() | self.correction.needs()
+        own = needed(conditions)
+        return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _canonical(self) -> Self:
         """Return the configuration with its strategy in the form that identifies results."""

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
@@ -82,20 +81,18 @@ def append_line(path: Path, line: str) -> None:
     """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if
     the write fails.
     """
-    with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as stream:
-            end = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, end - 1))
-            data = (f"\n{line}\n" if stream.read(1) not in (b"", b"\n") else f"{line}\n").encode()
-            try:
-                while data:
-                    data = data[os.write(stream.fileno(), data) :]
-                os.fsync(stream.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    stream.truncate(end)
-                raise
+    with _storing(path), path.open("ab+", buffering=0) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - 1))
+        data = (f"\n{line}\n" if stream.read(1) not in (b"", b"\n") else f"{line}\n").encode()
+        try:
+            while data:
+                data = data[os.write(stream.fileno(), data) :]
+            os.fsync(stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(end)
+            raise
 
 
 @contextlib.contextmanager
@@ -131,6 +128,7 @@ def replacing(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, NotImplementedError) as error:  # of a folder without locks
         is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
@@ -163,10 +161,8 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     from filelock import FileLock, Timeout
 
     held = FileLock(path)
-    with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(Timeout):
-            held.acquire(timeout=-1 if wait else 0, poll_interval=0.01)
+    with _storing(path), contextlib.suppress(Timeout):
+        held.acquire(timeout=-1 if wait else 0, poll_interval=0.01)
     try:
         yield held.is_locked
     finally:
@@ -254,11 +250,14 @@ def printable_lines(text: str) -> str:
 
 
 def all_printable(value: Any) -> Any:
-    """Return a JSON value in which all texts and keys are printable; keys become texts, as in a
-    file.
-    """
+    """Return a JSON value in which all texts and keys are printable."""
+    return change_texts(value, printable)
+
+
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with all its texts and keys changed; keys become texts, as in a file."""
     if isinstance(value, str):
-        return printable(value)
+        return change(value)
     if isinstance(value, dict):
-        return {printable(str(key)): all_printable(item) for key, item in value.items()}
-    return [all_printable(item) for item in value] if isinstance(value, list) else value
+        return {change(str(key)): change_texts(item, change) for key, item in value.items()}
+    return [change_texts(item, change) for item in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from mmap import ACCESS_READ, mmap
+from os import SEEK_CUR
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
 def _read(file: Path, size: int, modified: int) -> GgufHeader:
     try:
         with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
-            metadata, shapes, types = _Reader(data).header()
+            metadata, shapes, types = _read_header(data)
             config = {**_sizes(metadata), "dtype": _dtype(types)}
     except UsageError:
         raise
@@ -119,63 +120,54 @@ def _dtype(types: Collection[int]) -> str:
     return halves[0] if halves else "float32"
 
 
-class _Reader:
-    """Reads the values of a header in their order."""
+def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
+    """Return the metadata, with counts in place of texts' lists and of long lists, and the shapes
+    and types of the tensors.
+    """
+    if file.read(4) != b"GGUF" or _number(file, _UINT32) not in (2, 3):
+        raise ValueError("it does not begin as version 2 or 3 of the format")
+    num_tensors, num_keys = _number(file, _UINT64), _number(file, _UINT64)
+    metadata = {_text(file): _value(file, _number(file, _UINT32)) for _ in range(num_keys)}
+    shapes, types = dict[str, tuple[int, ...]](), set[int]()
+    for _ in range(num_tensors):
+        name = _text(file)
+        sizes = [_number(file, _UINT64) for _ in range(_number(file, _UINT32))]
+        shapes[name] = tuple(reversed(sizes))
+        types.add(_number(file, _UINT32))
+        _number(file, _UINT64)  # the place of its values
+    return metadata, shapes, types
 
-    def __init__(self, data: mmap) -> None:
-        self._data, self._position = data, 0
 
-    def header(self) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
-        """Return the metadata, with counts in place of texts' lists and of long lists, and the
-        shapes and types of the tensors.
-        """
-        if self._bytes(4) != b"GGUF" or self._number(_UINT32) not in (2, 3):
-            raise ValueError("it does not begin as version 2 or 3 of the format")
-        num_tensors, num_keys = self._number(_UINT64), self._number(_UINT64)
-        metadata = {self._text(): self._value(self._number(_UINT32)) for _ in range(num_keys)}
-        shapes, types = dict[str, tuple[int, ...]](), set[int]()
-        for _ in range(num_tensors):
-            name = self._text()
-            sizes = [self._number(_UINT64) for _ in range(self._number(_UINT32))]
-            shapes[name] = tuple(reversed(sizes))
-            types.add(self._number(_UINT32))
-            self._number(_UINT64)  # the place of its values
-        return metadata, shapes, types
+def _numbers(file: mmap, kind: int, count: int) -> tuple[Any, ...]:
+    form = f"<{count}{_NUMBERS[kind]}"
+    return struct.unpack(form, file.read(struct.calcsize(form)))
 
-    def _bytes(self, count: int) -> bytes:
-        data = self._data[self._position : self._position + count]
-        if len(data) < count:
-            raise ValueError("it ends before its header does")
-        self._position += count
-        return data
 
-    def _number(self, kind: int) -> int:
-        number: int = self._numbers(kind, 1)[0]
-        return number
+def _number(file: mmap, kind: int) -> int:
+    number: int = _numbers(file, kind, 1)[0]
+    return number
 
-    def _numbers(self, kind: int, count: int) -> tuple[Any, ...]:
-        form = f"<{count}{_NUMBERS[kind]}"
-        return struct.unpack(form, self._bytes(struct.calcsize(form)))
 
-    def _text(self) -> str:
-        return self._bytes(self._number(_UINT64)).decode()
+def _text(file: mmap) -> str:
+    return file.read(_number(file, _UINT64)).decode()
 
-    def _value(self, kind: int) -> object:
-        """Read a metadata value of a GGUF type; only the length of a list of texts or of a long
-        list is returned.
-        """
-        if kind == _TEXT:
-            return self._text()
-        if kind != _ARRAY:
-            return self._number(kind)
-        kind, count = self._number(_UINT32), self._number(_UINT64)
-        if kind == _TEXT:
-            position = self._position  # a vocabulary has hundreds of thousands of texts
-            for _ in range(count):
-                position += _LENGTH.size + _LENGTH.unpack_from(self._data, position)[0]
-            self._position = position
-            return count
-        if count <= _MAX_ITEMS:
-            return list(self._numbers(kind, count))
-        self._bytes(count * struct.calcsize(f"<{_NUMBERS[kind]}"))
-        return count
+
+def _value(file: mmap, kind: int) -> object:
+    """Read a metadata value of a GGUF type; only the length of a list of texts or of a long list is
+    returned.
+    """
+    if kind == _TEXT:
+        return _text(file)
+    if kind != _ARRAY:
+        return _number(file, kind)
+    kind, count = _number(file, _UINT32), _number(file, _UINT64)
+    if kind == _TEXT:
+        position = file.tell()
+        for _ in range(count):  # a vocabulary has hundreds of thousands of texts
+            position += _LENGTH.size + _LENGTH.unpack_from(file, position)[0]
+        file.seek(position)
+    elif count <= _MAX_ITEMS:
+        return list(_numbers(file, kind, count))
+    else:
+        file.seek(count * struct.calcsize(f"<{_NUMBERS[kind]}"), SEEK_CUR)
+    return count

@@ -164,20 +164,14 @@ class ModelFolder:
 
         Models whose checkpoint names no type, and quantized models, stay as they are.
         """
-        model, config = self.asked, self.config
-        if model.dtype != "auto" or model.device_map:
+        model, stored = self.asked, self._sizes.dtype
+        if model.dtype != "auto" or model.device_map or "quantization_config" in self.config:
             return model
-        inner = config.get("text_config")
-        for sizes in (inner if isinstance(inner, dict) else {}, config):
-            stored = sizes.get("dtype") or sizes.get("torch_dtype")
-            if stored in DTYPE_BYTES and "quantization_config" not in config:
-                return model.replace(dtype=str(stored))
-        return model
+        return model.replace(dtype=stored) if stored in DTYPE_BYTES else model
 
     @cached_property
-    def metadata(self) -> ModelMetadata:
-        """The shape and the sizes of the model."""
-        model, file, config = self.model, self.file, self.config
+    def _sizes(self) -> _Sizes:
+        file, config = self.file, self.config
         if config.get("is_encoder_decoder"):
             raise UsageError(
                 f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
@@ -186,7 +180,12 @@ class ModelFolder:
         inner = config.get("text_config", {})
         if not isinstance(inner, dict):
             raise UsageError(f"expected text_config in {file} to be a JSON object, got {inner}")
-        sizes = parse(_Sizes, {**config, **inner}, file=file)
+        return parse(_Sizes, {**config, **inner}, file=file)
+
+    @cached_property
+    def metadata(self) -> ModelMetadata:
+        """The shape and the sizes of the model."""
+        model, file, sizes = self.model, self.file, self._sizes
         num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
         if file.parent == ASSETS / "shapes":

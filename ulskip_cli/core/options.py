@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 from ulskip_cli.core.files import Table
 
-Parsed = TypeVar("Parsed", bound="Options")
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 NAMES: Mapping[object, str] = {
     float: "a number",
@@ -101,7 +101,7 @@ class Options(BaseModel):
 
     def plain(self) -> Table:
         """Return every value, JSON-ready."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", serialize_as_any=True)
 
     def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the values that differ from the defaults, JSON-ready.
@@ -109,14 +109,14 @@ class Options(BaseModel):
         `accepts` leaves out keys, which it gets with their sections, and with `prefix` before them.
         """
         values: Table = {}
-        for name, field in type(self).model_fields.items():
-            key, value = f"{prefix}{name}", getattr(self, name)
+        for name, value in self:
+            key, field = f"{prefix}{name}", type(self).model_fields.get(name)
             if accepts and not accepts(key):
                 continue
             if isinstance(value, Options):
                 if inner := value.changed(accepts, f"{key}."):
                     values[name] = inner
-            elif value != field.get_default(call_default_factory=True):
+            elif not field or value != field.get_default(call_default_factory=True):
                 values[name] = to_jsonable_python(value)
         return values
 

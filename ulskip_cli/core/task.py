@@ -23,6 +23,11 @@ class Example:
     reference: str  # empty if there is none; all examples of a task have one, or none has
     test: str = ""  # program that fails if the code of an answer before it is wrong
 
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The texts by which examples of two sources are equal."""
+        return self.source, self.reference
+
     def plain(self) -> dict[str, str]:
         """Return the values by name, JSON-ready, without `test` if there is none."""
         return {key: text for key, text in asdict(self).items() if text or key != "test"}

@@ -3,9 +3,9 @@ a step reads with the rate at which this machine reads memory.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -25,12 +25,12 @@ from ulskip_cli.experiments.paired_timing import (
     open_pair,
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.strategies.plan import Plan
 
 
 def run_in_rounds(
@@ -41,7 +41,7 @@ def run_in_rounds(
 
     If the rounds fail, each wanted point is timed alone.
     """
-    ready, failed = list[_Timed](), dict[str, Exception]()
+    ready, failed = list[_Ready](), dict[str, Exception]()
     for point in points:
         try:
             ready.append(_warm_up(point, session))
@@ -56,35 +56,29 @@ def run_in_rounds(
             if point.run_id in wanted:
                 failed |= run_in_rounds([point], wanted, session)
         return failed
-    session.progress.phase("write", 0)
-    for timed in measured:
-        if timed.run.point.run_id in wanted:
-            store_record(timed.run, timed.opened.pair.strategy, timed.pairs, _describe(timed))
-            timed.opened.stored.remove()
+    session.progress.phase("write")
+    for (run, opened), pairs in zip(ready, measured, strict=True):
+        if run.point.run_id in wanted:
+            store_record(run, opened.pair.strategy, pairs, _describe(run, pairs))
+            opened.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
-def _in_rounds(ready: "Sequence[_Timed]", session: Session) -> "list[_Timed]":
-    """Time all points in the same rounds, with the settings of the first one."""
-    first = ready[0].run
-    speed = first.timed.speed.replace(new_tokens=first.plan.timed_tokens)
-    label = f"{len(ready)} engines in rounds: seconds of timing"
-    report = session.progress.phase(label, max(1, round(speed.seconds)))
-    read_rate = bandwidth_meter(first.loaded.model.device)
-    measured = measure_units([timed.opened for timed in ready], speed, report, read_rate)
-    return [replace(one, pairs=pairs) for one, pairs in zip(ready, measured, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """A prepared point, its decoders after their first run, and what was measured."""
+class _Ready(NamedTuple):
+    """A prepared point, and its decoders after their first run."""
 
     run: PreparedRun
     opened: Opened
-    pairs: TimedPairs
 
 
-def _warm_up(point: ResolvedPoint, session: Session) -> _Timed:
+def _in_rounds(ready: Sequence[_Ready], session: Session) -> list[TimedPairs]:
+    """Time all points in the same rounds, with the settings of the first one."""
+    opened = [point.opened for point in ready]
+    label = f"{len(ready)} engines in rounds"
+    return measure_units(opened, ready[0].run.timed.speed, label, session.progress)
+
+
+def _warm_up(point: ResolvedPoint, session: Session) -> _Ready:
     """Prepare a point and run both sides, with compiled layers if decoding.compile=auto can use
     them and the model supports them.
     """
@@ -98,38 +92,37 @@ def _warm_up(point: ResolvedPoint, session: Session) -> _Timed:
     return _run_once(point, session, point.config)
 
 
-def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Timed:
+def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Ready:
     run = prepare_run(point, session, config)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
-    timed = config.replace(speed=config.speed.replace(new_tokens=run.plan.timed_tokens))
     origin = environment.origin(str(run.loaded.model.device))
     stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
     opened = run_with_oom_retry(
-        BatchSize(config.batch_size), partial(open_pair, full, decoder, run.workload, timed, stored)
+        BatchSize(config.batch_size),
+        partial(open_pair, full, decoder, run.workload, run.timed, stored),
     )
-    return _Timed(run, opened, opened.first)
+    return _Ready(run, opened)
 
 
-def _describe(timed: _Timed) -> Benchmark:
+def _describe(run: PreparedRun, pairs: TimedPairs) -> Benchmark:
     """Return the `Benchmark` section of a record, which other runs lack."""
-    pairs, run = timed.pairs, timed.run
     depth = run.plan.num_layers
     full = FullSide(
         **dict(measure_throughput(pairs.full, "timed pairs")),
-        **_describe_side(timed, pairs.full, [(1, tuple(range(depth)))], 1.0),
+        **_describe_side(run.plan, pairs, pairs.full, [(1, tuple(range(depth)))], 1.0),
         **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
     )
     full_steps = pairs.full[0].steps
     steps = step_counts(run.plan.stages, full_steps)
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
-        timed_new_tokens=run.plan.timed_tokens,
+        timed_new_tokens=run.timed.speed.new_tokens,
         compiled=pairs.strategy[0].compiled,
         machine_limits=Limits(bytes_per_second=median(_read_rates(pairs))),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=full,
-        **_describe_side(timed, pairs.strategy, steps, run.plan.cached_share(full_steps)),
+        **_describe_side(run.plan, pairs, pairs.strategy, steps, run.plan.cached_share(full_steps)),
     )
 
 
@@ -153,7 +146,8 @@ def with_compilation(config: Config, loaded: LoadedModel) -> Config:
 
 
 def _describe_side(
-    timed: _Timed,
+    plan: Plan,
+    pairs: TimedPairs,
     outputs: Sequence[BatchOutput],
     stages: Sequence[tuple[int, tuple[int, ...]]],
     cached_share: float,
@@ -165,10 +159,8 @@ def _describe_side(
     the keys and values in `BatchOutput` that a step reads. Unknown values are None. A share above 1
     is None too, because it shows that the limit was not measured.
     """
-    pairs, weights = timed.pairs, timed.run.plan.sizes.weights
-    side = dict[str, float | None]()
-    if pairs.reference:
-        side |= pairs.over_reference(outputs)
+    weights = plan.sizes.weights
+    side = pairs.over_reference(outputs) if pairs.reference else {}
     if weights is None or outputs[0].drafts is not None:
         return side
     weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(stages)

@@ -169,7 +169,7 @@ def calibrate_strategy(
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = read_object(path) or {}
     if not isinstance(stored.get("options"), dict):
-        progress.phase("calibrate", 0)
+        progress.phase("calibrate")
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
         request = schedule_request(config, loaded.metadata.num_layers, num_kept)

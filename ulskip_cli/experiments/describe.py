@@ -125,16 +125,9 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     """
     if record.task is None:  # random prompts say nothing about quality
         return *plan.warnings, *_adjustments(config, record), *_uncompiled(config, record)
-    random = (
-        f"{record.strategy}: the weights are random, so this row has times but no quality; use a"
-        " pretrained model to measure quality"
-    )
     return (
         *plan.warnings,
-        *_cut_off(config, record),
-        *[random] * (config.model.source == "random"),
-        *_untrained(plan, record),
-        *_other_task(config, record),
+        *_doubts_of_quality(config, plan, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),
         *_misprediction(record),
@@ -194,28 +187,29 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
         )
 
 
-def _cut_off(config: Config, record: Record) -> Iterator[str]:
+def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[str]:
+    """Yield the warnings about scores that say little, and about layers that were made for other
+    weights or another task.
+    """
     if record.num_cut_off:
         yield (
             f"{record.strategy}: {record.num_cut_off} of {record.num_examples} answers were cut off"
             f" at decoding.max_new_tokens={config.decoding.max_new_tokens}, so their scores say"
             " little about whole answers; raise it"
         )
-
-
-def _untrained(plan: Plan, record: Record) -> Iterator[str]:
+    if config.model.source == "random":
+        yield (
+            f"{record.strategy}: the weights are random, so this row has times but no quality; use"
+            " a pretrained model to measure quality"
+        )
     is_trained = plan.keeps_all or record.trained_for_these_layers is not False
-    if is_trained or record.correction:  # a correction is made for these layers
-        return
-    kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
-    yield (
-        f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality may"
-        " suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of"
-        " their training"
-    )
-
-
-def _other_task(config: Config, record: Record) -> Iterator[str]:
+    if not (is_trained or record.correction):  # a correction is made for these layers
+        kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
+        yield (
+            f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality"
+            " may suffer; train them for these layers with `ulskip train`, or use the strategy and"
+            " ratio of their training"
+        )
     made_on = {
         "layers were chosen": config.strategy.chosen_on,
         "correction was made": record.correction and record.correction.task,

@@ -29,6 +29,7 @@ from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import EncodedPrompts, ReferenceLoss, given_logits
 from ulskip_cli.engines.speculative import MAX_CHECK
+from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Compared, Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
 from ulskip_cli.inference.batching import (
@@ -60,46 +61,39 @@ _FINISHED_BATCH = TypeAdapter(FinishedBatch)
 
 
 class BatchCheckpoints:
-    """The finished batches of one unfinished run."""
+    """The finished batches of one run, which are stored until the run is finished."""
 
-    def __init__(
-        self, path: Path, origin: Mapping[str, object], began: float | None = None
-    ) -> None:
-        """Read the batches that an earlier attempt stored in `path`.
-
-        `began` is the start of this attempt in seconds of `time.monotonic`; None means now. Batches
-        of another `origin` (code and machine) are dropped, because a row has one provenance.
+    def __init__(self, path: Path, origin: Mapping[str, object], began: float) -> None:
+        """Store batches in `path`, with their `origin` (code and machine). `began` is the start of
+        this attempt in seconds of `time.monotonic`.
         """
-        self._path, self._origin = path, json.dumps({"origin": origin})
-        self._began = time.monotonic() if began is None else began
-        self._kept: list[FinishedBatch] = []
-        lines = read_jsonl(path)
-        if lines[:1] == [json.loads(self._origin)]:
-            for line in lines[1:]:
-                try:
-                    self._kept.append(_FINISHED_BATCH.validate_python(line))
-                except ValidationError:  # of an earlier version
-                    break
+        self._path, self._origin, self._began = path, json.dumps({"origin": origin}), began
+        self.finished: list[FinishedBatch] = []
 
-    def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
-        """Return the stored batches that match the start of `order` (prompt indices), and delete
-        all other stored batches.
+    def resume(self, order: Sequence[int]) -> None:
+        """Read the batches that an earlier attempt stored. Batches of another origin are dropped,
+        because a row has one provenance, and those that do not match `order` (prompt indices).
         """
+        origin, *lines = read_jsonl(self._path) or [{}]
         start = 0
-        for count, batch in enumerate(self._kept):
-            if list(order[start : start + len(batch.positions)]) != batch.positions:
-                self._kept = self._kept[:count]
+        for line in lines if origin == json.loads(self._origin) else ():
+            try:
+                batch = _FINISHED_BATCH.validate_python(line)
+            except ValidationError:  # of an earlier version
                 break
+            if list(order[start : start + len(batch.positions)]) != batch.positions:
+                break
+            self.finished.append(batch)
             start += len(batch.positions)
-        lines = [self._origin, *(_FINISHED_BATCH.dump_json(batch).decode() for batch in self._kept)]
-        write_atomic(self._path, "\n".join(lines) + "\n")
-        return self._kept
+        if self.finished:
+            self._began -= self.finished[-1].elapsed_seconds
+        stored = map(_FINISHED_BATCH.dump_json, self.finished)
+        write_atomic(self._path, "\n".join([self._origin, *map(bytes.decode, stored), ""]))
 
     @property
     def elapsed_seconds(self) -> float:
         """The seconds that the run has taken so far, over all attempts."""
-        before = self._kept[-1].elapsed_seconds if self._kept else 0.0
-        return before + time.monotonic() - self._began
+        return time.monotonic() - self._began
 
     def add(
         self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int
@@ -108,12 +102,12 @@ class BatchCheckpoints:
         batch = FinishedBatch(
             list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds
         )
+        self.finished.append(batch)
         append_line(self._path, _FINISHED_BATCH.dump_json(batch).decode())
 
     def remove(self) -> None:
         """Delete the stored batches, because the run finished or starts over."""
         self._path.unlink(missing_ok=True)
-        self._kept = []
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ def generate_answers(
     workload: Workload,
     config: Config,
     progress: ProgressCallback,
-    checkpoints: BatchCheckpoints | None = None,
+    checkpoints: BatchCheckpoints,
 ) -> GeneratedAnswers:
     """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints`
     are not decoded again.
@@ -152,22 +146,20 @@ def generate_answers(
     context = decode_context(config, workload)
 
     def measure_drafts(count: int) -> float:
-        (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
+        (prompts,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
         # long enough for all checks that the answers need
         length = max(2, min(MAX_CHECK + 1, config.decoding.max_new_tokens))
-        output = decoder.generate(*batch, context, forced_length=length)
+        output = decoder.generate(*prompts, context, forced_length=length)
         if output.draft_cost is not None:
             progress.note(draft_advice(name, output.draft_cost))
         return output.compile_seconds
 
     compile_seconds = 0.0
     if config.decoding.draft_tokens:
-        progress.phase(f"{name}: measure drafts", 0)
+        progress.phase(f"{name}: measure drafts")
         compile_seconds = run_with_oom_retry(size, measure_drafts)
-    finished = (
-        checkpoints.batches(longest_first(list(map(len, workload.prompts)))) if checkpoints else []
-    )
-    batches = [(batch.positions, batch.output) for batch in finished]
+    checkpoints.resume(longest_first(list(map(len, workload.prompts))))
+    finished = checkpoints.finished
     if finished:
         size.used = finished[-1].batch_size
     num_finished = sum(len(batch.positions) for batch in finished)
@@ -189,12 +181,12 @@ def generate_answers(
     for positions, output in generate_all(
         decoder, workload.prompts, context, size, on_tokens, num_finished
     ):
-        batches.append((list(positions), output))
-        if checkpoints:
-            checkpoints.add(positions, output, size.used, peak_bytes(decoder.device))
+        checkpoints.add(positions, output, size.used, peak_bytes(decoder.device))
     generations: dict[int, Row] = {}
-    for positions, output in batches:
-        for position, answer in zip(positions, answers_of(output, context), strict=True):
+    for batch in finished:
+        for position, answer in zip(
+            batch.positions, answers_of(batch.output, context), strict=True
+        ):
             text, ids = answer.text, answer.token_ids
             generations[position] = {
                 **workload.examples[position].plain(),
@@ -203,13 +195,13 @@ def generate_answers(
                 "token_ids": ids,
                 "flags": degenerate.flags(ids, text, answer.hit_limit),
             }
-    first, *others = (output for _, output in batches)
+    first, *others = (batch.output for batch in finished)
     return GeneratedAnswers(
         name,
         [generations[position] for position in range(len(generations))],
         [replace(first, compile_seconds=first.compile_seconds + compile_seconds), *others],
         size,
-        max(peak_bytes(decoder.device), *(b.peak_memory_bytes for b in finished), 0),
+        max(batch.peak_memory_bytes for batch in finished),
     )
 
 
@@ -244,7 +236,7 @@ def score_answers(
     )
     if not workload.has_references:
         return quality
-    progress.phase(f"{answers.strategy}: metrics", 0)
+    progress.phase(f"{answers.strategy}: metrics")
     texts = Answers(
         [generation["hypothesis"] for generation in answers.generations],
         [example.reference for example in examples],
@@ -276,7 +268,7 @@ def measure_agreement(
     answers: Sequence[list[int]],
     batch_size: int,
     report: ReportProgress,
-) -> dict[str, float]:
+) -> Row:
     """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
     `prompts`, as token ids; return values for a record. They are empty if all answers are empty,
     or if an engine of another library gives no logits.
@@ -314,7 +306,7 @@ def measure_agreement(
     }
 
 
-def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:
+def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
     Each answer has a sum and a number of positions.
@@ -322,4 +314,4 @@ def _mean_interval(key: str, sums: Values, counts: Values) -> dict[str, float]:
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
     mean = sums.sum() / counts.sum()
-    return {key: float(mean), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return Interval(float(mean), float(low), float(high)).row(key)

@@ -20,8 +20,8 @@ class Interval(NamedTuple):
     """
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     def row(self, key: str) -> dict[str, float | None]:
         """Return the value under a key of a row, and the ends under `KEY_low` and `KEY_high`."""
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
         """
         value = self.value - other.value
         if self.low is None or self.high is None or other.low is None or other.high is None:
-            return Interval(value, None, None)
+            return Interval(value)
         below = math.hypot(self.value - self.low, other.high - other.value)
         above = math.hypot(self.high - self.value, other.value - other.low)
         return Interval(value, value - below, value + above)

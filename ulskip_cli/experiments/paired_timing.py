@@ -10,20 +10,24 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
+
+import psutil
+import torch
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import read_object, timestamp, write_atomic
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.loop import now
 from ulskip_cli.experiments.intervals import UNITS, half_width
-from ulskip_cli.experiments.read_rate import bandwidth_meter
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
@@ -47,6 +51,9 @@ NEW_TOKENS = 24  # generated for each sequence when depths are timed
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
 CLOSE = 0.02  # relative error of the speedup that ends the search
+READ_BYTES = 2**29  # larger than any cache
+MEMORY_SHARE = 0.25  # at most this share of free memory is read
+STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
 
 
 @dataclass(frozen=True)
@@ -269,18 +276,43 @@ def open_pair(
     return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
 
 
+def bandwidth_meter(device: torch.device) -> Callable[[], float]:
+    """Return a function that reads a buffer in memory once in several ways, and returns the bytes/s
+    of the fastest.
+    """
+    size = READ_BYTES
+    if device.type == "cpu":
+        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    flat = torch.ones(max(1, size // 32) * 8, device=device)
+    reads: list[Callable[[], object]] = [
+        *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
+        partial(torch.amax, flat.view(STREAMS[-1], -1), dim=1),
+        partial(torch.dot, *flat.view(2, -1)),
+    ]
+
+    def seconds(read: Callable[[], object]) -> float:
+        began = now(device)
+        read()
+        return now(device) - began
+
+    @torch.inference_mode()
+    def measure() -> float:
+        return flat.nbytes / min(map(seconds, reads))
+
+    return measure
+
+
 def measure_units(
-    opened: Sequence[Opened],
-    speed: SpeedConfig,
-    report: ReportProgress,
-    read_rate: Callable[[], float],
+    opened: Sequence[Opened], speed: SpeedConfig, label: str, progress: ProgressCallback
 ) -> list[TimedPairs]:
     """Time pairs in at least `UNITS` units until the interval of each speedup reaches at most
     `speed.precision` to each side, with `UNITS_TO_STOP` units, or `speed.seconds` are spent.
 
-    `report` gets the elapsed seconds, and `read_rate` measures the bytes/s at which memory is read,
-    once a unit. The full model of the first pair is the reference of all.
+    The phase `label` shows the elapsed seconds. The rate at which memory is read is measured once a
+    unit. The full model of the first pair is the reference of all.
     """
+    report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
+    read_rate = bandwidth_meter(opened[0].pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
     pairs, past = [one.pair for one in opened], [one.first for one in opened]
     outputs = [output for first in past for output in (*first.full, *first.strategy)]
@@ -295,11 +327,7 @@ def measure_units(
         )
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
-        unit = Unit(
-            pairs=count,
-            began=timestamp(),
-            bytes_per_second=read_rate(),
-        )
+        unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
         timed, past = (
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
@@ -328,14 +356,10 @@ def time_pairs(
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
     do not fit into memory. Finished units are added to those in `stored`.
     """
-    speed, read_rate = config.speed, bandwidth_meter(strategy.device)
-    report = progress.phase(
-        f"{config.strategy.name}: seconds of timing", max(1, round(speed.seconds))
-    )
 
     def measure(batch_size: int) -> TimedPairs:
         opened = open_pair(full, strategy, workload, config, stored, batch_size)
-        return measure_units([opened], speed, report, read_rate)[0]
+        return measure_units([opened], config.speed, config.strategy.name, progress)[0]
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
 

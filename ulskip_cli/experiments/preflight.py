@@ -205,12 +205,8 @@ def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) ->
         task = changed_choice(task, calibration.task, "calibration.task.")
         if evaluated is None:
             evaluated = evaluated_examples(config)
-        texts = {(example.source, example.reference) for example in evaluated}
-        examples = [
-            example
-            for example in task.examples()
-            if (example.source, example.reference) not in texts
-        ]
+        texts = {example.texts for example in evaluated}
+        examples = [example for example in task.examples() if example.texts not in texts]
     elif held_out := task.held_out():
         task, examples = held_out, held_out.examples()
     else:

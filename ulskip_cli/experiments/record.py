@@ -70,9 +70,9 @@ class Column(NamedTuple):
     """A column that shows a field."""
 
     title: str  # may hold a line break
-    form: str = ""  # format of its numbers
     # makes the value, or names its attribute; empty: the field that declares the column
     show: Callable[..., object] | str = ""
+    form: str = ""  # format of its numbers
     optional: bool = False  # left out on a narrow terminal, the rightmost column first
     first: bool = False  # among the few columns for a reader of `ulskip run`
 
@@ -359,7 +359,7 @@ class Point(Section):
 
     @field_serializer("config")
     def _write_config(self, config: StoredConfig) -> Row:
-        return config.to_row()
+        return config.changed()
 
     def uses(self, key: str) -> bool:
         """Return True if the run used a key of the configuration."""
@@ -432,25 +432,25 @@ class Schedule(Section):
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
     kept_layers: Layers = value(
         "layers that every step runs, or the first stage",
-        Column("layers", show="layers", first=True),
+        Column("layers", "layers", first=True),
     )
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
         "mean number over the timed pairs",
-        Column("timed\nlayers", show="timed_layers", first=True),
+        Column("timed\nlayers", "timed_layers", first=True),
     )
     evaluated_mean_kept_layers: Positive = value("mean number over the evaluated answers")
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
-        Column("layer\nratio", ".2f"),
+        Column("layer\nratio", form=".2f"),
     )
     predicted_speedup: Ratio = value(
         "bytes that a full step reads, divided by those of a step of the kept layers, output head"
         " included; with drafts, from measured costs",
         Column(
             "pre-\ndicted",
-            ".2f",
+            form=".2f",
             first=True,
         ),
     )
@@ -470,8 +470,8 @@ class Timing(Section):
 
     measured_speedup: Ratio = value(
         GLOSSARY,
-        Column("mea-\nsured", ".2f", first=True),
-        Column("inter-\nval", show="interval", optional=True, first=True),
+        Column("mea-\nsured", form=".2f", first=True),
+        Column("inter-\nval", "interval", optional=True, first=True),
     )
     measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
@@ -482,25 +482,39 @@ class Timing(Section):
     pairs: Pairs | None = value(
         "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
         " and the machine's read rate; requested `precision`",
-        Column("pairs", "d", "num_pairs", optional=True),
+        Column("pairs", "num_pairs", "d", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
     other_cpus: Rate = value(
         "mean number of CPUs used by other processes",
-        Column("other\nCPUs", ".1f", optional=True),
+        Column("other\nCPUs", form=".1f", optional=True),
     )
     prefill_seconds: Number = value("medians per batch")
     time_to_first_token_seconds: Number = value("medians per batch")
     time_per_output_token_seconds: Positive = value("medians per batch")
     prompt_kv_bytes: Count = value(
-        "size of the prompt's KV cache", Column("KV\nkept", ".0%", "kv_share", optional=True)
+        "size of the prompt's KV cache", Column("KV\nkept", "kv_share", ".0%", optional=True)
     )
     kept_kv_bytes: Count = value("this size without the skipped layers")
 
 
+def _metric_column(key: str) -> Column:
+    """Return the column of a metric; a star marks a score that differs significantly from the full
+    model's score.
+    """
+    row_key = metrics.ROW_KEYS[key]
+
+    def show(record: "Record") -> str | None:
+        if (score := record.value(key)) is None:
+            return None
+        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
+
+    return Column(row_key.short_title or row_key.title, show, optional=row_key.optional)
+
+
 # One field for each number of a metric, e.g. `bleu`.
 _FIELDS: Any = {
-    key: (Number, Field(None, description=metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS
+    key: (Number, value(metrics.ROW_KEYS[key].title, _metric_column(key))) for key in METRIC_KEYS
 }
 Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 
@@ -508,12 +522,12 @@ Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
-    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", ".2f"))
+    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", form=".2f"))
     decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
-    agreement: Share = value(GLOSSARY, Column("agree-\nment", ".1%", optional=True))
+    agreement: Share = value(GLOSSARY, Column("agree-\nment", form=".1%", optional=True))
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
-    kl_divergence: Number = value(GLOSSARY, Column("KL", ".2f", optional=True))
+    kl_divergence: Number = value(GLOSSARY, Column("KL", form=".2f", optional=True))
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
@@ -539,8 +553,8 @@ class Throughput(Section):
 
     decode_tokens_per_second: Rate = value(
         "generated tokens but the first of each answer, per decode second",
-        Column("full\ntok/s", ".0f", "full_tokens_per_second", optional=True, first=True),
-        Column("decode\ntok/s", ".0f", "timed_tokens_per_second", first=True),
+        Column("full\ntok/s", "full_tokens_per_second", ".0f", optional=True, first=True),
+        Column("decode\ntok/s", "timed_tokens_per_second", ".0f", first=True),
     )
     total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
     throughput_from: Text = value(
@@ -555,10 +569,10 @@ class Throughput(Section):
     )
     acceptance_rate: Share = value(
         "accepted share of drafts",
-        Column("accept-\nance", ".2f"),
+        Column("accept-\nance", form=".2f"),
     )
     mean_accepted_length: Number = value(
-        "tokens per check", Column("tokens\na check", ".2f", optional=True)
+        "tokens per check", Column("tokens\na check", form=".2f", optional=True)
     )
     mean_draft_length: Number = value("drafts per check")
     check_costs: tuple[KnownNumber, ...] | None = value(
@@ -633,9 +647,6 @@ class Provenance(Section):
     )
 
 
-SECTIONS = (Point, Schedule, Timing, Quality, Throughput, Benchmark, LmEval, Provenance)
-
-
 class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedule, Point):
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
@@ -666,13 +677,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     @property
     def scores(self) -> dict[str, float]:
         """The values of the metrics: those that the task names come first, in its order."""
-        named = list(self.config.task.metrics)
-        named += [name for name in metrics.METRICS if name not in named]
-        found = {
-            key: self.value(key)
-            for key in sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
-        }
-        return {key: score for key, score in found.items() if score is not None}
+        named = list(dict.fromkeys([*self.config.task.metrics, *metrics.METRICS]))
+        keys = sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
+        return {key: score for key in keys if (score := self.value(key)) is not None}
 
     @property
     def task(self) -> Text:
@@ -900,8 +907,7 @@ _NEEDS = {  # keys without which the value of another key means nothing
 
 _SHOWN = {
     key: field.json_schema_extra
-    for kind in SECTIONS
-    for key, field in kind.model_fields.items()
+    for key, field in Record.model_fields.items()
     if isinstance(field.json_schema_extra, Shown)
 }
 DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
@@ -929,29 +935,12 @@ def pooled(rows: Sequence[Record]) -> Record:
 
 
 def _columns() -> Iterator[tuple[str, Column]]:
-    yield "label", Column("strategy", show="label", first=True)
-    yield "target_speedup", Column("target", ".4g", "target_speedup")
-    for kind in SECTIONS:
-        for key in METRIC_KEYS if kind is Quality else ():
-            yield key, metric_column(key)
-        for key in filter(_SHOWN.__contains__, kind.model_fields):
-            for column in _SHOWN[key].columns:
-                name = column.show or key
-                yield str(name), column._replace(show=name)
-
-
-def metric_column(key: str) -> Column:
-    """Return the column of a metric; a star marks a score that differs significantly from the full
-    model's score.
-    """
-    row_key = metrics.ROW_KEYS[key]
-
-    def show(record: Record) -> str | None:
-        if (score := record.value(key)) is None:
-            return None
-        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
-
-    return Column(row_key.short_title or row_key.title, "", show, row_key.optional)
+    yield "label", Column("strategy", "label", first=True)
+    yield "target_speedup", Column("target", "target_speedup", ".4g")
+    for key, shown in _SHOWN.items():
+        for column in shown.columns:
+            show = column.show or key
+            yield show if isinstance(show, str) else key, column._replace(show=show)
 
 
 # The columns of all fields and metrics by what they show; all tables are printed from them.

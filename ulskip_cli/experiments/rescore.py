@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.task import Scoring, Task
+from ulskip_cli.core.task import Task
 from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -34,21 +34,6 @@ class RescoredRun:
             self.folder.append(self.record)
 
 
-@dataclass(frozen=True)
-class ExtraMetrics:
-    """Metrics to compute in addition to the run's own metrics."""
-
-    names: Sequence[str] = ()
-    allow_code: bool = False  # run the code of answers
-
-    def beside(self, scoring: Scoring) -> Scoring:
-        """Return a task's scoring with these metrics added; a row must not allow the code of its
-        answers.
-        """
-        names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
-        return replace(scoring, metrics=names, allow_code=self.allow_code)
-
-
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
     """Find runs by results folder or run id; raise UsageError if no run has stored generations."""
     path = Path(target).expanduser()
@@ -70,18 +55,18 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Recor
 
 
 def rescore(
-    folder: ResultsFolder, record: Record, extra: ExtraMetrics, extra_dir: Path | None = None
+    folder: ResultsFolder, record: Record, extra: Sequence[str] = (), allow_code: bool = False
 ) -> RescoredRun:
-    """Score a run's stored generations by its own and the extra metrics, unless they have no
-    references; raise UsageError if the row has no configuration, or a task of which neither ulskip
-    nor `extra_dir` has a file.
+    """Score a run's stored generations by its own and the `extra` metrics, unless they have no
+    references; `allow_code` runs the code of answers, which a row cannot allow. Raises UsageError
+    if the row has no configuration, or a task that is not installed.
     """
     if not record.uses("task"):
         raise UsageError(
             f"{folder.runs_path}: expected a task in row {record.id}, got none; repeat the run to"
             " score it"
         )
-    task: Task = stored_choice("task", record.config.task.changed(), extra_dir)
+    task: Task = stored_choice("task", record.config.task.changed())
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):
@@ -89,7 +74,10 @@ def rescore(
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)
-    scores = metrics.compute_scores(extra.beside(task.scoring()), texts)
+    scoring = task.scoring()
+    names = tuple(dict.fromkeys([*scoring.metrics, *extra]))
+    scoring = replace(scoring, metrics=names, allow_code=allow_code)
+    scores = metrics.compute_scores(scoring, texts)
     before = record.scores
     changed = {
         key: (before[key], value)

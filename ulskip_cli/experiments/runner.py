@@ -108,7 +108,7 @@ class Session:
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
             compiling = "compile the CPU kernel, once per machine"
-            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling, 0))
+            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling))
             self._models[key] = loaded
         return self._models[key]
 
@@ -177,7 +177,7 @@ class PreparedRun:
     """A resolved point with its weights loaded, its examples encoded and its schedule decided."""
 
     point: ResolvedPoint
-    timed: Config  # the point's configuration, unless a benchmark compiles layers
+    timed: Config  # as it is timed: the tokens of the plan; a benchmark may compile layers
     loaded: LoadedModel
     full: LoadedModel  # of the baseline, in most runs the same
     workload: Workload | None  # None: random prompts
@@ -235,9 +235,10 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
             adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
         else:
             adapter, used = zero_patches(config, loaded, plan)
+    timed = timed or asked
     return PreparedRun(
         point=point,
-        timed=timed or asked,
+        timed=timed.replace(speed=timed.speed.replace(new_tokens=plan.timed_tokens)),
         loaded=loaded,
         full=full,
         workload=workload,
@@ -289,11 +290,10 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     if config.speed.enabled:
         # The full model against itself shows noise alone.
         share = NOISE_SHARE if run.plan.is_full_model and not baseline else 1
-        seconds = share * config.speed.seconds
-        speed = config.speed.replace(new_tokens=run.plan.timed_tokens, seconds=seconds)
+        speed = run.timed.speed.replace(seconds=share * config.speed.seconds)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, units, progress)
-    progress.phase("write", 0)
+    progress.phase("write")
     record = store_record(
         run,
         decoder,

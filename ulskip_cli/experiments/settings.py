@@ -9,7 +9,6 @@ and a failed run detected no device.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ulskip_cli.core.config import StoredConfig
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.options import Choice, Options
 from ulskip_cli.experiments.record import DETECTED, Record
@@ -73,8 +72,8 @@ def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
     """Return the values of a configuration that a command uses and that change its results."""
 
     def walk(options: Options, prefix: str, choice: str) -> Iterator[tuple[Key, object]]:
-        for name in (*type(options).model_fields, *(options.model_extra or {})):
-            key, value = f"{prefix}{name}", getattr(options, name)
+        for name, value in options:
+            key = f"{prefix}{name}"
             if not config.changes_results(key, command):
                 continue
             if isinstance(value, Choice):
@@ -83,12 +82,10 @@ def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
             elif isinstance(value, Options):
                 yield from walk(value, f"{key}.", choice)
             elif not (choice and name == "name"):
-                yield Key(key, choice), value
+                is_known = name in type(options).model_fields
+                yield Key(key, choice if is_known or choice else UNKNOWN), value
 
-    found = dict(walk(config, "", ""))
-    found.pop(Key("unknown"), None)
-    unknown = config.unknown if isinstance(config, StoredConfig) else {}
-    return found | {Key(name, UNKNOWN): value for name, value in unknown.items()}
+    return dict(walk(config, "", ""))
 
 
 def differences(rows: Sequence[Settings], but: Collection[str] = ()) -> list[Key]:

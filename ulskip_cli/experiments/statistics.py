@@ -269,7 +269,7 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
         and abs(fulls[0] - fulls[1]) <= SAME_SCORE
         and not (new.has_few_examples or old.has_few_examples)
     )
-    return better if is_known else Interval(better.value, None, None)
+    return better if is_known else Interval(better.value)
 
 
 def speed_ratio(new: Record, old: Record) -> Interval | None:
@@ -285,7 +285,7 @@ def unchanged(delta: Interval | None) -> str | None:
     """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
     interval includes zero; None if the interval is not known.
     """
-    if delta in (SAME, Interval(0.0, None, None)):
+    if delta in (SAME, Interval(0.0)):
         return HOLDS
     if delta is None or delta.low is None:
         return None

@@ -84,8 +84,8 @@ def section(records: Sequence[Record]) -> TableSection:
     reference = min(references) if len(references) == 1 else "reference"
     shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]
     columns = [
-        Column("batch", "", "batch_size"),
-        Column("engine", "", decoded_by),
+        Column("batch", "batch_size"),
+        Column("engine", decoded_by),
         *[COLUMNS["label"]] * (len({record.label for record in records}) > 1),
         *(
             tables.setting(key)
@@ -93,20 +93,20 @@ def section(records: Sequence[Record]) -> TableSection:
             if key.name != "strategy.name" and key.part != "correction"
         ),
         *map(COLUMNS.__getitem__, SPEED),
-        Column("full\ntok/s", ".0f", lambda record: _full_rate(record)[1] or None),
+        Column("full\ntok/s", lambda record: _full_rate(record)[1] or None, ".0f"),
         COLUMNS["timed_tokens_per_second"]._replace(title="tok/s"),
         Column(
-            f"full over\n{reference}", ".2f", lambda record: (over := _over(record)) and over.value
+            f"full over\n{reference}", lambda record: (over := _over(record)) and over.value, ".2f"
         ),
         Column(
             f"interval of\nfull over {reference}",
-            "",
             lambda record: (over := _over(record)) and over.ends(),
+            "",
             True,
         ),
-        Column(f"over\n{reference}", ".2f", "over_reference"),
-        *[Column("reference", "", "reference_engine")] * (len(references) > 1),
-        Column("of band-\nwidth", ".0%", lambda record: record.bandwidth_share or None, True),
+        Column(f"over\n{reference}", "over_reference", ".2f"),
+        *[Column("reference", "reference_engine")] * (len(references) > 1),
+        Column("of band-\nwidth", lambda record: record.bandwidth_share or None, ".0%", True),
     ]
     notes = [
         tables.MEASURED,

@@ -173,16 +173,16 @@ class Frontier:
             " that open."
         )
         columns = [
-            Column("engine", "", lambda point: engine_of(point.record)),
-            Column("method", "", lambda point: method_of(point.record)),
-            Column("layers", "", "record.layers"),
-            *[Column("batch", "", "record.batch_size")] * (len(self.batch_sizes) > 1),
-            Column("speedup", ".2f", speed_of),
-            Column("interval", "", "record.interval"),
-            Column("with prompt", ".2f", "record.end_to_end_speedup"),
-            Column(first.title, ".1f", "value"),
-            Column("of baseline", "", QualityShare.text),
-            Column("verdict", "", self._fate),
+            Column("engine", lambda point: engine_of(point.record)),
+            Column("method", lambda point: method_of(point.record)),
+            Column("layers", "record.layers"),
+            *[Column("batch", "record.batch_size")] * (len(self.batch_sizes) > 1),
+            Column("speedup", speed_of, ".2f"),
+            Column("interval", "record.interval"),
+            Column("with prompt", "record.end_to_end_speedup", ".2f"),
+            Column(first.title, "value", ".1f"),
+            Column("of baseline", QualityShare.text),
+            Column("verdict", self._fate),
         ]
         return TableSection.of(title, self.points, columns, note, words=2)
 
@@ -222,11 +222,11 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
     caveats = {frontier.points[-1].caveat for frontier in found} - {""}
     note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
     columns = [
-        Column("model", "", "model"),
-        Column("batch", "", "batch_size"),
-        Column("speedup", "", "target"),
-        Column("without training", "", lambda line: _described(line.untrained)),
-        Column("with training", "", lambda line: _described(line.trained)),
+        Column("model", "model"),
+        Column("batch", "batch_size"),
+        Column("speedup", "target"),
+        Column("without training", lambda line: _described(line.untrained)),
+        Column("with training", lambda line: _described(line.trained)),
     ]
     lines = [
         Choice(

@@ -123,11 +123,9 @@ class ShownAnswers:
     changes: dict[str, list[int]] = field(default_factory=dict)
 
 
-def collect(
-    groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES
-) -> ShownAnswers:
-    """Read the answers to the first `most` examples of each data set, of at most `MAX_RUNS` runs.
-    Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
+def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
+    """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
+    runs. Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
     names = {
         row.key: group.called(row)
@@ -149,7 +147,7 @@ def collect(
     notes = []
     for label, indices in stored.items():
         chosen = sorted(sorted(indices, key=lambda i: rows[i].batch_size)[:MAX_RUNS])
-        data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts, most)
+        data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts)
         counts = f"{len(data_set.examples)} of {data_set.stored} examples"
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
         sets += [data_set] if data_set.runs else []
@@ -162,7 +160,6 @@ def _data_set(
     rows: Mapping[int, Record],
     names: Mapping[tuple[str, str], str],
     texts: dict[str, int],
-    most: int,
 ) -> DataSet:
     """Return the examples of one data set and the runs on them; runs that answered other examples
     are left out.
@@ -173,15 +170,18 @@ def _data_set(
 
     stored = {i: read_answers(row.folder, row.id) for i, row in rows.items()}
     first = next(filter(None, stored.values()), [])
-    sources = [answer["source"] for answer in first[:most]]
-    examples = [
-        {"id": str(answer.get("id", ""))}
-        | {key: position(answer[key]) for key in ("source", "reference")}
-        for answer in first[:most]
+    sources = [answer["source"] for answer in first[:MAX_EXAMPLES]]
+    examples: list[dict[str, int | str]] = [
+        {
+            "id": str(answer.get("id", "")),
+            "source": position(answer["source"]),
+            "reference": position(answer["reference"]),
+        }
+        for answer in first[:MAX_EXAMPLES]
     ]
     runs = []
     for i, answers in stored.items():
-        shown = answers[:most]
+        shown = answers[:MAX_EXAMPLES]
         if shown and [answer["source"] for answer in shown] == sources:
             outputs = [position(answer["hypothesis"]) for answer in shown]
             flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}

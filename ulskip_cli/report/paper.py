@@ -42,22 +42,22 @@ def table4(records: Sequence[Record]) -> list[TableSection]:
 
 def _table4(group: Group) -> TableSection:
     points, metric = group.points(), primary(group.records) or ""
-    tokens_per_second = Column("", ".0f", Record.tokens_per_second)
+    tokens_per_second = Column("", Record.tokens_per_second, ".0f")
 
     def rate(first: Record, size: int) -> str:
         record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
         return tables.cell(record, tokens_per_second) if record else MISSING
 
     columns = [
-        Column("target", "", lambda record: f"{record.target_speedup:g}x"),
-        Column("approach", "", group.approach),
+        Column("target", lambda record: f"{record.target_speedup:g}x"),
+        Column("approach", group.approach),
         COLUMNS["layers"],
         COLUMNS["timed_layers"],
-        Column(TITLES.get(metric, ""), ".2f", methodcaller("value", metric)),
+        Column(TITLES.get(metric, ""), methodcaller("value", metric), ".2f"),
         COLUMNS["predicted_speedup"]._replace(optional=True),
         COLUMNS["measured_speedup"],
-        Column("full\ntok/s", ".0f", methodcaller("tokens_per_second", "full"), True),
-        *(Column(f"tok/s,\nbatch {n}", "", partial(rate, size=n)) for n in group.batches),
+        Column("full\ntok/s", methodcaller("tokens_per_second", "full"), ".0f", True),
+        *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
     ]
     firsts = [
         min(done(records.values()) or records.values(), key=lambda record: record.batch_size)
@@ -97,13 +97,13 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
         ours_judged = shares(group.records)
         judged = shares(rows) | ours_judged if ours_judged else {}
         shown = [
-            *([Column(TITLES[metric], ".2f", metric)] if metric else []),
+            *([Column(TITLES[metric], metric, ".2f")] if metric else []),
             tables.share_of_full(judged, ".0%"),
-            Column("tok/s", ".0f", _rate),
-            Column("x", ".2f", "end_to_end_speedup"),
+            Column("tok/s", _rate, ".0f"),
+            Column("x", "end_to_end_speedup", ".2f"),
         ]
         sides = [side for column in shown for side in beside(column, "paper", "ours")]
-        columns = [*POINT, *sides, Column("timed\nlayers", "", "new.timed_layers")]
+        columns = [*POINT, *sides, Column("timed\nlayers", "new.timed_layers")]
         for row in rows:
             ours = points.get((row.target_speedup or 0.0, row.label), {}).get(row.batch_size)
             pairs += [ComparedPair(ours, row)] if ours else []

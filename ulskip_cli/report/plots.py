@@ -39,6 +39,7 @@ COLOURS = {
     "custom": "#8c6d46",
 }
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
+HEIGHT = 4.2  # of a panel, in inches
 MAX_PANELS = 4
 MAX_LABELS = 30
 MAX_TITLE = 50  # characters over half a figure
@@ -69,7 +70,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
     steps = [point["step"] for point in curve]
     losses = pd.DataFrame([point["validation_loss"] for point in curve], index=steps)
     with applied():
-        figure, (axes,) = panels(1, 6.4, 4.2)
+        figure, (axes,) = panels(1, 6.4)
         for key, line in losses.items():
             axes.plot(line.dropna(), marker=".", label=curve_label(str(key)))
         axes.set(xlabel="step", ylabel="validation loss, nats per token")
@@ -118,7 +119,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     if not scored:
         return None
     width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
-    figure, each = panels(len(scored), width, 4.2)
+    figure, each = panels(len(scored), width)
     handles = dict[str, "Artist"]()
     for axes, (group, rows) in zip(each, scored, strict=True):
         axes.set_title(shortened(group.label, most))
@@ -194,7 +195,7 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
     centres = [_at(row, metric) for row in rows if not may_gain(row)]
     axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
-    clocks = [row.speedup or Interval(1.0, None, None) for row in rows]
+    clocks = [row.speedup or Interval(1.0) for row in rows]
     ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
     scores = [
@@ -242,15 +243,15 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     return files
 
 
-def panels(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its axes, at most two side by side; each panel has the given size in
+def panels(count: int, width: float) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its axes, at most two side by side; each panel has the given width in
     inches.
     """
     from matplotlib.figure import Figure
 
     across = min(count, 2)
     down = -(-count // across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    figure = Figure(figsize=(width * across, HEIGHT * down), layout="constrained")
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_visible(False)

@@ -83,14 +83,14 @@ def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
     head, of = column.title, column.value
     return [
         column._replace(title=f"{old}\n{head}", show=lambda pair: of(pair.old)),
-        Column(f"{new}\n{head}", column.form, lambda pair: of(pair.new)),
+        Column(f"{new}\n{head}", lambda pair: of(pair.new), column.form),
     ]
 
 
 POINT = [
-    Column("approach", "", "new.label"),
-    Column("target", ".4g", "new.target_speedup"),
-    Column("batch", "", "new.batch_size"),
+    Column("approach", "new.label"),
+    Column("target", "new.target_speedup", ".4g"),
+    Column("batch", "new.batch_size"),
 ]
 
 
@@ -141,21 +141,22 @@ class Comparison:
         keeps = gate_column(f"keeps\n{self.gate:.0%}", judged)
         columns = [
             *POINT,
-            *beside(Column(name, ".2f", score, optional=True)),
-            Column("minus\nold", "", lambda pair: _starred(pair.quality, pair.better, "+.2f")),
+            *beside(Column(name, score, ".2f", optional=True)),
+            Column("minus\nold", lambda pair: _starred(pair.quality, pair.better, "+.2f")),
             Column(
-                "minus old,\n95%", "", lambda pair: pair.quality and pair.quality.ends("+.2f"), True
+                "minus old,\n95%", lambda pair: pair.quality and pair.quality.ends("+.2f"), "", True
             ),
-            *beside(Column("speedup", ".2f", "measured_speedup", optional=True)),
-            Column("over\nold", "", lambda pair: _starred(pair.speedup, pair.faster, ".2f")),
-            Column("over old,\n95%", "", lambda pair: pair.speedup and pair.speedup.ends(), True),
+            *beside(Column("speedup", "measured_speedup", ".2f", optional=True)),
+            Column("over\nold", lambda pair: _starred(pair.speedup, pair.faster, ".2f")),
+            Column(
+                "over old,\n95%", lambda pair: pair.speedup and pair.speedup.ends(), optional=True
+            ),
             keeps._replace(show=lambda pair: keeps.value(pair.new)),
             Column(
                 "faster\nthan full",
-                "",
                 lambda pair: pair.speedup and verdict(pair.new.speedup, 1.0),
             ),
-            Column("as\nbefore", "", self._is_as_before),
+            Column("as\nbefore", self._is_as_before),
         ]
         notes = [NOTE, f"As before: the same answers, and a speedup within {TOLERANCE:.0%}"]
         if self.differs:

@@ -223,8 +223,7 @@ def setting_text(record: Record, key: Key) -> str:
 
 def setting_words(record: Record, keys: Iterable[Key]) -> list[str]:
     """Name the values of some settings, without those that the record does not have."""
-    texts = {key: setting_text(record, key) for key in keys}
-    return [f"{key.title} {text}" for key, text in texts.items() if text != MISSING]
+    return [f"{key.title} {text}" for key in keys if (text := setting_text(record, key)) != MISSING]
 
 
 def words(value: object) -> str:

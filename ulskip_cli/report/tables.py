@@ -121,8 +121,11 @@ class TableSection:
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
-        texts = [(column, [cell(line, column) for line in lines]) for column in columns]
-        texts = [(column, cells) for column, cells in texts if set(cells) - EMPTY]
+        texts = [
+            (column, cells)
+            for column in columns
+            if set(cells := [cell(line, column) for line in lines]) - EMPTY
+        ]
         rows = list(map(list, zip(*(cells for _, cells in texts), strict=True)))
         return cls(title, [column for column, _ in texts], rows, note, words)
 
@@ -135,12 +138,12 @@ def cell(line: object, column: Column) -> str:
 
 def setting(key: Key, optional: bool = False) -> Column:
     """Return the column of a setting."""
-    return Column(key.title.replace(" ", "\n"), "", partial(setting_text, key=key), optional)
+    return Column(key.title.replace(" ", "\n"), partial(setting_text, key=key), optional=optional)
 
 
 def share_of_full(judged: Shares, form: str = ".1%") -> Column:
     """Return the column of the share of the full model's quality."""
-    return Column("of\nfull", form, lambda record: getattr(judged.get(record.key), "share", None))
+    return Column("of\nfull", lambda record: getattr(judged.get(record.key), "share", None), form)
 
 
 def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
@@ -150,7 +153,7 @@ def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
         share = judged.get(record.key)
         return share.interval.ends(".0%") if share else None
 
-    return [share_of_full(judged, form), Column("of full,\n95%", "", ends)]
+    return [share_of_full(judged, form), Column("of full,\n95%", ends)]
 
 
 def gate_column(title: str, judged: Shares) -> Column:
@@ -159,7 +162,7 @@ def gate_column(title: str, judged: Shares) -> Column:
     def show(record: Record) -> str | None:
         return None if record.keeps_all else getattr(judged.get(record.key), "verdict", None)
 
-    return Column(title, "", show)
+    return Column(title, show)
 
 
 def all_shares(groups: Iterable[Group], gate: float = GATE) -> Shares:
@@ -198,11 +201,6 @@ def short_section(records: Sequence[Record]) -> TableSection:
     )
 
 
-def terminal_section(records: Sequence[Record]) -> TableSection:
-    """Make the table of records for a terminal, with few columns."""
-    return short_section([displayed(record, Path()) for record in records])
-
-
 def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
@@ -225,7 +223,7 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
     keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})
     return [
-        Column(key.replace("_", "\n", 1), "", partial(show, key=key))
+        Column(key.replace("_", "\n", 1), partial(show, key=key))
         for key in keys
         if "_stderr" not in key
     ]

@@ -4,10 +4,10 @@ choose and report with. Imports no torch.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
+from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
@@ -105,9 +105,9 @@ class Chosen:
         return len(self.trial.kept_layers)
 
 
-def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneRequest:
+def resolve_tuning(config: TuneConfig) -> TuneRequest:
     """Check a request and divide the examples; raise UsageError for a wish or data that cannot be
-    used. `extra_dir` has the presets of a user's own strategies.
+    used.
     """
     if (config.speedup is None) is (config.quality is None):
         found = "neither" if config.speedup is None else "both"
@@ -133,7 +133,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
     candidates, refused = [], []
     for text in config.candidates:
         try:
-            candidate = _candidate(config, text, extra_dir, split)
+            candidate = _candidate(config, text, split)
             resolver.schedule(candidate.config.replace(ratio=1.0), "tune")
             candidates.append(candidate)
         except NotApplicable as error:
@@ -143,7 +143,7 @@ def resolve_tuning(config: TuneConfig, extra_dir: Path | None = None) -> TuneReq
             "expected at least one candidate that can run, got none;"
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
-    alternatives, left_out = _alternatives(split.choice, resolver, extra_dir)
+    alternatives, left_out = _alternatives(split.choice, resolver)
     point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
     return TuneRequest(
         config=config,
@@ -186,8 +186,8 @@ def divide(config: Config, wanted: int) -> Split:
     else:
         held_out = source.examples()
         limit, count = min(config.limit or total, total), min(wanted, len(held_out) // 2)
-        reported = {_text(example) for example in examples[:limit]}
-        if shared := sum(_text(example) in reported for example in held_out):
+        reported = {example.texts for example in examples[:limit]}
+        if shared := sum(example.texts in reported for example in held_out):
             raise UsageError(
                 f"expected calibration.task without examples of the final report, got {shared} of"
                 " them; set other data, or leave out calibration.task to use the examples after"
@@ -216,11 +216,11 @@ def training_examples(split: Split) -> list[Example]:
     wanted = split.final.replace(calibration=calibration.replace(examples=most))
     held = find_held_out(wanted)
     used = {
-        _text(example)
+        example.texts
         for side in (split.choice, split.final)
         for example in evaluated_examples(side)
     }
-    unused = [example for example in held.examples if _text(example) not in used]
+    unused = [example for example in held.examples if example.texts not in used]
     if not unused:
         raise UsageError(
             "expected examples to train on beside those that choose and those that are reported,"
@@ -229,13 +229,9 @@ def training_examples(split: Split) -> list[Example]:
     return unused
 
 
-def _text(example: Example) -> tuple[str, str]:
-    return example.source, example.reference
-
-
-def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Split) -> Candidate:
-    """Read a candidate, such as `strategy=search strategy.budget=20`. Its patches are folded if the
-    engine supports no others.
+def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
+    """Read a candidate, such as `strategy=search strategy.budget=20`. It has the correction of the
+    request unless it names another. Its patches are folded if the engine supports no others.
     """
     words = text.split()
     if not any(word.startswith("strategy=") for word in words):
@@ -243,9 +239,14 @@ def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Spl
             f"expected strategy=NAME in each candidate, got '{text[:80]}'; for example"
             " candidates=['strategy=search strategy.budget=20']"
         )
-    defaults = {"strategy": config.strategy, "correction": config.correction}
-    chosen = configuration.parse_choices(words, defaults, extra_dir)
-    strategy, correction = chosen["strategy"], chosen["correction"]
+    if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
+        raise UsageError(f"expected keys of strategy and correction, got {others[0]}; leave it out")
+    asked = f"correction={config.correction.name}"
+    names_another = any(word.startswith("correction=") and word != asked for word in words)
+    everywhere = [] if names_another else overrides_of(config, "run")
+    shared = [word for word in everywhere if word.startswith("correction")]
+    chosen = configuration.compose_unvalidated([*shared, *words], "run")
+    strategy, correction = chosen.strategy, chosen.correction
     is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
     if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
         correction = correction.replace(kind="folded")
@@ -255,9 +256,7 @@ def _candidate(config: TuneConfig, text: str, extra_dir: Path | None, split: Spl
     return Candidate(label, split.choice.replace(strategy=strategy, correction=correction))
 
 
-def _alternatives(
-    choice: Config, resolver: Resolver, extra_dir: Path | None
-) -> tuple[list[Candidate], list[str]]:
+def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], list[str]]:
     """Return what may be faster with all layers, and what cannot run, with the reasons: drafts by
     look-up, and the engines of other libraries unless the request names one, those with the most
     bits per weight first.
@@ -270,8 +269,8 @@ def _alternatives(
         count = decoding.draft_tokens or AUTO
         drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=count)
         wanted[LOOK_UP] = full.replace(decoding=drafts)
-    names = configuration.group_choices("engine", extra_dir) if choice.engine.name == AUTO else ()
-    engines = [configuration.preset("engine", name, extra_dir=extra_dir) for name in names]
+    names = configuration.group_choices("engine") if choice.engine.name == AUTO else ()
+    engines = [configuration.preset("engine", name) for name in names]
     ranked = sorted(zip(names, engines, strict=True), key=lambda pair: -pair[1].layer_bits)
     for name, engine in ranked:
         if engine.is_runtime:
@@ -291,7 +290,7 @@ def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
     wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
     data = [
-        [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
+        [example.texts for example in side.task.examples()] for side in (split.choice, split.final)
     ]
-    held = [_text(example) for example in find_held_out(split.choice).examples]
+    held = [example.texts for example in find_held_out(split.choice).examples]
     return digest([wish, split.final.identity(), fingerprint, data, held])

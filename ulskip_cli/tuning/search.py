@@ -59,6 +59,7 @@ MIN_SECONDS = 60.0  # for a training; with fewer seconds, adapter=auto trains no
 ANSWER_SHARE, MAX_SAMPLES = 0.3, 4  # of these seconds for own answers; of them per prompt
 PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training that is timed
 Errors = tuple[type[Exception], ...]
+REFUSALS = (UsageError, RunError)  # reasons why a model or a candidate cannot run a step
 Value = TypeVar("Value")
 
 
@@ -74,16 +75,21 @@ class StepLog:
         self.path = path
         steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
         self._values = {step["step"]: all_printable(step["value"]) for step in steps}
-        earlier: dict[str, float] = {step["step"]: step["seconds"] for step in steps}
-        self._began = time.monotonic() - sum(earlier.values())
+        self._began: float = time.monotonic() - sum(step["seconds"] for step in steps)
 
-    def once(self, step: str, run: Callable[[], Value]) -> Value:
+    def once(self, step: str, run: Callable[[], Value], refusals: Errors = ()) -> Value:
         """Return the stored value of a step, or run the step and store the JSON-ready value that it
-        returns.
+        returns, or `refused` with the reason if one of the `refusals` says that this model or
+        candidate cannot run it.
         """
         if step not in self._values:
             began = time.monotonic()
-            self._values[step] = run()
+            try:
+                self._values[step] = run()
+            except StorageError:
+                raise
+            except refusals as error:
+                self._values[step] = {"refused": str(error)}
             seconds = round(time.monotonic() - began, 1)
             line = {"step": step, "value": self._values[step], "seconds": seconds}
             append_line(self.path, json.dumps(line, ensure_ascii=False))
@@ -184,7 +190,7 @@ class Tuning:
             (record,) = self._measure([candidate.config])
         except StorageError:
             raise
-        except (UsageError, RunError) as error:
+        except REFUSALS as error:
             self.progress.note(f"left out: {candidate.label}: {error}")
             return None
         answers, full = (
@@ -309,16 +315,15 @@ class Tuning:
         better of both.
         """
         config = self.config
-        wish = f"{config.adapter_steps} steps"
-        if not config.adapter_steps:
-            wish = f"{config.budget:g} minutes, {config.adapter}"
+        asked = f"{config.budget:g} minutes, {config.adapter}"
+        wish = f"{config.adapter_steps} steps" if config.adapter_steps else asked
         step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
-        size = self.adapter = self._unless_refused(
-            f"size of the {step} in {wish}", lambda: self._training_size(chosen)
+        size = self.adapter = self._log.once(
+            f"size of the {step} in {wish}", lambda: self._training_size(chosen), REFUSALS
         )
         if "refused" not in size:
-            self.adapter = self._unless_refused(
-                f"{step}: train {size}", lambda: self._train(chosen, size)
+            self.adapter = self._log.once(
+                f"{step}: train {size}", lambda: self._train(chosen, size), REFUSALS
             )
         if "refused" in self.adapter:
             self.progress.note(f"left out: trained adapter: {self.adapter['refused']}")
@@ -415,7 +420,7 @@ class Tuning:
 
     def _try(self, step: str, candidate: Candidate, num_kept: int) -> Trial | None:
         """Return the trial of a candidate, or None if it does not apply."""
-        outcome = self._unless_refused(
+        outcome = self._log.once(
             step, lambda: self.measure_loss(candidate, num_kept).plain(), (NotApplicable,)
         )
         if "refused" in outcome:
@@ -446,23 +451,6 @@ class Tuning:
             patch=correction.id if correction else None,
             adapter=correction.path if correction else None,
         )
-
-    def _unless_refused(
-        self, step: str, run: Callable[[], Row], expected: Errors = (UsageError, RunError)
-    ) -> Row:
-        """Return the value of a step, or `refused` with the reason why this model or candidate
-        cannot run it.
-        """
-
-        def attempt() -> Row:
-            try:
-                return run()
-            except StorageError:
-                raise
-            except expected as error:
-                return {"refused": str(error)}
-
-        return self._log.once(step, attempt)
 
     def _in_time(self, step: str, share: float) -> bool:
         """Decide once whether the budget has time for a step; a resumed tuning with this budget

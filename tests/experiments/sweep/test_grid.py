@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from ulskip_cli.core.config import use_config_dir
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session, run_point
@@ -87,10 +88,11 @@ def test_an_experiment_has_its_own_grid(tmp_path):
     for name, sweep in sweeps.items():
         preset = f"name: {name}\nsweep: {sweep}\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(preset)
-    pairs = [(config.ratio, config.batch_size) for config in points(["experiment=mine"], tmp_path)]
+    use_config_dir(tmp_path)
+    pairs = [(config.ratio, config.batch_size) for config in points(["experiment=mine"])]
     assert pairs == [(2, 1), (2, 4), (3, 1), (3, 4)]
     with pytest.raises(UsageError, match="ratoi"):
-        points(["experiment=wrong"], tmp_path)
+        points(["experiment=wrong"])
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ _PLACEMENT = ("dtype", "device", "device_map")
 
 def points(
     overrides: Sequence[str],
-    extra_dir: Path | None = None,
     preset: str | None = None,
 ) -> list[Config]:
     """Return the configurations of a grid in the order of the overrides, without duplicates, and
@@ -54,9 +53,9 @@ def points(
     alternatives: list[Config] = []
     left_out: dict[str, set[str]] = {}  # alternatives by reason
     command = preset or "sweep"
-    for config, texts in _grid(_with_experiment(overrides, preset), command, extra_dir):
+    for config, texts in _grid(_with_experiment(overrides, preset), command):
         composed.append(config.replace(alternatives=AlternativesConfig()))
-        for alternative in _alternatives(config, texts, extra_dir):
+        for alternative in _alternatives(config, texts):
             try:
                 check_run(alternative, "sweep")
                 alternatives.append(alternative)
@@ -97,9 +96,7 @@ def _with_experiment(overrides: Sequence[str], preset: str | None) -> list[str]:
     return list(overrides)
 
 
-def _grid(
-    overrides: Sequence[str], command: str, extra_dir: Path | None
-) -> Iterator[tuple[Config, list[str]]]:
+def _grid(overrides: Sequence[str], command: str) -> Iterator[tuple[Config, list[str]]]:
     """Yield every combination of the values swept on the command line and in the experiment, with
     its overrides; inapplicable points are included.
     """
@@ -111,11 +108,11 @@ def _grid(
         if not override.is_sweep_override()
     ]
     # The points check the keys that the first composition drops.
-    grid = _composed(fixed, GROUPS, (), command, extra_dir)[0].sweep
+    grid = _composed(fixed, GROUPS, (), command)[0].sweep
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
     axes = {
-        override.key_or_group: _values(override, extra_dir)
+        override.key_or_group: _values(override)
         for override in [*swept, *parse_overrides(list(presets.values()))]
     }
     count = math.prod(map(len, axes.values()))
@@ -128,7 +125,7 @@ def _grid(
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
-        config, refused = _composed(texts, groups, presets, command, extra_dir)
+        config, refused = _composed(texts, groups, presets, command)
         refusals.append(refused)
         with contextlib.suppress(NotApplicable):
             check_run(config, command)
@@ -145,7 +142,6 @@ def _composed(
     swept: Container[str],
     presets: Container[str],
     command: str,
-    extra_dir: Path | None,
 ) -> tuple[Config, dict[str, UnknownKey]]:
     """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and
     return their errors.
@@ -153,7 +149,7 @@ def _composed(
     refused: dict[str, UnknownKey] = {}
     while True:
         try:
-            return compose_unvalidated(texts, extra_dir, command), refused
+            return compose_unvalidated(texts, command), refused
         except UnknownKey as error:
             if error.key.partition(".")[0] not in swept and error.key not in presets:
                 raise
@@ -161,7 +157,7 @@ def _composed(
             texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
 
 
-def _values(override: "Override", extra_dir: Path | None) -> list[str]:
+def _values(override: "Override") -> list[str]:
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
@@ -170,7 +166,7 @@ def _values(override: "Override", extra_dir: Path | None) -> list[str]:
         return [override.get_value_element_as_str()]
     value = override.value()
     if isinstance(value, Glob):
-        names = list(group_choices(key, extra_dir)) if key in GROUPS else []
+        names = list(group_choices(key)) if key in GROUPS else []
         if chosen := value.filter(names):
             return chosen
         raise UsageError(
@@ -185,9 +181,7 @@ def _values(override: "Override", extra_dir: Path | None) -> list[str]:
         ) from None
 
 
-def _alternatives(
-    config: Config, overrides: Sequence[str], extra_dir: Path | None
-) -> Iterator[Config]:
+def _alternatives(config: Config, overrides: Sequence[str]) -> Iterator[Config]:
     """Yield the alternatives to a point with these overrides.
 
     Raises UsageError for a model that does not exist or has no tokenizer.
@@ -201,7 +195,7 @@ def _alternatives(
     given = {text.partition("=")[0] for text in overrides}
     placement = [(key, getattr(config.model, key)) for key in _PLACEMENT if f"model.{key}" in given]
     for name in wanted.models if config.baseline else ():
-        model = _model(name, tuple(placement), extra_dir)
+        model = _model(name, tuple(placement))
         if model != config.model:
             full = baseline_config(config)
             yield full.replace(
@@ -213,15 +207,13 @@ def _alternatives(
 
 
 @cache
-def _model(
-    name: str, placement: tuple[tuple[str, object], ...], extra_dir: Path | None
-) -> ModelConfig:
+def _model(name: str, placement: tuple[tuple[str, object], ...]) -> ModelConfig:
     """Return the configuration of a preset, folder or hub id; raise UsageError if its files or its
     tokenizer are missing.
     """
     from ulskip_cli.inference.loading import load_tokenizer
 
-    model = model_named(name, extra_dir, **dict(placement))
+    model = model_named(name, **dict(placement))
     try:
         _ = ModelFolder(model).metadata
         if load_tokenizer(model) is None:

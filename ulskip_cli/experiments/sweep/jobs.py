@@ -311,11 +311,10 @@ class Sweep:
 
     def failures(self) -> list[str]:
         """Return one line for every job that failed in this sweep."""
-        records = [(job.label, self._settled.get(job.id)) for job in self.jobs]
         return [
-            f"{label}: {record.reason}"
-            for label, record in records
-            if record and record.status == FAILED
+            f"{job.label}: {record.reason}"
+            for job in self.jobs
+            if (record := self._settled.get(job.id)) and record.status == FAILED
         ]
 
     def update(self, is_new: bool = True) -> None:

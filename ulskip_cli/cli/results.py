@@ -1,0 +1,112 @@
+"""The commands on stored results: `ulskip report` and `ulskip score`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ulskip_cli.cli.shared import PATH, ConfigDir, Json, make_console, print_rows
+from ulskip_cli.core.errors import UsageError
+
+WIDTH_IN_FILE = 100  # columns of output into a file or a pipe
+WORSE = 3  # exit code of --check
+
+
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            **PATH,
+            help="Results folders. Default: all under --results-dir.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="`paper`, or a results folder to compare with.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="With --compare FOLDER: exit with code 3 if speed or quality got surely worse.",
+        ),
+    ] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")
+    ] = False,
+    plots: Annotated[bool, typer.Option(help="Draw the plot.")] = True,
+    gate: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1, help="Quality gate: share of full's quality that a winner keeps."
+        ),
+    ] = 0.9,
+    results_dir: Annotated[
+        Path, typer.Option(**PATH, help="Folder that holds the results folders.")
+    ] = Path("results"),
+) -> None:
+    """Write tables, a plot and a page of stored rows; `NEW --compare OLD` compares two folders."""
+    if check and compare in (None, "paper"):
+        raise UsageError("--check requires --compare FOLDER, the results to compare with")
+    from ulskip_cli.report import build
+    from ulskip_cli.report.rows import find_folders
+
+    made = build.Report(find_folders(folders or (), results_dir), compare, gate, results_dir)
+    written = build.write(made, plots, html)
+    build.show(made, written, make_console(WIDTH_IN_FILE))
+    if check and made.comparison and (losses := made.comparison.losses()):
+        print("\n".join(f"surely worse: {loss}" for loss in losses))
+        raise typer.Exit(WORSE)
+
+
+def score(
+    target: Annotated[
+        str, typer.Argument(help="Results folder, or id of a run.", show_default=False)
+    ],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric to add; can be given several times.")
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the code of answers, for pass_at_1.")
+    ] = False,
+    results_dir: Annotated[
+        Path, typer.Option(**PATH, help="Folder in which a run id is searched.")
+    ] = Path("results"),
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Score stored generations again without running the model, optionally with further metrics."""
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments import rescore
+    from ulskip_cli.report import tables
+    from ulskip_cli.report.rows import displayed
+
+    scored = []
+    with ProgressBars() as bars:
+        runs = rescore.find_runs(target, results_dir)
+        report_progress = bars.phase("score", len(runs))
+        for folder, record in runs:
+            scored.append(rescore.rescore(folder, record, metric or (), allow_code))
+            scored[-1].save()
+            report_progress(len(scored))
+    folders = {str(run.folder.path): run.folder for run in scored}
+    for folder in folders.values():
+        tables.write_tables(folder)
+    records = [run.record for run in scored]
+    if as_json:
+        print_rows([record.to_row() for record in records])
+        return
+    console = make_console()
+    section = tables.long_section([displayed(record, Path()) for record in records])
+    console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
+    added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
+    differ = sum(bool(run.changed) for run in scored)
+    lines = [
+        f"{run.record.id}: {key} was {before:.4f}, is {now:.4f}"
+        for run in scored
+        for key, (before, now) in run.changed.items()
+    ]
+    lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
+    lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
+    for line in lines:
+        console.print(line)

@@ -1,0 +1,96 @@
+"""Options and arguments that several commands share, and how commands print."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ulskip_cli.core.files import user_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ulskip_cli.core.config_schema import Shared
+    from ulskip_cli.experiments.record import Row
+
+PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
+
+
+def parse_path(text: str) -> Path:
+    """Return the path of an option or an argument; raise UsageError if it is empty or not a valid
+    path.
+    """
+    return user_path(text, "an option or argument")
+
+
+def find_choices_in(folder: Path | None) -> Path | None:
+    """Make the choices in a user's folder known to the command."""
+    from ulskip_cli.core.config import use_config_dir
+
+    use_config_dir(folder)
+    return folder
+
+
+PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
+
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        default_factory=list,
+        help="key=value, e.g. task=wmt ratio=2.0",
+        show_default=False,
+    ),
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        **PATH,
+        callback=find_choices_in,
+        help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Measure again what is finished, baselines included.")
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print the configuration as YAML and stop."),
+]
+
+
+def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
+    """Return a console for standard output: texts are shown as they are, and long lines are not
+    wrapped.
+    """
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else pipe_columns
+    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print a JSON value on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence["Row"]) -> None:
+    """Print one row as a JSON object, and several as an object with the key `rows`."""
+    print_json(rows[0] if len(rows) == 1 else {"rows": rows})
+
+
+def print_yaml(*configs: "Shared") -> None:
+    """Print a configuration as YAML; for several points, print the first and the number of
+    points.
+    """
+    from ulskip_cli.core.config import to_yaml
+
+    if len(configs) > 1:
+        print(
+            f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a"
+            " sweep."
+        )
+    print(to_yaml(configs[0]), end="")
