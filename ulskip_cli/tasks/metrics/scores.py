@@ -11,9 +11,6 @@ from ulskip_cli.core.task import Scoring as Scoring
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
-
-    Segments = NDArray[np.float64]  # one value for each answer
 
 NUM_RESAMPLES = 1000
 SEED = 12345
@@ -66,24 +63,22 @@ class SegmentMetric(Metric):
         """Return the settings of the scorer."""
 
     @abstractmethod
-    def segments(
-        self, systems: Sequence[list[str]], answers: Answers
-    ) -> "list[Mapping[str, Segments]]":
-        """Return the values of the hypotheses of each system by row key."""
+    def segments(self, texts: Sequence[str], answers: Answers) -> "Mapping[str, np.ndarray]":
+        """Return one value for each of `texts`, hypotheses of one system, by row key."""
 
     def score(self, answers: Answers) -> Scores:
         """Compute the means and their comparison with the full model."""
         self.check(answers.references)
-        systems = [answers.hypotheses, *([] if answers.full is None else [answers.full])]
-        measured, *full = self.segments(systems, answers)
+        measured = self.segments(answers.hypotheses, answers)
+        full = {} if answers.full is None else self.segments(answers.full, answers)
         return Scores(
             {key: float(values.mean()) for key, values in measured.items()},
             dict.fromkeys(measured, self.signature()),
-            {key: compare_segments(measured[key], full[0][key]) for key in measured if full},
+            {key: compare_segments(measured[key], full[key]) for key in full},
         )
 
 
-def compare_segments(measured: "Segments", full: "Segments") -> dict[str, float]:
+def compare_segments(measured: "np.ndarray", full: "np.ndarray") -> dict[str, float]:
     """Compute the difference of two systems' means over segments, with a 95% interval and a
     two-sided p-value, in which the sample itself is one of the resamples.
     """
