@@ -51,9 +51,11 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
         packed, bias = self.weight_packed, self.bias
-        if self.by == PANELS:
-            return cpu_kernels.linear(hidden, packed, bias, self.out_features)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        product: Tensor = (
+            torch.ops.ulskip.linear(hidden, packed, bias, self.out_features)
+            if self.by == PANELS
+            else torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        )
         return product
 
 
