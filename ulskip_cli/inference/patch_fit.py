@@ -21,7 +21,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, fold_name, patch_name
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -155,7 +155,7 @@ class PatchFitter:
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
             for name, part in parts.items():
-                tensors[patch_name(index, end, f"linear.{name}")] = part
+                tensors[f"patch.{index}.{end}.linear.{name}"] = part
         return tensors
 
     def _fit_folded(
@@ -200,7 +200,7 @@ class PatchFitter:
             parts = kind.solve(pairs, ridge, folding.has_bias)
             states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
-                fold_name(index, before, folding.path, parameter): tensor
+                f"fold.{index}.{before}.{folding.path}.{parameter}": tensor
                 for parameter, tensor in parts.items()
             }
         return tensors

@@ -22,7 +22,7 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patched_view
+from ulskip_cli.inference.skip_adapter import SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training.data import LossBatch, PairCollator
@@ -60,17 +60,17 @@ class AdapterLoss(TwoPassLoss):
             nn.ModuleDict({str(layer): patch for layer, patch in patches.items()})
             for patches in (start.patches(index, model) for index in range(len(start.kept_sets)))
         )
-        for place, down, up, scale in self._lora():
-            if lora_name(*place, "A") in start.tensors:  # of an adapter that is trained further
-                down.data.copy_(start.tensors[lora_name(*place, "A")])
-                up.data.copy_(start.tensors[lora_name(*place, "B")] / scale)
+        for name, down, up, scale in self._lora():
+            if f"{name}.A" in start.tensors:  # of an adapter that is trained further
+                down.data.copy_(start.tensors[f"{name}.A"])
+                up.data.copy_(start.tensors[f"{name}.B"] / scale)
 
-    def _lora(self) -> Iterator[tuple[tuple[int, str], nn.Parameter, nn.Parameter, float]]:
-        """Yield the place of every adapted module, its matrices A and B, and the scale of `B A`."""
-        for path, place in self.lora_paths.items():
+    def _lora(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+        """Yield the name of every adapted module, its matrices A and B, and the scale of `B A`."""
+        for path, name in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-            yield place, down, up, module.scaling[ADAPTER]
+            yield name, down, up, module.scaling[ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -143,9 +143,8 @@ class AdapterLoss(TwoPassLoss):
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
         }
         tensors |= {f"patch.{name}": part for name, part in self.patches.state_dict().items()}
-        for place, down, up, scale in self._lora():
-            tensors[lora_name(*place, "A")] = down
-            tensors[lora_name(*place, "B")] = scale * up
+        for name, down, up, scale in self._lora():
+            tensors |= {f"{name}.A": down, f"{name}.B": scale * up}
         return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:

@@ -256,16 +256,16 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
-) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
-    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the
-    adapted modules.
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the names of the
+    adapted modules in a skip adapter, by their paths.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     copied = shallow_view.detached(model)
     prefix, stack = shallow_view.layer_stack(copied)
     paths = {
-        f"{prefix}.{layer}.{name}": (layer, name)
+        f"{prefix}.{layer}.{name}": f"lora.{layer}.{name}"
         for layer in layers
         for name, module in stack[layer].named_modules()
         if type(module) in (nn.Linear, Conv1D)
