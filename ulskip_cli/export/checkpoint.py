@@ -136,7 +136,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     card.model_card(point, record, records, skip_adapter, has_chat).save(folder / card.CARD)
-    return {**run.write_record(folder, record), "to": str(point.to), "next": point.next}
+    return {**run.write_record(folder, record), "next": point.next}
 
 
 def _write_model(

@@ -54,10 +54,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
         progress.phase("check gguf", 0)
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
-        "to": str(point.to),
         "skip_adapter": point.skip_adapter,
-        "num_layers": plan.num_layers,
-        "kept_layers": list(plan.kept_layers),
         "parameters": parameters,
         "total_bytes": file.stat().st_size,
         "dtype": str(DTYPES[main_type]).removeprefix("torch."),

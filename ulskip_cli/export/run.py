@@ -120,22 +120,19 @@ def run_export(
     (UsageError), and if the result differs from the view (RunError).
     """
     point, progress = resolve_export(config, request), progress or ProgressCallback()
+    kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
+    record: Row = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint
 
-            return export_checkpoint(point, target, progress)
+            return record | export_checkpoint(point, target, progress)
         if request.format == "gguf":
             from ulskip_cli.export.gguf import export_gguf
 
-            return export_gguf(point, target, progress)
+            return record | export_gguf(point, target, progress)
         target.write_text(schedule_file(point).to_json(), "utf-8")
-    return {
-        "to": str(point.to),
-        "kept_layers": list(point.plan.kept_layers),
-        "num_layers": point.plan.num_layers,
-        "omitted": point.omitted,
-    }
+    return record | {"omitted": point.omitted}
 
 
 def summary(record: Row) -> list[str]:

@@ -141,17 +141,16 @@ class Plan:
     @property
     def kv_bytes_per_token(self) -> int | None:
         """Keys and values of one token in all layers; None if unknown."""
-        return self.num_layers * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
-
-    @property
-    def num_cached(self) -> int:
-        """Number of layers that hold a KV cache after the prompt: all if they verify drafts."""
-        return self.num_layers if self.drafts else self.num_kept
+        size = self.sizes.kv_per_layer
+        return size and size * self.num_layers
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part of `kv_bytes_per_token` that remains after the prompt."""
-        return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
+        """The part of `kv_bytes_per_token` that remains after the prompt: all if all layers verify
+        drafts.
+        """
+        size = self.sizes.kv_per_layer
+        return size and size * (self.num_layers if self.drafts else self.num_kept)
 
     def mean_kept(self, steps: int) -> float:
         """Return the mean number of layers over the first `steps` decode steps; early exit returns
