@@ -19,7 +19,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
 from ulskip_cli.export.run import ResolvedExport
-from ulskip_cli.inference.gguf_copy import counting_tensors
+from ulskip_cli.inference.checkpoint import counting_tensors
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
 from ulskip_cli.inference.loading import load_tokenizer
 
