@@ -143,7 +143,7 @@ class PositionsAndMasks:
         """
         self.prompt_len = mask.shape[1]
         self._masks: dict[str, Tensor] = {}  # by attention type
-        self._unmasked: set[str] = set()  # attention types without a mask for one token
+        self.unmasked: set[str] = set()  # attention types without a mask for one token
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
@@ -153,10 +153,11 @@ class PositionsAndMasks:
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
                     full = {"full_attention", "full_attention" if slides else ""}
-                    self._unmasked = full & masks.keys()
-                unused = set() if several else self._unmasked
+                    self.unmasked = full & masks.keys()
+                unused = set() if several else self.unmasked
                 self._masks = {kind: masks[kind] for kind in masks.keys() - unused}
-        self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+        # of the prompt and all steps
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
@@ -164,17 +165,17 @@ class PositionsAndMasks:
         """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
-            return {"attention_mask": self._mask[:, :end]}
+            return {"attention_mask": self.mask[:, :end]}
         positions = self._positions[:, step : step + count]
         masks: dict[str, Tensor | None] = {
             kind: mask[..., step : step + count, :end] for kind, mask in self._masks.items()
         }
         if count == 1:
-            masks |= dict.fromkeys(self._unmasked)
+            masks |= dict.fromkeys(self.unmasked)
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
         self._positions = None if self._positions is None else self._positions[alive]
-        self._mask = self._mask[alive]
+        self.mask = self.mask[alive]
