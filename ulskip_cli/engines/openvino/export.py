@@ -61,9 +61,9 @@ class Masks:
         """Return the masks [batch, 1, steps, seen + steps] of steps; `mask` [batch, seen] is the
         padding mask before them.
         """
-        past = mask.shape[1]
-        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2)  # masks depend on one layer
-        masks = static_cache.step_masks(self._model, cache, mask, steps, past + steps)
+        # masks depend on one layer
+        cache = filled_cache([torch.empty(1, 1, mask.shape[1], 1)] * 2)
+        masks = static_cache.step_masks(self._model, cache, mask, steps)
         return {kind or "mask": tensor.float().clamp(min=HIDDEN) for kind, tensor in masks.items()}
 
 

@@ -105,10 +105,11 @@ def can_fix(cache: DynamicCache) -> bool:
 
 
 def step_masks(
-    model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, capacity: int
+    model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
 ) -> dict[str, Tensor]:
-    """Return the additive masks [batch, 1, steps, capacity] of all steps after the prompt in
-    `cache`, by attention type; a model with one type has the key "". `mask` is [batch, prompt_len].
+    """Return the additive masks [batch, 1, steps, prompt_len + steps] of all steps after the prompt
+    in `cache`, by attention type; a model with one type has the key "". `mask` is [batch,
+    prompt_len].
     """
     config = copy.deepcopy(model.config.get_text_config(decoder=True))
     config._attn_implementation = "eager"  # whose masks are additive and never None
@@ -118,11 +119,7 @@ def step_masks(
         attention_mask=functional.pad(mask, (0, steps), value=1),
         cache=cache,
     )
-    hidden = (0, capacity - mask.shape[1] - steps)
-    return {
-        kind: functional.pad(tensor, hidden, value=torch.finfo(model.dtype).min)
-        for kind, tensor in (masks if isinstance(masks, dict) else {"": masks}).items()
-    }
+    return masks if isinstance(masks, dict) else {"": masks}
 
 
 class PositionsAndMasks:
@@ -148,7 +145,7 @@ class PositionsAndMasks:
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
-                masks = step_masks(model, cache, mask, steps, self.prompt_len + steps)
+                masks = step_masks(model, cache, mask, steps)
                 config = model.config.get_text_config(decoder=True)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
