@@ -40,8 +40,7 @@ from ulskip_cli.inference.batching import (
 )
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import degenerate
-from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers
+from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, degenerate
 
 Values = NDArray[np.float64]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
+from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 CPU_SECONDS = 5
 SECONDS = 15  # the CPU may be busy

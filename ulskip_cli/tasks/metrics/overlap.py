@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
+from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
