@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.options import option
@@ -64,9 +64,7 @@ class Metric(ABC):
 class SegmentMetric(Metric):
     """A metric that is the mean of one value for each answer, compared by a paired bootstrap."""
 
-    @abstractmethod
-    def signature(self) -> str:
-        """Return the settings of the scorer."""
+    signature: ClassVar[str]  # the settings of the scorer
 
     @abstractmethod
     def segments(self, texts: Sequence[str], answers: Answers) -> "Mapping[str, np.ndarray]":
@@ -79,7 +77,7 @@ class SegmentMetric(Metric):
         full = {} if answers.full is None else self.segments(answers.full, answers)
         return Scores(
             {key: float(values.mean()) for key, values in measured.items()},
-            dict.fromkeys(measured, self.signature()),
+            dict.fromkeys(measured, self.signature),
             {key: compare_segments(measured[key], full[key]) for key in full},
         )
 

@@ -47,10 +47,10 @@ _FUNCTION = re.compile(r"^def (\w+)", re.MULTILINE)
 class PassAt1(SegmentMetric):
     """Percentage of answers whose code passes its tests, with one answer for each example."""
 
-    def signature(self) -> str:
-        """The version of Python and the limits of a program."""
-        limits = f"{CPU_SECONDS} s, {MEMORY_BYTES // 2**20} MiB"
-        return f"Python {platform.python_version()}, one answer for each example, limits {limits}"
+    signature = (
+        f"Python {platform.python_version()}, one answer for each example, limits {CPU_SECONDS} s,"
+        f" {MEMORY_BYTES // 2**20} MiB"
+    )
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if running code is not allowed, or not possible with limits."""

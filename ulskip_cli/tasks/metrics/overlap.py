@@ -37,9 +37,7 @@ class ExactMatch(Match):
     space.
     """
 
-    def signature(self) -> str:
-        """Say which differences are ignored."""
-        return "case and white space folded"
+    signature = "case and white space folded"
 
     def part(self, text: str) -> str:
         """Return the whole text, normalized."""
@@ -49,9 +47,7 @@ class ExactMatch(Match):
 class NumberMatch(Match):
     """Percentage of hypotheses whose last number equals the last number of the reference."""
 
-    def signature(self) -> str:
-        """Say what is compared."""
-        return "last number, without commas"
+    signature = "last number, without commas"
 
     def part(self, text: str) -> Decimal | None:
         """Return the last number."""
@@ -74,9 +70,9 @@ class Rouge(SegmentMetric):
     references are not.
     """
 
-    def signature(self) -> str:
-        """The settings of the scorer."""
-        return "rouge-score F-measure, stemmer=yes, sentences split at line breaks or sentence ends"
+    signature = (
+        "rouge-score F-measure, stemmer=yes, sentences split at line breaks or sentence ends"
+    )
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops
