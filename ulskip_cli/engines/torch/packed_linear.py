@@ -114,8 +114,7 @@ def choose_linear_backend(
     backend. If the model can use the kernel, the first call calls `on_build` and compiles the
     kernel.
     """
-    layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
-    weights = [_weight(module) for module in layers]
+    weights = [_weight(module) for module in model.modules() if _is_linear(module)]
     kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
     known = _chosen.get(model)
     if known is None or known[0] != kinds:
