@@ -40,11 +40,12 @@ class GapPatch(nn.Module):
     has no module, because it changes a linear layer.
     """
 
-    def __init__(self, kind: PatchKind, hidden_size: int) -> None:
+    def __init__(self, kind: PatchKind, model: PreTrainedModel) -> None:
         """Make a patch that changes nothing."""
         super().__init__()
         self.kind = kind
-        self.linear = kind.module(hidden_size)  # this name is a part of the stored tensors' names
+        # this name is a part of the stored tensors' names
+        self.linear = kind.module(model.config.get_text_config(decoder=True).hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
@@ -188,7 +189,7 @@ class SkipAdapter:
         states = defaultdict[int, dict[str, Tensor]](dict)
         for layer, name, tensor in self._named(f"patch.{kept_set}."):
             states[layer][name] = tensor
-        patches = {layer: GapPatch(self.kind, _hidden_size(model)) for layer in states}
+        patches = {layer: GapPatch(self.kind, model) for layer in states}
         for layer, patch in patches.items():
             patch.load_state_dict(states[layer])
             patch.to(next(layers[min(layer, last)].parameters()).device)
@@ -246,13 +247,9 @@ def zero_adapter(
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
         for layer in gaps(kept, num_layers) if kind.takes_time else ():
-            state = GapPatch(kind, _hidden_size(model)).state_dict()
+            state = GapPatch(kind, model).state_dict()
             tensors |= {f"patch.{index}.{layer}.{name}": part for name, part in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), kind, tensors)
-
-
-def _hidden_size(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config(decoder=True).hidden_size)
 
 
 def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
