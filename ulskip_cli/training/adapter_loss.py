@@ -51,7 +51,6 @@ class AdapterLoss(TwoPassLoss):
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
-        self._layerwise_views = dict[Layers, LayerwiseModel]()
         self.start = start
         depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
         self.outputs = FrozenOutputs(model, max_bytes, layers, depths if train.gap_weight else ())
@@ -119,9 +118,7 @@ class AdapterLoss(TwoPassLoss):
         run on the full model's state in front of them.
         """
         depths = self.outputs.depths
-        if kept not in self._layerwise_views:
-            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
-        layerwise = self._layerwise_views[kept]
+        layerwise = self._layerwise(kept)
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
         chosen = labelled[:, 1:]
         losses = [states.new_zeros((), dtype=torch.float32)]

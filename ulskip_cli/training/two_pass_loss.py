@@ -2,7 +2,6 @@
 passes.
 """
 
-import functools
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -58,6 +57,7 @@ class TwoPassLoss(nn.Module):
         # A dict and a list hide these modules from nn.Module, because their weights are the model's
         # or are not trained.
         self._views: dict[Layers, PreTrainedModel] = {}
+        self._layerwise_views: dict[Layers, LayerwiseModel] = {}
         self._teacher = [teacher] if teacher is not None else []
 
     @property
@@ -121,7 +121,7 @@ class TwoPassLoss(nn.Module):
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
-        layerwise = self._layerwise
+        layerwise = self._layerwise(self.all_layers)
         prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
@@ -138,9 +138,10 @@ class TwoPassLoss(nn.Module):
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
                 yield depth, first + loss
 
-    @functools.cached_property
-    def _layerwise(self) -> LayerwiseModel:
-        return LayerwiseModel(self.model)
+    def _layerwise(self, kept: Layers) -> LayerwiseModel:
+        if kept not in self._layerwise_views:
+            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
+        return self._layerwise_views[kept]
 
     def train(self, mode: bool = True) -> "TwoPassLoss":
         """Set the training or evaluation mode of the model and its views."""
