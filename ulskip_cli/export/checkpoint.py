@@ -193,22 +193,18 @@ def _verify(
             " memory together"
         )
     progress.phase("compare with the model", 1)
-    trusted = point.config.model.trust_remote_code
-    positions, tokens = _compare(view, folder, trusted)
-    return (
-        f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens}"
-        " greedy tokens are bit-identical to those of the source with these"
-        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
-    )
+    return f"{structure}; {_compare(point, view, folder)}"
 
 
-def _compare(view: PreTrainedModel, folder: Path, trust_remote_code: bool) -> tuple[int, int]:
-    """Compare an export with the view; raise RunError if a logit or a token differs.
-
-    Return the numbers of compared positions and tokens.
+def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
+    """Compare an export with the view and describe the comparison; raise RunError if a logit or a
+    token differs.
     """
     exported, loading = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+        folder,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=point.config.model.trust_remote_code,
     )
     if loading["missing_keys"]:
         raise RunError(
@@ -216,19 +212,28 @@ def _compare(view: PreTrainedModel, folder: Path, trust_remote_code: bool) -> tu
             f" {DELETED}"
         )
     models = (view, exported.eval().to(shallow_view.input_device(view)))
-    input_ids, attention_mask = random_prompts(view)
-    with torch.inference_mode():
-        logits = [
-            model(input_ids=input_ids, attention_mask=attention_mask).logits for model in models
-        ]
-        tokens = [_greedy_tokens(model, input_ids, attention_mask) for model in models]
-    difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
+    logits, tokens = logits_of(*models), list(map(_greedy_tokens, models))
+    difference = float((logits[0] - logits[1]).abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
         raise RunError(
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"
         )
-    return int(attention_mask.sum()), tokens[0].numel()
+    return (
+        f"logits at {len(logits[0])} positions of {NUM_PROMPTS} random prompts and"
+        f" {tokens[0].numel()} greedy tokens are bit-identical to those of the source with these"
+        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
+    )
+
+
+@torch.inference_mode()
+def logits_of(*models: PreTrainedModel) -> list[Tensor]:
+    """Return the logits [positions, vocab_size] of models of one shape for the same prompts."""
+    input_ids, attention_mask = random_prompts(models[0])
+    shown = attention_mask.bool()
+    return [
+        model(input_ids=input_ids, attention_mask=attention_mask).logits[shown] for model in models
+    ]
 
 
 def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -245,8 +250,9 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return input_ids.to(device), attention_mask.to(device)
 
 
-def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     """Return greedy tokens [prompts, new_tokens]; generation continues after EOS."""
+    input_ids, attention_mask = random_prompts(model)
     config = GenerationConfig(
         max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50
     )
