@@ -45,7 +45,7 @@ class LayerwiseModel:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._in_tuples, self._chain = _probe(model)
             # The model with layers that record their inputs, or return a given state.
-            stand_ins = {layer: _StandIn(layer, self._record) for layer in self.layers}
+            stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
             self._shell = shallow_view.substituted(model, stand_ins.get)
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
@@ -163,15 +163,12 @@ class _EnteredError(Exception):
     """A forward pass reached the last layer; the argument is the layer's input."""
 
 
-class _StandIn(nn.Module):
-    """A module in place of a layer, which calls a function; models read attributes of layers."""
+class _Recorder(shallow_view.StandIn):
+    """A stand-in that calls a function."""
 
     def __init__(self, layer: nn.Module, call: Callable[..., object]) -> None:
-        super().__init__()
-        self.__dict__.update(layer=layer, call=call)  # bypasses the registration as submodules
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
+        super().__init__(layer)
+        self.call = call
 
     def forward(self, *args: object, **options: object) -> object:
         return self.call(*args, **options)

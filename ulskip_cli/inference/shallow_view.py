@@ -79,6 +79,19 @@ class StageView:
     kept: Layers
 
 
+class StandIn(nn.Module):
+    """A module in place of a decoder layer, with the layer's attributes, which models read. The
+    layer is not a submodule.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+
 def num_layers(model: PreTrainedModel) -> int:
     """Return the number of decoder layers of a causal LM."""
     return len(layer_stack(model)[1])

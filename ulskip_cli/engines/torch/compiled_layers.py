@@ -46,7 +46,7 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int]) -> PreTr
     return shallow_view.substituted(view, compiled.get)
 
 
-class CompiledLayer(nn.Module):
+class CompiledLayer(shallow_view.StandIn):
     """A decoder layer that runs compiled code, which other layers share.
 
     The code has no guards. Only sizes that differ between the first two calls may change later, and
@@ -54,20 +54,12 @@ class CompiledLayer(nn.Module):
     """
 
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         # A layer without an index has no attention, and reads no cache.
         self._cached = shallow_view.layer_index(layer) or 0
         self._shared = code
         self._first: list[torch.Size] | None = None  # the shapes in the first call
         self._run: Code | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the original layer, because some models read them."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Run the layer on the arguments that its model passes, with the part of the cache that
