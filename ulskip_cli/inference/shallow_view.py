@@ -187,13 +187,6 @@ def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) ->
     return copied(module, children)
 
 
-def detached(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model that shares its parameters but no modules, so that replacing a
-    module does not change the original.
-    """
-    return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
-
-
 def input_device(model: PreTrainedModel) -> torch.device:
     """Return the device of a model's input, also for a model that is split over several devices."""
     first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)

@@ -263,7 +263,10 @@ def with_lora(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    copied = shallow_view.detached(model)
+    # A copy of all modules, because peft replaces some.
+    copied = shallow_view.with_attributes(
+        model, lambda part: {"_parameters": dict(part._parameters)}
+    )
     prefix, stack = shallow_view.layer_stack(copied)
     paths = {
         f"{prefix}.{layer}.{name}": f"lora.{layer}.{name}"

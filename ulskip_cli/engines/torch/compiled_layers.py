@@ -128,7 +128,11 @@ class _LayerCode:
         # the code of the last call with its inputs and outputs
         self._called: list[tuple[Code, list[object], Sequence[Tensor]]] = []
         self._compiled = torch.compile(
-            _own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
+            # torch.compile stores its results by code object.
+            types.FunctionType(_run.__code__.replace(), _run.__globals__),
+            fullgraph=True,
+            dynamic=False,
+            backend=self._compile,
         )
 
     def bind(
@@ -212,13 +216,6 @@ _codes: dict[tuple[int, int], _LayerCode] = {}  # by shape
 
 def _run(layer: nn.Module, *args: object, **kwargs: object) -> object:
     return layer(*args, **kwargs)
-
-
-def _own_copy(function: Code) -> Code:
-    """Return a copy of a function with a code object of its own, because torch.compile stores its
-    results by code object.
-    """
-    return types.FunctionType(function.__code__.replace(), function.__globals__)
 
 
 def _keep_compiled_code() -> None:

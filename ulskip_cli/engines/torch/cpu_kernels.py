@@ -92,7 +92,7 @@ MAX_TOKENS = 8  # of a sequence in one pass: the rows that kernels.cpp multiplie
 # Torch computes elements behind the last whole vectors, and at the borders of threads, with other
 # instructions, so that their bits depend on the number of rows.
 VECTOR, SERIAL = 64, 1 << 14  # elements: of whole vectors on any CPU, and of one thread
-_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
+ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
 
@@ -142,11 +142,6 @@ def is_attended(layer: nn.Module) -> bool:
         and getattr(config, "v_head_dim", None) is None  # values of another width than keys
         for config in configs
     )
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Return True for a module that is an activation, e.g. SiLU."""
-    return type(module).__module__ in _ACTIVATIONS
 
 
 class RowWiseActivation(nn.Module):

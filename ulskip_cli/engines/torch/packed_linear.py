@@ -133,7 +133,7 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
         return view
 
     def replacement(module: nn.Module) -> nn.Module | None:
-        if backend == PANELS and cpu_kernels.is_activation(module):
+        if backend == PANELS and type(module).__module__ in cpu_kernels.ACTIVATIONS:
             return cpu_kernels.RowWiseActivation(module)
         if not _is_linear(module):
             return None

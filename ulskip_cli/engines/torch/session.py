@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.decode_steps import (
     WARM_UP_STEPS,
     CompiledSteps,
@@ -33,7 +33,8 @@ def unsupported_by_loop(model: PreTrainedModel) -> str | None:
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
-    if not static_cache.can_fix(kv_cache.new_cache(model)):
+    kinds = set(map(type, kv_cache.new_cache(model).layers))
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "a cache with states other than keys and values"
     return None
 

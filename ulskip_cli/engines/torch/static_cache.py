@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
@@ -97,11 +97,6 @@ class UnplacedLayer(StaticLayer):
     def get_seq_length(self) -> int:
         """Return the last position, so that the causal mask hides no key."""
         return int(self.keys.shape[2]) - 1
-
-
-def can_fix(cache: DynamicCache) -> bool:
-    """Return True if all layers of a cache contain only keys and values."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def step_masks(
