@@ -120,15 +120,12 @@ class LayerwiseModel:
         """Record the arguments of a layer and return its input unchanged; the last layer ends the
         forward pass. If there is a given state, return that instead.
         """
-        if self._state is not None:
-            return self._output(self._state)
-        hidden, *rest = args or (options.pop("hidden_states"),)
-        self._calls.append((rest, options))
-        if len(self._calls) == len(self.layers):
-            raise _EnteredError(hidden)
-        return self._output(hidden)
-
-    def _output(self, hidden: Tensor) -> object:
+        hidden = self._state
+        if hidden is None:
+            hidden, *rest = args or (options.pop("hidden_states"),)
+            self._calls.append((rest, options))
+            if len(self._calls) == len(self.layers):
+                raise _EnteredError(hidden)
         return (hidden,) if self._in_tuples else hidden
 
 
