@@ -328,14 +328,15 @@ def _choose_layers(
         # average step.
         rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
 
-        def layers_of(count: int) -> Layers:
-            if strategy.chooses_own_depth:
-                return schedule.even(num_layers, count)
-            return strategy.kept_layers(schedule_request(config, num_layers, count))
+        def speedup(count: int) -> float:
+            kept = (
+                schedule.even(num_layers, count)
+                if strategy.chooses_own_depth
+                else strategy.kept_layers(schedule_request(config, num_layers, count))
+            )
+            return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 
-        count = num_kept_for_cost(
-            weights, config.ratio, layers_of, rule.heads if rule else lambda count: 1
-        )
+        count = num_kept_for_cost(weights, config.ratio, speedup)
     return count, strategy.stages(schedule_request(config, num_layers, count)), warnings
 
 
