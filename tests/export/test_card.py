@@ -48,7 +48,7 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
     (tmp_path / "one" / "runs.jsonl").write_text("".join(lines))
     assert len(ResultsFolder(tmp_path / "one").rows()) == len(changes)  # none is refused
     for folder in (tmp_path, tmp_path / "one"):
-        records = matching_records(folder, config.model, plan, training)
+        records = matching_records(folder, config.model, plan, training, None)
         assert [record.id for record in records] == ["other", "new"]
 
 

@@ -34,7 +34,7 @@ def model_card(
     record: Row,
     records: Sequence[Record],
     skip_adapter: Row | None,
-    has_chat: bool = False,
+    has_chat: bool,
 ) -> ModelCard:
     """Return the model card of an export, with its metadata.
 
@@ -67,7 +67,7 @@ def model_card(
     return card
 
 
-def serving_page(plan: Plan, has_adapter: bool = False) -> str:
+def serving_page(plan: Plan, has_adapter: bool) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
     template = jinja2.Template(text, keep_trailing_newline=True)
@@ -89,7 +89,7 @@ def matching_records(
     model: ModelConfig,
     plan: Plan,
     training: str | None,
-    skip_adapter: Row | None = None,
+    skip_adapter: Row | None,
 ) -> list[Record]:
     """Return the newest record with this model, schedule and skip adapter for each setting and
     machine.

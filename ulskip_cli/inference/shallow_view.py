@@ -196,7 +196,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def two_phase(
     model: PreTrainedModel,
     stages: Sequence[StageView],
-    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+    on_prefill: Callable[[DynamicCache], None],
 ) -> PreTrainedModel:
     """Return a model whose `generate` runs the prompt with `model` and decode steps with the views
     of `stages`.

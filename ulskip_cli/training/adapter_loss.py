@@ -182,7 +182,7 @@ class FrozenOutputs:
         model: PreTrainedModel,
         max_bytes: int,
         layers: Sequence[int],
-        depths: Collection[int] = (),
+        depths: Collection[int],
     ) -> None:
         """Make an empty store of outputs with the prompts' keys and values of `layers`. States are
         kept in front of the layers `depths`, and behind the last layer.

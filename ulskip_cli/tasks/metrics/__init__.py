@@ -39,9 +39,9 @@ class Scores:
 
     values: dict[str, float]  # by row key, for example `bleu`
     # settings of the scorer, which make a value reproducible
-    signatures: dict[str, str] = field(default_factory=dict)
+    signatures: dict[str, str]
     # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
-    against_full: dict[str, dict[str, float]] = field(default_factory=dict)
+    against_full: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
