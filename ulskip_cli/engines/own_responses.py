@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, append_line, digest, read_jsonl
+from ulskip_cli.core.files import append_line, digest, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
@@ -37,7 +37,12 @@ def generate_own_responses(
     others with sampling. Stored answers of the same weights and settings are read from `file`; new
     ones are added to it.
     """
-    contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
+    decoding, seed = context.decoding, context.seed
+    sampled = replace(context, decoding=decoding.replace(do_sample=True))
+    contexts = [
+        replace(context, decoding=decoding.replace(num_beams=options.num_beams)),
+        *(replace(sampled, seed=seed + 7919 * sample) for sample in range(1, options.samples)),
+    ]
     keys = [_key(model, settings) for settings in contexts]
     names = [digest(ids) for ids in prompts]
     wanted = set(enumerate(keys))
@@ -81,16 +86,6 @@ def greedy_context(pad_token_id: int, max_new_tokens: int, seed: int) -> DecodeC
     """Return the settings of greedy answers of at most `max_new_tokens` tokens."""
     return DecodeContext(
         DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed
-    )
-
-
-def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> DecodeContext:
-    """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
-    its own for the others.
-    """
-    changes: Table = {"do_sample": True} if sample else {"num_beams": options.num_beams}
-    return replace(
-        context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
     )
 
 
