@@ -112,12 +112,10 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
-    files = point.files
-    results = Path(point.config.results_dir)
-    records = card.matching_records(results, files.model, plan, training, skip_adapter)
+    records = card.matching_records(point, training, skip_adapter)
     record = {
         "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": files.fingerprint},
+        "model": {**model.plain(), "fingerprint": point.files.fingerprint},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,
