@@ -45,19 +45,18 @@ def generate_own_responses(
     ]
     keys = [_key(model, settings) for settings in contexts]
     names = [digest(ids) for ids in prompts]
-    wanted = set(enumerate(keys))
     stored = {
-        (row["prompt"], row["sample"]): row["token_ids"]
+        (row["prompt"], row["key"]): row["token_ids"]
         for row in read_jsonl(file)
-        if (row.get("sample"), row.get("key")) in wanted
+        if row.get("key") in keys
     }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     label, total = f"own answers to {len(prompts)} prompts", len(prompts) * options.samples
     report = progress.phase(label, total)
     order = longest_first(list(map(len, prompts)))
-    for sample, how in enumerate(contexts):
-        is_stored = [(names[prompt], sample) in stored for prompt in order]
+    for sample, (how, key) in enumerate(zip(contexts, keys, strict=True)):
+        is_stored = [(names[prompt], key) in stored for prompt in order]
         finished = [*is_stored, False].index(False)
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
@@ -70,10 +69,10 @@ def generate_own_responses(
             decoder, prompts, how, BatchSize(BATCH_SIZE), on_tokens, skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                stored[names[position], sample] = ids
-                answer = {"prompt": names[position], "sample": sample, "token_ids": ids}
-                append_line(file, json.dumps(answer | {"key": keys[sample]}))
-    answers = [[stored[name, sample] for sample in range(options.samples)] for name in names]
+                stored[names[position], key] = ids
+                answer = {"prompt": names[position], "sample": sample, "token_ids": ids, "key": key}
+                append_line(file, json.dumps(answer))
+    answers = [[stored[name, key] for key in keys] for name in names]
     if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
