@@ -238,7 +238,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return random token ids and their mask, both [prompts, prompt_len]; the last prompt is padded
     on the left.
     """
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    vocab_size = shallow_view.text_config(model).vocab_size
     input_ids = torch.randint(
         vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1)
     )
@@ -318,13 +318,10 @@ def _shorten(
         (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
     )
     text = values if nested is None else values.setdefault(nested, {})
-    num_layers = text_source.num_hidden_layers
     count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for key in {count, "num_hidden_layers"} & text.keys() or {count}:
         text[key] = len(kept)
-    for key, value in text.items():
-        if "layer" in key and isinstance(value, list) and len(value) == num_layers:
-            text[key] = [value[i] for i in kept]
+    text |= shallow_view.per_layer(text, text_source.num_hidden_layers, kept)
     derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
     for key, value in vars(text_view).items():  # the config class derives lists from the count
         is_list = "layer" in key and isinstance(value, (list, tuple))

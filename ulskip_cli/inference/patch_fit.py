@@ -13,7 +13,6 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.correction import PatchKind
 from ulskip_cli.core.errors import UsageError
@@ -218,7 +217,7 @@ class _FoldingLayer:
         linears = [
             (name, module)
             for name, module in self._layer.named_modules()
-            if type(module) in (nn.Linear, Conv1D)
+            if type(module) in shallow_view.LINEARS
         ]
         if not linears:
             raise UsageError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -63,6 +64,7 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
+LINEARS = (nn.Linear, Conv1D)  # modules with a weight that is not quantized
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 # compiled code of the source only
@@ -90,6 +92,11 @@ class StandIn(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the config of the decoder of a model, which may be a part of the model's config."""
+    return model.config.get_text_config(decoder=True)
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -287,7 +294,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
     cannot be skipped.
     """
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    depth = text_config(model).num_hidden_layers
     stacks = {
         path: module
         for path, module in model.named_modules()
@@ -363,37 +370,42 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     kept layers.
     """
     config = copy.deepcopy(source)
-    text_config = config.get_text_config(decoder=True)
-    per_layer = {
+    inner = config.get_text_config(decoder=True)
+    kind = type(inner)
+    properties = {
+        name: getattr(inner, name, None)
+        for name in dir(kind)
+        if "layer" in name and isinstance(getattr(kind, name), property)
+    }
+    computed = per_layer(properties, depth, kept)
+    shorter = per_layer(vars(inner), depth, kept)
+    for name, value in {"num_hidden_layers": len(kept), **shorter}.items():
+        setattr(inner, name, value)
+    # A property may compute its list from layer indices, and the view renumbers its layers.
+    if any(getattr(inner, name) != value for name, value in computed.items()):
+        inner.__class__ = type(kind.__name__, (kind,), computed)
+    return config
+
+
+def per_layer(values: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the lists in `values` with one entry per layer, reduced to the kept layers."""
+    return {
         name: type(value)(value[i] for i in kept)
-        for name, value in vars(text_config).items()
+        for name, value in values.items()
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == depth
     }
-    computed = {
-        name: [value[i] for i in kept]
-        for name in dir(type(text_config))
-        if "layer" in name and isinstance(getattr(type(text_config), name), property)
-        if isinstance(value := getattr(text_config, name, None), (list, tuple))
-        and len(value) == depth
-    }
-    for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
-        setattr(text_config, name, value)
-    # A property may compute its list from layer indices, and the view renumbers its layers.
-    if any(getattr(text_config, name) != value for name, value in computed.items()):
-        text_config.__class__ = type(type(text_config).__name__, (type(text_config),), computed)
-    return config
 
 
 def unskippable_reason(model: PreTrainedModel) -> str | None:
     """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return "it is not a decoder-only causal LM"
-    text_config = model.config.get_text_config(decoder=True)
+    config = text_config(model)
     for key, dependency in _DEPENDENCIES.items():
-        if getattr(text_config, key, None):
+        if getattr(config, key, None):
             return dependency
     for key, borrowed in _DEPENDENT_ENTRIES.items():
-        if borrowed in (getattr(text_config, key, None) or ()):
+        if borrowed in (getattr(config, key, None) or ()):
             return (
                 "some layers reuse the token selection or the keys and values of another layer"
                 f" ({key})"

@@ -45,7 +45,7 @@ class GapPatch(nn.Module):
         super().__init__()
         self.kind = kind
         # this name is a part of the stored tensors' names
-        self.linear = kind.module(model.config.get_text_config(decoder=True).hidden_size)
+        self.linear = kind.module(shallow_view.text_config(model).hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
@@ -256,7 +256,7 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
     """Return a layer of the class of `module` with its weights changed by the tensors of a folded
     patch and of LoRA (A, B).
     """
-    if type(module) not in (nn.Linear, Conv1D):
+    if type(module) not in shallow_view.LINEARS:
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
             " has none that can be changed; use an adapter with patches of kind full,"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
@@ -272,7 +271,7 @@ def with_lora(
         f"{prefix}.{layer}.{name}": f"lora.{layer}.{name}"
         for layer in layers
         for name, module in stack[layer].named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if type(module) in shallow_view.LINEARS
     }
     if not lora.rank:
         return copied.requires_grad_(False), {}

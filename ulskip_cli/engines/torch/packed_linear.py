@@ -196,7 +196,7 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 def _is_linear(module: nn.Module) -> bool:
     # Quantized layers have weights of other types, and their own kernels.
-    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
+    return type(module) in shallow_view.LINEARS and type(module.weight) is nn.Parameter
 
 
 def _weight(module: Any) -> Tensor:  # [out_features, in_features]

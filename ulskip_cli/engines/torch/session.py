@@ -21,7 +21,7 @@ from ulskip_cli.engines.torch.decode_steps import (
     check_compiled,
 )
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.inference import kv_cache
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
@@ -30,7 +30,7 @@ CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is
 
 def unsupported_by_loop(model: PreTrainedModel) -> str | None:
     """Return the property of a model that our loop does not support, or None."""
-    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    implementation = shallow_view.text_config(model)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
     kinds = set(map(type, kv_cache.new_cache(model).layers))

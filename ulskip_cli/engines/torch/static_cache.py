@@ -106,7 +106,7 @@ def step_masks(
     in `cache`, by attention type; a model with one type has the key "". `mask` is [batch,
     prompt_len].
     """
-    config = copy.deepcopy(model.config.get_text_config(decoder=True))
+    config = copy.deepcopy(shallow_view.text_config(model))
     config._attn_implementation = "eager"  # whose masks are additive and never None
     masks = create_masks_for_generate(
         config=config,
@@ -141,7 +141,7 @@ class PositionsAndMasks:
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
                 masks = step_masks(model, cache, mask, steps)
-                config = model.config.get_text_config(decoder=True)
+                config = shallow_view.text_config(model)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
                     full = {"full_attention", "full_attention" if slides else ""}
