@@ -46,7 +46,7 @@ class EagerSteps:
         self.view, self.cache, self.cursor = view, cache, Cursor(cache.get_seq_length())
         for i, layer in enumerate(cache.layers):  # frees the old tensors layer by layer
             cache.layers[i] = FixedLayer(layer, mask.shape[1] + length - 1, self.cursor)
-        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several)
+        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1)
         self.exact_tokens = exact_tokens(view) if several else 1
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class CompiledSteps(EagerSteps):
         self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
             layer.begin(held)
-        self.positions = PositionsAndMasks(self.view, self.cache, mask, length - 1, several=True)
+        self.positions = PositionsAndMasks(self.view, self.cache, mask, length - 1)
         self.positions.unmasked = set()  # the compiled code reads a mask in every step
 
     def inputs(self, count: int) -> Table:

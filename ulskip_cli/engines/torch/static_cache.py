@@ -118,17 +118,10 @@ def step_masks(
 
 
 class PositionsAndMasks:
-    """The position ids and masks of a batch for passes over one token or, with `several`, over
-    several tokens.
-    """
+    """The position ids and masks of a batch for passes over one or several tokens."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: DynamicCache,
-        mask: Tensor,
-        steps: int,
-        several: bool,
+        self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
     ) -> None:
         """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
         prompt_len] is the prompt's mask.
@@ -140,14 +133,12 @@ class PositionsAndMasks:
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
-                masks = step_masks(model, cache, mask, steps)
+                self._masks = step_masks(model, cache, mask, steps)
                 config = shallow_view.text_config(model)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
                     full = {"full_attention", "full_attention" if slides else ""}
-                    self.unmasked = full & masks.keys()
-                unused = set() if several else self.unmasked
-                self._masks = {kind: masks[kind] for kind in masks.keys() - unused}
+                    self.unmasked = full & self._masks.keys()
         # of the prompt and all steps
         self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
@@ -159,11 +150,11 @@ class PositionsAndMasks:
         if self._positions is None:
             return {"attention_mask": self.mask[:, :end]}
         positions = self._positions[:, step : step + count]
-        masks: dict[str, Tensor | None] = {
-            kind: mask[..., step : step + count, :end] for kind, mask in self._masks.items()
+        unmasked = self.unmasked if count == 1 else ()
+        masks = {
+            kind: None if kind in unmasked else mask[..., step : step + count, :end]
+            for kind, mask in self._masks.items()
         }
-        if count == 1:
-            masks |= dict.fromkeys(self.unmasked)
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
