@@ -1,6 +1,5 @@
 """GGUF files of Llama, Mistral and Qwen models: the shape and the tensors. llama.cpp reads them."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,12 +88,7 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
         if gguf_name is None:
             raise UsageError(f"GGUF does not support the tensor {name}")
         array, stored_type = model.array(name)
-        shape = (
-            array.shape
-            if stored_type in DTYPES
-            else gguf.quant_shape_from_byte_shape(array.shape, stored_type)
-        )
-        parameters += math.prod(shape)
+        parameters += model.tensors[name].numel()
         bytes_by_type[stored_type] += array.nbytes
         writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, stored_type)
     ((main_type, _),) = bytes_by_type.most_common(1)
