@@ -29,24 +29,12 @@ LayerOutput = (
 )  # hidden states [batch, count, hidden_size], alone or first
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
-    "num_kv_shared_layers": (
-        "its layers reuse the keys and values of other layers (num_kv_shared_layers)"
-    ),
-    "hidden_size_per_layer_input": (
-        "its layers read separate inputs selected by layer index (hidden_size_per_layer_input)"
-    ),
-    "n_recurrent_loops": (
-        "its layers run in loops that the config defines by layer index (n_recurrent_loops)"
-    ),
-    "loop_num_passes": (
-        "its layers run in loops that the config defines by layer index (loop_num_passes)"
-    ),
-    "n_layers_per_attn_res_block": (
-        "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)"
-    ),
-    "cross_attention_layers": (
-        "its config selects the cross-attention layers by layer index (cross_attention_layers)"
-    ),
+    "num_kv_shared_layers": "its layers reuse the keys and values of other layers",
+    "hidden_size_per_layer_input": "its layers read separate inputs selected by layer index",
+    "n_recurrent_loops": "its layers run in loops that the config defines by layer index",
+    "loop_num_passes": "its layers run in loops that the config defines by layer index",
+    "n_layers_per_attn_res_block": "its layers read the outputs of earlier blocks of layers",
+    "cross_attention_layers": "its config selects the cross-attention layers by layer index",
 }
 # Module attributes that only unsupported architectures have.
 _UNSUPPORTED_ATTRIBUTES = {
@@ -403,7 +391,7 @@ def unskippable_reason(model: PreTrainedModel) -> str | None:
     config = text_config(model)
     for key, dependency in _DEPENDENCIES.items():
         if getattr(config, key, None):
-            return dependency
+            return f"{dependency} ({key})"
     for key, borrowed in _DEPENDENT_ENTRIES.items():
         if borrowed in (getattr(config, key, None) or ()):
             return (
