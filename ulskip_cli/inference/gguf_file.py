@@ -47,7 +47,9 @@ class GgufTensors:
             ("k_proj", self.config.get("num_key_value_heads") or heads),
         ):
             if f".{part}." in name and architecture(self.config) == "llama":
-                tensor = _interleaved(tensor, count)
+                # The two rows of each rotation are adjacent.
+                halves = tensor.reshape(count, 2, -1, tensor.shape[-1])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if tensor.dtype not in TYPES:
             raise UsageError(
                 f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16"
@@ -118,8 +120,3 @@ def _add_shape(writer: gguf.GGUFWriter, config: Table) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-
-
-def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Reorder [heads * head_dim, width] so that the two rows of each rotation are adjacent."""
-    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
