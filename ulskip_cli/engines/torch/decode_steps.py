@@ -107,7 +107,7 @@ class CompiledSteps(EagerSteps):
                 self(torch.zeros(batch, 1, dtype=torch.long, device=device))
         self.compile_seconds = now(device) - began
 
-    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
+    def continue_from(self, before: EagerSteps, kept: Sequence[int]) -> None:
         """Continue from the previous stage with the layers `kept` of the prompt's model."""
         mask, end = before.positions.mask, before.cursor.length
         held = kv_cache.fork_cache(before.cache, kept)

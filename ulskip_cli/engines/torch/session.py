@@ -3,7 +3,6 @@ eager or compiled.
 """
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class TorchSession(SteppingSession):
     batch, and the decode steps extend the KV cache of its prompts.
     """
 
-    steps: Any = None  # `EagerSteps` or `CompiledSteps` of the batch
+    steps: EagerSteps  # of the batch
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
@@ -102,7 +101,7 @@ class TorchSession(SteppingSession):
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
         """Return the decode steps after a prompt, which take over its pruned cache: those of the
         first stage, compiled ones if `prepare` made some.
         """
@@ -115,13 +114,11 @@ class TorchSession(SteppingSession):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        logits: Tensor = self.steps(tokens)
-        return logits
+        return self.steps(tokens)
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
-        logits: Tensor = self.steps.forward(tokens, self.steps.view, self.steps.cache)
-        return logits
+        return self.steps.forward(tokens, self.steps.view, self.steps.cache)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
@@ -149,7 +146,7 @@ class TorchSession(SteppingSession):
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
-        self.steps = None
+        vars(self).pop("steps", None)
 
 
 def _compiles(request: BatchRequest) -> bool:
