@@ -46,7 +46,7 @@ class LayerwiseModel:
             self._in_tuples, self._chain = _probe(model)
             # The model with layers that record their inputs, or return a given state.
             stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
-            self._shell = shallow_view.substituted(model, stand_ins.get)
+            self._shell = shallow_view.substituted(model, stand_ins)
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count]; only the length of

@@ -124,8 +124,7 @@ def shallow_view(
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
-    replaced: dict[nn.Module, nn.Module] = {stack: layers}
-    view = substituted(model, replaced.get)
+    view = substituted(model, {stack: layers})
     configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
     module = view
     for name in path.split("."):
@@ -151,14 +150,11 @@ def _attention_layers(model: PreTrainedModel) -> list[int]:
     ]
 
 
-def substituted(module: ModuleT, replacement: Callable[[nn.Module], nn.Module | None]) -> ModuleT:
-    """Return a copy of a module with some parts replaced and all others shared; if `replacement`
-    returns None for a part, its children are searched.
-    """
-    replaced: Any = replacement(module)
-    if replaced is not None:
-        return replaced  # type: ignore[no-any-return]
-    return _with_children(module, lambda child: substituted(child, replacement))
+def substituted(module: ModuleT, replaced: Mapping[nn.Module, nn.Module]) -> ModuleT:
+    """Return a copy of a module with some parts replaced and all others shared."""
+    if module in replaced:
+        return replaced[module]  # type: ignore[return-value]
+    return _with_children(module, lambda child: substituted(child, replaced))
 
 
 def with_attributes(

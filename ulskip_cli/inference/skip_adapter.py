@@ -211,7 +211,7 @@ class SkipAdapter:
             path, _, part = name.rpartition(".")
             parts[stack[layer].get_submodule(path)][part] = tensor
         changed = {module: _changed_linear(module, self.kind, parts[module]) for module in parts}
-        return shallow_view.substituted(model, changed.get)
+        return shallow_view.substituted(model, changed)
 
     def _named(self, prefix: str) -> Iterator[NamedTensor]:
         """Yield the tensors whose name begins with `prefix`, with the layer and the rest of their

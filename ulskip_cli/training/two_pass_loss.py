@@ -289,10 +289,7 @@ def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with its LoRA, if it has any, merged into the weights."""
     from peft.tuners.lora import LoraLayer
 
-    def base(module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, LoraLayer):
-            return None
-        module.merge()
-        return module.base_layer
-
-    return shallow_view.substituted(model, base)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.merge()
+    return shallow_view.substituted(model, {layer: layer.base_layer for layer in layers})

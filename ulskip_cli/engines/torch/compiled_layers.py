@@ -43,7 +43,7 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int]) -> PreTr
     compiled = {
         layer: CompiledLayer(layer, _codes[shape]) for layer in shallow_view.decoder_layers(view)
     }
-    return shallow_view.substituted(view, compiled.get)
+    return shallow_view.substituted(view, compiled)
 
 
 class CompiledLayer(shallow_view.StandIn):

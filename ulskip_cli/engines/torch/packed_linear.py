@@ -132,19 +132,18 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
     if backend == TORCH:
         return view
 
-    def replacement(module: nn.Module) -> nn.Module | None:
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in view.modules():
         if backend == PANELS and type(module).__module__ in cpu_kernels.ACTIVATIONS:
-            return cpu_kernels.RowWiseActivation(module)
-        if not _is_linear(module):
-            return None
-        weight = _weight(module)
-        version = 0 if weight.is_inference() else weight._version
-        known = _copies.get(module)
-        if known is None or known[0] != version or known[1].by != backend:
-            known = _copies[module] = (version, PackedLinear(module, backend))
-        return known[1]
-
-    rebuilt = shallow_view.substituted(view, replacement)
+            replaced[module] = cpu_kernels.RowWiseActivation(module)
+        elif _is_linear(module):
+            weight = _weight(module)
+            version = 0 if weight.is_inference() else weight._version
+            known = _copies.get(module)
+            if known is None or known[0] != version or known[1].by != backend:
+                known = _copies[module] = (version, PackedLinear(module, backend))
+            replaced[module] = known[1]
+    rebuilt = shallow_view.substituted(view, replaced)
     return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
