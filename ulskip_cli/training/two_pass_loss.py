@@ -289,7 +289,7 @@ def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with its LoRA, if it has any, merged into the weights."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer.merge()
     return shallow_view.substituted(model, {layer: layer.base_layer for layer in layers})
