@@ -93,7 +93,7 @@ class CompiledSteps(EagerSteps):
         length, index = cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device)
         self.cursor = Cursor(length, index)
         self._seen = torch.empty(capacity, device=device)
-        self._inputs = dict[str, Tensor]()  # inputs of compiled layers keep their strides
+        self._buffers = dict[str, Tensor]()  # inputs of compiled layers keep their strides
         self.cache = DynamicCache()
         self.cache.kept_layers = cache.kept_layers
         kind = StaticLayer if shallow_view.takes_positions(view) else UnplacedLayer
@@ -125,14 +125,14 @@ class CompiledSteps(EagerSteps):
         """Return the arguments of a step in buffers that all steps share."""
         self.cursor.index.fill_(self.cursor.length)
         self.cursor.seen = self._seen[: self.cursor.length + 1]
-        return {name: self._held(name, value) for name, value in super().inputs(count).items()}
+        return {name: self._in_buffer(name, value) for name, value in super().inputs(count).items()}
 
-    def _held(self, name: str, value: Any) -> object:
+    def _in_buffer(self, name: str, value: Any) -> object:
         if isinstance(value, dict):
-            return {kind: self._held(kind, mask) for kind, mask in value.items()}
-        if name not in self._inputs:
-            self._inputs[name] = value.new_empty(*value.shape[:-1], self.capacity)
-        return self._inputs[name][..., : value.shape[-1]].copy_(value)
+            return {kind: self._in_buffer(kind, mask) for kind, mask in value.items()}
+        if name not in self._buffers:
+            self._buffers[name] = value.new_empty(*value.shape[:-1], self.capacity)
+        return self._buffers[name][..., : value.shape[-1]].copy_(value)
 
 
 def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:
